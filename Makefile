@@ -1,0 +1,38 @@
+# make demo and make test do all of the set-up; both work on a fresh machine with Python and a network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of PyTorch: from where this machine's pip looks first, else from PyTorch's own index.
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types unit bench setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not see through editable installs: show it the installed layout.
+types: $(STAMP)
+	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/graphshrink
+	cd $(VENV)/types/graphshrink && ln -s $(CURDIR)/graphshrink/* $(foreach d,frontends ir passes targets,$(CURDIR)/$(d)) .
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist worksteal -q
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Frontends: host models to IR graphs."""

@@ -1,0 +1,48 @@
+"""The canonical ops."""
+
+from .base import Axis, InferenceError, Op, Tie
+from .elementwise import (
+    ACTIVATIONS,
+    Activation,
+    Add,
+    Cast,
+    Div,
+    Identity,
+    LayerNorm,
+    MatMul,
+    Mul,
+    PRelu,
+    Softmax,
+    Sub,
+)
+from .linear import (
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Pad,
+    Scale,
+)
+from .opaque import Opaque
+from .shape import (
+    REDUCTIONS,
+    Concat,
+    Flatten,
+    Reduce,
+    Reshape,
+    Select,
+    Slice,
+    Split,
+    Squeeze,
+    Transpose,
+    Unsqueeze,
+)
+
+__all__ = [
+    "ACTIVATIONS", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
+    "ConvTranspose", "Div", "Flatten", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
+    "Linear", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
+    "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
+]  # fmt: skip

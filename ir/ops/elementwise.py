@@ -1,0 +1,260 @@
+"""Ops that work element by element, with NumPy broadcasting where they take two inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..types import Dim, DType, Shape, TensorType
+from .base import (
+    Axis,
+    InferenceError,
+    InputTypes,
+    Op,
+    Tie,
+    axis_of,
+    optional,
+    required,
+    same_dtype,
+    same_shape_ties,
+    ties,
+)
+
+ACTIVATIONS: dict[str, int] = {
+    "relu": 0, "relu6": 0, "clip": 2, "leaky_relu": 1, "elu": 1, "celu": 1, "selu": 2,
+    "sigmoid": 0, "hard_sigmoid": 2, "silu": 0, "hard_swish": 0, "tanh": 0, "gelu": 0,
+    "gelu_tanh": 0, "softplus": 0, "softsign": 0, "mish": 0, "thresholded_relu": 1,
+}  # fmt: skip
+"""The kinds of activation, each with the number of its parameters.
+
+``clip`` has (min, max), infinite when open; ``selu`` has (alpha, gamma); ``hard_sigmoid`` has
+(alpha, beta) of ``clip(alpha * x + beta, 0, 1)``; ``hard_swish`` is ``x * clip(x / 6 + 1/2, 0, 1)``;
+``gelu`` is the erf form, ``gelu_tanh`` the tanh approximation.
+"""
+
+
+@dataclass(frozen=True)
+class Activation(Op):
+    """A nonlinearity of one input, element by element."""
+
+    kind: str
+    params: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.kind!r}; known are {sorted(ACTIVATIONS)}")
+        if len(self.params) != ACTIVATIONS[self.kind]:
+            raise ValueError(
+                f"{self.kind} takes {ACTIVATIONS[self.kind]} parameters, not {self.params}"
+            )
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (required(inputs, 0),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class PRelu(Op):
+    """Leaky ReLU with a learned slope: ``(x, slope)``, the slope a vector along ``axis`` or of size 1."""
+
+    axis: int = 1
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (required(inputs, 0),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        x, slope = required(inputs, 0), required(inputs, 1)
+        if x.rank is None or slope.dim(0) is None:
+            return None
+        own = axis_of(self.axis, x.rank)
+        tied = [(1, 0)] if slope.dim(0) != 1 else []
+        return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
+
+
+def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:
+    """The broadcast of two shapes, NumPy's rule; unknown where it cannot be known.
+
+    Raises:
+        InferenceError: If two known sizes do not broadcast.
+    """
+    if a is None or b is None:
+        return None
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
+    return tuple(_broadcast_dim(p, q) for p, q in zip(a, b, strict=True))
+
+
+def _broadcast_dim(a: Dim, b: Dim) -> Dim:
+    if a == 1:
+        return b
+    if b == 1 or (a == b and a is not None):
+        return a
+    if isinstance(a, int) and isinstance(b, int):
+        raise InferenceError(f"sizes {a} and {b} do not broadcast")
+    # A known size other than 1 decides: the unknown one must be that size or 1.
+    return a if isinstance(a, int) else b if isinstance(b, int) else None
+
+
+@dataclass(frozen=True)
+class _Binary(Op):
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        a, b = required(inputs, 0), required(inputs, 1)
+        return (TensorType(same_dtype(self, a, b), broadcast(a.shape, b.shape)),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        a, b = required(inputs, 0), required(inputs, 1)
+        if a.shape is None or b.shape is None:
+            return None
+        rank = max(len(a.shape), len(b.shape))
+        found: list[Tie] = []
+        for axis in range(rank):
+            tie = {Axis(-1, axis)}
+            known = True
+            for operand, type_ in enumerate((a, b)):
+                assert type_.shape is not None
+                own = axis - (rank - len(type_.shape))
+                if own < 0:
+                    continue
+                if type_.dim(own) is None and a.shape != b.shape:
+                    known = False
+                elif type_.dim(own) != 1 or a.shape == b.shape:
+                    tie.add(Axis(operand, own))
+            if known:
+                found.append(frozenset(tie))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Add(_Binary):
+    """``a + b``."""
+
+
+@dataclass(frozen=True)
+class Sub(_Binary):
+    """``a - b``."""
+
+
+@dataclass(frozen=True)
+class Mul(_Binary):
+    """``a * b``."""
+
+
+@dataclass(frozen=True)
+class Div(_Binary):
+    """``a / b``; integers round towards zero."""
+
+
+@dataclass(frozen=True)
+class Identity(Op):
+    """The input itself."""
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (required(inputs, 0),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class Cast(Op):
+    """Conversion to another element type (``to`` is its short name)."""
+
+    to: str
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (TensorType(DType(self.to), required(inputs, 0).shape),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """Softmax along one axis."""
+
+    axis: int = -1
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if x.rank is not None:
+            axis_of(self.axis, x.rank)
+        return (x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        # The normaliser is a sum: it does not see the order along its axis.
+        return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """Layer normalisation over the axes from ``axis`` to the last: ``(x, scale?, shift?)``."""
+
+    axis: int = -1
+    epsilon: float = 1e-5
+    arity = (1, 3)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if x.rank is not None:
+            axis_of(self.axis, x.rank)
+        return (x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        first = axis_of(self.axis, rank)
+        affine = [i for i in (1, 2) if optional(inputs, i) is not None]
+        return ties(
+            *(
+                [(0, a), *([(i, a - first) for i in affine] if a >= first else []), (-1, a)]
+                for a in range(rank)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class MatMul(Op):
+    """Matrix product of two activations, NumPy's rule (a constant right operand is a ``Linear``)."""
+
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        a, b = required(inputs, 0), required(inputs, 1)
+        dtype = same_dtype(self, a, b)
+        if a.shape is None or b.shape is None:
+            return (TensorType(dtype),)
+        if len(a.shape) < 2 or len(b.shape) < 2:
+            if len(a.shape) == 0 or len(b.shape) == 0:
+                raise InferenceError(f"MatMul of {a} and {b}")
+            left = a.shape[:-1] if len(a.shape) > 1 else ()
+            right = b.shape[-1:] if len(b.shape) > 1 else ()
+            batch = a.shape[:-2] if len(a.shape) > 1 else b.shape[:-2]
+            tail = left[-1:] if len(a.shape) > 1 else ()
+            return (TensorType(dtype, (*batch, *tail, *right)),)
+        inner = (a.dim(-1), b.dim(-2))
+        if None not in inner and inner[0] != inner[1]:
+            raise InferenceError(f"MatMul of {a} and {b}")
+        lead = broadcast(a.shape[:-2], b.shape[:-2])
+        assert lead is not None
+        return (TensorType(dtype, (*lead, a.shape[-2], b.shape[-1])),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        a, b = required(inputs, 0), required(inputs, 1)
+        if a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
+            return None
+        out = max(a.rank, b.rank)
+        return ties(
+            [(0, a.rank - 2), (-1, out - 2)],
+            [(0, a.rank - 1), (1, b.rank - 2)],
+            [(1, b.rank - 1), (-1, out - 1)],
+        )
+
+    def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
+        size, inner = outputs[0].size, required(inputs, 0).dim(-1)
+        return None if size is None or inner is None else size * inner

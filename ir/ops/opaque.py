@@ -1,0 +1,28 @@
+"""What the IR does not understand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import TensorType
+from .base import InputTypes, Op
+
+
+@dataclass(frozen=True)
+class Opaque(Op):
+    """An op of the host that the IR does not know: a barrier that keeps its origin.
+
+    Attributes:
+        kind: The host's name for it (``"onnx:TopK"``, ``"fx:torch.topk"``).
+        pure: Whether it may go when nobody uses its results.
+    """
+
+    kind: str
+    pure: bool = True
+    arity = (0, None)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...] | None:
+        return None
+
+    def macs(self, inputs: InputTypes, outputs: object) -> int | None:
+        return 0

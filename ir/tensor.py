@@ -1,0 +1,174 @@
+"""Lazy tensor handles: what a constant is, without its numbers until somebody asks.
+
+A handle knows its shape and element type. ``numpy()`` gives the stored numbers; ``float64()`` gives the
+numbers before they were rounded to the storage type, so that a chain of derived tensors (a folded
+batch norm inside a merged convolution) is rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .types import DType, TensorType
+
+Array = npt.NDArray[Any]
+Array64 = npt.NDArray[np.float64]
+
+_KEEP_BYTES = 1 << 20
+"""A derived tensor up to this size is kept once computed; a larger one is computed again."""
+
+
+class Tensor(ABC):
+    """A constant: shape, element type, and numbers on demand.
+
+    Attributes:
+        shape: The sizes.
+        dtype: The element type that the numbers are stored in.
+        host: The host's own object (a ``TensorProto``, a ``Parameter``, ...) when this handle stands
+            for exactly that object; ``None`` for a tensor made here.
+    """
+
+    __slots__ = ("dtype", "host", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: DType, host: object | None = None) -> None:
+        self.shape = tuple(int(d) for d in shape)
+        self.dtype = dtype
+        self.host = host
+
+    @abstractmethod
+    def numpy(self) -> Array:
+        """The numbers in the storage type, shaped; treat the array as read-only."""
+
+    def float64(self) -> Array64:
+        """The numbers in float64, before any rounding to the storage type; read-only."""
+        return self.numpy().astype(np.float64)
+
+    @property
+    def type(self) -> TensorType:
+        """The tensor's type."""
+        return TensorType(self.dtype, self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that the stored numbers take (4-bit types are packed)."""
+        return (self.size * self.dtype.bits + 7) // 8
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.type})"
+
+
+class ArrayTensor(Tensor):
+    """A tensor whose numbers are an array in memory."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, array: npt.ArrayLike, host: object | None = None) -> None:
+        self._array = np.asarray(array)
+        super().__init__(self._array.shape, DType.of(self._array.dtype), host)
+
+    def numpy(self) -> Array:
+        return self._array
+
+
+class LazyTensor(Tensor):
+    """A tensor that a function loads in its storage type: a mapped file, a host's own weight.
+
+    The function is called each time, nothing is kept: memory follows the tensor at hand, not the model.
+    """
+
+    __slots__ = ("_load",)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        load: Callable[[], Array],
+        host: object | None = None,
+    ) -> None:
+        super().__init__(shape, dtype, host)
+        self._load = load
+
+    def numpy(self) -> Array:
+        array = self._load()
+        if tuple(array.shape) != self.shape:
+            raise ValueError(f"tensor loaded with shape {array.shape}, expected {self.shape}")
+        return array
+
+
+class DerivedTensor(Tensor):
+    """A tensor that is computed in float64 from others and rounded once, on the way out.
+
+    Args:
+        shape: The shape of the result.
+        dtype: The storage type that ``numpy()`` rounds to.
+        compute: Gives the numbers in float64; called on demand.
+        write: An optional shortcut to the stored form for large tensors, that avoids the float64 copy:
+            it receives an empty array of the storage type and fills it.
+    """
+
+    __slots__ = ("_compute", "_kept", "_write")
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        compute: Callable[[], Array64],
+        write: Callable[[Array], None] | None = None,
+    ) -> None:
+        super().__init__(shape, dtype)
+        self._compute = compute
+        self._write = write
+        self._kept: Array64 | None = None
+
+    def float64(self) -> Array64:
+        if self._kept is not None:
+            return self._kept
+        array = np.asarray(self._compute(), np.float64)
+        if array.shape != self.shape:
+            raise ValueError(f"tensor computed with shape {array.shape}, expected {self.shape}")
+        if array.nbytes <= _KEEP_BYTES:
+            self._kept = array
+        return array
+
+    def numpy(self) -> Array:
+        if self._write is not None and self._kept is None and self.size * 8 > _KEEP_BYTES:
+            out = np.empty(self.shape, self.dtype.numpy)
+            self._write(out)
+            return out
+        return self.float64().astype(self.dtype.numpy)
+
+
+class SplatTensor(Tensor):
+    """One number everywhere."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, shape: tuple[int, ...], dtype: DType, value: float) -> None:
+        super().__init__(shape, dtype)
+        self.value = value
+
+    def numpy(self) -> Array:
+        return np.broadcast_to(np.array(self.value, self.dtype.numpy), self.shape)
+
+
+class ElidedTensor(Tensor):
+    """A tensor whose numbers were left out of a text; asking for them is an error."""
+
+    __slots__ = ()
+
+    def numpy(self) -> Array:
+        raise ValueError(
+            f"the numbers of this {self.type} constant were left out of the text; "
+            "print the graph with graph.text(full=True) to keep them"
+        )

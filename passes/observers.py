@@ -1,0 +1,203 @@
+"""Observers: what watches a pipeline run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import DType, Exactness, Graph, TensorType, VerificationError, verify
+from .base import Pass, PassError
+from .pipeline import PassRecord
+
+log = logging.getLogger(__name__)
+
+Outputs = Sequence[npt.NDArray[Any]]
+
+
+class CheckFailed(PassError):
+    """A pass changed the numbers more than its exactness class allows."""
+
+
+@dataclass
+class Verify:
+    """Structure, types, and an unchanged signature after every pass; always on."""
+
+    _signature: tuple[Any, ...] = ()
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Remember the signature."""
+        self._signature = _signature(graph)
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Verify.
+
+        Raises:
+            PassError: If the graph is broken or its signature changed.
+        """
+        try:
+            verify(graph)
+        except VerificationError as error:
+            raise PassError(f"pass {step} left a broken graph: {error}") from error
+        inputs, names, types = _signature(graph)
+        if (inputs, names) != self._signature[:2]:
+            raise PassError(f"pass {step} changed the inputs or the names of the outputs")
+        for name, was, now in zip(names, self._signature[2], types, strict=True):
+            if not was.accepts(now):
+                raise PassError(f"pass {step} changed output {name} from {was} to {now}")
+
+
+def _signature(
+    graph: Graph,
+) -> tuple[tuple[tuple[str, TensorType], ...], tuple[str, ...], tuple[TensorType, ...]]:
+    return (
+        tuple((v.name, v.type) for v in graph.inputs),
+        tuple(graph.output_names),
+        tuple(v.type for v in graph.outputs),
+    )
+
+
+@dataclass
+class Timing:
+    """Seconds for each pass."""
+
+    _start: float = 0.0
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Write the seconds into the record."""
+        record.seconds = time.perf_counter() - self._start
+
+
+@dataclass
+class Dump:
+    """Writes the text of the graph after every pass into a folder."""
+
+    folder: Path
+    _count: int = 0
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Write the graph that the pipeline starts from."""
+        if self._count == 0:
+            self._write("input", graph)
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Write the graph."""
+        self._write(step.name, graph)
+
+    def _write(self, name: str, graph: Graph) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        word = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+        (self.folder / f"{self._count:02d}-{word}.txt").write_text(graph.text())
+        self._count += 1
+
+
+TOLERANCE: dict[DType | None, float] = {
+    DType.F64: 1e-10, DType.F32: 1e-4, DType.F16: 2e-2, DType.BF16: 1e-1, None: 1e-4,
+}  # fmt: skip
+"""How far an exact pass may move an output, relative to its largest value, by element type."""
+
+
+def relative_error(reference: Outputs, outputs: Outputs) -> float:
+    """The largest error over all outputs, each relative to the largest magnitude of its reference.
+
+    NaN and infinity must stand at the same places; anything else than numbers must be equal. A
+    difference of that kind, or of shape, counts as infinite.
+    """
+    if len(reference) != len(outputs):
+        return float("inf")
+    worst = 0.0
+    for want, got in zip(reference, outputs, strict=True):
+        worst = max(worst, _array_error(np.asarray(want), np.asarray(got)))
+    return worst
+
+
+def _array_error(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return float("inf")
+    if want.dtype.kind not in "fcV" or (want.dtype.kind == "V" and not want.dtype.isnative):
+        return 0.0 if bool(np.all(want == got)) else float("inf")
+    if want.dtype.kind != "c":
+        want, got = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(want)
+    if not np.array_equal(want[~finite], got[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(want[finite]).max())
+    gap = float(np.abs(want[finite] - got[finite]).max())
+    if not np.isfinite(gap):
+        return float("inf")
+    # Below the smallest normal float32 the quotient would be noise.
+    return gap / max(scale, 1e-30) if gap else 0.0
+
+
+@dataclass
+class Check:
+    """Differential numerics: run the graph before and after every pass and compare the outputs.
+
+    Args:
+        evaluate: Runs a graph on the check inputs and gives its outputs.
+        on_failure: ``"raise"``, or ``"rollback"`` to undo the pass and go on.
+        tolerance: The relative error that an exact pass may cause; by element type when not given.
+    """
+
+    evaluate: Callable[[Graph], Outputs]
+    on_failure: Literal["raise", "rollback"] = "raise"
+    tolerance: float | None = None
+    _reference: Outputs | None = None
+    _backup: Graph | None = field(default=None, repr=False)
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Run the graph, unless the last pass's outputs are still at hand."""
+        if self._reference is None:
+            self._reference = self.evaluate(graph)
+        if self.on_failure == "rollback":
+            self._backup = graph.clone()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Run and compare.
+
+        Raises:
+            CheckFailed: If the outputs moved too far and ``on_failure`` is ``"raise"``.
+        """
+        if not record.rewrites:
+            record.error = 0.0
+            return
+        assert self._reference is not None
+        outputs = self.evaluate(graph)
+        record.error = relative_error(self._reference, outputs)
+        limit = self._limit(graph)
+        if record.exactness is not Exactness.EXACT or record.error <= limit:
+            self._reference = outputs
+            return
+        nodes = [name for r in record.rewrites for name in r.nodes]
+        shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
+        message = (
+            f"pass {step} claims to be exact, but the outputs moved by {record.error:.2e} "
+            f"(allowed {limit:.0e}); it rewrote {shown}"
+        )
+        if self.on_failure == "raise":
+            raise CheckFailed(message)
+        assert self._backup is not None
+        log.warning("%s; rolled back", message)
+        graph.adopt(self._backup)
+        record.rolled_back = True
+
+    def _limit(self, graph: Graph) -> float:
+        if self.tolerance is not None:
+            return self.tolerance
+        # The coarsest floating-point type anywhere decides: a half-precision body with float32
+        # outputs rounds like half precision.
+        found = {v.type.dtype for v in graph.values()}
+        return max(TOLERANCE[d] for d in (*(d for d in found if d in TOLERANCE), DType.F64))

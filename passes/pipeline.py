@@ -1,0 +1,228 @@
+"""Pipelines: passes in order, their text form, and running them under observers."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Protocol
+
+from ..ir import Exactness, Graph, Refusal, Rewrite, Rewriter
+from .base import Context, FunctionPass, Pass, PassError, nearest, option_fields, pass_class
+
+PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
+"""What may stand in a pipeline: text, a pass, its class, or a function ``(graph, rewriter)``."""
+
+
+@dataclass
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        text: The pass with its options, as a pipeline text spells it.
+        rewrites: What it changed.
+        refusals: What it considered and left alone, with the reason.
+        exactness: The weakest promise among its rewrites.
+        seconds: How long it took (set by the Timing observer).
+        error: The largest output error against the graph before the pass, relative to the largest
+            output (set by the Check observer).
+        rolled_back: True when the Check observer undid it.
+    """
+
+    text: str
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    exactness: Exactness = Exactness.EXACT
+    seconds: float | None = None
+    error: float | None = None
+    rolled_back: bool = False
+
+
+class Observer(Protocol):
+    """Sees a graph before and after every pass."""
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Called before ``step`` runs."""
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Called after ``step`` ran; may raise, or change the graph back."""
+
+
+class Pipeline:
+    """Passes in order.
+
+    Args:
+        steps: Passes, classes, functions, and texts such as ``"merge-linear{max-kernel=5},prune-dead"``.
+
+    Raises:
+        PassError: If a text names an unknown pass or option.
+    """
+
+    def __init__(self, steps: PassLike | Pipeline | Iterable[PassLike | Pipeline] = ()) -> None:
+        self.passes: tuple[Pass, ...] = tuple(_flatten(steps))
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """A pipeline from its text; ``str(pipeline)`` gives the text back.
+
+        Raises:
+            PassError: If the text is malformed or names an unknown pass or option.
+        """
+        return cls(text)
+
+    def run(
+        self, graph: Graph, ctx: Context | None = None, observers: Sequence[Observer] = ()
+    ) -> list[PassRecord]:
+        """Run the passes on ``graph``, in place.
+
+        ``Verify`` always watches, after any observers that are given.
+
+        Returns:
+            One record for each pass.
+
+        Raises:
+            PassError: If a pass leaves the graph broken or raises; the message names the pass.
+        """
+        from .observers import Verify
+
+        ctx = ctx or Context()
+        watching: list[Observer] = [Verify(), *observers]
+        records = []
+        for step in self.passes:
+            for observer in watching:
+                observer.before(step, graph)
+            rw = Rewriter(graph, exactness=step.exactness)
+            step.run(graph, rw, ctx)
+            record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
+            for observer in watching:
+                observer.after(step, graph, record)
+            records.append(record)
+        return records
+
+    def __add__(self, other: Pipeline | PassLike) -> Pipeline:
+        return Pipeline([*self.passes, *Pipeline(other).passes])
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+    def __repr__(self) -> str:
+        return f"Pipeline({str(self)!r})"
+
+
+def _flatten(steps: Any) -> list[Pass]:
+    if isinstance(steps, str):
+        return [_parse_pass(item) for item in _split(steps, steps)]
+    if isinstance(steps, Pipeline):
+        return list(steps.passes)
+    if isinstance(steps, Pass):
+        return [steps]
+    if isinstance(steps, type):
+        if not issubclass(steps, Pass):
+            raise PassError(f"{steps.__name__} is not a Pass")
+        return [steps()]
+    if callable(steps):
+        return [FunctionPass(steps)]
+    if isinstance(steps, Iterable):
+        return [step for item in steps for step in _flatten(item)]
+    raise PassError(f"{steps!r} is not a pass, a pipeline, a text or a function")
+
+
+def _split(text: str, whole: str) -> list[str]:
+    """Cut at commas that stand outside braces, brackets and quotes."""
+    items, depth, quoted, start = [], 0, False, 0
+    for i, char in enumerate(text):
+        if char == '"' and text[i - 1 : i] != "\\":
+            quoted = not quoted
+        elif quoted:
+            continue
+        elif char in "{[":
+            depth += 1
+        elif char in "}]":
+            depth -= 1
+        elif char == "," and depth == 0:
+            items.append(text[start:i])
+            start = i + 1
+        if depth < 0:
+            break
+    if depth or quoted:
+        raise PassError(f"pipeline text {whole!r}: braces or quotes do not match")
+    items.append(text[start:])
+    stripped = [item.strip() for item in items]
+    if stripped == [""]:
+        return []
+    if "" in stripped:
+        raise PassError(f"pipeline text {whole!r} has an empty entry between commas")
+    return stripped
+
+
+def _parse_pass(text: str) -> Pass:
+    found = re.fullmatch(r"([^\s{}=,]+)\s*(?:\{(.*)\})?", text, re.DOTALL)
+    if found is None:
+        raise PassError(f"{text!r} is not a pass; write name or name{{option=value,...}}")
+    cls = pass_class(found[1])
+    options = {f.name.replace("_", "-"): f for f in option_fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for item in _split(found[2] or "", text):
+        key, equals, word = (part.strip() for part in item.partition("="))
+        if key not in options:
+            raise PassError(f"pass {cls.name!r} has no option {key!r}{nearest(key, list(options))}")
+        name = options[key].name
+        if name in values:
+            raise PassError(f"pass {cls.name!r}: option {key!r} is given twice")
+        if not equals:
+            word = "true"
+        try:
+            values[name] = _convert(word, hints[name])
+        except ValueError:
+            shown = getattr(hints[name], "__name__", str(hints[name]))
+            raise PassError(
+                f"pass {cls.name!r}: option {key!r} takes {shown}, not {word!r}"
+            ) from None
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise PassError(f"pass {cls.name!r}: {error}") from error
+
+
+def _convert(word: str, hint: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, UnionType):
+        for option in typing.get_args(hint):
+            try:
+                return _convert(word, option)
+            except ValueError:
+                continue
+        raise ValueError(word)
+    if origin is typing.Literal:
+        if word not in typing.get_args(hint):
+            raise ValueError(word)
+        return word
+    if origin is tuple:
+        if not (word.startswith("[") and word.endswith("]")):
+            raise ValueError(word)
+        return tuple(_convert(w, typing.get_args(hint)[0]) for w in _split(word[1:-1], word))
+    if hint is type(None):
+        if word != "None":
+            raise ValueError(word)
+        return None
+    if hint is bool:
+        if word not in ("true", "false"):
+            raise ValueError(word)
+        return word == "true"
+    if hint in (int, float):
+        return hint(word)
+    if word.startswith('"') and word.endswith('"') and len(word) > 1:
+        return word[1:-1].replace('\\"', '"')
+    return word

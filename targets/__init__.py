@@ -1,0 +1,1 @@
+"""Targets: IR graphs to host models."""
