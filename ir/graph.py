@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .errors import GraphshrinkError
 from .ops import Op
 from .tensor import Tensor
 from .types import UNKNOWN, TensorType
 
 
-class GraphError(Exception):
+class GraphError(GraphshrinkError):
     """A graph was used or changed in a way that would break it."""
 
 

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir import Exactness, Graph, Rewriter
+from ..ir import Exactness, Graph, GraphshrinkError, Rewriter
 
 ENTRY_POINTS = "graphshrink.passes"
 """The entry point group that other packages publish passes under."""
 
 
-class PassError(ValueError):
+class PassError(GraphshrinkError, ValueError):
     """A pass, an option or a pipeline text is wrong; the message names it and the remedy."""
 
 
