@@ -1,0 +1,26 @@
+"""The errors that are meant for the user: one line that names the thing and the remedy."""
+
+from __future__ import annotations
+
+
+class GraphshrinkError(Exception):
+    """The base of all errors that the user can do something about."""
+
+
+class ModelError(GraphshrinkError):
+    """A model cannot be read, or must not be (damaged, hostile, or of a kind that is not supported)."""
+
+
+class UsageError(GraphshrinkError):
+    """A call or an option is wrong; the message names it and the remedy."""
+
+
+class MissingExtra(GraphshrinkError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, what: str, extra: str, package: str) -> None:
+        super().__init__(
+            f'{what} needs {package}, which is not installed: pip install "graphshrink[{extra}]"'
+        )
+        self.extra = extra
+        self.package = package
