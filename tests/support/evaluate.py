@@ -1,0 +1,281 @@
+"""Runs an IR graph with torch: the oracle of the pass tests.
+
+Everything is computed in float64 (bool and integer values keep their type) with torch's own functional
+operators, one node at a time, from the unrounded numbers of the constants. Nothing of the code under
+test takes part but the graph's structure and its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphshrink import ir
+from graphshrink.ir import Graph, Node, Value
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+_ACTIVATIONS: dict[str, Any] = {
+    "relu": lambda x: F.relu(x),
+    "relu6": lambda x: F.relu6(x),
+    "clip": lambda x, lo, hi: torch.clamp(x, lo, hi),
+    "leaky_relu": lambda x, a: F.leaky_relu(x, a),
+    "elu": lambda x, a: F.elu(x, a),
+    "celu": lambda x, a: F.celu(x, a),
+    "selu": lambda x, a, g: g * torch.where(x > 0, x, a * torch.expm1(x)),
+    "sigmoid": lambda x: torch.sigmoid(x),
+    "hard_sigmoid": lambda x, a, b: torch.clamp(a * x + b, 0, 1),
+    "silu": lambda x: F.silu(x),
+    "hard_swish": lambda x: F.hardswish(x),
+    "tanh": lambda x: torch.tanh(x),
+    "gelu": lambda x: F.gelu(x),
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "softplus": lambda x: F.softplus(x),
+    "softsign": lambda x: F.softsign(x),
+    "mish": lambda x: F.mish(x),
+    "thresholded_relu": lambda x, a: torch.where(x > a, x, torch.zeros_like(x)),
+}
+
+
+def random_inputs(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[Any]:
+    """Standard normal inputs (small integers for integer types); symbols take ``sizes`` or 2."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for value in graph.inputs:
+        assert value.type.shape is not None, f"{value!r} has no rank"
+        shape = [
+            d if isinstance(d, int) else (sizes or {}).get(str(d), 2) for d in value.type.shape
+        ]
+        dtype = value.type.dtype
+        if dtype is not None and dtype.is_int:
+            made.append(rng.integers(0, 4, shape))
+        elif dtype is not None and dtype.value == "bool":
+            made.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            made.append(rng.standard_normal(shape))
+    return made
+
+
+def evaluate(graph: Graph, inputs: Sequence[Any] | None = None, seed: int = 0) -> list[Any]:
+    """The outputs of ``graph`` as NumPy arrays, floats in float64.
+
+    Args:
+        graph: A graph of canonical ops (no Opaque).
+        inputs: One array for each graph input; random ones when not given.
+        seed: The seed of the random ones.
+    """
+    given = random_inputs(graph, seed) if inputs is None else inputs
+    known: dict[Value, Tensor] = {}
+    for value, array in zip(graph.inputs, given, strict=True):
+        known[value] = _tensor(np.asarray(array))
+    for value in graph.constants:
+        if value.use_count:
+            known[value] = _constant(value)
+    with torch.no_grad():
+        for node in graph.nodes:
+            operands = [None if v is None else known[v] for v in node.inputs]
+            results = run_node(node, operands)
+            for value, result in zip(node.outputs, results, strict=True):
+                shape = value.type.static_shape
+                assert shape is None or tuple(result.shape) == shape, (
+                    f"{node!r} gave {tuple(result.shape)}"
+                )
+                known[value] = result
+    return [known[value].numpy() for value in graph.outputs]
+
+
+def _constant(value: Value) -> Tensor:
+    assert value.data is not None
+    dtype = value.data.dtype
+    return _tensor(value.data.float64() if dtype.is_float else value.data.numpy())
+
+
+def _tensor(array: Any) -> Tensor:
+    if array.dtype.kind == "f" or array.dtype.kind == "V":
+        array = array.astype(np.float64)
+    # A copy: torch neither takes read-only nor negatively strided arrays.
+    return torch.from_numpy(np.array(array))
+
+
+def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
+    """The results of one node."""
+    x = operands[0]
+    second = operands[1] if len(operands) > 1 else None
+    third = operands[2] if len(operands) > 2 else None
+    op = node.op
+    assert x is not None
+    match op:
+        case ir.Conv():
+            n = op.spatial_rank
+            padded = _pad_spatial(x, op.pads)
+            y = _CONV[n](padded, second, third, op.strides, 0, op.dilations, op.groups)
+        case ir.ConvTranspose():
+            y = _conv_transpose(op, x, second, third)
+        case ir.Linear():
+            y = F.linear(x, second, third)
+        case ir.Scale():
+            y = x
+            if second is not None:
+                y = y * _along(second, x.ndim, op.axis)
+            if third is not None:
+                y = y + _along(third, x.ndim, op.axis)
+        case ir.AveragePool():
+            y = _average_pool(op, x)
+        case ir.MaxPool():
+            n = op.spatial_rank
+            padded = _pad_spatial(x, op.pads, float("-inf"))
+            y = _MAX_POOL[n](padded, op.kernel, op.strides, 0, op.dilations, ceil_mode=op.ceil_mode)
+        case ir.GlobalAveragePool():
+            y = x.mean(tuple(range(2, x.ndim)), keepdim=True)
+        case ir.Pad():
+            n = len(op.pads) // 2
+            flat = [p for a in reversed(range(n)) for p in (op.pads[a], op.pads[n + a])]
+            if op.mode == "constant":
+                y = F.pad(x, flat, value=op.value)
+            else:
+                while len(flat) > 2 and flat[-2:] == [0, 0]:
+                    flat = flat[:-2]
+                modes = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+                y = F.pad(x, flat, mode=modes[op.mode])
+        case ir.Activation():
+            y = _ACTIVATIONS[op.kind](x, *op.params)
+        case ir.PRelu():
+            assert second is not None
+            y = torch.where(x > 0, x, x * _along(second, x.ndim, op.axis))
+        case ir.Add():
+            y = x + second
+        case ir.Sub():
+            y = x - second
+        case ir.Mul():
+            y = x * second
+        case ir.Div():
+            y = x / second if x.is_floating_point() else torch.div(x, second, rounding_mode="trunc")
+        case ir.Identity():
+            y = x
+        case ir.Cast():
+            kinds = {"bool": torch.bool, "i64": torch.int64, "i32": torch.int32}
+            y = x.to(kinds.get(op.to, torch.float64))
+        case ir.Softmax():
+            y = torch.softmax(x, op.axis)
+        case ir.LayerNorm():
+            y = F.layer_norm(x, x.shape[op.axis :], second, third, op.epsilon)
+        case ir.MatMul():
+            y = torch.matmul(x, second)
+        case ir.Reshape():
+            y = x.reshape([x.shape[i] if d is None else d for i, d in enumerate(op.shape)])
+        case ir.Flatten():
+            axis = op.axis if op.axis >= 0 else op.axis + x.ndim
+            rows = int(np.prod(x.shape[:axis]))
+            y = x.reshape(rows, -1) if x.numel() else x.reshape(rows, int(np.prod(x.shape[axis:])))
+        case ir.Transpose():
+            y = x.permute(op.perm)
+        case ir.Squeeze():
+            y = x.squeeze(op.axes)
+        case ir.Unsqueeze():
+            y = x
+            rank = x.ndim + len(op.axes)
+            for axis in sorted(a % rank for a in op.axes):
+                y = y.unsqueeze(axis)
+        case ir.Concat():
+            return [torch.cat([t for t in operands if t is not None], op.axis)]
+        case ir.Split():
+            return list(torch.split(x, list(op.sizes), op.axis))
+        case ir.Slice():
+            index: list[slice] = [slice(None)] * x.ndim
+            for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
+                index[axis] = slice(start, end, step)
+            y = x[tuple(index)]
+        case ir.Select():
+            y = x.select(op.axis, op.index)
+        case ir.Reduce():
+            y = _reduce(op, x)
+        case _:
+            raise NotImplementedError(f"the test oracle does not know {op.name}")
+    return [y]
+
+
+def _along(vector: Tensor, rank: int, axis: int) -> Tensor:
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def _pad_spatial(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    n = len(pads) // 2
+    flat = [p for a in reversed(range(n)) for p in (pads[a], pads[n + a])]
+    return F.pad(x, flat, value=value)
+
+
+def _conv_transpose(
+    op: ir.ConvTranspose, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    n = op.spatial_rank
+    extra = op.output_padding or (0,) * n
+    # Uneven pads: make everything (output padding is a tail of bias only), then crop.
+    y = _CONV_TRANSPOSE[n](x, weight, None, op.strides, 0, 0, op.groups, op.dilations)
+    y = F.pad(y, [p for a in reversed(range(n)) for p in (0, extra[a])])
+    if bias is not None:
+        y = y + _along(bias, y.ndim, 1)
+    for a in range(n):
+        y = y.narrow(2 + a, op.pads[a], y.shape[2 + a] - op.pads[a] - op.pads[n + a])
+    return y
+
+
+def _average_pool(op: ir.AveragePool, x: Tensor) -> Tensor:
+    n = op.spatial_rank
+    c = x.shape[1]
+    sizes = op.infer([ir.TensorType(ir.DType.F64, tuple(x.shape))])[0].static_shape
+    assert sizes is not None
+    # Sums and counts, each as a depthwise convolution; the ceil-mode tail reads what is not there.
+    tail = [
+        max(
+            0,
+            (sizes[2 + a] - 1) * op.strides[a]
+            + (op.kernel[a] - 1) * op.dilations[a]
+            + 1
+            - (x.shape[2 + a] + op.pads[a] + op.pads[n + a]),
+        )
+        for a in range(n)
+    ]
+    ones = torch.ones((c, 1, *op.kernel), dtype=x.dtype)
+    inside = torch.ones_like(x)
+    if op.count_include_pad:
+        counted = _pad_spatial(inside, op.pads, 1.0)
+    else:
+        counted = _pad_spatial(inside, op.pads)
+    extra = (*[0] * n, *tail)
+    total = _pad_spatial(_pad_spatial(x, op.pads), extra)
+    counted = _pad_spatial(counted, extra)
+    window = (ones, None, op.strides, 0, op.dilations, c)
+    y = _CONV[n](total, *window) / _CONV[n](counted, *window)
+    return y[(slice(None), slice(None), *(slice(0, s) for s in sizes[2:]))]
+
+
+def _reduce(op: ir.Reduce, x: Tensor) -> Tensor:
+    axes = op.axes
+    keep = op.keepdims
+    match op.kind:
+        case "mean":
+            return x.mean(axes, keepdim=keep)
+        case "sum":
+            return x.sum(axes, keepdim=keep)
+        case "max":
+            return x.amax(axes, keepdim=keep)
+        case "min":
+            return x.amin(axes, keepdim=keep)
+        case "l1":
+            return x.abs().sum(axes, keepdim=keep)
+        case "l2":
+            return x.square().sum(axes, keepdim=keep).sqrt()
+        case _:
+            y = x
+            for axis in sorted((a % x.ndim for a in axes), reverse=True):
+                y = y.prod(axis, keepdim=keep)
+            return y
