@@ -1,0 +1,186 @@
+"""ONNX tensors as lazy handles, and models from files.
+
+External data is memory-mapped. Model files are hostile input: a location must stay inside the model's
+folder, logically and after symlinks are followed, and offset and length are checked against the file
+and against the tensor's own size before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from ..ir import DType, LazyTensor, ModelError, Tensor
+
+_DTYPES: dict[int, DType] = {
+    getattr(TensorProto, name): DType(short)
+    for name, short in {
+        "FLOAT": "f32", "UINT8": "u8", "INT8": "i8", "UINT16": "u16", "INT16": "i16", "INT32": "i32",
+        "INT64": "i64", "STRING": "string", "BOOL": "bool", "FLOAT16": "f16", "DOUBLE": "f64",
+        "UINT32": "u32", "UINT64": "u64", "COMPLEX64": "c64", "COMPLEX128": "c128", "BFLOAT16": "bf16",
+        "FLOAT8E4M3FN": "f8e4m3fn", "FLOAT8E4M3FNUZ": "f8e4m3fnuz", "FLOAT8E5M2": "f8e5m2",
+        "FLOAT8E5M2FNUZ": "f8e5m2fnuz", "UINT4": "u4", "INT4": "i4", "FLOAT4E2M1": "f4e2m1",
+        "FLOAT8E8M0": "f8e8m0", "UINT2": "u2", "INT2": "i2",
+    }.items()
+    if hasattr(TensorProto, name)
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def dtype_of(code: int) -> DType | None:
+    """The element type of an ONNX data type number; ``None`` when it is not one of ours."""
+    return _DTYPES.get(code)
+
+
+def code_of(dtype: DType) -> int:
+    """The ONNX data type number of an element type."""
+    return _CODES[dtype]
+
+
+def tensor_of(proto: TensorProto, base_dir: Path | None = None) -> Tensor | None:
+    """A lazy handle on an ONNX tensor; ``proto`` becomes its ``host``.
+
+    Args:
+        proto: The tensor.
+        base_dir: The model's folder, for external data.
+
+    Returns:
+        The handle, or ``None`` for an element type that is not one of ours.
+
+    Raises:
+        ModelError: If a dimension is negative, or the external data is missing or not allowed.
+    """
+    dtype = dtype_of(proto.data_type)
+    if dtype is None:
+        return None
+    shape = tuple(proto.dims)
+    if any(d < 0 for d in shape):
+        raise ModelError(f"tensor {proto.name!r} has a negative dimension: {list(shape)}")
+    if proto.data_location != TensorProto.EXTERNAL:
+        return LazyTensor(shape, dtype, lambda: _inline(proto), proto)
+    if base_dir is None:
+        return LazyTensor(shape, dtype, lambda: _homeless(proto), proto)
+    path, offset, length = external_location(proto, base_dir)
+    expected = (math.prod(shape) * dtype.bits + 7) // 8
+    if length != expected:
+        raise ModelError(
+            f"tensor {proto.name!r} needs {expected} bytes, its entry in {path} has {length}"
+        )
+    return LazyTensor(shape, dtype, lambda: _mapped(path, offset, length, shape, dtype), proto)
+
+
+def _inline(proto: TensorProto) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = numpy_helper.to_array(proto)
+    except ValueError as error:
+        raise ModelError(f"tensor {proto.name!r} is damaged: {error}") from error
+    return array
+
+
+def _homeless(proto: TensorProto) -> npt.NDArray[Any]:
+    raise ModelError(
+        f"the numbers of tensor {proto.name!r} are in another file; give the model by its path, "
+        "or load it with its external data"
+    )
+
+
+def _mapped(
+    path: Path, offset: int, length: int, shape: tuple[int, ...], dtype: DType
+) -> npt.NDArray[Any]:
+    if length == 0:
+        return np.zeros(shape, dtype.numpy)
+    raw = np.memmap(path, np.uint8, "r", offset, (length,))
+    if dtype.bits >= 8:
+        return raw.view(dtype.numpy.newbyteorder("<") if dtype.bits > 8 else dtype.numpy).reshape(
+            shape
+        )
+    # Packed types are small by nature: let onnx unpack them.
+    whole = TensorProto(data_type=code_of(dtype), dims=shape, raw_data=raw.tobytes())
+    unpacked: npt.NDArray[Any] = numpy_helper.to_array(whole)
+    return unpacked
+
+
+def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, int]:
+    """File, offset and length in bytes of external data, checked.
+
+    Raises:
+        ModelError: If the entry leaves the model's folder, or the file is missing or too short.
+    """
+    entry = {item.key: item.value for item in proto.external_data}
+    where = f"external data of tensor {proto.name!r}"
+    location = entry.get("location", "")
+    parts = PureWindowsPath(location)
+    if not location or parts.drive or parts.root or ".." in parts.parts:
+        raise ModelError(f"{where} points outside the model's folder: {location!r}")
+    path = base_dir / location
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(base_dir))
+    if not real.is_relative_to(home):
+        raise ModelError(f"{where} points outside the model's folder: {location!r} -> {real}")
+    if not real.is_file():
+        raise ModelError(f"{where} is missing: {path} (copy it beside the model)")
+    try:
+        offset = int(entry.get("offset") or 0)
+        size = real.stat().st_size
+        length = int(entry["length"]) if entry.get("length") else size - offset
+    except ValueError as error:
+        raise ModelError(f"{where} has a malformed offset or length") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ModelError(f"{where} ends at byte {offset + length}, {path} has {size}")
+    return real, offset, length
+
+
+def proto_of(tensor: Tensor, name: str) -> TensorProto:
+    """An ONNX tensor with the numbers inside; a tensor that came from ONNX is copied as it was."""
+    made = TensorProto()
+    if isinstance(tensor.host, TensorProto):
+        made.CopyFrom(tensor.host)
+        made.name = name
+        return made
+    if tensor.dtype is DType.STRING or tensor.dtype.bits < 8:
+        made.CopyFrom(numpy_helper.from_array(tensor.numpy(), name))
+        return made
+    array = np.ascontiguousarray(tensor.numpy())
+    made.name, made.data_type = name, code_of(tensor.dtype)
+    made.dims.extend(tensor.shape)
+    made.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return made
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
+    """Read a model without its external data.
+
+    Returns:
+        The model and its folder.
+
+    Raises:
+        ModelError: If the file is missing, empty, truncated, or not an ONNX model.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise ModelError(f"{file}: no such file")
+    if file.is_dir():
+        raise ModelError(f"{file} is a folder, not an ONNX file")
+    if file.stat().st_size == 0:
+        raise ModelError(f"{file} is empty")
+    model = ModelProto()
+    try:
+        model.ParseFromString(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except Exception as error:
+        raise ModelError(f"{file} is truncated or not an ONNX file") from error
+    if not model.HasField("graph") or not model.ir_version or not model.opset_import:
+        raise ModelError(f"{file} is not an ONNX model (no graph, IR version or opset)")
+    if model.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{file} has IR version {model.ir_version}; the installed onnx {onnx.__version__} knows "
+            f"{onnx.IR_VERSION}: upgrade onnx"
+        )
+    return model, file.parent

@@ -1,0 +1,452 @@
+"""How each canonical op is spelled in ONNX, in the opset that the model already uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from .. import ir
+from ..frontends.onnx_tensors import code_of
+from ..ir import ArrayTensor, DType, LazyTensor, ModelError, Node, Tensor
+
+NEWEST_OPSET = 23
+"""The opset of models that are made here from nothing; onnxruntime runs it."""
+
+
+@dataclass
+class Speller:
+    """Spells one node.
+
+    Attributes:
+        node: The node.
+        inputs: The ONNX names of its inputs; ``""`` for one that is left out.
+        outputs: The ONNX names of its results.
+        opset: The version of the default domain.
+        new_constant: Adds an initializer with a name like the hint and gives its name.
+        new_name: Gives a free value name like the hint.
+    """
+
+    node: Node
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    opset: int
+    new_constant: Callable[[Tensor, str], str]
+    new_name: Callable[[str], str]
+
+    def __post_init__(self) -> None:
+        self.made: list[NodeProto] = []
+
+    def emit(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
+    ) -> str:
+        """One ONNX node with one result."""
+        output = (
+            output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
+        )
+        inputs = list(inputs)
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        self.made.append(helper.make_node(kind, inputs, [output], **attrs))
+        return output
+
+    @property
+    def dtype(self) -> DType:
+        """The element type of the first input."""
+        first = self.node.inputs[0]
+        found = first.type.dtype if first is not None else None
+        if found is None:
+            raise ModelError(f"{self.node.name}: {self.node.op.name} of unknown element type")
+        return found
+
+    def ints(self, values: Sequence[int], hint: str) -> str:
+        """An int64 vector as a constant."""
+        return self.new_constant(ArrayTensor(np.array(values, np.int64)), hint)
+
+    def scalar(self, value: float, hint: str) -> str:
+        """A scalar of the node's element type as a constant."""
+        return self.new_constant(ArrayTensor(np.array(value).astype(self.dtype.numpy)), hint)
+
+    def refuse(self, why: str) -> ModelError:
+        """The error for an op that this opset cannot spell."""
+        return ModelError(
+            f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
+            "convert the model to a newer opset"
+        )
+
+
+def spell(
+    node: Node,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    opset: int,
+    new_constant: Callable[[Tensor, str], str],
+    new_name: Callable[[str], str],
+) -> list[NodeProto]:
+    """ONNX nodes that compute what an IR node says.
+
+    Raises:
+        ModelError: If the opset has no way to say it.
+    """
+    speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
+    rule = _RULES.get(type(node.op))
+    if rule is None:
+        raise ModelError(f"{node.name}: {node.op.name} has no ONNX spelling")
+    rule(speller, node.op)
+    if speller.made:
+        speller.made[-1].name = node.name
+    return speller.made
+
+
+def _window(op: Any) -> dict[str, Any]:
+    return {"strides": list(op.strides), "pads": list(op.pads)}
+
+
+def _conv(s: Speller, op: ir.Conv) -> None:
+    attrs = _window(op) | {"dilations": list(op.dilations), "group": op.groups}
+    s.emit("Conv", s.inputs, s.outputs[0], **attrs)
+
+
+def _conv_transpose(s: Speller, op: ir.ConvTranspose) -> None:
+    attrs = _window(op) | {"dilations": list(op.dilations), "group": op.groups}
+    if any(op.output_padding):
+        attrs["output_padding"] = list(op.output_padding)
+    s.emit("ConvTranspose", s.inputs, s.outputs[0], **attrs)
+
+
+def _linear(s: Speller, op: ir.Linear) -> None:
+    x, w = s.node.inputs[0], s.node.inputs[1]
+    bias = s.inputs[2] if len(s.inputs) > 2 else ""
+    assert x is not None
+    assert w is not None
+    # Gemm's bias is mandatory before opset 11.
+    if x.type.rank == 2 and (bias or s.opset >= 11):
+        s.emit("Gemm", [s.inputs[0], s.inputs[1], bias], s.outputs[0], transB=1)
+        return
+    if w.data is not None:
+        data = w.data
+        turned = LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T)
+        weight = s.new_constant(turned, f"{s.inputs[1]}_t")
+    else:
+        weight = s.emit("Transpose", [s.inputs[1]], perm=[1, 0])
+    out = s.emit("MatMul", [s.inputs[0], weight], None if bias else s.outputs[0])
+    if bias:
+        s.emit("Add", [out, bias], s.outputs[0])
+
+
+def _scale(s: Speller, op: ir.Scale) -> None:
+    x = s.node.inputs[0]
+    assert x is not None
+    parts = [(kind, i) for kind, i in (("Mul", 1), ("Add", 2)) if i < len(s.inputs) and s.inputs[i]]
+    current = s.inputs[0]
+    for place, (kind, index) in enumerate(parts):
+        vector = s.node.inputs[index]
+        assert vector is not None
+        operand = s.inputs[index]
+        size = vector.type.dim(0)
+        if size != 1:
+            if x.type.rank is None:
+                raise ModelError(f"{s.node.name}: Scale of a value of unknown rank")
+            trailing = x.type.rank - op.axis % x.type.rank - 1
+            if trailing and vector.data is not None:
+                operand = s.new_constant(
+                    _reshaped(vector.data, (size or 1, *[1] * trailing)), operand
+                )
+            elif trailing:
+                operand = _unsqueeze_to(s, operand, list(range(1, trailing + 1)))
+        current = s.emit(
+            kind, [current, operand], s.outputs[0] if place == len(parts) - 1 else None
+        )
+    if not parts:
+        s.emit("Identity", [current], s.outputs[0])
+
+
+def _unsqueeze_to(s: Speller, value: str, axes: list[int], output: str | None = None) -> str:
+    if s.opset >= 13:
+        return s.emit("Unsqueeze", [value, s.ints(axes, "axes")], output)
+    return s.emit("Unsqueeze", [value], output, axes=axes)
+
+
+def _unsqueeze(s: Speller, op: ir.Unsqueeze) -> None:
+    _unsqueeze_to(s, s.inputs[0], list(op.axes), s.outputs[0])
+
+
+def _reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape))
+
+
+def _average_pool(s: Speller, op: ir.AveragePool) -> None:
+    attrs = _window(op) | {"kernel_shape": list(op.kernel)}
+    attrs["count_include_pad"] = int(op.count_include_pad)
+    if op.ceil_mode:
+        if s.opset < 10:
+            raise s.refuse("with ceil_mode does not exist")
+        attrs["ceil_mode"] = 1
+    if any(d != 1 for d in op.dilations):
+        if s.opset < 19:
+            raise s.refuse("with dilations does not exist")
+        attrs["dilations"] = list(op.dilations)
+    s.emit("AveragePool", s.inputs[:1], s.outputs[0], **attrs)
+
+
+def _max_pool(s: Speller, op: ir.MaxPool) -> None:
+    attrs = _window(op) | {"kernel_shape": list(op.kernel)}
+    if op.ceil_mode or any(d != 1 for d in op.dilations):
+        if s.opset < 10:
+            raise s.refuse("with ceil_mode or dilations does not exist")
+        attrs |= {"ceil_mode": int(op.ceil_mode), "dilations": list(op.dilations)}
+    s.emit("MaxPool", s.inputs[:1], s.outputs[0], **attrs)
+
+
+def _pad(s: Speller, op: ir.Pad) -> None:
+    if s.opset < 11:
+        s.emit("Pad", s.inputs[:1], s.outputs[0], pads=list(op.pads), mode=op.mode, value=op.value)
+        return
+    value = s.scalar(op.value, "pad_value") if op.mode == "constant" and op.value else ""
+    s.emit("Pad", [s.inputs[0], s.ints(op.pads, "pads"), value], s.outputs[0], mode=op.mode)
+
+
+def _clip(s: Speller, low: float, high: float, x: str, output: str | None) -> str:
+    if s.opset < 11:
+        attrs = {}
+        if math.isfinite(low):
+            attrs["min"] = low
+        if math.isfinite(high):
+            attrs["max"] = high
+        return s.emit("Clip", [x], output, **attrs)
+    ends = [
+        s.scalar(v, hint) if math.isfinite(v) else "" for v, hint in ((low, "min"), (high, "max"))
+    ]
+    return s.emit("Clip", [x, *ends], output)
+
+
+_PLAIN_ACTIVATIONS = {
+    "relu": ("Relu", 1, ()), "sigmoid": ("Sigmoid", 1, ()), "tanh": ("Tanh", 1, ()),
+    "softplus": ("Softplus", 1, ()), "softsign": ("Softsign", 1, ()),
+    "leaky_relu": ("LeakyRelu", 1, ("alpha",)), "elu": ("Elu", 1, ("alpha",)),
+    "selu": ("Selu", 1, ("alpha", "gamma")), "hard_sigmoid": ("HardSigmoid", 1, ("alpha", "beta")),
+    "celu": ("Celu", 12, ("alpha",)), "hard_swish": ("HardSwish", 14, ()), "mish": ("Mish", 18, ()),
+    "thresholded_relu": ("ThresholdedRelu", 10, ("alpha",)),
+}  # fmt: skip
+
+
+def _activation(s: Speller, op: ir.Activation) -> None:
+    x, out = s.inputs[0], s.outputs[0]
+    plain = _PLAIN_ACTIVATIONS.get(op.kind)
+    if plain is not None and s.opset >= plain[1]:
+        s.emit(plain[0], [x], out, **dict(zip(plain[2], op.params, strict=True)))
+    elif op.kind == "relu6":
+        _clip(s, 0.0, 6.0, x, out)
+    elif op.kind == "clip":
+        _clip(s, op.params[0], op.params[1], x, out)
+    elif op.kind == "silu":
+        s.emit("Mul", [x, s.emit("Sigmoid", [x])], out)
+    elif op.kind == "hard_swish":
+        gate = s.emit("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
+        s.emit("Mul", [x, gate], out)
+    elif op.kind == "mish":
+        s.emit("Mul", [x, s.emit("Tanh", [s.emit("Softplus", [x])])], out)
+    elif op.kind in ("gelu", "gelu_tanh"):
+        _gelu(s, op.kind == "gelu_tanh", x, out)
+    elif op.kind == "celu":
+        inner = s.emit("Elu", [s.emit("Div", [x, s.scalar(op.params[0], "alpha")])])
+        positive = s.emit("Relu", [x])
+        low = s.emit(
+            "Mul",
+            [s.emit("Sub", [inner, s.emit("Relu", [inner])]), s.scalar(op.params[0], "alpha")],
+        )
+        s.emit("Add", [positive, low], out)
+    else:
+        raise s.refuse(f"of kind {op.kind} does not exist")
+
+
+def _gelu(s: Speller, tanh: bool, x: str, out: str) -> None:
+    if s.opset >= 20:
+        s.emit("Gelu", [x], out, approximate="tanh" if tanh else "none")
+        return
+    half = s.emit("Mul", [x, s.scalar(0.5, "half")])
+    if tanh:
+        cube = s.emit("Mul", [s.emit("Mul", [x, x]), x])
+        inner = s.emit("Add", [x, s.emit("Mul", [cube, s.scalar(0.044715, "c")])])
+        curve = s.emit("Tanh", [s.emit("Mul", [inner, s.scalar(math.sqrt(2 / math.pi), "c")])])
+    elif s.opset >= 9:
+        curve = s.emit("Erf", [s.emit("Mul", [x, s.scalar(math.sqrt(0.5), "c")])])
+    else:
+        raise s.refuse("needs Erf, which does not exist")
+    s.emit("Mul", [half, s.emit("Add", [curve, s.scalar(1.0, "one")])], out)
+
+
+def _prelu(s: Speller, op: ir.PRelu) -> None:
+    x, slope = s.node.inputs
+    assert x is not None
+    assert slope is not None
+    if x.type.rank is None or slope.data is None:
+        raise ModelError(f"{s.node.name}: PRelu of unknown rank or with a computed slope")
+    trailing = x.type.rank - op.axis % x.type.rank - 1
+    shape = (slope.data.size, *[1] * trailing) if slope.data.size > 1 else (1,)
+    s.emit(
+        "PRelu",
+        [s.inputs[0], s.new_constant(_reshaped(slope.data, shape), s.inputs[1])],
+        s.outputs[0],
+    )
+
+
+def _softmax(s: Speller, op: ir.Softmax) -> None:
+    x = s.node.inputs[0]
+    assert x is not None
+    if s.opset >= 13 or (x.type.rank is not None and op.axis % x.type.rank == x.type.rank - 1):
+        # Before opset 13 all axes from ``axis`` on are one: only the last axis means the same.
+        axis = op.axis if s.opset >= 13 or x.type.rank is None else x.type.rank - 1
+        s.emit("Softmax", [s.inputs[0]], s.outputs[0], axis=axis)
+        return
+    if x.type.rank is None:
+        raise s.refuse("of unknown rank does not exist")
+    perm = list(range(x.type.rank))
+    own = op.axis % x.type.rank
+    perm[own], perm[-1] = perm[-1], perm[own]
+    turned = s.emit("Transpose", [s.inputs[0]], perm=perm)
+    soft = s.emit("Softmax", [turned], axis=x.type.rank - 1)
+    s.emit("Transpose", [soft], s.outputs[0], perm=perm)
+
+
+def _layer_norm(s: Speller, op: ir.LayerNorm) -> None:
+    scale = s.inputs[1] if len(s.inputs) > 1 else ""
+    shift = s.inputs[2] if len(s.inputs) > 2 else ""
+    x = s.node.inputs[0]
+    assert x is not None
+    if s.opset >= 17 and scale:
+        s.emit(
+            "LayerNormalization",
+            [s.inputs[0], scale, shift],
+            s.outputs[0],
+            axis=op.axis,
+            epsilon=op.epsilon,
+        )
+        return
+    if x.type.rank is None:
+        raise s.refuse("of unknown rank cannot be decomposed")
+    axes = list(range(op.axis % x.type.rank, x.type.rank))
+    centred = s.emit("Sub", [s.inputs[0], _reduce_mean(s, s.inputs[0], axes)])
+    variance = _reduce_mean(s, s.emit("Mul", [centred, centred]), axes)
+    deviation = s.emit("Sqrt", [s.emit("Add", [variance, s.scalar(op.epsilon, "epsilon")])])
+    steps = [("Div", deviation), ("Mul", scale), ("Add", shift)]
+    kept = [(kind, operand) for kind, operand in steps if operand]
+    current = centred
+    for i, (kind, operand) in enumerate(kept):
+        current = s.emit(kind, [current, operand], s.outputs[0] if i == len(kept) - 1 else None)
+
+
+def _reduce_mean(s: Speller, x: str, axes: list[int]) -> str:
+    if s.opset >= 18:
+        return s.emit("ReduceMean", [x, s.ints(axes, "axes")], keepdims=1)
+    return s.emit("ReduceMean", [x], axes=axes, keepdims=1)
+
+
+def _reduce(s: Speller, op: ir.Reduce) -> None:
+    kind = {"l1": "ReduceL1", "l2": "ReduceL2"}.get(op.kind, f"Reduce{op.kind.capitalize()}")
+    if s.opset >= (13 if op.kind == "sum" else 18):
+        axes = s.ints(op.axes, "axes")
+        s.emit(kind, [s.inputs[0], axes], s.outputs[0], keepdims=int(op.keepdims))
+    else:
+        s.emit(kind, s.inputs[:1], s.outputs[0], axes=list(op.axes), keepdims=int(op.keepdims))
+
+
+def _reshape(s: Speller, op: ir.Reshape) -> None:
+    target = [0 if d is None else d for d in op.shape]
+    if 0 in op.shape and None in op.shape:
+        raise ModelError(f"{s.node.name}: Reshape both copies an axis and makes one of size zero")
+    attrs = {"allowzero": 1} if 0 in op.shape else {}
+    if attrs and s.opset < 14:
+        raise s.refuse("to a size of zero does not exist")
+    s.emit("Reshape", [s.inputs[0], s.ints(target, "shape")], s.outputs[0], **attrs)
+
+
+def _squeeze(s: Speller, op: ir.Squeeze) -> None:
+    if s.opset >= 13:
+        s.emit("Squeeze", [s.inputs[0], s.ints(op.axes, "axes")], s.outputs[0])
+    else:
+        s.emit("Squeeze", s.inputs[:1], s.outputs[0], axes=list(op.axes))
+
+
+def _split(s: Speller, op: ir.Split) -> None:
+    inputs, attrs = [s.inputs[0]], {"axis": op.axis}
+    if s.opset >= 13:
+        inputs.append(s.ints(op.sizes, "split"))
+        s.made.append(helper.make_node("Split", inputs, list(s.outputs), **attrs))
+    else:
+        s.made.append(
+            helper.make_node("Split", inputs, list(s.outputs), split=list(op.sizes), **attrs)
+        )
+
+
+def _slice(s: Speller, op: ir.Slice) -> None:
+    if s.opset >= 10:
+        parts = [s.ints(v, "slice") for v in (op.starts, op.ends, op.axes, op.steps)]
+        s.emit("Slice", [s.inputs[0], *parts], s.outputs[0])
+        return
+    if any(step != 1 for step in op.steps):
+        raise s.refuse("with steps does not exist")
+    attrs = {"starts": list(op.starts), "ends": list(op.ends), "axes": list(op.axes)}
+    s.emit("Slice", s.inputs[:1], s.outputs[0], **attrs)
+
+
+def _select(s: Speller, op: ir.Select) -> None:
+    index = op.index
+    if index < 0 and s.opset < 11:
+        size = s.node.inputs[0].type.dim(op.axis) if s.node.inputs[0] is not None else None
+        if size is None:
+            raise s.refuse("of a negative index does not exist")
+        index += size
+    where = s.new_constant(ArrayTensor(np.array(index, np.int64)), "index")
+    s.emit("Gather", [s.inputs[0], where], s.outputs[0], axis=op.axis)
+
+
+def _plain(kind: str, **names: str) -> Callable[[Speller, Any], None]:
+    def rule(s: Speller, op: Any) -> None:
+        attrs = {key: getattr(op, own) for key, own in names.items()}
+        attrs = {k: list(v) if isinstance(v, tuple) else v for k, v in attrs.items()}
+        s.emit(kind, s.inputs, s.outputs[0], **attrs)
+
+    return rule
+
+
+def _cast(s: Speller, op: ir.Cast) -> None:
+    s.emit("Cast", s.inputs, s.outputs[0], to=code_of(DType(op.to)))
+
+
+_RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
+    ir.Activation: _activation,
+    ir.Add: _plain("Add"),
+    ir.AveragePool: _average_pool,
+    ir.Cast: _cast,
+    ir.Concat: _plain("Concat", axis="axis"),
+    ir.Conv: _conv,
+    ir.ConvTranspose: _conv_transpose,
+    ir.Div: _plain("Div"),
+    ir.Flatten: _plain("Flatten", axis="axis"),
+    ir.GlobalAveragePool: _plain("GlobalAveragePool"),
+    ir.Identity: _plain("Identity"),
+    ir.LayerNorm: _layer_norm,
+    ir.Linear: _linear,
+    ir.MatMul: _plain("MatMul"),
+    ir.MaxPool: _max_pool,
+    ir.Mul: _plain("Mul"),
+    ir.PRelu: _prelu,
+    ir.Pad: _pad,
+    ir.Reduce: _reduce,
+    ir.Reshape: _reshape,
+    ir.Scale: _scale,
+    ir.Select: _select,
+    ir.Slice: _slice,
+    ir.Softmax: _softmax,
+    ir.Split: _split,
+    ir.Squeeze: _squeeze,
+    ir.Sub: _plain("Sub"),
+    ir.Transpose: _plain("Transpose", perm="perm"),
+    ir.Unsqueeze: _unsqueeze,
+}
