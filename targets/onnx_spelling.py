@@ -374,14 +374,13 @@ def _squeeze(s: Speller, op: ir.Squeeze) -> None:
 
 
 def _split(s: Speller, op: ir.Split) -> None:
-    inputs, attrs = [s.inputs[0]], {"axis": op.axis}
+    outputs = list(s.outputs)
     if s.opset >= 13:
-        inputs.append(s.ints(op.sizes, "split"))
-        s.made.append(helper.make_node("Split", inputs, list(s.outputs), **attrs))
+        inputs = [s.inputs[0], s.ints(op.sizes, "split")]
+        s.made.append(helper.make_node("Split", inputs, outputs, axis=op.axis))
     else:
-        s.made.append(
-            helper.make_node("Split", inputs, list(s.outputs), split=list(op.sizes), **attrs)
-        )
+        sizes = list(op.sizes)
+        s.made.append(helper.make_node("Split", [s.inputs[0]], outputs, axis=op.axis, split=sizes))
 
 
 def _slice(s: Speller, op: ir.Slice) -> None:

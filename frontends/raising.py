@@ -1,0 +1,174 @@
+"""Raising: patterns that hosts spell with several nodes become one op.
+
+Works on the IR, so that every frontend gets the same result. What lies inside a pattern must have no
+other reader; the raised node keeps the origins of all its parts, so that it can be emitted as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..ir import Activation, Graph, Linear, Mul, Node, Op, Opaque, Rewriter, Scale, Value
+
+Combine = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
+"""Makes one origin from the origins of the parts, the host inputs and the host outputs."""
+
+
+def raise_patterns(graph: Graph, combine: Combine) -> None:
+    """Raise SiLU, GELU (erf), HardSwish and the bias of a dense layer, in place.
+
+    Args:
+        graph: A freshly imported graph.
+        combine: Joins origins; called with (origins, ``Value.host`` of inputs, of outputs).
+    """
+    rw = Rewriter(graph)
+    for node in graph.nodes:
+        for rule in _RULES.get(type(node.op), ()):
+            found = rule(node)
+            if found is not None:
+                _apply(rw, node, *found, combine)
+                break
+
+
+def _apply(
+    rw: Rewriter,
+    node: Node,
+    op: Op,
+    inputs: Sequence[Value | None],
+    inner: Sequence[Node],
+    combine: Combine,
+) -> None:
+    origins = [n.origin for n in (*inner, node)]
+    name = next((n.name for n in inner if isinstance(n.op, Linear)), node.name)
+    rw.replace(node, op, inputs, name=name)
+    node.origin = combine(
+        origins,
+        [v.host if v is not None else None for v in node.inputs],
+        [v.host for v in node.outputs],
+    )
+    for dead in inner:
+        rw.erase(dead)
+
+
+Found = tuple[Op, Sequence[Value | None], Sequence[Node]]
+
+
+def _producer(value: Value | None) -> Node | None:
+    """The node that makes a value which nobody else reads."""
+    if value is None or not value.has_one_use or value.producer is None:
+        return None
+    return value.producer if len(value.producer.outputs) == 1 else None
+
+
+def _gated(node: Node) -> Found | None:
+    """``x * sigmoid(x)`` and ``x * hard_sigmoid(x)``."""
+    for x, gate in (node.inputs, node.inputs[::-1]):
+        inner = _producer(gate)
+        if inner is None or not isinstance(inner.op, Activation) or inner.inputs[0] is not x:
+            continue
+        if inner.op.kind == "sigmoid":
+            return Activation("silu"), [x], [inner]
+        if inner.op.kind == "hard_sigmoid" and _near(inner.op.params, (1 / 6, 0.5)):
+            return Activation("hard_swish"), [x], [inner]
+    return None
+
+
+def _near(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+def _constant(node: Node | None, scale: float | None, shift: float | None) -> bool:
+    """Whether a node is a Scale by these scalars."""
+    if node is None or not isinstance(node.op, Scale):
+        return False
+    for index, wanted in ((1, scale), (2, shift)):
+        value = node.input(index)
+        if (value is None) != (wanted is None):
+            return False
+        if value is not None and wanted is not None:
+            if value.data is None or value.data.size != 1:
+                return False
+            if not math.isclose(float(value.data.float64()[0]), wanted, rel_tol=1e-3):
+                return False
+    return True
+
+
+def _exact(node: Node, wanted: float) -> bool:
+    """Whether a Scale's factor is ``wanted`` to the last digits of its storage type."""
+    value = node.input(1)
+    assert value is not None
+    assert value.data is not None
+    digits = {"f64": 1e-12, "f32": 1e-6}.get(value.data.dtype.value, 1e-2)
+    return math.isclose(float(value.data.float64()[0]), wanted, rel_tol=digits)
+
+
+def _erf_gate(value: Value | None) -> tuple[Value, list[Node]] | None:
+    """``1 + erf(x / sqrt(2))``: x and the nodes."""
+    add = _producer(value)
+    if add is None or not _constant(add, None, 1.0):
+        return None
+    erf = _producer(add.inputs[0])
+    if erf is None or not isinstance(erf.op, Opaque):
+        return None
+    if erf.op.kind not in ("onnx:Erf", "fx:torch.erf", "fx:aten.erf"):
+        return None
+    inner = _producer(erf.inputs[0])
+    if inner is None or not _constant(inner, math.sqrt(0.5), None):
+        return None
+    if not _exact(inner, math.sqrt(0.5)) or inner.inputs[0] is None:
+        return None
+    return inner.inputs[0], [inner, erf, add]
+
+
+def _gelu(node: Node) -> Found | None:
+    """``x * (1 + erf(x / sqrt 2)) / 2`` with the half on either factor."""
+    for plain, gated in (node.inputs, node.inputs[::-1]):
+        gate = _erf_gate(gated)
+        half = _producer(plain)
+        if gate and half and _constant(half, 0.5, None) and half.inputs[0] is gate[0]:
+            return Activation("gelu"), [gate[0]], [half, *gate[1]]
+        scaled = _producer(gated)
+        if scaled is not None and _constant(scaled, 0.5, None):
+            gate = _erf_gate(scaled.inputs[0])
+            if gate is not None and gate[0] is plain:
+                return Activation("gelu"), [plain], [*gate[1], scaled]
+    return None
+
+
+def _gelu_halved(node: Node) -> Found | None:
+    """``(x * (1 + erf(x / sqrt 2))) * 0.5``."""
+    if not _constant(node, 0.5, None):
+        return None
+    product = _producer(node.inputs[0])
+    if product is None or not isinstance(product.op, Mul):
+        return None
+    for plain, gated in (product.inputs, product.inputs[::-1]):
+        gate = _erf_gate(gated)
+        if gate is not None and gate[0] is plain:
+            return Activation("gelu"), [plain], [*gate[1], product]
+    return None
+
+
+def _bias(node: Node) -> Found | None:
+    """A dense layer without a bias, and a constant vector added to it."""
+    if node.input(1) is not None or node.input(2) is None:
+        return None
+    linear, x, shift = _producer(node.inputs[0]), node.inputs[0], node.inputs[2]
+    if linear is None or not isinstance(linear.op, Linear) or linear.input(2) is not None:
+        return None
+    assert isinstance(node.op, Scale)
+    assert x is not None
+    assert shift is not None
+    if x.type.rank is None or node.op.axis != x.type.rank - 1:
+        return None
+    if shift.type.dim(0) != x.type.dim(-1):
+        return None
+    return Linear(), [*linear.inputs[:2], shift], [linear]
+
+
+_RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
+    Mul: (_gated, _gelu),
+    Scale: (_bias, _gelu_halved),
+}

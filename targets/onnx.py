@@ -1,0 +1,361 @@
+"""IR graphs to ONNX.
+
+An ONNX-born graph is edited natively: what was not changed is copied from the host model verbatim, names
+are remapped, changed nodes are spelled anew in the model's own opset, and everything else of the model
+(metadata, functions, doc strings, custom domains) stays. When nothing was changed the result equals the
+host model. A graph made from text is spelled from nothing; an FX-born graph goes through
+``torch.onnx.export(dynamo=True)``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from ..frontends.onnx import OnnxHost, OnnxOrigin, bodies, captures
+from ..frontends.onnx_tensors import code_of, proto_of
+from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
+from .onnx_save import save_model
+from .onnx_spelling import NEWEST_OPSET, spell
+
+_INLINE_BYTES = 1 << 10
+"""New tensors up to this size are written into the model at once, larger ones when it is saved."""
+
+
+def to_onnx(graph: Graph) -> ModelProto:
+    """Emit a graph as an ONNX model in memory.
+
+    External data of the host model that was not changed stays external, by its old location.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+    """
+    model, tensors = emit(graph)
+    for proto in model.graph.initializer:
+        if proto.name in tensors:
+            proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
+    return model
+
+
+def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
+    """Emit a graph into a file, atomically; large tensors are streamed.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+        UsageError: If the file cannot be written.
+    """
+    model, tensors = emit(graph)
+    base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
+    save_model(model, path, tensors, base_dir)
+
+
+def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
+    """The model, with large new initializers as empty placeholders, and their tensors by name."""
+    if isinstance(graph.host, OnnxHost):
+        return _Emitter(graph, graph.host).run()
+    if graph.host is None:
+        host = OnnxHost(_empty_model(graph), None, NEWEST_OPSET)
+        return _Emitter(graph, host).run()
+    return _exported(graph), {}
+
+
+def _empty_model(graph: Graph) -> ModelProto:
+    made = helper.make_graph(
+        [],
+        graph.name,
+        [_value_info(v.name, v.type) for v in graph.inputs],
+        [_value_info(n, v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)],
+    )
+    opsets = [helper.make_opsetid("", NEWEST_OPSET)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=10, producer_name="graphshrink")
+
+
+def _value_info(name: str, type_: TensorType) -> Any:
+    code = code_of(type_.dtype) if type_.dtype is not None else TensorProto.UNDEFINED
+    return helper.make_tensor_value_info(name, code, type_.shape)
+
+
+def _exported(graph: Graph) -> ModelProto:
+    """An FX-born graph through torch's own exporter, without its stack traces."""
+    import torch
+
+    from .fx import example_inputs_of, to_fx
+
+    module = to_fx(graph)
+    program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    assert program is not None
+    model: ModelProto = program.model_proto
+    for node in model.graph.node:
+        kept = [p for p in node.metadata_props if "stack_trace" not in p.key]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return model
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, host: OnnxHost) -> None:
+        self.graph, self.host = graph, host
+        self.source = host.model.graph
+        self.nodes: list[NodeProto] = []
+        self.added: list[TensorProto] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.names: dict[Value, str] = {}
+        self.taken = self._host_names()
+        self.fresh = 0
+        self.verbatim: list[int] = []
+        self.kept_constants = {t.name for t in [*self.source.initializer]} | set(
+            host.constant_nodes
+        )
+        self.kept_constants |= {t.values.name for t in self.source.sparse_initializer}
+        self.made: set[str] = set()
+
+    def _host_names(self) -> set[str]:
+        taken = {v.name for v in [*self.source.input, *self.source.output]}
+        taken |= {t.name for t in self.source.initializer}
+        for node in self.source.node:
+            taken.update(node.output)
+            taken.update(node.input)
+            for body in bodies(node):
+                taken |= _all_names(body)
+        return taken
+
+    def run(self) -> tuple[ModelProto, dict[str, Tensor]]:
+        self._name_outputs()
+        for value in self.graph.inputs:
+            self.names[value] = value.host if isinstance(value.host, str) else value.name
+            self.made.add(self.names[value])
+        for node in self.graph.nodes:
+            self._node(node)
+        for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            if self._name(value) != name:
+                self.nodes.append(helper.make_node("Identity", [self._name(value)], [name]))
+        model = ModelProto()
+        if self._unchanged():
+            model.CopyFrom(self.host.model)
+            return model, {}
+        self._assemble(model)
+        return model, self.tensors
+
+    # Names.
+
+    def _name_outputs(self) -> None:
+        """A node's result that is returned carries the output's name; the rest get their host's name."""
+        outputs = set(self.graph.output_names)
+        for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            if value.producer is not None and self.names.get(value) != value.host:
+                self.names[value] = name
+        used = set(self.names.values())
+        for node in self.graph.nodes:
+            for value in node.outputs:
+                if value in self.names or not isinstance(value.host, str):
+                    continue
+                if value.host not in used and value.host not in outputs:
+                    self.names[value] = value.host
+
+    def _new_name(self, hint: str) -> str:
+        name, count = hint, 0
+        while name in self.taken:
+            count += 1
+            name = f"{hint}_{count}"
+        self.taken.add(name)
+        return name
+
+    def _name(self, value: Value) -> str:
+        name = self.names.get(value)
+        if name is not None:
+            return name
+        if value.producer is None and value.data is not None:
+            if isinstance(value.host, str) and value.host in self.kept_constants:
+                name = value.host
+            else:
+                name = self._add_constant(value.data, value.name)
+        else:
+            name = self._new_name(value.name)
+        self.names[value] = name
+        return name
+
+    def _add_constant(self, data: Tensor, hint: str) -> str:
+        name = self._new_name(hint)
+        if data.nbytes <= _INLINE_BYTES or data.dtype is DType.STRING or data.dtype.bits < 8:
+            self.added.append(proto_of(data, name))
+            return name
+        self.added.append(TensorProto(name=name, data_type=code_of(data.dtype), dims=data.shape))
+        self.tensors[name] = data
+        return name
+
+    # Nodes.
+
+    def _node(self, node: Node) -> None:
+        origin = node.origin
+        if isinstance(origin, OnnxOrigin) and self._copy(node, origin):
+            pass
+        elif isinstance(node.op, Opaque):
+            raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
+        else:
+            inputs = [self._name(v) if v is not None else "" for v in node.inputs]
+            outputs = [self._name(v) for v in node.outputs]
+            self.nodes += spell(
+                node,
+                inputs,
+                outputs,
+                opset=self.host.opset,
+                new_constant=self._add_constant,
+                new_name=self._new_name,
+            )
+        self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
+
+    def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
+        """Copy the host nodes with remapped names; ``False`` when they no longer say what is meant."""
+        mapping: dict[str, str] = {}
+        for value, was in zip(node.inputs, origin.inputs, strict=True):
+            if value is None or was is None:
+                if value is not None or was is not None:
+                    return False
+                continue
+            if not isinstance(was, str):
+                # A derived constant: the host node means it only while it is the same.
+                if value.host != was:
+                    return False
+                continue
+            if mapping.get(was, self._name(value)) != self._name(value):
+                return False
+            mapping[was] = self._name(value)
+        for value, was in zip(node.outputs, origin.outputs, strict=True):
+            if isinstance(was, str):
+                mapping[was] = self._name(value)
+        inner = {name for i in origin.nodes for name in self.source.node[i].output}
+        for index in origin.nodes:
+            source = self.source.node[index]
+            for name in source.input:
+                known = not name or name in mapping or name in inner or name in self.made
+                if not known and name not in self.kept_constants:
+                    return False
+        changed = {a: b for a, b in mapping.items() if a != b}
+        for index in origin.nodes:
+            source = self.source.node[index]
+            copied = NodeProto()
+            copied.CopyFrom(source)
+            if changed:
+                _rename(copied, changed)
+            else:
+                self.verbatim.append(index)
+            self.nodes.append(copied)
+        return True
+
+    # The model.
+
+    def _unchanged(self) -> bool:
+        total = len(self.source.node) - len(self.host.constant_nodes)
+        if (
+            self.added
+            or len(self.nodes) != total
+            or sorted(self.verbatim)
+            != sorted(set(range(len(self.source.node))) - set(self.host.constant_nodes.values()))
+        ):
+            return False
+        return self.host.idle <= self._live_constants()
+
+    def _live_constants(self) -> set[str]:
+        return {v.host for v in self.graph.constants if isinstance(v.host, str)}
+
+    def _assemble(self, model: ModelProto) -> None:
+        host = self.host.model
+        _copy_fields(host, model, skip={"graph"})
+        _copy_fields(
+            self.source,
+            model.graph,
+            skip={"node", "initializer", "value_info", "sparse_initializer"},
+        )
+        read = {name for node in self.nodes for name in node.input}
+        for node in self.nodes:
+            if any(True for _ in bodies(node)):
+                read.update(captures(node))
+        read.update(v.name for v in self.source.output)
+        wanted = read | (self.host.idle & self._live_constants())
+        listed = {v.name for v in self.source.input}
+        for index in sorted(self.host.constant_nodes.values()):
+            if self.source.node[index].output[0] in wanted:
+                model.graph.node.append(self.source.node[index])
+        model.graph.node.extend(self.nodes)
+        for proto in self.source.initializer:
+            if proto.name in wanted or proto.name in listed:
+                model.graph.initializer.append(proto)
+        for sparse in self.source.sparse_initializer:
+            if sparse.values.name in wanted:
+                model.graph.sparse_initializer.append(sparse)
+        model.graph.initializer.extend(self.added)
+        made = {name for node in model.graph.node for name in node.output}
+        # A name keeps its stated type only while the same value carries it.
+        same = {
+            name: value
+            for value, name in self.names.items()
+            if value.producer is not None and value.host == name
+        }
+        interior = {
+            name
+            for node in self.graph.nodes
+            if isinstance(node.origin, OnnxOrigin)
+            for index in node.origin.nodes
+            for name in self.source.node[index].output
+        }
+        for info in self.source.value_info:
+            if info.name in made and (info.name in same or info.name in interior):
+                model.graph.value_info.append(info)
+
+
+def _copy_fields(source: Any, target: Any, skip: set[str]) -> None:
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if isinstance(value, (int, float, str, bytes)):
+            setattr(target, descriptor.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        else:
+            getattr(target, descriptor.name).CopyFrom(value)
+
+
+def _all_names(body: GraphProto) -> set[str]:
+    found = {v.name for v in [*body.input, *body.output]} | {t.name for t in body.initializer}
+    for node in body.node:
+        found.update(node.input)
+        found.update(node.output)
+        for inner in bodies(node):
+            found |= _all_names(inner)
+    return found
+
+
+def _rename(node: NodeProto, mapping: Mapping[str, str]) -> None:
+    """Rename what a node reads and makes, its subgraphs' captured names included."""
+    for names in (node.input, node.output):
+        for i, name in enumerate(names):
+            if name in mapping:
+                names[i] = mapping[name]
+    for body in bodies(node):
+        _rename_body(body, mapping)
+
+
+def _rename_body(body: GraphProto, mapping: Mapping[str, str]) -> None:
+    own: set[str] = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer}
+    own |= _made(body.node)
+    outer = {a: b for a, b in mapping.items() if a not in own}
+    if not outer:
+        return
+    for node in body.node:
+        for i, name in enumerate(node.input):
+            if name in outer:
+                node.input[i] = outer[name]
+        for inner in bodies(node):
+            _rename_body(inner, outer)
+    renamed = [value for value in body.output if value.name in outer]
+    for value in renamed:
+        # The body returns an outer value: its own output keeps its name through an Identity.
+        body.node.append(helper.make_node("Identity", [outer[value.name]], [value.name]))
+
+
+def _made(nodes: Iterable[NodeProto]) -> set[str]:
+    return {name for node in nodes for name in node.output}
