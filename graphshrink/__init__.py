@@ -1,1 +1,45 @@
-"""graphshrink."""
+"""graphshrink: a graph-level compiler that makes trained networks smaller and leaves them correct.
+
+from graphshrink import shrink_graph
+small = shrink_graph(traced)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .ir import (
+        Exactness,
+        Graph,
+        GraphshrinkError,
+        MissingExtra,
+        ModelError,
+        Rewriter,
+        UsageError,
+    )
+    from .passes import Context, Pass, PassError, Pipeline, register
+    from .report import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_PIPELINE", "Context", "Exactness", "Graph", "GraphshrinkError", "MissingExtra",
+    "ModelError", "Pass", "PassError", "Pipeline", "Report", "Rewriter", "ShrinkResult", "UsageError",
+    "register", "shrink", "shrink_graph",
+]  # fmt: skip
+
+_HOMES = {
+    **dict.fromkeys(("DEFAULT_PIPELINE", "ShrinkResult", "shrink", "shrink_graph"), ".api"),
+    **dict.fromkeys(("Context", "Pass", "PassError", "Pipeline", "register"), ".passes"),
+    "Report": ".report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are loaded on first use: `import graphshrink` costs nothing.
+    if name not in __all__:
+        raise AttributeError(f"module 'graphshrink' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, ".ir"), __name__), name)

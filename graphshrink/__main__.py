@@ -1,0 +1,5 @@
+"""``python -m graphshrink``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""Two models side by side: numbers, size, and latency as a paired ratio.
+
+Runs of A and B alternate (A B B A), so that what the machine does besides falls on both alike. The ratio
+is the median over pairs, and its interval comes from the order statistics of the pairs (a sign test, 95 %).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .api import load
+from .evaluate import random_inputs, session
+from .ir import UsageError
+from .passes import relative_error
+from .report import Size, size_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two models compare.
+
+    Attributes:
+        error: The largest output error of B, relative to A's largest output.
+        sizes: The sizes of A and B.
+        file_bytes: Bytes of the two files, external data not counted.
+        milliseconds: The median latencies.
+        speedup: The median of A's time over B's, with the ends of its 95 % interval.
+    """
+
+    error: float
+    sizes: tuple[Size, Size]
+    file_bytes: tuple[int, int]
+    milliseconds: tuple[float, float]
+    speedup: tuple[float, float, float]
+
+    def to_dict(self, tolerance: float) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "error": self.error,
+            "equal": self.error <= tolerance,
+            "a": {**vars(self.sizes[0]), "file_bytes": self.file_bytes[0]},
+            "b": {**vars(self.sizes[1]), "file_bytes": self.file_bytes[1]},
+            "milliseconds": list(self.milliseconds),
+            "speedup": dict(zip(("median", "low", "high"), self.speedup, strict=True)),
+        }
+
+    def render(self, console: Console, first: str, second: str) -> None:
+        """Print a table."""
+        table = size_table(*self.sizes)
+        table.columns[1].header, table.columns[2].header = first, second
+        table.add_row("file bytes", *(f"{b:,}" for b in self.file_bytes))
+        table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.milliseconds))
+        console.print(table)
+        middle, low, high = self.speedup
+        console.print(f"speed-up of B: {middle:.3f}x (95 % interval {low:.3f} to {high:.3f})")
+        console.print(f"largest output error, relative: {self.error:.2e}")
+
+
+def compare_models(
+    first: Path,
+    second: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Path | None = None,
+    runs: int = 30,
+    threads: int = 0,
+    seed: int = 0,
+) -> Comparison:
+    """Run both models on the same inputs.
+
+    Raises:
+        ModelError: If a file cannot be read or run.
+        UsageError: If the inputs do not fit, or the models have different ones.
+    """
+    a, _ = load(first)
+    b, _ = load(second)
+    names = [v.name for v in a.inputs]
+    if names != [v.name for v in b.inputs] or a.output_names != b.output_names:
+        raise UsageError(f"{first} and {second} have different inputs or outputs")
+    if data is not None:
+        try:
+            with np.load(data, allow_pickle=False) as file:
+                feeds = {name: file[name] for name in names}
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"{data}: not an .npz file with {', '.join(names)}: {error}"
+            ) from error
+    else:
+        feeds = random_inputs(a, shapes, seed)
+    one, two = session(first, threads), session(second, threads)
+    try:
+        want, got = one.run(None, feeds), two.run(None, feeds)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(f"the models do not run on these inputs: {first_line}") from error
+    times: list[tuple[float, float]] = []
+    for turn in range(runs + 2):
+        pair = [0.0, 0.0]
+        for which in ((0, 1), (1, 0))[turn % 2]:
+            start = time.perf_counter()
+            (one, two)[which].run(None, feeds)
+            pair[which] = time.perf_counter() - start
+        if turn >= 2:  # The first two warm up.
+            times.append((pair[0], pair[1]))
+    array = np.array(times)
+    medians = np.median(array, axis=0) * 1e3
+    return Comparison(
+        relative_error(want, got),
+        (Size.of(a), Size.of(b)),
+        (first.stat().st_size, second.stat().st_size),
+        (float(medians[0]), float(medians[1])),
+        _median_interval(array[:, 0] / array[:, 1]),
+    )
+
+
+def _median_interval(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float, float]:
+    ordered = np.sort(ratios)
+    n = len(ordered)
+    # The number of pairs below the median is binomial(n, 1/2); normal limits are close enough.
+    reach = int(math.ceil(0.98 * math.sqrt(n)))
+    low, high = max(n // 2 - reach, 0), min((n - 1) // 2 + reach, n - 1)
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])

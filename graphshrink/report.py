@@ -1,0 +1,176 @@
+"""What a run did: sizes before and after, and for each pass its changes, refusals and error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .ir import Graph, Opaque
+from .passes import PassRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+"""The version of the JSON form."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a graph is.
+
+    Attributes:
+        nodes: The number of nodes.
+        ops: Nodes by op.
+        parameters: Elements of the floating-point constants that something reads.
+        bytes: Bytes of all constants that something reads.
+        macs: Multiply-accumulates for one run; ``None`` when a size is unknown.
+    """
+
+    nodes: int
+    ops: dict[str, int]
+    parameters: int
+    bytes: int
+    macs: int | None
+
+    @classmethod
+    def of(cls, graph: Graph) -> Size:
+        """Measure a graph. Symbolic batch sizes count as 1."""
+        ops: Counter[str] = Counter()
+        macs: int | None = 0
+        for node in graph.nodes:
+            ops[node.op.kind if isinstance(node.op, Opaque) else node.op.name] += 1
+            inputs = [None if t is None else _one_sample(t) for t in node.input_types]
+            found = node.op.macs(inputs, [_one_sample(v.type) for v in node.outputs])
+            macs = None if macs is None or found is None else macs + found
+        read = [v.data for v in graph.constants if v.data is not None and v.use_count]
+        return cls(
+            nodes=len(graph),
+            ops=dict(sorted(ops.items())),
+            parameters=sum(t.size for t in read if t.dtype.is_float),
+            bytes=sum(t.nbytes for t in read),
+            macs=macs,
+        )
+
+
+def _one_sample(type_: Any) -> Any:
+    shape = type_.shape
+    if not shape or isinstance(shape[0], int):
+        return type_
+    return type_.with_shape((1, *shape[1:]))
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        pipeline: The passes, as a pipeline text.
+        before: The size of the graph that came in.
+        after: The size of the graph that went out.
+        passes: What each pass did.
+        notes: What was missed for want of shapes or types.
+    """
+
+    pipeline: str
+    before: Size
+    after: Size
+    passes: list[PassRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        """True when a pass changed something and was not rolled back."""
+        return any(r.rewrites and not r.rolled_back for r in self.passes)
+
+    @property
+    def failed(self) -> bool:
+        """True when a pass was rolled back because its numbers were wrong."""
+        return any(r.rolled_back for r in self.passes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, for JSON."""
+        return {
+            "schema": SCHEMA,
+            "pipeline": self.pipeline,
+            "before": vars(self.before),
+            "after": vars(self.after),
+            "passes": [
+                {
+                    "pass": r.text,
+                    "exactness": str(r.exactness),
+                    "seconds": r.seconds,
+                    "error": r.error,
+                    "rolled_back": r.rolled_back,
+                    "rewrites": [
+                        {"what": w.what, "nodes": list(w.nodes), "exactness": str(w.exactness)}
+                        for w in r.rewrites
+                    ],
+                    "refusals": [
+                        {"node": f.node, "op": f.op, "reason": f.reason} for f in r.refusals
+                    ],
+                }
+                for r in self.passes
+            ],
+            "notes": list(self.notes),
+        }
+
+    def render(self, console: Console, *, verbose: bool = False) -> None:
+        """Print tables: sizes, passes, and with ``verbose`` every rewrite and refusal."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        console.print(size_table(self.before, self.after))
+        table = Table("pass", "changes", "refusals", "exactness", "seconds", "error")
+        for r in self.passes:
+            table.add_row(
+                escape(r.text),
+                f"{len(r.rewrites)}{' (rolled back)' if r.rolled_back else ''}",
+                str(len(r.refusals)),
+                str(r.exactness),
+                "-" if r.seconds is None else f"{r.seconds:.3f}",
+                "not checked" if r.error is None else f"{r.error:.1e}",
+            )
+        console.print(table)
+        if verbose:
+            for r in self.passes:
+                for (what, kind), nodes in _grouped(
+                    ((w.what, str(w.exactness)), ", ".join(w.nodes)) for w in r.rewrites
+                ):
+                    console.print(escape(f"{r.text}: {what} ({kind}): {nodes}"), soft_wrap=True)
+                for (reason, op), nodes in _grouped(((f.reason, f.op), f.node) for f in r.refusals):
+                    line = f"{r.text}: left {op} {nodes}: {reason}"
+                    console.print(escape(line), soft_wrap=True)
+        elif any(r.refusals for r in self.passes):
+            console.print("What was left alone, and why: run again with -v.")
+        for note in self.notes:
+            console.print(escape(f"note: {note}"), soft_wrap=True)
+
+
+def _grouped(pairs: Any) -> list[tuple[tuple[str, str], str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, []).append(name)
+    return [
+        (key, "; ".join(names[:8]) + (f"; and {len(names) - 8} more" if len(names) > 8 else ""))
+        for key, names in groups.items()
+    ]
+
+
+def size_table(before: Size, after: Size | None = None) -> Any:
+    """A table of one size, or of two side by side."""
+    from rich.table import Table
+
+    columns = [("", before)] if after is None else [("before", before), ("after", after)]
+    table = Table("", *[title or "count" for title, _ in columns])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    sizes = [size for _, size in columns]
+    table.add_row("nodes", *(f"{s.nodes:,}" for s in sizes))
+    table.add_row("parameters", *(f"{s.parameters:,}" for s in sizes))
+    table.add_row("bytes of constants", *(f"{s.bytes:,}" for s in sizes))
+    table.add_row("MACs", *("unknown" if s.macs is None else f"{s.macs:,}" for s in sizes))
+    for op in sorted({op for s in sizes for op in s.ops}):
+        table.add_row(f"  {op}", *(f"{s.ops.get(op, 0):,}" for s in sizes))
+    return table
