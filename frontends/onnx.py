@@ -391,12 +391,10 @@ def _evaluate(node: NodeProto, arrays: dict[str, Any], model: ModelProto) -> lis
         session = onnxruntime.InferenceSession(
             single.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        results: list[Any] = session.run(
-            None, {n: np.ascontiguousarray(a) for n, a in arrays.items()}
-        )
+        results: Any = session.run(None, {n: np.ascontiguousarray(a) for n, a in arrays.items()})
     except Exception:
         return None
-    return results if all(isinstance(r, np.ndarray) for r in results) else None
+    return list(results) if all(isinstance(r, np.ndarray) for r in results) else None
 
 
 def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:

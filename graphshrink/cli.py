@@ -166,7 +166,7 @@ def passes(as_json: Json = False) -> None:
     from .passes import known_passes
     from .passes.base import option_fields, option_text
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, cls in known_passes().items():
         options = {f.name.replace("_", "-"): option_text(f.default) for f in option_fields(cls)}
         doc = (cls.__doc__ or "").strip().splitlines()
@@ -186,8 +186,8 @@ def passes(as_json: Json = False) -> None:
 
     table = Table("pass", "exactness", "options and defaults", "what it does")
     for row in rows:
-        shown = "\n".join(f"{k}={v}" for k, v in dict(row["options"]).items())
-        table.add_row(row["name"], row["exactness"], escape(shown), escape(str(row["doc"])))
+        shown = "\n".join(f"{k}={v}" for k, v in row["options"].items())
+        table.add_row(row["name"], row["exactness"], escape(shown), escape(row["doc"]))
     _console().print(table)
 
 

@@ -127,6 +127,6 @@ def _median_interval(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[flo
     ordered = np.sort(ratios)
     n = len(ordered)
     # The number of pairs below the median is binomial(n, 1/2); normal limits are close enough.
-    reach = int(math.ceil(0.98 * math.sqrt(n)))
+    reach = math.ceil(0.98 * math.sqrt(n))
     low, high = max(n // 2 - reach, 0), min((n - 1) // 2 + reach, n - 1)
     return float(np.median(ordered)), float(ordered[low]), float(ordered[high])

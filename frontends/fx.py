@@ -1,0 +1,383 @@
+"""torch.fx graphs to IR graphs.
+
+Every call becomes one IR node, canonical where the IR knows it and ``Opaque`` elsewhere. Weights stay the
+caller's own parameters behind lazy handles. In-place calls are followed through views: where another
+reader could see the change, everything that touches that memory becomes a barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .. import ir
+from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
+from .fx_ops import ALLOCATES, CALLS, DTYPES, SHARES_MEMORY, Call, call_name, module_call, type_of
+from .raising import raise_patterns
+
+
+@dataclass(frozen=True)
+class FxOrigin:
+    """The host nodes that an IR node stands for, by name, in order."""
+
+    nodes: tuple[str, ...]
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class FxHost:
+    """The host module of an FX-born graph, and what is known of its inputs.
+
+    Attributes:
+        module: The module, which nobody may change.
+        inputs: Example inputs, or ``None``.
+        order: Host nodes by name.
+        inplace: Names of host nodes that work in place.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Any, ...] | None
+    order: dict[str, fx.Node]
+    inplace: frozenset[str]
+
+
+def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
+    """Import a traced module; neither the module nor its graph is changed.
+
+    Args:
+        module: The module, in evaluation mode.
+        example_inputs: Inputs from which shapes are found; nothing is computed on them.
+
+    Raises:
+        ModelError: If a module is in training mode and would behave differently.
+    """
+    return _Importer(module, example_inputs).run()
+
+
+def tensor_of(found: torch.Tensor) -> Tensor | None:
+    """A lazy handle on a torch tensor, which becomes its ``host``."""
+    dtype = DTYPES.get(found.dtype)
+    if dtype is None:
+        return None
+
+    def load() -> Any:
+        plain = found.detach().cpu().contiguous()
+        if found.dtype is torch.bfloat16:
+            return plain.view(torch.int16).numpy().view(ir.DType.BF16.numpy)
+        return plain.numpy()
+
+    return LazyTensor(tuple(found.shape), dtype, load, found)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph on fake tensors and keeps the type of every result."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        # In-place views may change a tensor's shape later: keep the type, not the tensor.
+        self.found[n.name] = type_of(result)
+        return result
+
+
+def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
+    """The types of all results, from a run on fake tensors."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+    interpreter = _Shapes(module)
+    with mode, torch.no_grad():
+        interpreter.run(*fakes)
+    return interpreter.found
+
+
+class _Importer:
+    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
+        self.module, self.inputs = module, inputs
+        self.graph = Graph(type(module).__name__.lower())
+        self.values: dict[str, Value] = {}
+        self.parameters: dict[int, Value] = {}
+        self.modules = dict(module.named_modules())
+        self.nodes = list(module.graph.nodes)
+        self.types: dict[str, TensorType] = {}
+
+    def run(self) -> Graph:
+        if self.inputs is not None:
+            try:
+                self.types = shapes_of(self.module, self.inputs)
+            except Exception as error:
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ModelError(f"the module does not run on example_inputs: {first}") from error
+        else:
+            self.types = {n.name: type_of(n.meta["val"]) for n in self.nodes if "val" in n.meta}
+            if not self.types:
+                self.graph.notes.append(
+                    "no shapes are known: give example_inputs for bias maps, skips and exact costs"
+                )
+        self._check_mode()
+        inplace, barrier = self._aliases()
+        for node in self.nodes:
+            self._node(node, node.name in barrier)
+        order = {n.name: n for n in self.nodes}
+        self.graph.host = FxHost(self.module, self.inputs, order, frozenset(inplace))
+        raise_patterns(self.graph, _combine)
+        return self.graph
+
+    def _check_mode(self) -> None:
+        for node in self.nodes:
+            if node.op == "call_module":
+                found = self.modules[str(node.target)]
+                batch = isinstance(found, nn.modules.batchnorm._BatchNorm)
+                drop = isinstance(found, nn.modules.dropout._DropoutNd) and found.p > 0
+                if found.training and (batch or drop):
+                    raise ModelError(
+                        f"module {node.target} ({type(found).__name__}) is in training mode: "
+                        "call model.eval() first"
+                    )
+            elif node.op == "call_function":
+                name = call_name(node.target)
+                place = 2 if name == "dropout" else 5
+                given = node.args[place] if len(node.args) > place else None
+                if name in ("dropout", "batch_norm", "aten.batch_norm") and (
+                    node.kwargs.get("training", node.kwargs.get("train", given)) is True
+                ):
+                    raise ModelError(
+                        f"{node.name} calls {name} in training mode: call model.eval() "
+                        "before it is traced"
+                    )
+
+    # Memory.
+
+    def _inplace(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.modules[str(node.target)], "inplace", False))
+        if node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None:
+            return True
+        if isinstance(node.target, torch._ops.OpOverload):
+            return node.target._schema.is_mutable
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+            return name in ("setitem", "delitem") or (name.startswith("i") and name in _AUGMENTED)
+        if len(node.args) > 1 and name in _INPLACE_PLACE and len(node.args) > _INPLACE_PLACE[name]:
+            return node.args[_INPLACE_PLACE[name]] is True
+        return node.op.startswith("call") and name.endswith("_") and not name.endswith("__")
+
+    def _fresh(self, node: fx.Node) -> bool:
+        """Whether the result is new memory."""
+        if node.op == "call_module":
+            found = self.modules[str(node.target)]
+            known = type(found).__module__.startswith("torch.nn.modules")
+            return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
+        if node.op in ("call_function", "call_method"):
+            return call_name(node.target).removeprefix("aten.") in ALLOCATES
+        return False
+
+    def _aliases(self) -> tuple[set[str], set[str]]:
+        """The nodes that work in place, and those that must be barriers because of it."""
+        inplace = {n.name for n in self.nodes if self._inplace(n)}
+        if not inplace:
+            return inplace, set()
+        position = {n.name: i for i, n in enumerate(self.nodes)}
+        group: dict[str, str] = {}
+
+        def find(name: str) -> str:
+            while group.setdefault(name, name) != name:
+                group[name] = group[group[name]]
+                name = group[name]
+            return name
+
+        for node in self.nodes:
+            if node.name in inplace or not self._fresh(node):
+                for source in node.all_input_nodes:
+                    group[find(node.name)] = find(source.name)
+        members: dict[str, list[fx.Node]] = {}
+        for node in self.nodes:
+            members.setdefault(find(node.name), []).append(node)
+        barrier: set[str] = set()
+        for found in members.values():
+            acting = [n for n in found if n.name in inplace]
+            if acting and not all(self._private(n, found, position) for n in acting):
+                barrier.update(n.name for n in found)
+                barrier.update(user.name for n in found for user in n.users)
+                self.graph.notes.append(
+                    f"{acting[0].name} changes memory in place that others read: "
+                    "everything that touches it is left alone"
+                )
+        return inplace, barrier
+
+    def _private(self, node: fx.Node, shared: list[fx.Node], position: dict[str, int]) -> bool:
+        """Whether nobody else can see what an in-place call writes.
+
+        The call must write its first argument, and only the call's own result may be read afterwards.
+        """
+        sources = node.all_input_nodes
+        if not sources or node.kwargs.get("out") is not None or not node.args:
+            return False
+        if call_name(node.target) not in CALLS and node.op != "call_module":
+            return False
+        here = position[node.name]
+        later = {n.name for n in shared if position[n.name] >= here}
+        for member in shared:
+            if member.op in ("placeholder", "get_attr", "output"):
+                return False
+            if member.name in later:
+                continue
+            if any(position[user.name] > here for user in member.users):
+                return False
+        return True
+
+    # Nodes.
+
+    def _node(self, node: fx.Node, barrier: bool) -> None:
+        if node.op == "placeholder":
+            value = self.graph.add_input(node.name, self.types.get(node.name, ir.UNKNOWN))
+            self._define(node, value)
+        elif node.op == "get_attr":
+            found = _attribute(self.module, str(node.target))
+            if isinstance(found, torch.Tensor) and not barrier:
+                value = self._parameter(found, str(node.target))
+                self.values[node.name] = value
+            else:
+                self._opaque(node)
+        elif node.op == "output":
+            for leaf in node.all_input_nodes:
+                self.graph.add_output(self.values[leaf.name], leaf.name)
+        else:
+            lowered = None if barrier else self._lower(node)
+            if lowered is None:
+                self._opaque(node, barrier)
+            else:
+                self._canonical(node, *lowered)
+
+    def _define(self, node: fx.Node, value: Value) -> None:
+        value.host = node.name
+        self.values[node.name] = value
+
+    def _parameter(self, found: torch.Tensor, name: str) -> Value:
+        """One value for one tensor, however many names it has."""
+        if id(found) not in self.parameters:
+            data = tensor_of(found)
+            if data is None:
+                raise ModelError(f"{name} has the element type {found.dtype}, which is not known")
+            value = self.graph.add_constant(data, name)
+            value.host = ("tensor", name)
+            self.parameters[id(found)] = value
+        return self.parameters[id(found)]
+
+    def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | None:
+        try:
+            lookup: Any = lambda n: self.values[n.name]  # noqa: E731
+            arguments: Any = fx.map_arg(node.args, lookup)
+            keywords: Any = dict(fx.map_arg(node.kwargs, lookup))  # type: ignore[call-overload]
+            if node.op == "call_module":
+                prefix, found = str(node.target), self.modules[str(node.target)]
+                if len(arguments) != 1 or keywords or _hooked(found):
+                    return None
+
+                def parameter(name: str) -> Value | None:
+                    tensor = getattr(found, name)
+                    return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
+
+                lowered = module_call(found, arguments[0], parameter)
+            else:
+                rule = CALLS.get(call_name(node.target))
+                keywords.pop("inplace", None)
+                lowered = rule(Call(tuple(arguments), dict(keywords))) if rule else None
+            if lowered is None:
+                return None
+            types = [o.type if o is not None else None for o in lowered[1]]
+            inferred = lowered[0].infer(types)
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError):
+            return None
+        known = self.types.get(node.name, ir.UNKNOWN)
+        return lowered if inferred is not None and inferred[0].accepts(known) else None
+
+    def _canonical(self, node: fx.Node, op: ir.Op, operands: Sequence[Any]) -> None:
+        inputs = [
+            self._derived(o, node, i) if isinstance(o, Tensor) else o
+            for i, o in enumerate(operands)
+        ]
+        name = str(node.target) if node.op == "call_module" else node.name
+        made = self.graph.append(
+            op,
+            inputs,
+            name=name,
+            types=[self.types.get(node.name, ir.UNKNOWN)],
+            output_names=[node.name],
+        )
+        self._define(node, made.output)
+        made.origin = _origin(made, (node.name,))
+
+    def _derived(self, data: Tensor, node: fx.Node, place: int) -> Value:
+        value = self.graph.add_constant(data, f"{node.name}_c{place}")
+        value.host = ("derived", node.name, place)
+        return value
+
+    def _opaque(self, node: fx.Node, barrier: bool = False) -> None:
+        target = node.target if isinstance(node.target, str) else _qualified(node.target)
+        pure = not barrier and not node.is_impure() and not self._inplace(node)
+        made = self.graph.append(
+            Opaque(f"fx:{target}", pure),
+            [self.values[n.name] for n in node.all_input_nodes],
+            name=node.name,
+            types=[self.types.get(node.name, ir.UNKNOWN)],
+            output_names=[node.name],
+        )
+        self._define(node, made.output)
+        made.origin = _origin(made, (node.name,))
+
+
+_AUGMENTED = {
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
+    "ilshift", "irshift", "iconcat",
+}  # fmt: skip
+_INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1,
+                  "leaky_relu": 2, "elu": 2, "dropout": 3, "hardtanh": 3}  # fmt: skip
+"""Where functions take ``inplace`` as a positional argument."""
+
+
+def _origin(made: ir.Node, nodes: tuple[str, ...]) -> FxOrigin:
+    return FxOrigin(
+        nodes,
+        tuple(v.host if v is not None else None for v in made.inputs),
+        tuple(v.host for v in made.outputs),
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Hooks and parametrizations may do anything."""
+    if hasattr(module, "parametrizations"):
+        return True
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _attribute(module: nn.Module, target: str) -> Any:
+    found: Any = module
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _qualified(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.replace("::", ".")
+    module = getattr(target, "__module__", None) or "torch"
+    name = getattr(target, "__name__", str(target))
+    return f"torch.{name}" if module.startswith("torch") else f"{module}.{name}"
+
+
+def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> FxOrigin:
+    nodes = tuple(name for origin in origins for name in origin.nodes)
+    return FxOrigin(nodes, tuple(inputs), tuple(outputs))
+
+
+__all__ = ["FxHost", "FxOrigin", "from_fx", "shapes_of", "tensor_of"]

@@ -1,0 +1,536 @@
+"""What torch's modules, functions, methods and ATen ops are in the IR.
+
+Calls are looked up by their plain name (``conv2d`` for ``F.conv2d``, ``torch.conv2d``, ``aten.conv2d``) and read
+with the argument order of ``torch.nn.functional``. A rule returns the op and its operands, or ``None`` to
+leave the call opaque.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import ir
+from ..ir import DerivedTensor, Op, SplatTensor, Tensor, TensorType, Value
+from .onnx_ops import scale_operands, scale_place
+
+Operand = Value | Tensor | None
+Lowered = tuple[Op, Sequence[Operand]]
+
+
+@dataclass
+class Call:
+    """One call, with values in place of tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument by place or by name."""
+        if place < len(self.args):
+            return self.args[place]
+        return self.kwargs.get(name, default)
+
+    def value(self, place: int, name: str = "input") -> Value:
+        """An argument that must be a tensor.
+
+        Raises:
+            TypeError: If it is not; the call then stays opaque.
+        """
+        found = self.get(place, name)
+        if not isinstance(found, Value):
+            raise TypeError(f"argument {name} is no tensor")
+        return found
+
+    def ints(self, place: int, name: str, default: Any, n: int) -> tuple[int, ...]:
+        """``n`` integers, one repeated where only one is given.
+
+        Raises:
+            TypeError: If they are not known integers.
+        """
+        return ints(self.get(place, name, default), n)
+
+
+def ints(found: Any, n: int) -> tuple[int, ...]:
+    """``n`` integers, one repeated where only one is given.
+
+    Raises:
+        TypeError: If they are not known integers.
+    """
+    if isinstance(found, int) and not isinstance(found, bool):
+        return (found,) * n
+    if not isinstance(found, (list, tuple)) or not all(type(d) is int for d in found):
+        raise TypeError(f"{found!r} is not {n} integers")
+    return tuple(found) * n if len(found) == 1 else tuple(found)
+
+
+def conv(call: Call, n: int) -> Lowered | None:
+    """``(x, weight, bias, stride, padding, dilation, groups)``."""
+    x, w = call.value(0), call.value(1, "weight")
+    stride, dilation = call.ints(3, "stride", 1, n), call.ints(5, "dilation", 1, n)
+    shape = w.type.static_shape
+    if shape is None or len(shape) != n + 2 or x.type.rank not in (None, n + 2):
+        return None
+    padding = call.get(4, "padding", 0)
+    if padding == "valid":
+        pads: tuple[int, ...] = (0,) * (2 * n)
+    elif padding == "same":
+        total = [dilation[i] * (shape[2 + i] - 1) for i in range(n)]
+        pads = (*(t // 2 for t in total), *(t - t // 2 for t in total))
+    else:
+        pads = ints(padding, n) * 2
+    op = ir.Conv(stride, pads, dilation, call.get(6, "groups", 1))
+    bias = call.get(2, "bias")
+    return op, [x, w] if bias is None else [x, w, bias]
+
+
+def conv_transpose(call: Call, n: int) -> Lowered | None:
+    """``(x, weight, bias, stride, padding, output_padding, groups, dilation)``."""
+    x, w = call.value(0), call.value(1, "weight")
+    if x.type.rank not in (None, n + 2):
+        return None
+    extra = call.ints(5, "output_padding", 0, n)
+    op = ir.ConvTranspose(
+        call.ints(3, "stride", 1, n),
+        call.ints(4, "padding", 0, n) * 2,
+        call.ints(7, "dilation", 1, n),
+        call.get(6, "groups", 1),
+        extra if any(extra) else (),
+    )
+    bias = call.get(2, "bias")
+    return op, [x, w] if bias is None else [x, w, bias]
+
+
+def convolution(call: Call) -> Lowered | None:
+    """ATen's general form: ``(x, w, b, stride, padding, dilation, transposed, output_padding, groups)``."""
+    x, w, b, stride, padding, dilation, transposed, extra, groups = call.args
+    n = len(stride)
+    if transposed:
+        return conv_transpose(Call((x, w, b, stride, padding, extra, groups, dilation)), n)
+    return conv(Call((x, w, b, stride, padding, dilation, groups)), n)
+
+
+def linear(call: Call) -> Lowered | None:
+    """``(x, weight, bias)``."""
+    w, bias = call.value(1, "weight"), call.get(2, "bias")
+    if w.type.rank != 2 or w.data is None:
+        return None
+    return ir.Linear(), [call.value(0), w] if bias is None else [call.value(0), w, bias]
+
+
+def batch_norm(call: Call) -> Lowered | None:
+    """``(x, mean, var, weight, bias, training, momentum, eps)``."""
+    if call.get(5, "training", False):
+        return None
+    return normalise(
+        call.value(0),
+        call.get(1, "running_mean"),
+        call.get(2, "running_var"),
+        call.get(3, "weight"),
+        call.get(4, "bias"),
+        call.get(7, "eps", 1e-5),
+    )
+
+
+def aten_batch_norm(call: Call) -> Lowered | None:
+    """ATen's order: ``(x, weight, bias, mean, var, training, momentum, eps, cudnn)``."""
+    x, weight, bias, mean, var, training, _, eps, *_ = call.args
+    return None if training else normalise(x, mean, var, weight, bias, eps)
+
+
+def normalise(x: Value, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Lowered | None:
+    """An evaluated batch norm as a Scale, computed in float64 when it is needed."""
+    tensors = [t.data if t is not None else None for t in (mean, var, weight, bias)]
+    m, v, gamma, beta = tensors
+    if m is None or v is None or (weight is not None and gamma is None):
+        return None
+    if bias is not None and beta is None:
+        return None
+
+    def scale() -> Any:
+        root = np.sqrt(v.float64() + eps)
+        return (gamma.float64() if gamma is not None else 1.0) / root
+
+    def shift() -> Any:
+        return (beta.float64() if beta is not None else 0.0) - m.float64() * scale()
+
+    dtype = x.type.dtype or m.dtype
+    return ir.Scale(1), [
+        x,
+        DerivedTensor(m.shape, dtype, scale),
+        DerivedTensor(m.shape, dtype, shift),
+    ]
+
+
+def arithmetic(kind: str) -> Callable[[Call], Lowered | None]:
+    """``x + y`` and its kin; constants per channel, and numbers, make a Scale."""
+
+    def rule(call: Call) -> Lowered | None:
+        a, b = call.get(0, "input"), call.get(1, "other")
+        if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("rounding_mode") is not None:
+            return None
+        for swapped in (False, True):
+            x, c = (b, a) if swapped else (a, b)
+            if not isinstance(x, Value) or x.data is not None or (swapped and kind == "Div"):
+                continue
+            data = c.data if isinstance(c, Value) else None
+            if isinstance(c, (int, float)) and not isinstance(c, bool):
+                if x.type.dtype is None or not x.type.dtype.is_wide_float:
+                    return None
+                data = SplatTensor((), x.type.dtype, float(c))
+            place = scale_place(x.type, data) if data is not None else None
+            if data is not None and place is not None:
+                axis, size = place
+                return ir.Scale(axis), [x, *scale_operands(kind, swapped, data, size)]
+        if not isinstance(a, Value) or not isinstance(b, Value):
+            return None
+        if a.type.dtype is None or a.type.dtype is not b.type.dtype:
+            return None
+        if kind == "Div" and not a.type.dtype.is_wide_float:
+            return None  # torch's true division makes floats of integers.
+        return getattr(ir, kind)(), [a, b]
+
+    return rule
+
+
+def activation(kind: str, *parameters: tuple[str, float]) -> Callable[[Call], Lowered | None]:
+    """An activation with its parameters in order."""
+
+    def rule(call: Call) -> Lowered | None:
+        params = tuple(
+            float(call.get(1 + i, name, default)) for i, (name, default) in enumerate(parameters)
+        )
+        x = call.value(0)
+        dtype = x.type.dtype
+        return (
+            None if dtype is not None and not dtype.is_float else (ir.Activation(kind, params), [x])
+        )
+
+    return rule
+
+
+def clip(call: Call) -> Lowered | None:
+    """``(x, min, max)``."""
+    low = call.get(1, "min", call.kwargs.get("min_val"))
+    high = call.get(2, "max", call.kwargs.get("max_val"))
+    return clipped(call.value(0), low, high)
+
+
+def clipped(x: Value, low: Any, high: Any) -> Lowered | None:
+    """A clip between two numbers, open where one is ``None``."""
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    if not all(isinstance(e, (int, float)) for e in ends):
+        return None
+    if x.type.dtype is not None and not x.type.dtype.is_wide_float:
+        return None
+    if ends == (0, 6):
+        return ir.Activation("relu6"), [x]
+    return ir.Activation("clip", (float(ends[0]), float(ends[1]))), [x]
+
+
+def gelu(call: Call) -> Lowered | None:
+    """``(x, approximate)``."""
+    kind = "gelu_tanh" if call.get(1, "approximate", "none") == "tanh" else "gelu"
+    return ir.Activation(kind), [call.value(0)]
+
+
+def average_pool(call: Call, n: int) -> Lowered | None:
+    """``(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)``."""
+    if call.get(6, "divisor_override") is not None:
+        return None
+    kernel = call.ints(1, "kernel_size", None, n)
+    stride = call.get(2, "stride")
+    padding = call.ints(3, "padding", 0, n)
+    counted = call.get(5, "count_include_pad", True)
+    return ir.AveragePool(
+        kernel if stride in (None, [], ()) else ints(stride, n),
+        padding * 2,
+        (1,) * n,
+        kernel,
+        bool(call.get(4, "ceil_mode", False)),
+        bool(counted) and any(padding),
+    ), [call.value(0)]
+
+
+def max_pool(call: Call, n: int) -> Lowered | None:
+    """``(x, kernel, stride, padding, dilation, ceil_mode, return_indices)``."""
+    if call.get(6, "return_indices", False):
+        return None
+    kernel = call.ints(1, "kernel_size", None, n)
+    stride = call.get(2, "stride")
+    return ir.MaxPool(
+        kernel if stride in (None, [], ()) else ints(stride, n),
+        call.ints(3, "padding", 0, n) * 2,
+        call.ints(4, "dilation", 1, n),
+        kernel,
+        bool(call.get(5, "ceil_mode", False)),
+    ), [call.value(0)]
+
+
+def adaptive_pool(call: Call, n: int) -> Lowered | None:
+    """Only to size 1: a global pool."""
+    size = call.get(1, "output_size")
+    x = call.value(0)
+    if ints(size, n) != (1,) * n or x.type.rank not in (None, n + 2):
+        return None
+    return ir.GlobalAveragePool(), [x]
+
+
+def mean(call: Call) -> Lowered | None:
+    """``(x, dim, keepdim)``."""
+    x, dim = call.value(0), call.get(1, "dim")
+    keep = bool(call.get(2, "keepdim", False))
+    rank = x.type.rank
+    if rank is None or dim is None or call.kwargs.get("dtype") is not None:
+        return None
+    axes = tuple(sorted(a % rank for a in ints(dim, 1)))
+    if keep and rank >= 3 and axes == tuple(range(2, rank)):
+        return ir.GlobalAveragePool(), [x]
+    return ir.Reduce("mean", axes, keep), [x]
+
+
+def flatten(call: Call) -> Lowered | None:
+    """``(x, start_dim, end_dim)``; only everything from axis 1 on."""
+    x = call.value(0)
+    start, end, rank = call.get(1, "start_dim", 0), call.get(2, "end_dim", -1), x.type.rank
+    if start != 1 or (end != -1 and (rank is None or end != rank - 1)) or rank in (0, 1):
+        return None
+    return ir.Flatten(1), [x]
+
+
+def reshape(call: Call) -> Lowered | None:
+    """``(x, shape)`` or ``(x, *sizes)`` of known integers."""
+    x = call.value(0)
+    found = call.args[1:] if len(call.args) > 2 else (call.get(1, "shape"),)
+    sizes = found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
+    target = ints(list(sizes), len(sizes))
+    return ir.Reshape(target), [x]
+
+
+def permute(call: Call) -> Lowered | None:
+    """``(x, dims)`` or ``(x, *dims)``."""
+    x = call.value(0)
+    found = call.args[1:] if len(call.args) > 2 else (call.get(1, "dims"),)
+    dims = found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
+    perm = ints(list(dims), len(dims))
+    return ir.Transpose(tuple(p % len(perm) for p in perm)), [x]
+
+
+def transpose(call: Call) -> Lowered | None:
+    """``(x, dim0, dim1)``."""
+    x, a, b = call.value(0), call.get(1, "dim0"), call.get(2, "dim1")
+    if x.type.rank is None:
+        return None
+    perm = list(range(x.type.rank))
+    perm[a], perm[b] = perm[b], perm[a]
+    return ir.Transpose(tuple(perm)), [x]
+
+
+def concat(call: Call) -> Lowered | None:
+    """``(tensors, dim)``."""
+    tensors, dim = call.get(0, "tensors"), call.get(1, "dim", 0)
+    if not isinstance(tensors, (list, tuple)) or not all(isinstance(t, Value) for t in tensors):
+        return None
+    rank = tensors[0].type.rank
+    if rank is None and dim < 0:
+        return None
+    return ir.Concat(dim % rank if rank else dim), list(tensors)
+
+
+def softmax(call: Call) -> Lowered | None:
+    """``(x, dim)``."""
+    x, dim = call.value(0), call.get(1, "dim")
+    if dim is None or call.kwargs.get("dtype") is not None:
+        return None
+    return ir.Softmax(dim % x.type.rank if x.type.rank else dim), [x]
+
+
+def layer_norm(call: Call) -> Lowered | None:
+    """``(x, normalized_shape, weight, bias, eps)``."""
+    x, shape = call.value(0), call.get(1, "normalized_shape")
+    if x.type.rank is None or not isinstance(shape, (list, tuple)):
+        return None
+    operands = [x, call.get(2, "weight"), call.get(3, "bias")]
+    while operands[-1] is None:
+        operands.pop()
+    return ir.LayerNorm(x.type.rank - len(shape), call.get(4, "eps", 1e-5)), operands
+
+
+def matmul(call: Call) -> Lowered | None:
+    """``(a, b)``."""
+    a, b = call.value(0), call.value(1, "other")
+    if a.type.dtype is None or a.type.dtype is not b.type.dtype:
+        return None
+    return ir.MatMul(), [a, b]
+
+
+def dropout(call: Call) -> Lowered | None:
+    """``(x, p, training)``: nothing happens when it is evaluated."""
+    training = call.get(2, "training", call.kwargs.get("train", True))
+    return None if training else (ir.Identity(), [call.value(0)])
+
+
+def pad(call: Call) -> Lowered | None:
+    """``(x, pad, mode, value)``: torch counts from the last axis backwards."""
+    x, amounts, mode = call.value(0), call.get(1, "pad"), call.get(2, "mode", "constant")
+    rank = x.type.rank
+    if rank is None or mode != "constant":
+        return None
+    amounts = ints(amounts, len(amounts))
+    begins, ends = [0] * rank, [0] * rank
+    for i in range(len(amounts) // 2):
+        begins[rank - 1 - i], ends[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    return ir.Pad((*begins, *ends), "constant", float(call.get(3, "value") or 0.0)), [x]
+
+
+def identity(call: Call) -> Lowered | None:
+    """A copy or the value itself."""
+    return ir.Identity(), [call.value(0)]
+
+
+def ranked(rule: Callable[[Call, int], Lowered | None], name: str) -> dict[str, Any]:
+    """One rule for ranks 1 to 3."""
+    return {name.format(n): (lambda call, n=n: rule(call, n)) for n in (1, 2, 3)}
+
+
+CALLS: dict[str, Callable[[Call], Lowered | None]] = {
+    **ranked(conv, "conv{}d"), **ranked(conv_transpose, "conv_transpose{}d"),
+    **ranked(average_pool, "avg_pool{}d"), **ranked(max_pool, "max_pool{}d"),
+    **ranked(adaptive_pool, "adaptive_avg_pool{}d"),
+    "convolution": convolution, "linear": linear, "batch_norm": batch_norm,
+    "aten.batch_norm": aten_batch_norm, "add": arithmetic("Add"), "sub": arithmetic("Sub"),
+    "mul": arithmetic("Mul"), "div": arithmetic("Div"), "truediv": arithmetic("Div"),
+    "multiply": arithmetic("Mul"), "relu": activation("relu"), "relu6": activation("relu6"),
+    "silu": activation("silu"), "sigmoid": activation("sigmoid"), "tanh": activation("tanh"),
+    "hardswish": activation("hard_swish"), "mish": activation("mish"),
+    "softsign": activation("softsign"), "leaky_relu": activation("leaky_relu", ("negative_slope", 0.01)),
+    "elu": lambda c: activation("elu", ("alpha", 1.0))(Call(c.args[:2], c.kwargs)),
+    "gelu": gelu, "hardtanh": lambda c: clipped(
+        c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
+    "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
+    "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
+    "layer_norm": layer_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
+    "contiguous": identity, "alias": identity, "hardsigmoid":
+        lambda c: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [c.value(0)]),
+}  # fmt: skip
+
+ALLOCATES = {
+    "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
+    "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
+    "elu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "matmul", "mean",
+    *(f"{k}{n}d" for n in (1, 2, 3) for k in (
+        "conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool")),
+}  # fmt: skip
+"""Calls whose result never shares memory with an argument (when they do not work in place)."""
+
+
+def call_name(target: Any) -> str:
+    """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name.split("::")[1]
+        return "aten.batch_norm" if name == "batch_norm" else name.rstrip("_")
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not isinstance(target, str) and not _is_torch(target):
+        return ""
+    if target in _OPERATORS:
+        return _OPERATORS[target]
+    return name.rstrip("_").removeprefix("boolean_dispatch.")
+
+
+_OPERATORS = {
+    operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
+}  # fmt: skip
+
+
+def _is_torch(target: Any) -> bool:
+    module = getattr(target, "__module__", None) or ""
+    return target in _OPERATORS or module.startswith(("torch", "_operator")) or module == ""
+
+
+def module_call(
+    module: nn.Module, x: Any, parameter: Callable[[str], Value | None]
+) -> Lowered | None:
+    """What a module computes of ``x``; ``parameter`` gives the module's own tensors by name."""
+    m: Any = module
+    kind = type(module)
+    n = next((i for i in (1, 2, 3) if kind.__name__.endswith(f"{i}d")), 0)
+    if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if m.padding_mode != "zeros":
+            return None
+        w, b = parameter("weight"), parameter("bias")
+        return conv(Call((x, w, b, m.stride, m.padding, m.dilation, m.groups)), n)
+    if kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        w, b = parameter("weight"), parameter("bias")
+        rest = (m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+        return conv_transpose(Call((x, w, b, *rest)), n)
+    if kind is nn.Linear:
+        return linear(Call((x, parameter("weight"), parameter("bias"))))
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        mean, var = parameter("running_mean"), parameter("running_var")
+        return normalise(x, mean, var, parameter("weight"), parameter("bias"), m.eps)
+    if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
+        divisor = getattr(m, "divisor_override", None)
+        window = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
+        return average_pool(Call((x, *window)), n)
+    if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
+        arguments = (m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+        return max_pool(Call((x, *arguments)), n)
+    if kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d):
+        return adaptive_pool(Call((x, m.output_size)), n)
+    if kind is nn.LayerNorm:
+        w, b = parameter("weight"), parameter("bias")
+        return layer_norm(Call((x, m.normalized_shape, w, b, m.eps)))
+    rule = _MODULES.get(kind)
+    return rule(m, x) if rule is not None else None
+
+
+_MODULES: dict[type[nn.Module], Callable[[Any, Any], Lowered | None]] = {
+    nn.ReLU: lambda m, x: (ir.Activation("relu"), [x]),
+    nn.ReLU6: lambda m, x: (ir.Activation("relu6"), [x]),
+    nn.SiLU: lambda m, x: (ir.Activation("silu"), [x]),
+    nn.Sigmoid: lambda m, x: (ir.Activation("sigmoid"), [x]),
+    nn.Tanh: lambda m, x: (ir.Activation("tanh"), [x]),
+    nn.Hardswish: lambda m, x: (ir.Activation("hard_swish"), [x]),
+    nn.Hardsigmoid: lambda m, x: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [x]),
+    nn.Mish: lambda m, x: (ir.Activation("mish"), [x]),
+    nn.Softsign: lambda m, x: (ir.Activation("softsign"), [x]),
+    nn.LeakyReLU: lambda m, x: (ir.Activation("leaky_relu", (float(m.negative_slope),)), [x]),
+    nn.ELU: lambda m, x: (ir.Activation("elu", (float(m.alpha),)), [x]),
+    nn.GELU: lambda m, x: gelu(Call((x, m.approximate))),
+    nn.Hardtanh: lambda m, x: clipped(x, m.min_val, m.max_val),
+    nn.Identity: lambda m, x: (ir.Identity(), [x]),
+    nn.Dropout: lambda m, x: (ir.Identity(), [x]),
+    nn.Dropout1d: lambda m, x: (ir.Identity(), [x]),
+    nn.Dropout2d: lambda m, x: (ir.Identity(), [x]),
+    nn.Dropout3d: lambda m, x: (ir.Identity(), [x]),
+    nn.Flatten: lambda m, x: flatten(Call((x, m.start_dim, m.end_dim))),
+    nn.Softmax: lambda m, x: softmax(Call((x, m.dim))),
+    nn.ZeroPad2d: lambda m, x: pad(Call((x, m.padding))),
+    nn.ConstantPad2d: lambda m, x: pad(Call((x, m.padding, "constant", m.value))),
+}
+
+SHARES_MEMORY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten)
+"""Modules that the IR knows and whose result may be the argument itself."""
+
+
+def type_of(found: Any) -> TensorType:
+    """The IR type of a torch tensor (fake ones too); unknown for anything else."""
+    if not isinstance(found, torch.Tensor):
+        return ir.UNKNOWN
+    dims: list[ir.Dim] = [d if isinstance(d, int) else str(d) for d in found.shape]
+    return TensorType(DTYPES.get(found.dtype), tuple(dims))
+
+
+DTYPES: dict[torch.dtype, ir.DType] = {
+    torch.float16: ir.DType.F16, torch.bfloat16: ir.DType.BF16, torch.float32: ir.DType.F32,
+    torch.float64: ir.DType.F64, torch.int8: ir.DType.I8, torch.uint8: ir.DType.U8,
+    torch.int16: ir.DType.I16, torch.int32: ir.DType.I32, torch.int64: ir.DType.I64,
+    torch.bool: ir.DType.BOOL, torch.complex64: ir.DType.C64, torch.complex128: ir.DType.C128,
+}  # fmt: skip

@@ -1,0 +1,465 @@
+"""IR graphs to torch.fx.
+
+What was not changed keeps its module and its parameters; new linear ops become ordinary ``nn`` modules under
+the dotted name of what they replace, so that the result trains, pickles, exports and can be quantised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .. import ir
+from ..frontends.fx import FxHost, FxOrigin
+from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, UsageError, Value
+from .fx_modules import Scale
+
+_DTYPES = {
+    DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,
+    DType.F64: torch.float64, DType.I8: torch.int8, DType.U8: torch.uint8, DType.I16: torch.int16,
+    DType.I32: torch.int32, DType.I64: torch.int64, DType.BOOL: torch.bool,
+}  # fmt: skip
+
+
+def to_fx(graph: Graph) -> fx.GraphModule:
+    """Emit an FX-born graph as a module; the host module is not changed.
+
+    Raises:
+        UsageError: If the graph did not come from FX.
+        ModelError: If a changed node cannot be said in torch.
+    """
+    if not isinstance(graph.host, FxHost):
+        raise UsageError("only graphs that came from torch can be emitted as a GraphModule")
+    return _Emitter(graph, graph.host).run()
+
+
+def example_inputs_of(graph: Graph) -> tuple[Any, ...]:
+    """The example inputs that an FX-born graph was imported with, or zeros of their known shapes.
+
+    Raises:
+        UsageError: If shapes are not known.
+    """
+    host = graph.host
+    if isinstance(host, FxHost) and host.inputs is not None:
+        return host.inputs
+    made = []
+    for value in graph.inputs:
+        shape, dtype = value.type.static_shape, value.type.dtype
+        if shape is None or dtype not in _DTYPES:
+            raise UsageError(f"the shape of input {value.name!r} is not known: give example_inputs")
+        made.append(torch.zeros(shape, dtype=_DTYPES[dtype]))
+    return tuple(made)
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, host: FxHost) -> None:
+        self.graph, self.host = graph, host
+        self.out = fx.Graph()
+        self.root = nn.Module()
+        self.nodes: dict[Value, fx.Node] = {}
+        self.constants: dict[Value, fx.Node] = {}
+        self.host_nodes: dict[str, fx.Node] = {}
+        self.used: set[str] = set()
+
+    def run(self) -> fx.GraphModule:
+        source = self.host.module
+        values = {v.host: v for v in self.graph.inputs}
+        for node in source.graph.nodes:
+            if node.op == "placeholder":
+                self.nodes[values[node.name]] = self.out.node_copy(node)
+        for node in self.graph.nodes:
+            self._node(node)
+        final = next(n for n in source.graph.nodes if n.op == "output")
+        returned = {
+            name: self._value(value)
+            for name, value in zip(self.graph.output_names, self.graph.outputs, strict=True)
+        }
+        copied = self.out.node_copy(final, lambda n: returned[n.name])
+        copied.meta = dict(final.meta)
+        self.out.set_codegen(source.graph._codegen)
+        self.out.lint()
+        module = fx.GraphModule(self.root, self.out, type(source).__name__)
+        module.train(source.training)
+        # Only what the emitted graph uses is carried over; nn.Module gives no other account of it.
+        module.meta = dict(getattr(source, "meta", {}))
+        return module
+
+    # Values.
+
+    def _value(self, value: Value) -> fx.Node:
+        if value in self.nodes:
+            return self.nodes[value]
+        if value.data is None:
+            raise ModelError(f"%{value.name} is used before it is made")
+        if value not in self.constants:
+            self.constants[value] = self._constant(value)
+        return self.constants[value]
+
+    def _constant(self, value: Value) -> fx.Node:
+        assert value.data is not None
+        if isinstance(value.data.host, torch.Tensor) and isinstance(value.host, tuple):
+            name = str(value.host[1])
+            self._place(name, value.data.host)
+        else:
+            name = self._free(value.name.replace("/", "."))
+            self._place(name, _torch(value.data, self._like()))
+        return self.out.get_attr(name)
+
+    def _like(self) -> torch.Tensor | None:
+        return next(iter(self.host.module.parameters()), None)
+
+    def _place(self, name: str, found: Any) -> None:
+        """Register a module, parameter or buffer under a dotted name."""
+        owner, _, leaf = name.rpartition(".")
+        holder: Any = self.root
+        for part in owner.split(".") if owner else ():
+            if not hasattr(holder, part):
+                holder.add_module(part, nn.Module())
+            holder = getattr(holder, part)
+        if getattr(holder, leaf, None) is found:
+            return
+        self.used.add(name)
+        if isinstance(found, nn.Module):
+            holder.add_module(leaf, found)
+        elif isinstance(found, nn.Parameter):
+            holder.register_parameter(leaf, found)
+        else:
+            holder.register_buffer(leaf, found)
+
+    def _free(self, hint: str) -> str:
+        """A dotted name that neither the host nor the result uses."""
+        hint = ".".join(p if p.isidentifier() or p.isdigit() else _word(p) for p in hint.split("."))
+        taken = dict(self.host.module.named_modules())
+        name, count = hint, 0
+        while (
+            name in self.used
+            or _has(self.root, name)
+            or (count == 0 and name in taken and _parent(taken, name))
+        ):
+            count += 1
+            name = f"{hint}_{count}"
+        return name
+
+    # Nodes.
+
+    def _node(self, node: Node) -> None:
+        origin = node.origin
+        if isinstance(origin, FxOrigin) and self._copy(node, origin):
+            return
+        if isinstance(node.op, Opaque):
+            raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
+        rule = _RULES.get(type(node.op))
+        if rule is None:
+            raise ModelError(f"{node.name}: {node.op.name} has no spelling in torch")
+        self.nodes[node.output] = rule(self, node, node.op)
+
+    def _copy(self, node: Node, origin: FxOrigin) -> bool:
+        names: dict[str, Value] = {}
+        for value, was in zip(node.inputs, origin.inputs, strict=True):
+            if isinstance(was, str):
+                if value is None:
+                    return False
+                names[was] = value
+            elif (value.host if value is not None else None) != was:
+                return False
+        if not all(self._keeps_memory(n, node) for n in origin.nodes):
+            return False
+        hosts = [self.host.order[name] for name in origin.nodes]
+        inner = {h.name for h in hosts}
+        for found in hosts:
+            for source in found.all_input_nodes:
+                known = source.name in names or source.name in inner or source.op == "get_attr"
+                if not known:
+                    return False
+
+        def mapped(source: fx.Node) -> fx.Node:
+            if source.name in names:
+                return self._value(names[source.name])
+            if source.name in inner:
+                return self.host_nodes[source.name]
+            return self._get_attr(source)
+
+        for found in hosts:
+            if found.op == "call_module":
+                self._place(str(found.target), self.host.module.get_submodule(str(found.target)))
+            elif found.op == "get_attr":
+                self._get_attr(found)
+                self.host_nodes[found.name] = self._get_attr(found)
+                continue
+            self.host_nodes[found.name] = self.out.node_copy(found, mapped)
+        self.nodes[node.output] = self.host_nodes[str(node.output.host)]
+        return True
+
+    def _get_attr(self, source: fx.Node) -> fx.Node:
+        if source.name not in self.host_nodes:
+            found: Any = self.host.module
+            for part in str(source.target).split("."):
+                found = getattr(found, part)
+            self._place(str(source.target), found)
+            self.host_nodes[source.name] = self.out.get_attr(str(source.target))
+        return self.host_nodes[source.name]
+
+    def _keeps_memory(self, name: str, node: Node) -> bool:
+        """An in-place call stays in place only where nobody else reads what it overwrites."""
+        if name not in self.host.inplace or isinstance(node.op, Opaque):
+            return True
+        value = node.inputs[0]
+        while value is not None:
+            if value.use_count != 1 or value.producer is None:
+                return False
+            if isinstance(value.producer.op, _ALLOCATING):
+                return True
+            value = value.producer.inputs[0] if value.producer.inputs else None
+        return False
+
+    def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of a function, or of a method by name."""
+        if isinstance(function, str):
+            return self.out.call_method(function, args, kwargs)
+        return self.out.call_function(function, args, kwargs)
+
+    def module(self, node: Node, made: nn.Module, *args: fx.Node) -> fx.Node:
+        """A call of a new module under the node's dotted name."""
+        name = self._free(node.name)
+        made.train(self.host.module.training)
+        self._place(name, made)
+        return self.out.call_module(name, args)
+
+    def weights(self, node: Node) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias when both are constants."""
+        weight, bias = node.input(1), node.input(2)
+        if weight is None or weight.data is None or (bias is not None and bias.data is None):
+            return None
+        return weight.data, bias.data if bias is not None else None
+
+    def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
+        """Give a new module its numbers, on the device of the host's parameters."""
+        like = self._like()
+        made.weight = nn.Parameter(_torch(weight, like))
+        if bias is not None:
+            made.bias = nn.Parameter(_torch(bias, like))
+
+
+_ALLOCATING = (
+    ir.Conv, ir.ConvTranspose, ir.Linear, ir.Scale, ir.Add, ir.Sub, ir.Mul, ir.Div, ir.MatMul,
+    ir.Activation, ir.LayerNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
+    ir.GlobalAveragePool,
+)  # fmt: skip
+
+
+def _word(text: str) -> str:
+    word = "".join(c if c.isalnum() or c == "_" else "_" for c in text)
+    return word if word and (word.isdigit() or not word[0].isdigit()) else f"m_{word}"
+
+
+def _has(root: nn.Module, name: str) -> bool:
+    found: Any = root
+    for part in name.split("."):
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+def _parent(taken: dict[str, nn.Module], name: str) -> bool:
+    """Whether the host has modules below this name, which a new module would hide."""
+    return any(other.startswith(name + ".") for other in taken)
+
+
+def _torch(data: Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    if data.dtype not in _DTYPES:
+        raise ModelError(f"torch has no element type {data.dtype.value}")
+    array = data.numpy()
+    if data.dtype is DType.BF16:
+        made = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    else:
+        made = torch.from_numpy(array.copy())
+    return made if like is None or like.device.type == "meta" else made.to(like.device)
+
+
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def _conv(e: _Emitter, node: Node, op: ir.Conv) -> fx.Node:
+    x, n = e._value(_first(node)), op.spatial_rank
+    pads, given = op.pads, e.weights(node)
+    if pads[:n] != pads[n:]:
+        x = e.call(F.pad, x, [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])])
+        pads = (0,) * (2 * n)
+    if given is None:
+        function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
+        rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
+        return e.call(function, x, *rest, op.strides, pads[:n], op.dilations, op.groups)
+    weight, bias = given
+    shape = weight.shape
+    made = _CONVS[n](
+        shape[1] * op.groups,
+        shape[0],
+        shape[2:],
+        op.strides,
+        pads[:n],
+        op.dilations,
+        op.groups,
+        bias is not None,
+        device="meta",
+        dtype=_DTYPES[weight.dtype],
+    )
+    e.fill(made, weight, bias)
+    return e.module(node, made, x)
+
+
+def _conv_transpose(e: _Emitter, node: Node, op: ir.ConvTranspose) -> fx.Node:
+    x, n, given = e._value(_first(node)), op.spatial_rank, e.weights(node)
+    if given is None or op.pads[:n] != op.pads[n:]:
+        raise ModelError(f"{node.name}: this ConvTranspose has no spelling in torch")
+    weight, bias = given
+    shape = weight.shape
+    made = _TRANSPOSED[n](
+        shape[0],
+        shape[1] * op.groups,
+        shape[2:],
+        op.strides,
+        op.pads[:n],
+        op.output_padding or (0,) * n,
+        op.groups,
+        bias is not None,
+        op.dilations,
+        device="meta",
+        dtype=_DTYPES[weight.dtype],
+    )
+    e.fill(made, weight, bias)
+    return e.module(node, made, x)
+
+
+def _linear(e: _Emitter, node: Node, op: ir.Linear) -> fx.Node:
+    x, given = e._value(_first(node)), e.weights(node)
+    if given is None:
+        rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
+        return e.call(F.linear, x, *rest)
+    weight, bias = given
+    out, fan_in = weight.shape
+    made = nn.Linear(fan_in, out, bias is not None, device="meta", dtype=_DTYPES[weight.dtype])
+    e.fill(made, weight, bias)
+    return e.module(node, made, x)
+
+
+def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
+    x = _first(node)
+    operands = [node.input(1), node.input(2)]
+    vectors: list[torch.Tensor | None] = []
+    for value in operands:
+        if value is not None and value.data is None:
+            raise ModelError(f"{node.name}: a Scale by a computed vector has no spelling in torch")
+        vectors.append(
+            None if value is None or value.data is None else _torch(value.data, e._like())
+        )
+    if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
+        raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
+    trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
+    return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
+
+
+def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
+    x, p = e._value(_first(node)), op.params
+    if op.kind == "clip":
+        low, high = (None if math.isinf(v) else v for v in p)
+        return e.call(torch.clamp, x, low, high)
+    if op.kind in ("gelu", "gelu_tanh"):
+        return e.call(F.gelu, x, approximate="tanh" if op.kind == "gelu_tanh" else "none")
+    if op.kind == "hard_sigmoid" and (abs(p[0] - 1 / 6) > 1e-9 or p[1] != 0.5):
+        raise ModelError(f"{node.name}: this hard_sigmoid has no spelling in torch")
+    functions: dict[str, Any] = {
+        "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh, "hard_swish": F.hardswish, "hard_sigmoid": F.hardsigmoid, "mish": F.mish,
+        "softsign": F.softsign, "softplus": F.softplus, "leaky_relu": F.leaky_relu, "elu": F.elu,
+        "celu": F.celu,
+    }  # fmt: skip
+    if op.kind not in functions:
+        raise ModelError(f"{node.name}: {op.kind} has no spelling in torch")
+    return e.call(functions[op.kind], x, *(() if op.kind == "hard_sigmoid" else p))
+
+
+def _pool(e: _Emitter, node: Node, op: Any) -> fx.Node:
+    x, n = e._value(_first(node)), op.spatial_rank
+    if op.pads[:n] != op.pads[n:]:
+        raise ModelError(f"{node.name}: an asymmetric pool has no spelling in torch")
+    head = (x, op.kernel, op.strides, op.pads[:n])
+    if isinstance(op, ir.MaxPool):
+        function: Any = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[n]
+        return e.call(function, *head, op.dilations, op.ceil_mode)
+    function = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[n]
+    return e.call(function, *head, op.ceil_mode, op.count_include_pad)
+
+
+def _pad(e: _Emitter, node: Node, op: ir.Pad) -> fx.Node:
+    rank = len(op.pads) // 2
+    amounts = [p for i in reversed(range(rank)) for p in (op.pads[i], op.pads[rank + i])]
+    return e.call(F.pad, e._value(_first(node)), amounts, op.mode, op.value)
+
+
+def _reduce(e: _Emitter, node: Node, op: ir.Reduce) -> fx.Node:
+    if op.kind not in ("mean", "sum"):
+        raise ModelError(f"{node.name}: Reduce {op.kind} has no spelling in torch")
+    function = torch.mean if op.kind == "mean" else torch.sum
+    return e.call(function, e._value(_first(node)), op.axes, op.keepdims)
+
+
+def _global(e: _Emitter, node: Node, op: ir.GlobalAveragePool) -> fx.Node:
+    rank = _first(node).type.rank
+    if rank is None:
+        return e.call(F.adaptive_avg_pool2d, e._value(_first(node)), 1)
+    return e.call(torch.mean, e._value(_first(node)), tuple(range(2, rank)), True)
+
+
+def _first(node: Node) -> Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _binary(function: Callable[..., Any]) -> Callable[[_Emitter, Node, Any], fx.Node]:
+    def rule(e: _Emitter, node: Node, op: Any) -> fx.Node:
+        return e.call(function, *(e._value(v) for v in node.inputs if v is not None))
+
+    return rule
+
+
+def _unary(function: Any, *fields: str) -> Callable[[_Emitter, Node, Any], fx.Node]:
+    def rule(e: _Emitter, node: Node, op: Any) -> fx.Node:
+        return e.call(function, e._value(_first(node)), *(getattr(op, f) for f in fields))
+
+    return rule
+
+
+def _identity(e: _Emitter, node: Node, op: Any) -> fx.Node:
+    return e.module(node, nn.Identity(), e._value(_first(node)))
+
+
+def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
+    x = _first(node)
+    shape = x.type.shape[op.axis :] if x.type.shape is not None else ()
+    if not shape or not all(isinstance(d, int) for d in shape):
+        raise ModelError(f"{node.name}: a LayerNorm of unknown size has no spelling in torch")
+    rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
+    return e.call(F.layer_norm, e._value(x), shape, *rest, op.epsilon)
+
+
+def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
+    return e.call(torch.cat, [e._value(v) for v in node.inputs if v is not None], op.axis)
+
+
+_RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
+    ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
+    ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
+    ir.Flatten: _unary(torch.flatten, "axis"), ir.GlobalAveragePool: _global, ir.Identity: _identity,
+    ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
+    ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.Pad: _pad, ir.Reduce: _reduce,
+    ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
+    ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),
+}  # fmt: skip
