@@ -64,14 +64,14 @@ class _Emitter:
         self.nodes: dict[Value, fx.Node] = {}
         self.constants: dict[Value, fx.Node] = {}
         self.host_nodes: dict[str, fx.Node] = {}
-        self.used: set[str] = set()
+        self.reserved = _reserved(host.module)
 
     def run(self) -> fx.GraphModule:
         source = self.host.module
         values = {v.host: v for v in self.graph.inputs}
         for node in source.graph.nodes:
             if node.op == "placeholder":
-                self.nodes[values[node.name]] = self.out.node_copy(node)
+                self.nodes[values[node.name]] = _typeless(self.out.node_copy(node))
         for node in self.graph.nodes:
             self._node(node)
         final = next(n for n in source.graph.nodes if n.op == "output")
@@ -79,7 +79,7 @@ class _Emitter:
             name: self._value(value)
             for name, value in zip(self.graph.output_names, self.graph.outputs, strict=True)
         }
-        copied = self.out.node_copy(final, lambda n: returned[n.name])
+        copied = _typeless(self.out.node_copy(final, lambda n: returned[n.name]))
         copied.meta = dict(final.meta)
         self.out.set_codegen(source.graph._codegen)
         self.out.lint()
@@ -103,18 +103,19 @@ class _Emitter:
     def _constant(self, value: Value) -> fx.Node:
         assert value.data is not None
         if isinstance(value.data.host, torch.Tensor) and isinstance(value.host, tuple):
-            name = str(value.host[1])
-            self._place(name, value.data.host)
+            name = self._place(str(value.host[1]), value.data.host)
         else:
             name = self._free(value.name.replace("/", "."))
-            self._place(name, _torch(value.data, self._like()))
+            name = self._place(name, _torch(value.data, self._like()))
         return self.out.get_attr(name)
 
     def _like(self) -> torch.Tensor | None:
         return next(iter(self.host.module.parameters()), None)
 
-    def _place(self, name: str, found: Any) -> None:
-        """Register a module, parameter or buffer under a dotted name."""
+    def _place(self, name: str, found: Any) -> str:
+        """Register a module, parameter or buffer under a dotted name, or a free one like it."""
+        if _has(self.root, name) and _get(self.root, name) is not found:
+            name = self._free(name)
         owner, _, leaf = name.rpartition(".")
         holder: Any = self.root
         for part in owner.split(".") if owner else ():
@@ -122,25 +123,20 @@ class _Emitter:
                 holder.add_module(part, nn.Module())
             holder = getattr(holder, part)
         if getattr(holder, leaf, None) is found:
-            return
-        self.used.add(name)
+            return name
         if isinstance(found, nn.Module):
             holder.add_module(leaf, found)
         elif isinstance(found, nn.Parameter):
             holder.register_parameter(leaf, found)
         else:
             holder.register_buffer(leaf, found)
+        return name
 
     def _free(self, hint: str) -> str:
-        """A dotted name that neither the host nor the result uses."""
+        """A dotted name that the result does not use, nor the host for something that may stay."""
         hint = ".".join(p if p.isidentifier() or p.isdigit() else _word(p) for p in hint.split("."))
-        taken = dict(self.host.module.named_modules())
         name, count = hint, 0
-        while (
-            name in self.used
-            or _has(self.root, name)
-            or (count == 0 and name in taken and _parent(taken, name))
-        ):
+        while name in self.reserved or _has(self.root, name):
             count += 1
             name = f"{hint}_{count}"
         return name
@@ -185,23 +181,22 @@ class _Emitter:
             return self._get_attr(source)
 
         for found in hosts:
-            if found.op == "call_module":
-                self._place(str(found.target), self.host.module.get_submodule(str(found.target)))
-            elif found.op == "get_attr":
+            if found.op == "get_attr":
                 self._get_attr(found)
-                self.host_nodes[found.name] = self._get_attr(found)
                 continue
-            self.host_nodes[found.name] = self.out.node_copy(found, mapped)
+            copied = self.out.node_copy(found, mapped)
+            if found.op == "call_module":
+                target = str(found.target)
+                copied.target = self._place(target, self.host.module.get_submodule(target))
+            self.host_nodes[found.name] = copied
         self.nodes[node.output] = self.host_nodes[str(node.output.host)]
         return True
 
     def _get_attr(self, source: fx.Node) -> fx.Node:
         if source.name not in self.host_nodes:
-            found: Any = self.host.module
-            for part in str(source.target).split("."):
-                found = getattr(found, part)
-            self._place(str(source.target), found)
-            self.host_nodes[source.name] = self.out.get_attr(str(source.target))
+            target = str(source.target)
+            name = self._place(target, _get(self.host.module, target))
+            self.host_nodes[source.name] = self.out.get_attr(name)
         return self.host_nodes[source.name]
 
     def _keeps_memory(self, name: str, node: Node) -> bool:
@@ -225,9 +220,8 @@ class _Emitter:
 
     def module(self, node: Node, made: nn.Module, *args: fx.Node) -> fx.Node:
         """A call of a new module under the node's dotted name."""
-        name = self._free(node.name)
         made.train(self.host.module.training)
-        self._place(name, made)
+        name = self._place(self._free(node.name), made)
         return self.out.call_module(name, args)
 
     def weights(self, node: Node) -> tuple[Tensor, Tensor | None] | None:
@@ -257,6 +251,13 @@ def _word(text: str) -> str:
     return word if word and (word.isdigit() or not word[0].isdigit()) else f"m_{word}"
 
 
+def _typeless(node: fx.Node) -> fx.Node:
+    """Postponed annotations are plain strings, which torch cannot pickle."""
+    if isinstance(node.type, str):
+        node.type = None
+    return node
+
+
 def _has(root: nn.Module, name: str) -> bool:
     found: Any = root
     for part in name.split("."):
@@ -266,9 +267,26 @@ def _has(root: nn.Module, name: str) -> bool:
     return True
 
 
-def _parent(taken: dict[str, nn.Module], name: str) -> bool:
-    """Whether the host has modules below this name, which a new module would hide."""
-    return any(other.startswith(name + ".") for other in taken)
+def _get(root: nn.Module, name: str) -> Any:
+    found: Any = root
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _reserved(module: fx.GraphModule) -> set[str]:
+    """Names of the host that a new module must not take: containers, and modules called twice."""
+    seen: set[str] = set()
+    kept: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            target = str(node.target)
+            parts = target.split(".")
+            kept.update(".".join(parts[:i]) for i in range(1, len(parts)))
+            if target in seen or node.op == "get_attr":
+                kept.add(target)
+            seen.add(target)
+    return kept
 
 
 def _torch(data: Tensor, like: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,232 @@
+"""Puts a composed map back into the graph, after the checks that need its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..ir import (
+    Add,
+    Conv,
+    ConvTranspose,
+    DType,
+    Exactness,
+    Identity,
+    Linear,
+    Node,
+    Pad,
+    Rewriter,
+    Scale,
+    Tensor,
+    Value,
+)
+from .affine import Affine
+from .affine_nodes import op_of
+from .affine_tensors import exact, is_ones, read_vector, settled
+
+Form = Literal["kernel", "scale", "pad"]
+
+_EXTREME = 1e15
+"""Factors beyond this (or below its inverse) may leave the range of float32."""
+
+_F16_NORMAL = 2.0**-14
+_CHUNK = 1 << 22
+
+
+def form_of(nodes: Iterable[Node], affine: Affine) -> Form | None:
+    """What kind of node a composed map becomes; ``None`` when that is no gain."""
+    kinds = {type(n.op) for n in nodes} - {Identity}
+    if kinds & {Conv, ConvTranspose, Linear}:
+        return "kernel"
+    if kinds == {Pad}:
+        return "pad"
+    if Scale in kinds and affine.is_diagonal and affine.is_pointwise and not affine.has_map:
+        return "scale"
+    return None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A composed map that is to replace nodes.
+
+    Attributes:
+        nodes: The nodes it replaces, in topological order; the last one's result becomes its own.
+        source: The value it is applied to.
+        affine: The map.
+    """
+
+    nodes: Sequence[Node]
+    source: Value
+    affine: Affine
+
+    def problem(self) -> str | None:
+        """What the numbers have against it."""
+        affine, dtype = self.affine, self.affine.dtype
+        for vector in _vectors(self.nodes):
+            if vector.dtype.is_float and not _in_range(vector, dtype):
+                return f"a factor or bias beyond the range of {dtype.value} takes part"
+        heavy = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
+        if len(heavy) > 1:
+            for node in heavy:
+                weight = node.inputs[1]
+                if weight is not None and weight.data is not None and not _finite(weight.data):
+                    return f"the weight of {node.name} has numbers that are not finite"
+        extreme = any(_extreme(v) for v in _factors(self.nodes))
+        if dtype is DType.F16 or extreme:
+            return _storage_problem(affine)
+        return None
+
+    def emit(self, rw: Rewriter) -> Node:
+        """Replace the nodes; returns the node that makes the result."""
+        affine, last = self.affine, self.nodes[-1]
+        names = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
+        name = (names or list(self.nodes))[0].name
+        form = form_of(self.nodes, affine)
+        what = _describe(self.nodes, form)
+        with rw.rewrite(what, *self.nodes, exactness=affine.exactness):
+            match form:
+                case "scale":
+                    made = self._emit_scale(rw, name)
+                case "pad":
+                    half = affine.rank
+                    pads = (0, 0, *affine.pads[:half], 0, 0, *affine.pads[half:])
+                    made = rw.replace(last, Pad(pads), [self.source], name=name)
+                case _:
+                    made = self._emit_kernel(rw, name)
+            for node in reversed(self.nodes[:-1]):
+                rw.erase(node)
+        return made
+
+    def _emit_kernel(self, rw: Rewriter, name: str) -> Node:
+        affine, last = self.affine, self.nodes[-1]
+        inputs: list[Value | None] = [
+            self.source,
+            _constant(rw, self.nodes, affine.weight, f"{name}.weight"),
+        ]
+        if affine.const is not None and not affine.has_map:
+            inputs.append(_constant(rw, self.nodes, affine.const, f"{name}.bias"))
+        if not affine.has_map:
+            return rw.replace(last, op_of(affine), inputs, name=name)
+        assert affine.const is not None
+        kernel = rw.insert(op_of(affine), inputs, before=last, name=name)
+        shift = _constant(rw, self.nodes, affine.const, f"{name}.bias_map")
+        return rw.replace(last, Add(), [kernel.output, shift], name=f"{name}.bias_map")
+
+    def _emit_scale(self, rw: Rewriter, name: str) -> Node:
+        affine, last = self.affine, self.nodes[-1]
+        scales = [n.op.axis for n in self.nodes if isinstance(n.op, Scale)]
+        vectors = [
+            n.op.axis
+            for n in self.nodes
+            if isinstance(n.op, Scale)
+            and any(v is not None and v.type.dim(0) != 1 for v in n.inputs[1:])
+        ]
+        factors, shift = affine.weight, affine.const
+        inputs: list[Value | None] = [self.source, None]
+        array = None if is_ones(factors) else read_vector(factors)
+        if not is_ones(factors) and (array is None or not (array == 1.0).all()):
+            inputs[1] = rw.constant(_flat(factors), f"{name}.scale")
+        if shift is not None:
+            inputs.append(rw.constant(shift, f"{name}.shift"))
+        if inputs == [self.source, None]:
+            return rw.replace(last, Identity(), [self.source], name=name)
+        return rw.replace(last, Scale((vectors or scales or [1])[0]), inputs, name=name)
+
+
+def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) -> Value:
+    """A constant of this tensor: the one that a node reads already, or a new one."""
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None and value.data is tensor:
+                return value
+    return rw.constant(tensor, name)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    array = read_vector(tensor)
+    if array is not None:
+        return exact(array.reshape(-1), tensor.dtype)
+    from .affine_tensors import Derived
+
+    return Derived((tensor.size,), tensor.dtype, lambda: tensor.float64().reshape(-1), (tensor,))
+
+
+def _describe(nodes: Sequence[Node], form: Form | None) -> str:
+    names = [n.op.name for n in nodes]
+    ending = {"scale": "Scale", "pad": "Pad"}.get(form or "", "")
+    if not ending:
+        kinds = (Conv, ConvTranspose, Linear)
+        ending = next(n.op.name for n in nodes if isinstance(n.op, kinds))
+        if any(isinstance(n.op, ConvTranspose) for n in nodes):
+            ending = "ConvTranspose"
+    shown = names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"]
+    return f"merge {', '.join(shown)} into one {ending}"
+
+
+def _factors(nodes: Sequence[Node]) -> Iterable[Tensor]:
+    for node in nodes:
+        if isinstance(node.op, Scale):
+            factors = node.input(1)
+            if factors is not None and factors.data is not None:
+                yield factors.data
+
+
+def _vectors(nodes: Sequence[Node]) -> Iterable[Tensor]:
+    yield from _factors(nodes)
+    for node in nodes:
+        if isinstance(node.op, Scale | Conv | ConvTranspose | Linear):
+            bias = node.input(2)
+            if bias is not None and bias.data is not None:
+                yield bias.data
+
+
+def _in_range(vector: Tensor, dtype: DType) -> bool:
+    array = read_vector(vector)
+    return array is None or bool(np.isfinite(array).all())
+
+
+def _extreme(vector: Tensor) -> bool:
+    array = read_vector(vector)
+    if array is None:
+        return False
+    size = np.abs(array[array != 0])
+    return bool(size.size) and bool(size.max() > _EXTREME or size.min() < 1 / _EXTREME)
+
+
+def _finite(tensor: Tensor) -> bool:
+    try:
+        flat = tensor.numpy().reshape(-1)
+    except ValueError:
+        return True
+    return all(bool(np.isfinite(flat[i : i + _CHUNK]).all()) for i in range(0, flat.size, _CHUNK))
+
+
+def _storage_problem(affine: Affine) -> str | None:
+    """Whether the rounded numbers stand for the composed ones."""
+    dtype = affine.dtype
+    try:
+        weight = affine.weight.float64()
+        const = None if affine.const is None else affine.const.float64()
+    except ValueError:
+        return None
+    with np.errstate(over="ignore"):
+        for array in (weight, const):
+            if array is not None and not np.isfinite(array.astype(dtype.numpy)).all():
+                return f"the merged numbers would overflow {dtype.value}"
+    # A kernel whose largest number is subnormal has lost digits; each output counts for itself.
+    rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
+    smallest = _F16_NORMAL if dtype is DType.F16 else 2.0**-126 if dtype is not DType.F64 else 0.0
+    if ((rows > 0) & (rows < smallest)).any():
+        return f"the merged numbers would underflow {dtype.value}"
+    return None
+
+
+def worst(*parts: Exactness) -> Exactness:
+    """The weakest promise."""
+    return max(parts)
+
+
+__all__ = ["Form", "Merge", "form_of", "settled", "worst"]
