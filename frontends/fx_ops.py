@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import ir
 from ..ir import DerivedTensor, Op, SplatTensor, Tensor, TensorType, Value
-from .onnx_ops import scale_operands, scale_place
+from .onnx_ops import reshaping, scale_operands, scale_place
 
 Operand = Value | Tensor | None
 Lowered = tuple[Op, Sequence[Operand]]
@@ -311,7 +311,7 @@ def reshape(call: Call) -> Lowered | None:
     found = call.args[1:] if len(call.args) > 2 else (call.get(1, "shape"),)
     sizes = found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
     target = ints(list(sizes), len(sizes))
-    return ir.Reshape(target), [x]
+    return reshaping(x.type, target), [x]
 
 
 def permute(call: Call) -> Lowered | None:

@@ -8,7 +8,7 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from ..ir import (
     UNKNOWN,
     ArrayTensor,
     Dim,
+    DType,
     Graph,
     GraphError,
     InferenceError,
+    LazyTensor,
     Opaque,
     Tensor,
     TensorType,
@@ -340,6 +342,11 @@ class _Importer:
                 outputs[0].data = ArrayTensor(np.array(shape, np.int64))
                 outputs[0].type = outputs[0].data.type
             return
+        if node.op_type == "CastLike":
+            data, like = self.values[node.input[0]].data, self.values[node.input[1]].type.dtype
+            if data is not None and data.dtype is like:
+                outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
+                return
         feeds = {name: self.values[name].data for name in node.input if name}
         if not feeds or any(data is None for data in feeds.values()):
             return
@@ -362,6 +369,11 @@ class _Importer:
             data = ArrayTensor(result)
             if value.type.accepts(data.type):
                 value.data, value.type = data, data.type
+
+
+def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
+    """The numbers of a tensor without its identity in the host."""
+    return data.shape, data.dtype, data.numpy
 
 
 def _bounded(node: NodeProto, arrays: dict[str, Any]) -> bool:

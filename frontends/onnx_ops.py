@@ -377,7 +377,18 @@ def _reshape(s: Site) -> Lowered | None:
     if shape == (0, -1) and not s.flag("allowzero") and (s.type().rank or 0) >= 2:
         return ir.Flatten(1), s.inputs[:1]
     target = tuple(None if d == 0 and not s.flag("allowzero") else d for d in shape)
-    return ir.Reshape(target), s.inputs[:1]
+    return reshaping(s.type(), target), s.inputs[:1]
+
+
+def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
+    """A reshape, which is a Flatten where it keeps the first axis and joins the rest."""
+    rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
+    known = x.rank is not None and x.rank > 2 and len(rest) == x.rank - 1
+    if known and len(target) == 2 and x.dim(0) not in (None, 0) and 0 not in rest:
+        batch, joined = target
+        if batch in (x.dim(0), None) and joined in (math.prod(rest), -1):
+            return ir.Flatten(1)
+    return ir.Reshape(target)
 
 
 def _flatten(s: Site) -> Lowered | None:
