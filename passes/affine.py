@@ -29,7 +29,6 @@ Numbers are computed in float64 and rounded once, when the result is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -154,7 +153,8 @@ class Affine:
     @property
     def output_size(self) -> Sizes:
         """The spatial size of the result, as far as it is known."""
-        n, found = self.rank, []
+        n = self.rank
+        found: list[int | None] = []
         for a in range(n):
             size, pad = (self.size[a] if self.size else None), self.pads[a] + self.pads[n + a]
             if size is None:
@@ -500,11 +500,10 @@ def _map_then(mine: Tensor, other: Affine, sizes: tuple[int, ...]) -> Tensor:
     weight, theirs, channels = settled_deep(other.weight), other.const, other.inputs
     strides, pads, dilations, groups = other.strides, other.pads, other.dilations, other.groups
     shape = (1, other.outputs, *_known(replace(other, size=sizes).output_size))
-    spread: Callable[[Array64], Array64] = (
-        lambda array: np.broadcast_to(  # noqa: E731
-            array.reshape(channels, *(array.shape[2:] or (1,) * len(sizes))), (channels, *sizes)
-        )
-    )
+
+    def spread(array: Array64) -> Array64:
+        places = array.shape[2:] or (1,) * len(sizes)
+        return np.broadcast_to(array.reshape(channels, *places), (channels, *sizes))
 
     def compute() -> Array64:
         start = spread(mine.float64())

@@ -56,10 +56,11 @@ def compose_kernels(
     for tap in np.ndindex(*second.shape[2:]):
         at = second[(slice(None), slice(None), *tap)]
         if a == 1:
-            part = at.reshape(g * b, outputs // (g * b), -1) @ left
+            part: Array64 = at.reshape(g * b, outputs // (g * b), -1) @ left
         else:
             rows = at.reshape(g, outputs // g, a, -1).transpose(0, 2, 1, 3)
-            part = (rows @ left).reshape(g, a, outputs // g, -1).transpose(0, 2, 1, 3)
+            blocks = (rows @ left).reshape(g, a, outputs // g, -1)
+            part = blocks.transpose(0, 2, 1, 3).reshape(g, outputs // g, -1)
         target = result[(slice(None), slice(None), *_taps(tap, steps[1], taps1, steps[0]))]
         target += part.reshape(outputs, a * fan_in, *taps1)
     return result

@@ -8,6 +8,7 @@ names, and a scale by one number or an identity on any.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..ir import (
     AveragePool,
     Conv,
     ConvTranspose,
+    DType,
     Identity,
     Linear,
     Node,
@@ -119,7 +121,9 @@ def domain_of(node: Node) -> Domain | Refused:
                 return ANY
             known = node.output.type.rank
             if known is None:
-                return {1: CONV, -1: 0}.get(axis, Refused("the rank of its input is not known"))
+                if axis not in (1, -1):
+                    return Refused("the rank of its input is not known")
+                return CONV if axis == 1 else 0
             axis %= known
             if axis == known - 1:
                 return 0
@@ -139,6 +143,26 @@ def meet(a: Domain, b: Domain) -> Domain | Refused:
     if b == CONV and isinstance(a, int) and a > 0:
         return a
     return Refused("they work along different axes")
+
+
+def channels_of(nodes: Sequence[Node], domain: Domain, source: Value) -> list[int] | None:
+    """The input channels of every node of a run, each from itself or from its neighbours."""
+    if domain is ANY:
+        return [1] * len(nodes)
+    axis = -1 if domain == 0 else -1 - domain if isinstance(domain, int) and domain < 0 else 1
+    ends = [known_channels(node, domain) for node in nodes]
+    before = source.type.dim(axis)
+    found: list[int | None] = []
+    for own, after in ends:
+        found.append(own if own is not None else before)
+        before = after if after is not None else found[-1]
+    later: int | None = None
+    for i in reversed(range(len(nodes))):
+        if found[i] is None:
+            found[i] = later
+        later = found[i]
+    known = [c for c in found if c is not None]
+    return known if len(known) == len(nodes) else None
 
 
 def known_channels(node: Node, domain: Domain) -> tuple[int | None, int | None]:
@@ -173,15 +197,10 @@ def _shape(node: Node, index: int) -> tuple[int, ...]:
 
 def affine_of(node: Node, rank: int, channels: int, source: Value) -> Affine | Refused:
     """A node as a map of spatial rank ``rank`` on ``channels`` input channels."""
-    shape = source.type.shape
-    size: Sizes = (None,) * rank
-    if shape is not None and rank and len(shape) == rank + 2:
-        size = tuple(d if isinstance(d, int) else None for d in shape[2:])
-    ones, zeros = (1,) * rank, (0,) * (2 * rank)
     dtype = node.output.type.dtype
     assert dtype is not None
-    one = SplatTensor((channels, 1, *ones), dtype, 1.0)
-    identity = Affine(one, None, ones, zeros, ones, channels, size=size)
+    identity = identity_map(rank, channels, source, dtype)
+    size = identity.size
     match node.op:
         case Conv(strides, pads, dilations, groups):
             if min(pads, default=0) < 0:
@@ -217,6 +236,17 @@ def affine_of(node: Node, rank: int, channels: int, source: Value) -> Affine | R
     return made
 
 
+def identity_map(rank: int, channels: int, source: Value, dtype: DType) -> Affine:
+    """The map that changes nothing."""
+    shape = source.type.shape
+    size: Sizes = (None,) * rank
+    if shape is not None and rank and len(shape) == rank + 2:
+        size = tuple(d if isinstance(d, int) else None for d in shape[2:])
+    ones, zeros = (1,) * rank, (0,) * (2 * rank)
+    one = SplatTensor((channels, 1, *ones), dtype, 1.0)
+    return Affine(one, None, ones, zeros, ones, channels, size=size)
+
+
 def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
     weight, bias = node.inputs[1], node.input(2)
     assert weight is not None
@@ -224,7 +254,7 @@ def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
     return weight.data, None if bias is None else bias.data
 
 
-def _vector(tensor: Tensor, channels: int) -> Tensor | None | Refused:
+def _vector(tensor: Tensor, channels: int) -> Tensor | Refused | None:
     """A constant vector of ``channels`` numbers; ``None`` when all are zero."""
     array = read_vector(tensor)
     if array is None:

@@ -17,13 +17,16 @@ ELEMENT = 4.0
 """Writing one element costs as much as this many multiply-accumulates."""
 
 
-def positions(values: Sequence[Value], maps: Sequence[Affine], rank: int) -> list[float]:
+def positions(values: Sequence[Value], maps: Sequence[Affine], rank: int) -> list[float] | None:
     """How many places each value of a run has that a kernel is applied at.
 
     Args:
         values: The input of the run, then the result of each map.
         maps: The maps of the run.
         rank: Their spatial rank.
+
+    Returns:
+        The places, or ``None`` when a size is not known.
     """
     if rank == 0:
         return [1.0] * len(values)
@@ -32,15 +35,18 @@ def positions(values: Sequence[Value], maps: Sequence[Affine], rank: int) -> lis
         shape = value.type.shape
         sizes = [d for d in shape[2:] if isinstance(d, int)] if shape is not None else []
         if shape is None or len(sizes) != len(shape) - 2:
-            break
+            return None
         known.append(float(math.prod(sizes)))
-    if len(known) == len(values):
-        return known
-    relative = [1.0]
+    return known
+
+
+def relative_positions(maps: Sequence[Affine]) -> list[float]:
+    """Like :func:`positions`, relative to the input of the run, from the strides alone."""
+    found = [1.0]
     for affine in maps:
         step = float(math.prod(affine.strides))
-        relative.append(relative[-1] * step if affine.transposed else relative[-1] / step)
-    return relative
+        found.append(found[-1] * step if affine.transposed else found[-1] / step)
+    return found
 
 
 def map_macs(affine: Affine, before: float, after: float) -> float:

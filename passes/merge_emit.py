@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,6 @@ from ..ir import (
     Conv,
     ConvTranspose,
     DType,
-    Exactness,
     Identity,
     Linear,
     Node,
@@ -25,7 +24,7 @@ from ..ir import (
 )
 from .affine import Affine
 from .affine_nodes import op_of
-from .affine_tensors import exact, is_ones, read_vector, settled
+from .affine_tensors import Derived, exact, is_ones, read_vector
 
 Form = Literal["kernel", "scale", "pad"]
 
@@ -79,8 +78,15 @@ class Merge:
             return _storage_problem(affine)
         return None
 
-    def emit(self, rw: Rewriter) -> Node:
-        """Replace the nodes; returns the node that makes the result."""
+    def emit(self, rw: Rewriter, temporary: set[Value]) -> Node:
+        """Replace the nodes; returns the node that makes the result.
+
+        Args:
+            rw: The rewriter.
+            temporary: The constants that the pass has made so far. Those that nobody reads any more go,
+                new ones join.
+        """
+        read = dict.fromkeys(v for n in self.nodes for v in n.inputs if v is not None)
         affine, last = self.affine, self.nodes[-1]
         names = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
         name = (names or list(self.nodes))[0].name
@@ -98,6 +104,11 @@ class Merge:
                     made = self._emit_kernel(rw, name)
             for node in reversed(self.nodes[:-1]):
                 rw.erase(node)
+            for value in read:
+                if value in temporary and not value.use_count:
+                    rw.erase_constant(value)
+                    temporary.discard(value)
+        temporary.update(v for v in _constants_of(made) if v not in read)
         return made
 
     def _emit_kernel(self, rw: Rewriter, name: str) -> Node:
@@ -136,6 +147,17 @@ class Merge:
         return rw.replace(last, Scale((vectors or scales or [1])[0]), inputs, name=name)
 
 
+def _constants_of(node: Node) -> Iterator[Value]:
+    for value in node.inputs:
+        if value is None:
+            continue
+        if value.data is not None:
+            yield value
+        elif isinstance(node.op, Add) and value.producer is not None:
+            # The convolution in front of a bias map.
+            yield from (v for v in value.producer.inputs if v is not None and v.data is not None)
+
+
 def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) -> Value:
     """A constant of this tensor: the one that a node reads already, or a new one."""
     for node in nodes:
@@ -149,8 +171,6 @@ def _flat(tensor: Tensor) -> Tensor:
     array = read_vector(tensor)
     if array is not None:
         return exact(array.reshape(-1), tensor.dtype)
-    from .affine_tensors import Derived
-
     return Derived((tensor.size,), tensor.dtype, lambda: tensor.float64().reshape(-1), (tensor,))
 
 
@@ -222,11 +242,3 @@ def _storage_problem(affine: Affine) -> str | None:
     if ((rows > 0) & (rows < smallest)).any():
         return f"the merged numbers would underflow {dtype.value}"
     return None
-
-
-def worst(*parts: Exactness) -> Exactness:
-    """The weakest promise."""
-    return max(parts)
-
-
-__all__ = ["Form", "Merge", "form_of", "settled", "worst"]
