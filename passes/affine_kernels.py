@@ -49,18 +49,17 @@ def compose_kernels(
     outputs = second.shape[0]
     taps1 = first.shape[2:]
     result = np.zeros((outputs, a * fan_in, *size))
-    if a == 1:
-        left = first.reshape(g * b, middle // (g * b), -1)
-    else:
-        left = first.reshape(g, a, middle // (g * a), -1)
+    # Blocks of the channels in between: by the second map's groups, or by the first one's.
+    blocks = (g * b,) if a == 1 else (g, a)
+    left = first.reshape(*blocks, middle // math.prod(blocks), -1)
     for tap in np.ndindex(*second.shape[2:]):
         at = second[(slice(None), slice(None), *tap)]
         if a == 1:
-            part: Array64 = at.reshape(g * b, outputs // (g * b), -1) @ left
+            part = (at.reshape(g * b, outputs // (g * b), -1) @ left).reshape(outputs, -1)
         else:
             rows = at.reshape(g, outputs // g, a, -1).transpose(0, 2, 1, 3)
-            blocks = (rows @ left).reshape(g, a, outputs // g, -1)
-            part = blocks.transpose(0, 2, 1, 3).reshape(g, outputs // g, -1)
+            turned = (rows @ left).reshape(g, a, outputs // g, -1)
+            part = turned.transpose(0, 2, 1, 3).reshape(outputs, -1)
         target = result[(slice(None), slice(None), *_taps(tap, steps[1], taps1, steps[0]))]
         target += part.reshape(outputs, a * fan_in, *taps1)
     return result
