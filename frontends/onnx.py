@@ -336,10 +336,12 @@ class _Importer:
     # Constants that are computed from constants.
 
     def _fold(self, node: NodeProto, outputs: Sequence[Value]) -> None:
-        if node.op_type == "Shape" and not node.attribute and node.input[0]:
+        if node.op_type == "Shape" and node.input[0]:
             shape = self.values[node.input[0]].type.static_shape
             if shape is not None:
-                outputs[0].data = ArrayTensor(np.array(shape, np.int64))
+                cut = {a.name: a.i for a in node.attribute}
+                part = shape[cut.get("start", 0) : cut.get("end", len(shape))]
+                outputs[0].data = ArrayTensor(np.array(part, np.int64))
                 outputs[0].type = outputs[0].data.type
             return
         if node.op_type == "CastLike":
