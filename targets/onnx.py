@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from ..frontends.onnx import OnnxHost, OnnxOrigin, bodies, captures
 from ..frontends.onnx_tensors import code_of, proto_of
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
-from .onnx_save import save_model
+from .onnx_save import is_external, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
 _INLINE_BYTES = 1 << 10
@@ -48,8 +48,12 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
         UsageError: If the file cannot be written.
     """
     model, tensors = emit(graph)
-    base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
-    save_model(model, path, tensors, base_dir)
+    if not isinstance(graph.host, OnnxHost):
+        save_model(model, path, tensors)
+        return
+    # A model that came with its data beside it goes out in the same way, and is streamed.
+    split = any(map(is_external, graph.host.model.graph.initializer))
+    save_model(model, path, tensors, graph.host.base_dir, split)
 
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:

@@ -35,6 +35,7 @@ def save_model(
     path: str | os.PathLike[str],
     tensors: Mapping[str, Tensor] | None = None,
     base_dir: Path | None = None,
+    keep_external: bool = False,
 ) -> None:
     """Write a model.
 
@@ -43,6 +44,7 @@ def save_model(
         path: The file to write.
         tensors: The numbers of the placeholders.
         base_dir: The folder that the model's external data lies in.
+        keep_external: Write external data however small the model is.
 
     Raises:
         UsageError: If the folder is missing or not writable.
@@ -55,16 +57,20 @@ def save_model(
     if target.is_dir():
         raise UsageError(f"cannot write {target}: it is a folder")
     try:
-        _write(model, target, tensors, base_dir)
+        _write(model, target, tensors, base_dir, keep_external)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _write(
-    model: ModelProto, target: Path, tensors: Mapping[str, Tensor], base_dir: Path | None
+    model: ModelProto,
+    target: Path,
+    tensors: Mapping[str, Tensor],
+    base_dir: Path | None,
+    keep_external: bool,
 ) -> None:
     slots = [t for t in model.graph.initializer if t.name in tensors]
-    external = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    external = keep_external or any(map(is_external, model.graph.initializer))
     size = model.ByteSize() + sum(tensors[t.name].nbytes for t in slots)
     old = _data_files(target)
     out = ModelProto()
@@ -96,6 +102,11 @@ def _write(
         raise
     _replace(target, out.SerializeToString(deterministic=True))
     _remove(target, old - {final.name})
+
+
+def is_external(proto: TensorProto) -> bool:
+    """Whether a tensor's numbers are in another file."""
+    return bool(proto.data_location == TensorProto.EXTERNAL)
 
 
 def _write_data(
