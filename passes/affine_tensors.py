@@ -69,7 +69,9 @@ def settled(tensor: Tensor) -> Tensor:
     if tensor.size * 8 > EAGER_BYTES and depth_of(tensor) < MAX_DEPTH:
         return tensor
     try:
-        return exact(tensor.float64(), tensor.dtype)
+        # Whether the numbers stay in range is checked before a merge is made.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return exact(tensor.float64(), tensor.dtype)
     except ValueError:
         return tensor
 

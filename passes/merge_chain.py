@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..ir import Conv, ConvTranspose, Identity, Linear, Node, Scale, Value
+from ..ir import Add, Conv, ConvTranspose, Identity, Linear, Node, Scale, Sub, Value
 from .affine import Affine, Refused, Rules
 from .affine_nodes import ANY, Domain, affine_of, channels_of, data_input, domain_of, meet
 from .cost import ELEMENT, map_macs, node_macs, positions, relative_positions, write_cost
@@ -55,6 +55,7 @@ class Link:
         affine: Their composition.
         cost: What the nodes cost now.
         macs: The multiply-accumulates in that.
+        parts: The links that it was joined from, when a plan joined them.
     """
 
     nodes: list[Node]
@@ -63,6 +64,7 @@ class Link:
     after: float
     cost: float
     macs: float
+    parts: list[Link] = field(default_factory=list)
 
 
 @dataclass
@@ -201,7 +203,8 @@ def fold_scales(parts: Sequence[Link]) -> list[Link]:
 
 
 def _is_scale(link: Link) -> bool:
-    return all(isinstance(n.op, Scale | Identity) for n in link.nodes)
+    # Scales are joined to scales before anything else, so that the first node tells.
+    return isinstance(link.nodes[0].op, Scale)
 
 
 def _takes_scale(link: Link) -> bool:
@@ -301,7 +304,31 @@ def added_bytes(nodes: Sequence[Node], affine: Affine) -> int:
 
 
 def plan(parts: Sequence[Link], options: Options) -> list[Segment]:
-    """The cheapest segmentation of a run; fewer nodes win where costs are equal."""
+    """The cheapest segmentation of a run; fewer nodes win where costs are equal.
+
+    Segments are of bounded length, so their results are planned again for as long as they merge.
+    """
+    segments = _plan_once(parts, options)
+    while len(segments) < len(parts) and len(segments) > 1:
+        parts = [_as_link(segment, options) for segment in segments]
+        segments = _plan_once(parts, options)
+    return segments
+
+
+def _as_link(segment: Segment, options: Options) -> Link:
+    """A segment as one link that costs what its merged map costs."""
+    first, last = segment.parts[0], segment.parts[-1]
+    if len(segment.parts) == 1:
+        return first
+    places = (first.before, last.after)
+    cost, macs = sum(p.cost for p in segment.parts), sum(p.macs for p in segment.parts)
+    verdict = judge(segment.nodes, segment.affine, (cost, macs), places, options)
+    if not isinstance(verdict, str) and form_of(segment.nodes, segment.affine) == "kernel":
+        cost, macs = verdict, map_macs(segment.affine, *places)
+    return Link(segment.nodes, segment.affine, *places, cost, macs, segment.parts)
+
+
+def _plan_once(parts: Sequence[Link], options: Options) -> list[Segment]:
     n = len(parts)
     best: list[tuple[float, float]] = [(math.inf, math.inf)] * (n + 1)
     best[0] = (0.0, 0.0)
@@ -354,11 +381,13 @@ def _too_large(composed: Affine, first: Affine, part: Link, options: Options) ->
     )
 
 
-def boundary(left: Segment, right: Segment, options: Options) -> str:
-    """Why two neighbouring segments stay apart."""
+def boundary(left: Segment, right: Segment, options: Options) -> str | None:
+    """Why two neighbouring segments stay apart; ``None`` where there was nothing to gain."""
     merged = left.affine.then(right.affine, options.rules)
     if isinstance(merged, Refused):
         return merged.reason
+    if merged.has_map and len(left.nodes) == 1 and isinstance(right.nodes[0].op, Add | Sub):
+        return None
     old = sum(p.cost for p in (*left.parts, *right.parts))
     macs = sum(p.macs for p in (*left.parts, *right.parts))
     places = (left.parts[0].before, right.parts[-1].after)

@@ -24,12 +24,12 @@ from ..ir import (
 )
 from .affine import Affine
 from .affine_nodes import op_of
-from .affine_tensors import Derived, exact, is_ones, read_vector
+from .affine_tensors import EAGER_BYTES, Derived, exact, is_ones, read_vector
 
 Form = Literal["kernel", "scale", "pad"]
 
-_EXTREME = 1e15
-"""Factors beyond this (or below its inverse) may leave the range of float32."""
+_EXTREME = 50.0
+"""Factors beyond two to this power (or its inverse) may leave the range of float32."""
 
 _F16_NORMAL = 2.0**-14
 _CHUNK = 1 << 22
@@ -73,10 +73,21 @@ class Merge:
                 weight = node.inputs[1]
                 if weight is not None and weight.data is not None and not _finite(weight.data):
                     return f"the weight of {node.name} has numbers that are not finite"
-        extreme = any(_extreme(v) for v in _factors(self.nodes))
-        if dtype is DType.F16 or extreme:
+        small = affine.weight.size * 8 <= EAGER_BYTES
+        if dtype is DType.F16 or (len(heavy) > 1 and small) or not heavy or self._extreme():
             return _storage_problem(affine)
         return None
+
+    def _extreme(self) -> bool:
+        """Whether the scales together may leave the range of float32."""
+        high = low = 0.0
+        for factors in _factors(self.nodes):
+            array = read_vector(factors)
+            size = np.abs(array[array != 0]) if array is not None else np.ones(1)
+            if size.size:
+                high += max(0.0, float(np.log2(size.max())))
+                low += min(0.0, float(np.log2(size.min())))
+        return high > _EXTREME or low < -_EXTREME
 
     def emit(self, rw: Rewriter, temporary: set[Value]) -> Node:
         """Replace the nodes; returns the node that makes the result.
@@ -208,14 +219,6 @@ def _in_range(vector: Tensor, dtype: DType) -> bool:
     return array is None or bool(np.isfinite(array).all())
 
 
-def _extreme(vector: Tensor) -> bool:
-    array = read_vector(vector)
-    if array is None:
-        return False
-    size = np.abs(array[array != 0])
-    return bool(size.size) and bool(size.max() > _EXTREME or size.min() < 1 / _EXTREME)
-
-
 def _finite(tensor: Tensor) -> bool:
     try:
         flat = tensor.numpy().reshape(-1)
@@ -227,17 +230,17 @@ def _finite(tensor: Tensor) -> bool:
 def _storage_problem(affine: Affine) -> str | None:
     """Whether the rounded numbers stand for the composed ones."""
     dtype = affine.dtype
-    try:
-        weight = affine.weight.float64()
-        const = None if affine.const is None else affine.const.float64()
-    except ValueError:
-        return None
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            weight = affine.weight.float64()
+            const = None if affine.const is None else affine.const.float64()
+        except ValueError:
+            return None
         for array in (weight, const):
             if array is not None and not np.isfinite(array.astype(dtype.numpy)).all():
                 return f"the merged numbers would overflow {dtype.value}"
     # A kernel whose largest number is subnormal has lost digits; each output counts for itself.
-    rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
+    rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1, initial=0.0)
     smallest = _F16_NORMAL if dtype is DType.F16 else 2.0**-126 if dtype is not DType.F64 else 0.0
     if ((rows > 0) & (rows < smallest)).any():
         return f"the merged numbers would underflow {dtype.value}"

@@ -162,6 +162,8 @@ class _Walk:
         reasons = [boundary(a, b, self.options) for a, b in pairwise(segments)]
         ends = [self.emit(segment) for segment in segments]
         for end, reason in zip(ends, reasons, strict=False):
+            if reason is None:
+                continue
             user = end.output.users[0]
             while isinstance(user.op, Identity) and user.output.has_one_use:
                 user = user.output.users[0]
@@ -174,9 +176,8 @@ class _Walk:
             return nodes[-1]
         if self.apply(nodes, segment.affine):
             return nodes[-1]
-        if len(segment.parts) > 1:
-            for part in segment.parts:
-                self.emit(Segment([part], part.affine))
+        for part in segment.parts if len(segment.parts) > 1 else segment.parts[0].parts:
+            self.emit(Segment([part], part.affine))
         return real(segment.nodes)[-1]
 
     def apply(self, nodes: Sequence[Node], affine: Affine) -> bool:

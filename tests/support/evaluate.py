@@ -45,13 +45,18 @@ _ACTIVATIONS: dict[str, Any] = {
 
 
 def random_inputs(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[Any]:
-    """Standard normal inputs (small integers for integer types); symbols take ``sizes`` or 2."""
+    """Standard normal inputs (small integers for integer types).
+
+    A symbol takes its size from ``sizes``, else 2 where it comes first on axis 0, and 7 elsewhere.
+    """
     rng = np.random.default_rng(seed)
+    known = dict(sizes or {})
     made = []
     for value in graph.inputs:
         assert value.type.shape is not None, f"{value!r} has no rank"
         shape = [
-            d if isinstance(d, int) else (sizes or {}).get(str(d), 2) for d in value.type.shape
+            d if isinstance(d, int) else known.setdefault(str(d), 7 if axis else 2)
+            for axis, d in enumerate(value.type.shape)
         ]
         dtype = value.type.dtype
         if dtype is not None and dtype.is_int:
