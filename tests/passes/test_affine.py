@@ -134,26 +134,6 @@ def test_what_is_not_refused_is_exact(case: Any, static: bool) -> None:
         assert sized(merged, x).output_size == tuple(want.shape[2:])
 
 
-@given(pairs())
-@many
-def test_what_is_refused_for_its_border_would_be_wrong_there(case: Any) -> None:
-    first, second, x = case
-    # With gaps between the taps of the second kernel the rule is on the safe side.
-    second = replace(second, dilations=(1,) * first.rank, strides=(1,) * first.rank)
-    between = apply(first, x)
-    assume(all(s >= 1 and s >= k for s, k in zip(between.shape[2:], second.span, strict=True)))
-    assume(all(s > k for s, k in zip(x.shape[2:], first.span, strict=True)))
-    merged = sized(first, x).then(second)
-    if not isinstance(merged, Refused):
-        return
-    loose = sized(first, x).then(second, Rules(allow_border=True))
-    assert isinstance(loose, Affine)
-    assert loose.exactness is Exactness.BORDER
-    got, want = apply(loose, x), apply(second, between)
-    assert got.shape == want.shape
-    assert not torch.allclose(got, want)
-
-
 @given(st.integers(0, 2**20), st.integers(1, 2), st.integers(0, 2), st.integers(8, 12))
 @many
 def test_a_border_merge_is_right_inside(seed: int, stride: int, pad: int, size: int) -> None:
