@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.evaluate import evaluate, random_inputs
 
 from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, Exactness, Graph, Rewriter, TensorType, Value
 from graphshrink.passes import Context
 from graphshrink.passes.merge_linear import MergeLinear
+from support.evaluate import evaluate, random_inputs
 
 KINDS = [
     "conv", "conv", "conv", "pointwise", "pointwise", "depthwise", "scale", "scale", "number", "pad",
