@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .evaluate import fx_runner, onnx_runner, random_inputs
-from .ir import Graph, MissingExtra, UsageError
+from .evaluate import (
+    check_shapes,
+    first_line,
+    fx_inputs,
+    fx_runner,
+    named_inputs,
+    onnx_runner,
+    random_inputs,
+)
+from .ir import Graph, MissingExtra, ModelError, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
 from .report import Report, Size
 
@@ -32,9 +42,12 @@ class ShrinkResult:
     report: Report
     _kind: str
 
-    @property
+    @cached_property
     def model(self) -> Any:
-        """The shrunk model, of the kind that came in: ``ModelProto`` or ``GraphModule``."""
+        """The shrunk model, of the kind that came in: ``ModelProto`` or ``GraphModule``.
+
+        Made when it is first asked for: a file that is only saved again is never held in memory whole.
+        """
         if self._kind == "onnx":
             from .targets.onnx import to_onnx
 
@@ -71,9 +84,11 @@ def shrink_graph(
             (these come out as a ``GraphModule``), or an ``onnx.ModelProto``. It is not changed.
         passes: A pipeline text, a ``Pipeline``, or a list of names, passes and functions
             ``(graph, rewriter)``; the exact default pipeline when not given.
-        example_inputs: A tuple of inputs, from which shapes come (torch), or a dict of arrays by name
-            (ONNX). Without them everything still works that needs no shapes.
+        example_inputs: A tuple of inputs. For torch, shapes come from them; without them everything
+            still works that needs no shapes. ``check`` runs the model on them; for ONNX they
+            may be a dict by name too.
         check: Run the model before and after every pass; raise if an exact pass moved the outputs.
+            Without ``example_inputs`` on random numbers of the known shapes, unknown sizes being 1.
         seed: The seed of random check inputs and of passes that draw random numbers.
 
     Raises:
@@ -96,6 +111,7 @@ def shrink(
     shapes: Mapping[str, Sequence[int]] | None = None,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> ShrinkResult:
     """Shrink a model or an ONNX file and say what was done.
 
@@ -105,36 +121,55 @@ def shrink(
         example_inputs: As for ``shrink_graph``.
         check: Run the model before and after every pass.
         seed: The seed of random check inputs and of passes that draw random numbers.
-        shapes: Input shapes for the check, by input name.
+        shapes: Input shapes for the check, by input name (ONNX).
         on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
+        observers: What else watches the passes.
 
     Raises:
         UsageError: If the model is of another kind, or inputs do not fit it.
-        ModelError: If the model cannot be read.
+        ModelError: If the model cannot be read, or does not run when it is checked.
         PassError: If a pass is unknown, or breaks the graph.
     """
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     if on_failure not in ("rollback", "raise"):
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
+    if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
+        raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     graph, kind = load(model, example_inputs)
-    observers: list[Observer] = [Timing()]
+    check_shapes(graph, shapes)
+    watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
-        observers.append(Dump(Path(dump)))
+        watching.append(Dump(Path(dump)))
     if check:
-        if kind == "onnx":
-            feeds = example_inputs if isinstance(example_inputs, dict) else None
-            runner = onnx_runner(feeds or random_inputs(graph, shapes, seed))
-        else:
-            from .targets.fx import example_inputs_of
-
-            given = example_inputs
-            runner = fx_runner(_as_tuple(given) or example_inputs_of(graph))
-        observers.append(Check(runner, "raise" if on_failure == "raise" else "rollback"))
+        failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
+        watching.append(Check(_runner(graph, kind, model, example_inputs, shapes, seed), failure))
     before = Size.of(graph)
-    records = pipeline.run(graph, Context(seed=seed, target=kind), observers)
-    report = Report(str(pipeline), before, Size.of(graph), records, list(graph.notes))
-    return ShrinkResult(graph, report, kind)
+    records = pipeline.run(graph, Context(seed=seed, target=kind), watching)
+    after = Size.of(graph)
+    notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
+    return ShrinkResult(graph, Report(str(pipeline), before, after, records, notes), kind)
+
+
+def _runner(
+    graph: Graph,
+    kind: str,
+    model: Any,
+    given: Any,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> Callable[[Graph], list[Any]]:
+    """What runs a graph for the check."""
+    if kind == "onnx":
+        if given is not None:
+            return onnx_runner(named_inputs(graph, given))
+        return onnx_runner(random_inputs(graph, shapes, seed))
+    if given is None:
+        # An exported program keeps the inputs that it was exported with.
+        kept = getattr(model, "example_inputs", None)
+        if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
+            given = kept[0]
+    return fx_runner(fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given))
 
 
 def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
@@ -156,7 +191,10 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
     if "torch.nn.modules.module.Module" in kinds:
         from .frontends.fx import from_fx
 
-        return from_fx(_traced(model, kinds), _as_tuple(example_inputs)), "fx"
+        inputs = None if example_inputs is None else _as_tuple(example_inputs)
+        if "torch.fx.graph_module.GraphModule" in kinds:
+            return from_fx(model, inputs), "fx"
+        return _traced(model, inputs), "fx"
     if "torch.export.exported_program.ExportedProgram" in kinds:
         from .frontends.export import from_export
 
@@ -167,24 +205,45 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
     )
 
 
-def _as_tuple(inputs: Any) -> tuple[Any, ...] | None:
-    if inputs is None or isinstance(inputs, tuple):
+def _as_tuple(inputs: Any) -> tuple[Any, ...]:
+    if isinstance(inputs, tuple):
         return inputs
     return tuple(inputs) if isinstance(inputs, list) else (inputs,)
 
 
-def _traced(model: Any, kinds: set[str]) -> Any:
-    if "torch.fx.graph_module.GraphModule" in kinds:
-        return model
+def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
+    """A module through ``torch.fx.symbolic_trace`` or, if that fails, through ``torch.export``."""
     try:
         import torch.fx
     except ImportError as error:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
+    from .frontends.fx import from_fx
+
     try:
-        return torch.fx.symbolic_trace(model)
+        traced = torch.fx.symbolic_trace(model)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"torch.fx cannot trace {type(model).__name__} ({first}); "
-            "give torch.export.export(model, example_inputs) instead"
-        ) from error
+        reason = f"torch.fx cannot trace {type(model).__name__} ({first_line(error)})"
+        if inputs is None:
+            raise UsageError(
+                f"{reason}; give example_inputs, so that torch.export can be tried, or an "
+                "ExportedProgram"
+            ) from error
+    else:
+        return from_fx(traced, inputs)
+    training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise ModelError(f"{training} is in training mode: call model.eval() first")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # About torch's own internals, nothing to act upon.
+            program = torch.export.export(model, inputs)
+    except Exception as error:
+        raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
+    from .frontends.export import from_export
+
+    graph = from_export(program)
+    graph.notes.append(
+        f"{reason}: torch.export was used, and what the model decides by its inputs is decided "
+        "as for example_inputs"
+    )
+    return graph

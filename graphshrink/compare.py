@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from .api import load
-from .evaluate import random_inputs, session
-from .ir import UsageError
+from .evaluate import Arrays, named_inputs, random_inputs, run_session, session
+from .ir import Graph, UsageError
 from .passes import relative_error
-from .report import Size, size_table
+from .passes.observers import tolerance_of
+from .report import Size, number, size_table
+from .terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,23 +34,31 @@ class Comparison:
 
     Attributes:
         error: The largest output error of B, relative to A's largest output.
+        tolerance: The error allowed.
         sizes: The sizes of A and B.
-        file_bytes: Bytes of the two files, external data not counted.
+        file_bytes: Bytes of the two models, the files of their external data included.
         milliseconds: The median latencies.
         speedup: The median of A's time over B's, with the ends of its 95 % interval.
     """
 
     error: float
+    tolerance: float
     sizes: tuple[Size, Size]
     file_bytes: tuple[int, int]
     milliseconds: tuple[float, float]
     speedup: tuple[float, float, float]
 
-    def to_dict(self, tolerance: float) -> dict[str, Any]:
+    @property
+    def equal(self) -> bool:
+        """True when the outputs differ by no more than the tolerance."""
+        return self.error <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
-            "error": self.error,
-            "equal": self.error <= tolerance,
+            "error": number(self.error),
+            "tolerance": self.tolerance,
+            "equal": self.equal,
             "a": {**vars(self.sizes[0]), "file_bytes": self.file_bytes[0]},
             "b": {**vars(self.sizes[1]), "file_bytes": self.file_bytes[1]},
             "milliseconds": list(self.milliseconds),
@@ -60,10 +71,12 @@ class Comparison:
         table.columns[1].header, table.columns[2].header = first, second
         table.add_row("file bytes", *(f"{b:,}" for b in self.file_bytes))
         table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.milliseconds))
-        console.print(table)
+        show(console, table)
         middle, low, high = self.speedup
         console.print(f"speed-up of B: {middle:.3f}x (95 % interval {low:.3f} to {high:.3f})")
-        console.print(f"largest output error, relative: {self.error:.2e}")
+        console.print(
+            f"largest output error, relative: {self.error:.2e} (allowed {self.tolerance:.0e})"
+        )
 
 
 def compare_models(
@@ -72,11 +85,22 @@ def compare_models(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Path | None = None,
+    tolerance: float | None = None,
     runs: int = 30,
     threads: int = 0,
     seed: int = 0,
 ) -> Comparison:
     """Run both models on the same inputs.
+
+    Args:
+        first: The reference.
+        second: The other model.
+        shapes: Input shapes by name, for random inputs.
+        data: An ``.npz`` file with inputs by name, instead of random ones.
+        tolerance: The error allowed; by the coarsest element type of the reference when not given.
+        runs: Timed pairs of runs.
+        threads: Threads of onnxruntime; 0 takes all.
+        seed: The seed of random inputs.
 
     Raises:
         ModelError: If a file cannot be read or run.
@@ -87,22 +111,9 @@ def compare_models(
     names = [v.name for v in a.inputs]
     if names != [v.name for v in b.inputs] or a.output_names != b.output_names:
         raise UsageError(f"{first} and {second} have different inputs or outputs")
-    if data is not None:
-        try:
-            with np.load(data, allow_pickle=False) as file:
-                feeds = {name: file[name] for name in names}
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"{data}: not an .npz file with {', '.join(names)}: {error}"
-            ) from error
-    else:
-        feeds = random_inputs(a, shapes, seed)
+    feeds = random_inputs(a, shapes, seed) if data is None else _read_inputs(a, data)
     one, two = session(first, threads), session(second, threads)
-    try:
-        want, got = one.run(None, feeds), two.run(None, feeds)
-    except Exception as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"the models do not run on these inputs: {first_line}") from error
+    want, got = run_session(one, feeds, str(first)), run_session(two, feeds, str(second))
     times: list[tuple[float, float]] = []
     for turn in range(runs + 2):
         pair = [0.0, 0.0]
@@ -116,11 +127,35 @@ def compare_models(
     medians = np.median(array, axis=0) * 1e3
     return Comparison(
         relative_error(want, got),
+        tolerance_of(a) if tolerance is None else tolerance,
         (Size.of(a), Size.of(b)),
-        (first.stat().st_size, second.stat().st_size),
+        (_file_bytes(a, first), _file_bytes(b, second)),
         (float(medians[0]), float(medians[1])),
         _median_interval(array[:, 0] / array[:, 1]),
     )
+
+
+def _read_inputs(graph: Graph, data: Path) -> Arrays:
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UsageError(f"{data}: {error.strerror or 'not an .npz file'}") from error
+    except (ValueError, AttributeError, BadZipFile) as error:
+        raise UsageError(f"{data} is not an .npz file of arrays") from error
+    return named_inputs(graph, arrays)
+
+
+def _file_bytes(graph: Graph, path: Path) -> int:
+    model = graph.host.model
+    places: set[str] = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [path, *(path.parent / place for place in sorted(places))]
+    return sum(file.stat().st_size for file in files)
 
 
 def _median_interval(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,45 @@ from .ir import DType, Graph, ModelError, TensorType, UsageError, Value
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
+    """Hold given input shapes against the graph's inputs.
+
+    Returns:
+        The sizes that they give to symbols.
+
+    Raises:
+        UsageError: If a shape names no input or does not fit it, or two contradict each other.
+    """
+    known = {v.name: v.type for v in graph.inputs}
+    symbols: dict[str, int] = {}
+    for name, given in (shapes or {}).items():
+        _known_name(name, known)
+        wanted = known[name].shape
+        if not known[name].accepts(TensorType(None, tuple(given))):
+            raise UsageError(f"input {name!r} takes {_shown(wanted)}, not {_shown(given)}")
+        for d, size in zip(wanted or (), given, strict=False):
+            if isinstance(d, str) and symbols.setdefault(d, size) != size:
+                raise UsageError(f"input {name!r}: {d} is both {symbols[d]} and {size}")
+    return symbols
+
+
+def _known_name(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"inputs are {', '.join(known)}"
+        raise UsageError(f"the model has no input {name!r}; {hint}")
+
+
+def _shown(shape: Sequence[Any] | None) -> str:
+    return "x".join("?" if d is None else str(d) for d in shape or ()) or "a scalar"
+
+
 def random_inputs(
     graph: Graph, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> Arrays:
-    """Inputs for a check: standard normal floats, small whole numbers, random booleans.
+    """Inputs for a check: standard normal floats, zeros and ones for whole numbers and booleans.
+
+    Whole numbers stay that small because they are most often indices.
 
     Args:
         graph: Whose inputs.
@@ -29,27 +64,9 @@ def random_inputs(
     Raises:
         UsageError: If a shape names no input, does not fit it, or is needed and missing.
     """
-    shapes = dict(shapes or {})
-    known = [v.name for v in graph.inputs]
-    for name in shapes:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"inputs are {', '.join(known)}"
-            raise UsageError(f"the model has no input {name!r}; {hint}")
+    symbols = check_shapes(graph, shapes)
     rng = np.random.default_rng(seed)
-    symbols: dict[str, int] = {}
-    for value in graph.inputs:
-        given = shapes.get(value.name)
-        if given is None or value.type.shape is None:
-            continue
-        if not value.type.accepts(TensorType(None, tuple(given))):
-            wanted = "x".join("?" if d is None else str(d) for d in value.type.shape)
-            shown = "x".join(map(str, given))
-            raise UsageError(f"input {value.name!r} takes {wanted}, not {shown}")
-        for d, size in zip(value.type.shape, given, strict=True):
-            if isinstance(d, str) and symbols.setdefault(d, size) != size:
-                raise UsageError(f"input {value.name!r}: {d} is both {symbols[d]} and {size}")
-    return {v.name: _random(v, shapes.get(v.name), symbols, rng) for v in graph.inputs}
+    return {v.name: _random(v, (shapes or {}).get(v.name), symbols, rng) for v in graph.inputs}
 
 
 def _random(
@@ -76,6 +93,33 @@ def _random(
     return rng.integers(0, 2, given).astype(dtype.numpy)
 
 
+def named_inputs(graph: Graph, given: Any) -> Arrays:
+    """Inputs of an ONNX model, from arrays by name or in order, held against what the model takes.
+
+    Raises:
+        UsageError: If one is missing, unknown, or of another type or shape.
+    """
+    known = {v.name: v.type for v in graph.inputs}
+    if not isinstance(given, Mapping):
+        items = list(given) if isinstance(given, tuple | list) else [given]
+        if len(items) != len(known):
+            raise UsageError(f"the model has {len(known)} inputs, {len(items)} were given")
+        given = dict(zip(known, items, strict=True))
+    for name in given:
+        _known_name(name, known)
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise UsageError(f"no value was given for input {missing[0]!r}")
+    arrays: Arrays = {name: np.asarray(given[name]) for name in known}
+    check_shapes(graph, {name: array.shape for name, array in arrays.items()})
+    for name, array in arrays.items():
+        wanted = known[name].dtype
+        if wanted is None or wanted is DType.STRING or array.dtype == wanted.numpy:
+            continue
+        raise UsageError(f"input {name!r} takes {wanted.numpy}, not {array.dtype}")
+    return arrays
+
+
 def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
     """A function that emits a graph as ONNX and runs it in onnxruntime on ``feeds``."""
 
@@ -85,13 +129,18 @@ def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
         with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
             path = Path(folder) / "check.onnx"
             save_onnx(graph, path)
-            return list(session(path).run(None, feeds))
+            return run_session(session(path, name="the model"), feeds, "the model")
 
     return run
 
 
-def session(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU without onnxruntime's own graph optimisations of layout.
+def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        path: The model file.
+        threads: Threads within an op; 0 takes all.
+        name: What errors call the model; the path when not given.
 
     Raises:
         ModelError: If onnxruntime does not take the model.
@@ -104,8 +153,56 @@ def session(path: Path, threads: int = 0) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path}: onnxruntime does not run this model: {first}") from error
+        what = f"onnxruntime cannot load {name or path}"
+        raise ModelError(
+            f"{what}: {one_line(error).replace(str(path), name or str(path))}"
+        ) from error
+
+
+def run_session(loaded: Any, feeds: Arrays, name: str) -> list[Any]:
+    """Run a session.
+
+    Raises:
+        ModelError: If the model does not run on these inputs.
+    """
+    try:
+        return list(loaded.run(None, feeds))
+    except Exception as error:
+        shown = ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
+        raise ModelError(
+            f"onnxruntime cannot run {name} on inputs {shown} (--input gives other shapes): "
+            f"{one_line(error)}"
+        ) from error
+
+
+def fx_inputs(
+    graph: Graph, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> tuple[Any, ...]:
+    """Random inputs for an FX-born graph, on the device of its weights.
+
+    Raises:
+        UsageError: If the shape of an input is not known.
+    """
+    import torch
+
+    from .frontends.fx_ops import DTYPES
+
+    for value in graph.inputs:
+        if value.type.shape is None and value.name not in (shapes or {}):
+            raise UsageError(
+                f"the shape of input {value.name!r} is not known: a check needs example_inputs"
+            )
+    kinds = {ours: theirs for theirs, ours in DTYPES.items()}
+    weight = next(graph.host.module.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    made = []
+    for value, array in zip(graph.inputs, random_inputs(graph, shapes, seed).values(), strict=True):
+        # torch does not know NumPy's extension types; float32 holds all that they hold.
+        dtype = value.type.dtype
+        assert dtype is not None
+        plain = array.astype(np.float32) if array.dtype.kind == "V" else array
+        made.append(torch.from_numpy(np.ascontiguousarray(plain)).to(device, kinds[dtype]))
+    return tuple(made)
 
 
 def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
@@ -118,8 +215,13 @@ def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
         from .targets.fx import to_fx
 
         module = to_fx(graph)
-        with torch.no_grad():
-            leaves = tree_leaves(module(*inputs))
+        # In-place modules may write into their inputs: every run gets its own.
+        fresh = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+        try:
+            with torch.no_grad():
+                leaves = tree_leaves(module(*fresh))
+        except Exception as error:
+            raise ModelError(f"the module does not run: {one_line(error)}") from error
         return [
             leaf.detach().cpu().double().numpy() if leaf.is_floating_point() else leaf.cpu().numpy()
             for leaf in leaves
@@ -127,3 +229,14 @@ def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
         ]
 
     return run
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut where it gets long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .ir import Graph, Opaque
 from .passes import PassRecord
+from .terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +28,7 @@ class Size:
         parameters: Elements of the floating-point constants that something reads.
         bytes: Bytes of all constants that something reads.
         macs: Multiply-accumulates for one run; ``None`` when a size is unknown.
+        unsized: The first node whose size is unknown, when ``macs`` is.
     """
 
     nodes: int
@@ -33,24 +36,35 @@ class Size:
     parameters: int
     bytes: int
     macs: int | None
+    unsized: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What cannot be said, and why."""
+        if self.unsized is None:
+            return []
+        return [f"MACs are unknown, because the sizes at {self.unsized} are"]
 
     @classmethod
     def of(cls, graph: Graph) -> Size:
         """Measure a graph. Symbolic batch sizes count as 1."""
         ops: Counter[str] = Counter()
-        macs: int | None = 0
+        macs, unsized = 0, None
         for node in graph.nodes:
             ops[node.op.kind if isinstance(node.op, Opaque) else node.op.name] += 1
             inputs = [None if t is None else _one_sample(t) for t in node.input_types]
             found = node.op.macs(inputs, [_one_sample(v.type) for v in node.outputs])
-            macs = None if macs is None or found is None else macs + found
+            if found is None and unsized is None:
+                unsized = f"{node.op.name} {node.name}"
+            macs += found or 0
         read = [v.data for v in graph.constants if v.data is not None and v.use_count]
         return cls(
             nodes=len(graph),
             ops=dict(sorted(ops.items())),
             parameters=sum(t.size for t in read if t.dtype.is_float),
             bytes=sum(t.nbytes for t in read),
-            macs=macs,
+            macs=macs if unsized is None else None,
+            unsized=unsized,
         )
 
 
@@ -90,7 +104,7 @@ class Report:
         return any(r.rolled_back for r in self.passes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, for JSON."""
+        """The report as plain data, for JSON; ``schema`` counts up when its meaning changes."""
         return {
             "schema": SCHEMA,
             "pipeline": self.pipeline,
@@ -101,7 +115,7 @@ class Report:
                     "pass": r.text,
                     "exactness": str(r.exactness),
                     "seconds": r.seconds,
-                    "error": r.error,
+                    "error": number(r.error),
                     "rolled_back": r.rolled_back,
                     "rewrites": [
                         {"what": w.what, "nodes": list(w.nodes), "exactness": str(w.exactness)}
@@ -121,7 +135,7 @@ class Report:
         from rich.markup import escape
         from rich.table import Table
 
-        console.print(size_table(self.before, self.after))
+        show(console, size_table(self.before, self.after))
         table = Table("pass", "changes", "refusals", "exactness", "seconds", "error")
         for r in self.passes:
             table.add_row(
@@ -132,7 +146,7 @@ class Report:
                 "-" if r.seconds is None else f"{r.seconds:.3f}",
                 "not checked" if r.error is None else f"{r.error:.1e}",
             )
-        console.print(table)
+        show(console, table)
         if verbose:
             for r in self.passes:
                 for (what, kind), nodes in _grouped(
@@ -146,6 +160,11 @@ class Report:
             console.print("What was left alone, and why: run again with -v.")
         for note in self.notes:
             console.print(escape(f"note: {note}"), soft_wrap=True)
+
+
+def number(value: float | None) -> float | str | None:
+    """A number as JSON can say it: infinity, which it lacks, becomes a word."""
+    return "infinite" if value == math.inf else value
 
 
 def _grouped(pairs: Any) -> list[tuple[tuple[str, str], str]]:

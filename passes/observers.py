@@ -13,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import DType, Exactness, Graph, TensorType, VerificationError, verify
+from ..ir import (
+    DType,
+    Exactness,
+    Graph,
+    GraphshrinkError,
+    TensorType,
+    VerificationError,
+    verify,
+)
 from .base import Pass, PassError
 from .pipeline import PassRecord
 
@@ -142,6 +150,16 @@ def _array_error(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     return gap / max(scale, 1e-30) if gap else 0.0
 
 
+def tolerance_of(graph: Graph) -> float:
+    """How far an exact pass may move the outputs of ``graph``, relative to their largest value.
+
+    The coarsest floating-point type anywhere decides: a half-precision body with float32 outputs rounds
+    like half precision.
+    """
+    found = {v.type.dtype for v in graph.values()}
+    return max(TOLERANCE[d] for d in (*(d for d in found if d in TOLERANCE), DType.F64))
+
+
 @dataclass
 class Check:
     """Differential numerics: run the graph before and after every pass and compare the outputs.
@@ -175,29 +193,26 @@ class Check:
             record.error = 0.0
             return
         assert self._reference is not None
-        outputs = self.evaluate(graph)
-        record.error = relative_error(self._reference, outputs)
-        limit = self._limit(graph)
-        if record.exactness is not Exactness.EXACT or record.error <= limit:
-            self._reference = outputs
-            return
+        try:
+            outputs = self.evaluate(graph)
+        except GraphshrinkError as error:
+            record.error, problem = float("inf"), f"left a model that does not run ({error})"
+        else:
+            record.error = relative_error(self._reference, outputs)
+            limit = tolerance_of(graph) if self.tolerance is None else self.tolerance
+            if record.exactness is not Exactness.EXACT or record.error <= limit:
+                self._reference = outputs
+                return
+            problem = (
+                f"claims to be exact, but the outputs moved by {record.error:.2e} "
+                f"(allowed {limit:.0e})"
+            )
         nodes = [name for r in record.rewrites for name in r.nodes]
         shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
-        message = (
-            f"pass {step} claims to be exact, but the outputs moved by {record.error:.2e} "
-            f"(allowed {limit:.0e}); it rewrote {shown}"
-        )
+        message = f"pass {step} {problem}; it rewrote {shown}"
         if self.on_failure == "raise":
             raise CheckFailed(message)
         assert self._backup is not None
         log.warning("%s; rolled back", message)
         graph.adopt(self._backup)
         record.rolled_back = True
-
-    def _limit(self, graph: Graph) -> float:
-        if self.tolerance is not None:
-            return self.tolerance
-        # The coarsest floating-point type anywhere decides: a half-precision body with float32
-        # outputs rounds like half precision.
-        found = {v.type.dtype for v in graph.values()}
-        return max(TOLERANCE[d] for d in (*(d for d in found if d in TOLERANCE), DType.F64))

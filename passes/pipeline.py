@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Protocol
 
-from ..ir import Exactness, Graph, Refusal, Rewrite, Rewriter
+from ..ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
 from .base import Context, FunctionPass, Pass, PassError, nearest, option_fields, pass_class
 
 PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
@@ -85,16 +85,26 @@ class Pipeline:
         Raises:
             PassError: If a pass leaves the graph broken or raises; the message names the pass.
         """
-        from .observers import Verify
+        from .observers import Timing, Verify
 
         ctx = ctx or Context()
+        # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
+        # else looks at a graph that is not verified.
         watching: list[Observer] = [Verify(), *observers]
+        watching.sort(key=lambda observer: not isinstance(observer, Timing))
         records = []
         for step in self.passes:
-            for observer in watching:
+            for observer in reversed(watching):
                 observer.before(step, graph)
             rw = Rewriter(graph, exactness=step.exactness)
-            step.run(graph, rw, ctx)
+            try:
+                step.run(graph, rw, ctx)
+            except (PassError, MemoryError):
+                raise
+            except Exception as error:
+                said = str(error) or type(error).__name__
+                kind = "" if isinstance(error, GraphshrinkError) else f"{type(error).__name__}: "
+                raise PassError(f"pass {step} failed: {kind}{said}") from error
             record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
             for observer in watching:
                 observer.after(step, graph, record)

@@ -1,0 +1,236 @@
+"""The commands: ``shrink``, ``inspect``, ``compare``, ``passes``; see :mod:`.cli` for how they are called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .ir.errors import UsageError
+from .terminal import console, shapes_of, show, writable, write_json
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:1x3x224x224",
+        help="The shape of an input that the model is run on; may be given several times.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="The seed of random inputs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; stands anywhere.")
+    ] = False,
+) -> None:
+    """Make trained networks smaller, and leave them correct.
+
+    'graphshrink IN OUT' is short for 'graphshrink shrink IN OUT'.
+
+    A file that is named like a command is given as ./inspect.
+    """
+    # Both options are dealt with in cli.main, which also sees what goes wrong before this.
+
+
+@app.command()
+def shrink(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The ONNX file to read.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="The ONNX file to write.")],
+    passes: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The pipeline; see 'graphshrink passes'.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the model before and after every pass.")
+    ] = False,
+    shapes: Inputs = None,
+    report: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")
+    ] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    dump: Annotated[
+        str | None,
+        typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Say what was left alone, and why.")
+    ] = False,
+) -> None:
+    """Shrink an ONNX file."""
+    from .api import DEFAULT_PIPELINE
+    from .api import shrink as run
+    from .passes import Pipeline
+    from .progress import watch_passes
+
+    # Refuse before the work, not after it.
+    writable(target, ".onnx")
+    if report is not None:
+        writable(report)
+        for other in (source, target):
+            if os.path.realpath(report) == os.path.realpath(other):
+                raise UsageError(f"--report {report} would overwrite the model {other}")
+    pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
+    with watch_passes(len(pipeline), verbose=verbose) as watch:
+        result = run(
+            source,
+            pipeline,
+            check=check,
+            seed=seed,
+            shapes=shapes_of(shapes),
+            dump=dump,
+            observers=[watch],
+        )
+        result.save(target)
+    if report is not None:
+        write_json(report, result.report.to_dict())
+    if as_json:
+        typer.echo(json.dumps(result.report.to_dict(), indent=1))
+    elif verbose or sys.stdout.isatty():
+        result.report.render(console(), verbose=verbose)
+    else:
+        typer.echo(_summary(result.report, target))
+    if result.report.failed:
+        undone = ", ".join(r.text for r in result.report.passes if r.rolled_back)
+        typer.echo(f"graphshrink: the check failed, rolled back: {undone}", err=True)
+        raise typer.Exit(1)
+
+
+def _summary(report: Any, target: str) -> str:
+    before, after = report.before, report.after
+    refused = sum(len(r.refusals) for r in report.passes)
+    macs = ""
+    if before.macs is not None and after.macs is not None:
+        macs = f", {before.macs:,} -> {after.macs:,} MACs"
+    checked = [r.error for r in report.passes if r.error is not None]
+    error = f", error {max(checked):.1e}" if checked else ""
+    return (
+        f"{target}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
+        f"{after.parameters:,} parameters{macs}{error}; {refused} left alone (-v says why)"
+    )
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file to read.")],
+    as_json: Json = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the whole graph.")] = False,
+) -> None:
+    """Show what a model is made of."""
+    from .api import load
+    from .report import Size, size_table
+
+    graph, _ = load(source)
+    size = Size.of(graph)
+    notes = [*graph.notes, *size.notes]
+    if as_json:
+        signature = {
+            "inputs": {v.name: str(v.type) for v in graph.inputs},
+            "outputs": {
+                n: str(v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)
+            },
+        }
+        typer.echo(json.dumps({**signature, **vars(size), "notes": notes}, indent=1))
+        return
+    if text:
+        typer.echo(str(graph), nl=False)
+        return
+    for value in graph.inputs:
+        typer.echo(f"input  {value.name}: {value.type}")
+    for name, value in zip(graph.output_names, graph.outputs, strict=True):
+        typer.echo(f"output {name}: {value.type}")
+    out = console()
+    show(out, size_table(size))
+    for note in notes:
+        out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="The reference, an ONNX file.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other ONNX file.")],
+    shapes: Inputs = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE.npz", help="Inputs by name; else random ones.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="The error allowed, relative to the largest output; 1e-4 for float32 when not given.",
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed pairs of runs.")] = 30,
+    threads: Annotated[int, typer.Option(min=0, help="onnxruntime threads; 0 takes all.")] = 0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare two models: numbers, size, and latency in onnxruntime as a paired ratio."""
+    from .compare import compare_models
+
+    found = compare_models(
+        Path(first),
+        Path(second),
+        shapes=shapes_of(shapes),
+        data=Path(data) if data else None,
+        tolerance=tolerance,
+        runs=runs,
+        threads=threads,
+        seed=seed,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        found.render(console(), first, second)
+    if not found.equal:
+        typer.echo(
+            f"graphshrink: the outputs differ by {found.error:.2e}, "
+            f"allowed are {found.tolerance:.0e}",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List the passes, ours and those of installed packages."""
+    from .passes import known_passes
+    from .passes.base import option_fields, option_text
+
+    rows: list[dict[str, Any]] = []
+    for name, cls in known_passes().items():
+        options = {f.name.replace("_", "-"): option_text(f.default) for f in option_fields(cls)}
+        doc = (cls.__doc__ or "").strip().splitlines()
+        rows.append(
+            {
+                "name": name,
+                "exactness": str(cls.exactness),
+                "options": options,
+                "doc": doc[0] if doc else "",
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("pass", "exactness", "options and defaults", "what it does")
+    for row in rows:
+        shown = "\n".join(f"{k}={v}" for k, v in row["options"].items())
+        table.add_row(row["name"], row["exactness"], escape(shown), escape(row["doc"]))
+    show(console(), table)

@@ -1,0 +1,76 @@
+"""Saying what goes on: a bar on a terminal, one plain line a pass under ``-v`` elsewhere, else nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from .ir import Graph
+from .passes import Pass, PassRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Lines:
+    """An observer that writes one line after every pass, or none."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.start = 0.0
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Write the line."""
+        if self.stream is not None:
+            self.stream.write(
+                f"{step}: {len(record.rewrites)} changes, {len(record.refusals)} left alone, "
+                f"{time.perf_counter() - self.start:.2f} s\n"
+            )
+
+
+class Bar:
+    """An observer that moves a bar on a terminal."""
+
+    def __init__(self, progress: Progress, task: TaskID, count: int) -> None:
+        self.progress, self.task, self.left = progress, task, count
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Name the pass that runs."""
+        self.progress.update(self.task, description=f"{step} ({len(graph):,} nodes)")
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """One pass further."""
+        self.left -= 1
+        what = f"{step} (done)" if self.left else "writing"
+        self.progress.update(self.task, advance=1, description=what)
+
+
+@contextmanager
+def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
+    """An observer that says on standard error what goes on, for as long as the block runs.
+
+    Args:
+        count: How many passes there will be.
+        verbose: Write plain lines where standard error is not a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield Lines(sys.stderr if verbose else None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bar(progress, progress.add_task("reading", total=count), count)

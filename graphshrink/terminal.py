@@ -1,0 +1,96 @@
+"""What the commands share: the console and its tables, shapes from text, files that are written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console() -> Console:
+    """The console on standard output: coloured on a terminal (unless ``NO_COLOR`` is set), else plain."""
+    from rich.console import Console
+
+    # Without a terminal there is no width to keep to: lines that wrap are hard to search.
+    return Console() if sys.stdout.isatty() else Console(width=200, highlight=False)
+
+
+def show(out: Console, table: Table) -> None:
+    """Print a table: ruled on a terminal, plain columns elsewhere."""
+    if not out.is_terminal:
+        table.box = None
+        table.pad_edge = False
+    out.print(table)
+
+
+def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name, from texts such as ``"x:1x3x224x224"``; ``"x:"`` is a scalar.
+
+    Raises:
+        UsageError: If a text is malformed or a name is given twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts or ():
+        name, colon, sizes = text.rpartition(":")
+        try:
+            shape = tuple(int(d) for d in sizes.split("x")) if sizes else ()
+        except ValueError:
+            colon = ""
+        if not colon or not name or min(shape, default=0) < 0:
+            raise UsageError(f"--input {text!r} is not NAME:SIZES, such as x:1x3x224x224")
+        if name in found:
+            raise UsageError(f"--input gives the shape of {name!r} twice")
+        found[name] = shape
+    return found
+
+
+def writable(path: str, suffix: str | None = None) -> None:
+    """Check that a file can be written, without touching it.
+
+    Raises:
+        UsageError: If its suffix is wrong, it is a folder, or its folder is missing or read-only.
+    """
+    target = Path(path)
+    if suffix is not None and target.suffix != suffix:
+        raise UsageError(f"cannot write {path}: only {suffix} files can be written")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: the folder {target.parent} is read-only")
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(data, file, indent=1)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(name, 0o666 & ~mask)  # Temporary files are private; this one is not.
+            os.replace(name, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
