@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import digits
@@ -20,106 +17,121 @@ from rich.console import Console
 from rich.table import Table
 
 from graphshrink import shrink
+from graphshrink.api import load
+from graphshrink.latency import PairedLatency, paired_latency
+from graphshrink.passes import relative_error
+from graphshrink.report import Size
 
 BATCH = 32
 PAIRS = 60
 
 
-def paired(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float, float]:
-    """Median milliseconds of both, and the median ratio over alternating pairs."""
-    for _ in range(5):
-        first(), second()
-    times = []
-    for turn in range(PAIRS):
-        pair = [0.0, 0.0]
-        for which in ((0, 1), (1, 0))[turn % 2]:
-            start = time.perf_counter()
-            (first, second)[which]()
-            pair[which] = (time.perf_counter() - start) * 1e3
-        times.append(pair)
-    ratio = statistics.median(a / b for a, b in times)
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times), ratio
+class Results:
+    """The table, two rows for every way in."""
+
+    def __init__(self, title: str) -> None:
+        columns = (
+            "",
+            "nodes",
+            "convs",
+            "parameters",
+            "MACs",
+            "accuracy",
+            "ms a batch",
+            "max error",
+        )
+        self.table = Table(*columns, title=title)
+        for column in self.table.columns[1:]:
+            column.justify = "right"
+        self.speeds: list[str] = []
+
+    def add(
+        self,
+        name: str,
+        sizes: tuple[Size, Size],
+        outputs: tuple[np.ndarray, np.ndarray],
+        labels: np.ndarray,
+        latency: PairedLatency,
+    ) -> None:
+        """Add what was measured before and after."""
+        errors = ("", f"{relative_error(outputs[:1], outputs[1:]):.1e}")
+        for i, when in enumerate(("before", "after")):
+            size = sizes[i]
+            self.table.add_row(
+                f"{name} {when}",
+                f"{size.nodes}",
+                f"{size.ops.get('Conv', 0)}",
+                f"{size.parameters:,}",
+                f"{size.macs:,}",
+                f"{(outputs[i].argmax(1) == labels).mean():.2%}",
+                f"{latency.milliseconds[i]:.2f}",
+                errors[i],
+            )
+        self.speeds.append(f"{name}: {latency}")
+
+
+def fx(model: torch.nn.Module, x: torch.Tensor, labels: np.ndarray, results: Results) -> None:
+    """One call in a script: module in, GraphModule out."""
+    batch = x[:BATCH]
+    result = shrink(model, example_inputs=(batch,), check=True)
+    small = result.model
+    with torch.no_grad():
+        # The shrunk graph has bias maps for one image size; the batch size is free.
+        outputs = (model(x).numpy(), small(x).numpy())
+        latency = paired_latency(lambda: model(batch), lambda: small(batch), PAIRS)
+    sizes = (result.report.before, result.report.after)
+    results.add("FX in torch", sizes, outputs, labels, latency)
+
+
+def onnx(
+    model: torch.nn.Module, x: torch.Tensor, labels: np.ndarray, results: Results, folder: Path
+) -> str:
+    """One command: file in, file out. Returns what it printed."""
+    batch, source, target = x[:BATCH], folder / "digits.onnx", folder / "small.onnx"
+    torch.onnx.export(
+        model, (batch,), source, dynamo=True, verbose=False, optimize=False, external_data=False
+    )
+    command = [sys.executable, "-m", "graphshrink", str(source), str(target), "--check"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    first, second = (
+        onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"])
+        for p in (source, target)
+    )
+    name = first.get_inputs()[0].name
+    # The file takes whole batches only; the last images fill up with the first.
+    whole = np.resize(x.numpy(), (-(-len(x) // BATCH) * BATCH, *x.shape[1:]))
+    parts = np.split(whole, len(whole) // BATCH)
+    outputs = tuple(
+        np.concatenate([session.run(None, {name: part})[0] for part in parts])[: len(x)]
+        for session in (first, second)
+    )
+    feed = {name: batch.numpy()}
+    latency = paired_latency(lambda: first.run(None, feed), lambda: second.run(None, feed), PAIRS)
+    sizes = (Size.of(load(source)[0]), Size.of(load(target)[0]))
+    results.add("ONNX in onnxruntime", sizes, (outputs[0], outputs[1]), labels, latency)
+    return done.stdout.strip().replace(f"{target}: ", "")
 
 
 def main() -> None:
     """Run the demo."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    console = Console(width=100)
+    console = Console(width=120)
     model = digits.trained()
     _, _, x, y = digits.images()
-    batch = x[:BATCH]
-    table = Table("", "nodes", "convs", "parameters", "MACs", "accuracy", "ms a batch", title=(
-        f"digits, {len(x)} test images, batches of {BATCH}, {torch.get_num_threads()} threads"))  # fmt: skip
-
-    def row(title: str, size: object, hits: float, milliseconds: float) -> None:
-        s: object = size
-        table.add_row(
-            title,
-            f"{s.nodes}",  # type: ignore[attr-defined]
-            f"{s.ops.get('Conv', 0)}",  # type: ignore[attr-defined]
-            f"{s.parameters:,}",  # type: ignore[attr-defined]
-            f"{s.macs:,}" if s.macs else "?",  # type: ignore[attr-defined]
-            f"{hits:.2%}",
-            f"{milliseconds:.2f}",
-        )
-
-    # FX: one call.
-    result = shrink(model, example_inputs=(batch,), check=True)
-    small = result.model
-    with torch.no_grad():
-        before = (model(x).argmax(1) == y).float().mean().item()
-        # The shrunk graph has bias maps for one image size; the batch size is free.
-        want, got = model(x), small(x)
-        after = (got.argmax(1) == y).float().mean().item()
-        first, second, fx_ratio = paired(lambda: model(batch), lambda: small(batch))
-    fx_error = ((want - got).abs().max() / want.abs().max()).item()
-    row("FX before", result.report.before, before, first)
-    row("FX after", result.report.after, after, second)
-
-    # ONNX: one command.
+    labels = y.numpy()
+    results = Results(
+        f"digits: {len(x)} test images, batches of {BATCH}, {torch.get_num_threads()} threads"
+    )
+    fx(model, x, labels, results)
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "digits.onnx", Path(folder) / "small.onnx"
-        torch.onnx.export(
-            model, (batch,), source, dynamo=True, verbose=False, optimize=False, external_data=False
-        )
-        command = [sys.executable, "-m", "graphshrink", str(source), str(target), "--check"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        sizes = [
-            shrink(path, passes="fold-constants,prune-dead").report.after
-            for path in (source, target)
-        ]
-        sessions = [
-            onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"])
-            for p in (source, target)
-        ]
-        name = sessions[0].get_inputs()[0].name
-        outputs = []
-        for session in sessions:
-            parts = [x[i : i + BATCH].numpy() for i in range(0, len(x) // BATCH * BATCH, BATCH)]
-            outputs.append(np.concatenate([session.run(None, {name: p})[0] for p in parts]))
-        labels = y.numpy()[: len(outputs[0])]
-        scores = [float((o.argmax(1) == labels).mean()) for o in outputs]
-        feed = {name: batch.numpy()}
-        first, second, onnx_ratio = paired(
-            lambda: sessions[0].run(None, feed), lambda: sessions[1].run(None, feed)
-        )
-        onnx_error = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
-    row("ONNX before", sizes[0], scores[0], first)
-    row("ONNX after", sizes[1], scores[1], second)
-    console.print(table)
-    console.print(
-        f"graphshrink digits.onnx small.onnx --check\n  {done.stdout.strip().split(': ', 1)[1]}"
-    )
-    console.print(
-        f"FX (torch):         {fx_ratio:.2f}x the speed, largest output error {fx_error:.1e} of the largest output"
-    )
-    console.print(
-        f"ONNX (onnxruntime): {onnx_ratio:.2f}x the speed, largest output error {onnx_error:.1e} of the largest output"
-    )
-    console.print(
-        "Speeds are medians over alternating pairs of runs, measured just now on this machine."
-    )
+        printed = onnx(model, x, labels, results, Path(folder))
+    console.print(results.table)
+    console.print("Speed after beside before, as the median ratio of alternating runs just now:")
+    for line in results.speeds:
+        console.print(f"  {line}")
+    console.print("The largest error is relative to the largest output. The command was:")
+    console.print(f"  graphshrink digits.onnx small.onnx --check\n  {printed}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,7 @@
-"""Two models side by side: numbers, size, and latency as a paired ratio.
-
-Runs of A and B alternate (A B B A), so that what the machine does besides falls on both alike. The ratio
-is the median over pairs, and its interval comes from the order statistics of the pairs (a sign test, 95 %).
-"""
+"""Two ONNX models side by side: numbers, size, and latency in onnxruntime as a paired ratio."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +13,7 @@ import numpy as np
 from .api import load
 from .evaluate import Arrays, named_inputs, random_inputs, run_session, session
 from .ir import Graph, UsageError
+from .latency import PairedLatency, paired_latency
 from .passes import relative_error
 from .passes.observers import tolerance_of
 from .report import Size, number, size_table
@@ -37,16 +32,14 @@ class Comparison:
         tolerance: The error allowed.
         sizes: The sizes of A and B.
         file_bytes: Bytes of the two models, the files of their external data included.
-        milliseconds: The median latencies.
-        speedup: The median of A's time over B's, with the ends of its 95 % interval.
+        latency: How fast B is beside A.
     """
 
     error: float
     tolerance: float
     sizes: tuple[Size, Size]
     file_bytes: tuple[int, int]
-    milliseconds: tuple[float, float]
-    speedup: tuple[float, float, float]
+    latency: PairedLatency
 
     @property
     def equal(self) -> bool:
@@ -61,19 +54,21 @@ class Comparison:
             "equal": self.equal,
             "a": {**vars(self.sizes[0]), "file_bytes": self.file_bytes[0]},
             "b": {**vars(self.sizes[1]), "file_bytes": self.file_bytes[1]},
-            "milliseconds": list(self.milliseconds),
-            "speedup": dict(zip(("median", "low", "high"), self.speedup, strict=True)),
+            "milliseconds": list(self.latency.milliseconds),
+            "speedup": {
+                "median": self.latency.speedup,
+                "low": self.latency.interval[0],
+                "high": self.latency.interval[1],
+            },
         }
 
     def render(self, console: Console, first: str, second: str) -> None:
         """Print a table."""
-        table = size_table(*self.sizes)
-        table.columns[1].header, table.columns[2].header = first, second
+        table = size_table(*self.sizes, titles=(first, second))
         table.add_row("file bytes", *(f"{b:,}" for b in self.file_bytes))
-        table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.milliseconds))
+        table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.latency.milliseconds))
         show(console, table)
-        middle, low, high = self.speedup
-        console.print(f"speed-up of B: {middle:.3f}x (95 % interval {low:.3f} to {high:.3f})")
+        console.print(f"speed of B beside A: {self.latency}")
         console.print(
             f"largest output error, relative: {self.error:.2e} (allowed {self.tolerance:.0e})"
         )
@@ -114,24 +109,13 @@ def compare_models(
     feeds = random_inputs(a, shapes, seed) if data is None else _read_inputs(a, data)
     one, two = session(first, threads), session(second, threads)
     want, got = run_session(one, feeds, str(first)), run_session(two, feeds, str(second))
-    times: list[tuple[float, float]] = []
-    for turn in range(runs + 2):
-        pair = [0.0, 0.0]
-        for which in ((0, 1), (1, 0))[turn % 2]:
-            start = time.perf_counter()
-            (one, two)[which].run(None, feeds)
-            pair[which] = time.perf_counter() - start
-        if turn >= 2:  # The first two warm up.
-            times.append((pair[0], pair[1]))
-    array = np.array(times)
-    medians = np.median(array, axis=0) * 1e3
+    latency = paired_latency(lambda: one.run(None, feeds), lambda: two.run(None, feeds), pairs=runs)
     return Comparison(
         relative_error(want, got),
         tolerance_of(a) if tolerance is None else tolerance,
         (Size.of(a), Size.of(b)),
         (_file_bytes(a, first), _file_bytes(b, second)),
-        (float(medians[0]), float(medians[1])),
-        _median_interval(array[:, 0] / array[:, 1]),
+        latency,
     )
 
 
@@ -156,12 +140,3 @@ def _file_bytes(graph: Graph, path: Path) -> int:
     }
     files = [path, *(path.parent / place for place in sorted(places))]
     return sum(file.stat().st_size for file in files)
-
-
-def _median_interval(ratios: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float, float]:
-    ordered = np.sort(ratios)
-    n = len(ordered)
-    # The number of pairs below the median is binomial(n, 1/2); normal limits are close enough.
-    reach = math.ceil(0.98 * math.sqrt(n))
-    low, high = max(n // 2 - reach, 0), min((n - 1) // 2 + reach, n - 1)
-    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])

@@ -13,6 +13,7 @@ from .terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 SCHEMA = 1
 """The version of the JSON form."""
@@ -177,19 +178,21 @@ def _grouped(pairs: Any) -> list[tuple[tuple[str, str], str]]:
     ]
 
 
-def size_table(before: Size, after: Size | None = None) -> Any:
+def size_table(
+    before: Size, after: Size | None = None, titles: tuple[str, str] = ("before", "after")
+) -> Table:
     """A table of one size, or of two side by side."""
+    from rich.markup import escape
     from rich.table import Table
 
-    columns = [("", before)] if after is None else [("before", before), ("after", after)]
-    table = Table("", *[title or "count" for title, _ in columns])
+    sizes = [before] if after is None else [before, after]
+    table = Table("", *(["count"] if after is None else map(escape, titles)))
     for column in table.columns[1:]:
         column.justify = "right"
-    sizes = [size for _, size in columns]
     table.add_row("nodes", *(f"{s.nodes:,}" for s in sizes))
     table.add_row("parameters", *(f"{s.parameters:,}" for s in sizes))
     table.add_row("bytes of constants", *(f"{s.bytes:,}" for s in sizes))
     table.add_row("MACs", *("unknown" if s.macs is None else f"{s.macs:,}" for s in sizes))
     for op in sorted({op for s in sizes for op in s.ops}):
-        table.add_row(f"  {op}", *(f"{s.ops.get(op, 0):,}" for s in sizes))
+        table.add_row(f"  {escape(op)}", *(f"{s.ops.get(op, 0):,}" for s in sizes))
     return table

@@ -1,0 +1,74 @@
+"""Latency of two things as a paired ratio.
+
+Runs alternate (A B, then B A), so that what the machine does besides falls on both alike. The ratio is
+the median over pairs; its interval comes from the order statistics of the pairs, as in a sign test: the
+number of pairs below the true median is binomial with probability 1/2, which holds whatever the
+distribution of the times is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class PairedLatency:
+    """How fast B is beside A.
+
+    Attributes:
+        milliseconds: The median times of A and of B.
+        speedup: The median of A's time over B's: above 1, B is faster.
+        interval: The ends of its 95 % interval.
+    """
+
+    milliseconds: tuple[float, float]
+    speedup: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.speedup:.2f}x (95 % interval {low:.2f} to {high:.2f})"
+
+
+def paired_latency(
+    first: Callable[[], object], second: Callable[[], object], pairs: int = 30, warm_up: int = 2
+) -> PairedLatency:
+    """Time two calls side by side.
+
+    Args:
+        first: A.
+        second: B.
+        pairs: How many pairs are timed; the interval needs 6 or more, with fewer it is the range.
+        warm_up: How many pairs run first without being timed.
+    """
+    times = np.empty((pairs, 2))
+    calls = (first, second)
+    for turn in range(-warm_up, pairs):
+        for which in ((0, 1), (1, 0))[turn % 2]:
+            start = time.perf_counter()
+            calls[which]()
+            if turn >= 0:
+                times[turn, which] = time.perf_counter() - start
+    a, b = np.median(times, axis=0) * 1e3
+    ratios = times[:, 0] / times[:, 1]
+    return PairedLatency((float(a), float(b)), float(np.median(ratios)), median_interval(ratios))
+
+
+def median_interval(samples: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The narrowest symmetric pair of order statistics that holds the median with 95 % or more.
+
+    With fewer than 6 samples no pair does; their range is given.
+    """
+    ordered = np.sort(samples)
+    n = len(ordered)
+    # Order statistics r and n-1-r (from 0) miss the median when r samples or fewer lie on one side.
+    rank, tail = 0, 2.0**-n
+    while (tail := tail + math.comb(n, rank + 1) / 2**n) <= 0.025:
+        rank += 1
+    return float(ordered[rank]), float(ordered[n - 1 - rank])
