@@ -175,13 +175,14 @@ class Graph:
 
     @property
     def nodes(self) -> Iterator[Node]:
-        """The nodes in topological order. The current node may be removed while iterating."""
+        """The nodes in topological order. Any nodes may be removed while iterating."""
         node = self._first
         while node is not None:
-            following = node._next
             yield node
-            # A removed follower would end the walk early: take the live link where there is one.
-            node = node._next if node.graph is self else following
+            node = node._next
+            # From a removed node, the links that it kept lead back to what is left.
+            while node is not None and node.graph is not self:
+                node = node._next
 
     def __len__(self) -> int:
         return self._count
@@ -269,6 +270,9 @@ class Graph:
             GraphError: If the number of inputs or results does not fit the op.
             InferenceError: If the inputs do not fit the op.
         """
+        beside = before or after
+        if beside is not None and beside.graph is not self:
+            raise GraphError(f"{beside.name} is not (or no longer) in this graph")
         node = Node(op, name)
         low, high = op.arity
         if len(inputs) < low or (high is not None and len(inputs) > high):
@@ -399,9 +403,13 @@ class Graph:
 
     def adopt(self, other: Graph) -> None:
         """Become ``other``, which must not be used afterwards (how a failed pass is rolled back)."""
-        self.__dict__.update(other.__dict__)
         for node in self.nodes:
-            node.graph = self
+            node.graph = None
+        self.__dict__.update(other.__dict__)
+        place = self._first
+        while place is not None:
+            place.graph = self
+            place = place._next
 
     def text(self, *, full: bool = False, names: bool = True) -> str:
         """The text form; see :func:`graphshrink.ir.text.print_graph`."""

@@ -145,9 +145,14 @@ class Rewriter:
         one is an error.
 
         Raises:
-            GraphError: If the number or the types of the results would change.
+            GraphError: If the number of inputs does not fit the op, or the number or the types of the
+                results would change; the node is then as it was.
+            InferenceError: If the inputs do not fit the op.
         """
         self._own(node)
+        low, high = op.arity
+        if len(inputs) < low or (high is not None and len(inputs) > high):
+            raise GraphError(f"{op.name} takes {low} to {high} inputs, not {len(inputs)}")
         inferred = op.infer([v.type if v is not None else None for v in inputs])
         if inferred is not None:
             if len(inferred) != len(node.outputs):
@@ -157,6 +162,7 @@ class Rewriter:
                     raise GraphError(
                         f"{node.name}: {op.name} gives {type_} where {value.type} is used"
                     )
+            for value, type_ in zip(node.outputs, inferred, strict=True):
                 value.type = value.type.refined(type_)
         node.op = op
         node.origin = None
@@ -191,9 +197,10 @@ class Rewriter:
             self._touch("replace a value", old.name)
         for node, index in old.uses:
             self.graph._set_input(node, index, new)
-        for index, value in enumerate(self.graph.outputs):
-            if value is old:
-                self.graph._set_output(index, new)
+        if old.is_output:
+            for index, value in enumerate(self.graph.outputs):
+                if value is old:
+                    self.graph._set_output(index, new)
 
     def erase(self, node: Node) -> None:
         """Remove a node whose results nobody reads.

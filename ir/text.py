@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Graph, Node, Value
+from .graph import Graph, GraphError, Node, Value
 from .ops import Op
 from .tensor import ArrayTensor, ElidedTensor, SplatTensor, Tensor
 from .types import Dim, DType, TensorType, _escape
@@ -83,7 +83,7 @@ def print_graph(graph: Graph, *, full: bool = False, names: bool = True) -> str:
 
 
 def _word(name: str) -> str:
-    return name if _PLAIN.fullmatch(name) else f'"{_escape(name)}"'
+    return name if _WORD.fullmatch(name) else f'"{_escape(name)}"'
 
 
 def _node_text(node: Node, label: Any, names: bool) -> str:
@@ -111,12 +111,15 @@ def _literal(value: Any) -> str:
         return f'"{_escape(value)}"'
     if isinstance(value, tuple):
         return f"[{', '.join(_literal(v) for v in value)}]"
-    return repr(value)
+    if isinstance(value, complex):
+        return _literal((value.real, value.imag))
+    # NumPy's numbers print their type too.
+    return repr(float(value)) if isinstance(value, float) else repr(int(value))
 
 
 def _constant_text(data: Tensor, full: bool) -> str:
     if isinstance(data, SplatTensor):
-        return f"splat {data.value!r}"
+        return f"splat {_literal(data.value)}"
     if isinstance(data, ElidedTensor) or not (full or data.size <= _SMALL):
         return "elided"
     array = data.numpy().reshape(-1)
@@ -131,12 +134,14 @@ def _as_str(value: Any) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.$/:]+")
+# A colon at the end of a value's name would be taken for the one in front of its type.
+_PLAIN = re.compile(r"[A-Za-z0-9_.$/:]*[A-Za-z0-9_.$/]")
+_WORD = re.compile(r"(?!(?:inf|nan)\b)[A-Za-z_][A-Za-z0-9_.$/]*")
 _TOKEN = re.compile(
     r"""(?P<space>[\s]+|//[^\n]*)
       |(?P<value>%[A-Za-z0-9_.$/:]*[A-Za-z0-9_.$/]|%"(?:[^"\\]|\\.)*")
       |(?P<string>"(?:[^"\\]|\\.)*")
-      |(?P<number>[-+]?(?:inf|nan)\b|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?:[-+][\d.]+(?:e[-+]?\d+)?j|j)?)
+      |(?P<number>[-+]?(?:inf|nan)\b|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)
       |(?P<word>[A-Za-z_][A-Za-z0-9_.$/]*)
       |(?P<punct>[(){}\[\]=,:*?])""",
     re.VERBOSE,
@@ -222,11 +227,7 @@ class _Parser:
 
     def name(self) -> str:
         token = self.take("word", "string", "number")
-        name = _unquote(token) if token.startswith('"') else token
-        # A plain name may be several tokens: 12/conv:0 is read as a number and words.
-        while self.tokens[self.at][0] in ("word", "number") and not token.startswith('"'):
-            name += self.take("word", "number")
-        return name
+        return _unquote(token) if token.startswith('"') else token
 
     def value_name(self) -> str:
         token = self.take("value")[1:]
@@ -260,7 +261,7 @@ class _Parser:
         while not self.accept("]"):
             kind, token, _ = self.tokens[self.at]
             self.at += 1
-            if kind == "number":
+            if kind == "number" and token.isdecimal():
                 shape.append(int(token))
             elif kind == "string":
                 shape.append(_unquote(token))
@@ -290,7 +291,14 @@ class _Parser:
             self.take("=")
         word = self.take("word")
         if word in ("dense", "splat", "random", "elided"):
-            data = self.constant(word, names[0], types[0])
+            if len(names) != 1:
+                raise self.fail("one name for a constant")
+            try:
+                data = self.constant(word, names[0], types[0])
+            except TextError:
+                raise
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise self.fail(f"numbers for %{names[0]} ({error})") from error
             self.values[names[0]] = graph.add_constant(data, names[0])
         else:
             self.node(graph, word, names, types)
@@ -305,10 +313,16 @@ class _Parser:
         if word == "elided":
             return ElidedTensor(shape, dtype)
         if word == "splat":
+            np.array(body, dtype.numpy).reshape(())
             return SplatTensor(shape, dtype, body)
         if word == "random":
             array = np.random.default_rng(int(body)).standard_normal(shape)
             return ArrayTensor(array.astype(dtype.numpy))
+        if dtype in (DType.C64, DType.C128):
+            # A complex number is written as its two parts. Not re + 1j * im: an infinite part would
+            # make the other one NaN.
+            pairs = np.array(body, np.float64).reshape(-1, 2).view(np.complex128)
+            return ArrayTensor(pairs.astype(dtype.numpy).reshape(shape))
         return ArrayTensor(np.array(body, dtype.numpy).reshape(shape))
 
     def node(self, graph: Graph, word: str, names: list[str], types: list[TensorType]) -> None:
@@ -335,9 +349,11 @@ class _Parser:
         try:
             op = Op.names[word](**attributes)
             made = graph.append(op, inputs, name=label, types=types, output_names=names)
-        except (TypeError, ValueError) as error:
+        except (GraphError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TextError(f"line {line}: {error}") from error
-        for name, value in zip(names, made.outputs, strict=True):
+        for name, value, stated in zip(names, made.outputs, types, strict=True):
+            if not stated.accepts(value.type):
+                raise TextError(f"line {line}: {word} gives {value.type}, not {stated}")
             self.values[name] = value
 
     def literal(self) -> Any:
@@ -364,8 +380,8 @@ class _Parser:
         raise self.fail("a literal")
 
 
-def _number(token: str) -> int | float | complex:
-    for kind in (int, float, complex):
+def _number(token: str) -> int | float:
+    for kind in (int, float):
         try:
             return kind(token)
         except ValueError:
@@ -375,4 +391,4 @@ def _number(token: str) -> int | float | complex:
 
 def _unquote(text: str) -> str:
     body = text[1:-1]
-    return re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], body)
+    return re.sub(r"\\(.)", lambda m: {"n": "\n", "r": "\r"}.get(m[1], m[1]), body)

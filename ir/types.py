@@ -218,8 +218,9 @@ def _dim_text(dim: Dim) -> str:
         return "?"
     if isinstance(dim, int):
         return str(dim)
-    return dim if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", dim) else f'"{_escape(dim)}"'
+    plain = re.fullmatch(r"(?!(?:inf|nan)$)[A-Za-z_][A-Za-z0-9_]*", dim)
+    return dim if plain else f'"{_escape(dim)}"'
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")

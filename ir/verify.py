@@ -38,7 +38,7 @@ def verify(graph: Graph) -> None:
     previous: Node | None = None
     for node in graph.nodes:
         count += 1
-        if node.graph is not graph or node._prev is not previous:
+        if node.graph is not graph or node._prev is not previous or count > len(graph):
             raise VerificationError(f"{node.name} is not linked into its graph")
         previous = node
         for i, read in enumerate(node.inputs):
@@ -54,6 +54,8 @@ def verify(graph: Graph) -> None:
         _check_types(node)
     if count != len(graph):
         raise VerificationError(f"{count} nodes are linked, {len(graph)} are counted")
+    if graph._last is not previous:
+        raise VerificationError("the last node is not the end of the list")
     returned: dict[Value, int] = {}
     for value in graph.outputs:
         if value not in seen:
@@ -61,6 +63,9 @@ def verify(graph: Graph) -> None:
         returned[value] = returned.get(value, 0) + 1
     if len(graph.outputs) != len(graph.output_names):
         raise VerificationError("outputs and their names differ in number")
+    if graph._names != names:
+        odd = ", ".join(f"%{name}" for name in sorted(graph._names ^ names)[:5])
+        raise VerificationError(f"the graph's record of names in use is wrong: {odd}")
     for value in seen:
         if value._uses.keys() != uses.get(value, set()):
             raise VerificationError(f"the use list of %{value.name} is wrong")

@@ -115,14 +115,18 @@ class _Binary(Op):
         for axis in range(rank):
             tie = {Axis(-1, axis)}
             known = True
+            sizes = [s[axis - rank] for s in (a.shape, b.shape) if rank - axis <= len(s)]
+            # Two unknown sizes may differ, and then one of them is 1.
+            same = sizes[0] is not None and len(sizes) == 2 and sizes[0] == sizes[1]
             for operand, type_ in enumerate((a, b)):
                 assert type_.shape is not None
                 own = axis - (rank - len(type_.shape))
                 if own < 0:
                     continue
-                if type_.dim(own) is None and a.shape != b.shape:
+                size = type_.shape[own]
+                if not isinstance(size, int) and not same:
                     known = False
-                elif type_.dim(own) != 1 or a.shape == b.shape:
+                elif size != 1 or same:
                     tie.add(Axis(operand, own))
             if known:
                 found.append(frozenset(tie))
@@ -230,7 +234,8 @@ class MatMul(Op):
         if a.shape is None or b.shape is None:
             return (TensorType(dtype),)
         if len(a.shape) < 2 or len(b.shape) < 2:
-            if len(a.shape) == 0 or len(b.shape) == 0:
+            ends = (a.dim(-1), b.dim(-2) if len(b.shape) > 1 else b.dim(-1))
+            if not a.shape or not b.shape or (None not in ends and ends[0] != ends[1]):
                 raise InferenceError(f"MatMul of {a} and {b}")
             left = a.shape[:-1] if len(a.shape) > 1 else ()
             right = b.shape[-1:] if len(b.shape) > 1 else ()

@@ -62,6 +62,11 @@ class _Windowed(Op):
                 f"{self.name} has a kernel of rank {n} with strides {self.strides}, "
                 f"dilations {self.dilations}, pads {self.pads}"
             )
+        if min((*kernel, *self.strides, *self.dilations), default=1) < 1:
+            raise InferenceError(
+                f"{self.name} with kernel {tuple(kernel)}, strides {self.strides}, "
+                f"dilations {self.dilations}: sizes start at 1"
+            )
 
     def _window(self, x: TensorType, kernel: Sequence[int], ceil_mode: bool = False) -> list[Dim]:
         self._check_window(kernel)
@@ -94,6 +99,7 @@ class Conv(_Windowed):
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x, w, b = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
         dtype = same_dtype(self, x, w, b)
+        _check_groups(self.name, self.groups)
         if w.shape is None:
             rank = self.spatial_rank
             batch: Dim = x.shape[0] if x.shape else None
@@ -108,8 +114,7 @@ class Conv(_Windowed):
             )
         if fan_out is not None and fan_out % self.groups:
             raise InferenceError(f"Conv weight {w} does not divide into {self.groups} groups")
-        if b is not None and b.dim(0) is not None and fan_out is not None and b.dim(0) != fan_out:
-            raise InferenceError(f"Conv bias {b} beside weight {w}")
+        _check_bias(self.name, b, fan_out, w)
         spatial = self._window(x, kernel[2:]) if kernel is not None else [None] * self.spatial_rank
         return (TensorType(dtype, (x.shape[0] if x.shape else None, w.shape[0], *spatial)),)
 
@@ -119,6 +124,19 @@ class Conv(_Windowed):
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
         size, w = outputs[0].size, required(inputs, 1).static_shape
         return None if size is None or w is None else size * math.prod(w[1:])
+
+
+def _check_groups(name: str, groups: int) -> None:
+    if groups < 1:
+        raise InferenceError(f"{name} with {groups} groups")
+
+
+def _check_bias(name: str, bias: TensorType | None, fan_out: int | None, w: TensorType) -> None:
+    if bias is None or bias.shape is None:
+        return
+    size = bias.dim(0)
+    if len(bias.shape) != 1 or (None not in (size, fan_out) and size != fan_out):
+        raise InferenceError(f"{name} bias {bias} beside weight {w}")
 
 
 def _conv_ties(
@@ -150,9 +168,15 @@ class ConvTranspose(_Windowed):
             raise InferenceError(
                 f"ConvTranspose weight {w} takes {fan_in} channels, not {channels}"
             )
+        _check_groups(self.name, self.groups)
+        if fan_in is not None and fan_in % self.groups:
+            raise InferenceError(
+                f"ConvTranspose weight {w} does not divide into {self.groups} groups"
+            )
         kernel, n = w.static_shape, self.spatial_rank
         batch: Dim = x.shape[0] if x.shape else None
         out = None if fan_out is None else fan_out * self.groups
+        _check_bias(self.name, b, out, w)
         if kernel is None or x.shape is None:
             return (TensorType(dtype, (batch, out, *[None] * n)),)
         self._check_window(kernel[2:])
@@ -172,6 +196,8 @@ class ConvTranspose(_Windowed):
                 if isinstance(size, int)
                 else None
             )
+        if any(isinstance(d, int) and d < 0 for d in spatial):
+            raise InferenceError(f"ConvTranspose of {x} crops more than it makes: {spatial}")
         return (TensorType(dtype, (batch, out, *spatial)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
@@ -196,6 +222,9 @@ class Linear(Op):
         last, fan_in = x.dim(-1), w.dim(1)
         if last is not None and fan_in is not None and last != fan_in:
             raise InferenceError(f"Linear weight {w} takes {fan_in} features, its input has {last}")
+        _check_bias(self.name, b, w.dim(0), w)
+        if x.rank == 0:
+            raise InferenceError(f"Linear on {x}")
         if x.shape is None:
             return (TensorType(dtype),)
         return (TensorType(dtype, (*x.shape[:-1], w.dim(0))),)
@@ -309,6 +338,10 @@ class GlobalAveragePool(Op):
         return ties([(0, 0), (-1, 0)], [(0, 1), (-1, 1)], *spatial)
 
 
+PAD_MODES = ("constant", "reflect", "edge", "wrap")
+"""How ``Pad`` makes up what it adds."""
+
+
 @dataclass(frozen=True)
 class Pad(Op):
     """Pad every axis: ``pads`` are begins then ends, negative ones crop; ``value`` for mode constant."""
@@ -324,9 +357,13 @@ class Pad(Op):
             return (TensorType(x.dtype, (None,) * rank),)
         if len(x.shape) != rank:
             raise InferenceError(f"Pad of rank {rank} on {x}")
+        if len(self.pads) % 2 or self.mode not in PAD_MODES:
+            raise InferenceError(f"Pad by {self.pads} with mode {self.mode!r}")
         shape: list[Dim] = []
         for d, lo, hi in zip(x.shape, self.pads[:rank], self.pads[rank:], strict=True):
             shape.append(d + lo + hi if isinstance(d, int) else (d if lo == hi == 0 else None))
+        if any(isinstance(d, int) and d < 0 for d in shape):
+            raise InferenceError(f"Pad by {self.pads} crops more than there is of {x}")
         return (x.with_shape(tuple(shape)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:

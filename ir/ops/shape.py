@@ -37,6 +37,8 @@ class Reshape(Op):
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)
+        if self.shape.count(-1) > 1 or any(d is not None and d < -1 for d in self.shape):
+            raise InferenceError(f"{self.shape} is no shape")
         out: list[Dim] = []
         for i, d in enumerate(self.shape):
             if d is None:
@@ -59,19 +61,18 @@ class Reshape(Op):
         if x.shape is None:
             return None
         # Symbols on both sides cancel: (batch, 8, 2, 2) -> (batch, -1) leaves 32.
-        have, want = list(x.shape), [d for i, d in enumerate(out) if i != hole]
-        for d in list(want):
-            if not isinstance(d, int):
-                if d is None or d not in have:
-                    # A copied unknown size cancels with the axis that it copies.
-                    i = next(i for i, o in enumerate(out) if o is d and i != hole)
-                    if self.shape[i] is not None or i >= len(have) or have[i] is not None:
-                        return None
-                    have[i] = 1
-                else:
-                    have.remove(d)
-                want.remove(d)
-        rest = math.prod(d for d in want if isinstance(d, int))
+        # So does an unknown size with the axis that it copies.
+        have = list(x.shape)
+        rest = 1
+        for i, d in enumerate(out):
+            if i == hole:
+                continue
+            if self.shape[i] is None:
+                # With no elements at all, the hole could be anything.
+                rest *= int(d != 0)
+                have[i] = 1
+            elif isinstance(d, int):
+                rest *= d
         symbols = [d for d in have if not isinstance(d, int)]
         total = math.prod(d for d in have if isinstance(d, int))
         if not symbols:
@@ -265,6 +266,8 @@ class Slice(Op):
         ):
             axis = axis_of(axis, len(shape))
             d = shape[axis]
+            if step < 1:
+                raise InferenceError(f"Slice with step {step}")
             if isinstance(d, int):
                 shape[axis] = len(range(d)[start:end:step])
             elif (start, step) != (0, 1) or end < 2**31 - 1:
