@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from .evaluate import (
     fx_inputs,
     fx_runner,
     named_inputs,
+    one_line,
     onnx_runner,
     random_inputs,
 )
-from .ir import Graph, MissingExtra, ModelError, UsageError
+from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
 from .report import Report, Size
 
@@ -51,7 +53,8 @@ class ShrinkResult:
         if self._kind == "onnx":
             from .targets.onnx import to_onnx
 
-            return to_onnx(self.graph)
+            with _text_is_text("the model"):
+                return to_onnx(self.graph)
         from .targets.fx import to_fx
 
         return to_fx(self.graph)
@@ -66,7 +69,8 @@ class ShrinkResult:
             raise UsageError(f"cannot write {path}: only .onnx files can be written")
         from .targets.onnx import save_onnx
 
-        save_onnx(self.graph, path)
+        with _text_is_text("the model"):
+            save_onnx(self.graph, path)
 
 
 def shrink_graph(
@@ -180,14 +184,10 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
         ModelError: If it cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
-        from .frontends.onnx import from_onnx
-
-        return from_onnx(os.fspath(model)), "onnx"
+        return _from_onnx(os.fspath(model), f"{os.fspath(model)}"), "onnx"
     kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
     if any(kind.endswith("ModelProto") for kind in kinds):
-        from .frontends.onnx import from_onnx
-
-        return from_onnx(model), "onnx"
+        return _from_onnx(model, "the model"), "onnx"
     if "torch.nn.modules.module.Module" in kinds:
         from .frontends.fx import from_fx
 
@@ -203,6 +203,34 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
         f"cannot shrink a {type(model).__name__}: give a GraphModule, nn.Module, ExportedProgram, "
         "ModelProto or the path of an ONNX file"
     )
+
+
+def _from_onnx(model: Any, name: str) -> Graph:
+    from .frontends.onnx import from_onnx
+
+    try:
+        with _text_is_text(name):
+            return from_onnx(model)
+    except (GraphshrinkError, MemoryError):
+        raise
+    except Exception as error:
+        # Ours or the model's fault? onnx itself decides.
+        import onnx
+
+        try:
+            onnx.checker.check_model(model)
+        except Exception as reason:
+            raise ModelError(f"{name} is not valid ONNX: {one_line(reason)}") from error
+        raise
+
+
+@contextmanager
+def _text_is_text(name: str) -> Iterator[None]:
+    """Protobuf hands out text that is not UTF-8 as bytes, and trips over it when it is copied."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{name} is damaged: it holds text that is not UTF-8") from error
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

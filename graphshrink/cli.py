@@ -17,6 +17,8 @@ def main() -> None:
     """Run the command line and exit."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if not debug:
+        _quiet()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -33,6 +35,15 @@ def main() -> None:
     if code == 130:
         _say("interrupted")
     _leave(code)
+
+
+def _quiet() -> None:
+    """What goes wrong is said once, by us: no warnings of libraries, no log lines."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("graphshrink").addHandler(logging.NullHandler())
 
 
 def _run(arguments: list[str]) -> int | str | None:

@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .ir.errors import UsageError
 from .terminal import console, shapes_of, show, writable, write_json
+
+if TYPE_CHECKING:
+    from .ir import Graph
 
 app = typer.Typer(
     add_completion=False,
@@ -104,9 +107,9 @@ def shrink(
         result.report.render(console(), verbose=verbose)
     else:
         typer.echo(_summary(result.report, target))
-    if result.report.failed:
-        undone = ", ".join(r.text for r in result.report.passes if r.rolled_back)
-        typer.echo(f"graphshrink: the check failed, rolled back: {undone}", err=True)
+    undone = [r.problem for r in result.report.passes if r.rolled_back]
+    if undone:
+        typer.echo(f"graphshrink: the check failed, rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
 
 
@@ -137,6 +140,7 @@ def inspect(
     graph, _ = load(source)
     size = Size.of(graph)
     notes = [*graph.notes, *size.notes]
+    count, depth = _regions(graph)
     if as_json:
         signature = {
             "inputs": {v.name: str(v.type) for v in graph.inputs},
@@ -144,7 +148,8 @@ def inspect(
                 n: str(v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)
             },
         }
-        typer.echo(json.dumps({**signature, **vars(size), "notes": notes}, indent=1))
+        structure = {"regions": {"count": count, "depth": depth}, "notes": notes}
+        typer.echo(json.dumps({**signature, **vars(size), **structure}, indent=1))
         return
     if text:
         typer.echo(str(graph), nl=False)
@@ -155,8 +160,21 @@ def inspect(
         typer.echo(f"output {name}: {value.type}")
     out = console()
     show(out, size_table(size))
+    out.print(f"{count:,} single-entry single-exit regions, nested {depth} deep", highlight=False)
     for note in notes:
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _regions(graph: Graph) -> tuple[int, int]:
+    """How many regions there are in a graph, and how deep they nest."""
+    from .ir.analysis import regions
+
+    root = regions(graph)
+    depths = {root: 0}
+    for region in root.walk():
+        for child in region.children:
+            depths[child] = depths[region] + 1
+    return len(depths) - 1, max(depths.values())
 
 
 @app.command()

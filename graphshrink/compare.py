@@ -103,9 +103,12 @@ def compare_models(
     """
     a, _ = load(first)
     b, _ = load(second)
-    names = [v.name for v in a.inputs]
-    if names != [v.name for v in b.inputs] or a.output_names != b.output_names:
+    types_a, types_b = ({v.name: v.type for v in g.inputs} for g in (a, b))
+    if list(types_a) != list(types_b) or a.output_names != b.output_names:
         raise UsageError(f"{first} and {second} have different inputs or outputs")
+    for name, type_ in types_a.items():
+        if not type_.accepts(types_b[name]):
+            raise UsageError(f"input {name!r} is {type_} in {first}, {types_b[name]} in {second}")
     feeds = random_inputs(a, shapes, seed) if data is None else _read_inputs(a, data)
     one, two = session(first, threads), session(second, threads)
     want, got = run_session(one, feeds, str(first)), run_session(two, feeds, str(second))

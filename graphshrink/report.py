@@ -118,6 +118,7 @@ class Report:
                     "seconds": r.seconds,
                     "error": number(r.error),
                     "rolled_back": r.rolled_back,
+                    "problem": r.problem,
                     "rewrites": [
                         {"what": w.what, "nodes": list(w.nodes), "exactness": str(w.exactness)}
                         for w in r.rewrites
@@ -159,6 +160,9 @@ class Report:
                     console.print(escape(line), soft_wrap=True)
         elif any(r.refusals for r in self.passes):
             console.print("What was left alone, and why: run again with -v.")
+        for r in self.passes:
+            if r.problem:
+                console.print(escape(f"rolled back: {r.problem}"), soft_wrap=True)
         for note in self.notes:
             console.print(escape(f"note: {note}"), soft_wrap=True)
 

@@ -215,4 +215,4 @@ class Check:
         assert self._backup is not None
         log.warning("%s; rolled back", message)
         graph.adopt(self._backup)
-        record.rolled_back = True
+        record.rolled_back, record.problem = True, message

@@ -29,6 +29,7 @@ class PassRecord:
         error: The largest output error against the graph before the pass, relative to the largest
             output (set by the Check observer).
         rolled_back: True when the Check observer undid it.
+        problem: Why it was undone, else empty.
     """
 
     text: str
@@ -38,6 +39,7 @@ class PassRecord:
     seconds: float | None = None
     error: float | None = None
     rolled_back: bool = False
+    problem: str = ""
 
 
 class Observer(Protocol):
