@@ -289,6 +289,7 @@ class _Parser:
                 raise TextError(f"line {self.tokens[self.at][2]}: %{name} is defined twice")
         if names:
             self.take("=")
+        line = self.tokens[self.at][2]
         word = self.take("word")
         if word in ("dense", "splat", "random", "elided"):
             if len(names) != 1:
@@ -298,7 +299,7 @@ class _Parser:
             except TextError:
                 raise
             except (TypeError, ValueError, ArithmeticError) as error:
-                raise self.fail(f"numbers for %{names[0]} ({error})") from error
+                raise TextError(f"line {line}: constant %{names[0]}: {error}") from error
             self.values[names[0]] = graph.add_constant(data, names[0])
         else:
             self.node(graph, word, names, types)
