@@ -214,6 +214,11 @@ class LayerNorm(Op):
             return None
         first = axis_of(self.axis, rank)
         affine = [i for i in (1, 2) if optional(inputs, i) is not None]
+        for i in affine:
+            shape = required(inputs, i).shape
+            # One that is broadcast does not move with what it scales.
+            if shape is None or len(shape) != rank - first or None in shape or 1 in shape:
+                return None
         return ties(
             *(
                 [(0, a), *([(i, a - first) for i in affine] if a >= first else []), (-1, a)]
