@@ -98,7 +98,11 @@ def option_text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(option_text(v) for v in value)}]"
     text = str(value)
-    return text if re.fullmatch(r"[^\s,{}\[\]\"=]+", text) else '"' + text.replace('"', '\\"') + '"'
+    # A word that would be read as something else than a word is quoted too.
+    plain = re.fullmatch(r"[^\s,{}\[\]\"\\=]+", text) and not (
+        isinstance(value, str) and re.fullmatch(r"None|true|false|[-+]?(\d.*|\.\d.*|inf|nan)", text)
+    )
+    return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 _REGISTRY: dict[str, type[Pass]] = {}

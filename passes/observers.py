@@ -106,7 +106,9 @@ class Dump:
     def _write(self, name: str, graph: Graph) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-        (self.folder / f"{self._count:02d}-{word}.txt").write_text(graph.text())
+        (self.folder / f"{self._count:02d}-{word}.txt").write_text(
+            graph.text(), encoding="utf-8", errors="surrogateescape"
+        )
         self._count += 1
 
 

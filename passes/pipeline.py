@@ -10,7 +10,16 @@ from types import UnionType
 from typing import Any, Protocol
 
 from ..ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
-from .base import Context, FunctionPass, Pass, PassError, nearest, option_fields, pass_class
+from .base import (
+    Context,
+    FunctionPass,
+    Pass,
+    PassError,
+    nearest,
+    option_fields,
+    option_text,
+    pass_class,
+)
 
 PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
 """What may stand in a pipeline: text, a pass, its class, or a function ``(graph, rewriter)``."""
@@ -152,9 +161,13 @@ def _flatten(steps: Any) -> list[Pass]:
 
 def _split(text: str, whole: str) -> list[str]:
     """Cut at commas that stand outside braces, brackets and quotes."""
-    items, depth, quoted, start = [], 0, False, 0
+    items, depth, quoted, escaped, start = [], 0, False, False, 0
     for i, char in enumerate(text):
-        if char == '"' and text[i - 1 : i] != "\\":
+        if escaped:
+            escaped = False
+        elif quoted and char == "\\":
+            escaped = True
+        elif char == '"':
             quoted = not quoted
         elif quoted:
             continue
@@ -211,16 +224,18 @@ def _parse_pass(text: str) -> Pass:
 def _convert(word: str, hint: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, UnionType):
-        for option in typing.get_args(hint):
+        # Anything is a string: try what is narrower first.
+        for option in sorted(typing.get_args(hint), key=lambda option: option is str):
             try:
                 return _convert(word, option)
             except ValueError:
                 continue
         raise ValueError(word)
     if origin is typing.Literal:
-        if word not in typing.get_args(hint):
-            raise ValueError(word)
-        return word
+        for option in typing.get_args(hint):
+            if word in (option, option_text(option)):
+                return option
+        raise ValueError(word)
     if origin is tuple:
         if not (word.startswith("[") and word.endswith("]")):
             raise ValueError(word)
@@ -236,5 +251,5 @@ def _convert(word: str, hint: Any) -> Any:
     if hint in (int, float):
         return hint(word)
     if word.startswith('"') and word.endswith('"') and len(word) > 1:
-        return word[1:-1].replace('\\"', '"')
+        return re.sub(r"\\(.)", r"\1", word[1:-1], flags=re.DOTALL)
     return word
