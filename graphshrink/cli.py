@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import sys
 
+from .interrupts import Interrupts
+
+INTERRUPTED = 130
 COMMANDS = ("shrink", "inspect", "compare", "passes")
 
 
@@ -19,22 +22,36 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if not debug:
         _quiet()
+    with Interrupts(_interrupted) as interrupts:
+        code, message = _outcome(arguments, debug)
+    if code == INTERRUPTED or (code and interrupts.pressed):
+        _interrupted()
+    if message:
+        _say(message)
+    _leave(code)
+
+
+def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
+    """Run a command; the exit code, and what there is to say about a failure."""
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except SystemExit as stop:
         # The option parser itself turns a closed pipe into exit 1, which means something else here.
-        code = 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
+        return (0 if isinstance(stop.__context__, BrokenPipeError) else stop.code), ""
     except BrokenPipeError:
-        code = 0
+        return 0, ""
     except BaseException as error:
         if debug:
             raise
-        message, code = _explained(error)
-        _say(message)
-    if code == 130:
-        _say("interrupted")
-    _leave(code)
+        return _explained(error)
+    return code, ""
+
+
+def _interrupted() -> None:
+    _say("interrupted")
+    # Not through Python's own exit, which may send the signal once more.
+    os._exit(INTERRUPTED)
 
 
 def _quiet() -> None:
@@ -82,28 +99,28 @@ def _misspelt(word: str) -> None:
         raise UsageError(f"there is no command or file {word!r}; did you mean {close[0]!r}?")
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
-    """What to tell the user, and the exit code; an empty line when there is nothing to say."""
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what to tell the user."""
     name = type(error).__name__
     if isinstance(error, KeyboardInterrupt) or name == "Abort":
-        return "", 130
+        return INTERRUPTED, ""
     if isinstance(error, MemoryError):
-        return "out of memory", 2
+        return 2, "out of memory"
     if hasattr(error, "format_message"):  # The option parser's own, whichever it is built on.
         said = str(error.format_message()).rstrip(".")
-        return said if said.endswith(")") else f"{said} (--help shows the options)", 2
+        return 2, said if said.endswith(")") else f"{said} (--help shows the options)"
     from .ir.errors import GraphshrinkError
 
     if isinstance(error, GraphshrinkError):
-        return str(error), 2
+        return 2, str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", 2
-    return f"{name}: {error} (a fault of ours; --debug shows where)", 2
+        return 2, f"{error.filename}: {error.strerror}"
+    return 2, f"{name}: {error} (a fault of ours; --debug shows where)"
 
 
 def _say(message: str) -> None:
-    if message:
-        sys.stderr.write(f"graphshrink: {' '.join(message.split())}\n")
+    sys.stderr.write(f"graphshrink: {' '.join(message.split())}\n")
+    sys.stderr.flush()
 
 
 def _leave(code: int | str | None) -> None:

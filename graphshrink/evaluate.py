@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ def named_inputs(graph: Graph, given: Any) -> Arrays:
 
 def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
     """A function that emits a graph as ONNX and runs it in onnxruntime on ``feeds``."""
+    # Before there is a temporary file that an interrupted import would leave behind.
+    import_module("onnxruntime")
 
     def run(graph: Graph) -> list[Any]:
         from .targets.onnx import save_onnx
