@@ -248,7 +248,7 @@ def _average_pool(s: Site) -> Lowered | None:
         **window,
         kernel=kernel,
         ceil_mode=s.flag("ceil_mode"),
-        count_include_pad=s.flag("count_include_pad"),
+        count_include_pad=s.flag("count_include_pad") and any(window["pads"]),
     ), s.inputs
 
 

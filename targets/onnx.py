@@ -290,7 +290,9 @@ class _Emitter:
         for sparse in self.source.sparse_initializer:
             if sparse.values.name in wanted:
                 model.graph.sparse_initializer.append(sparse)
-        model.graph.initializer.extend(self.added)
+        # Spelling may take another form of a tensor (a transposed weight) than the one it was named for.
+        model.graph.initializer.extend(t for t in self.added if t.name in wanted)
+        self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
         made = {name for node in model.graph.node for name in node.output}
         # A name keeps its stated type only while the same value carries it.
         same = {

@@ -1,6 +1,13 @@
-"""Well-known networks, written here, with batch-norm statistics that are not trivial."""
+"""Well-known networks, written here, with batch-norm statistics that are not trivial.
+
+Each takes options for its width and depth, and stands in ``MODELS`` at full size and in ``SMALL`` with
+every kind of block it has, a few times over.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +39,7 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.skip else self.body(x)
 
 
-def mobilenet_v2(width: float = 1.0) -> nn.Module:
+def mobilenet_v2(width: float = 1.0, depth: float = 1.0) -> nn.Module:
     """MobileNetV2 (Sandler et al. 2018)."""
 
     def size(channels: int) -> int:
@@ -44,7 +51,7 @@ def mobilenet_v2(width: float = 1.0) -> nn.Module:
         (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
         (6, 320, 1, 1),
     ):  # fmt: skip
-        for i in range(count):
+        for i in range(math.ceil(count * depth)):
             layers.append(InvertedResidual(last, size(channels), stride if i == 0 else 1, expand))
             last = size(channels)
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Dropout(0.2), nn.Linear(size(1280), 100)]
@@ -97,9 +104,9 @@ class RepBlock(nn.Module):
 
 
 def repvgg(
-    widths: tuple[int, ...] = (48, 48, 96, 192), blocks: tuple[int, ...] = (1, 2, 4, 3)
+    widths: tuple[int, ...] = (48, 48, 96, 192, 1280), blocks: tuple[int, ...] = (1, 2, 4, 14, 1)
 ) -> nn.Module:
-    """RepVGG in its training form (Ding et al. 2021)."""
+    """RepVGG-A0 in its training form (Ding et al. 2021)."""
     layers: list[nn.Module] = []
     last = 3
     for width, count in zip(widths, blocks, strict=True):
@@ -137,19 +144,23 @@ class MBConv(nn.Module):
         return x + self.body(x) if self.skip else self.body(x)
 
 
-def efficientnet_b0() -> nn.Module:
+def efficientnet_b0(width: float = 1.0, depth: float = 1.0) -> nn.Module:
     """EfficientNet-B0 (Tan and Le 2019)."""
-    layers: list[nn.Module] = [conv_norm(3, 32, 3, 2, act=nn.SiLU)]
-    last = 32
+
+    def size(channels: int) -> int:
+        return int(channels * width)
+
+    last = size(32)
+    layers: list[nn.Module] = [conv_norm(3, last, 3, 2, act=nn.SiLU)]
     for expand, channels, count, stride, kernel in (
         (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5),
         (6, 192, 4, 2, 5), (6, 320, 1, 1, 3),
     ):  # fmt: skip
-        for i in range(count):
-            layers.append(MBConv(last, channels, kernel, stride if i == 0 else 1, expand))
-            last = channels
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Dropout(0.2), nn.Linear(1280, 100)]
-    return nn.Sequential(*layers, conv_norm(last, 1280, 1, act=nn.SiLU), *head)
+        for i in range(math.ceil(count * depth)):
+            layers.append(MBConv(last, size(channels), kernel, stride if i == 0 else 1, expand))
+            last = size(channels)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Dropout(0.2), nn.Linear(size(1280), 100)]
+    return nn.Sequential(*layers, conv_norm(last, size(1280), 1, act=nn.SiLU), *head)
 
 
 class Encoder(nn.Module):
@@ -217,7 +228,7 @@ def densenet(blocks: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32) -> nn.
     return nn.Sequential(*layers, *head, nn.Linear(last, 100))
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": mobilenet_v2,
     "resnet18": lambda: resnet((2, 2, 2, 2), False),
     "resnet50": lambda: resnet((3, 4, 6, 3), True),
@@ -228,15 +239,26 @@ MODELS = {
 }
 
 
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "mobilenet_v2": lambda: mobilenet_v2(0.25, 0.5),
+    "resnet18": lambda: resnet((2, 1, 1, 1), False, 8),
+    "resnet50": lambda: resnet((2, 1, 1, 1), True, 8),
+    "repvgg": lambda: repvgg((8, 8, 12, 16), (1, 2, 1, 1)),
+    "efficientnet_b0": lambda: efficientnet_b0(0.25, 0.4),
+    "vit": lambda: VisionTransformer(48, 2, 3),
+    "densenet121": lambda: densenet((2, 1, 2, 1), 8),
+}
+
+
 def image_size(name: str) -> int:
     """The side of the images that tests use; the last stage must keep a few positions."""
     return 64 if name == "vit" else 96
 
 
-def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def make(name: str, dtype: torch.dtype = torch.float32, *, small: bool = False) -> nn.Module:
     """A network in evaluation mode with batch norms as training leaves them, from a fixed seed."""
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = (SMALL if small else MODELS)[name]()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
