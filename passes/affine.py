@@ -34,8 +34,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..ir import DType, Exactness, Tensor
-from .affine_kernels import add_kernels, compose_kernels, convolve, transpose_pointwise
-from .affine_tensors import Array64, Derived, depth_of, is_ones, scale_kernel, settled
+from .affine_kernels import add_kernels, compose_kernels, transpose_pointwise
+from .affine_tensors import Array64, Derived, is_ones, scale_kernel, settled, settled_deep
+from .bias_map import map_after, sum_of_constants, vector_after
 
 Sizes = tuple[int | None, ...]
 """A size for each spatial axis; ``None`` where it is not known."""
@@ -256,13 +257,13 @@ class Affine:
         if mine is None:
             return other.const, exact
         if not self.has_map and not reads and not other.has_map:
-            return _vector_then(mine, other), exact
+            return vector_after(mine, other), exact
         sizes = tuple(s for s in between if s is not None)
         static = len(sizes) == self.rank
         if static and rules.bias_maps:
-            return _map_then(mine, other, sizes), exact
+            return map_after(mine, other, sizes), exact
         if rules.allow_border and not self.has_map and not other.has_map:
-            return _vector_then(mine, other), Exactness.BORDER
+            return vector_after(mine, other), Exactness.BORDER
         if not rules.bias_maps:
             return Refused("the constant of the first map needs a bias map (turned off)"), exact
         return (
@@ -283,7 +284,7 @@ class Affine:
         if self.transposed and not other.transposed and other.is_pointwise:
             if self.has_map or other.has_map:
                 return Refused("a bias map beside a transposed convolution is not supported")
-            const = other.const if self.const is None else _vector_then(self.const, other)
+            const = other.const if self.const is None else vector_after(self.const, other)
             if other.is_diagonal:
                 weight = scale_kernel(
                     self.weight, self.groups, self.dtype, columns=_diagonal(other.weight)
@@ -348,7 +349,7 @@ class Affine:
         groups = math.gcd(self.groups, other.groups)
         return Affine(
             _summed(self, other, grid, groups),
-            _const_sum(self, other),
+            sum_of_constants(self, other),
             self.strides,
             (*begins, *ends),
             tuple(axis.unit for axis in grid),
@@ -419,11 +420,6 @@ def _composed(first: Affine, second: Affine, grid: list[tuple[int, int, int, int
     return Derived((second.outputs, fan_in, *size), first.dtype, compute, (one, two))
 
 
-def settled_deep(tensor: Tensor) -> Tensor:
-    """The same tensor, computed now when its chain of sources is long."""
-    return settled(tensor) if depth_of(tensor) >= 16 else tensor
-
-
 def _summed(first: Affine, second: Affine, grid: list[_SumGrid], groups: int) -> Tensor:
     one, two = settled_deep(first.weight), settled_deep(second.weight)
     size = tuple(axis.taps for axis in grid)
@@ -473,68 +469,3 @@ def _multiplied(tensor: Tensor, factor: Tensor) -> Tensor:
         tensor.shape, tensor.dtype, lambda: tensor.float64() * factor.float64(), (tensor,)
     )
     return settled(made) if len(tensor.shape) == 1 else made
-
-
-def _vector_then(mine: Tensor, other: Affine) -> Tensor:
-    """The constant of ``other`` after a constant vector, where no padding is read."""
-    weight, theirs, groups = settled_deep(other.weight), other.const, other.groups
-    outputs = other.outputs
-
-    def compute() -> Array64:
-        found = mine.float64()
-        if not is_ones(weight):
-            kernel = weight.float64()
-            summed = kernel.sum(axis=tuple(range(2, kernel.ndim)))
-            found = (
-                summed.reshape(groups, outputs // groups, -1) @ found.reshape(groups, -1, 1)
-            ).reshape(outputs)
-        return found if theirs is None else found + theirs.float64()
-
-    made = Derived((outputs,), other.dtype, compute, (mine, weight, theirs))
-    # A vector through a diagonal map costs nothing; through a large kernel it waits.
-    return settled(made) if other.is_diagonal or made.depth >= 16 else made
-
-
-def _map_then(mine: Tensor, other: Affine, sizes: tuple[int, ...]) -> Tensor:
-    """The constant of ``other`` after a constant, as a map; ``sizes`` are those in between."""
-    weight, theirs, channels = settled_deep(other.weight), other.const, other.inputs
-    strides, pads, dilations, groups = other.strides, other.pads, other.dilations, other.groups
-    shape = (1, other.outputs, *_known(replace(other, size=sizes).output_size))
-
-    def spread(array: Array64) -> Array64:
-        places = array.shape[2:] or (1,) * len(sizes)
-        return np.broadcast_to(array.reshape(channels, *places), (channels, *sizes))
-
-    def compute() -> Array64:
-        start = spread(mine.float64())
-        found = convolve(start, weight.float64(), strides, pads, dilations, groups)[None]
-        if theirs is not None:
-            found = found + _as_map(theirs.float64(), len(sizes))
-        return found
-
-    return Derived(shape, other.dtype, compute, (mine, weight, theirs))
-
-
-def _const_sum(first: Affine, second: Affine) -> Tensor | None:
-    one, two = first.const, second.const
-    if one is None or two is None:
-        return two if one is None else one
-    rank = first.rank
-    if not first.has_map and not second.has_map:
-        return settled(
-            Derived(one.shape, first.dtype, lambda: one.float64() + two.float64(), (one, two))
-        )
-    shape = one.shape if first.has_map else two.shape
-
-    def compute() -> Array64:
-        return _as_map(one.float64(), rank) + _as_map(two.float64(), rank)
-
-    return Derived(shape, first.dtype, compute, (one, two))
-
-
-def _as_map(array: Array64, rank: int) -> Array64:
-    return array if array.ndim > 1 else array.reshape(1, -1, *(1,) * rank)
-
-
-def _known(sizes: Sizes) -> tuple[int, ...]:
-    return tuple(s for s in sizes if s is not None)

@@ -20,7 +20,7 @@ Array64 = npt.NDArray[np.float64]
 EAGER_BYTES = 1 << 20
 """Vectors of up to this many bytes in float64 are read at once."""
 
-MAX_DEPTH = 24
+MAX_DEPTH = 16
 """Tensors derived from derived tensors deeper than this are computed instead of deferred further."""
 
 _CHUNK = 1 << 20
@@ -74,6 +74,11 @@ def settled(tensor: Tensor) -> Tensor:
             return exact(tensor.float64(), tensor.dtype)
     except ValueError:
         return tensor
+
+
+def settled_deep(tensor: Tensor) -> Tensor:
+    """The same tensor, computed now when its chain of sources is long."""
+    return settled(tensor) if depth_of(tensor) >= MAX_DEPTH else tensor
 
 
 def read_vector(tensor: Tensor) -> Array64 | None:

@@ -902,5 +902,5 @@ def test_long_chains_take_linear_time(kind: str, left: int) -> None:
                 np.testing.assert_allclose(got, want, atol=1e-6 * length)
         return best
 
-    small, large = seconds(800), seconds(8000)
+    small, large = seconds(500), seconds(5000)
     assert large < 16 * small + 0.2

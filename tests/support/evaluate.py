@@ -7,7 +7,8 @@ test takes part but the graph's structure and its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def evaluate(graph: Graph, inputs: Sequence[Any] | None = None, seed: int = 0) -
     for value in graph.constants:
         if value.use_count:
             known[value] = _constant(value)
-    with torch.no_grad():
+    with torch.no_grad(), _one_thread():
         for node in graph.nodes:
             operands = [None if v is None else known[v] for v in node.inputs]
             results = run_node(node, operands)
@@ -94,6 +95,17 @@ def evaluate(graph: Graph, inputs: Sequence[Any] | None = None, seed: int = 0) -
                 )
                 known[value] = result
     return [known[value].numpy() for value in graph.outputs]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small tensors lose more to waking threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _constant(value: Value) -> Tensor:
