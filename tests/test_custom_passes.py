@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
 from graphshrink import Context, Exactness, Graph, Pass, PassError, Pipeline, Rewriter, register
 from graphshrink.ir import Activation, parse
@@ -78,18 +83,6 @@ def test_names_are_taken_once(swap: type[Pass]) -> None:
         register(type("Other", (swap,), {}))
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("prune-ded", "did you mean 'prune-dead'"),
-    ("merge-linear{max-kernel=x}", "takes int, not 'x'"),
-    ("merge-linear{kernel=3}", "no option 'kernel'; did you mean 'max-kernel'"),
-    ("prune-dead,,prune-dead", "empty entry"),
-    ("merge-linear{max-kernel=3", "do not match"),
-])  # fmt: skip
-def test_wrong_texts(text: str, message: str) -> None:
-    with pytest.raises(PassError, match=message):
-        Pipeline(text)
-
-
 def test_a_pass_that_breaks_the_signature_is_named() -> None:
     def breaks(graph: Graph, rw: Rewriter) -> None:
         graph.output_names[0] = "other"
@@ -133,3 +126,90 @@ def test_entry_point_of_another_package(tmp_path: Path) -> None:
         capture_output=True, text=True, env=environment, check=True,
     )  # fmt: skip
     assert "plugin-count" in listed.stdout
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def python(code: str, folder: Path | None = None) -> str:
+    environment = {**os.environ, **({"PYTHONPATH": str(folder)} if folder else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_example_runs() -> None:
+    path = EXAMPLES / "custom_pass.py"
+    out = python(f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')")
+    first, second = out.split("\n\n")
+    # From Python and from text it is the same pipeline.
+    assert first == second
+    lines = first.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == [
+        "silu-to-hard-swish", "drop-activation{most=2}", "merge-linear", "prune-dead",
+    ]  # fmt: skip
+    assert "2: drop relu (6); drop relu (4)" in lines[1]
+    assert lines[4] == "8 modules -> 3 nodes"
+
+
+def installed(folder: Path) -> Path:
+    """The example plugin, installed by pip from a copy of its source, without a network."""
+    pytest.importorskip("setuptools")
+    source, target = folder / "source", folder / "site"
+    shutil.copytree(EXAMPLES / "graphshrink_example_plugin", source)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps",
+         "--no-build-isolation", "--target", target, source],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_an_installed_package_adds_passes(tmp_path: Path) -> None:
+    site = installed(tmp_path)
+    code = (
+        "from graphshrink import Pipeline, PassError\n"
+        "from graphshrink.ir import parse\n"
+        f"g = parse({TEXT!r}.replace('silu', 'relu6'))\n"
+        "p = Pipeline('relu6-to-relu,clamp-activations{limit=4},prune-dead')\n"
+        "for r in p.run(g): print(r.text, r.exactness, [w.what for w in r.rewrites])\n"
+        "print([n.op.params for n in g.nodes])\n"
+        "try: Pipeline('clamp-activations{limit=-1}')\n"
+        "except PassError as error: print(error)\n"
+        "try: Pipeline('clamp-activation')\n"
+        "except PassError as error: print(error)\n"
+    )
+    assert python(code, site).splitlines() == [
+        "relu6-to-relu approximate ['replace by Activation']",
+        "clamp-activations{limit=4.0} approximate ['clamp at 4']",
+        "prune-dead exact ['bypass Identity', 'remove unused Identity']",
+        "[(0.0, 4.0)]",
+        "pass 'clamp-activations': limit must be above 0",
+        "unknown pass 'clamp-activation'; did you mean 'clamp-activations'?",
+    ]
+
+
+def test_the_command_line_runs_an_installed_pass(tmp_path: Path) -> None:
+    site = installed(tmp_path)
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:]),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "in.onnx")
+    code = (
+        "import sys; from graphshrink.cli import main\n"
+        f"sys.argv = ['graphshrink', {str(tmp_path / 'in.onnx')!r}, {str(tmp_path / 'out.onnx')!r},\n"
+        "            '--passes', 'clamp-activations{limit=2.5}']\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code, e.code\n"
+    )
+    python(code, site)
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (y,) = session.run(None, {"x": np.array([[-1, 1, 2, 3]], np.float32)})
+    assert y.tolist() == [[0.0, 1.0, 2.0, 2.5]]
