@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect as inspect_module
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -231,24 +233,46 @@ def passes(as_json: Json = False) -> None:
 
     rows: list[dict[str, Any]] = []
     for name, cls in known_passes().items():
-        options = {f.name.replace("_", "-"): option_text(f.default) for f in option_fields(cls)}
-        doc = (cls.__doc__ or "").strip().splitlines()
-        rows.append(
+        doc = inspect_module.getdoc(cls) or ""
+        said = _attributes(doc)
+        options = [
             {
-                "name": name,
-                "exactness": str(cls.exactness),
-                "options": options,
-                "doc": doc[0] if doc else "",
+                "name": field.name.replace("_", "-"),
+                "default": option_text(field.default),
+                "doc": said.get(field.name, ""),
             }
-        )
+            for field in option_fields(cls)
+        ]
+        exactness = str(cls.exactness)
+        first = doc.splitlines()[0] if doc else ""
+        rows.append({"name": name, "exactness": exactness, "doc": first, "options": options})
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("pass", "exactness", "options and defaults", "what it does")
+    table = Table("pass, option=default", "exactness", "what it does")
     for row in rows:
-        shown = "\n".join(f"{k}={v}" for k, v in row["options"].items())
-        table.add_row(row["name"], row["exactness"], escape(shown), escape(row["doc"]))
+        table.add_row(row["name"], row["exactness"], escape(row["doc"]))
+        for option in row["options"]:
+            setting = escape(f"  {option['name']}={option['default']}")
+            table.add_row(setting, "", escape(option["doc"]))
     show(console(), table)
+
+
+def _attributes(doc: str) -> dict[str, str]:
+    """What a Google-style docstring says of each attribute, each on one line."""
+    _, _, section = doc.partition("\nAttributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        start = re.match(r"    (\w+)(?: \([^)]*\))?: (.*)", line)
+        if start:
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.startswith("     "):
+            found[name] += f" {line.strip()}"
+        else:
+            break
+    return found

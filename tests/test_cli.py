@@ -162,7 +162,10 @@ def test_compare_of_different_models_is_exit_1(model: Path) -> None:
 def test_passes() -> None:
     found = {p["name"]: p for p in json.loads(succeeds("passes", "--json"))}
     assert {"merge-linear", "fold-constants", "prune-dead"} <= found.keys()
-    assert found["fold-constants"]["options"] == {"max-growth": "65536"}
+    (option,) = found["fold-constants"]["options"]
+    assert (option["name"], option["default"]) == ("max-growth", "65536")
+    assert option["doc"].startswith("How many bytes larger")
+    assert all(o["doc"].endswith(".") for p in found.values() for o in p["options"])
     assert all(p["doc"] and p["exactness"] == "exact" for p in found.values())
     assert "max-growth=65536" in succeeds("passes")
 
