@@ -19,7 +19,8 @@ from torch import nn
 
 from .. import ir
 from ..ir import DerivedTensor, Op, SplatTensor, Tensor, TensorType, Value
-from .onnx_ops import reshaping, scale_operands, scale_place
+from .onnx_linear_ops import scale_operands, scale_place
+from .onnx_shape_ops import reshaping
 
 Operand = Value | Tensor | None
 Lowered = tuple[Op, Sequence[Operand]]

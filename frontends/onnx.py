@@ -8,35 +8,36 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from ..ir import (
     UNKNOWN,
     ArrayTensor,
-    Dim,
     DType,
     Graph,
     GraphError,
     InferenceError,
     LazyTensor,
+    ModelError,
+    Node,
     Opaque,
     Tensor,
     TensorType,
     Value,
 )
-from .onnx_ops import RULES, Lowered, Site
-from .onnx_tensors import dtype_of, read_model, tensor_of
+from .onnx_constants import Constants
+from .onnx_ops import RULES, TRAILING
+from .onnx_scopes import captures, has_bodies
+from .onnx_site import Lowered, Site
+from .onnx_tensors import read_model, tensor_of
+from .onnx_types import inferred_types, stated_types, type_of
 from .raising import raise_patterns
-
-_FOLD_BYTES = 1 << 22
-"""Constants of up to this size are computed while importing, so that shapes become known."""
 
 
 @dataclass(frozen=True)
@@ -88,48 +89,6 @@ def from_onnx(model: ModelProto | str | os.PathLike[str]) -> Graph:
     return _Importer(proto, folder).run()
 
 
-def type_of(proto: TypeProto) -> TensorType:
-    """The IR type of an ONNX type; unknown for sequences, maps, optionals and sparse tensors."""
-    if not proto.HasField("tensor_type"):
-        return UNKNOWN
-    tensor = proto.tensor_type
-    if not tensor.HasField("shape"):
-        return TensorType(dtype_of(tensor.elem_type), None)
-    dims: list[Dim] = []
-    for dim in tensor.shape.dim:
-        if dim.HasField("dim_value"):
-            dims.append(dim.dim_value if dim.dim_value >= 0 else None)
-        else:
-            dims.append(dim.dim_param or None)
-    return TensorType(dtype_of(tensor.elem_type), tuple(dims))
-
-
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """The subgraphs among a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def captures(node: NodeProto) -> list[str]:
-    """Outer names that a node's subgraphs read, each once, in order."""
-    found: dict[str, None] = {}
-    for body in bodies(node):
-        own = {v.name for v in body.input} | {t.name for t in body.initializer}
-        own |= {t.values.name for t in body.sparse_initializer}
-        for inner in body.node:
-            for name in [*inner.input, *captures(inner)]:
-                if name and name not in own:
-                    found.setdefault(name)
-            own.update(inner.output)
-        for value in body.output:
-            if value.name and value.name not in own:
-                found.setdefault(value.name)
-    return list(found)
-
-
 class _Importer:
     def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
         self.model, self.base_dir = model, base_dir
@@ -140,10 +99,12 @@ class _Importer:
         self.values: dict[str, Value] = {}
         self.types: dict[str, TensorType] = {}
         self.constant_nodes: dict[str, int] = {}
+        self.constants = Constants(model)
+        self.read = self._read_names()
 
     def run(self) -> Graph:
         host = self.model.graph
-        self.types = {v.name: type_of(v.type) for v in [*host.value_info, *host.output]}
+        self.types = stated_types(self.model)
         if self._needs_inference():
             self.types = {**self._inferred(), **self.types}
         given = {v.name for v in host.input}
@@ -167,7 +128,7 @@ class _Importer:
             self._node(index, node)
         for item in host.output:
             self.graph.add_output(self._value(item.name), item.name)
-        idle = frozenset(set(initial) | set(self.constant_nodes)) - self._read_names()
+        idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
         self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
         raise_patterns(self.graph, _combine)
         return self.graph
@@ -179,7 +140,7 @@ class _Importer:
         read = {name for node in host.node for name in node.input}
         read.update(v.name for v in host.output)
         for node in host.node:
-            if any(True for _ in bodies(node)):
+            if has_bodies(node):
                 read.update(captures(node))
         return read
 
@@ -190,30 +151,11 @@ class _Importer:
         )
 
     def _inferred(self) -> dict[str, TensorType]:
-        """What onnx infers, from a copy whose large constants are inputs."""
-        light, host = ModelProto(), self.model.graph
-        light.ir_version = self.model.ir_version
-        light.opset_import.extend(self.model.opset_import)
-        light.functions.extend(self.model.functions)
-        light.graph.name = "types"
-        light.graph.node.extend(host.node)
-        light.graph.input.extend(host.input)
-        light.graph.output.extend(host.output)
-        light.graph.value_info.extend(host.value_info)
-        listed = {v.name for v in host.input}
-        for proto in host.initializer:
-            if proto.data_location != onnx.TensorProto.EXTERNAL and proto.ByteSize() < 4096:
-                light.graph.initializer.append(proto)
-            elif proto.name not in listed:
-                light.graph.input.append(
-                    helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
-                )
-        try:
-            done = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-        except Exception:
+        found = inferred_types(self.model)
+        if found is None:
             self.graph.notes.append("onnx could not infer the shapes of this model")
             return {}
-        return {v.name: type_of(v.type) for v in done.value_info}
+        return found
 
     def _define(self, value: Value, name: str) -> None:
         value.host = name
@@ -251,7 +193,7 @@ class _Importer:
         if lowered is None:
             inputs += [self._value(name) for name in captures(node)]
             pure = known and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
-            pure = pure and not any(True for _ in bodies(node))
+            pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
                 Opaque(kind, pure),
@@ -282,24 +224,27 @@ class _Importer:
             tuple(v.host for v in made.outputs),
         )
         if known:
-            self._fold(node, made.outputs)
+            self._fold(node, made)
 
     def _stated(self, node: NodeProto) -> list[TensorType]:
         return [self.types.get(o, UNKNOWN) for o in node.output if o]
 
     def _lower(self, node: NodeProto, inputs: list[Value | None]) -> Lowered | None:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        site = Site(node, inputs, attributes, self.opset)
+        results = len(node.output)
+        if node.op_type in TRAILING and results > 1:
+            results = 1 if not any(o and o in self.read for o in node.output[1:]) else results
+        site = Site(node.op_type, inputs, results, attributes, self.opset)
         try:
             lowered = RULES[node.op_type](site)
-            if lowered is None:
+            if lowered is None or not site.understood:
                 return None
             op, operands = lowered
             types = [
                 o.type if isinstance(o, Tensor) else None if o is None else o.type for o in operands
             ]
             inferred = op.infer(types)
-        except (InferenceError, GraphError, ValueError):
+        except (InferenceError, GraphError, ModelError, ValueError):
             return None
         stated = self._stated(node)
         if inferred is None or len(inferred) != len(stated) or len(stated) != len(node.output):
@@ -335,7 +280,8 @@ class _Importer:
 
     # Constants that are computed from constants.
 
-    def _fold(self, node: NodeProto, outputs: Sequence[Value]) -> None:
+    def _fold(self, node: NodeProto, made: Node) -> None:
+        outputs = made.outputs
         if node.op_type == "Shape" and node.input[0]:
             shape = self.values[node.input[0]].type.static_shape
             if shape is not None:
@@ -345,70 +291,30 @@ class _Importer:
                 outputs[0].type = outputs[0].data.type
             return
         if node.op_type == "CastLike":
+            # The type alone of the second input counts, so that it need not be known.
             data, like = self.values[node.input[0]].data, self.values[node.input[1]].type.dtype
             if data is not None and data.dtype is like:
                 outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
                 return
-        feeds = {name: self.values[name].data for name in node.input if name}
-        if not feeds or any(data is None for data in feeds.values()):
+        feeds: dict[str, Tensor] = {}
+        for name in filter(None, node.input):
+            data = self.values[name].data
+            if data is None:
+                return
+            feeds[name] = data
+        # What a model states about its results may be wrong; what an op infers is not.
+        certain = [UNKNOWN if isinstance(made.op, Opaque) else v.type for v in outputs]
+        results = self.constants.results(node, feeds, certain)
+        if results is None or len(results) != len(outputs):
             return
-        if any(True for _ in bodies(node)) or node.op_type.startswith(
-            ("Random", "Bernoulli", "Multinomial", "Dropout", "Optional", "Sequence")
-        ):
-            return
-        if sum(data.nbytes for data in feeds.values() if data is not None) > _FOLD_BYTES:
-            return
-        size = outputs[0].type.size
-        if size is not None and size * 8 > _FOLD_BYTES:
-            return
-        arrays = {name: data.numpy() for name, data in feeds.items() if data is not None}
-        if node.op_type in ("ConstantOfShape", "Expand", "Tile") and not _bounded(node, arrays):
-            return
-        results = _evaluate(node, arrays, self.model)
-        if results is None:
-            return
-        for value, result in zip(outputs, results, strict=True):
-            data = ArrayTensor(result)
-            if value.type.accepts(data.type):
-                value.data, value.type = data, data.type
+        for value, tensor in zip(outputs, results, strict=True):
+            if value.type.accepts(tensor.type):
+                value.data, value.type = tensor, tensor.type
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
     """The numbers of a tensor without its identity in the host."""
     return data.shape, data.dtype, data.numpy
-
-
-def _bounded(node: NodeProto, arrays: dict[str, Any]) -> bool:
-    count = float(np.prod(arrays[node.input[-1]].astype(np.float64)))
-    if node.op_type != "ConstantOfShape":
-        count *= arrays[node.input[0]].size
-    return count * 8 <= _FOLD_BYTES
-
-
-def _evaluate(node: NodeProto, arrays: dict[str, Any], model: ModelProto) -> list[Any] | None:
-    """What one node makes of constants, computed by onnxruntime; ``None`` where it cannot."""
-    try:
-        import onnxruntime
-
-        inputs = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in arrays.items()
-        ]
-        outputs = [onnx.ValueInfoProto(name=o) for o in node.output]
-        single = helper.make_model(
-            helper.make_graph([node], "constant", inputs, outputs),
-            opset_imports=list(model.opset_import),
-            ir_version=min(model.ir_version, 10),
-        )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(
-            single.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        results: Any = session.run(None, {n: np.ascontiguousarray(a) for n, a in arrays.items()})
-    except Exception:
-        return None
-    return list(results) if all(isinstance(r, np.ndarray) for r in results) else None
 
 
 def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
@@ -417,4 +323,4 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "bodies", "captures", "from_onnx", "type_of"]
+__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx"]

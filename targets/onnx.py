@@ -10,12 +10,12 @@ host model. A graph made from text is spelled from nothing; an FX-born graph goe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from ..frontends.onnx import OnnxHost, OnnxOrigin, bodies, captures
+from ..frontends.onnx import OnnxHost, OnnxOrigin
+from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
 from ..frontends.onnx_tensors import code_of, proto_of
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
 from .onnx_save import is_external, save_model
@@ -123,7 +123,7 @@ class _Emitter:
             taken.update(node.output)
             taken.update(node.input)
             for body in bodies(node):
-                taken |= _all_names(body)
+                taken |= all_names(body)
         return taken
 
     def run(self) -> tuple[ModelProto, dict[str, Tensor]]:
@@ -243,7 +243,7 @@ class _Emitter:
             copied = NodeProto()
             copied.CopyFrom(source)
             if changed:
-                _rename(copied, changed)
+                rename(copied, changed)
             else:
                 self.verbatim.append(index)
             self.nodes.append(copied)
@@ -275,7 +275,7 @@ class _Emitter:
         )
         read = {name for node in self.nodes for name in node.input}
         for node in self.nodes:
-            if any(True for _ in bodies(node)):
+            if has_bodies(node):
                 read.update(captures(node))
         read.update(v.name for v in self.source.output)
         wanted = read | (self.host.idle & self._live_constants())
@@ -322,46 +322,3 @@ def _copy_fields(source: Any, target: Any, skip: set[str]) -> None:
             getattr(target, descriptor.name).extend(value)
         else:
             getattr(target, descriptor.name).CopyFrom(value)
-
-
-def _all_names(body: GraphProto) -> set[str]:
-    found = {v.name for v in [*body.input, *body.output]} | {t.name for t in body.initializer}
-    for node in body.node:
-        found.update(node.input)
-        found.update(node.output)
-        for inner in bodies(node):
-            found |= _all_names(inner)
-    return found
-
-
-def _rename(node: NodeProto, mapping: Mapping[str, str]) -> None:
-    """Rename what a node reads and makes, its subgraphs' captured names included."""
-    for names in (node.input, node.output):
-        for i, name in enumerate(names):
-            if name in mapping:
-                names[i] = mapping[name]
-    for body in bodies(node):
-        _rename_body(body, mapping)
-
-
-def _rename_body(body: GraphProto, mapping: Mapping[str, str]) -> None:
-    own: set[str] = {v.name for v in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer}
-    own |= _made(body.node)
-    outer = {a: b for a, b in mapping.items() if a not in own}
-    if not outer:
-        return
-    for node in body.node:
-        for i, name in enumerate(node.input):
-            if name in outer:
-                node.input[i] = outer[name]
-        for inner in bodies(node):
-            _rename_body(inner, outer)
-    renamed = [value for value in body.output if value.name in outer]
-    for value in renamed:
-        # The body returns an outer value: its own output keeps its name through an Identity.
-        body.node.append(helper.make_node("Identity", [outer[value.name]], [value.name]))
-
-
-def _made(nodes: Iterable[NodeProto]) -> set[str]:
-    return {name for node in nodes for name in node.output}
