@@ -48,11 +48,12 @@ def _apply(
         [v.host if v is not None else None for v in node.inputs],
         [v.host for v in node.outputs],
     )
-    for dead in inner:
+    for dead in reversed(inner):
         rw.erase(dead)
 
 
 Found = tuple[Op, Sequence[Value | None], Sequence[Node]]
+"""The op, its inputs, and the nodes before the matched one that it stands for, producers first."""
 
 
 def _producer(value: Value | None) -> Node | None:

@@ -293,6 +293,13 @@ class _Emitter:
         # Spelling may take another form of a tensor (a transposed weight) than the one it was named for.
         model.graph.initializer.extend(t for t in self.added if t.name in wanted)
         self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
+        if model.ir_version < 4:
+            # Until then, every initializer is listed as an input as well.
+            model.graph.input.extend(
+                helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+                for t in self.added
+                if t.name in wanted
+            )
         made = {name for node in model.graph.node for name in node.output}
         # A name keeps its stated type only while the same value carries it.
         same = {
