@@ -5,6 +5,7 @@ from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value
 from .ops import (
     ACTIVATIONS,
+    GATE_MODES,
     REDUCTIONS,
     Activation,
     Add,
@@ -16,6 +17,7 @@ from .ops import (
     ConvTranspose,
     Div,
     Flatten,
+    Gate,
     GlobalAveragePool,
     Identity,
     InferenceError,
@@ -49,6 +51,7 @@ from .verify import VerificationError, verify
 
 __all__ = [
     "ACTIVATIONS",
+    "GATE_MODES",
     "REDUCTIONS",
     "UNKNOWN",
     "Activation",
@@ -67,6 +70,7 @@ __all__ = [
     "ElidedTensor",
     "Exactness",
     "Flatten",
+    "Gate",
     "GlobalAveragePool",
     "Graph",
     "GraphError",

@@ -3,10 +3,12 @@
 from .base import Axis, InferenceError, Op, Tie
 from .elementwise import (
     ACTIVATIONS,
+    GATE_MODES,
     Activation,
     Add,
     Cast,
     Div,
+    Gate,
     Identity,
     LayerNorm,
     MatMul,
@@ -41,8 +43,8 @@ from .shape import (
 )
 
 __all__ = [
-    "ACTIVATIONS", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
-    "ConvTranspose", "Div", "Flatten", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
+    "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
+    "ConvTranspose", "Div", "Flatten", "Gate", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
     "Linear", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
     "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
 ]  # fmt: skip

@@ -74,6 +74,64 @@ class PRelu(Op):
         return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
 
 
+GATE_MODES = ("soft", "top-k", "hard-concrete")
+"""How a gate learns; see :mod:`graphshrink.nn`. What a frozen gate computes does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Gate(Op):
+    """An activation that can be turned down: ``(x, g, slope?)`` gives ``g * act(x) + (1 - g) * x``.
+
+    ``g`` is one number (a vector of size 1) between 0, no activation, and 1, the plain one. Gates that
+    read the same value are tied: they are learned and removed together.
+
+    Attributes:
+        kind: A kind of :data:`ACTIVATIONS`, or ``prelu``, whose slope is the third input.
+        params: The parameters of that kind.
+        axis: The axis that a slope lies along.
+        mode: How it learns, one of :data:`GATE_MODES`.
+    """
+
+    kind: str
+    params: tuple[float, ...] = ()
+    axis: int = 1
+    mode: str = "soft"
+    arity = (2, 3)
+
+    def __post_init__(self) -> None:
+        if self.kind != "prelu":
+            Activation(self.kind, self.params)
+        elif self.params:
+            raise ValueError(f"prelu takes no parameters, not {self.params}")
+        if self.mode not in GATE_MODES:
+            raise ValueError(f"unknown mode {self.mode!r}; known are {', '.join(GATE_MODES)}")
+
+    @property
+    def activation(self) -> Activation | PRelu:
+        """What an open gate computes."""
+        return PRelu(self.axis) if self.kind == "prelu" else Activation(self.kind, self.params)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x, g, slope = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+        if (slope is not None) != (self.kind == "prelu"):
+            raise InferenceError(
+                f"a gate of {self.kind} {'needs a' if slope is None else 'has no'} slope"
+            )
+        if g.shape is not None and (len(g.shape) != 1 or g.dim(0) not in (1, None)):
+            raise InferenceError(f"a gate is one number, not {g}")
+        return (x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        x, slope = required(inputs, 0), optional(inputs, 2)
+        if slope is None:
+            return same_shape_ties(x.rank, (0, -1))
+        if x.rank is None or slope.dim(0) is None:
+            return None
+        own = axis_of(self.axis, x.rank)
+        tied = [(2, 0)] if slope.dim(0) != 1 else []
+        return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
+
+
 def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:
     """The broadcast of two shapes, NumPy's rule; unknown where it cannot be known.
 

@@ -60,8 +60,10 @@ def test_equal_to_torch(site: Site) -> None:
     assert found is not None
     try:
         want = torch_shapes(op, shapes)
-    except RuntimeError:
-        # torch refuses empty results of windows.
+    except RuntimeError as error:
+        # torch refuses empty results of windows, and avg_pool3d looks at its input before it is padded.
+        if isinstance(op, ir.AveragePool) and "smaller than kernel size" in str(error):
+            return
         assert any(0 in (t.static_shape or ()) for t in found)
         return
     assert [t.static_shape for t in found] == want
@@ -241,6 +243,11 @@ def test_broadcast_of_symbols() -> None:
     (ir.GlobalAveragePool(), [dims(1, 4)]),
     (ir.Activation("relu"), [None]),
     (ir.Linear(), [dims(2, 3)]),
+    (ir.Gate("relu"), [dims(2, 3)]),
+    (ir.Gate("relu"), [dims(2, 3), dims(3)]),
+    (ir.Gate("relu"), [dims(2, 3), dims()]),
+    (ir.Gate("relu"), [dims(2, 3), dims(1), dims(1)]),
+    (ir.Gate("prelu"), [dims(2, 3), dims(1)]),
 ])  # fmt: skip
 def test_what_does_not_fit(op: Op, inputs: list[TensorType | None]) -> None:
     with pytest.raises(InferenceError):

@@ -106,7 +106,7 @@ def _op_examples() -> list[Op]:
         ir.Reshape((None, -1, 0)), ir.Flatten(2), ir.Transpose((1, 0)), ir.Squeeze((-1,)),
         ir.Unsqueeze((0, 2)), ir.Concat(-1), ir.Split((1, 2), 1), ir.Select(0, -1),
         ir.Slice((0, -1), (2**63 - 1, 4), (0, 1), (1, 2)), ir.Reduce("l2", (1,), False),
-        ir.Opaque("onnx:Loop", False),
+        ir.Opaque("onnx:Loop", False), ir.Gate("prelu", axis=-1, mode="top-k"), ir.Gate("elu", (0.5,)),
     ]  # fmt: skip
 
 

@@ -166,6 +166,14 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
         case ir.PRelu():
             assert second is not None
             y = torch.where(x > 0, x, x * _along(second, x.ndim, op.axis))
+        case ir.Gate():
+            assert second is not None
+            if op.kind == "prelu":
+                assert third is not None
+                y = torch.where(x > 0, x, x * _along(third, x.ndim, op.axis))
+            else:
+                y = _ACTIVATIONS[op.kind](x, *op.params)
+            y = second * y + (1 - second) * x
         case ir.Add():
             y = x + second
         case ir.Sub():

@@ -99,7 +99,9 @@ def elementwise(draw: Any) -> Site:
     """Ops that work element by element."""
     x = _shape(draw)
     axis = draw(st.integers(-len(x), len(x) - 1))
-    kind = draw(st.sampled_from(["act", "binary", "scale", "prelu", "softmax", "norm", "same"]))
+    kind = draw(
+        st.sampled_from(["act", "binary", "scale", "prelu", "gate", "softmax", "norm", "same"])
+    )
     match kind:
         case "act":
             name = draw(st.sampled_from(sorted(ir.ACTIVATIONS)))
@@ -116,6 +118,15 @@ def elementwise(draw: Any) -> Site:
             return ir.Scale(axis), [x, *given]
         case "prelu":
             return ir.PRelu(axis), [x, (draw(st.sampled_from([1, x[axis]])),)]
+        case "gate":
+            name = draw(st.sampled_from(["prelu", *sorted(ir.ACTIVATIONS)]))
+            slope = [(draw(st.sampled_from([1, x[axis]])),)] if name == "prelu" else []
+            params = (0.25, 0.75)[: ir.ACTIVATIONS.get(name, 0)]
+            return ir.Gate(name, params, axis, draw(st.sampled_from(ir.GATE_MODES))), [
+                x,
+                (1,),
+                *slope,
+            ]
         case "softmax":
             return ir.Softmax(axis), [x]
         case "norm":
