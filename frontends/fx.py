@@ -16,7 +16,18 @@ from torch import fx, nn
 
 from .. import ir
 from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
-from .fx_ops import ALLOCATES, CALLS, DTYPES, SHARES_MEMORY, Call, call_name, module_call, type_of
+from ..nn import RANDOM, Gate
+from .fx_ops import (
+    ALLOCATES,
+    CALLS,
+    DTYPES,
+    SHARES_MEMORY,
+    Call,
+    call_name,
+    hooked,
+    module_call,
+    type_of,
+)
 from .raising import raise_patterns
 
 
@@ -106,6 +117,7 @@ class _Importer:
         self.graph = Graph(type(module).__name__.lower())
         self.values: dict[str, Value] = {}
         self.parameters: dict[int, Value] = {}
+        self.shared: dict[int, Value] = {}
         self.modules = dict(module.named_modules())
         self.nodes = list(module.graph.nodes)
         self.types: dict[str, TensorType] = {}
@@ -143,6 +155,11 @@ class _Importer:
                         f"module {node.target} ({type(found).__name__}) is in training mode: "
                         "call model.eval() first"
                     )
+                if isinstance(found, Gate) and found.switch.training and found.mode == RANDOM:
+                    raise ModelError(
+                        f"gate {node.target} draws random numbers in training mode: "
+                        "call model.eval() first"
+                    )
             elif node.op == "call_function":
                 name = call_name(node.target)
                 place = 2 if name == "dropout" else 5
@@ -175,7 +192,7 @@ class _Importer:
         """Whether the result is new memory."""
         if node.op == "call_module":
             found = self.modules[str(node.target)]
-            known = type(found).__module__.startswith("torch.nn.modules")
+            known = type(found).__module__.startswith("torch.nn.modules") or type(found) is Gate
             return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
         if node.op in ("call_function", "call_method"):
             return call_name(node.target).removeprefix("aten.") in ALLOCATES
@@ -280,11 +297,11 @@ class _Importer:
             keywords: Any = dict(fx.map_arg(node.kwargs, lookup))  # type: ignore[call-overload]
             if node.op == "call_module":
                 prefix, found = str(node.target), self.modules[str(node.target)]
-                if len(arguments) != 1 or keywords or _hooked(found):
+                if len(arguments) != 1 or keywords or hooked(found):
                     return None
 
                 def parameter(name: str) -> Value | None:
-                    tensor = getattr(found, name)
+                    tensor = _attribute(found, name)
                     return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
 
                 lowered = module_call(found, arguments[0], parameter)
@@ -318,8 +335,13 @@ class _Importer:
         made.origin = _origin(made, (node.name,))
 
     def _derived(self, data: Tensor, node: fx.Node, place: int) -> Value:
+        """One value for one host object; tensors that are computed here have none."""
+        if data.host is not None and id(data.host) in self.shared:
+            return self.shared[id(data.host)]
         value = self.graph.add_constant(data, f"{node.name}_c{place}")
         value.host = ("derived", node.name, place)
+        if data.host is not None:
+            self.shared[id(data.host)] = value
         return value
 
     def _opaque(self, node: fx.Node, barrier: bool = False) -> None:
@@ -351,13 +373,6 @@ def _origin(made: ir.Node, nodes: tuple[str, ...]) -> FxOrigin:
         tuple(v.host if v is not None else None for v in made.inputs),
         tuple(v.host for v in made.outputs),
     )
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Hooks and parametrizations may do anything."""
-    if hasattr(module, "parametrizations"):
-        return True
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from .. import ir
-from ..ir import DerivedTensor, Op, SplatTensor, Tensor, TensorType, Value
+from ..ir import DerivedTensor, LazyTensor, Op, SplatTensor, Tensor, TensorType, Value
+from ..nn import Gate, Switch
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
 
@@ -236,6 +237,41 @@ def clipped(x: Value, low: Any, high: Any) -> Lowered | None:
     return ir.Activation("clip", (float(ends[0]), float(ends[1]))), [x]
 
 
+def prelu(call: Call) -> Lowered | None:
+    """``(x, weight)``: one slope, or one for each channel."""
+    x, slope = call.value(0), call.value(1, "weight")
+    if slope.data is None or len(slope.data.shape) != 1:
+        return None
+    return (ir.PRelu(1), [x, slope]) if x.type.rank not in (0, 1) or slope.data.size == 1 else None
+
+
+def gate(module: Gate, x: Any, parameter: Callable[[str], Value | None]) -> Lowered | None:
+    """A learned gate: its activation, its number, and whatever the activation needs."""
+    if hooked(module.activation) or hooked(module.switch):
+        return None
+    inner = module_call(module.activation, x, lambda name: parameter(f"activation.{name}"))
+    if inner is None:
+        return None
+    op, operands = inner
+    number = gate_number(module.switch)
+    if isinstance(op, ir.PRelu):
+        return ir.Gate("prelu", axis=op.axis, mode=module.mode), [x, number, operands[1]]
+    if not isinstance(op, ir.Activation):
+        return None
+    return ir.Gate(op.kind, op.params, mode=module.mode), [x, number]
+
+
+def gate_number(switch: Switch) -> Tensor:
+    """The number of a switch as a vector of size 1; gates of one switch get handles with one host."""
+    dtype = DTYPES[switch.score.dtype]
+
+    def load() -> Any:
+        found = switch.number().cpu().reshape(1)
+        return found.double().numpy().astype(dtype.numpy)
+
+    return LazyTensor((1,), dtype, load, switch)
+
+
 def gelu(call: Call) -> Lowered | None:
     """``(x, approximate)``."""
     kind = "gelu_tanh" if call.get(1, "approximate", "none") == "tanh" else "gelu"
@@ -413,7 +449,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "hardswish": activation("hard_swish"), "mish": activation("mish"),
     "softsign": activation("softsign"), "leaky_relu": activation("leaky_relu", ("negative_slope", 0.01)),
     "elu": lambda c: activation("elu", ("alpha", 1.0))(Call(c.args[:2], c.kwargs)),
-    "gelu": gelu, "hardtanh": lambda c: clipped(
+    "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
     "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
@@ -425,7 +461,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
 ALLOCATES = {
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
-    "elu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "matmul", "mean",
+    "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "matmul", "mean",
     *(f"{k}{n}d" for n in (1, 2, 3) for k in (
         "conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool")),
 }  # fmt: skip
@@ -453,6 +489,13 @@ _OPERATORS = {
 def _is_torch(target: Any) -> bool:
     module = getattr(target, "__module__", None) or ""
     return target in _OPERATORS or module.startswith(("torch", "_operator")) or module == ""
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks or parametrizations may change what a module computes."""
+    if hasattr(module, "parametrizations"):
+        return True
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def module_call(
@@ -488,6 +531,10 @@ def module_call(
     if kind is nn.LayerNorm:
         w, b = parameter("weight"), parameter("bias")
         return layer_norm(Call((x, m.normalized_shape, w, b, m.eps)))
+    if kind is nn.PReLU:
+        return prelu(Call((x, parameter("weight"))))
+    if kind is Gate:
+        return gate(m, x, parameter)
     rule = _MODULES.get(kind)
     return rule(m, x) if rule is not None else None
 

@@ -17,7 +17,8 @@ from torch import fx, nn
 from .. import ir
 from ..frontends.fx import FxHost, FxOrigin
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, UsageError, Value
-from .fx_modules import Scale
+from ..nn import Gate, Switch
+from .fx_modules import Scale, activation_module
 
 _DTYPES = {
     DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,
@@ -64,6 +65,7 @@ class _Emitter:
         self.nodes: dict[Value, fx.Node] = {}
         self.constants: dict[Value, fx.Node] = {}
         self.host_nodes: dict[str, fx.Node] = {}
+        self.switches: dict[Value, Switch] = {}
         self.reserved = _reserved(host.module)
 
     def run(self) -> fx.GraphModule:
@@ -231,6 +233,21 @@ class _Emitter:
             return None
         return weight.data, bias.data if bias is not None else None
 
+    def switch(self, node: Node, mode: str) -> Switch:
+        """The switch of a gate: one for all gates that read the same number."""
+        value = node.inputs[1]
+        if value is None or value.data is None:
+            raise ModelError(f"{node.name}: a gate of a computed number has no spelling in torch")
+        if value not in self.switches:
+            found, like = value.data.host, self._like()
+            if not isinstance(found, Switch) or found.mode != mode:
+                found = Switch(mode, float(value.data.float64()[0]))
+                wide = like is not None and like.dtype in (torch.float32, torch.float64)
+                device = like.device if like is not None and like.device.type != "meta" else None
+                found.to(device, like.dtype if like is not None and wide else torch.float32)
+            self.switches[value] = found
+        return self.switches[value]
+
     def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
         """Give a new module its numbers, on the device of the host's parameters."""
         like = self._like()
@@ -241,7 +258,7 @@ class _Emitter:
 
 _ALLOCATING = (
     ir.Conv, ir.ConvTranspose, ir.Linear, ir.Scale, ir.Add, ir.Sub, ir.Mul, ir.Div, ir.MatMul,
-    ir.Activation, ir.LayerNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
+    ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
     ir.GlobalAveragePool,
 )  # fmt: skip
 
@@ -385,22 +402,45 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
 
 def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
     x, p = e._value(_first(node)), op.params
+    made = activation_module(op.kind, p)
+    if made is not None:
+        return e.module(node, made, x)
     if op.kind == "clip":
         low, high = (None if math.isinf(v) else v for v in p)
         return e.call(torch.clamp, x, low, high)
-    if op.kind in ("gelu", "gelu_tanh"):
-        return e.call(F.gelu, x, approximate="tanh" if op.kind == "gelu_tanh" else "none")
-    if op.kind == "hard_sigmoid" and (abs(p[0] - 1 / 6) > 1e-9 or p[1] != 0.5):
-        raise ModelError(f"{node.name}: this hard_sigmoid has no spelling in torch")
-    functions: dict[str, Any] = {
-        "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh, "hard_swish": F.hardswish, "hard_sigmoid": F.hardsigmoid, "mish": F.mish,
-        "softsign": F.softsign, "softplus": F.softplus, "leaky_relu": F.leaky_relu, "elu": F.elu,
-        "celu": F.celu,
-    }  # fmt: skip
+    functions: dict[str, Any] = {"softplus": F.softplus, "celu": F.celu}
     if op.kind not in functions:
-        raise ModelError(f"{node.name}: {op.kind} has no spelling in torch")
-    return e.call(functions[op.kind], x, *(() if op.kind == "hard_sigmoid" else p))
+        raise ModelError(f"{node.name}: this {op.kind} has no spelling in torch")
+    return e.call(functions[op.kind], x, *p)
+
+
+def _prelu(e: _Emitter, node: Node, op: ir.PRelu) -> fx.Node:
+    return e.module(node, _prelu_module(e, node, op.axis, node.input(1)), e._value(_first(node)))
+
+
+def _prelu_module(e: _Emitter, node: Node, axis: int, slope: Value | None) -> nn.Module:
+    rank = _first(node).type.rank
+    if slope is None or slope.data is None:
+        raise ModelError(f"{node.name}: a PRelu of a computed slope has no spelling in torch")
+    if slope.data.size != 1 and axis != 1 and (rank is None or axis % rank != 1):
+        raise ModelError(f"{node.name}: a PRelu along axis {axis} has no spelling in torch")
+    made = nn.PReLU(slope.data.size, device="meta", dtype=_DTYPES[slope.data.dtype])
+    if isinstance(slope.data.host, nn.Parameter):
+        made.weight = slope.data.host
+    else:
+        e.fill(made, slope.data, None)
+    return made
+
+
+def _gate(e: _Emitter, node: Node, op: ir.Gate) -> fx.Node:
+    if op.kind == "prelu":
+        inner: nn.Module | None = _prelu_module(e, node, op.axis, node.input(2))
+    else:
+        inner = activation_module(op.kind, op.params)
+    if inner is None:
+        raise ModelError(f"{node.name}: a gate of {op.kind} has no spelling in torch")
+    inner.train(e.host.module.training)
+    return e.module(node, Gate(inner, e.switch(node, op.mode)), e._value(_first(node)))
 
 
 def _pool(e: _Emitter, node: Node, op: Any) -> fx.Node:
@@ -475,9 +515,9 @@ def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
     ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
-    ir.Flatten: _unary(torch.flatten, "axis"), ir.GlobalAveragePool: _global, ir.Identity: _identity,
+    ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.Identity: _identity,
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
-    ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.Pad: _pad, ir.Reduce: _reduce,
+    ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
     ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
     ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),
 }  # fmt: skip

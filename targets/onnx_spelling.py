@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 
 from .. import ir
 from ..frontends.onnx_tensors import code_of
-from ..ir import ArrayTensor, DType, LazyTensor, ModelError, Node, Tensor
+from ..ir import ArrayTensor, DerivedTensor, DType, LazyTensor, ModelError, Node, Tensor
 
 NEWEST_OPSET = 23
 """The opset of models that are made here from nothing; onnxruntime runs it."""
@@ -282,18 +282,50 @@ def _gelu(s: Speller, tanh: bool, x: str, out: str) -> None:
 
 
 def _prelu(s: Speller, op: ir.PRelu) -> None:
-    x, slope = s.node.inputs
-    assert x is not None
+    slope = s.node.inputs[1]
     assert slope is not None
-    if x.type.rank is None or slope.data is None:
-        raise ModelError(f"{s.node.name}: PRelu of unknown rank or with a computed slope")
-    trailing = x.type.rank - op.axis % x.type.rank - 1
-    shape = (slope.data.size, *[1] * trailing) if slope.data.size > 1 else (1,)
-    s.emit(
-        "PRelu",
-        [s.inputs[0], s.new_constant(_reshaped(slope.data, shape), s.inputs[1])],
-        s.outputs[0],
-    )
+    if slope.data is None:
+        raise ModelError(f"{s.node.name}: PRelu with a computed slope")
+    _sloped(s, op.axis, slope.data, s.inputs[1])
+
+
+def _sloped(s: Speller, axis: int, slope: Tensor, name: str) -> None:
+    x = s.node.inputs[0]
+    assert x is not None
+    if x.type.rank is None and slope.size > 1:
+        raise ModelError(f"{s.node.name}: PRelu of unknown rank")
+    trailing = x.type.rank - axis % x.type.rank - 1 if x.type.rank else 0
+    shape = (slope.size, *[1] * trailing) if slope.size > 1 else (1,)
+    s.emit("PRelu", [s.inputs[0], s.new_constant(_reshaped(slope, shape), name)], s.outputs[0])
+
+
+def _gate(s: Speller, op: ir.Gate) -> None:
+    """A frozen gate: a gated ReLU is a leaky one, ``max(x, 0) + (1 - g) * min(x, 0)``."""
+    number, slope, x = s.node.inputs[1], s.node.input(2), s.inputs[0]
+    if number is None or number.data is None or (slope is not None and slope.data is None):
+        raise ModelError(f"{s.node.name}: a gate of a computed number has no ONNX spelling")
+    g = float(number.data.float64()[0])
+    if g == 0.0:
+        s.emit("Identity", [x], s.outputs[0])
+    elif slope is not None and slope.data is not None:
+        given = slope.data
+
+        def mixed() -> Any:
+            return g * given.float64() + (1 - g)
+
+        _sloped(s, op.axis, DerivedTensor(given.shape, given.dtype, mixed), s.inputs[2])
+    elif g == 1.0:
+        _activation(s, ir.Activation(op.kind, op.params))
+    elif op.kind in ("relu", "leaky_relu"):
+        alpha = op.params[0] if op.params else 0.0
+        s.emit("LeakyRelu", [x], s.outputs[0], alpha=g * alpha + (1 - g))
+    else:
+        inner = replace(s, inputs=[x], outputs=[s.new_name(f"{s.outputs[0]}_act")])
+        _activation(inner, ir.Activation(op.kind, op.params))
+        s.made += inner.made
+        act = s.emit("Mul", [inner.outputs[0], s.scalar(g, "gate")])
+        rest = s.emit("Mul", [x, s.scalar(1 - g, "gate_rest")])
+        s.emit("Add", [act, rest], s.outputs[0])
 
 
 def _softmax(s: Speller, op: ir.Softmax) -> None:
@@ -428,6 +460,7 @@ _RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
     ir.ConvTranspose: _conv_transpose,
     ir.Div: _plain("Div"),
     ir.Flatten: _plain("Flatten", axis="axis"),
+    ir.Gate: _gate,
     ir.GlobalAveragePool: _plain("GlobalAveragePool"),
     ir.Identity: _plain("Identity"),
     ir.LayerNorm: _layer_norm,
