@@ -310,12 +310,12 @@ def plan(parts: Sequence[Link], options: Options) -> list[Segment]:
     """
     segments = _plan_once(parts, options)
     while len(segments) < len(parts) and len(segments) > 1:
-        parts = [_as_link(segment, options) for segment in segments]
+        parts = [as_link(segment, options) for segment in segments]
         segments = _plan_once(parts, options)
     return segments
 
 
-def _as_link(segment: Segment, options: Options) -> Link:
+def as_link(segment: Segment, options: Options) -> Link:
     """A segment as one link that costs what its merged map costs."""
     first, last = segment.parts[0], segment.parts[-1]
     if len(segment.parts) == 1:

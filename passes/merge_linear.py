@@ -82,11 +82,13 @@ class MergeLinear(Pass):
         return Rules(self.allow_border, self.bias_maps)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        _Walk(self, rw).run(graph)
+        Walk(self, rw).run(graph)
 
 
 @dataclass
-class _Walk:
+class Walk:
+    """One run of the pass over a graph."""
+
     options: MergeLinear
     rw: Rewriter
     reasons: dict[Node, Refusal] = field(default_factory=dict)
