@@ -70,6 +70,18 @@ def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = Non
     return _Importer(module, example_inputs).run()
 
 
+def trace(module: nn.Module) -> fx.GraphModule:
+    """``torch.fx.symbolic_trace``, but gates stay modules."""
+    tracer = _Tracer()
+    graph = tracer.trace(module)
+    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Gate) or super().is_leaf_module(m, module_qualified_name)
+
+
 def tensor_of(found: torch.Tensor) -> Tensor | None:
     """A lazy handle on a torch tensor, which becomes its ``host``."""
     dtype = DTYPES.get(found.dtype)
@@ -395,4 +407,4 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return FxOrigin(nodes, tuple(inputs), tuple(outputs))
 
 
-__all__ = ["FxHost", "FxOrigin", "from_fx", "shapes_of", "tensor_of"]
+__all__ = ["FxHost", "FxOrigin", "from_fx", "shapes_of", "tensor_of", "trace"]

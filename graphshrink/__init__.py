@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .gating import (
+        GateSchedule,
+        gate_penalty,
+        gates,
+        insert_gates,
+        keep_top,
+        kept_at,
+        save_removal_plan,
+    )
     from .ir import (
         Exactness,
         Graph,
@@ -26,20 +35,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEFAULT_PIPELINE", "Context", "Exactness", "Graph", "GraphshrinkError", "MissingExtra",
+    "DEFAULT_PIPELINE", "Context", "Exactness", "GateSchedule", "Graph", "GraphshrinkError", "MissingExtra",
     "ModelError", "Pass", "PassError", "Pipeline", "Report", "Rewriter", "ShrinkResult", "UsageError",
-    "register", "shrink", "shrink_graph",
+    "gate_penalty", "gates", "insert_gates", "keep_top", "kept_at", "register", "save_removal_plan",
+    "shrink", "shrink_graph",
 ]  # fmt: skip
 
 _HOMES = {
     **dict.fromkeys(("DEFAULT_PIPELINE", "ShrinkResult", "shrink", "shrink_graph"), ".api"),
     **dict.fromkeys(("Context", "Pass", "PassError", "Pipeline", "register"), ".passes"),
+    **dict.fromkeys(
+        (
+            "GateSchedule",
+            "gate_penalty",
+            "gates",
+            "insert_gates",
+            "keep_top",
+            "kept_at",
+            "save_removal_plan",
+        ),
+        ".gating",
+    ),
     "Report": ".report",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Names are loaded on first use: `import graphshrink` costs nothing.
+    if name == "nn":
+        return import_module(".nn", __name__)
     if name not in __all__:
         raise AttributeError(f"module 'graphshrink' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, ".ir"), __name__), name)

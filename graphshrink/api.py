@@ -245,10 +245,10 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
         import torch.fx
     except ImportError as error:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
-    from .frontends.fx import from_fx
+    from .frontends.fx import from_fx, trace
 
     try:
-        traced = torch.fx.symbolic_trace(model)
+        traced = trace(model)
     except Exception as error:
         reason = f"torch.fx cannot trace {type(model).__name__} ({first_line(error)})"
         if inputs is None:

@@ -7,9 +7,11 @@ from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
 from .pipeline import Observer, PassLike, PassRecord, Pipeline
 from .prune_dead import PruneDead
+from .removal_plan import RemovalPlan
+from .remove_activations import RemoveActivations
 
 __all__ = [
     "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "InsertGates", "MergeLinear", "Observer", "Pass",
-    "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "Timing", "Verify", "known_passes",
+    "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes",
     "pass_class", "register", "relative_error",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ..ir import (
+    GATE_MODES,
     Activation,
     ArrayTensor,
     DType,
@@ -60,8 +61,9 @@ class InsertGates(Pass):
     max_mac_growth: float = 2.0
 
     def __post_init__(self) -> None:
-        # Checks the limits as well.
-        self.merging()
+        self.merging()  # Checks the limits.
+        if self.mode not in GATE_MODES:
+            raise ValueError(f"mode is one of {', '.join(GATE_MODES)}, not {self.mode!r}")
         if not 0 <= self.value <= 1 or (self.mode == "top-k" and self.value not in (0, 1)):
             ends = "0 or 1" if self.mode == "top-k" else "between 0 and 1"
             raise ValueError(f"a {self.mode} gate starts at {ends}, not {self.value}")

@@ -1,0 +1,150 @@
+"""``remove-activations``: activations become identities, or straight lines, so that what they kept apart merges.
+
+Which ones: those whose learned gates are below a threshold, all but the gates with the largest values, those
+of a saved plan (:mod:`.removal_plan`), or those that are named. Kept gates become the plain activation again. A gate
+that was learned to be exactly 0 or 1 is removed or kept without a change of the function; everything else changes it,
+and is to be recovered by training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..ir import Exactness, Gate, Graph, Identity, Node, Rewriter, UsageError
+from .base import Context, Pass, PassError, register
+from .gate_sites import chosen, site_names
+from .removal_plan import kind_of, read_plan
+
+
+@register
+@dataclass(frozen=True)
+class RemoveActivations(Pass):
+    """Remove activations, by their gates or by name.
+
+    Attributes:
+        names: Names of activations, or patterns with * and ?. Gates that are not named stay gates.
+        threshold: Remove the gates whose value is below this; 0.5 when nothing else is given.
+        keep: Keep this many gates, those with the largest values; tied gates count as one.
+        plan: A file that says which ones.
+    """
+
+    name = "remove-activations"
+    exactness = Exactness.APPROXIMATE
+    names: str | tuple[str, ...] = ()
+    threshold: float | None = None
+    keep: int | None = None
+    plan: str = ""
+
+    def __post_init__(self) -> None:
+        given = [
+            word
+            for word, value in (
+                ("names", self.names or None), ("threshold", self.threshold), ("keep", self.keep),
+                ("plan", self.plan or None),
+            )
+            if value is not None
+        ]  # fmt: skip
+        if len(given) > 1:
+            raise ValueError(f"give one of {' and '.join(given)}, not several")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep must be at least 0, not {self.keep}")
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        for node, keep in self._decided(graph).items():
+            if keep:
+                _keep(node, rw)
+            else:
+                _remove(node, rw)
+        for node in graph.nodes:
+            if isinstance(node.op, Gate):
+                rw.skip(node, "the gate stays: neither named nor in the plan")
+
+    def _decided(self, graph: Graph) -> dict[Node, bool]:
+        """The activations that something is done about, and whether they stay."""
+        if self.names:
+            wanted = (self.names,) if isinstance(self.names, str) else self.names
+            names = site_names(graph)
+            hits = chosen(names.values(), wanted, "remove-activations: name")
+            return {node: False for node, name in names.items() if name in hits}
+        if self.plan:
+            try:
+                return read_plan(self.plan).match(graph, self.plan)
+            except UsageError as error:
+                raise PassError(f"remove-activations: {error}") from error
+        values = gate_values(graph)
+        if not values:
+            raise PassError(
+                "remove-activations: the graph has no gates; insert and train gates first, or name "
+                "activations or a plan"
+            )
+        if self.keep is not None:
+            return _largest(values, self.keep)
+        threshold = 0.5 if self.threshold is None else self.threshold
+        return {node: value >= threshold for node, value in values.items()}
+
+
+def gate_values(graph: Graph) -> dict[Node, float]:
+    """The gates of a graph and their values, in order.
+
+    Raises:
+        PassError: If a gate's value is computed by the graph, or is not between 0 and 1.
+    """
+    found: dict[Node, float] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Gate):
+            number = node.inputs[1]
+            if number is None or number.data is None:
+                raise PassError(
+                    f"remove-activations: the value of gate {node.name} is not a constant"
+                )
+            found[node] = float(number.data.float64()[0])
+            if not 0 <= found[node] <= 1:
+                raise PassError(
+                    f"remove-activations: gate {node.name} is {found[node]}, not between 0 and 1"
+                )
+    return found
+
+
+def _largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
+    """Keep the largest values; tied gates stand and fall together."""
+    groups: dict[object, list[Node]] = {}
+    for node in values:
+        groups.setdefault(node.inputs[1], []).append(node)
+    ranked = sorted(groups.values(), key=lambda nodes: -values[nodes[0]])
+    if keep > len(ranked):
+        raise PassError(f"remove-activations: keep={keep}, but there are only {len(ranked)} gates")
+    if 0 < keep < len(ranked):
+        last, first = ranked[keep - 1][0], ranked[keep][0]
+        if values[last] == values[first]:
+            raise PassError(
+                f"remove-activations: keep={keep} would part {last.name} from {first.name}, whose "
+                f"gates are both {values[last]:g}; train them further, or choose by name or by a plan"
+            )
+    stay = {node for nodes in ranked[:keep] for node in nodes}
+    return {node: node in stay for node in values}
+
+
+def _value(node: Node) -> float | None:
+    number = node.inputs[1] if isinstance(node.op, Gate) else None
+    return None if number is None or number.data is None else float(number.data.float64()[0])
+
+
+def _keep(node: Node, rw: Rewriter) -> None:
+    """A gate becomes its activation; a plain activation stays as it is."""
+    if not isinstance(node.op, Gate):
+        return
+    value = _value(node)
+    exactness = Exactness.EXACT if value == 1 else Exactness.APPROXIMATE
+    with rw.rewrite(f"keep {node.op.kind} (gate {value:g})", node, exactness=exactness):
+        rw.replace(node, node.op.activation, [node.inputs[0], *node.inputs[2:]])
+
+
+def _remove(node: Node, rw: Rewriter) -> None:
+    value = _value(node)
+    exactness = Exactness.EXACT if value == 0 else Exactness.APPROXIMATE
+    gate = "" if value is None else f" (gate {value:g})"
+    with rw.rewrite(f"remove {kind_of(node)}{gate}", node, exactness=exactness):
+        rw.replace(node, Identity(), node.inputs[:1])
