@@ -52,7 +52,6 @@ class InsertGates(Pass):
     """
 
     name = "insert-gates"
-    exactness = Exactness.APPROXIMATE
     sites: str | tuple[str, ...] = ()
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft"
     tie: str | tuple[str, ...] = ()
