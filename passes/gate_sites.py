@@ -19,7 +19,18 @@ from ..ir import Activation, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
 from .affine import Refused
 from .affine_nodes import data_input
 from .base import PassError, nearest
-from .merge_chain import WINDOW, Link, Missed, as_link, fold_scales, judge, lift, plan, runs
+from .merge_chain import (
+    WINDOW,
+    Link,
+    Missed,
+    as_link,
+    fold_scales,
+    judge,
+    lift,
+    plan,
+    runs,
+    too_large,
+)
 from .merge_linear import MergeLinear, Walk
 
 SHOWN = 3
@@ -169,6 +180,7 @@ class _Survey(Walk):
                 if isinstance(longer, Refused):
                     self.refused(found, longer.reason, end - start)
                     break
+                large = too_large(longer, affine, link, self.options)
                 affine, cost, macs = longer, cost + link.cost, macs + link.macs
                 nodes = [*nodes, *link.nodes]
                 places = (first.before, link.after)
@@ -177,6 +189,8 @@ class _Survey(Walk):
                     self.refused(found, verdict, end - start)
                 else:
                     self.note(found)
+                if large:
+                    break
 
     def settled(self, links: Sequence[Link]) -> list[Link]:
         """The links that are left once everything has merged that merges with the sites in place."""

@@ -341,7 +341,7 @@ def _plan_once(parts: Sequence[Link], options: Options) -> list[Segment]:
             part = parts[end]
             if end > start:
                 composed = affine.then(part.affine, options.rules)
-                if isinstance(composed, Refused) or _too_large(composed, affine, part, options):
+                if isinstance(composed, Refused) or too_large(composed, affine, part, options):
                     break
                 affine = composed
             cost, macs = cost + part.cost, macs + part.macs
@@ -374,7 +374,8 @@ def _plan_once(parts: Sequence[Link], options: Options) -> list[Segment]:
     return found[::-1]
 
 
-def _too_large(composed: Affine, first: Affine, part: Link, options: Options) -> bool:
+def too_large(composed: Affine, first: Affine, part: Link, options: Options) -> bool:
+    """Whether a kernel has grown beyond the limit; composing it further only makes it larger."""
     return any(
         k > max(options.max_kernel, a, b)
         for k, a, b in zip(composed.taps, first.taps, part.affine.taps, strict=True)
