@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .. import ir
 from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
-from ..nn import RANDOM, Gate
+from ..nn import RANDOM, Gate, Scale
 from .fx_ops import (
     ALLOCATES,
     CALLS,
@@ -204,7 +204,10 @@ class _Importer:
         """Whether the result is new memory."""
         if node.op == "call_module":
             found = self.modules[str(node.target)]
-            known = type(found).__module__.startswith("torch.nn.modules") or type(found) is Gate
+            known = type(found).__module__.startswith("torch.nn.modules") or type(found) in (
+                Gate,
+                Scale,
+            )
             return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
         if node.op in ("call_function", "call_method"):
             return call_name(node.target).removeprefix("aten.") in ALLOCATES

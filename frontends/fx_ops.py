@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import ir
 from ..ir import DerivedTensor, LazyTensor, Op, SplatTensor, Tensor, TensorType, Value
-from ..nn import Gate, Switch
+from ..nn import Gate, Scale, Switch
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
 
@@ -259,6 +259,23 @@ def gate(module: Gate, x: Any, parameter: Callable[[str], Value | None]) -> Lowe
     if not isinstance(op, ir.Activation):
         return None
     return ir.Gate(op.kind, op.params, mode=module.mode), [x, number]
+
+
+def scale(module: Scale, x: Any, parameter: Callable[[str], Value | None]) -> Lowered | None:
+    """A scale and shift that was emitted earlier; its tensors have ones behind their axis."""
+    rank = x.type.rank
+    vectors: list[Tensor | None] = []
+    for name in ("scale", "shift"):
+        value = parameter(name)
+        vectors.append(None if value is None or value.data is None else _flat(value.data))
+    if all(v is None for v in vectors) or (rank is not None and rank <= module.trailing):
+        return None
+    axis = -1 - module.trailing
+    return ir.Scale(axis if rank is None else axis + rank), [x, *vectors]
+
+
+def _flat(data: Tensor) -> Tensor:
+    return DerivedTensor((data.size,), data.dtype, lambda: data.float64().reshape(-1))
 
 
 def gate_number(switch: Switch) -> Tensor:
@@ -533,6 +550,8 @@ def module_call(
         return layer_norm(Call((x, m.normalized_shape, w, b, m.eps)))
     if kind is nn.PReLU:
         return prelu(Call((x, parameter("weight"))))
+    if kind is Scale:
+        return scale(m, x, parameter)
     if kind is Gate:
         return gate(m, x, parameter)
     rule = _MODULES.get(kind)

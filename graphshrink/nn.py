@@ -1,6 +1,6 @@
 """Modules that gated and shrunk networks are made of; ordinary ``torch.nn`` modules.
 
-A gate lets a network learn which of its activations it can do without: ``y = g * act(x) + (1 - g) * x``.
+:class:`Scale` is a constant scale and shift, where torch has no module. A gate lets a network learn which of its activations it can do without: ``y = g * act(x) + (1 - g) * x``.
 At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged.
 The number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
 
@@ -192,3 +192,33 @@ class Gate(nn.Module):
     def kept(self) -> bool:
         """Whether the activation stays when gates are removed at the threshold 1/2."""
         return self.value >= 0.5
+
+
+class Scale(nn.Module):
+    """``x * scale + shift`` along one axis.
+
+    Args:
+        scale: The factors, a vector of the axis's size or of size 1; ``None`` for none.
+        shift: What is added, likewise.
+        trailing: The number of axes behind the scaled one.
+    """
+
+    scale: torch.Tensor | None
+    shift: torch.Tensor | None
+
+    def __init__(
+        self, scale: torch.Tensor | None, shift: torch.Tensor | None, trailing: int
+    ) -> None:
+        super().__init__()
+        self.trailing = trailing
+        for name, vector in (("scale", scale), ("shift", shift)):
+            shaped = None if vector is None else nn.Parameter(vector.reshape(-1, *[1] * trailing))
+            self.register_parameter(name, shaped)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale ``x``."""
+        if self.scale is not None:
+            x = x * self.scale
+        if self.shift is not None:
+            x = x + self.shift
+        return x

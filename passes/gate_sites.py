@@ -28,6 +28,7 @@ from .merge_chain import (
     judge,
     lift,
     plan,
+    real,
     runs,
     too_large,
 )
@@ -46,12 +47,14 @@ class Site:
         name: A name that no other site has.
         reason: Why nothing merges without it; empty when something does.
         group: Sites that only together let something merge have the same number.
+        end: The last node of the smallest stretch that merges when they go.
     """
 
     node: Node
     name: str
     reason: str = ""
     group: int = -1
+    end: Node | None = None
 
 
 def is_site(node: Node) -> bool:
@@ -123,8 +126,10 @@ def survey(graph: Graph, options: MergeLinear) -> list[Site]:
     for place, site in places.items():
         if not walk.windows.get(place):
             site.reason = walk.why.get(place) or walk.ends(place) or _ends(site.node)
+    originals = dict(zip(twins.values(), twins, strict=True))
     for place, number in _grouped(walk.windows).items():
         places[place].group = number
+        places[place].end = originals.get(min(walk.windows[place], key=_width).end)
     return list(places.values())
 
 
@@ -147,12 +152,24 @@ def _ends(node: Node) -> str:
     return "nothing merges across it"
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of the graph that could be one map: the sites inside, and its last node."""
+
+    sites: frozenset[Node]
+    end: Node
+
+
+def _width(window: _Window) -> int:
+    return len(window.sites)
+
+
 @dataclass
 class _Survey(Walk):
     """A walk that notes what could be merged instead of merging chains; additions are merged."""
 
     sites: dict[Node, Site] = field(default_factory=dict)
-    windows: dict[Node, list[frozenset[Node]]] = field(default_factory=dict)
+    windows: dict[Node, list[_Window]] = field(default_factory=dict)
     why: dict[Node, str] = field(default_factory=dict)
 
     def chain(self, nodes: Sequence[Node]) -> None:
@@ -188,7 +205,7 @@ class _Survey(Walk):
                 if isinstance(verdict, str):
                     self.refused(found, verdict, end - start)
                 else:
-                    self.note(found)
+                    self.note(found, real(nodes)[-1])
                 if large:
                     break
 
@@ -212,10 +229,10 @@ class _Survey(Walk):
             nodes.pop()
         return frozenset(node for node in nodes if node in self.sites)
 
-    def note(self, found: frozenset[Node]) -> None:
-        """Sites that together let something merge."""
+    def note(self, found: frozenset[Node], end: Node) -> None:
+        """Sites that together let something merge, up to ``end``."""
         for node in found:
-            self.windows.setdefault(node, []).append(found)
+            self.windows.setdefault(node, []).append(_Window(found, end))
 
     def ends(self, place: Node) -> str:
         """Why the branches in front of a site are not one map, where there are any."""
@@ -238,13 +255,13 @@ class _Survey(Walk):
         found = frozenset(n for n in (*first, *second) if n in self.sites)
         reason = super().add(node, source, first, second)
         if reason is None:
-            self.note(found)
+            self.note(found, node)
         else:
             self.refused(found, reason, 2)
         return reason
 
 
-def _grouped(windows: dict[Node, list[frozenset[Node]]]) -> dict[Node, int]:
+def _grouped(windows: dict[Node, list[_Window]]) -> dict[Node, int]:
     """A number for each site; sites in one smallest window share it."""
     root: dict[Node, Node] = {node: node for node in windows}
 
@@ -255,10 +272,10 @@ def _grouped(windows: dict[Node, list[frozenset[Node]]]) -> dict[Node, int]:
         return node
 
     for node, found in windows.items():
-        least = min(len(window) for window in found)
+        least = min(map(_width, found))
         for window in found:
-            if len(window) == least:
-                for other in window:
+            if _width(window) == least:
+                for other in window.sites:
                     root[find(other)] = find(node)
     numbers: dict[Node, int] = {}
     return {node: numbers.setdefault(find(node), len(numbers)) for node in windows}

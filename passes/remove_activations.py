@@ -8,12 +8,24 @@ and is to be recovered by training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ir import Exactness, Gate, Graph, Identity, Node, Rewriter, UsageError
+from ..ir import (
+    ACTIVATIONS,
+    Activation,
+    Add,
+    Exactness,
+    Gate,
+    Graph,
+    Identity,
+    Node,
+    Rewriter,
+    UsageError,
+)
 from .base import Context, Pass, PassError, register
-from .gate_sites import chosen, site_names
+from .gate_sites import chosen, is_site, site_names, survey
+from .insert_gates import InsertGates
 from .removal_plan import kind_of, read_plan
 
 
@@ -27,6 +39,9 @@ class RemoveActivations(Pass):
         threshold: Remove the gates whose value is below this; 0.5 when nothing else is given.
         keep: Keep this many gates, those with the largest values; tied gates count as one.
         plan: A file that says which ones.
+        ending: A kind of activation without parameters, such as relu6, to put behind each stretch that merges when
+            its activations go (behind the addition, where it ends in one), unless one stands there already.
+            Runs of merged stretches with nothing nonlinear between them do not recover well.
     """
 
     name = "remove-activations"
@@ -35,6 +50,7 @@ class RemoveActivations(Pass):
     threshold: float | None = None
     keep: int | None = None
     plan: str = ""
+    ending: str = ""
 
     def __post_init__(self) -> None:
         given = [
@@ -51,9 +67,15 @@ class RemoveActivations(Pass):
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
         if self.keep is not None and self.keep < 0:
             raise ValueError(f"keep must be at least 0, not {self.keep}")
+        if self.ending and ACTIVATIONS.get(self.ending) != 0:
+            plain = ", ".join(kind for kind, count in ACTIVATIONS.items() if not count)
+            raise ValueError(f"ending is one of {plain}, not {self.ending!r}")
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        for node, keep in self._decided(graph).items():
+        decided = self._decided(graph)
+        if self.ending:
+            self._end([node for node, keep in decided.items() if not keep], graph, rw)
+        for node, keep in decided.items():
             if keep:
                 _keep(node, rw)
             else:
@@ -61,6 +83,24 @@ class RemoveActivations(Pass):
         for node in graph.nodes:
             if isinstance(node.op, Gate):
                 rw.skip(node, "the gate stays: neither named nor in the plan")
+
+    def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
+        """Put activations behind what merges when ``gone`` are removed."""
+        sites = {site.node: site for site in survey(graph, InsertGates().merging())}
+        for node in gone:
+            site = sites[node]
+            value = None if site.end is None else site.end.output
+            if value is not None and value.has_one_use and isinstance(value.users[0].op, Add):
+                value = value.users[0].output
+            if value is None or value.is_output or any(map(is_site, value.users)):
+                continue
+            uses = value.uses
+            name = ".".join([*site.name.split(".")[:-1], "ending"])
+            op = Activation(self.ending)
+            with rw.rewrite(f"end in {self.ending}", node, exactness=Exactness.APPROXIMATE):
+                made = rw.insert(op, [value], after=value.producer, name=name)
+                for user, index in uses:
+                    rw.set_input(user, index, made.output)
 
     def _decided(self, graph: Graph) -> dict[Node, bool]:
         """The activations that something is done about, and whether they stay."""

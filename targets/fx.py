@@ -17,8 +17,8 @@ from torch import fx, nn
 from .. import ir
 from ..frontends.fx import FxHost, FxOrigin
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, UsageError, Value
-from ..nn import Gate, Switch
-from .fx_modules import Scale, activation_module
+from ..nn import Gate, Scale, Switch
+from .fx_modules import activation_module
 
 _DTYPES = {
     DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,

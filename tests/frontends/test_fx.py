@@ -14,7 +14,7 @@ from torch import fx, nn
 from graphshrink import Graph, ModelError, Rewriter, shrink_graph
 from graphshrink.frontends.export import from_export
 from graphshrink.frontends.fx import from_fx
-from graphshrink.ir import Opaque
+from graphshrink.ir import Opaque, Scale
 from graphshrink.targets.fx import to_fx
 
 
@@ -224,3 +224,29 @@ def test_half_precision(dtype: torch.dtype) -> None:
     got = emitted(X.to(dtype)).double()
     limit = 0.02 if dtype is torch.bfloat16 else 0.003
     assert (got - reference).abs().max() <= limit * reference.abs().max()
+
+
+def test_scales_that_were_emitted_read_back() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.relu(self.norms(torch.relu(x)))
+
+    model, x = Net().eval(), torch.randn(2, 3, 4, 4)
+    for i, norm in enumerate(model.norms):
+        norm.running_mean = torch.tensor([0.5, -0.25, 1.0]) * (i + 1)
+        norm.running_var = torch.tensor([0.5, 2.0, 3.0])
+    small = shrink_graph(model, example_inputs=(x,))
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+    for inputs in ((x,), None):
+        kinds = [n.op.name for n in from_fx(small, inputs).nodes]
+        assert kinds == ["Activation", "Scale", "Activation"]
+    graph = from_fx(small, (x,))
+    assert torch.equal(to_fx(graph)(x), small(x))
+    [scale] = [n for n in graph.nodes if n.op.name == "Scale"]
+    assert scale.op == Scale(1)
+    Rewriter(graph).replace(scale, scale.op, scale.inputs)  # Spelled anew.
+    assert torch.allclose(to_fx(graph)(x), small(x), atol=1e-6)

@@ -415,3 +415,36 @@ def test_damaged_plans(tmp_path: Path) -> None:
     assert read_plan(str(path)).sites[0].keep
     with pytest.raises(UsageError, match=r"cannot read the plan .*No such file"):
         read_plan(str(tmp_path / "missing.json"))
+
+
+# Endings.
+
+
+def ops(graph: Graph) -> list[str]:
+    return [n.op.kind if n.op.name == "Activation" else n.op.name for n in graph.nodes]  # type: ignore[attr-defined]
+
+
+def test_a_stretch_ends_in_an_activation_of_its_own() -> None:
+    block = f"""%a{{0}} = Conv(%x{{0}}, %w0) {P0}
+    %r{{0}} = Activation(%a{{0}}) {RELU}
+    %b{{0}} = Conv(%r{{0}}, %w1) {P0}
+    %s{{0}} = Scale(%b{{0}}, %v)
+    %x{{1}} = Add(%s{{0}}, %x{{0}})"""
+    blocks = [block.replace("{0}", str(i)).replace("{1}", str(i + 1)) for i in range(2)]
+    body = "\n".join(["%x0 = Identity(%x)", *blocks, f"%y = Conv(%x2, %w0) {P0}\nreturn y=%y"])
+    shapes = {"w0": "16x4x1x1", "w1": "4x16x1x1", "v": "4"}
+    graph = graph_of(body, **shapes)
+    run(graph, RemoveActivations(names=("r0", "r1"), ending="relu6"))
+    stretch = ["Conv", "Identity", "Conv", "Scale", "Add", "relu6"]
+    assert ops(graph) == ["Identity", *stretch, *stretch, "Conv"]
+    # Everybody reads the ending, the skip of the next block too.
+    first = next(n for n in graph.nodes if n.op.name == "Activation")
+    assert {n.op.name for n in first.output.users} == {"Conv", "Add"}
+    Pipeline("merge-linear,prune-dead").run(graph)
+    assert ops(graph) == ["Conv", "relu6", "Conv", "relu6", "Conv"]
+    # An activation that stands there already is enough.
+    other = chain(*["4x4x1x1"] * 4)
+    run(other, RemoveActivations(names="a0", ending="relu6"))
+    assert ops(other) == ["Conv", "Identity", "Conv", "relu", "Conv", "relu", "Conv"]
+    with pytest.raises(PassError, match="ending is one of relu, relu6"):
+        Pipeline("remove-activations{ending=elu}")
