@@ -1,5 +1,6 @@
 """Passes, pipelines and observers."""
 
+from .affine_fit import Moments
 from .base import Context, FunctionPass, Pass, PassError, known_passes, pass_class, register
 from .fold_constants import FoldConstants
 from .insert_gates import InsertGates
@@ -11,7 +12,7 @@ from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
 
 __all__ = [
-    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "InsertGates", "MergeLinear", "Observer", "Pass",
+    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
     "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes",
     "pass_class", "register", "relative_error",
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir import Exactness, Graph, GraphshrinkError, Rewriter
+from ..ir import Exactness, Graph, GraphshrinkError, Node, Rewriter
+from .affine_fit import Moments
 
 ENTRY_POINTS = "graphshrink.passes"
 """The entry point group that other packages publish passes under."""
@@ -29,11 +30,14 @@ class Context:
         seed: The seed that ``rng`` starts from.
         target: What the graph will be emitted for: ``"onnx"`` or ``"fx"``.
         progress: Called with (done, total, what) by long passes.
+        moments: Gives the moments of an activation's input and output on calibration data; ``None`` without such
+            data.
     """
 
     seed: int = 0
     target: str = "onnx"
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    moments: Callable[[Node], Moments] | None = None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:

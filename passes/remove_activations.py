@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..ir import (
     ACTIVATIONS,
@@ -21,12 +22,25 @@ from ..ir import (
     Identity,
     Node,
     Rewriter,
+    Scale,
+    Tensor,
     UsageError,
 )
+from .affine_fit import best_line
+from .affine_tensors import exact
 from .base import Context, Pass, PassError, register
 from .gate_sites import chosen, is_site, site_names, survey
 from .insert_gates import InsertGates
 from .removal_plan import kind_of, read_plan
+
+
+@dataclass(frozen=True)
+class Line:
+    """``slope * x + offset``, vectors along ``axis``."""
+
+    axis: int
+    slope: Tensor
+    offset: Tensor
 
 
 @register
@@ -39,6 +53,8 @@ class RemoveActivations(Pass):
         threshold: Remove the gates whose value is below this; 0.5 when nothing else is given.
         keep: Keep this many gates, those with the largest values; tied gates count as one.
         plan: A file that says which ones.
+        by: What takes their place: ``identity``, or ``affine``, for every channel the straight line ``a*x + b`` that
+            fits the activation best on calibration data.
         ending: A kind of activation without parameters, such as relu6, to put behind each stretch that merges when
             its activations go (behind the addition, where it ends in one), unless one stands there already.
             Runs of merged stretches with nothing nonlinear between them do not recover well.
@@ -50,6 +66,7 @@ class RemoveActivations(Pass):
     threshold: float | None = None
     keep: int | None = None
     plan: str = ""
+    by: Literal["identity", "affine"] = "identity"
     ending: str = ""
 
     def __post_init__(self) -> None:
@@ -67,22 +84,48 @@ class RemoveActivations(Pass):
             raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
         if self.keep is not None and self.keep < 0:
             raise ValueError(f"keep must be at least 0, not {self.keep}")
+        if self.by not in ("identity", "affine"):
+            raise ValueError(f"by is identity or affine, not {self.by!r}")
         if self.ending and ACTIVATIONS.get(self.ending) != 0:
             plain = ", ".join(kind for kind, count in ACTIVATIONS.items() if not count)
             raise ValueError(f"ending is one of {plain}, not {self.ending!r}")
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        if self.by == "affine" and ctx.moments is None:
+            raise PassError(
+                "remove-activations: by=affine fits lines to calibration data, and none are given"
+            )
         decided = self._decided(graph)
+        # All moments are of the network as it comes in.
+        lines = {
+            node: self._line(node, ctx)
+            for node, keep in decided.items()
+            if not keep and self.by == "affine"
+        }
         if self.ending:
             self._end([node for node, keep in decided.items() if not keep], graph, rw)
         for node, keep in decided.items():
             if keep:
                 _keep(node, rw)
             else:
-                _remove(node, rw)
+                _remove(node, rw, lines.get(node))
         for node in graph.nodes:
             if isinstance(node.op, Gate):
                 rw.skip(node, "the gate stays: neither named nor in the plan")
+
+    @staticmethod
+    def _line(node: Node, ctx: Context) -> Line:
+        assert ctx.moments is not None
+        value = _value(node)
+        moments = ctx.moments(node)
+        try:
+            slope, offset = best_line(moments, 1.0 if value is None else value)
+        except ValueError as error:
+            raise PassError(f"remove-activations: {node.name} has no best line: {error}") from error
+        dtype = node.output.type.dtype
+        if dtype is None or not dtype.is_wide_float:
+            raise PassError(f"remove-activations: the element type of {node.name} is not known")
+        return Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
         """Put activations behind what merges when ``gone`` are removed."""
@@ -182,9 +225,16 @@ def _keep(node: Node, rw: Rewriter) -> None:
         rw.replace(node, node.op.activation, [node.inputs[0], *node.inputs[2:]])
 
 
-def _remove(node: Node, rw: Rewriter) -> None:
+def _remove(node: Node, rw: Rewriter, line: Line | None) -> None:
     value = _value(node)
     exactness = Exactness.EXACT if value == 0 else Exactness.APPROXIMATE
     gate = "" if value is None else f" (gate {value:g})"
-    with rw.rewrite(f"remove {kind_of(node)}{gate}", node, exactness=exactness):
-        rw.replace(node, Identity(), node.inputs[:1])
+    plain = line is None or value == 0
+    how = "" if plain else ", a line for each channel instead"
+    with rw.rewrite(f"remove {kind_of(node)}{gate}{how}", node, exactness=exactness):
+        if line is None or plain:
+            rw.replace(node, Identity(), node.inputs[:1])
+        else:
+            slope = rw.constant(line.slope, f"{node.name}.scale")
+            offset = rw.constant(line.offset, f"{node.name}.shift")
+            rw.replace(node, Scale(line.axis), [node.inputs[0], slope, offset])

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphshrink.ir import Exactness, Gate, Graph, Identity, Rewriter, UsageError, parse
+from graphshrink.ir import Exactness, Gate, Graph, Identity, Node, Rewriter, UsageError, parse
 from graphshrink.passes import (
     Context,
     InsertGates,
+    Moments,
     PassError,
     Pipeline,
     RemovalPlan,
@@ -22,6 +23,7 @@ from graphshrink.passes import (
 from graphshrink.passes.gate_sites import site_names, survey
 from graphshrink.passes.removal_plan import read_plan
 from support.evaluate import evaluate
+from support.work import work
 
 ONE = "strides=[1, 1], dilations=[1, 1]"
 P0, P1 = f"{{{ONE}, pads=[0, 0, 0, 0]}}", f"{{{ONE}, pads=[1, 1, 1, 1]}}"
@@ -448,3 +450,88 @@ def test_a_stretch_ends_in_an_activation_of_its_own() -> None:
     assert ops(other) == ["Conv", "Identity", "Conv", "relu", "Conv", "relu", "Conv"]
     with pytest.raises(PassError, match="ending is one of relu, relu6"):
         Pipeline("remove-activations{ending=elu}")
+
+
+# Straight lines.
+
+
+def sample(graph: Graph, x: Any) -> dict[str, tuple[Any, Any]]:
+    """What goes into every activation and what comes out of it ungated, as (channels, samples)."""
+    found = {}
+    for name in ("a0", "a1"):
+        twin = graph.clone()
+        node = next(n for n in twin.nodes if n.name == name)
+        assert node.inputs[0] is not None
+        twin._set_output(0, node.inputs[0])
+        [before] = evaluate(twin, [x])
+        rows = before.swapaxes(0, 1).reshape(before.shape[1], -1)
+        found[name] = rows, np.maximum(rows, 0)
+    return found
+
+
+def moments(found: dict[str, tuple[Any, Any]]) -> Any:
+    def of(node: Node) -> Moments:
+        x, y = found[node.name]
+        cov = ((x - x.mean(1, keepdims=True)) * (y - y.mean(1, keepdims=True))).mean(1)
+        return Moments(1, x.mean(1), y.mean(1), x.var(1), cov)
+
+    return of
+
+
+@pytest.mark.parametrize("gate", [None, 0.4])
+def test_the_best_line_is_that_of_least_squares(gate: float | None) -> None:
+    x = np.random.default_rng(5).standard_normal((1, 4, 8, 8))
+    graph = chain("4x4x1x1", "4x4x3x3", "4x4x1x1") if gate is None else gated(gate, gate)
+    found = sample(graph, x)
+    step = RemoveActivations(names="a0", by="affine")
+    rw = Rewriter(graph)
+    step.run(graph, rw, Context(moments=moments(found)))
+    graph.verify()
+    assert rw.worst is Exactness.APPROXIMATE
+    assert "a line for each channel" in rw.rewrites[0].what
+    node = next(n for n in graph.nodes if n.name == "a0")
+    assert node.op.name == "Scale"
+    slope, offset = (v.data.float64() for v in node.inputs[1:] if v is not None and v.data)
+    g = 1.0 if gate is None else gate
+    for channel, (xs, ys) in enumerate(zip(*found["a0"], strict=True)):
+        a, b = np.polyfit(xs, g * ys + (1 - g) * xs, 1)
+        assert (slope[channel], offset[channel]) == pytest.approx((a, b), rel=1e-9)
+
+
+def test_lines_are_better_than_identities_and_merge() -> None:
+    x = np.random.default_rng(5).standard_normal((3, 4, 8, 8))
+    errors = []
+    for by in ("affine", "identity"):
+        graph = chain("4x4x1x1", "4x4x1x1", "4x4x1x1", size="3, 4, 8, 8")
+        [want] = evaluate(graph, [x])
+        ctx = Context(moments=moments(sample(graph, x)))
+        Pipeline(f"remove-activations{{names=*,by={by}}},merge-linear,prune-dead").run(graph, ctx)
+        assert [n.op.name for n in graph.nodes] == ["Conv"]
+        errors.append(np.square(evaluate(graph, [x])[0] - want).mean())
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_lines_need_sound_moments() -> None:
+    step = RemoveActivations(names="a0", by="affine")
+    with pytest.raises(PassError, match="calibration data, and none are given"):
+        run(chain("4x4x1x1", "4x4x1x1"), step)
+    ones = np.ones(4)
+    for bad in (Moments(1, ones, ones, -ones, ones), Moments(1, ones, ones * np.nan, ones, ones)):
+        graph = chain("4x4x1x1", "4x4x1x1")
+        with pytest.raises(PassError, match="a0 has no best line"):
+            step.run(graph, Rewriter(graph), Context(moments=lambda _, bad=bad: bad))
+    # A channel that never varies keeps its mean.
+    graph = chain("4x4x1x1", "4x4x1x1")
+    flat = Moments(1, 2 * ones, 3 * ones, 0 * ones, 0 * ones)
+    step.run(graph, Rewriter(graph), Context(moments=lambda _: flat))
+    node = next(n for n in graph.nodes if n.name == "a0")
+    slope, offset = (v.data.float64() for v in node.inputs[1:] if v is not None and v.data)
+    assert (list(slope), list(offset)) == ([1.0] * 4, [1.0] * 4)
+
+
+def test_choosing_sites_is_linear() -> None:
+    counts = []
+    for n in (20, 40, 80):
+        graph = chain(*["4x4x3x3"] * n)
+        counts.append(work(lambda graph=graph: survey(graph, InsertGates().merging())))
+    assert counts[2] - counts[1] < 2.3 * (counts[1] - counts[0])
