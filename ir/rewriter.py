@@ -174,6 +174,30 @@ class Rewriter:
         self._touch(f"replace by {op.name}", node.name)
         return node
 
+    def resize(self, node: Node, op: Op, inputs: Sequence[Value | None]) -> Node:
+        """Like :meth:`replace` for a node whose results change their sizes.
+
+        The origin stays where the op does, so that a host module keeps its identity. The results count as made
+        here: they forget what the host calls them. Readers must be seen to by the caller, in topological order.
+
+        Raises:
+            GraphError: If a result is an output of the graph, or the op does not tell its result types.
+            InferenceError: If the inputs do not fit the op.
+        """
+        self._own(node)
+        if any(value.is_output for value in node.outputs):
+            raise GraphError(f"{node.name} makes an output of the graph, whose size is a promise")
+        inferred = op.infer([v.type if v is not None else None for v in inputs])
+        if inferred is None or len(inferred) != len(node.outputs):
+            raise GraphError(f"{op.name} cannot stand for {node.op.name} {node.name}")
+        for value, type_ in zip(node.outputs, inferred, strict=True):
+            value.type, value.data, value.host = type_, None, None
+        if op != node.op:
+            node.op, node.origin = op, None
+        self.graph._set_inputs(node, tuple(inputs))
+        self._touch(f"resize {op.name}", node.name)
+        return node
+
     def set_input(self, node: Node, index: int, value: Value | None) -> None:
         """Let ``node`` read another value."""
         self._own(node)

@@ -3,6 +3,7 @@
 from .affine_fit import Moments
 from .base import Context, FunctionPass, Pass, PassError, known_passes, pass_class, register
 from .fold_constants import FoldConstants
+from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
 from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
@@ -12,7 +13,7 @@ from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
 
 __all__ = [
-    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
-    "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes",
+    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "HoistPadding", "InsertGates", "MergeLinear",
+    "Moments", "Observer", "Pass", "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes",
     "pass_class", "register", "relative_error",
 ]  # fmt: skip

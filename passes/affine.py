@@ -77,7 +77,7 @@ class Affine:
         weight: ``(O, I/groups, *taps)``; for a transposed one ``(I, O/groups, *taps)``.
         const: Added to the result: ``None``, a vector ``(O,)``, or a map ``(1, O, *spatial)``.
         strides: One for each spatial axis.
-        pads: All begins, then all ends; zeros are padded, none is negative.
+        pads: All begins, then all ends; zeros are padded, a negative one crops.
         dilations: One for each spatial axis.
         groups: The number of blocks that the channels fall into.
         transposed: True for a transposed convolution.
@@ -232,7 +232,7 @@ class Affine:
         for a in range(n):
             reach = self.span[a] - 1
             s1, begin, end = self.strides[a], other.pads[a], other.pads[n + a]
-            if begin:
+            if begin > 0:
                 reads = True
                 meets |= reach >= s1 + self.pads[a]
             inner, size = between[a], (self.size[a] if self.size else None)

@@ -128,9 +128,11 @@ def convolve(
     dilations: Sequence[int],
     groups: int,
 ) -> Array64:
-    """The convolution of one ``(C, *spatial)`` array with zero padding, without a bias."""
+    """The convolution of one ``(C, *spatial)`` array with zero padding (or cropping), without a bias."""
     n = len(strides)
-    padded = np.pad(x, [(0, 0), *((pads[a], pads[n + a]) for a in range(n))])
+    padded = np.pad(x, [(0, 0), *((max(pads[a], 0), max(pads[n + a], 0)) for a in range(n))])
+    kept = [slice(max(-pads[a], 0), padded.shape[1 + a] - max(-pads[n + a], 0)) for a in range(n)]
+    padded = padded[(slice(None), *kept)]
     taps = kernel.shape[2:]
     size = [
         (padded.shape[1 + a] - dilations[a] * (taps[a] - 1) - 1) // strides[a] + 1 for a in range(n)

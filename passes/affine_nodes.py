@@ -105,8 +105,6 @@ def domain_of(node: Node) -> Domain | Refused:
             rank = len(pads) // 2
             if mode != "constant" or value != 0.0:
                 return Refused(f"only padding by constant zeros merges, not {mode} {value:g}")
-            if min(pads) < 0:
-                return Refused("a crop (negative padding) does not merge")
             if any(pads[:2]) or any(pads[rank : rank + 2]) or rank < 3:
                 return Refused("only the padding of spatial axes merges")
             return rank - 2

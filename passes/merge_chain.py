@@ -268,6 +268,8 @@ def judge(
     write = ELEMENT * affine.outputs * places[1]
     if form != "kernel":
         return write
+    if min(affine.pads, default=0) < 0:
+        return "the merged map would crop its input (negative padding)"
     largest = [1] * affine.rank
     for node in nodes:
         if isinstance(node.op, Conv | ConvTranspose) and node.inputs[1] is not None:

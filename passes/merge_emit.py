@@ -110,7 +110,8 @@ class Merge:
                 case "pad":
                     half = affine.rank
                     pads = (0, 0, *affine.pads[:half], 0, 0, *affine.pads[half:])
-                    made = rw.replace(last, Pad(pads), [self.source], name=name)
+                    op = Pad(pads) if any(pads) else Identity()
+                    made = rw.replace(last, op, [self.source], name=name)
                 case _:
                     made = self._emit_kernel(rw, name)
             for node in reversed(self.nodes[:-1]):

@@ -87,15 +87,24 @@ class MergeLinear(Pass):
 
 @dataclass
 class Walk:
-    """One run of the pass over a graph."""
+    """One run of the pass over a graph.
+
+    Attributes:
+        options: The pass.
+        rw: What changes the graph.
+        reasons: Why a node was not merged with the one in front of it.
+        merges: What was merged, oldest first, each with the node that makes its result now.
+    """
 
     options: MergeLinear
     rw: Rewriter
     reasons: dict[Node, Refusal] = field(default_factory=dict)
+    merges: list[tuple[Merge, Node]] = field(default_factory=list)
     done: set[Node] = field(default_factory=set)
     temporary: set[Value] = field(default_factory=set)
 
     def run(self, graph: Graph) -> None:
+        """Merge what pays; leaves the reasons for the rest with the rewriter."""
         for node in graph.nodes:
             if isinstance(node.op, Add | Sub) and data_input(node) is None:
                 self.addition(node)
@@ -195,11 +204,16 @@ class Walk:
         if problem is not None:
             self.missed(Missed(nodes[-2], nodes[-1], problem))
             return False
-        for node in nodes:
+        self.emit_merge(merge)
+        return True
+
+    def emit_merge(self, merge: Merge) -> None:
+        """Do a merge that nothing is against."""
+        for node in merge.nodes:
             self.reasons.pop(node, None)
         made = merge.emit(self.rw, self.temporary)
         self.done.add(made)
-        return True
+        self.merges.append((merge, made))
 
     def missed(self, miss: Missed) -> None:
         """Note one reason for one pair; a later look at the same pair counts."""
@@ -281,9 +295,7 @@ class Walk:
         problem = merge.problem()
         if problem is not None:
             return problem
-        for gone in nodes:
-            self.reasons.pop(gone, None)
-        self.done.add(merge.emit(self.rw, self.temporary))
+        self.emit_merge(merge)
         return None
 
     @staticmethod

@@ -187,11 +187,14 @@ class _Emitter:
                 self._get_attr(found)
                 continue
             copied = self.out.node_copy(found, mapped)
+            if node.output.host is None:
+                # It was resized: what the host knew of its results is no longer so.
+                copied.meta = {k: v for k, v in copied.meta.items() if k not in _STATED}
             if found.op == "call_module":
                 target = str(found.target)
                 copied.target = self._place(target, self.host.module.get_submodule(target))
             self.host_nodes[found.name] = copied
-        self.nodes[node.output] = self.host_nodes[str(node.output.host)]
+        self.nodes[node.output] = self.host_nodes[str(origin.outputs[0])]
         return True
 
     def _get_attr(self, source: fx.Node) -> fx.Node:
@@ -255,6 +258,9 @@ class _Emitter:
         if bias is not None:
             made.bias = nn.Parameter(_torch(bias, like))
 
+
+_STATED = ("val", "tensor_meta", "example_value")
+"""What torch notes about the result of a call."""
 
 _ALLOCATING = (
     ir.Conv, ir.ConvTranspose, ir.Linear, ir.Scale, ir.Add, ir.Sub, ir.Mul, ir.Div, ir.MatMul,

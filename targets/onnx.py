@@ -213,6 +213,10 @@ class _Emitter:
 
     def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
         """Copy the host nodes with remapped names; ``False`` when they no longer say what is meant."""
+        if any(v.host is None for v in node.outputs) and any(
+            a.name == "auto_pad" for i in origin.nodes for a in self.source.node[i].attribute
+        ):
+            return False  # The node was resized, and what auto_pad means depends on the size.
         mapping: dict[str, str] = {}
         for value, was in zip(node.inputs, origin.inputs, strict=True):
             if value is None or was is None:
@@ -311,6 +315,8 @@ class _Emitter:
             name
             for node in self.graph.nodes
             if isinstance(node.origin, OnnxOrigin)
+            # What lies inside a node whose results were resized has other sizes too.
+            and tuple(v.host for v in node.outputs) == tuple(node.origin.outputs)
             for index in node.origin.nodes
             for name in self.source.node[index].output
         }

@@ -67,7 +67,8 @@ def convs(draw: Any, rank: int, inputs: int, seed: int) -> Affine:
     groups = draw(st.sampled_from(divisors(inputs, outputs)))
     per_axis = lambda lo, hi: st.tuples(*[st.integers(lo, hi)] * rank)  # noqa: E731
     taps = draw(per_axis(1, 3))
-    pads = draw(st.tuples(*[st.integers(0, 2)] * (2 * rank)))
+    # Negative ones crop.
+    pads = draw(st.tuples(*[st.sampled_from([0, 1, 2, 0, 1, 2, -1, -2])] * (2 * rank)))
     strides = draw(per_axis(1, 3))
     dilations = draw(per_axis(1, 2))
     rng = np.random.default_rng(seed)
@@ -88,7 +89,9 @@ def pairs(draw: Any) -> tuple[Affine, Affine, torch.Tensor]:
     for affine, at in ((first, size), (second, None)):
         at = at or [s for s in replace(first, size=tuple(size)).output_size if s is not None]
         for a in range(rank):
-            assume(at[a] + affine.pads[a] + affine.pads[rank + a] >= affine.span[a])
+            begin, end = affine.pads[a], affine.pads[rank + a]
+            assume(at[a] + begin + end >= affine.span[a])
+            assume(at[a] + min(begin, 0) + min(end, 0) > 0)
     return first, second, x
 
 
@@ -163,7 +166,9 @@ def test_addition_is_exact(case: Any, seed: int) -> None:
     total = sized(first, x) + sized(other, x)
     n = first.rank
     fits = all(
-        x.shape[2 + a] + other.pads[a] + other.pads[n + a] >= other.span[a] for a in range(n)
+        x.shape[2 + a] + other.pads[a] + other.pads[n + a] >= other.span[a]
+        and x.shape[2 + a] + min(other.pads[a], 0) + min(other.pads[n + a], 0) > 0
+        for a in range(n)
     )
     assume(fits)
     a, b = apply(first, x), apply(other, x)
@@ -172,7 +177,7 @@ def test_addition_is_exact(case: Any, seed: int) -> None:
         return
     assert isinstance(total, Affine)
     assert total.exactness is Exactness.EXACT
-    assert min(total.pads, default=0) >= 0
+    assert min(total.pads, default=0) >= min(0, *first.pads, *other.pads)
     assert error(apply(total, x), a + b) < TOLERANCE
     minus = sized(first, x) + sized(other, x).negated()
     assert isinstance(minus, Affine)
