@@ -178,9 +178,7 @@ class _Hoist:
             # Positive where the source is too small, negative where another reader needed more.
             gap = tuple(a - b for a, b in zip(need, self.extent.get(value, none), strict=True))
             operand = inputs[i] = standing.get(value, value)
-            if isinstance(op, Pad) or (isinstance(op, Conv) and min(gap) >= 0):
-                pads = gap
-            elif isinstance(op, AveragePool) and gap == op.pads:
+            if _takes(op, gap):
                 pads = gap
             elif any(gap):
                 word = "pad" if min(gap) >= 0 else "crop"
@@ -232,6 +230,20 @@ def _problem(node: Node, beyond: Ends) -> str | None:
     if any(beyond) and isinstance(node.op, Add | Sub) and data_input(node) is not None:
         return f"the constant map that {node.name} adds ends at the old border"
     return None
+
+
+def _takes(op: Op, gap: Ends) -> bool:
+    """Whether an op can make up for the gap by its own padding."""
+    match op:
+        case Pad():
+            return True
+        case Conv():
+            return min(gap) >= 0
+        case AveragePool(pads=pads):
+            # torch bounds the padding of a pool by its kernel.
+            return gap == pads
+        case _:
+            return False
 
 
 def _pad(spatial: Ends) -> Pad:
