@@ -13,7 +13,8 @@ from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
 
 __all__ = [
-    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "HoistPadding", "InsertGates", "MergeLinear",
-    "Moments", "Observer", "Pass", "PassError", "PassLike", "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes",
-    "pass_class", "register", "relative_error",
+    "Check", "CheckFailed", "Context", "Dump", "FoldConstants", "FunctionPass", "HoistPadding", "InsertGates",
+    "MergeLinear", "Moments", "Observer", "Pass", "PassError", "PassLike", "PassRecord", "Pipeline",
+    "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes", "pass_class",
+    "register", "relative_error",
 ]  # fmt: skip

@@ -24,7 +24,6 @@ them they compose into a plain bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -44,7 +43,7 @@ from ..ir import (
     Value,
 )
 from .affine_nodes import data_input
-from .base import Context, Pass, register
+from .base import Context, Pass, PassError, nearest, register
 from .merge_linear import MergeLinear
 from .merge_preview import Merged, preview
 
@@ -60,7 +59,7 @@ class HoistPadding(Pass):
     Changes the outputs along the spatial border: train or calibrate afterwards, then merge.
 
     Attributes:
-        names: Only regions with a node whose name matches one of these patterns (``*``, ``?``, ``[...]``).
+        names: Only regions with a node of one of these names; patterns with * and ? count too.
         max_kernel: As in merge-linear: kernels may not become larger than this along any axis.
         bias_maps: Leave alone what merge-linear makes one convolution of by a bias map (static sizes only).
         force: As in merge-linear: also where the merged map costs more.
@@ -70,7 +69,7 @@ class HoistPadding(Pass):
 
     name = "hoist-padding"
     exactness = Exactness.BORDER
-    names: tuple[str, ...] = ()
+    names: str | tuple[str, ...] = ()
     max_kernel: int = MergeLinear.max_kernel
     bias_maps: bool = False
     force: bool = False
@@ -78,9 +77,9 @@ class HoistPadding(Pass):
     max_growth_mb: float = MergeLinear.max_growth_mb
 
     def __post_init__(self) -> None:
-        self._merging()
+        self.merging()
 
-    def _merging(self) -> MergeLinear:
+    def merging(self) -> MergeLinear:
         """The merge that is prepared here."""
         return MergeLinear(
             max_kernel=self.max_kernel,
@@ -91,14 +90,29 @@ class HoistPadding(Pass):
             max_growth_mb=self.max_growth_mb,
         )
 
+    def _wanted(self, graph: Graph) -> set[Node] | None:
+        """The nodes that are named; ``None`` when no names are given."""
+        patterns = (self.names,) if isinstance(self.names, str) else self.names
+        if not patterns:
+            return None
+        found: set[Node] = set()
+        for pattern in patterns:
+            hits = [n for n in graph.nodes if n.name == pattern or fnmatchcase(n.name, pattern)]
+            if not hits:
+                near = nearest(pattern, sorted({n.name for n in graph.nodes}))
+                raise PassError(f"hoist-padding: no node is named {pattern!r}{near}")
+            found.update(hits)
+        return found
+
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        coming = preview(graph, self._merging())
+        wanted = self._wanted(graph)
+        coming = preview(graph, self.merging())
         for merged in coming.merged:
             if merged.exactness is not Exactness.BORDER:
                 continue
             last = merged.nodes[-1]
-            if self.names and not _named(merged.nodes, self.names):
-                rw.skip(last, f"padding not hoisted: no name matches {' or '.join(self.names)}")
+            if wanted is not None and wanted.isdisjoint(merged.nodes):
+                rw.skip(last, "padding not hoisted: none of its nodes is named in the options")
                 continue
             plan = _Hoist.of(merged)
             if isinstance(plan, str):
@@ -108,10 +122,6 @@ class HoistPadding(Pass):
         for node, reason in coming.reasons.items():
             if _is_padded(node) or isinstance(node.op, Add | Sub):
                 rw.skip(node, f"padding not hoisted: {reason}")
-
-
-def _named(nodes: Sequence[Node], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(node.name, pattern) for node in nodes for pattern in patterns)
 
 
 def _is_padded(node: Node) -> bool:

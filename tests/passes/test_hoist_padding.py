@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from graphshrink.ir import Conv, Exactness, Graph, Rewriter, parse
+from graphshrink.ir import (
+    Add,
+    ArrayTensor,
+    Conv,
+    DType,
+    Exactness,
+    Graph,
+    Pad,
+    Rewriter,
+    Scale,
+    Sub,
+    TensorType,
+    Value,
+    parse,
+)
 from graphshrink.passes import Context, HoistPadding, Pipeline
 from graphshrink.passes.base import PassError
 from graphshrink.passes.merge_linear import MergeLinear
@@ -77,10 +94,10 @@ def check(graph: Graph, **options: Any) -> Graph:
     Returns:
         The merged graph, which is one convolution.
     """
-    for option in ({"force": True, "max_kernel": 99} if not options else options,):
-        before, rw = hoisted(graph, **option)
-        assert rw.worst is Exactness.BORDER
-        after = merged(before, **option)
+    options = options or {"force": True, "max_kernel": 99}
+    before, rw = hoisted(graph, **options)
+    assert rw.worst is Exactness.BORDER
+    after = merged(before, **options)
     conv = only_conv(after)
     inputs = random_inputs(graph, 3)
     (old,), (new,), (one,) = (evaluate(g, inputs) for g in (graph, before, after))
@@ -94,7 +111,7 @@ def check(graph: Graph, **options: Any) -> Graph:
         inside.append(slice(begin, old.shape[2 + axis] - end))
     assert same(old[tuple(inside)], new[tuple(inside)])
     assert not same(old, new)
-    again, second = hoisted(before, **option)
+    _, second = hoisted(before, **options)
     assert not second.changed
     return after
 
@@ -284,3 +301,197 @@ def test_text_before_and_after() -> None:
             Exactness.BORDER,
         )
     ]
+
+
+# What is left alone.
+
+
+def refusals(graph: Graph, **options: Any) -> dict[str, str]:
+    """The reasons by node, of a pass that must not change anything."""
+    after, rw = hoisted(graph, **options)
+    assert not rw.changed
+    assert after.text(full=True) == graph.text(full=True)
+    return {r.node: r.reason for r in rw.refusals}
+
+
+PAIR = f"""{constants(w="4x4x3x3", b="4", v="4x4x3x3")}
+  %m = Conv(%x, %w, %b) {window("1")} as "first"
+  %y = Conv(%m, %v) {window("1")} as "second"
+"""
+
+
+def test_a_merge_that_does_not_pay() -> None:
+    graph = graph_of(PAIR)
+    assert refusals(graph) == {
+        "second": "padding not hoisted: not merged with first: one 5x5 kernel would cost 1.39x the MACs"
+    }
+    check(graph, force=True)
+    check(graph, max_mac_growth=1.5)
+
+
+def test_a_kernel_that_would_be_too_large() -> None:
+    graph = graph_of(REGIONS["stride 2, then 3"][0])
+    (reason,) = refusals(graph, force=True, max_kernel=5).values()
+    assert "7x7, beyond max-kernel=5" in reason
+    check(graph, force=True, max_kernel=7)
+
+
+def test_what_merges_exactly_stays() -> None:
+    body = f"""{constants(w="5x4x3x3", v="5x4x1x1", a="5")}
+        %l = Conv(%x, %w) {window("1")}
+        %p = Conv(%x, %v) {window("0")}
+        %s = Add(%l, %p)
+        %y = Scale(%s, %a, %a)"""
+    assert refusals(graph_of(body), force=True) == {}
+
+
+def test_a_bias_map_can_be_preferred() -> None:
+    graph = graph_of(REGIONS["pw-dw-pw, stride 2"][0])
+    assert refusals(graph, bias_maps=True) == {}
+    check(graph)
+    # There is no map of a size that is not known.
+    assert hoisted(graph_of(REGIONS["pw-dw-pw, stride 2"][0], "1, 4, h, w"), bias_maps=True)[
+        1
+    ].changed
+
+
+def test_names_choose_regions() -> None:
+    body = INVERTED + block("one", "x", "m") + '%r = Activation(%m) {kind="relu"}\n'
+    graph = graph_of(body + block("two", "r", "y"))
+    reason = "padding not hoisted: none of its nodes is named in the options"
+    for names in ("two.depthwise", "two.*", ("nothing*", "*wo.add")):
+        if "nothing*" in names:
+            with pytest.raises(PassError, match=r"no node is named 'nothing\*'"):
+                hoisted(graph, names=names)
+            continue
+        after, rw = hoisted(graph, names=names)
+        assert [r.nodes[0] for r in rw.rewrites] == ["two.expand"]
+        assert [(r.node, r.reason) for r in rw.refusals] == [("one.add", reason)]
+        assert len(list(merged(after).nodes)) == len(list(merged(graph).nodes)) - 3
+    _, rw = hoisted(graph)
+    assert [r.nodes[0] for r in rw.rewrites] == ["one.expand", "two.expand"]
+
+
+def test_an_activation_parts_regions() -> None:
+    graph = graph_of(PAIR.replace("Conv(%m", "Conv(%r").replace(
+        "%y =", '%r = Activation(%m) {kind="relu"}\n%y ='))  # fmt: skip
+    assert refusals(graph, force=True) == {}
+
+
+def test_a_value_that_others_read_stays() -> None:
+    graph = graph_of(PAIR)
+    graph.add_output(graph.value("m"))
+    assert list(refusals(graph, force=True).values()) == [
+        "padding not hoisted: not merged with first: %m in between is an output of the graph"
+    ]
+
+
+def test_a_constant_map_inside() -> None:
+    graph = graph_of(
+        f"""{constants(w="4x4x1x1", t="1x4x20x23", v="4x4x3x3", u="4x4x3x3")}
+        %m = Conv(%x, %w) {window("0")}
+        %s = Add(%m, %t) as "map"
+        %p = Conv(%s, %v) {window("1")}
+        %y = Conv(%p, %u) {window("1")} as "last"
+        """
+    )
+    assert refusals(graph, force=True, bias_maps=True) == {
+        "last": "padding not hoisted: the constant map that map adds ends at the old border"
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "why"), [("max-kernel=0", "at least 1"), ("max-mac-growth=-1", "above 0")]
+)
+def test_bad_options(options: str, why: str) -> None:
+    with pytest.raises(PassError, match=why):
+        Pipeline(f"hoist-padding{{{options}}}")
+
+
+def test_options_have_a_text() -> None:
+    text = "hoist-padding{names=[a.*,b],force=true}"
+    assert str(Pipeline(text)) == text
+    assert Pipeline(text).passes == (HoistPadding(names=("a.*", "b"), force=True),)
+
+
+# Random regions.
+
+
+@st.composite
+def random_regions(draw: Any) -> Graph:
+    """Chains of windows, scales and residual blocks, from one value to one value."""
+    rank = draw(st.sampled_from([1, 1, 2]))
+    channels = 2
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    graph = Graph()
+    static = draw(st.booleans())
+    shape = [draw(st.integers(24, 31)) if static else f"s{a}" for a in range(rank)]
+    value = graph.add_input("x", TensorType(DType.F64, (1, channels, *shape)))
+    zeros = (0,) * (2 * rank)
+
+    def constant(*shape: int) -> Value:
+        return graph.add_constant(ArrayTensor(rng.standard_normal(shape)))
+
+    def conv(x: Value, taps: int, pad: Sequence[int], stride: int = 1, dilation: int = 1) -> Value:
+        groups = draw(st.sampled_from([1, channels]))
+        weight = constant(channels, channels // groups, *[taps] * rank)
+        bias = [constant(channels)] if draw(st.booleans()) else []
+        op = Conv((stride,) * rank, tuple(pad), (dilation,) * rank, groups)
+        return graph.append(op, [x, weight, *bias]).output
+
+    def window(x: Value) -> Value:
+        taps, dilation = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2]))
+        pads = [draw(st.integers(0, 2)) for _ in zeros]
+        return conv(x, taps, pads, draw(st.sampled_from([1, 1, 2])), dilation)
+
+    def scale(x: Value) -> Value:
+        return graph.append(Scale(1), [x, constant(channels), constant(channels)]).output
+
+    def pad(x: Value) -> Value:
+        pads = [draw(st.sampled_from([-1, 0, 1, 2])) for _ in zeros]
+        return graph.append(Pad((0, 0, *pads[:rank], 0, 0, *pads[rank:])), [x]).output
+
+    def residual(x: Value) -> Value:
+        stride = draw(st.sampled_from([1, 1, 2]))
+        left = conv(x, 3, [1] * (2 * rank), stride)
+        for _ in range(draw(st.integers(0, 2))):
+            left = draw(st.sampled_from([scale, same]))(left)
+        right = x if stride == 1 else conv(x, 1, zeros, stride)
+        if draw(st.booleans()):
+            right = scale(right)
+        return graph.append(draw(st.sampled_from([Add(), Sub()])), [left, right]).output
+
+    def same(x: Value) -> Value:
+        return conv(x, 3, [1] * (2 * rank))
+
+    for _ in range(draw(st.integers(1, 4))):
+        value = draw(st.sampled_from([window, same, same, scale, pad, residual, residual]))(value)
+    graph.add_output(value, "y")
+    return graph
+
+
+@given(random_regions(), st.lists(st.integers(20, 31), min_size=2, max_size=2))
+@settings(max_examples=150, deadline=None)
+def test_random_regions_merge_as_if_borders_did_not_matter(graph: Graph, sizes: list[int]) -> None:
+    options = {"force": True, "max_kernel": 99}
+    inputs = random_inputs(graph, 1, {"s0": sizes[0], "s1": sizes[1]})
+    (old,) = evaluate(graph, inputs)
+    rough = graph.clone()
+    MergeLinear(allow_border=True, bias_maps=False, **options).run(
+        rough, Rewriter(rough), Context()
+    )
+    Pipeline("prune-dead").run(rough)
+    before, rw = hoisted(graph, **options)
+    assert rw.changed == any(
+        m.exactness is Exactness.BORDER
+        for m in preview(graph, HoistPadding(**options).merging()).merged
+    )
+    after = merged(before, **options)
+    # Exactly what a merge would give that does not care for the border.
+    assert after.text(names=False, full=True) == rough.text(names=False, full=True)
+    (new,), (one,) = evaluate(before, inputs), evaluate(after, inputs)
+    assert old.shape == new.shape == one.shape
+    scale = max(np.abs(new).max(initial=0.0), np.abs(old).max(initial=0.0), 1e-3)
+    assert np.abs(new - one).max(initial=0.0) < LIMIT * scale
+    if not rw.changed:
+        assert np.abs(old - new).max(initial=0.0) == 0
