@@ -228,6 +228,18 @@ def densenet(blocks: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32) -> nn.
     return nn.Sequential(*layers, *head, nn.Linear(last, 100))
 
 
+def vgg11(width: int = 64) -> nn.Module:
+    """VGG-11 with batch norm (Simonyan and Zisserman 2014), a pool instead of its dense layers."""
+    layers: list[nn.Module] = []
+    last = 3
+    for stage in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        for times in stage:
+            layers.append(conv_norm(last, times * width))
+            last = times * width
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(last, 100))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": mobilenet_v2,
     "resnet18": lambda: resnet((2, 2, 2, 2), False),
@@ -249,6 +261,9 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "densenet121": lambda: densenet((2, 1, 2, 1), 8),
 }
 
+MORE: dict[str, Callable[[], nn.Module]] = {"vgg11": lambda: vgg11(8)}
+"""Small networks that only some tests use."""
+
 
 def image_size(name: str) -> int:
     """The side of the images that tests use; the last stage must keep a few positions."""
@@ -258,7 +273,7 @@ def image_size(name: str) -> int:
 def make(name: str, dtype: torch.dtype = torch.float32, *, small: bool = False) -> nn.Module:
     """A network in evaluation mode with batch norms as training leaves them, from a fixed seed."""
     torch.manual_seed(0)
-    model = (SMALL if small else MODELS)[name]()
+    model = ({**SMALL, **MORE} if small else MODELS)[name]()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.7, 1.3)
