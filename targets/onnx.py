@@ -104,6 +104,7 @@ class _Emitter:
         self.graph, self.host = graph, host
         self.source = host.model.graph
         self.nodes: list[NodeProto] = []
+        self.spelled: list[NodeProto] = []
         self.added: list[TensorProto] = []
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[Value, str] = {}
@@ -136,6 +137,7 @@ class _Emitter:
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
             if self._name(value) != name:
                 self.nodes.append(helper.make_node("Identity", [self._name(value)], [name]))
+        self._name_nodes()
         model = ModelProto()
         if self._unchanged():
             model.CopyFrom(self.host.model)
@@ -158,6 +160,18 @@ class _Emitter:
                     continue
                 if value.host not in used and value.host not in outputs:
                     self.names[value] = value.host
+
+    def _name_nodes(self) -> None:
+        """New nodes get names of their own: onnxruntime refuses a model where two are alike."""
+        new = {id(node) for node in self.spelled}
+        used = {node.name for node in self.nodes if id(node) not in new}
+        last: dict[str, int] = {}
+        for node in self.spelled:
+            hint = node.name
+            while node.name and node.name in used:
+                last[hint] = last.get(hint, 0) + 1
+                node.name = f"{hint}_{last[hint]}"
+            used.add(node.name)
 
     def _new_name(self, hint: str) -> str:
         name, count = hint, 0
@@ -201,7 +215,7 @@ class _Emitter:
         else:
             inputs = [self._name(v) if v is not None else "" for v in node.inputs]
             outputs = [self._name(v) for v in node.outputs]
-            self.nodes += spell(
+            made = spell(
                 node,
                 inputs,
                 outputs,
@@ -209,6 +223,8 @@ class _Emitter:
                 new_constant=self._add_constant,
                 new_name=self._new_name,
             )
+            self.nodes += made
+            self.spelled += made
         self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
 
     def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
