@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -194,6 +195,27 @@ def _class_of_function(name: str, function: Callable[[Graph, Rewriter], None]) -
         "__doc__": function.__doc__, "__module__": function.__module__,
     }  # fmt: skip
     return type(getattr(function, "__name__", "Function"), (Pass,), body)
+
+
+def named_nodes(graph: Graph, patterns: str | Sequence[str], what: str) -> set[Node]:
+    """The nodes of these names.
+
+    Args:
+        graph: The graph.
+        patterns: Names, or patterns with ``*`` and ``?``.
+        what: Whose option it is, for the error.
+
+    Raises:
+        PassError: If a pattern stands for nothing.
+    """
+    found: set[Node] = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        hits = [n for n in graph.nodes if n.name == pattern or fnmatchcase(n.name, pattern)]
+        if not hits:
+            near = nearest(pattern, sorted({n.name for n in graph.nodes}))
+            raise PassError(f"{what}: no node is named {pattern!r}{near}")
+        found.update(hits)
+    return found
 
 
 def nearest(word: str, known: list[str]) -> str:

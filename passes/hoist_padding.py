@@ -25,7 +25,6 @@ them they compose into a plain bias.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from ..ir import (
     Add,
@@ -43,7 +42,7 @@ from ..ir import (
     Value,
 )
 from .affine_nodes import data_input
-from .base import Context, Pass, PassError, nearest, register
+from .base import Context, Pass, named_nodes, register
 from .merge_linear import MergeLinear
 from .merge_preview import Merged, preview
 
@@ -90,22 +89,8 @@ class HoistPadding(Pass):
             max_growth_mb=self.max_growth_mb,
         )
 
-    def _wanted(self, graph: Graph) -> set[Node] | None:
-        """The nodes that are named; ``None`` when no names are given."""
-        patterns = (self.names,) if isinstance(self.names, str) else self.names
-        if not patterns:
-            return None
-        found: set[Node] = set()
-        for pattern in patterns:
-            hits = [n for n in graph.nodes if n.name == pattern or fnmatchcase(n.name, pattern)]
-            if not hits:
-                near = nearest(pattern, sorted({n.name for n in graph.nodes}))
-                raise PassError(f"hoist-padding: no node is named {pattern!r}{near}")
-            found.update(hits)
-        return found
-
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        wanted = self._wanted(graph)
+        wanted = named_nodes(graph, self.names, self.name) if self.names else None
         coming = preview(graph, self.merging())
         for merged in coming.merged:
             if merged.exactness is not Exactness.BORDER:

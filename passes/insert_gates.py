@@ -24,6 +24,7 @@ from ..ir import (
     Exactness,
     Gate,
     Graph,
+    Node,
     PRelu,
     Rewriter,
     Value,
@@ -91,7 +92,7 @@ class InsertGates(Pass):
             node, key = site.node, groups[site.name]
             with rw.rewrite(f"gate {_kind(site)}", node, exactness=exactness):
                 if key not in numbers:
-                    numbers[key] = rw.constant(self._number(site), f"{key}.gate")
+                    numbers[key] = rw.constant(gate_number(node, self.value), f"{key}.gate")
                 slope = node.inputs[1:]
                 rw.replace(
                     node, self._op(site), [node.inputs[0], numbers[key], *slope], name=site.name
@@ -142,18 +143,20 @@ class InsertGates(Pass):
                 raise PassError(f"insert-gates: tie {pattern!r} is about none of the gated sites")
         return made
 
-    def _number(self, site: Site) -> ArrayTensor:
-        dtype = site.node.output.type.dtype
-        wide = dtype if dtype in (DType.F32, DType.F64, DType.F16) else DType.F32
-        assert wide is not None
-        return ArrayTensor(np.array([self.value], wide.numpy))
-
     def _op(self, site: Site) -> Gate:
         op = site.node.op
         if isinstance(op, PRelu):
             return Gate("prelu", axis=op.axis, mode=self.mode)
         assert isinstance(op, Activation)
         return Gate(op.kind, op.params, mode=self.mode)
+
+
+def gate_number(node: Node, value: float) -> ArrayTensor:
+    """The number of a gate on the result of ``node``; float32 beside bfloat16."""
+    dtype = node.output.type.dtype
+    wide = dtype if dtype in (DType.F32, DType.F64, DType.F16) else DType.F32
+    assert wide is not None
+    return ArrayTensor(np.array([value], wide.numpy))
 
 
 def _kind(site: Site) -> str:

@@ -137,10 +137,22 @@ class _Emitter:
     def _free(self, hint: str) -> str:
         """A dotted name that the result does not use, nor the host for something that may stay."""
         hint = ".".join(p if p.isidentifier() or p.isdigit() else _word(p) for p in hint.split("."))
-        name, count = hint, 0
+        hint = name = self._outside(hint)
+        count = 0
         while name in self.reserved or _has(self.root, name):
             count += 1
             name = f"{hint}_{count}"
+        return name
+
+    def _outside(self, name: str) -> str:
+        """The name, beside a module that it would otherwise become a part of: that may be the host's own."""
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            prefix = ".".join(parts[:i])
+            if not _has(self.root, prefix):
+                break
+            if type(_get(self.root, prefix)) is not nn.Module:
+                return "_".join([prefix, *parts[i:]])
         return name
 
     # Nodes.

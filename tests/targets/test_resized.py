@@ -12,7 +12,17 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 from graphshrink.api import load
-from graphshrink.ir import Activation, Add, Conv, Graph, GraphError, Pad, Rewriter, Scale
+from graphshrink.ir import (
+    Activation,
+    Add,
+    ArrayTensor,
+    Conv,
+    Graph,
+    GraphError,
+    Pad,
+    Rewriter,
+    Scale,
+)
 from graphshrink.targets.fx import to_fx
 from graphshrink.targets.onnx import to_onnx
 from support.evaluate import evaluate
@@ -119,3 +129,22 @@ def test_new_nodes_have_names_of_their_own() -> None:
     names = [n.name for n in emitted.graph.node]
     assert names == ["conv", "norm", "norm_1", "norm_2", "sum", "pool"]
     run(emitted, {"x": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def test_new_modules_stay_outside_of_the_hosts_own() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.ReLU()).eval()
+    graph, _ = load(fx.symbolic_trace(module), (torch.randn(1, 3, 8, 8),))
+    conv, relu = graph.nodes
+    rw = Rewriter(graph)
+    weight = rw.constant(ArrayTensor(np.ones((4, 4, 1, 1), np.float32)))
+    op = Conv((1, 1), (0, 0, 0, 0), (1, 1))
+    made = rw.insert(op, [conv.output, weight], after=conv, name="0.more")
+    rw.set_input(relu, 0, made.output)
+    emitted = to_fx(graph)
+    assert emitted.get_submodule("0") is module[0]
+    assert isinstance(emitted.get_submodule("0_more"), nn.Conv2d)
+    assert torch.equal(
+        emitted(torch.ones(1, 3, 2, 2)),
+        module[0](torch.ones(1, 3, 2, 2)).sum(1, True).relu().expand(-1, 4, -1, -1),
+    )
+    assert not list(module[0].children())
