@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from zoo.models import image_size, make
 
-from graphshrink import Pipeline, ShrinkResult, shrink
+from graphshrink import Pipeline, ShrinkResult, shrink, shrink_graph
 from graphshrink.api import load
 from graphshrink.ir import Exactness, Graph
 from graphshrink.passes import HoistPadding, RemoveActivations
@@ -140,6 +140,18 @@ def test_modules_that_did_not_change_are_kept() -> None:
             twin = hoisted.get_submodule(name)
             assert twin is module or twin.padding != module.padding
             assert torch.equal(twin.weight, module.weight)
+
+
+def test_a_pool_with_more_padding_than_torch_allows_a_pool() -> None:
+    model = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(2, 2, 3, 1, 1)).eval()
+    x = torch.randn(1, 2, 9, 9)
+    hoisted = shrink_graph(model, "hoist-padding{force=true}", example_inputs=(x,))
+    merged = shrink_graph(hoisted, "merge-linear{force=true},prune-dead", example_inputs=(x,))
+    with torch.no_grad():
+        assert error(hoisted(x), merged(x)) < 1e-5
+        assert error(model(x)[:, :, 2:-2, 2:-2], hoisted(x)[:, :, 2:-2, 2:-2]) < 1e-5
+    (conv,) = (m for m in merged.modules() if isinstance(m, nn.Conv2d))
+    assert (conv.kernel_size, conv.padding) == ((5, 5), (2, 2))
 
 
 @pytest.fixture(scope="module")

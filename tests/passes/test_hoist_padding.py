@@ -303,6 +303,19 @@ def test_text_before_and_after() -> None:
     ]
 
 
+def test_a_pool_whose_last_window_would_start_in_its_padding() -> None:
+    """Rounding up makes no difference at size 5 with padding, and would at size 7 without."""
+    body = f"""{constants(w="4x4x3x3", b="4")}
+        %m = Conv(%x, %w, %b) {window("1")}
+        %y = AveragePool(%m) {{strides=[3, 3], pads=[1, 1, 1, 1], dilations=[1, 1], kernel=[3, 3], ceil_mode=true, count_include_pad=true}}"""
+    graph = graph_of(body, "1, 4, 5, 5")
+    before, rw = hoisted(graph, force=True)
+    assert rw.changed
+    (new,), (one,) = evaluate(before), evaluate(merged(before, force=True))
+    assert new.shape == (1, 4, 2, 2)
+    assert same(new, one)
+
+
 # What is left alone.
 
 
