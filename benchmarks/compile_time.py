@@ -65,9 +65,12 @@ def network(name: str) -> Path:
     if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
         return path
     sys.path.insert(0, str(ROOT / "tests"))
+    import logging
+
     import torch
     from zoo.models import make
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     CACHE.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=CACHE) as folder:
         warnings.simplefilter("ignore")
@@ -166,7 +169,7 @@ def main() -> int:
         return 0 if met else 1
     print(f"whole-process seconds, median of {options.rounds} [quartiles]; onnxslim "
           f"{versions['onnxslim']}, {os.cpu_count()} cores")  # fmt: skip
-    print(f"{'model':<16}{'nodes':>6}  {'graphshrink':<26}{'onnxslim':<26}ratio")
+    print(f"{'model':<16}{'nodes':>6}  {'graphshrink':<32}{'onnxslim':<32}ratio")
     for row in rows:
         cells = [
             f"{t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in
@@ -174,7 +177,7 @@ def main() -> int:
         ]  # fmt: skip
         for i, key in enumerate(("graphshrink", "onnxslim")):
             cells[i] += f" {row[key]['nodes']} nodes"
-        print(f"{row['model']:<16}{row['nodes']:>6}  {cells[0]:<26}{cells[1]:<26}{cells[2]}")
+        print(f"{row['model']:<16}{row['nodes']:>6}  {cells[0]:<32}{cells[1]:<32}{cells[2]}")
     for length, taken in scaling["seconds"].items():
         print(f"chain of {length:>7,} nodes: {taken:.2f} s")
     print(

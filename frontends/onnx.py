@@ -205,7 +205,7 @@ class _Importer:
         else:
             op, operands = lowered
             arguments = [
-                self._derived(o, node, i) if isinstance(o, Tensor) else o
+                self._derived(o, node, i, inputs) if isinstance(o, Tensor) else o
                 for i, o in enumerate(operands)
             ]
             made = self.graph.append(
@@ -254,9 +254,12 @@ class _Importer:
             return None
         return lowered
 
-    def _derived(self, data: Tensor, node: NodeProto, place: int) -> Value:
+    def _derived(
+        self, data: Tensor, node: NodeProto, place: int, inputs: list[Value | None]
+    ) -> Value:
         value = self.graph.add_constant(data, f"{node.output[0]}_c{place}")
         value.host = ("derived", node.output[0], place)
+        value.bases = tuple(v for v in inputs if v is not None and v.data is not None)
         return value
 
     def _constant(self, index: int, node: NodeProto) -> bool:

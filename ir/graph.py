@@ -32,9 +32,11 @@ class Value:
             (then ``producer`` is the node that computes it).
         producer: The node whose result this is; ``None`` for inputs and plain constants.
         host: What the host calls this value; ``None`` for a value made here.
+        bases: For a constant that is another form of host values (a transposed weight): those values.
+            The host's own nodes read them for as long as they are copied.
     """
 
-    __slots__ = ("_uses", "data", "host", "name", "outputs", "producer", "type")
+    __slots__ = ("_uses", "bases", "data", "host", "name", "outputs", "producer", "type")
 
     def __init__(self, name: str, type: TensorType = UNKNOWN, data: Tensor | None = None) -> None:
         self.name = name
@@ -42,6 +44,7 @@ class Value:
         self.data = data
         self.producer: Node | None = None
         self.host: Any = None
+        self.bases: tuple[Value, ...] = ()
         self._uses: dict[tuple[Node, int], None] = {}
         self.outputs = 0
 
@@ -395,6 +398,10 @@ class Graph:
                 value.producer = twin
             other._link(twin, None, None)
             other._set_inputs(twin, tuple(None if v is None else values[v] for v in node._inputs))
+        for value in self._constants.values():
+            if value.bases:
+                # What was removed since is nobody's base any more.
+                values[value].bases = tuple(values[b] for b in value.bases if b in values)
         for value, name in zip(self._outputs, self.output_names, strict=True):
             other.add_output(values[value], name)
         other._names = set(self._names)

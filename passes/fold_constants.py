@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from ..ir import Graph, Rewriter, Value
+from ..ir import Graph, Node, Rewriter, Value
 from .base import Context, Pass, PassError, register
 
 
@@ -25,35 +26,55 @@ class FoldConstants(Pass):
             raise PassError("fold-constants: max-growth must not be negative")
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        based = Counter(b for v in graph.constants if v.use_count for b in v.bases)
         for node in graph.nodes:
             if not node.outputs or any(v.data is None for v in node.outputs):
                 continue
             for value in node.outputs:
                 # What only other folded nodes read goes away with them.
-                if value.is_output or any(self._needs(user.outputs) for user in value.users):
-                    self._fold(value, rw)
+                if any(self._needs(user.outputs) for user in value.users):
+                    self._fold(value, [node], based, rw)
+        for value in graph.constants:
+            makers = [b.producer for b in value.bases if b.producer is not None]
+            if makers and value.use_count:
+                self._fold(value, makers, based, rw)
 
     @staticmethod
     def _needs(outputs: tuple[Value, ...]) -> bool:
         return not outputs or any(v.data is None for v in outputs)
 
-    def _fold(self, value: Value, rw: Rewriter) -> None:
-        node, data = value.producer, value.data
-        assert node is not None
+    def _fold(self, value: Value, makers: list[Node], based: Counter[Value], rw: Rewriter) -> None:
+        """Let a constant take the place of ``value``, which ``makers`` lead to."""
+        data = value.data
         assert data is not None
-        freed = sum(
-            v.data.nbytes for v in node.inputs if v is not None and v.data and v.has_one_use
-        )
-        if data.nbytes - freed > self.max_growth:
+        results = [v for m in makers for v in m.outputs if v is not value]
+        stay = any(v.use_count or based[v] > (v in value.bases) for v in results)
+        stay = stay or value.is_output or based[value] > 0
+        growth = data.nbytes - (0 if stay else _freed(makers, based))
+        if growth > self.max_growth:
             rw.skip(
-                node,
-                f"folding would add {data.nbytes - freed} bytes, "
-                f"more than max-growth={self.max_growth}",
+                makers[0],
+                f"folding would add {growth} bytes, more than max-growth={self.max_growth}",
             )
             return
-        if not value._uses:
-            return  # Returned only: the node is as good as a constant and an identity.
-        with rw.rewrite(f"fold {node.op.name} of constants", node):
+        with rw.rewrite(f"fold {makers[0].op.name} of constants", makers[0]):
             constant = rw.constant(data, value.name)
             for user, index in value.uses:
                 rw.set_input(user, index, constant)
+
+
+def _freed(makers: list[Node], based: Counter[Value]) -> int:
+    """Bytes of the constants that nobody reads once the results of ``makers`` are constants themselves."""
+    freed = 0
+    pending = list(makers)
+    while pending:
+        for value in dict.fromkeys(pending.pop().inputs):
+            if value is None or value.data is None or value.is_output:
+                continue
+            if len(value.users) > 1 or based[value]:
+                continue
+            if value.producer is None:
+                freed += value.data.nbytes
+            else:
+                pending.append(value.producer)
+    return freed

@@ -20,8 +20,10 @@ class PruneDead(Pass):
         for node in nodes:
             if isinstance(node.op, Identity):
                 self._bypass(node, rw)
+        # Host nodes that are copied read the values that our form of a constant stands for.
+        bases = {base for v in graph.constants if v.use_count for base in v.bases}
         for node in reversed(nodes):
-            if any(value.use_count for value in node.outputs):
+            if any(value.use_count or value in bases for value in node.outputs):
                 continue
             if isinstance(node.op, Opaque) and not node.op.pure:
                 continue
