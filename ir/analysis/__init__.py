@@ -1,6 +1,16 @@
 """Structural analyses of graphs."""
 
+from .channel_groups import (
+    ChannelGroup,
+    ChannelGroups,
+    FixedChannels,
+    Placement,
+    channel_groups,
+)
 from .dominators import DominatorTree
 from .regions import Region, regions
 
-__all__ = ["DominatorTree", "Region", "regions"]
+__all__ = [
+    "ChannelGroup", "ChannelGroups", "DominatorTree", "FixedChannels", "Placement", "Region",
+    "channel_groups", "regions",
+]  # fmt: skip

@@ -168,27 +168,31 @@ class _Binary(Op):
         a, b = required(inputs, 0), required(inputs, 1)
         if a.shape is None or b.shape is None:
             return None
-        rank = max(len(a.shape), len(b.shape))
-        found: list[Tie] = []
-        for axis in range(rank):
-            tie = {Axis(-1, axis)}
-            known = True
-            sizes = [s[axis - rank] for s in (a.shape, b.shape) if rank - axis <= len(s)]
-            # Two unknown sizes may differ, and then one of them is 1.
-            same = sizes[0] is not None and len(sizes) == 2 and sizes[0] == sizes[1]
-            for operand, type_ in enumerate((a, b)):
-                assert type_.shape is not None
-                own = axis - (rank - len(type_.shape))
-                if own < 0:
-                    continue
-                size = type_.shape[own]
-                if not isinstance(size, int) and not same:
-                    known = False
-                elif size != 1 or same:
-                    tie.add(Axis(operand, own))
-            if known:
-                found.append(frozenset(tie))
-        return tuple(found)
+        return _broadcast_ties((a.shape, b.shape))
+
+
+def _broadcast_ties(shapes: tuple[Shape, Shape]) -> tuple[Tie, ...]:
+    """The axes of two operands that are broadcast together, tied to those of the result (-1)."""
+    rank = max(map(len, shapes))
+    found: list[Tie] = []
+    for axis in range(rank):
+        tie = {Axis(-1, axis)}
+        known = True
+        sizes = [s[axis - rank] for s in shapes if rank - axis <= len(s)]
+        # Two unknown sizes may differ, and then one of them is 1.
+        same = sizes[0] is not None and len(sizes) == 2 and sizes[0] == sizes[1]
+        for operand, shape in enumerate(shapes):
+            own = axis - (rank - len(shape))
+            if own < 0:
+                continue
+            size = shape[own]
+            if not isinstance(size, int) and not same:
+                known = False
+            elif size != 1 or same:
+                tie.add(Axis(operand, own))
+        if known:
+            found.append(frozenset(tie))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -316,8 +320,10 @@ class MatMul(Op):
         a, b = required(inputs, 0), required(inputs, 1)
         if a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
             return None
+        assert a.shape is not None
+        assert b.shape is not None
         out = max(a.rank, b.rank)
-        return ties(
+        return _broadcast_ties((a.shape[:-2], b.shape[:-2])) + ties(
             [(0, a.rank - 2), (-1, out - 2)],
             [(0, a.rank - 1), (1, b.rank - 2)],
             [(1, b.rank - 1), (-1, out - 1)],

@@ -1,0 +1,147 @@
+"""Reorder the channels of a graph: all constants of a coupled group move together.
+
+Unit ``i`` of a permuted group is unit ``permutation[i]`` of the original one. Every constant that holds the group is
+replaced by one that reads the original in the new order; the numbers are only moved, never rounded, and
+nothing is read before it is emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import DerivedTensor, Graph, GraphError, LazyTensor, Node, Rewriter, Tensor, Value
+from ..ir.analysis import ChannelGroup, Placement
+from .affine_tensors import Derived
+
+Ids = npt.NDArray[np.int64]
+
+
+def apply_permutation(
+    graph: Graph, rw: Rewriter, group: ChannelGroup, permutation: Sequence[int] | Ids
+) -> None:
+    """Reorder one group; see :func:`apply_permutations`."""
+    apply_permutations(graph, rw, [(group, permutation)])
+
+
+def apply_permutations(
+    graph: Graph,
+    rw: Rewriter,
+    permutations: Iterable[tuple[ChannelGroup, Sequence[int] | Ids]],
+) -> None:
+    """Reorder groups of :func:`graphshrink.ir.analysis.channel_groups`, one after the other.
+
+    What the graph computes stays the same, up to the order in which sums are rounded. A constant that moves in
+    several groups is replaced once. Host nodes that compute constants keep reading the original ones.
+
+    Args:
+        graph: The graph that the groups were found in. Constants may have been replaced since by this
+            function only, in which case the groups must be found again.
+        rw: Its rewriter.
+        permutations: Groups, each with an order: a permutation of ``range(group.size)``.
+
+    Raises:
+        GraphError: If an order is no permutation, or a constant is not in the graph or not as it was.
+    """
+    orders: dict[Value, _Order] = {}
+    names: list[str] = []
+    for group, given in permutations:
+        permutation = np.asarray(given, np.int64)
+        if sorted(permutation.tolist()) != list(range(group.size)):
+            raise GraphError(
+                f"group {group.name} has {group.size} units: {given} is no order of them"
+            )
+        if bool((permutation == np.arange(group.size)).all()):
+            continue
+        names.append(group.name)
+        moved: dict[Value, list[Placement]] = {}
+        for placement in group.placements:
+            moved.setdefault(placement.value, []).append(placement)
+        for value, placements in moved.items():
+            if value not in orders:
+                orders[value] = _Order(value)
+            orders[value].permute(placements, permutation)
+    # All is checked before anything is changed.
+    readers = {value: _readers(value, graph) for value in orders}
+    users = dict.fromkeys(node for found in readers.values() for node, _ in found)
+    if not users:
+        return
+    what = names[0] if len(names) == 1 else f"{len(names)} groups of channels"
+    with rw.rewrite(f"permute {what}", *users):
+        for value, order in orders.items():
+            constant = rw.constant(order.tensor(), value.name)
+            for node, index in readers[value]:
+                rw.set_input(node, index, constant)
+            if value.producer is None and not value.use_count:
+                rw.erase_constant(value)
+
+
+def _readers(value: Value, graph: Graph) -> list[tuple[Node, int]]:
+    """Who reads a constant as a weight: not the nodes that compute constants from it."""
+    if value.data is None or any(node.graph is not graph for node, _ in value.uses):
+        raise GraphError(
+            f"%{value.name} is no constant of this graph: find its channel groups again"
+        )
+    found = [(node, i) for node, i in value.uses if any(v.data is None for v in node.outputs)]
+    if not found or value.is_output:
+        raise GraphError(f"%{value.name} is read differently now: find its channel groups again")
+    return found
+
+
+class _Order:
+    """The order in which a constant's elements are read."""
+
+    def __init__(self, value: Value) -> None:
+        if value.data is None:
+            raise GraphError(f"%{value.name} is no constant: find its channel groups again")
+        self.value, self.data = value, value.data
+        self.axes: dict[int, Ids] = {}
+        self.inner: Ids | None = None
+
+    def permute(self, placements: Sequence[Placement], permutation: Ids) -> None:
+        """Apply one more permutation after those that came before."""
+        for placement in placements:
+            size = self.data.shape[placement.axis] * placement.blocks
+            if placement.offset < 0 or int(placement.positions.max()) >= size:
+                raise GraphError(f"%{self.value.name} has another shape now")
+            step = np.arange(size, dtype=np.int64)
+            step[placement.positions] = placement.positions[permutation]
+            if placement.blocks == 1:
+                known = self.axes.get(placement.axis)
+                self.axes[placement.axis] = step if known is None else known[step]
+            else:
+                self._blocks(step, placement)
+
+    def _blocks(self, step: Ids, placement: Placement) -> None:
+        """Axis 1 of a grouped weight; whole blocks move by the placement on axis 0."""
+        if placement.axis != 1:
+            raise GraphError(f"%{self.value.name}: blocks lie along axis 1, not {placement.axis}")
+        size = self.data.shape[1]
+        step = step.reshape(placement.blocks, size)
+        if self.inner is None:
+            self.inner = np.tile(np.arange(size, dtype=np.int64), (placement.blocks, 1))
+        # Block j now holds what block ``source[j]`` held, whose channels were in an order of their own.
+        source = step[:, 0] // size
+        self.inner = np.take_along_axis(self.inner[source], step % size, 1)
+
+    def tensor(self) -> Tensor:
+        """The reordered constant."""
+        data, axes, inner = self.data, dict(self.axes), self.inner
+
+        def moved(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+            for axis, order in axes.items():
+                array = array.take(order, axis)
+            if inner is not None:
+                rows = np.repeat(inner, array.shape[0] // len(inner), 0)
+                rows = rows.reshape(*rows.shape, *[1] * (array.ndim - 2))
+                array = np.take_along_axis(array, rows, 1)
+            return array
+
+        if isinstance(data, DerivedTensor):
+            return Derived(data.shape, data.dtype, lambda: moved(data.float64()), (data,))  # type: ignore[arg-type,return-value]
+        return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()))
+
+
+__all__ = ["apply_permutation", "apply_permutations"]
