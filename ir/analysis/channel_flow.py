@@ -438,7 +438,7 @@ class ChannelFlow:
             return letter
 
         for use in uses:
-            for letter in use.letters[1:]:
+            for letter in use.letters:
                 home[find(letter)] = find(use.letters[0])
         for letter in strings:
             find(letter)
