@@ -398,6 +398,22 @@ def concat(call: Call) -> Lowered | None:
     return ir.Concat(dim % rank if rank else dim), list(tensors)
 
 
+def embedding(call: Call) -> Lowered | None:
+    """``(ids, table, padding_idx, max_norm, ...)``, or ATen's ``(table, ids, ...)``."""
+    first, second = call.get(0, "input"), call.get(1, "weight", call.kwargs.get("indices"))
+    if first is None:
+        first = call.kwargs.get("weight")
+    if not isinstance(first, Value) or not isinstance(second, Value):
+        return None
+    turned = second.type.dtype is not None and second.type.dtype.is_int
+    ids, table = (second, first) if turned else (first, second)
+    if table.data is None or ids.type.dtype is None or not table.data.dtype.is_wide_float:
+        return None
+    # A bound on the norm writes to the table.
+    bound = call.get(3, "max_norm") if table is second else None
+    return (ir.Embedding(), [ids, table]) if bound is None else None
+
+
 def softmax(call: Call) -> Lowered | None:
     """``(x, dim)``."""
     x, dim = call.value(0), call.get(1, "dim")
@@ -469,7 +485,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
-    "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
+    "embedding": embedding, "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
     "layer_norm": layer_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
     "contiguous": identity, "alias": identity, "hardsigmoid":
         lambda c: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [c.value(0)]),
@@ -554,6 +570,8 @@ def module_call(
         return scale(m, x, parameter)
     if kind is Gate:
         return gate(m, x, parameter)
+    if kind is nn.Embedding:
+        return None if m.max_norm is not None else embedding(Call((x, parameter("weight"))))
     rule = _MODULES.get(kind)
     return rule(m, x) if rule is not None else None
 

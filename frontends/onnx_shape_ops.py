@@ -131,6 +131,9 @@ def _slice(s: Site) -> Lowered | None:
 
 def _gather(s: Site) -> Lowered | None:
     index, rank, axis = s.data(1), s.type().rank, s.attribute("axis", 0)
+    table = s.data(0)
+    if index is None and table is not None and len(table.shape) == 2 and axis in (0, -2):
+        return (ir.Embedding(), s.inputs[::-1]) if table.dtype.is_wide_float else None
     if index is None or index.shape != () or not rank or not index.dtype.is_int:
         return None
     return ir.Select(axis_of(axis, rank), int(index.numpy())), s.inputs[:1]

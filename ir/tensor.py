@@ -85,9 +85,11 @@ class LazyTensor(Tensor):
     """A tensor that a function loads in its storage type: a mapped file, a host's own weight.
 
     The function is called each time, nothing is kept: memory follows the tensor at hand, not the model.
+    ``source`` is the tensor whose numbers it only moves, when it was made from one: a weight that is
+    reordered is still a weight.
     """
 
-    __slots__ = ("_load",)
+    __slots__ = ("_load", "source")
 
     def __init__(
         self,
@@ -95,9 +97,11 @@ class LazyTensor(Tensor):
         dtype: DType,
         load: Callable[[], Array],
         host: object | None = None,
+        source: Tensor | None = None,
     ) -> None:
         super().__init__(shape, dtype, host)
         self._load = load
+        self.source = source
 
     def numpy(self) -> Array:
         array = self._load()

@@ -141,7 +141,7 @@ class _Order:
 
         if isinstance(data, DerivedTensor):
             return Derived(data.shape, data.dtype, lambda: moved(data.float64()), (data,))  # type: ignore[arg-type,return-value]
-        return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()))
+        return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 
 __all__ = ["apply_permutation", "apply_permutations"]

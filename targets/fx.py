@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .. import ir
 from ..frontends.fx import FxHost, FxOrigin
-from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, UsageError, Value
+from ..ir import DType, Graph, LazyTensor, ModelError, Node, Opaque, Tensor, UsageError, Value
 from ..nn import Gate, Scale, Switch
 from .fx_modules import activation_module
 
@@ -66,6 +66,7 @@ class _Emitter:
         self.constants: dict[Value, fx.Node] = {}
         self.host_nodes: dict[str, fx.Node] = {}
         self.switches: dict[Value, Switch] = {}
+        self.parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}
         self.reserved = _reserved(host.module)
 
     def run(self) -> fx.GraphModule:
@@ -108,7 +109,9 @@ class _Emitter:
             name = self._place(str(value.host[1]), value.data.host)
         else:
             name = self._free(value.name.replace("/", "."))
-            name = self._place(name, _torch(value.data, self._like()))
+            trained = isinstance(_source(value.data).host, nn.Parameter)
+            made = self.parameter(value.data) if trained else _torch(value.data, self._like())
+            name = self._place(name, made)
         return self.out.get_attr(name)
 
     def _like(self) -> torch.Tensor | None:
@@ -265,10 +268,16 @@ class _Emitter:
 
     def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
         """Give a new module its numbers, on the device of the host's parameters."""
-        like = self._like()
-        made.weight = nn.Parameter(_torch(weight, like))
+        made.weight = self.parameter(weight)
         if bias is not None:
-            made.bias = nn.Parameter(_torch(bias, like))
+            made.bias = self.parameter(bias)
+
+    def parameter(self, data: Tensor) -> nn.Parameter:
+        """A new parameter, one for all modules that read the same tensor: tied weights stay tied."""
+        if id(data) not in self.parameters:
+            # The tensor is kept, so that its id stays its own.
+            self.parameters[id(data)] = data, nn.Parameter(_torch(data, self._like()))
+        return self.parameters[id(data)][1]
 
 
 _STATED = ("val", "tensor_meta", "example_value")
@@ -279,6 +288,13 @@ _ALLOCATING = (
     ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
     ir.GlobalAveragePool,
 )  # fmt: skip
+
+
+def _source(data: Tensor) -> Tensor:
+    """The tensor that this one is a rearrangement of."""
+    while isinstance(data, LazyTensor) and data.source is not None:
+        data = data.source
+    return data
 
 
 def _word(text: str) -> str:
@@ -402,6 +418,16 @@ def _linear(e: _Emitter, node: Node, op: ir.Linear) -> fx.Node:
     return e.module(node, made, x)
 
 
+def _embedding(e: _Emitter, node: Node, op: ir.Embedding) -> fx.Node:
+    ids, given = e._value(_first(node)), e.weights(node)
+    if given is None:
+        raise ModelError(f"{node.name}: an Embedding of a computed table has no spelling in torch")
+    rows, features = given[0].shape
+    made = nn.Embedding(rows, features, device="meta", dtype=_DTYPES[given[0].dtype])
+    e.fill(made, given[0], None)
+    return e.module(node, made, ids)
+
+
 def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     x = _first(node)
     operands = [node.input(1), node.input(2)]
@@ -522,6 +548,22 @@ def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
     shape = x.type.shape[op.axis :] if x.type.shape is not None else ()
     if not shape or not all(isinstance(d, int) for d in shape):
         raise ModelError(f"{node.name}: a LayerNorm of unknown size has no spelling in torch")
+    given = e.weights(node)
+    if (
+        given is not None
+        and given[0].shape == shape
+        and (given[1] is None or given[1].shape == shape)
+    ):
+        weight, bias = given
+        made = nn.LayerNorm(
+            given[0].shape,
+            op.epsilon,
+            bias=bias is not None,
+            device="meta",
+            dtype=_DTYPES[weight.dtype],
+        )
+        e.fill(made, weight, bias)
+        return e.module(node, made, e._value(x))
     rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
     return e.call(F.layer_norm, e._value(x), shape, *rest, op.epsilon)
 
@@ -533,7 +575,7 @@ def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
     ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
-    ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.Identity: _identity,
+    ir.Embedding: _embedding, ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.Identity: _identity,
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
     ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
     ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),

@@ -437,6 +437,10 @@ def _select(s: Speller, op: ir.Select) -> None:
     s.emit("Gather", [s.inputs[0], where], s.outputs[0], axis=op.axis)
 
 
+def _embedding(s: Speller, op: ir.Embedding) -> None:
+    s.emit("Gather", s.inputs[::-1], s.outputs[0], axis=0)
+
+
 def _plain(kind: str, **names: str) -> Callable[[Speller, Any], None]:
     def rule(s: Speller, op: Any) -> None:
         attrs = {key: getattr(op, own) for key, own in names.items()}
@@ -459,6 +463,7 @@ _RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
     ir.Conv: _conv,
     ir.ConvTranspose: _conv_transpose,
     ir.Div: _plain("Div"),
+    ir.Embedding: _embedding,
     ir.Flatten: _plain("Flatten", axis="axis"),
     ir.Gate: _gate,
     ir.GlobalAveragePool: _plain("GlobalAveragePool"),

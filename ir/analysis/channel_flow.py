@@ -8,6 +8,7 @@ their order, with a reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from ..ops import (
     Conv,
     ConvTranspose,
     Div,
+    Embedding,
     Flatten,
     Gate,
     GlobalAveragePool,
@@ -50,10 +52,10 @@ from ..ops import (
 from ..ops.base import axis_of
 from ..types import Dim
 from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin
-from .channel_reshape import reshaped, runs_of
+from .channel_reshape import MAX_COPIES, reshaped, runs_of
 
 BATCHED: tuple[type[Op], ...] = (
-    Activation, Add, Cast, Concat, Div, Gate, GlobalAveragePool, Identity, LayerNorm, Linear, MatMul, Mul,
+    Activation, Add, Cast, Concat, Div, Embedding, Gate, GlobalAveragePool, Identity, LayerNorm, Linear, MatMul, Mul,
     PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
 )  # fmt: skip
 """Ops that are an einsum in their ties, so that tied axes may also move jointly: element ``(h, d)`` of a grid
@@ -478,20 +480,25 @@ class ChannelFlow:
         strings: dict[int, list[str]],
     ) -> list[tuple[tuple[int, ...], Ids | str]]:
         lead = max(uses, key=lambda u: len(u.letters))
-        sizes = dict(zip(lead.letters, lead.factor.ids.shape, strict=True))
-        agree = all(
-            sizes.get(k) == n
-            for u in uses
-            for k, n in zip(u.letters, u.factor.ids.shape, strict=True)
-        )
-        if not isinstance(node.op, BATCHED) or len(lead.letters) != len(letters) or not agree:
+        pairs = [p for u in uses for p in zip(u.letters, u.factor.ids.shape, strict=True)]
+        sizes = dict(pairs)
+        agree = all(sizes[k] == n for k, n in pairs)
+        covers = len(lead.letters) == len(letters)
+        small = math.prod(sizes.values()) <= MAX_COPIES
+        if not isinstance(node.op, BATCHED) or not agree or not (covers or small):
             why = f"{what} reads reshaped channels in a fixed order"
             for use in uses:
                 self.elements.fix(use.factor.ids, why)
             return [(tuple(letters), why)]
+        produced = {a.axis: k for k, a in _output_letters(node)}
         grid, order = lead.factor.ids, lead.letters
+        if not covers:
+            # No operand has all letters (heads and positions, heads and dimensions): their product does.
+            order = tuple(dict.fromkeys([produced[a] for a in sorted(produced)] + list(letters)))
+            order = tuple(k for k in order if k in sizes)
+            grid = self.elements.new([sizes[k] for k in order])
         for use in uses:
-            if use is lead:
+            if use is lead and covers:
                 continue
             other = _arranged(use, order)
             if len(use.letters) == len(order):
@@ -504,7 +511,6 @@ class ChannelFlow:
                 shape = [n if k == place else 1 for k, n in enumerate(grid.shape)]
                 parents = self.elements.new_fixed(shape, why)
                 self.elements.project(grid, parents, _binding(grid, [place]))
-        produced = {a.axis: k for k, a in _output_letters(node)}
         out = [k for k in order if k in produced.values()]
         symmetric = _symmetric(node, produced)
         rows = [order.index(k) for k in out if k not in symmetric]

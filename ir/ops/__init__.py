@@ -21,6 +21,7 @@ from .linear import (
     AveragePool,
     Conv,
     ConvTranspose,
+    Embedding,
     GlobalAveragePool,
     Linear,
     MaxPool,
@@ -44,7 +45,7 @@ from .shape import (
 
 __all__ = [
     "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
-    "ConvTranspose", "Div", "Flatten", "Gate", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
+    "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
     "Linear", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
     "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
 ]  # fmt: skip

@@ -243,6 +243,31 @@ class Linear(Op):
 
 
 @dataclass(frozen=True)
+class Embedding(Op):
+    """Rows of a table ``(rows, features)`` by integers: ``(ids, table)`` gives ``(*ids.shape, features)``."""
+
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        ids, table = required(inputs, 0), required(inputs, 1)
+        if table.rank not in (None, 2):
+            raise InferenceError(f"Embedding table {table} is not (rows, features)")
+        if ids.dtype is not None and not ids.dtype.is_int:
+            raise InferenceError(f"Embedding of {ids}, which are no integers")
+        if ids.shape is None:
+            return (TensorType(table.dtype),)
+        features: Dim = table.shape[1] if table.shape is not None else None
+        return (TensorType(table.dtype, (*ids.shape, features)),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        # The rows are told by their numbers, the features are carried along.
+        return ties(*([(0, a), (-1, a)] for a in range(rank)), [(1, 1), (-1, rank)])
+
+
+@dataclass(frozen=True)
 class Scale(Op):
     """``x * scale + shift`` along one axis: an evaluated batch norm, or a constant Mul and Add.
 
@@ -376,6 +401,7 @@ __all__ = [
     "AveragePool",
     "Conv",
     "ConvTranspose",
+    "Embedding",
     "GlobalAveragePool",
     "Linear",
     "MaxPool",

@@ -137,6 +137,9 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             y = _conv_transpose(op, x, second, third)
         case ir.Linear():
             y = F.linear(x, second, third)
+        case ir.Embedding():
+            assert second is not None
+            y = second[x]
         case ir.Scale():
             y = x
             if second is not None:

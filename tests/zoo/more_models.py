@@ -100,12 +100,17 @@ class ChannelsFirstNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class SpatialMean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
 def convnext() -> nn.Module:
     """ConvNeXt (Liu et al. 2022)."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 4, 4), ChannelsFirstNorm(8), ConvNeXtBlock(8), ConvNeXtBlock(8),
         ChannelsFirstNorm(8), nn.Conv2d(8, 16, 2, 2), ConvNeXtBlock(16), ConvNeXtBlock(16),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.LayerNorm(16), nn.Linear(16, 10),
+        SpatialMean(), nn.LayerNorm(16), nn.Linear(16, 10),
     )  # fmt: skip
 
 
@@ -279,7 +284,9 @@ def more_inputs(name: str, dtype: torch.dtype) -> torch.Tensor:
     seeded = torch.Generator().manual_seed(2)
     if name in ("bert", "gpt2"):
         return torch.randint(0, 40, (2, 7 if name == "bert" else 6), generator=seeded)
-    shape = {"llama": (2, 7, 6), "lstm": (2, 6, 5), "lstm_cell": (2, 3, 5)}.get(name, (2, 3, 32, 32))
+    shape = {"llama": (2, 7, 6), "lstm": (2, 6, 5), "lstm_cell": (2, 3, 5)}.get(
+        name, (2, 3, 32, 32)
+    )
     return torch.randn(shape, dtype=dtype, generator=seeded)
 
 
