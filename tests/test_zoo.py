@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,8 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from zoo.models import MODELS, SMALL, image_size, make
+from zoo.exports import example, exported, small
+from zoo.models import MODELS, SMALL, make
 
 from graphshrink import shrink
 from graphshrink.api import load
@@ -24,17 +23,6 @@ CONVOLUTIONAL = [n for n in NAMES if n != "vit"]
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def images(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    size = image_size(name)
-    seeded = torch.Generator().manual_seed(1)
-    return torch.randn(1, 3, size, size, dtype=dtype, generator=seeded)
-
-
-@cache
-def small(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return make(name, dtype, small=True)
-
-
 def error(want: torch.Tensor, got: torch.Tensor) -> float:
     """The largest error, relative to the largest output, which must not be near zero."""
     assert want.abs().max() > 0.05
@@ -42,27 +30,10 @@ def error(want: torch.Tensor, got: torch.Tensor) -> float:
     return float((want - got).abs().max() / want.abs().max())
 
 
-@pytest.fixture(scope="session")
-def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the ONNX exports of one session share."""
-    return tmp_path_factory.mktemp("zoo")
-
-
-def exported(name: str, folder: Path) -> Path:
-    """The small network as torch.onnx writes it with nothing folded."""
-    path = folder / f"{name}.onnx"
-    if not path.exists():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(small(name), (images(name),), path, dynamo=True, verbose=False,
-                              external_data=False, optimize=False)  # fmt: skip
-    return path
-
-
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_fx(name: str, dtype: torch.dtype) -> None:
-    model, image = small(name, dtype), images(name, dtype)
+    model, image = small(name, dtype), example(name, dtype)
     result = shrink(model, example_inputs=(image,))
     with torch.no_grad():
         assert error(model(image), result.model(image)) < LIMITS[dtype]
@@ -72,7 +43,7 @@ def test_fx(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_program(name: str, dtype: torch.dtype) -> None:
-    model, image = small(name, dtype), images(name, dtype)
+    model, image = small(name, dtype), example(name, dtype)
     result = shrink(torch.export.export(model, (image,)))
     with torch.no_grad():
         assert error(model(image), result.model(image)) < LIMITS[dtype]
@@ -86,7 +57,7 @@ def run(path: Path, image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx(name: str, onnx_files: Path, tmp_path: Path) -> None:
     source, target = exported(name, onnx_files), tmp_path / "out.onnx"
-    image = images(name)
+    image = example(name)
     result = shrink(source)
     result.save(target)
     first, second = run(source, image), run(target, image)
@@ -103,7 +74,7 @@ def test_onnx_in_float64(name: str, onnx_files: Path) -> None:
     Pipeline("fold-constants,prune-dead").run(before)
     after = before.clone()
     Pipeline("merge-linear,prune-dead").run(after)
-    image = images(name, torch.float64).numpy()
+    image = example(name, torch.float64).numpy()
     (want,), (got,) = evaluate(before, [image]), evaluate(after, [image])
     assert error(torch.from_numpy(want), torch.from_numpy(got)) < 1e-10
 
@@ -129,7 +100,7 @@ def normal(graph: Graph) -> str:
 @pytest.mark.parametrize("passes", ["fold-constants,prune-dead", None], ids=["before", "after"])
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_way_in_gives_the_same_graph(name: str, passes: str | None, onnx_files: Path) -> None:
-    model, image = small(name), images(name)
+    model, image = small(name), example(name)
     fx = shrink(model, passes, example_inputs=(image,)).graph
     program = shrink(torch.export.export(model, (image,)), passes).graph
     onnx = shrink(exported(name, onnx_files), passes).graph
@@ -140,7 +111,7 @@ def test_every_way_in_gives_the_same_graph(name: str, passes: str | None, onnx_f
 
 @pytest.mark.parametrize("name", NAMES)
 def test_full_size(name: str) -> None:
-    model, image = make(name), images(name)
+    model, image = make(name), example(name)
     result = shrink(model, example_inputs=(image,))
     with torch.no_grad():
         assert error(model(image), result.model(image)) < 1e-5

@@ -70,8 +70,8 @@ class GroupedUnit(nn.Module):
 def shufflenet_v1() -> nn.Module:
     """ShuffleNet v1 (Zhang et al. 2017)."""
     return nn.Sequential(
-        conv_norm(3, 24, 3, 2), GroupedUnit(24, 3), GroupedUnit(24, 3), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(1), nn.Linear(24, 10),
+        conv_norm(3, 36, 3, 2), GroupedUnit(36, 3), GroupedUnit(36, 3), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(1), nn.Linear(36, 10),
     )  # fmt: skip
 
 
