@@ -160,6 +160,23 @@ class Elements:
         return self.origins[low][0]
 
 
+def projection(grid: Ids, kept: Sequence[int]) -> Binding:
+    """The kind of a projection of a grid to some of its axes.
+
+    Columns, when these tell the innermost positions apart, else rows; innermost is the axis along which the
+    numbers of the elements change least.
+    """
+    strides = {
+        k: abs(int(grid.take([1], k).flat[0]) - int(grid.flat[0]))
+        for k in range(grid.ndim)
+        if grid.shape[k] > 1
+    }
+    if not strides:
+        return Binding.ROW
+    innermost = min(strides, key=strides.__getitem__)
+    return Binding.COLUMN if innermost in kept else Binding.ROW
+
+
 @dataclass(frozen=True, eq=False)
 class Factor:
     """Elements along some axes of one value.

@@ -51,7 +51,7 @@ from ..ops import (
 )
 from ..ops.base import axis_of
 from ..types import Dim
-from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin
+from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
 from .channel_reshape import MAX_COPIES, reshaped, runs_of
 
 BATCHED: tuple[type[Op], ...] = (
@@ -294,7 +294,7 @@ class ChannelFlow:
             # The pieces of one row stay together.
             parents = np.expand_dims(self.elements.new(shapes.pop()), along)
             for array in arrays:
-                self.elements.project(array, parents, _binding(array, rest))
+                self.elements.project(array, parents, projection(array, rest))
         ids = np.concatenate(arrays, along)
         if np.unique(ids).size < ids.size:
             # One channel occurs twice, though not as the same number: behind a ReLU in one piece, say.
@@ -505,12 +505,12 @@ class ChannelFlow:
                 self.elements.join(grid, other)
             else:
                 kept = [order.index(k) for k in use.letters]
-                self.elements.project(grid, other, _binding(grid, kept))
+                self.elements.project(grid, other, projection(grid, kept))
         for place, letter in enumerate(order):
             for why in strings.get(letter, [])[:1]:
                 shape = [n if k == place else 1 for k, n in enumerate(grid.shape)]
                 parents = self.elements.new_fixed(shape, why)
-                self.elements.project(grid, parents, _binding(grid, [place]))
+                self.elements.project(grid, parents, projection(grid, [place]))
         out = [k for k in order if k in produced.values()]
         symmetric = _symmetric(node, produced)
         rows = [order.index(k) for k in out if k not in symmetric]
@@ -518,7 +518,7 @@ class ChannelFlow:
             # What is summed up for one row stays in one row.
             shape = [n if k in rows else 1 for k, n in enumerate(grid.shape)]
             parents = self.elements.new(shape)
-            self.elements.project(grid, parents, _binding(grid, rows))
+            self.elements.project(grid, parents, projection(grid, rows))
             if len(out) == len(rows):
                 squeezed = parents.reshape([grid.shape[k] for k in rows])
                 return [(tuple(order[k] for k in rows), squeezed)]
@@ -556,19 +556,6 @@ def _arranged(use: _Use, order: Sequence[int]) -> Ids:
     )
     sizes = iter(ids.shape)
     return ids.reshape([next(sizes) if k in use.letters else 1 for k in order])
-
-
-def _binding(grid: Ids, kept: Sequence[int]) -> Binding:
-    """Whether parents over the kept axes are columns (they tell the innermost positions apart) or rows."""
-    strides = {
-        k: abs(int(grid.take([1], k).flat[0]) - int(grid.flat[0]))
-        for k in range(grid.ndim)
-        if grid.shape[k] > 1
-    }
-    if not strides:
-        return Binding.ROW
-    innermost = min(strides, key=strides.__getitem__)
-    return Binding.COLUMN if innermost in kept else Binding.ROW
 
 
 def _squeezed(factor: Factor) -> Factor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..types import Dim
-from .channel_elements import Elements, Entry, Factor
+from .channel_elements import Elements, Entry, Factor, projection
 
 MAX_COPIES = 1 << 20
 """Channels are not followed through a reshape that joins them with more than this many positions."""
@@ -125,17 +125,15 @@ def reshaped(
             entry = entries[run.first]
             if isinstance(entry, str):
                 made[run.begin] = entry
-    seen: set[int] = set()
-    for factor in entries:
-        if not isinstance(factor, Factor) or id(factor) in seen:
-            continue
-        seen.add(id(factor))
-        touched = sorted({run_of[a].first for a in factor.axes})
+    for factors in _companions(entries, run_of):
+        touched = sorted({run_of[a].first for f in factors for a in f.axes})
         stretch = [run_of[a] for a in touched]
-        reason = _obstacle(factor, stretch, entries, source)
+        reason = _obstacle(factors, stretch, source)
         if reason is not None:
-            elements.fix(factor.ids, f"{name} {reason}")
+            for factor in factors:
+                elements.fix(factor.ids, f"{name} {reason}")
             continue
+        factor = factors[0] if len(factors) == 1 else _product(elements, factors)
         axes = [a for run in stretch for a in range(run.first, run.last)]
         sizes = [_static(source[a]) for a in axes]
         ids = factor.ids
@@ -158,27 +156,49 @@ def reshaped(
     return made
 
 
+def _companions(entries: Sequence[Entry], run_of: dict[int, Run]) -> list[list[Factor]]:
+    """The factors, those together that have axes in one run."""
+    home: dict[int, list[Factor]] = {}
+    for axis, entry in enumerate(entries):
+        if not isinstance(entry, Factor) or axis != entry.axes[0]:
+            continue
+        together = [entry]
+        for other in {id(h): h for a in entry.axes if (h := home.get(run_of[a].first))}.values():
+            together += other
+        for factor in together:
+            home.update((run_of[a].first, together) for a in factor.axes)
+    return list({id(h): h for h in home.values()}.values())
+
+
+def _product(elements: Elements, factors: Sequence[Factor]) -> Factor:
+    """One grid for several factors that meet in one axis (whole heads, and dimensions that they share)."""
+    axes = sorted(a for f in factors for a in f.axes)
+    sizes = {a: n for f in factors for a, n in zip(f.axes, f.ids.shape, strict=True)}
+    grid = elements.new([sizes[a] for a in axes])
+    for factor in factors:
+        kept = [axes.index(a) for a in factor.axes]
+        parents = factor.ids.reshape([sizes[a] if a in factor.axes else 1 for a in axes])
+        elements.project(grid, parents, projection(grid, kept))
+    return Factor(tuple(axes), grid)
+
+
 def _static(dim: Dim) -> int:
     return dim if isinstance(dim, int) else -1
 
 
 def _obstacle(
-    factor: Factor, stretch: Sequence[Run], entries: Sequence[Entry], source: Sequence[Dim]
+    factors: Sequence[Factor], stretch: Sequence[Run], source: Sequence[Dim]
 ) -> str | None:
-    count = factor.ids.size
+    tracked = math.prod(f.ids.size for f in factors)
+    count = 1
     for run in stretch:
         if not run.known:
             return "reshapes it with axes of unknown size"
-        for axis in range(run.first, run.last):
-            other = entries[axis]
-            if isinstance(other, Factor) and other is not factor:
-                return "joins two axes of channels"
-            size = source[axis]
+        for size in source[run.first : run.last]:
             if not isinstance(size, int):
                 return "joins it with an axis of unknown size"
-            if axis not in factor.axes:
-                count *= size
-    if count > MAX_COPIES and count > factor.ids.size:
+            count *= size
+    if count > MAX_COPIES and (count > tracked or len(factors) > 1):
         return "joins it with too many positions to follow"
     return None
 
