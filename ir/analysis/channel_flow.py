@@ -85,7 +85,7 @@ class ChannelFlow:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.elements = Elements()
-        self._layouts: dict[Value, list[Entry] | None] = {}
+        self._layouts: dict[Value, list[Entry] | str] = {}
         self._constants: dict[tuple[Value, int, int], Ids] = {}
         self._ordered: dict[tuple[Value, int], str] = {}
 
@@ -129,8 +129,8 @@ class ChannelFlow:
             if value.data.shape[axis] == 1:
                 return None
             return Factor((axis,), self._constant(value, axis))
-        layout = self._layouts.get(value)
-        return f"the rank of %{value.name} is unknown" if layout is None else layout[axis]
+        layout = self._layouts[value]
+        return layout if isinstance(layout, str) else layout[axis]
 
     def _entries(self, value: Value) -> list[Entry]:
         return [self._entry(value, axis) for axis in range(value.type.rank or 0)]
@@ -154,16 +154,17 @@ class ChannelFlow:
         """All axes of a value keep their order."""
         shape = value.type.shape
         self._layouts[value] = (
-            None if shape is None else [None if d == 1 else reason for d in shape]
+            reason if shape is None else [None if d == 1 else reason for d in shape]
         )
 
     def _define(self, value: Value, entries: Sequence[Entry]) -> None:
-        if value.type.rank != len(entries):
-            for entry in entries:
-                self._fix(entry, f"the rank of %{value.name} is unknown")
-            self._layouts[value] = None
-        else:
+        if value.type.rank == len(entries):
             self._layouts[value] = list(entries)
+            return
+        reason = f"the rank of %{value.name} is unknown"
+        for entry in entries:
+            self._fix(entry, reason)
+        self._layouts[value] = reason
 
     # Nodes.
 
@@ -369,9 +370,8 @@ class ChannelFlow:
         for operand, value in enumerate(node.inputs):
             if value is None:
                 continue
-            rank = len(value.data.shape) if value.data is not None else value.type.rank or 0
             seen: set[int] = set()
-            for axis in range(rank):
+            for axis in self._axes(value, operand, letter_of):
                 if handled and (operand, axis) in handled:
                     continue
                 letter = letter_of.get(Axis(operand, axis))
@@ -408,6 +408,15 @@ class ChannelFlow:
             made.append(entries)
             self._define(output, entries)
         return made[0]
+
+    @staticmethod
+    def _axes(value: Value, operand: int, letter_of: dict[Axis, int]) -> Sequence[int]:
+        """The axes of an operand: all, or, where nobody knows how many, those that the node names."""
+        if value.data is not None:
+            return range(len(value.data.shape))
+        if value.type.rank is not None:
+            return range(value.type.rank)
+        return sorted(a.axis for a in letter_of if a.operand == operand)
 
     @staticmethod
     def _place(
