@@ -433,6 +433,36 @@ def layer_norm(call: Call) -> Lowered | None:
     return ir.LayerNorm(x.type.rank - len(shape), call.get(4, "eps", 1e-5)), operands
 
 
+def group_norm(call: Call) -> Lowered | None:
+    """``(x, num_groups, weight, bias, eps)``."""
+    vectors = [call.get(2, "weight"), call.get(3, "bias")]
+    return grouped(call.value(0), call.get(1, "num_groups"), vectors, call.get(4, "eps", 1e-5))
+
+
+def instance_norm(call: Call) -> Lowered | None:
+    """``(x, mean, var, weight, bias, use_input_stats, momentum, eps)``; only without running statistics."""
+    stats = (call.get(1, "running_mean"), call.get(2, "running_var"))
+    if stats != (None, None) or not call.get(5, "use_input_stats", True):
+        return None
+    vectors = [call.get(3, "weight"), call.get(4, "bias")]
+    return grouped(call.value(0), 0, vectors, call.get(7, "eps", 1e-5))
+
+
+def aten_instance_norm(call: Call) -> Lowered | None:
+    """ATen's order: ``(x, weight, bias, mean, var, use_input_stats, momentum, eps, cudnn)``."""
+    x, weight, bias, mean, var, own, _, eps, *_ = call.args
+    return instance_norm(Call((x, mean, var, weight, bias, own, 0.1, eps)))
+
+
+def grouped(x: Value, groups: Any, vectors: list[Any], epsilon: float) -> Lowered | None:
+    """Normalisation within groups of channels (0: within each)."""
+    if x.type.rank in (None, 0, 1) or (groups == 0 and x.type.rank == 2):
+        return None  # Without a batch axis, torch counts otherwise.
+    while vectors and vectors[-1] is None:
+        vectors = vectors[:-1]
+    return ir.GroupNorm(groups, epsilon), [x, *vectors]
+
+
 def matmul(call: Call) -> Lowered | None:
     """``(a, b)``."""
     a, b = call.value(0), call.value(1, "other")
@@ -486,7 +516,8 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
     "embedding": embedding, "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
-    "layer_norm": layer_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
+    "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
+    "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
     "contiguous": identity, "alias": identity, "hardsigmoid":
         lambda c: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [c.value(0)]),
 }  # fmt: skip
@@ -494,7 +525,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
 ALLOCATES = {
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
-    "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "matmul", "mean",
+    "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean",
     *(f"{k}{n}d" for n in (1, 2, 3) for k in (
         "conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool")),
 }  # fmt: skip
@@ -505,7 +536,9 @@ def call_name(target: Any) -> str:
     """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
     if isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.split("::")[1]
-        return "aten.batch_norm" if name == "batch_norm" else name.rstrip("_")
+        return f"aten.{name}" if name in _OTHER_ORDER else name.rstrip("_")
+    if target in (torch.batch_norm, torch.instance_norm):
+        return f"aten.{target.__name__}"
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if not isinstance(target, str) and not _is_torch(target):
         return ""
@@ -513,6 +546,9 @@ def call_name(target: Any) -> str:
         return _OPERATORS[target]
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
+
+_OTHER_ORDER = ("batch_norm", "instance_norm")
+"""What ATen, and ``torch`` itself, give arguments in another order than ``torch.nn.functional``."""
 
 _OPERATORS = {
     operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
@@ -572,6 +608,13 @@ def module_call(
         return gate(m, x, parameter)
     if kind is nn.Embedding:
         return None if m.max_norm is not None else embedding(Call((x, parameter("weight"))))
+    if kind is nn.GroupNorm:
+        vectors = [parameter("weight"), parameter("bias")]
+        return grouped(x, m.num_groups, vectors, m.eps)
+    if kind in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
+        if m.running_mean is not None or x.type.rank != n + 2:
+            return None
+        return grouped(x, 0, [parameter("weight"), parameter("bias")], m.eps)
     rule = _MODULES.get(kind)
     return rule(m, x) if rule is not None else None
 

@@ -95,6 +95,19 @@ def _layer_norm(s: Site) -> Lowered | None:
     return ir.LayerNorm(axis, s.number("epsilon", 1e-5)), s.inputs
 
 
+def _instance_norm(s: Site) -> Lowered | None:
+    if s.type().rank is None or s.type().rank in (0, 1):
+        return None
+    return ir.GroupNorm(0, s.number("epsilon", 1e-5)), s.inputs
+
+
+def _group_norm(s: Site) -> Lowered | None:
+    # Before opset 21 the vectors had one number a group.
+    if s.opset < 21 or s.type().rank in (None, 0, 1) or s.attribute("stash_type", 1) != 1:
+        return None
+    return ir.GroupNorm(s.attribute("num_groups"), s.number("epsilon", 1e-5)), s.inputs
+
+
 def _cast(s: Site) -> Lowered | None:
     to = dtype_of(s.attribute("to", 0))
     plain = to is not None and (to.bits >= 16 or to in (DType.I8, DType.U8, DType.BOOL))
@@ -124,9 +137,11 @@ RULES: dict[str, Rule] = {
     "Dropout": _dropout,
     "Elu": _activation("elu", ("alpha", 1.0)),
     "Gelu": _gelu,
+    "GroupNormalization": _group_norm,
     "HardSigmoid": _activation("hard_sigmoid", ("alpha", 0.2), ("beta", 0.5)),
     "HardSwish": _activation("hard_swish"),
     "Identity": _identity,
+    "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": _activation("leaky_relu", ("alpha", 0.01)),
     "Mish": _activation("mish"),

@@ -10,14 +10,27 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..ir import Activation, Graph, Linear, Mul, Node, Op, Opaque, Rewriter, Scale, Value
+from ..ir import (
+    Activation,
+    Graph,
+    GroupNorm,
+    Linear,
+    Mul,
+    Node,
+    Op,
+    Opaque,
+    Reshape,
+    Rewriter,
+    Scale,
+    Value,
+)
 
 Combine = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
 """Makes one origin from the origins of the parts, the host inputs and the host outputs."""
 
 
 def raise_patterns(graph: Graph, combine: Combine) -> None:
-    """Raise SiLU, GELU (erf), HardSwish and the bias of a dense layer, in place.
+    """Raise SiLU, GELU (erf), HardSwish, group norms and the bias of a dense layer, in place.
 
     Args:
         graph: A freshly imported graph.
@@ -169,7 +182,56 @@ def _bias(node: Node) -> Found | None:
     return Linear(), [*linear.inputs[:2], shift], [linear]
 
 
+def _group_norm(node: Node) -> Found | None:
+    """Groups of channels that are normalised as one channel each, and the shape as it was."""
+    norm = _producer(node.inputs[0])
+    if norm is None or not isinstance(norm.op, GroupNorm) or norm.op.groups:
+        return None
+    split = _producer(norm.inputs[0])
+    if split is None or not isinstance(split.op, Reshape) or split.inputs[0] is None:
+        return None
+    x, parts = split.inputs[0], split.output.type
+    groups = parts.dim(1)
+    if groups is None or x.type.rank is None or x.type.rank < 2 or parts.rank != 3:
+        return None
+    # One batch axis, channels cut into groups, and all the rest with them.
+    if x.type != node.output.type or x.type.shape is None or parts.shape is None:
+        return None
+    if parts.shape[0] is None or parts.shape[0] != x.type.shape[0]:
+        return None
+    if (x.type.dim(1) or 1) % groups:
+        return None
+    for index, wanted in ((1, 1.0), (2, 0.0)):
+        vector = norm.input(index)
+        if vector is not None and not _all(vector, wanted):
+            return None
+    return GroupNorm(groups, norm.op.epsilon), [x], [split, norm]
+
+
+def _all(value: Value, wanted: float) -> bool:
+    return value.data is not None and bool((value.data.float64() == wanted).all())
+
+
+def _group_affine(node: Node) -> Found | None:
+    """A group norm, and a scale or shift for each channel."""
+    norm = _producer(node.inputs[0])
+    if norm is None or not isinstance(norm.op, GroupNorm) or not isinstance(node.op, Scale):
+        return None
+    rank, scale, shift = norm.output.type.rank, norm.input(1), norm.input(2)
+    if rank is None or node.op.axis % rank != 1 or shift is not None:
+        return None
+    if scale is not None and node.input(1) is not None:
+        return None
+    vectors = [scale if scale is not None else node.input(1), node.input(2)]
+    if any(v is not None and v.type.dim(0) != norm.output.type.dim(1) for v in vectors):
+        return None
+    while vectors[-1] is None:
+        vectors.pop()
+    return norm.op, [norm.inputs[0], *vectors], [norm]
+
+
 _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
     Mul: (_gated, _gelu),
-    Scale: (_bias, _gelu_halved),
+    Reshape: (_group_norm,),
+    Scale: (_group_affine, _bias, _gelu_halved),
 }

@@ -285,7 +285,7 @@ _STATED = ("val", "tensor_meta", "example_value")
 
 _ALLOCATING = (
     ir.Conv, ir.ConvTranspose, ir.Linear, ir.Scale, ir.Add, ir.Sub, ir.Mul, ir.Div, ir.MatMul,
-    ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
+    ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.GroupNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
     ir.GlobalAveragePool,
 )  # fmt: skip
 
@@ -568,6 +568,30 @@ def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
     return e.call(F.layer_norm, e._value(x), shape, *rest, op.epsilon)
 
 
+def _group_norm(e: _Emitter, node: Node, op: ir.GroupNorm) -> fx.Node:
+    x, given = _first(node), e.weights(node)
+    n = (x.type.rank or 0) - 2
+    if given is not None and given[1] is not None and (op.groups or n in _INSTANCE_NORMS):
+        size = given[0].shape[0]
+        rest: dict[str, Any] = {"device": "meta", "dtype": _DTYPES[given[0].dtype]}
+        made: nn.Module
+        if op.groups:
+            made = nn.GroupNorm(op.groups, size, op.epsilon, **rest)
+        else:
+            made = _INSTANCE_NORMS[n](size, op.epsilon, affine=True, **rest)
+        e.fill(made, *given)
+        return e.module(node, made, e._value(x))
+    weight, bias = (e._value(v) if v is not None else None for v in (node.input(1), node.input(2)))
+    if op.groups:
+        return e.call(F.group_norm, e._value(x), op.groups, weight, bias, op.epsilon)
+    return e.call(F.instance_norm, e._value(x), weight=weight, bias=bias, eps=op.epsilon)
+
+
+_INSTANCE_NORMS: dict[int, Any] = {
+    1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d,
+}  # fmt: skip
+
+
 def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
     return e.call(torch.cat, [e._value(v) for v in node.inputs if v is not None], op.axis)
 
@@ -575,7 +599,7 @@ def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
     ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
-    ir.Embedding: _embedding, ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.Identity: _identity,
+    ir.Embedding: _embedding, ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.GroupNorm: _group_norm, ir.Identity: _identity,
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
     ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
     ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),

@@ -12,7 +12,16 @@ from onnx import NodeProto, helper
 
 from .. import ir
 from ..frontends.onnx_tensors import code_of
-from ..ir import ArrayTensor, DerivedTensor, DType, LazyTensor, ModelError, Node, Tensor
+from ..ir import (
+    ArrayTensor,
+    DerivedTensor,
+    DType,
+    LazyTensor,
+    ModelError,
+    Node,
+    SplatTensor,
+    Tensor,
+)
 
 NEWEST_OPSET = 23
 """The opset of models that are made here from nothing; onnxruntime runs it."""
@@ -346,6 +355,44 @@ def _softmax(s: Speller, op: ir.Softmax) -> None:
     s.emit("Transpose", [soft], s.outputs[0], perm=perm)
 
 
+def _group_norm(s: Speller, op: ir.GroupNorm) -> None:
+    x = s.node.inputs[0]
+    assert x is not None
+    channels = x.type.dim(1)
+    whole = op.groups == 0 or s.opset >= 21
+    size = channels if whole else op.groups
+    given = [s.inputs[i] if len(s.inputs) > i else "" for i in (1, 2)]
+    vectors = []
+    for index, (name, hint) in enumerate(zip(given, ("ones", "zeros"), strict=True)):
+        if name and whole:
+            vectors.append(name)
+        elif size is None:
+            raise ModelError(f"{s.node.name}: GroupNorm of unknown size has no ONNX spelling")
+        else:
+            plain = SplatTensor((size,), s.dtype, 1.0 - index)
+            vectors.append(s.new_constant(plain, hint))
+    if whole:
+        attrs: dict[str, Any] = {"epsilon": op.epsilon}
+        kind = "InstanceNormalization"
+        if op.groups:
+            kind, attrs["num_groups"] = "GroupNormalization", op.groups
+        s.emit(kind, [s.inputs[0], *vectors], s.outputs[0], **attrs)
+        return
+    # Each group as one channel, then the vectors.
+    rank = x.type.rank
+    if rank is None:
+        raise ModelError(f"{s.node.name}: GroupNorm of unknown rank has no ONNX spelling")
+    flat = s.emit("Reshape", [s.inputs[0], s.ints((0, op.groups, -1), "groups")])
+    flat = s.emit("InstanceNormalization", [flat, *vectors], epsilon=op.epsilon)
+    shape = s.emit("Shape", [s.inputs[0]])
+    left = [(kind, name) for kind, name in zip(("Mul", "Add"), given, strict=True) if name]
+    made = s.emit("Reshape", [flat, shape], None if left else s.outputs[0])
+    for number, (kind, name) in enumerate(left):
+        last = number == len(left) - 1
+        wide = s.emit("Reshape", [name, s.ints((1, -1, *[1] * (rank - 2)), "wide")])
+        made = s.emit(kind, [made, wide], s.outputs[0] if last else None)
+
+
 def _layer_norm(s: Speller, op: ir.LayerNorm) -> None:
     scale = s.inputs[1] if len(s.inputs) > 1 else ""
     shift = s.inputs[2] if len(s.inputs) > 2 else ""
@@ -467,6 +514,7 @@ _RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
     ir.Flatten: _plain("Flatten", axis="axis"),
     ir.Gate: _gate,
     ir.GlobalAveragePool: _plain("GlobalAveragePool"),
+    ir.GroupNorm: _group_norm,
     ir.Identity: _plain("Identity"),
     ir.LayerNorm: _layer_norm,
     ir.Linear: _linear,

@@ -221,9 +221,10 @@ TRAPS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 PARTS: dict[str, list[tuple[int, int]]] = {
     # The eight channels must stay.
-    "LocalResponse": [], "Best": [], "Returned": [], "Grouped": [], "Instance": [],
+    "LocalResponse": [], "Best": [], "Returned": [],
     # A shuffle is only a renaming; the rest follows pieces, halves and pairs.
     "Shuffle": [(8, 1)], "Roll": [(2, 1), (6, 1)], "HandGrouped": [(2, 4), (4, 1), (4, 1)],
+    "Grouped": [(2, 4), (4, 1), (4, 1)], "Instance": [(8, 1)],
     "Sliced": [(2, 1), (2, 1), (3, 1)], "Chunked": [(4, 1), (4, 1)], "HalfSwap": [(4, 2)],
     "Slopes": [(8, 1)], "Twice": [(8, 1)], "Shared": [(8, 1)], "Collision": [(8, 1), (8, 1)],
     "Tied": [(8, 1), (8, 1)], "Rotary": [(4, 1), (4, 1), (4, 1), (12, 1)],

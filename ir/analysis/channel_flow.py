@@ -28,6 +28,7 @@ from ..ops import (
     Flatten,
     Gate,
     GlobalAveragePool,
+    GroupNorm,
     Identity,
     LayerNorm,
     Linear,
@@ -55,7 +56,7 @@ from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin, pro
 from .channel_reshape import MAX_COPIES, reshaped, runs_of
 
 BATCHED: tuple[type[Op], ...] = (
-    Activation, Add, Cast, Concat, Div, Embedding, Gate, GlobalAveragePool, Identity, LayerNorm, Linear, MatMul, Mul,
+    Activation, Add, Cast, Concat, Div, Embedding, Gate, GlobalAveragePool, GroupNorm, Identity, LayerNorm, Linear, MatMul, Mul,
     PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
 )  # fmt: skip
 """Ops that are an einsum in their ties, so that tied axes may also move jointly: element ``(h, d)`` of a grid
@@ -179,6 +180,8 @@ class ChannelFlow:
             self._cut(node, op, first)
         elif isinstance(op, Concat):
             self._concat(node, op)
+        elif isinstance(op, GroupNorm) and first is not None:
+            self._group_norm(node, op, first)
         else:
             ties = op.channels(node.input_types)
             if ties is not None:
@@ -307,7 +310,24 @@ class ChannelFlow:
             ids = copies
         return Factor(axes, ids)
 
-    # Grouped convolutions.
+    # Groups of channels.
+
+    def _group_norm(self, node: Node, op: GroupNorm, x: Value) -> None:
+        ties = op.channels(node.input_types)
+        entry = self._entry(x, 1) if x.type.rank else None
+        joint = isinstance(entry, Factor) and (
+            len(entry.axes) > 1 or entry.ids.size % max(op.groups, 1) != 0
+        )
+        if ties is None or (joint and op.groups > 1):
+            self._barrier(node)
+            return
+        if not any(Axis(0, 1) in tie for tie in ties):
+            if isinstance(entry, Factor):
+                parents = self.elements.new((op.groups, 1))
+                self.elements.project(entry.ids.reshape(op.groups, -1), parents, Binding.ROW)
+            channels = frozenset(Axis(o, a) for o, a in op.channel_axes(node.input_types))
+            ties = (*ties, channels)
+        self._tied(node, ties)
 
     def _grouped(self, node: Node, op: Conv | ConvTranspose) -> None:
         x, w, bias = node.inputs[0], node.inputs[1], node.input(2)
@@ -553,6 +573,8 @@ def _symmetric(node: Node, produced: dict[int, int]) -> set[int]:
         axes = [axis_of(op.axis, rank)]
     elif isinstance(op, LayerNorm):
         axes = list(range(axis_of(op.axis, rank), rank))
+    elif isinstance(op, GroupNorm):
+        axes = list(range(1 if op.groups == 1 else 2, rank))
     else:
         return set()
     return {produced[a] for a in axes if a in produced}

@@ -28,6 +28,7 @@ from .linear import (
     Pad,
     Scale,
 )
+from .norm import GroupNorm
 from .opaque import Opaque
 from .shape import (
     REDUCTIONS,
@@ -45,7 +46,7 @@ from .shape import (
 
 __all__ = [
     "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
-    "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "Identity", "InferenceError", "LayerNorm",
+    "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "GroupNorm", "Identity", "InferenceError", "LayerNorm",
     "Linear", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
     "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
 ]  # fmt: skip

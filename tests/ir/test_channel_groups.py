@@ -11,6 +11,7 @@ from graphshrink.ir.analysis import ChannelGroups, channel_groups
 from graphshrink.ir.analysis.channel_reshape import Run, runs_of
 from support.evaluate import evaluate
 from support.permutations import permute_all
+from support.work import work
 
 CONV = ir.Conv((1, 1), (1, 1, 1, 1), (1, 1))
 POINT = ir.Conv((1, 1), (0, 0, 0, 0), (1, 1))
@@ -261,3 +262,46 @@ def test_norm_over_the_dimensions_of_each_head() -> None:
     # The scale is shared by the heads: a dimension moves in all of them, or whole heads do.
     assert sizes(found, "q.w", 0) == sizes(found, "out.w", 1) == [(4, 3), (3, 4)]
     assert sizes(found, "scale", 0) == [(4, 1)]
+
+
+def residual_chain(blocks: int) -> Graph:
+    b = Builder(1, 3, 2, 2)
+    x = b.point(b.x, 4, "stem")
+    for _ in range(blocks):
+        x = b(ir.Add(), x, b.point(b(ir.Activation("relu"), b.point(x, 4, "up")), 4, "down"))
+    b.graph.add_output(x)
+    return b.graph
+
+
+def test_work_grows_with_the_graph() -> None:
+    few, many = residual_chain(50), residual_chain(200)
+    assert work(lambda: channel_groups(many)) < 4.4 * work(lambda: channel_groups(few))
+
+
+def test_group_norm() -> None:
+    b = Builder(2, 3, 4, 4)
+    y = b(
+        ir.GroupNorm(2),
+        b.point(b.x, 8, "p"),
+        b.constant(8, name="scale"),
+        b.constant(8, name="shift"),
+    )
+    found = b.check(b.point(y, 2, "head"))
+    # Within a group, and the groups as they are.
+    for name, axis in (("p.w", 0), ("scale", 0), ("shift", 0), ("head.w", 1)):
+        assert sizes(found, name, axis) == [(4, 1), (4, 1), (2, 4)]
+
+
+def test_unknown_ranks_and_sizes_are_fixed() -> None:
+    b = Builder("n", 3, "h", "w")
+    x = b.point(b.x, 4, "p")
+    (y,) = b.graph.append(ir.Opaque("k"), [b.x], types=[TensorType(DType.F64)]).outputs
+    (z,) = b.graph.append(ir.Opaque("k"), [b.x], types=[TensorType(DType.F64, (None,) * 4)]).outputs
+    found = b.check(
+        b(POINT, y, b.constant(2, 4, 1, 1, name="unranked")),
+        b(POINT, b(ir.Add(), x, z), b.constant(2, 4, 1, 1, name="unsized")),
+        b(ir.Flatten(1), x),
+    )
+    assert not found.groups
+    assert "fixed order" in reason(found, "unranked", 1)
+    assert found.fixed

@@ -194,6 +194,13 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             y = torch.softmax(x, op.axis)
         case ir.LayerNorm():
             y = F.layer_norm(x, x.shape[op.axis :], second, third, op.epsilon)
+        case ir.GroupNorm():
+            groups = op.groups or x.shape[1]
+            parts = x.reshape(x.shape[0], groups, -1)
+            spread = parts.var(2, unbiased=False, keepdim=True) + op.epsilon
+            y = ((parts - parts.mean(2, keepdim=True)) / spread.sqrt()).reshape(x.shape)
+            y = y if second is None else y * _along(second, x.ndim, 1)
+            y = y if third is None else y + _along(third, x.ndim, 1)
         case ir.MatMul():
             y = torch.matmul(x, second)
         case ir.Reshape():

@@ -100,7 +100,9 @@ def elementwise(draw: Any) -> Site:
     x = _shape(draw)
     axis = draw(st.integers(-len(x), len(x) - 1))
     kind = draw(
-        st.sampled_from(["act", "binary", "scale", "prelu", "gate", "softmax", "norm", "same"])
+        st.sampled_from(
+            ["act", "binary", "scale", "prelu", "gate", "softmax", "norm", "group", "same"]
+        )
     )
     match kind:
         case "act":
@@ -129,6 +131,12 @@ def elementwise(draw: Any) -> Site:
             ]
         case "softmax":
             return ir.Softmax(axis), [x]
+        case "group":
+            groups, each = draw(st.integers(0, 3)), draw(st.integers(1, 3))
+            wide = (*x[:1], max(groups, 1) * each, *x[1:])
+            vector = wide[1:2]
+            given = draw(st.sampled_from([[], [vector], [vector, vector], [None, vector]]))
+            return ir.GroupNorm(groups, 0.1), [wide, *given]
         case "norm":
             tail = x[axis % len(x) :]
             given = draw(st.sampled_from([[], [tail], [tail, tail], [None, tail]]))
