@@ -95,6 +95,22 @@ def _layer_norm(s: Site) -> Lowered | None:
     return ir.LayerNorm(axis, s.number("epsilon", 1e-5)), s.inputs
 
 
+def _lstm(s: Site) -> Lowered | None:
+    # Other activations, clipping, coupled gates and peepholes are left alone.
+    if (
+        s.attribute("layout", 0)
+        or s.flag("input_forget")
+        or len(s.inputs) < 3
+        or s.input(7) is not None
+    ):
+        return None
+    hidden, w = s.attribute("hidden_size"), s.type(1)
+    direction = s.text("direction", "forward")
+    if hidden is None or not 1 <= s.outputs <= 3 or s.type().rank != 3 or w.rank != 3:
+        return None
+    return ir.Lstm(hidden, direction, s.outputs), s.inputs[:7]
+
+
 def _instance_norm(s: Site) -> Lowered | None:
     if s.type().rank is None or s.type().rank in (0, 1):
         return None
@@ -143,6 +159,7 @@ RULES: dict[str, Rule] = {
     "Identity": _identity,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
+    "LSTM": _lstm,
     "LeakyRelu": _activation("leaky_relu", ("alpha", 0.01)),
     "Mish": _activation("mish"),
     "PRelu": _prelu,

@@ -98,7 +98,7 @@ class _Order:
             raise GraphError(f"%{value.name} is no constant: find its channel groups again")
         self.value, self.data = value, value.data
         self.axes: dict[int, Ids] = {}
-        self.inner: Ids | None = None
+        self.inner: dict[int, Ids] = {}
 
     def permute(self, placements: Sequence[Placement], permutation: Ids) -> None:
         """Apply one more permutation after those that came before."""
@@ -115,28 +115,28 @@ class _Order:
                 self._blocks(step, placement)
 
     def _blocks(self, step: Ids, placement: Placement) -> None:
-        """Axis 1 of a grouped weight; whole blocks move by the placement on axis 0."""
-        if placement.axis != 1:
-            raise GraphError(f"%{self.value.name}: blocks lie along axis 1, not {placement.axis}")
-        size = self.data.shape[1]
+        """An axis that differs from block to block; whole blocks move by the placement on axis 0."""
+        axis = placement.axis
+        size = self.data.shape[axis]
         step = step.reshape(placement.blocks, size)
-        if self.inner is None:
-            self.inner = np.tile(np.arange(size, dtype=np.int64), (placement.blocks, 1))
+        inner = self.inner.get(axis)
+        if inner is None:
+            inner = np.tile(np.arange(size, dtype=np.int64), (placement.blocks, 1))
         # Block j now holds what block ``source[j]`` held, whose channels were in an order of their own.
         source = step[:, 0] // size
-        self.inner = np.take_along_axis(self.inner[source], step % size, 1)
+        self.inner[axis] = np.take_along_axis(inner[source], step % size, 1)
 
     def tensor(self) -> Tensor:
         """The reordered constant."""
-        data, axes, inner = self.data, dict(self.axes), self.inner
+        data, axes, inner = self.data, dict(self.axes), dict(self.inner)
 
         def moved(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
             for axis, order in axes.items():
                 array = array.take(order, axis)
-            if inner is not None:
-                rows = np.repeat(inner, array.shape[0] // len(inner), 0)
-                rows = rows.reshape(*rows.shape, *[1] * (array.ndim - 2))
-                array = np.take_along_axis(array, rows, 1)
+            for axis, orders in inner.items():
+                rows = np.repeat(orders, array.shape[0] // len(orders), 0)
+                wide = [n if a in (0, axis) else 1 for a, n in enumerate(array.shape)]
+                array = np.take_along_axis(array, rows.reshape(wide), axis)
             return array
 
         if isinstance(data, DerivedTensor):

@@ -393,6 +393,12 @@ def _group_norm(s: Speller, op: ir.GroupNorm) -> None:
         made = s.emit(kind, [made, wide], s.outputs[0] if last else None)
 
 
+def _lstm(s: Speller, op: ir.Lstm) -> None:
+    made = helper.make_node("LSTM", list(s.inputs), list(s.outputs), hidden_size=op.hidden)
+    made.attribute.append(helper.make_attribute("direction", op.direction))
+    s.made.append(made)
+
+
 def _layer_norm(s: Speller, op: ir.LayerNorm) -> None:
     scale = s.inputs[1] if len(s.inputs) > 1 else ""
     shift = s.inputs[2] if len(s.inputs) > 2 else ""
@@ -517,6 +523,7 @@ _RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
     ir.GroupNorm: _group_norm,
     ir.Identity: _plain("Identity"),
     ir.LayerNorm: _layer_norm,
+    ir.Lstm: _lstm,
     ir.Linear: _linear,
     ir.MatMul: _plain("MatMul"),
     ir.MaxPool: _max_pool,

@@ -47,8 +47,8 @@ class Origin:
     Attributes:
         value: The constant; ``None`` for elements that only bind others.
         axis: The axis.
-        blocks: More than 1 for the weight of a grouped convolution, whose axis 1 means other channels in
-            every block of rows (axis 0): its elements are counted through (blocks, size of the axis).
+        blocks: More than 1 where the axis means other channels in every block of rows (axis 0), as in the
+            weight of a grouped convolution: its elements are counted through (blocks, size of the axis).
     """
 
     value: Value | None = None

@@ -8,72 +8,35 @@ their order, with a reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..graph import Graph, Node, Value
 from ..ops import (
-    Activation,
-    Add,
     Axis,
-    Cast,
     Concat,
     Conv,
     ConvTranspose,
-    Div,
-    Embedding,
     Flatten,
-    Gate,
-    GlobalAveragePool,
     GroupNorm,
-    Identity,
-    LayerNorm,
-    Linear,
-    MatMul,
-    Mul,
-    Op,
-    Pad,
-    PRelu,
-    Reduce,
+    Lstm,
     Reshape,
-    Scale,
     Select,
     Slice,
-    Softmax,
     Split,
-    Squeeze,
-    Sub,
     Tie,
-    Transpose,
-    Unsqueeze,
 )
 from ..ops.base import axis_of
 from ..types import Dim
 from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
-from .channel_reshape import MAX_COPIES, reshaped, runs_of
-
-BATCHED: tuple[type[Op], ...] = (
-    Activation, Add, Cast, Concat, Div, Embedding, Gate, GlobalAveragePool, GroupNorm, Identity, LayerNorm, Linear, MatMul, Mul,
-    PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
-)  # fmt: skip
-"""Ops that are an einsum in their ties, so that tied axes may also move jointly: element ``(h, d)`` of a grid
-to ``(h', d')``, not only row by row."""
+from .channel_letters import Use, joint_letters
+from .channel_reshape import reshaped, runs_of
 
 
 def is_folded(node: Node) -> bool:
     """Whether all results are known constants: the node binds nothing, its readers see constants."""
     return bool(node.outputs) and all(v.data is not None for v in node.outputs)
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A factor that a node reads: its letters, in the order of the factor's axes."""
-
-    factor: Factor
-    letters: tuple[int, ...]
 
 
 class ChannelFlow:
@@ -182,6 +145,8 @@ class ChannelFlow:
             self._concat(node, op)
         elif isinstance(op, GroupNorm) and first is not None:
             self._group_norm(node, op, first)
+        elif isinstance(op, Lstm) and first is not None:
+            self._lstm(node, op, first)
         else:
             ties = op.channels(node.input_types)
             if ties is not None:
@@ -371,6 +336,74 @@ class ChannelFlow:
         made[1] = Factor((1,), makes.reshape(-1)) if makes.size > 1 else None
         self._define(node.output, made)
 
+    # Recurrent layers.
+
+    def _lstm(self, node: Node, op: Lstm, x: Value) -> None:
+        weights = [node.input(i) for i in (1, 2, 3)]
+        if x.type.rank != 3 or any(v is not None and v.data is None for v in weights):
+            self._barrier(node)
+            return
+        what = f"{node.name} (Lstm)"
+        d, n = op.directions, op.hidden
+        state = self.elements.new((d, 1, n))
+        if d > 1:
+            ways = self.elements.new_fixed((d, 1, 1), f"{what} reads forwards and backwards")
+            self.elements.project(state, ways, Binding.ROW)
+        # Both weights have four gates in their rows, the bias has eight; the state comes back in r.
+        for value, axis, gates in zip(
+            (*weights, weights[1]), (1, 1, 1, 2), (4, 4, 8, 1), strict=True
+        ):
+            if value is not None:
+                ids = self._constant(value, axis, d).reshape(d, gates, n)
+                self.elements.join(np.broadcast_to(state, ids.shape), ids)
+        for index in (5, 6):
+            start = node.input(index)
+            if start is not None:
+                self._start_state(start, state, what)
+        w = weights[0]
+        assert w is not None
+        self._bind(self._entry(x, 2), self._entry(w, 2), what)
+        for axis in (0, 1):
+            self._fix_axis(x, axis, f"{what} keeps the order of axis {axis}")
+        for output, axes in zip(node.outputs, ((1, 3), (0, 2), (0, 2)), strict=False):
+            shape = output.type.shape or ()
+            made: list[Entry] = [
+                None if s == 1 else f"{what} makes axis {a} in a fixed order"
+                for a, s in enumerate(shape)
+            ]
+            result = _squeezed(Factor(axes, state.reshape(d, n)))
+            for axis in result.axes:
+                made[axis] = result
+            self._define(output, made)
+
+    def _start_state(self, start: Value, state: Ids, what: str) -> None:
+        d = len(state)
+        if start.data is not None:
+            self.elements.join(self._constant(start, 2, d).reshape(state.shape), state)
+            return
+        entry = (
+            self._entry(start, 2)
+            if start.type.rank == 3
+            else f"the rank of %{start.name} is unknown"
+        )
+        if isinstance(entry, Factor) and entry.ids.size == state.size:
+            self.elements.join(entry.ids.reshape(state.shape), state)
+        elif entry is not None:
+            why = entry if isinstance(entry, str) else f"{what} starts both ways alike"
+            self._fix(entry, why)
+            self.elements.fix(state, why)
+        self._fix_axis(start, 1, f"{what} keeps the order of axis 1")
+
+    def _bind(self, a: Entry, b: Entry, what: str) -> None:
+        """Two axes move together, or not at all."""
+        whole = [e for e in (a, b) if isinstance(e, Factor) and len(e.axes) == 1]
+        if len(whole) == 2 and whole[0].ids.size == whole[1].ids.size:
+            self.elements.join(whole[0].ids, whole[1].ids)
+            return
+        known = next((e for e in (a, b) if isinstance(e, str)), f"{what} reads reshaped channels")
+        for entry in (a, b):
+            self._fix(entry, known)
+
     # Ops that tie axes.
 
     def _tied(
@@ -386,7 +419,7 @@ class ChannelFlow:
         what = f"{node.name} ({node.op.name})"
         letter_of = {axis: k for k, tie in enumerate(ties) for axis in tie}
         strings: dict[int, list[str]] = {}
-        uses: list[_Use] = []
+        uses: list[Use] = []
         for operand, value in enumerate(node.inputs):
             if value is None:
                 continue
@@ -406,12 +439,12 @@ class ChannelFlow:
                     letters = [letter_of.get(Axis(operand, a)) for a in entry.axes]
                     known = tuple(k for k in letters if k is not None)
                     if len(known) == len(letters):
-                        uses.append(_Use(entry, known))
+                        uses.append(Use(entry, known))
                     else:
                         self._fix(entry, f"{what} keeps the order of one of its axes")
                         for k in known:
                             strings.setdefault(k, []).append(f"{what} reads it in a fixed order")
-        results = self._letters(node, what, uses, strings)
+        results = joint_letters(self.elements, node, what, uses, strings)
         made: list[list[Entry]] = []
         for number, output in enumerate(node.outputs):
             entries: list[Entry] = [
@@ -456,137 +489,6 @@ class ChannelFlow:
             factor = Factor(tuple(sorted(axes)), found.transpose(order))
             for axis in axes:
                 entries[axis] = factor
-
-    def _letters(
-        self, node: Node, what: str, uses: Sequence[_Use], strings: dict[int, list[str]]
-    ) -> list[tuple[tuple[int, ...], Ids | str]]:
-        """For each set of letters that belong together, the elements of the result or why there are none."""
-        home: dict[int, int] = {}
-
-        def find(letter: int) -> int:
-            while home.setdefault(letter, letter) != letter:
-                letter = home[letter]
-            return letter
-
-        for use in uses:
-            for letter in use.letters:
-                home[find(letter)] = find(use.letters[0])
-        for letter in strings:
-            find(letter)
-        members: dict[int, list[int]] = {}
-        for letter in sorted(home):
-            members.setdefault(find(letter), []).append(letter)
-        found: list[tuple[tuple[int, ...], Ids | str]] = []
-        for root, letters in members.items():
-            mine = [u for u in uses if find(u.letters[0]) == root]
-            if len(letters) == 1:
-                result = self._single(mine, strings.get(letters[0], []), what)
-                found.append((tuple(letters), result))
-            else:
-                found += self._grid(node, what, letters, mine, strings)
-        return found
-
-    def _single(self, uses: Sequence[_Use], strings: Sequence[str], what: str) -> Ids | str:
-        if not uses:
-            return strings[0]
-        first = uses[0].factor.ids
-        sizes = {u.factor.ids.size for u in uses}
-        if strings or len(sizes) != 1:
-            why = strings[0] if strings else f"{what} reads sizes that disagree"
-            for use in uses:
-                self.elements.fix(use.factor.ids, why)
-            return why
-        for use in uses[1:]:
-            self.elements.join(first, use.factor.ids)
-        return first
-
-    def _grid(
-        self,
-        node: Node,
-        what: str,
-        letters: Sequence[int],
-        uses: Sequence[_Use],
-        strings: dict[int, list[str]],
-    ) -> list[tuple[tuple[int, ...], Ids | str]]:
-        lead = max(uses, key=lambda u: len(u.letters))
-        pairs = [p for u in uses for p in zip(u.letters, u.factor.ids.shape, strict=True)]
-        sizes = dict(pairs)
-        agree = all(sizes[k] == n for k, n in pairs)
-        covers = len(lead.letters) == len(letters)
-        small = math.prod(sizes.values()) <= MAX_COPIES
-        if not isinstance(node.op, BATCHED) or not agree or not (covers or small):
-            why = f"{what} reads reshaped channels in a fixed order"
-            for use in uses:
-                self.elements.fix(use.factor.ids, why)
-            return [(tuple(letters), why)]
-        produced = {a.axis: k for k, a in _output_letters(node)}
-        grid, order = lead.factor.ids, lead.letters
-        if not covers:
-            # No operand has all letters (heads and positions, heads and dimensions): their product does.
-            order = tuple(dict.fromkeys([produced[a] for a in sorted(produced)] + list(letters)))
-            order = tuple(k for k in order if k in sizes)
-            grid = self.elements.new([sizes[k] for k in order])
-        for use in uses:
-            if use is lead and covers:
-                continue
-            other = _arranged(use, order)
-            if len(use.letters) == len(order):
-                self.elements.join(grid, other)
-            else:
-                kept = [order.index(k) for k in use.letters]
-                self.elements.project(grid, other, projection(grid, kept))
-        for place, letter in enumerate(order):
-            for why in strings.get(letter, [])[:1]:
-                shape = [n if k == place else 1 for k, n in enumerate(grid.shape)]
-                parents = self.elements.new_fixed(shape, why)
-                self.elements.project(grid, parents, projection(grid, [place]))
-        out = [k for k in order if k in produced.values()]
-        symmetric = _symmetric(node, produced)
-        rows = [order.index(k) for k in out if k not in symmetric]
-        if 0 < len(rows) < len(order):
-            # What is summed up for one row stays in one row.
-            shape = [n if k in rows else 1 for k, n in enumerate(grid.shape)]
-            parents = self.elements.new(shape)
-            self.elements.project(grid, parents, projection(grid, rows))
-            if len(out) == len(rows):
-                squeezed = parents.reshape([grid.shape[k] for k in rows])
-                return [(tuple(order[k] for k in rows), squeezed)]
-        if len(out) == len(order):
-            return [(tuple(order), grid)]
-        if not out:
-            return []
-        # Summed along one axis, and normalised along another: no op does that.
-        self.elements.fix(grid, f"{what} reads reshaped channels in a fixed order")
-        return [(tuple(out), f"{what} makes them in a fixed order")]
-
-
-def _output_letters(node: Node) -> list[tuple[int, Axis]]:
-    """The letters of the first result."""
-    ties = node.op.channels(node.input_types) or ()
-    return [(k, axis) for k, tie in enumerate(ties) for axis in tie if axis.operand == -1]
-
-
-def _symmetric(node: Node, produced: dict[int, int]) -> set[int]:
-    """Letters that are summed up although the result has them: where it normalises."""
-    op, rank = node.op, node.output.type.rank or 0
-    if isinstance(op, Softmax):
-        axes = [axis_of(op.axis, rank)]
-    elif isinstance(op, LayerNorm):
-        axes = list(range(axis_of(op.axis, rank), rank))
-    elif isinstance(op, GroupNorm):
-        axes = list(range(1 if op.groups == 1 else 2, rank))
-    else:
-        return set()
-    return {produced[a] for a in axes if a in produced}
-
-
-def _arranged(use: _Use, order: Sequence[int]) -> Ids:
-    """A factor's elements with its axes in the order of the grid's letters, size 1 where it has none."""
-    ids = use.factor.ids.transpose(
-        sorted(range(len(use.letters)), key=lambda k: order.index(use.letters[k]))
-    )
-    sizes = iter(ids.shape)
-    return ids.reshape([next(sizes) if k in use.letters else 1 for k in order])
 
 
 def _squeezed(factor: Factor) -> Factor:

@@ -44,8 +44,8 @@ class Placement:
         value: The constant.
         axis: The axis.
         positions: Indices along the axis, of shape (units, channels a unit): row ``i`` is unit ``i``.
-        blocks: More than 1 for axis 1 of a grouped convolution's weight, whose channels differ from one
-            block of rows (axis 0) to the next: index ``p`` is then channel ``p % size`` in block ``p // size``.
+        blocks: More than 1 where the channels differ from one block of rows (axis 0) to the next, as along axis 1
+            of a grouped convolution's weight: index ``p`` is then channel ``p % size`` in block ``p // size``.
     """
 
     value: Value

@@ -30,6 +30,7 @@ from .linear import (
 )
 from .norm import GroupNorm
 from .opaque import Opaque
+from .recurrent import Lstm
 from .shape import (
     REDUCTIONS,
     Concat,
@@ -47,6 +48,6 @@ from .shape import (
 __all__ = [
     "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
     "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "GroupNorm", "Identity", "InferenceError", "LayerNorm",
-    "Linear", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
+    "Linear", "Lstm", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
     "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
 ]  # fmt: skip

@@ -292,6 +292,38 @@ def test_group_norm() -> None:
         assert sizes(found, name, axis) == [(4, 1), (4, 1), (2, 4)]
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("start", ["none", "constant", "computed"])
+def test_lstm(direction: str, start: str) -> None:
+    b = Builder(3, 2, 5)
+    d, n = 1 + (direction == "bidirectional"), 4
+    x = b.linear(b.x, 6, "in")
+    weights = [
+        b.constant(d, 16, 6, name="w"),
+        b.constant(d, 16, 4, name="r"),
+        b.constant(d, 32, name="b"),
+    ]
+    first: list[Value | None] = []
+    if start == "constant":
+        h = b.constant(d, 2, 4, name="h")
+        first = [None, h, h]
+    elif start == "computed":
+        h = b(ir.Reshape((2, d, n)), b.linear(b(ir.Select(0, 0), b.x), d * n, "h"))
+        first = [None, b(ir.Transpose((1, 0, 2)), h), b.constant(d, 2, 4, name="h")]
+    y, last, _ = b.graph.append(ir.Lstm(n, direction, 3), [x, *weights, *first]).outputs
+    y = b(ir.Reshape((3, 2, d * n)), b(ir.Transpose((0, 2, 1, 3)), y))
+    last = b(ir.Reshape((2, d * n)), b(ir.Transpose((1, 0, 2)), last))
+    found = b.check(b.linear(y, 3, "out"), b.linear(last, 3, "end"))
+    # What it reads, and the state of each direction by itself.
+    assert sizes(found, "w", 2) == [(6, 1)]
+    assert sizes(found, "r", 2) == [(n, 1)] * d
+    assert sizes(found, "r", 1) == sizes(found, "w", 1) == [(n, 4)] * d
+    assert sizes(found, "b", 1) == [(n, 8)] * d
+    assert sizes(found, "out.w", 1) == sizes(found, "end.w", 1) == [(n, 1)] * d
+    if start == "computed":
+        assert sizes(found, "h.w", 0) == [(n, 1)] * d
+
+
 def test_unknown_ranks_and_sizes_are_fixed() -> None:
     b = Builder("n", 3, "h", "w")
     x = b.point(b.x, 4, "p")

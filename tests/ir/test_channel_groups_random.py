@@ -16,7 +16,7 @@ from support.permutations import permute_all
 
 OPS = (
     "act", "add", "mul", "scale", "linear", "matmul", "transpose", "reshape", "reshape", "reshape", "split",
-    "slice", "select", "concat", "concat", "reduce", "softmax", "norm", "conv", "group", "unsqueeze", "pad",
+    "slice", "select", "concat", "concat", "reduce", "softmax", "norm", "gnorm", "conv", "group", "unsqueeze", "pad",
 )  # fmt: skip
 
 
@@ -173,6 +173,14 @@ class Maker:
             return []
         n = self.shape(x)[-1]
         return [self.op(ir.LayerNorm(-1), x, self.constant(n), self.constant(n))]
+
+    def make_gnorm(self, x: Value) -> list[Value]:
+        shape = self.shape(x)
+        if len(shape) < 3 or math.prod(shape[2:]) == 1:
+            return []
+        groups = self.pick([0, *(g for g in range(1, shape[1] + 1) if shape[1] % g == 0)])
+        vectors = [self.constant(shape[1]) for _ in range(self.draw(st.integers(0, 2)))]
+        return [self.op(ir.GroupNorm(groups, 0.1), x, *vectors)]
 
     def make_conv(self, x: Value) -> list[Value]:
         return self._conv(x, 1)

@@ -194,6 +194,8 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             y = torch.softmax(x, op.axis)
         case ir.LayerNorm():
             y = F.layer_norm(x, x.shape[op.axis :], second, third, op.epsilon)
+        case ir.Lstm():
+            return _lstm(op, operands)
         case ir.GroupNorm():
             groups = op.groups or x.shape[1]
             parts = x.reshape(x.shape[0], groups, -1)
@@ -234,6 +236,32 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
         case _:
             raise NotImplementedError(f"the test oracle does not know {op.name}")
     return [y]
+
+
+def _lstm(op: ir.Lstm, operands: Sequence[Tensor | None]) -> list[Tensor]:
+    given = [*operands, *[None] * (7 - len(operands))]
+    x, w, r, b, lengths, start_h, start_c = given
+    assert x is not None
+    assert w is not None
+    assert r is not None
+    assert lengths is None
+    ways, last_h, last_c = [], [], []
+    for d in range(op.directions):
+        zero = x.new_zeros(x.shape[1], op.hidden)
+        h = zero if start_h is None else start_h[d]
+        c = zero if start_c is None else start_c[d]
+        bias = 0 if b is None else b[d, : 4 * op.hidden] + b[d, 4 * op.hidden :]
+        backwards = op.direction == "reverse" or d == 1
+        steps = []
+        for t in reversed(range(len(x))) if backwards else range(len(x)):
+            i, o, f, g = (x[t] @ w[d].T + h @ r[d].T + bias).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            steps.append(h)
+        ways.append(torch.stack(steps[::-1] if backwards else steps))
+        last_h.append(h)
+        last_c.append(c)
+    return [torch.stack(ways, 1), torch.stack(last_h), torch.stack(last_c)][: op.results]
 
 
 def _along(vector: Tensor, rank: int, axis: int) -> Tensor:
