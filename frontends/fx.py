@@ -7,6 +7,7 @@ reader could see the change, everything that touches that memory becomes a barri
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +18,18 @@ from torch import fx, nn
 from .. import ir
 from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
 from ..nn import RANDOM, Gate, Scale
+from .fx_call import Call
 from .fx_ops import (
     ALLOCATES,
     CALLS,
     DTYPES,
     SHARES_MEMORY,
-    Call,
     call_name,
     hooked,
     module_call,
     type_of,
 )
+from .fx_shape_ops import PIECES, split_sizes, unbind_axis
 from .raising import raise_patterns
 
 
@@ -133,6 +135,8 @@ class _Importer:
         self.modules = dict(module.named_modules())
         self.nodes = list(module.graph.nodes)
         self.types: dict[str, TensorType] = {}
+        self.pieces: set[str] = set()
+        self.barrier: set[str] = set()
 
     def run(self) -> Graph:
         if self.inputs is not None:
@@ -149,6 +153,7 @@ class _Importer:
                 )
         self._check_mode()
         inplace, barrier = self._aliases()
+        self.barrier = barrier
         for node in self.nodes:
             self._node(node, node.name in barrier)
         order = {n.name: n for n in self.nodes}
@@ -283,6 +288,10 @@ class _Importer:
         elif node.op == "output":
             for leaf in node.all_input_nodes:
                 self.graph.add_output(self.values[leaf.name], leaf.name)
+        elif node.name in self.pieces:
+            pass  # Made with the call that cuts.
+        elif not barrier and self._cut(node):
+            pass
         else:
             lowered = None if barrier else self._lower(node)
             if lowered is None:
@@ -333,6 +342,61 @@ class _Importer:
         known = self.types.get(node.name, ir.UNKNOWN)
         return lowered if inferred is not None and inferred[0].accepts(known) else None
 
+    def _cut(self, node: fx.Node) -> bool:
+        """Import a call that cuts a tensor together with the calls that take the pieces."""
+        name = call_name(node.target) if node.op in ("call_function", "call_method") else ""
+        if name not in PIECES and name != "unbind":
+            return False
+        taken = {int(user.args[1]): user for user in node.users if _takes_piece(user, node)}  # type: ignore[arg-type]
+        if not taken or len(taken) != len(node.users) or min(taken) < 0:
+            return False
+        if any(user.name in self.barrier for user in taken.values()):
+            return False
+        try:
+            lookup: Any = lambda n: self.values[n.name]  # noqa: E731
+            arguments: Any = fx.map_arg(node.args, lookup)
+            call = Call(tuple(arguments), dict(fx.map_arg(node.kwargs, lookup)))  # type: ignore[call-overload]
+            if name == "unbind":
+                return self._unbind(node, taken, *unbind_axis(call))
+            found = split_sizes(name, call)
+            if found is None or max(taken) >= len(found[0]):
+                return False
+            op, x = ir.Split(*found), call.value(0)
+            inferred = op.infer([x.type])
+        except (TypeError, ValueError, InferenceError):
+            return False
+        names = [taken[i].name if i in taken else "" for i in range(len(found[0]))]
+        types = [
+            self.types.get(n, ir.UNKNOWN) if n else t for n, t in zip(names, inferred, strict=True)
+        ]
+        shown = [n or f"{node.name}_{i}" for i, n in enumerate(names)]
+        made = self.graph.append(op, [x], name=node.name, types=types, output_names=shown)
+        for value, n in zip(made.outputs, names, strict=True):
+            if n:
+                value.host = n
+                self.values[n] = value
+        made.origin = _origin(made, (node.name, *(user.name for user in node.users)))
+        self.pieces.update(filter(None, names))
+        return True
+
+    def _unbind(self, node: fx.Node, taken: dict[int, fx.Node], x: Value, axis: int) -> bool:
+        size = x.type.dim(axis)
+        if isinstance(size, int) and max(taken) >= size:
+            return False
+        for index, user in taken.items():
+            made = self.graph.append(
+                ir.Select(axis, index),
+                [x],
+                name=user.name,
+                types=[self.types.get(user.name, ir.UNKNOWN)],
+                output_names=[user.name],
+            )
+            self._define(user, made.output)
+            # All of them stand for the call that cuts; it is written once.
+            made.origin = _origin(made, (node.name, user.name))
+            self.pieces.add(user.name)
+        return True
+
     def _canonical(self, node: fx.Node, op: ir.Op, operands: Sequence[Any]) -> None:
         inputs = [
             self._derived(o, node, i) if isinstance(o, Tensor) else o
@@ -380,6 +444,11 @@ _AUGMENTED = {
 _INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1,
                   "leaky_relu": 2, "elu": 2, "dropout": 3, "hardtanh": 3}  # fmt: skip
 """Where functions take ``inplace`` as a positional argument."""
+
+
+def _takes_piece(user: fx.Node, cut: fx.Node) -> bool:
+    plain = user.op == "call_function" and user.target is operator.getitem
+    return plain and user.args[0] is cut and type(user.args[1]) is int
 
 
 def _origin(made: ir.Node, nodes: tuple[str, ...]) -> FxOrigin:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,59 +17,12 @@ import torch
 from torch import nn
 
 from .. import ir
-from ..ir import DerivedTensor, LazyTensor, Op, SplatTensor, Tensor, TensorType, Value
+from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Value
 from ..nn import Gate, Scale, Switch
+from .fx_call import Call, Lowered, ints
+from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
-
-Operand = Value | Tensor | None
-Lowered = tuple[Op, Sequence[Operand]]
-
-
-@dataclass
-class Call:
-    """One call, with values in place of tensors."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def get(self, place: int, name: str, default: Any = None) -> Any:
-        """An argument by place or by name."""
-        if place < len(self.args):
-            return self.args[place]
-        return self.kwargs.get(name, default)
-
-    def value(self, place: int, name: str = "input") -> Value:
-        """An argument that must be a tensor.
-
-        Raises:
-            TypeError: If it is not; the call then stays opaque.
-        """
-        found = self.get(place, name)
-        if not isinstance(found, Value):
-            raise TypeError(f"argument {name} is no tensor")
-        return found
-
-    def ints(self, place: int, name: str, default: Any, n: int) -> tuple[int, ...]:
-        """``n`` integers, one repeated where only one is given.
-
-        Raises:
-            TypeError: If they are not known integers.
-        """
-        return ints(self.get(place, name, default), n)
-
-
-def ints(found: Any, n: int) -> tuple[int, ...]:
-    """``n`` integers, one repeated where only one is given.
-
-    Raises:
-        TypeError: If they are not known integers.
-    """
-    if isinstance(found, int) and not isinstance(found, bool):
-        return (found,) * n
-    if not isinstance(found, (list, tuple)) or not all(type(d) is int for d in found):
-        raise TypeError(f"{found!r} is not {n} integers")
-    return tuple(found) * n if len(found) == 1 else tuple(found)
 
 
 def conv(call: Call, n: int) -> Lowered | None:
@@ -501,6 +453,7 @@ def ranked(rule: Callable[[Call, int], Lowered | None], name: str) -> dict[str, 
 
 
 CALLS: dict[str, Callable[[Call], Lowered | None]] = {
+    **SHAPE_CALLS,
     **ranked(conv, "conv{}d"), **ranked(conv_transpose, "conv_transpose{}d"),
     **ranked(average_pool, "avg_pool{}d"), **ranked(max_pool, "max_pool{}d"),
     **ranked(adaptive_pool, "adaptive_avg_pool{}d"),
@@ -515,7 +468,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
-    "embedding": embedding, "permute": permute, "transpose": transpose, "cat": concat, "concat": concat, "softmax": softmax,
+    "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "cat": concat, "concat": concat, "softmax": softmax,
     "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
     "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
     "contiguous": identity, "alias": identity, "hardsigmoid":

@@ -7,6 +7,7 @@ the dotted name of what they replace, so that the result trains, pickles, export
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -169,7 +170,13 @@ class _Emitter:
         rule = _RULES.get(type(node.op))
         if rule is None:
             raise ModelError(f"{node.name}: {node.op.name} has no spelling in torch")
-        self.nodes[node.output] = rule(self, node, node.op)
+        made = rule(self, node, node.op)
+        if len(node.outputs) == 1:
+            self.nodes[node.output] = made
+        else:
+            for i, value in enumerate(node.outputs):
+                if value.use_count:
+                    self.nodes[value] = self.call(operator.getitem, made, i)
 
     def _copy(self, node: Node, origin: FxOrigin) -> bool:
         names: dict[str, Value] = {}
@@ -201,16 +208,30 @@ class _Emitter:
             if found.op == "get_attr":
                 self._get_attr(found)
                 continue
+            if len(hosts) > 1 and self._written(found, mapped):
+                continue
             copied = self.out.node_copy(found, mapped)
-            if node.output.host is None:
+            if all(v.host is None for v in node.outputs):
                 # It was resized: what the host knew of its results is no longer so.
                 copied.meta = {k: v for k, v in copied.meta.items() if k not in _STATED}
             if found.op == "call_module":
                 target = str(found.target)
                 copied.target = self._place(target, self.host.module.get_submodule(target))
             self.host_nodes[found.name] = copied
-        self.nodes[node.output] = self.host_nodes[str(origin.outputs[0])]
+        for value, name in zip(node.outputs, origin.outputs, strict=True):
+            if isinstance(name, str):
+                self.nodes[value] = self.host_nodes[name]
         return True
+
+    def _written(self, found: fx.Node, mapped: Callable[[fx.Node], fx.Node]) -> bool:
+        """Whether a host node that several of ours stand for is there already, with the same arguments."""
+        made = self.host_nodes.get(found.name)
+        if made is None or found.op == "call_module":
+            return False
+        return bool(
+            made.args == fx.map_arg(found.args, mapped)
+            and made.kwargs == fx.map_arg(found.kwargs, mapped)  # type: ignore[call-overload]
+        )
 
     def _get_attr(self, source: fx.Node) -> fx.Node:
         if source.name not in self.host_nodes:
@@ -506,9 +527,11 @@ def _pad(e: _Emitter, node: Node, op: ir.Pad) -> fx.Node:
 
 
 def _reduce(e: _Emitter, node: Node, op: ir.Reduce) -> fx.Node:
-    if op.kind not in ("mean", "sum"):
+    kinds: dict[str, Callable[..., Any]]
+    kinds = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}
+    function = kinds.get(op.kind)
+    if function is None:
         raise ModelError(f"{node.name}: Reduce {op.kind} has no spelling in torch")
-    function = torch.mean if op.kind == "mean" else torch.sum
     return e.call(function, e._value(_first(node)), op.axes, op.keepdims)
 
 
@@ -596,6 +619,40 @@ def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
     return e.call(torch.cat, [e._value(v) for v in node.inputs if v is not None], op.axis)
 
 
+def _split(e: _Emitter, node: Node, op: ir.Split) -> fx.Node:
+    made = e.call(torch.split, e._value(_first(node)), list(op.sizes), op.axis)
+    return e.call(operator.getitem, made, 0) if len(op.sizes) == 1 else made
+
+
+def _slice(e: _Emitter, node: Node, op: ir.Slice) -> fx.Node:
+    rank = _first(node).type.rank
+    if rank is None and min(op.axes) < 0:
+        raise ModelError(f"{node.name}: a Slice counted from the last axis needs the rank")
+    axes = [a % rank if rank else a for a in op.axes]
+    parts = [slice(None)] * (max(axes) + 1)
+    for axis, start, end, step in zip(axes, op.starts, op.ends, op.steps, strict=True):
+        parts[axis] = slice(
+            start or None, None if end >= 2**31 - 1 else end, None if step == 1 else step
+        )
+    return e.call(operator.getitem, e._value(_first(node)), tuple(parts))
+
+
+def _new_axes(e: _Emitter, node: Node, op: ir.Unsqueeze) -> fx.Node:
+    made, rank = e._value(_first(node)), _first(node).type.rank
+    if rank is None and min(op.axes) < 0:
+        raise ModelError(f"{node.name}: an Unsqueeze counted from the last axis needs the rank")
+    for axis in sorted(a % (rank + len(op.axes)) if rank is not None else a for a in op.axes):
+        made = e.call(torch.unsqueeze, made, axis)
+    return made
+
+
+def _cast(e: _Emitter, node: Node, op: ir.Cast) -> fx.Node:
+    dtype = _DTYPES.get(ir.DType(op.to))
+    if dtype is None:
+        raise ModelError(f"{node.name}: torch has no element type {op.to}")
+    return e.call("to", e._value(_first(node)), dtype)
+
+
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
     ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
@@ -603,5 +660,7 @@ _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
     ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
     ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
+    ir.Cast: _cast, ir.Select: lambda e, n, op: e.call(torch.select, e._value(_first(n)), op.axis, op.index),
+    ir.Slice: _slice, ir.Split: _split, ir.Squeeze: _unary(torch.squeeze, "axes"), ir.Unsqueeze: _new_axes,
     ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),
 }  # fmt: skip
