@@ -18,6 +18,7 @@ from torch import nn
 
 from .. import ir
 from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Value
+from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from .fx_call import Call, Lowered, ints
 from .fx_shape_ops import SHAPE_CALLS
@@ -303,12 +304,18 @@ def mean(call: Call) -> Lowered | None:
 
 
 def flatten(call: Call) -> Lowered | None:
-    """``(x, start_dim, end_dim)``; only everything from axis 1 on."""
+    """``(x, start_dim, end_dim)``: a Flatten from axis 1 on, a Reshape where other axes stay."""
     x = call.value(0)
     start, end, rank = call.get(1, "start_dim", 0), call.get(2, "end_dim", -1), x.type.rank
-    if start != 1 or (end != -1 and (rank is None or end != rank - 1)) or rank in (0, 1):
+    if rank is None:
+        return (ir.Flatten(1), [x]) if (start, end) == (1, -1) else None
+    start, end = axis_of(start, rank), axis_of(end, rank)
+    if (start, end) == (1, rank - 1):
+        return ir.Flatten(1), [x]
+    rest = [x.type.dim(a) for a in range(end + 1, rank)]
+    if start >= end or not all(isinstance(d, int) and d > 0 for d in rest):
         return None
-    return ir.Flatten(1), [x]
+    return ir.Reshape((*[None] * start, -1, *(d for d in rest if isinstance(d, int)))), [x]
 
 
 def reshape(call: Call) -> Lowered | None:
@@ -337,6 +344,12 @@ def transpose(call: Call) -> Lowered | None:
     perm = list(range(x.type.rank))
     perm[a], perm[b] = perm[b], perm[a]
     return ir.Transpose(tuple(perm)), [x]
+
+
+def matrix_transpose(call: Call) -> Lowered | None:
+    """``(x)`` of two axes."""
+    x = call.value(0)
+    return (ir.Transpose((1, 0)), [x]) if x.type.rank == 2 else None
 
 
 def concat(call: Call) -> Lowered | None:
@@ -468,7 +481,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
-    "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "cat": concat, "concat": concat, "softmax": softmax,
+    "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": matrix_transpose, "cat": concat, "concat": concat, "softmax": softmax,
     "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
     "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
     "contiguous": identity, "alias": identity, "hardsigmoid":

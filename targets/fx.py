@@ -535,6 +535,12 @@ def _reduce(e: _Emitter, node: Node, op: ir.Reduce) -> fx.Node:
     return e.call(function, e._value(_first(node)), op.axes, op.keepdims)
 
 
+def _reshape(e: _Emitter, node: Node, op: ir.Reshape) -> fx.Node:
+    made = e._value(_first(node))
+    sizes = [e.call("size", made, i) if d is None else d for i, d in enumerate(op.shape)]
+    return e.call(torch.reshape, made, tuple(sizes))
+
+
 def _global(e: _Emitter, node: Node, op: ir.GlobalAveragePool) -> fx.Node:
     rank = _first(node).type.rank
     if rank is None:
@@ -659,7 +665,7 @@ _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Embedding: _embedding, ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.GroupNorm: _group_norm, ir.Identity: _identity,
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
     ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
-    ir.Reshape: _unary(torch.reshape, "shape"), ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
+    ir.Reshape: _reshape, ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
     ir.Cast: _cast, ir.Select: lambda e, n, op: e.call(torch.select, e._value(_first(n)), op.axis, op.index),
     ir.Slice: _slice, ir.Split: _split, ir.Squeeze: _unary(torch.squeeze, "axes"), ir.Unsqueeze: _new_axes,
     ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),

@@ -230,7 +230,7 @@ PARTS: dict[str, list[tuple[int, int]]] = {
     "Tied": [(8, 1), (8, 1)], "Rotary": [(4, 1), (4, 1), (4, 1), (12, 1)],
 }  # fmt: skip
 """(units, channels in the smallest unit) of every group, where all nodes are understood."""
-NOT_UNDERSTOOD = {"Roll", "Sliced", "Chunked", "HalfSwap", "Shared", "Tied"}
+NOT_UNDERSTOOD = {"Roll", "Shared", "Tied"}
 """Where torch's spelling may be opaque; nothing is permuted then."""
 
 

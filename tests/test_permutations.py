@@ -29,6 +29,11 @@ FREE = {
     "vit": 0.94, "densenet121": 0.87, "shufflenet_v1": 0.9, "shufflenet_v2": 0.97, "convnext": 0.97,
     "bert": 0.99, "gpt2": 0.95, "llama": 0.97, "lstm": 0.85, "lstm_cell": 0.93,
 }  # fmt: skip
+EXPORTED = {
+    "bert": 0.98, "llama": 0.96, "shufflenet_v1": 0.94, "shufflenet_v2": 0.96, "convnext": 0.95, "gpt2": 0.71,
+    "vit": 0.65, "lstm": 0.5, "lstm_cell": 0.0,
+}  # fmt: skip
+"""The same by torch.export, where attention of one call, and LSTMs, are not understood."""
 NAMES = [*SMALL, *MORE]
 
 
@@ -45,6 +50,8 @@ def error(want: np.ndarray, got: np.ndarray) -> float:
 def test_torch(name: str, way: str) -> None:
     model, x = small(name, torch.float64), example(name, torch.float64)
     graph = load(model, (x,))[0] if way == "fx" else load(torch.export.export(model, (x,)))[0]
+    if way == "export":
+        assert freedom(graph, channel_groups(graph)) >= EXPORTED[name]
     parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
     permute_all(graph)
     with torch.no_grad():
