@@ -152,10 +152,10 @@ class _Importer:
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
         self._check_mode()
-        inplace, barrier = self._aliases()
-        self.barrier = barrier
+        inplace, self.barrier = self._aliases()
         for node in self.nodes:
-            self._node(node, node.name in barrier)
+            if node.name not in self.pieces:
+                self._node(node, node.name in self.barrier)
         order = {n.name: n for n in self.nodes}
         self.graph.host = FxHost(self.module, self.inputs, order, frozenset(inplace))
         raise_patterns(self.graph, _combine)
@@ -288,11 +288,7 @@ class _Importer:
         elif node.op == "output":
             for leaf in node.all_input_nodes:
                 self.graph.add_output(self.values[leaf.name], leaf.name)
-        elif node.name in self.pieces:
-            pass  # Made with the call that cuts.
-        elif not barrier and self._cut(node):
-            pass
-        else:
+        elif barrier or not self._cut(node):
             lowered = None if barrier else self._lower(node)
             if lowered is None:
                 self._opaque(node, barrier)
@@ -314,25 +310,30 @@ class _Importer:
             self.parameters[id(found)] = value
         return self.parameters[id(found)]
 
+    def _call(self, node: fx.Node) -> Call:
+        """A host call with our values in place of the host's nodes."""
+        lookup: Any = lambda n: self.values[n.name]  # noqa: E731
+        arguments: Any = fx.map_arg(node.args, lookup)
+        keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
+        return Call(tuple(arguments), dict(keywords))
+
     def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | None:
         try:
-            lookup: Any = lambda n: self.values[n.name]  # noqa: E731
-            arguments: Any = fx.map_arg(node.args, lookup)
-            keywords: Any = dict(fx.map_arg(node.kwargs, lookup))  # type: ignore[call-overload]
+            call = self._call(node)
             if node.op == "call_module":
                 prefix, found = str(node.target), self.modules[str(node.target)]
-                if len(arguments) != 1 or keywords or hooked(found):
+                if len(call.args) != 1 or call.kwargs or hooked(found):
                     return None
 
                 def parameter(name: str) -> Value | None:
                     tensor = _attribute(found, name)
                     return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
 
-                lowered = module_call(found, arguments[0], parameter)
+                lowered = module_call(found, call.args[0], parameter)
             else:
                 rule = CALLS.get(call_name(node.target))
-                keywords.pop("inplace", None)
-                lowered = rule(Call(tuple(arguments), dict(keywords))) if rule else None
+                call.kwargs.pop("inplace", None)
+                lowered = rule(call) if rule else None
             if lowered is None:
                 return None
             types = [o.type if o is not None else None for o in lowered[1]]
@@ -353,9 +354,7 @@ class _Importer:
         if any(user.name in self.barrier for user in taken.values()):
             return False
         try:
-            lookup: Any = lambda n: self.values[n.name]  # noqa: E731
-            arguments: Any = fx.map_arg(node.args, lookup)
-            call = Call(tuple(arguments), dict(fx.map_arg(node.kwargs, lookup)))  # type: ignore[call-overload]
+            call = self._call(node)
             if name == "unbind":
                 return self._unbind(node, taken, *unbind_axis(call))
             found = split_sizes(name, call)

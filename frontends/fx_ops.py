@@ -24,6 +24,7 @@ from .fx_call import Call, Lowered, ints
 from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
+from .onnx_site import reshaped
 
 
 def conv(call: Call, n: int) -> Lowered | None:
@@ -220,15 +221,15 @@ def scale(module: Scale, x: Any, parameter: Callable[[str], Value | None]) -> Lo
     vectors: list[Tensor | None] = []
     for name in ("scale", "shift"):
         value = parameter(name)
-        vectors.append(None if value is None or value.data is None else _flat(value.data))
+        vectors.append(
+            None
+            if value is None or value.data is None
+            else reshaped(value.data, (value.data.size,))
+        )
     if all(v is None for v in vectors) or (rank is not None and rank <= module.trailing):
         return None
     axis = -1 - module.trailing
     return ir.Scale(axis if rank is None else axis + rank), [x, *vectors]
-
-
-def _flat(data: Tensor) -> Tensor:
-    return DerivedTensor((data.size,), data.dtype, lambda: data.float64().reshape(-1))
 
 
 def gate_number(switch: Switch) -> Tensor:

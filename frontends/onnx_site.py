@@ -100,7 +100,7 @@ class Site:
         """Axes counted from the front.
 
         Raises:
-            InferenceError: If there is no such axis, or one is named twice.
+            ValueError: If there is no such axis, or one is named twice.
         """
         found = tuple(axis_of(a, rank) for a in axes)
         if len(set(found)) != len(found):

@@ -185,17 +185,17 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
     """
     if isinstance(model, (str, os.PathLike)):
         return _from_onnx(os.fspath(model), f"{os.fspath(model)}"), "onnx"
-    kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
+    kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
         return _from_onnx(model, "the model"), "onnx"
-    if "torch.nn.modules.module.Module" in kinds:
+    if _MODULE in kinds:
         from .frontends.fx import from_fx
 
         inputs = None if example_inputs is None else _as_tuple(example_inputs)
         if "torch.fx.graph_module.GraphModule" in kinds:
             return from_fx(model, inputs), "fx"
         return _traced(model, inputs), "fx"
-    if "torch.export.exported_program.ExportedProgram" in kinds:
+    if _PROGRAM in kinds:
         from .frontends.export import from_export
 
         return from_export(model), "fx"
@@ -203,6 +203,20 @@ def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
         f"cannot shrink a {type(model).__name__}: give a GraphModule, nn.Module, ExportedProgram, "
         "ModelProto or the path of an ONNX file"
     )
+
+
+_MODULE = "torch.nn.modules.module.Module"
+_PROGRAM = "torch.export.exported_program.ExportedProgram"
+
+
+def _type_names(model: Any) -> set[str]:
+    """The full names of a model's classes: what it is, with nothing imported to ask."""
+    return {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
+
+
+def is_torch(model: Any) -> bool:
+    """Whether a model is a torch module or an exported program."""
+    return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
 def _from_onnx(model: Any, name: str) -> Graph:

@@ -49,10 +49,10 @@ def insert_gates(
         UsageError: If the model is no torch model.
         PassError: If it has gates already, or no activation whose removal lets anything merge.
     """
-    from .api import shrink_graph
+    from .api import is_torch, shrink_graph
     from .passes import InsertGates
 
-    if not _is_torch(model):
+    if not is_torch(model):
         raise UsageError(
             f"gates are trained in torch: give a torch model, not a {type(model).__name__}"
         )
@@ -126,9 +126,7 @@ def keep_top(model: Any, keep: int) -> list[str]:
         raise UsageError(
             f"{wrong} is no top-k gate; insert gates with mode='top-k' to keep a number"
         )
-    ranked = _ranked(groups)
-    if not 0 <= keep <= len(ranked):
-        raise UsageError(f"cannot keep {keep} of {len(ranked)} gates")
+    ranked = _ranked(groups, keep)
     for place, (switch, _) in enumerate(ranked):
         assert switch.open is not None
         switch.open.fill_(1.0 if place < keep else 0.0)
@@ -239,9 +237,7 @@ def save_removal_plan(
     model = _plain(model)
     groups = _switches(model)
     if keep is not None:
-        if not 0 <= keep <= len(groups):
-            raise UsageError(f"cannot keep {keep} of {len(groups)} gates")
-        stay = {name for _, names in _ranked(groups)[:keep] for name in names}
+        stay = {name for _, names in _ranked(groups, keep)[:keep] for name in names}
     else:
         least = 0.5 if threshold is None else threshold
         stay = {n for s, names in groups.items() for n in names if float(s.number()) >= least}
@@ -255,13 +251,6 @@ def save_removal_plan(
 
 def _words(given: str | Sequence[str]) -> str | tuple[str, ...]:
     return given if isinstance(given, str) else tuple(given)
-
-
-def _is_torch(model: Any) -> bool:
-    kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
-    return bool(
-        kinds & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"}
-    )
 
 
 def _plain(model: Any) -> Any:
@@ -296,8 +285,10 @@ def _switches(model: Any) -> dict[Switch, list[str]]:
     return found
 
 
-def _ranked(groups: Mapping[Switch, list[str]]) -> list[tuple[Switch, list[str]]]:
-    """Switches by value, then by score, then in order."""
+def _ranked(groups: Mapping[Switch, list[str]], keep: int) -> list[tuple[Switch, list[str]]]:
+    """Switches by value, then by score, then in order; there must be ``keep`` of them."""
+    if not 0 <= keep <= len(groups):
+        raise UsageError(f"cannot keep {keep} of {len(groups)} gates")
     keys: dict[Switch, tuple[float, float]] = {}
     for switch, names in groups.items():
         score = float(switch.score.detach())

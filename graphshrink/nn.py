@@ -1,8 +1,8 @@
 """Modules that gated and shrunk networks are made of; ordinary ``torch.nn`` modules.
 
-:class:`Scale` is a constant scale and shift, where torch has no module. A gate lets a network learn which of its activations it can do without: ``y = g * act(x) + (1 - g) * x``.
-At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged.
-The number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
+:class:`Scale` is a constant scale and shift, where torch has no module. A gate lets a network learn which of its
+activations it can do without: ``y = g * act(x) + (1 - g) * x``. At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged. The
+number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
 
 ``soft``
     ``g = clamp(score, 0, 1)``. Between 0 and 1 the gradient is the true one. At the ends it passes straight
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .ir import GATE_MODES, UsageError
+from .ir import UsageError, check_gate
 
 RANDOM = "hard-concrete"
 """The mode whose gates draw random numbers while they train."""
@@ -94,11 +94,10 @@ class Switch(nn.Module):
 
     def __init__(self, mode: str = "soft", value: float = 1.0) -> None:
         super().__init__()
-        if mode not in GATE_MODES:
-            raise UsageError(f"a gate's mode is one of {', '.join(GATE_MODES)}, not {mode!r}")
-        if not 0 <= value <= 1 or (mode == "top-k" and value not in (0, 1)):
-            ends = "0 or 1" if mode == "top-k" else "between 0 and 1"
-            raise UsageError(f"a {mode} gate starts at {ends}, not {value!r}")
+        try:
+            check_gate(mode, value)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         self.mode = mode
         start = value
         if mode == RANDOM:

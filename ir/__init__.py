@@ -45,6 +45,7 @@ from .ops import (
     Tie,
     Transpose,
     Unsqueeze,
+    check_gate,
 )
 from .rewriter import Refusal, Rewrite, Rewriter
 from .tensor import ArrayTensor, DerivedTensor, ElidedTensor, LazyTensor, SplatTensor, Tensor
@@ -119,6 +120,7 @@ __all__ = [
     "UsageError",
     "Value",
     "VerificationError",
+    "check_gate",
     "parse",
     "print_graph",
     "verify",

@@ -197,6 +197,11 @@ def _class_of_function(name: str, function: Callable[[Graph, Rewriter], None]) -
     return type(getattr(function, "__name__", "Function"), (Pass,), body)
 
 
+def words(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The words of an option that takes one or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def named_nodes(graph: Graph, patterns: str | Sequence[str], what: str) -> set[Node]:
     """The nodes of these names.
 
@@ -209,7 +214,7 @@ def named_nodes(graph: Graph, patterns: str | Sequence[str], what: str) -> set[N
         PassError: If a pattern stands for nothing.
     """
     found: set[Node] = set()
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+    for pattern in words(patterns):
         hits = [n for n in graph.nodes if n.name == pattern or fnmatchcase(n.name, pattern)]
         if not hits:
             near = nearest(pattern, sorted({n.name for n in graph.nodes}))

@@ -32,7 +32,6 @@ from typing import Literal
 import numpy as np
 
 from ..ir import (
-    ACTIVATIONS,
     Conv,
     DType,
     Exactness,
@@ -44,11 +43,13 @@ from ..ir import (
     SplatTensor,
     Tensor,
     Value,
+    check_gate,
 )
 from .affine_nodes import data_input
 from .affine_tensors import Array64, Derived
 from .base import Context, Pass, named_nodes, register
-from .insert_gates import InsertGates, gate_number
+from .gate_sites import check_plain
+from .insert_gates import gate_number
 
 
 @register
@@ -78,14 +79,12 @@ class ExpandLinear(Pass):
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        InsertGates(mode=self.mode, value=self.value)  # Checks both.
+        check_gate(self.mode, self.value)
         if self.form not in ("kxk-pw", "pw-dw-pw"):
             raise ValueError(f"form is kxk-pw or pw-dw-pw, not {self.form!r}")
         if not 1 <= self.expansion < math.inf:
             raise ValueError(f"expansion must be at least 1, not {self.expansion:g}")
-        if ACTIVATIONS.get(self.activation) != 0:
-            plain = ", ".join(kind for kind, count in ACTIVATIONS.items() if not count)
-            raise ValueError(f"activation is one of {plain}, not {self.activation!r}")
+        check_plain("activation", self.activation)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         wanted = named_nodes(graph, self.names, self.name) if self.names else None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ..ir import Activation, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
+from ..ir import ACTIVATIONS, Activation, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
 from .affine import Refused
 from .affine_nodes import data_input
 from .base import PassError, nearest
@@ -105,6 +105,17 @@ def chosen(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str
         for name in hits:
             found.setdefault(name, pattern)
     return found
+
+
+def check_plain(option: str, kind: str) -> None:
+    """Check that an option names a kind of activation without parameters.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if ACTIVATIONS.get(kind) != 0:
+        plain = ", ".join(name for name, count in ACTIVATIONS.items() if not count)
+        raise ValueError(f"{option} is one of {plain}, not {kind!r}")
 
 
 def survey(graph: Graph, options: MergeLinear) -> list[Site]:

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 
 from ..ir import (
-    GATE_MODES,
     Activation,
     ArrayTensor,
     DType,
@@ -28,8 +27,9 @@ from ..ir import (
     PRelu,
     Rewriter,
     Value,
+    check_gate,
 )
-from .base import Context, Pass, PassError, register
+from .base import Context, Pass, PassError, register, words
 from .gate_sites import SHOWN, Site, chosen, survey
 from .merge_linear import MergeLinear
 
@@ -62,11 +62,7 @@ class InsertGates(Pass):
 
     def __post_init__(self) -> None:
         self.merging()  # Checks the limits.
-        if self.mode not in GATE_MODES:
-            raise ValueError(f"mode is one of {', '.join(GATE_MODES)}, not {self.mode!r}")
-        if not 0 <= self.value <= 1 or (self.mode == "top-k" and self.value not in (0, 1)):
-            ends = "0 or 1" if self.mode == "top-k" else "between 0 and 1"
-            raise ValueError(f"a {self.mode} gate starts at {ends}, not {self.value}")
+        check_gate(self.mode, self.value)
 
     def merging(self) -> MergeLinear:
         """What may merge where activations are gone and padding is hoisted."""
@@ -99,7 +95,7 @@ class InsertGates(Pass):
                 )
 
     def _wanted(self, found: Sequence[Site], rw: Rewriter) -> list[Site]:
-        patterns = _several(self.sites)
+        patterns = words(self.sites)
         if patterns:
             names = chosen([site.name for site in found], patterns, "insert-gates: site")
             return [site for site in found if site.name in names]
@@ -118,7 +114,7 @@ class InsertGates(Pass):
 
     def _groups(self, sites: Sequence[Site]) -> dict[str, str]:
         """The name of the gate of each site: that of the first site it is tied to."""
-        patterns = _several(self.tie)
+        patterns = words(self.tie)
         first: dict[object, str] = {}
         made: dict[str, str] = {}
         used: set[str] = set()
@@ -161,10 +157,6 @@ def gate_number(node: Node, value: float) -> ArrayTensor:
 
 def _kind(site: Site) -> str:
     return site.node.op.kind if isinstance(site.node.op, Activation) else "prelu"
-
-
-def _several(words: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (words,) if isinstance(words, str) else words
 
 
 def _parts(name: str) -> list[str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..ir import (
-    ACTIVATIONS,
     Activation,
     Add,
     Exactness,
@@ -28,8 +27,8 @@ from ..ir import (
 )
 from .affine_fit import best_line
 from .affine_tensors import exact
-from .base import Context, Pass, PassError, register
-from .gate_sites import chosen, is_site, site_names, survey
+from .base import Context, Pass, PassError, register, words
+from .gate_sites import check_plain, chosen, is_site, site_names, survey
 from .insert_gates import InsertGates
 from .removal_plan import kind_of, read_plan
 
@@ -86,9 +85,8 @@ class RemoveActivations(Pass):
             raise ValueError(f"keep must be at least 0, not {self.keep}")
         if self.by not in ("identity", "affine"):
             raise ValueError(f"by is identity or affine, not {self.by!r}")
-        if self.ending and ACTIVATIONS.get(self.ending) != 0:
-            plain = ", ".join(kind for kind, count in ACTIVATIONS.items() if not count)
-            raise ValueError(f"ending is one of {plain}, not {self.ending!r}")
+        if self.ending:
+            check_plain("ending", self.ending)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         if self.by == "affine" and ctx.moments is None:
@@ -148,9 +146,8 @@ class RemoveActivations(Pass):
     def _decided(self, graph: Graph) -> dict[Node, bool]:
         """The activations that something is done about, and whether they stay."""
         if self.names:
-            wanted = (self.names,) if isinstance(self.names, str) else self.names
             names = site_names(graph)
-            hits = chosen(names.values(), wanted, "remove-activations: name")
+            hits = chosen(names.values(), words(self.names), "remove-activations: name")
             return {node: False for node, name in names.items() if name in hits}
         if self.plan:
             try:

@@ -578,23 +578,18 @@ def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
     if not shape or not all(isinstance(d, int) for d in shape):
         raise ModelError(f"{node.name}: a LayerNorm of unknown size has no spelling in torch")
     given = e.weights(node)
-    if (
-        given is not None
-        and given[0].shape == shape
-        and (given[1] is None or given[1].shape == shape)
-    ):
+    if given is not None and all(t is None or t.shape == shape for t in given):
         weight, bias = given
-        made = nn.LayerNorm(
-            given[0].shape,
-            op.epsilon,
-            bias=bias is not None,
-            device="meta",
-            dtype=_DTYPES[weight.dtype],
-        )
+        rest: dict[str, Any] = {
+            "bias": bias is not None,
+            "device": "meta",
+            "dtype": _DTYPES[weight.dtype],
+        }
+        made = nn.LayerNorm(weight.shape, op.epsilon, **rest)
         e.fill(made, weight, bias)
         return e.module(node, made, e._value(x))
-    rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
-    return e.call(F.layer_norm, e._value(x), shape, *rest, op.epsilon)
+    vectors = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
+    return e.call(F.layer_norm, e._value(x), shape, *vectors, op.epsilon)
 
 
 def _group_norm(e: _Emitter, node: Node, op: ir.GroupNorm) -> fx.Node:

@@ -311,14 +311,13 @@ class _Emitter:
             if sparse.values.name in wanted:
                 model.graph.sparse_initializer.append(sparse)
         # Spelling may take another form of a tensor (a transposed weight) than the one it was named for.
-        model.graph.initializer.extend(t for t in self.added if t.name in wanted)
+        added = [t for t in self.added if t.name in wanted]
+        model.graph.initializer.extend(added)
         self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
         if model.ir_version < 4:
             # Until then, every initializer is listed as an input as well.
             model.graph.input.extend(
-                helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-                for t in self.added
-                if t.name in wanted
+                helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in added
             )
         made = {name for node in model.graph.node for name in node.output}
         # A name keeps its stated type only while the same value carries it.

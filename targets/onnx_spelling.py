@@ -11,6 +11,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from .. import ir
+from ..frontends.onnx_site import reshaped
 from ..frontends.onnx_tensors import code_of
 from ..ir import (
     ArrayTensor,
@@ -164,7 +165,7 @@ def _scale(s: Speller, op: ir.Scale) -> None:
             trailing = x.type.rank - op.axis % x.type.rank - 1
             if trailing and vector.data is not None:
                 operand = s.new_constant(
-                    _reshaped(vector.data, (size or 1, *[1] * trailing)), operand
+                    reshaped(vector.data, (size or 1, *[1] * trailing)), operand
                 )
             elif trailing:
                 operand = _unsqueeze_to(s, operand, list(range(1, trailing + 1)))
@@ -183,10 +184,6 @@ def _unsqueeze_to(s: Speller, value: str, axes: list[int], output: str | None = 
 
 def _unsqueeze(s: Speller, op: ir.Unsqueeze) -> None:
     _unsqueeze_to(s, s.inputs[0], list(op.axes), s.outputs[0])
-
-
-def _reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape))
 
 
 def _average_pool(s: Speller, op: ir.AveragePool) -> None:
@@ -305,7 +302,7 @@ def _sloped(s: Speller, axis: int, slope: Tensor, name: str) -> None:
         raise ModelError(f"{s.node.name}: PRelu of unknown rank")
     trailing = x.type.rank - axis % x.type.rank - 1 if x.type.rank else 0
     shape = (slope.size, *[1] * trailing) if slope.size > 1 else (1,)
-    s.emit("PRelu", [s.inputs[0], s.new_constant(_reshaped(slope, shape), name)], s.outputs[0])
+    s.emit("PRelu", [s.inputs[0], s.new_constant(reshaped(slope, shape), name)], s.outputs[0])
 
 
 def _gate(s: Speller, op: ir.Gate) -> None:

@@ -15,6 +15,7 @@ records here how they are bound:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -134,7 +135,8 @@ class Elements:
 
     def collapsed(self, ids: Ids) -> tuple[Ids, list[int]] | None:
         """The inverse of :meth:`copies`: what a whole grid of copies repeats, and the axes it lies along."""
-        start = self._origin_start(int(ids.min()))
+        last = bisect_right(self.origins, int(ids.min()), key=lambda origin: origin[0])
+        start = self.origins[last - 1][0]
         found = self._copies.get(start)
         if found is None or int(ids.max()) >= start + found.base.size:
             return None
@@ -148,16 +150,6 @@ class Elements:
             return None
         first = tuple(0 if a in repeated else slice(None) for a in range(ids.ndim))
         return base[first], kept
-
-    def _origin_start(self, element: int) -> int:
-        low, high = 0, len(self.origins)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.origins[middle][0] <= element:
-                low = middle
-            else:
-                high = middle
-        return self.origins[low][0]
 
 
 def projection(grid: Ids, kept: Sequence[int]) -> Binding:

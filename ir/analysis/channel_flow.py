@@ -366,11 +366,7 @@ class ChannelFlow:
         for axis in (0, 1):
             self._fix_axis(x, axis, f"{what} keeps the order of axis {axis}")
         for output, axes in zip(node.outputs, ((1, 3), (0, 2), (0, 2)), strict=False):
-            shape = output.type.shape or ()
-            made: list[Entry] = [
-                None if s == 1 else f"{what} makes axis {a} in a fixed order"
-                for a, s in enumerate(shape)
-            ]
+            made = _in_order(output, what)
             result = _squeezed(Factor(axes, state.reshape(d, n)))
             for axis in result.axes:
                 made[axis] = result
@@ -447,10 +443,7 @@ class ChannelFlow:
         results = joint_letters(self.elements, node, what, uses, strings)
         made: list[list[Entry]] = []
         for number, output in enumerate(node.outputs):
-            entries: list[Entry] = [
-                None if d == 1 else f"{what} makes axis {a} in a fixed order"
-                for a, d in enumerate(output.type.shape or ())
-            ]
+            entries = _in_order(output, what)
             axis_by_letter = {
                 letter_of[Axis(-1 - number, a)]: a
                 for a in range(len(entries))
@@ -489,6 +482,14 @@ class ChannelFlow:
             factor = Factor(tuple(sorted(axes)), found.transpose(order))
             for axis in axes:
                 entries[axis] = factor
+
+
+def _in_order(output: Value, what: str) -> list[Entry]:
+    """The axes of a result before anything else is known of them."""
+    return [
+        None if d == 1 else f"{what} makes axis {a} in a fixed order"
+        for a, d in enumerate(output.type.shape or ())
+    ]
 
 
 def _squeezed(factor: Factor) -> Factor:

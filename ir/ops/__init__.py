@@ -16,6 +16,7 @@ from .elementwise import (
     PRelu,
     Softmax,
     Sub,
+    check_gate,
 )
 from .linear import (
     AveragePool,
@@ -49,5 +50,5 @@ __all__ = [
     "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
     "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "GroupNorm", "Identity", "InferenceError", "LayerNorm",
     "Linear", "Lstm", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
-    "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze",
+    "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze", "check_gate",
 ]  # fmt: skip

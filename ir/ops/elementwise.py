@@ -66,16 +66,34 @@ class PRelu(Op):
         return (required(inputs, 0),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        x, slope = required(inputs, 0), required(inputs, 1)
-        if x.rank is None or slope.dim(0) is None:
-            return None
-        own = axis_of(self.axis, x.rank)
-        tied = [(1, 0)] if slope.dim(0) != 1 else []
-        return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
+        return _slope_ties(inputs, 1, self.axis)
+
+
+def _slope_ties(inputs: InputTypes, operand: int, axis: int) -> tuple[Tie, ...] | None:
+    """The axes of an activation whose slopes, operand number ``operand``, lie along ``axis``."""
+    x, slope = required(inputs, 0), required(inputs, operand)
+    if x.rank is None or slope.dim(0) is None:
+        return None
+    own = axis_of(axis, x.rank)
+    tied = [(operand, 0)] if slope.dim(0) != 1 else []
+    return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
 
 
 GATE_MODES = ("soft", "top-k", "hard-concrete")
 """How a gate learns; see :mod:`graphshrink.nn`. What a frozen gate computes does not depend on it."""
+
+
+def check_gate(mode: str, value: float) -> None:
+    """Check how a gate learns and where it starts.
+
+    Raises:
+        ValueError: If the mode is not known, or no gate of that mode starts at ``value``.
+    """
+    if mode not in GATE_MODES:
+        raise ValueError(f"a gate's mode is one of {', '.join(GATE_MODES)}, not {mode!r}")
+    if not 0 <= value <= 1 or (mode == "top-k" and value not in (0, 1)):
+        ends = "0 or 1" if mode == "top-k" else "between 0 and 1"
+        raise ValueError(f"a {mode} gate starts at {ends}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -122,14 +140,9 @@ class Gate(Op):
         return (x,)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        x, slope = required(inputs, 0), optional(inputs, 2)
-        if slope is None:
-            return same_shape_ties(x.rank, (0, -1))
-        if x.rank is None or slope.dim(0) is None:
-            return None
-        own = axis_of(self.axis, x.rank)
-        tied = [(2, 0)] if slope.dim(0) != 1 else []
-        return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
+        if optional(inputs, 2) is None:
+            return same_shape_ties(required(inputs, 0).rank, (0, -1))
+        return _slope_ties(inputs, 2, self.axis)
 
 
 def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:
