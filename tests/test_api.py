@@ -29,7 +29,8 @@ from graphshrink import (
 from graphshrink.evaluate import random_inputs
 from graphshrink.ir import Activation, Exactness, Linear, parse
 from graphshrink.passes import CheckFailed, Context, Pass, PruneDead
-from support.cli import outputs_of, small_model
+from support.cli import small_model
+from support.onnx_run import outputs_of
 
 
 def module() -> nn.Sequential:

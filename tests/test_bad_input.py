@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from support.cli import call, external_model, fails, outputs_of, small_model, succeeds
+from support.cli import call, external_model, fails, small_model, succeeds
+from support.onnx_run import outputs_of
 
 COMMAND = [sys.executable, "-m", "graphshrink"]
 

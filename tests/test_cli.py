@@ -15,7 +15,8 @@ import pytest
 from onnx import numpy_helper
 
 import graphshrink
-from support.cli import call, external_model, fails, outputs_of, small_model, succeeds
+from support.cli import call, external_model, fails, small_model, succeeds
+from support.onnx_run import outputs_of
 
 
 @pytest.fixture

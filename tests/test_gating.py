@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +36,7 @@ from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import ArrayTensor, Gate, Graph
 from graphshrink.targets.onnx import to_onnx
 from support.cli import fails, succeeds
+from support.onnx_run import outputs_of
 
 ACTIVATIONS: dict[str, nn.Module] = {
     "relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "silu": nn.SiLU(), "gelu": nn.GELU(),
@@ -431,10 +431,7 @@ def test_frozen_gates_in_onnx(tmp_path: Path) -> None:
         ops = [n.op_type for n in made.graph.node]
         if value == 0.3:
             assert (ops.count("LeakyRelu"), ops.count("PRelu"), ops.count("Relu")) == (2, 2, 0)
-        session = onnxruntime.InferenceSession(
-            made.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        found = session.run(None, {made.graph.input[0].name: x.numpy()})
+        found = outputs_of(made, x.numpy())
         for kind, act, conv, got in zip(kinds, model.acts, model.convs, found, strict=True):
             c = conv(x)
             want = (value * act(c.clone()) + (1 - value) * c).detach().numpy()

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from graphshrink.ir import Exactness, Graph
 from graphshrink.passes import HoistPadding, RemoveActivations
 from graphshrink.passes.gate_sites import site_names
 from support.evaluate import evaluate
+from support.onnx_run import outputs_of
 
 # Which activations go, in order of the graph (the rest of a block stays), whether merging is forced (two dense
 # 3x3 kernels in a row never pay in MACs), and the convolutions: as they are, and merged.
@@ -171,8 +171,7 @@ def exported(name: str, folder: Path) -> Path:
 
 def run(path: Path, image: torch.Tensor) -> torch.Tensor:
     onnx.checker.check_model(path, full_check=True)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+    return torch.from_numpy(outputs_of(path, image.numpy())[0])
 
 
 @pytest.mark.parametrize("name", CASES)

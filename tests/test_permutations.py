@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from graphshrink.passes.permute_apply import apply_permutations
 from graphshrink.targets.fx import to_fx
 from graphshrink.targets.onnx import save_onnx
 from support.evaluate import evaluate
+from support.onnx_run import outputs_of
 from support.permutations import freedom, permute_all
 
 # The part of all rows and columns of weights that moves, of what could: graph inputs and outputs cannot.
@@ -90,8 +90,7 @@ def plain(path: Path) -> Graph:
 
 
 def run(path: Path, x: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    result: np.ndarray = outputs_of(path, x.numpy())[0]
     return result
 
 

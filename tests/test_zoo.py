@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from graphshrink.api import load
 from graphshrink.ir import Conv, Graph, Opaque, Rewriter
 from graphshrink.passes import Pipeline
 from support.evaluate import evaluate
+from support.onnx_run import outputs_of
 
 NAMES = sorted(SMALL)
 CONVOLUTIONAL = [n for n in NAMES if n != "vit"]
@@ -50,8 +50,7 @@ def test_exported_program(name: str, dtype: torch.dtype) -> None:
 
 
 def run(path: Path, image: torch.Tensor) -> torch.Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+    return torch.from_numpy(outputs_of(path, image.numpy())[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,8 +10,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink.cli import main
@@ -99,10 +97,3 @@ def external_model(folder: Path, location: str) -> Path:
     folder.mkdir(exist_ok=True)
     node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
     return write(folder / "m.onnx", [node], {"x": [1, 3]}, {"y": [1, 4]}, [tensor])
-
-
-def outputs_of(model: Path | onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
-    """What onnxruntime computes."""
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-    return list(session.run(None, feeds))

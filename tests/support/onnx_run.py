@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,21 @@ import onnxruntime
 from onnx import ModelProto
 
 
-def run(model: ModelProto, feeds: dict[str, Any]) -> list[Any]:
-    """The outputs of a model, with nothing optimised by onnxruntime."""
+def outputs_of(model: Path | ModelProto, feeds: Any, *, plain: bool = False) -> list[Any]:
+    """What onnxruntime computes.
+
+    Args:
+        model: The model or its file.
+        feeds: Arrays by name, or the one array for a model of one input.
+        plain: Let onnxruntime optimise nothing.
+    """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    if not isinstance(feeds, dict):
+        feeds = {session.get_inputs()[0].name: feeds}
     return list(session.run(None, feeds))
 
 
@@ -25,7 +32,8 @@ def agree(
     before: ModelProto, after: ModelProto, feeds: dict[str, Any], error: float = 1e-5
 ) -> None:
     """Fail unless two models give the same outputs, relative to the largest number in each."""
-    for want, got in zip(run(before, feeds), run(after, feeds), strict=True):
+    pairs = (outputs_of(m, feeds, plain=True) for m in (before, after))
+    for want, got in zip(*pairs, strict=True):
         assert want.shape == got.shape
         assert want.dtype == got.dtype
         assert np.abs(want).max(initial=0) > 1e-2, "the outputs are too small to tell"
