@@ -19,7 +19,7 @@ from .. import ir
 from ..frontends.fx import FxHost, FxOrigin
 from ..ir import DType, Graph, LazyTensor, ModelError, Node, Opaque, Tensor, UsageError, Value
 from ..nn import Gate, Scale, Switch
-from .fx_modules import activation_module
+from .fx_activations import activation_module
 
 _DTYPES = {
     DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,
