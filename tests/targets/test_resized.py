@@ -26,7 +26,7 @@ from graphshrink.ir import (
 from graphshrink.targets.fx import to_fx
 from graphshrink.targets.onnx import to_onnx
 from support.evaluate import evaluate
-from support.onnx_run import run
+from support.onnx_run import outputs_of
 
 
 def model(**window: Any) -> onnx.ModelProto:
@@ -70,7 +70,7 @@ def test_onnx(window: dict[str, Any]) -> None:
     # onnx finds the same sizes everywhere, and none that was stated before is left.
     onnx.checker.check_model(emitted, full_check=True)
     x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
-    (got,), (want,) = run(emitted, {"x": x}), evaluate(graph, [x])
+    (got,), (want,) = outputs_of(emitted, {"x": x}, plain=True), evaluate(graph, [x])
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
     # What auto_pad stands for depends on the size: at the old one it added nothing.
     (conv,) = (n for n in emitted.graph.node if n.op_type == "Conv")
@@ -128,7 +128,7 @@ def test_new_nodes_have_names_of_their_own() -> None:
     emitted = to_onnx(graph)
     names = [n.name for n in emitted.graph.node]
     assert names == ["conv", "norm", "norm_1", "norm_2", "sum", "pool"]
-    run(emitted, {"x": np.zeros((1, 3, 8, 8), np.float32)})
+    outputs_of(emitted, {"x": np.zeros((1, 3, 8, 8), np.float32)}, plain=True)
 
 
 def test_new_modules_stay_outside_of_the_hosts_own() -> None:
