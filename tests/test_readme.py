@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and its commands are ours."""
+"""The Python of the README and of the guides runs as it stands, and their commands are ours."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ import pytest
 from graphshrink.passes import base
 from support.cli import small_model, succeeds
 
-README = Path(__file__).parents[1] / "README.md"
-TEXT = README.read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PYTHON = [
+    pytest.param(block, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize("block", PYTHON)
 def test_python_snippets_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-    exec(compile(block, str(README), "exec", dont_inherit=True), {"__name__": "readme"})
+    exec(compile(block, "a snippet", "exec", dont_inherit=True), {"__name__": "readme"})
 
 
 def test_there_are_snippets() -> None:
     assert len(PYTHON) >= 3
 
 
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_model(tmp_path / "in.onnx")
-    lines = re.findall(r"^graphshrink (.*?)(?:  #.*)?$", TEXT, re.MULTILINE)
-    assert len(lines) >= 6
+    lines = re.findall(r"^graphshrink (.*?)(?:  #.*)?$", page.read_text(), re.MULTILINE)
+    assert page.stem != "README" or len(lines) >= 6
     for line in lines:
         succeeds(*shlex.split(line))
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
