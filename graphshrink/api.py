@@ -15,11 +15,13 @@ from .evaluate import (
     check_shapes,
     first_line,
     fx_inputs,
+    fx_nudges,
     fx_runner,
     named_inputs,
+    nudges,
     one_line,
     onnx_runner,
-    random_inputs,
+    running_inputs,
 )
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
@@ -147,7 +149,8 @@ def shrink(
         watching.append(Dump(Path(dump)))
     if check:
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
-        watching.append(Check(_runner(graph, kind, model, example_inputs, shapes, seed), failure))
+        run, *nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
+        watching.append(Check(run, failure, nudged=nudged))
     before = Size.of(graph)
     records = pipeline.run(graph, Context(seed=seed, target=kind), watching)
     after = Size.of(graph)
@@ -155,25 +158,28 @@ def shrink(
     return ShrinkResult(graph, Report(str(pipeline), before, after, records, notes), kind)
 
 
-def _runner(
+def _runners(
     graph: Graph,
     kind: str,
     model: Any,
     given: Any,
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
-) -> Callable[[Graph], list[Any]]:
-    """What runs a graph for the check."""
+) -> list[Callable[[Graph], list[Any]]]:
+    """What runs a graph for the check: on the inputs, then on inputs that rounding alone tells from them."""
     if kind == "onnx":
         if given is not None:
-            return onnx_runner(named_inputs(graph, given))
-        return onnx_runner(random_inputs(graph, shapes, seed))
+            feeds = named_inputs(graph, given)
+        else:
+            feeds = running_inputs(graph, shapes, seed, lambda x: onnx_runner(x)(graph))
+        return [onnx_runner(x) for x in (feeds, *nudges(feeds, seed))]
     if given is None:
         # An exported program keeps the inputs that it was exported with.
         kept = getattr(model, "example_inputs", None)
         if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
             given = kept[0]
-    return fx_runner(fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given))
+    inputs = fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given)
+    return [fx_runner(x) for x in (inputs, *fx_nudges(inputs, seed))]
 
 
 def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:

@@ -11,11 +11,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .api import load
-from .evaluate import Arrays, named_inputs, random_inputs, run_session, session
+from .evaluate import Arrays, named_inputs, nudges, run_session, running_inputs, session
 from .ir import Graph, UsageError
 from .latency import PairedLatency, paired_latency
 from .passes import relative_error
-from .passes.observers import tolerance_of
+from .passes.observers import MOST_NOISE, noise_limit, tolerance_of
 from .report import Size, number, size_table
 from .terminal import show
 
@@ -92,7 +92,8 @@ def compare_models(
         second: The other model.
         shapes: Input shapes by name, for random inputs.
         data: An ``.npz`` file with inputs by name, instead of random ones.
-        tolerance: The error allowed; by the coarsest element type of the reference when not given.
+        tolerance: The error allowed. When not given, by the coarsest element type of the reference, or more where
+            rounding the inputs otherwise moves its own outputs further.
         runs: Timed pairs of runs.
         threads: Threads of onnxruntime; 0 takes all.
         seed: The seed of random inputs.
@@ -109,13 +110,22 @@ def compare_models(
     for name, type_ in types_a.items():
         if not type_.accepts(types_b[name]):
             raise UsageError(f"input {name!r} is {type_} in {first}, {types_b[name]} in {second}")
-    feeds = random_inputs(a, shapes, seed) if data is None else _read_inputs(a, data)
     one, two = session(first, threads), session(second, threads)
+    if data is None:
+        feeds = running_inputs(a, shapes, seed, lambda x: run_session(one, x, str(first)))
+    else:
+        feeds = _read_inputs(a, data)
     want, got = run_session(one, feeds, str(first)), run_session(two, feeds, str(second))
+    error = relative_error(want, got)
+    if tolerance is None:
+        tolerance = tolerance_of(a)
+        if tolerance < error < MOST_NOISE:
+            moved = (run_session(one, x, str(first)) for x in nudges(feeds, seed))
+            tolerance = noise_limit(tolerance, want, moved)
     latency = paired_latency(lambda: one.run(None, feeds), lambda: two.run(None, feeds), pairs=runs)
     return Comparison(
-        relative_error(want, got),
-        tolerance_of(a) if tolerance is None else tolerance,
+        error,
+        tolerance,
         (Size.of(a), Size.of(b)),
         (_file_bytes(a, first), _file_bytes(b, second)),
         latency,

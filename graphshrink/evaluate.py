@@ -50,8 +50,18 @@ def _shown(shape: Sequence[Any] | None) -> str:
     return "x".join("?" if d is None else str(d) for d in shape or ()) or "a scalar"
 
 
+SIZES = (64, 224, 512, 1024, 16000, 16, 1)
+"""What sizes that are not known are taken as, one after the other, until the model runs."""
+
+NUDGES = 3
+"""How many times inputs are moved by a rounding unit to see how sensitive a model is."""
+
+
 def random_inputs(
-    graph: Graph, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+    graph: Graph,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    unknown: int = 1,
 ) -> Arrays:
     """Inputs for a check: standard normal floats, zeros and ones for whole numbers and booleans.
 
@@ -59,21 +69,29 @@ def random_inputs(
 
     Args:
         graph: Whose inputs.
-        shapes: Shapes by input name; else known sizes, with 1 for every unknown one.
+        shapes: Shapes by input name; else known sizes. Those that are not known are ``unknown``, but 1 along the
+            first axis of an input, and wherever the symbol of such an axis stands.
         seed: The seed of the random numbers.
+        unknown: The size that unknown ones are taken as.
 
     Raises:
         UsageError: If a shape names no input, does not fit it, or is needed and missing.
     """
     symbols = check_shapes(graph, shapes)
+    for value in graph.inputs:
+        if value.type.shape and isinstance(value.type.shape[0], str):
+            symbols.setdefault(value.type.shape[0], 1)
     rng = np.random.default_rng(seed)
-    return {v.name: _random(v, (shapes or {}).get(v.name), symbols, rng) for v in graph.inputs}
+    return {
+        v.name: _random(v, (shapes or {}).get(v.name), symbols, unknown, rng) for v in graph.inputs
+    }
 
 
 def _random(
     value: Value,
     given: Sequence[int] | None,
     symbols: Mapping[str, int],
+    unknown: int,
     rng: np.random.Generator,
 ) -> npt.NDArray[Any]:
     dtype = value.type.dtype
@@ -85,13 +103,75 @@ def _random(
     if given is None:
         assert value.type.shape is not None
         given = [
-            d if isinstance(d, int) else symbols.get(d, 1) if d else 1 for d in value.type.shape
+            d if isinstance(d, int) else symbols.get(d or "", unknown if axis else 1)
+            for axis, d in enumerate(value.type.shape)
         ]
     if dtype is DType.BOOL:
         return rng.integers(0, 2, given).astype(bool)
     if dtype.is_float or dtype in (DType.C64, DType.C128):
         return rng.standard_normal(given).astype(dtype.numpy)
     return rng.integers(0, 2, given).astype(dtype.numpy)
+
+
+def running_inputs(
+    graph: Graph,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+    run: Callable[[Arrays], object],
+) -> Arrays:
+    """Random inputs that an ONNX model runs on: sizes that are not known are tried, :data:`SIZES`.
+
+    Which ones were taken is added to the graph's notes.
+
+    Args:
+        graph: The graph of the model.
+        shapes: Shapes by input name.
+        seed: The seed of the random numbers.
+        run: Runs the model.
+
+    Raises:
+        ModelError: If it runs with none of them; the error is that of the first.
+        UsageError: As for :func:`random_inputs`.
+    """
+    failure: ModelError | None = None
+    tried: set[str] = set()
+    for size in SIZES:
+        feeds = random_inputs(graph, shapes, seed, size)
+        shown = shapes_text(feeds)
+        if shown in tried:
+            continue
+        tried.add(shown)
+        try:
+            run(feeds)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        if any(v.type.static_shape is None and v.name not in (shapes or {}) for v in graph.inputs):
+            graph.notes.append(f"run on inputs {shown} (--input gives other shapes)")
+        return feeds
+    assert failure is not None
+    raise failure
+
+
+def nudge(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+    """An array of floats, each moved up or down by about one rounding unit; others as they are."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    step = np.asarray(np.finfo(array.dtype).eps, array.dtype)
+    signs = rng.integers(0, 2, array.shape).astype(array.dtype) * 2 - 1
+    moved: npt.NDArray[Any] = (array + array * signs * step).astype(array.dtype)
+    return moved
+
+
+def nudges(feeds: Arrays, seed: int) -> list[Arrays]:
+    """Inputs that differ from ``feeds`` by rounding units only."""
+    rng = np.random.default_rng(seed)
+    return [{n: nudge(a, rng) for n, a in feeds.items()} for _ in range(NUDGES)]
+
+
+def shapes_text(feeds: Arrays) -> str:
+    """The shapes of inputs as ``--input`` takes them."""
+    return ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
 
 
 def named_inputs(graph: Graph, given: Any) -> Arrays:
@@ -171,9 +251,8 @@ def run_session(loaded: Any, feeds: Arrays, name: str) -> list[Any]:
     try:
         return list(loaded.run(None, feeds))
     except Exception as error:
-        shown = ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
         raise ModelError(
-            f"onnxruntime cannot run {name} on inputs {shown} (--input gives other shapes): "
+            f"onnxruntime cannot run {name} on inputs {shapes_text(feeds)} (--input gives other shapes): "
             f"{one_line(error)}"
         ) from error
 
@@ -206,6 +285,21 @@ def fx_inputs(
         plain = array.astype(np.float32) if array.dtype.kind == "V" else array
         made.append(torch.from_numpy(np.ascontiguousarray(plain)).to(device, kinds[dtype]))
     return tuple(made)
+
+
+def fx_nudges(inputs: Sequence[Any], seed: int) -> list[tuple[Any, ...]]:
+    """Inputs that differ from ``inputs`` by rounding units only; what is no tensor of floats stays."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
+        return x + x * signs * torch.finfo(x.dtype).eps
+
+    return [tuple(map(moved, inputs)) for _ in range(NUDGES)]
 
 
 def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import graphshrink
@@ -26,7 +27,7 @@ from graphshrink import (
     shrink,
     shrink_graph,
 )
-from graphshrink.evaluate import random_inputs
+from graphshrink.evaluate import fx_nudges, nudges, random_inputs
 from graphshrink.ir import Activation, Exactness, Linear, parse
 from graphshrink.passes import CheckFailed, Context, Pass, PruneDead
 from support.cli import small_model
@@ -391,3 +392,43 @@ def test_same_input_same_result(tmp_path: Path) -> None:
     texts = {shrink(model, example_inputs=(X,)).graph.text(full=True) for _ in range(3)}
     assert len(texts) == 1
     assert isinstance(next(shrink(nn.Sequential(nn.Linear(2, 2)).eval()).graph.nodes).op, Linear)
+
+
+def test_sizes_are_tried_until_the_model_runs(tmp_path: Path) -> None:
+    """A pooling halves, an upsampling doubles, an addition needs them to agree: 1x1 does not run."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["a"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Resize", ["a", "", "scales"], ["b"], mode="nearest"),
+        helper.make_node("Add", ["x", "b"], ["y"]),
+    ]
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
+    graph = helper.make_graph(nodes, "g", [x], [y], [scales])
+    path = tmp_path / "in.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    report = shrink(path, check=True).report
+    assert not report.failed
+    assert report.notes[0] == "run on inputs x:1x3x64x64 (--input gives other shapes)"
+    given = shrink(path, check=True, shapes={"x": (2, 3, 8, 8)}).report
+    assert not any("run on" in note for note in given.notes)
+    with pytest.raises(ModelError, match="on inputs x:1x3x7x7"):
+        shrink(path, check=True, shapes={"x": (1, 3, 7, 7)})
+
+
+def test_nudged_inputs_differ_by_a_rounding_unit() -> None:
+    x = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    feeds = {"x": x, "i": np.arange(3), "b": np.zeros(2, bool)}
+    first, second, third = nudges(feeds, seed=1)
+    assert first["i"] is feeds["i"]
+    assert first["b"] is feeds["b"]
+    for moved in (first, second, third):
+        assert moved["x"].dtype == np.float32
+        ulps = np.abs(moved["x"].view(np.int32).astype(np.int64) - x.view(np.int32))
+        assert ulps.min() >= 1
+        assert ulps.max() <= 2
+    assert not np.array_equal(first["x"], second["x"])
+    moved = fx_nudges((torch.ones(50), torch.arange(3), 2), seed=1)[0]
+    assert set((moved[0] - 1).tolist()) == {2.0**-23, -(2.0**-23)}
+    assert moved[1].tolist() == [0, 1, 2]
+    assert moved[2] == 2

@@ -399,6 +399,35 @@ def test_tolerance(graph: Graph, factor: float, tolerance: float | None, passes:
             Pipeline([Doubles(factor)]).run(graph, observers=[check])
 
 
+def test_a_model_that_amplifies_rounding_is_held_to_what_rounding_does(graph: Graph) -> None:
+    """A cancelling network: one rounding unit of an input is a hundredth of its output."""
+
+    def off_by(error: float) -> Callable[[Graph], list[Any]]:
+        return lambda g: [y * (1 + error) for y in runner(g)]
+
+    def check(*moves: float) -> Check:
+        return Check(runner, nudged=[off_by(move) for move in moves])
+
+    rough = Doubles(1.03)
+    records = Pipeline([rough]).run(graph.clone(), observers=[check(0.0, 0.01, 0.004)])
+    assert records[0].error == pytest.approx(0.03)
+    with pytest.raises(CheckFailed, match=r"moved by 3\.00e-02 .*\(allowed 0\.02\)"):
+        Pipeline([rough]).run(graph.clone(), observers=[check(0.005, 0.002)])
+    # Chaos excuses nothing.
+    with pytest.raises(CheckFailed):
+        Pipeline([Doubles(1.2)]).run(graph.clone(), observers=[check(0.9)])
+    # Who gives a tolerance means it.
+    strict = Check(runner, tolerance=1e-3, nudged=[off_by(0.01)])
+    with pytest.raises(CheckFailed):
+        Pipeline([rough]).run(graph.clone(), observers=[strict])
+
+
+def test_what_rounding_excuses_is_noted(graph: Graph) -> None:
+    check = Check(runner, nudged=[lambda g: [y * 1.01 for y in runner(g)]])
+    Pipeline([Doubles(1.03)]).run(graph, observers=[check])
+    assert graph.notes[-1].startswith("test-doubles{factor=1.03} moved the outputs by 3.0e-02")
+
+
 def test_checking_runs_the_graph_no_more_than_it_must(graph: Graph) -> None:
     runs = []
 
