@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from .emission import Emission, emission, known_target
 from .evaluate import (
     check_shapes,
     first_line,
@@ -26,6 +27,7 @@ from .evaluate import (
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
 from .report import Report, Size
+from .targets.emitted import Emitted
 
 DEFAULT_PIPELINE = "fold-constants,merge-linear,prune-dead"
 """The passes that run when none are given; all are exact."""
@@ -45,6 +47,7 @@ class ShrinkResult:
     graph: Graph
     report: Report
     _kind: str
+    _target: str | None = None
 
     @cached_property
     def model(self) -> Any:
@@ -61,18 +64,36 @@ class ShrinkResult:
 
         return to_fx(self.graph)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as ONNX: whole or not at all.
+    def save(
+        self, path: str | os.PathLike[str], target: str | None = None, **options: Any
+    ) -> Emitted:
+        """Write the model, whole or not at all.
+
+        Args:
+            path: The file to write.
+            target: What to write: see ``graphshrink.emission.TARGETS``. Without it the target that the passes ran for,
+                if this is one of its files; else the suffix decides.
+            options: The target's own options, such as ``fp16=True``.
+
+        Returns:
+            The files and what there is to know of them; the report has it too.
 
         Raises:
-            UsageError: If the suffix is not ``.onnx`` or the file cannot be written.
+            UsageError: If there is no such target, suffix or option, or the file cannot be written.
+            ModelError: If the target cannot say what the model does.
+            MissingExtra: If the target needs a package that is not installed.
         """
-        if Path(path).suffix != ".onnx":
-            raise UsageError(f"cannot write {path}: only .onnx files can be written")
-        from .targets.onnx import save_onnx
+        if target is None and self._target is not None:
+            own = known_target(self._target)
+            target = own.name if Path(path).suffix == own.suffix else None
+        return self.emit(emission(path, target, options))
 
+    def emit(self, chosen: Emission) -> Emitted:
+        """Write the model by a target that was chosen before."""
         with _text_is_text("the model"):
-            save_onnx(self.graph, path)
+            done = chosen.run(self.graph)
+        self.report.emitted = done
+        return done
 
 
 def shrink_graph(
@@ -118,6 +139,7 @@ def shrink(
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
+    target: str | None = None,
 ) -> ShrinkResult:
     """Shrink a model or an ONNX file and say what was done.
 
@@ -131,6 +153,7 @@ def shrink(
         on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: What else watches the passes.
+        target: The target that the result will be saved for, so that passes can take it into account.
 
     Raises:
         UsageError: If the model is of another kind, or inputs do not fit it.
@@ -140,6 +163,8 @@ def shrink(
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     if on_failure not in ("rollback", "raise"):
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
+    if target is not None:
+        known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     graph, kind = load(model, example_inputs)
@@ -152,10 +177,11 @@ def shrink(
         run, *nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
         watching.append(Check(run, failure, nudged=nudged))
     before = Size.of(graph)
-    records = pipeline.run(graph, Context(seed=seed, target=kind), watching)
+    records = pipeline.run(graph, Context(seed=seed, target=target or kind), watching)
     after = Size.of(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
-    return ShrinkResult(graph, Report(str(pipeline), before, after, records, notes), kind)
+    report = Report(str(pipeline), before, after, records, notes)
+    return ShrinkResult(graph, report, kind, target)
 
 
 def _runners(

@@ -55,7 +55,7 @@ def options(
 @app.command()
 def shrink(
     source: Annotated[str, typer.Argument(metavar="IN", help="The ONNX file to read.")],
-    target: Annotated[str, typer.Argument(metavar="OUT", help="The ONNX file to write.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write.")],
     passes: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The pipeline; see 'graphshrink passes'.")
     ] = None,
@@ -75,18 +75,27 @@ def shrink(
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Say what was left alone, and why.")
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What to write; without it the suffix of OUT decides."),
+    ] = None,
 ) -> None:
     """Shrink an ONNX file."""
     from .api import DEFAULT_PIPELINE
     from .api import shrink as run
+    from .emission import emission
     from .passes import Pipeline
     from .progress import watch_passes
 
     # Refuse before the work, not after it.
-    writable(target, ".onnx")
+    # Options of targets that were given, by the names of the target's own Options.
+    given: dict[str, Any] = {}
+    chosen = emission(out, target, given)
+    for file in chosen.files:
+        writable(str(file))
     if report is not None:
         writable(report)
-        for other in (source, target):
+        for other in (source, *map(str, chosen.files)):
             if os.path.realpath(report) == os.path.realpath(other):
                 raise UsageError(f"--report {report} would overwrite the model {other}")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
@@ -99,8 +108,9 @@ def shrink(
             shapes=shapes_of(shapes),
             dump=dump,
             observers=[watch],
+            target=chosen.target.name,
         )
-        result.save(target)
+        result.emit(chosen)
     if report is not None:
         write_json(report, result.report.to_dict())
     if as_json:
@@ -108,14 +118,14 @@ def shrink(
     elif verbose or sys.stdout.isatty():
         result.report.render(console(), verbose=verbose)
     else:
-        typer.echo(_summary(result.report, target))
+        typer.echo(_summary(result.report, out))
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: the check failed, rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
 
 
-def _summary(report: Any, target: str) -> str:
+def _summary(report: Any, out: str) -> str:
     before, after = report.before, report.after
     refused = sum(len(r.refusals) for r in report.passes)
     macs = ""
@@ -124,7 +134,7 @@ def _summary(report: Any, target: str) -> str:
     checked = [r.error for r in report.passes if r.error is not None]
     error = f", error {max(checked):.1e}" if checked else ""
     return (
-        f"{target}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
+        f"{out}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
         f"{after.parameters:,} parameters{macs}{error}; {refused} left alone (-v says why)"
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ir import Graph, Opaque
 from .passes import PassRecord
+from .targets.emitted import Emitted
 from .terminal import show
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Report:
         after: The size of the graph that went out.
         passes: What each pass did.
         notes: What was missed for want of shapes or types.
+        emitted: What the target wrote, once it has.
     """
 
     pipeline: str
@@ -93,6 +95,7 @@ class Report:
     after: Size
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    emitted: Emitted | None = None
 
     @property
     def changed(self) -> bool:
@@ -130,6 +133,13 @@ class Report:
                 for r in self.passes
             ],
             "notes": list(self.notes),
+            "emitted": None
+            if self.emitted is None
+            else {
+                "files": [str(path) for path in self.emitted.files],
+                "notes": list(self.emitted.notes),
+                **self.emitted.data,
+            },
         }
 
     def render(self, console: Console, *, verbose: bool = False) -> None:
@@ -163,7 +173,7 @@ class Report:
         for r in self.passes:
             if r.problem:
                 console.print(escape(f"rolled back: {r.problem}"), soft_wrap=True)
-        for note in self.notes:
+        for note in (*self.notes, *(self.emitted.notes if self.emitted else ())):
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 

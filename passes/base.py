@@ -29,7 +29,7 @@ class Context:
 
     Attributes:
         seed: The seed that ``rng`` starts from.
-        target: What the graph will be emitted for: ``"onnx"`` or ``"fx"``.
+        target: What the graph will be emitted for: ``"fx"``, or the name of a target, such as ``"onnx"``.
         progress: Called with (done, total, what) by long passes.
         moments: Gives the moments of an activation's input and output on calibration data; ``None`` without such
             data.

@@ -10,6 +10,8 @@ host model. A graph made from text is spelled from nothing; an FX-born graph goe
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -18,6 +20,7 @@ from ..frontends.onnx import OnnxHost, OnnxOrigin
 from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
 from ..frontends.onnx_tensors import code_of, proto_of
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
+from .emitted import Emitted
 from .onnx_save import is_external, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
@@ -54,6 +57,17 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
     # A model that came with its data beside it goes out in the same way, and is streamed.
     split = any(map(is_external, graph.host.model.graph.initializer))
     save_model(model, path, tensors, graph.host.base_dir, split)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Plain ONNX has no options."""
+
+
+def save(graph: Graph, path: Path, options: Options) -> Emitted:
+    """The target ``onnx``: see :func:`save_onnx`."""
+    save_onnx(graph, path)
+    return Emitted((path,))
 
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:

@@ -1,0 +1,144 @@
+"""Which targets there are, and how one is chosen, given its options and run.
+
+A target is a module of :mod:`graphshrink.targets` with
+
+- ``Options``: a frozen dataclass; its fields are the target's options, and bad values raise ``UsageError`` when it is made,
+- ``save(graph, path, options)``: writes the files, whole or not at all, and returns a :class:`.targets.emitted.Emitted`,
+- optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .ir import Graph, UsageError
+from .passes.base import nearest
+from .targets.emitted import Emitted
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file that graphs are written to.
+
+    Attributes:
+        name: What ``--target`` and ``save(target=...)`` call it.
+        suffix: The suffix of its files.
+        module: The module that writes it, relative to this package.
+        beside: Suffixes of files that are written beside it, in place of its own.
+    """
+
+    name: str
+    suffix: str
+    module: str
+    beside: tuple[str, ...] = ()
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (Target("onnx", ".onnx", ".targets.onnx"),)
+}
+"""All targets by name. A suffix alone means the first target that has it."""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """A target with its options and the file that it will write.
+
+    Attributes:
+        target: The target.
+        path: The file to write.
+        options: The target's own ``Options``.
+    """
+
+    target: Target
+    path: Path
+    options: Any
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that will be there: the model, and what is written beside it."""
+        return (self.path, *(self.path.with_suffix(suffix) for suffix in self.target.beside))
+
+    def run(self, graph: Graph) -> Emitted:
+        """Write the graph.
+
+        Raises:
+            ModelError: If the target cannot say what the graph does.
+            UsageError: If a file cannot be written.
+        """
+        done: Emitted = _module(self.target).save(graph, self.path, self.options)
+        return done
+
+
+def emission(
+    path: str | os.PathLike[str],
+    target: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Emission:
+    """Choose a target and check its options, before any work is done.
+
+    Args:
+        path: The file to write.
+        target: The target's name; chosen by the suffix when not given.
+        options: The target's options by name.
+
+    Raises:
+        UsageError: If the target, the suffix or an option is wrong.
+        MissingExtra: If the target needs a package that is not installed.
+    """
+    chosen = _chosen(Path(path), target)
+    module = _module(chosen)
+    known = [f.name for f in fields(module.Options)]
+    for name in options or {}:
+        if name not in known:
+            spelled = name.replace("_", "-")
+            names = [n.replace("_", "-") for n in known]
+            raise UsageError(
+                f"target {chosen.name} has no option {spelled!r}{nearest(spelled, names)}"
+            )
+    made = module.Options(**(options or {}))
+    if hasattr(module, "ready"):
+        module.ready(made)
+    return Emission(chosen, Path(path), made)
+
+
+def known_target(name: str) -> Target:
+    """The target of this name.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"there is no target {name!r}; there are {_listed()}")
+    return TARGETS[name]
+
+
+def _chosen(path: Path, name: str | None) -> Target:
+    if name is None:
+        for target in TARGETS.values():
+            if path.suffix == target.suffix:
+                return target
+        raise UsageError(f"cannot write {path}: only {_listed()} files can be written")
+    target = known_target(name)
+    if path.suffix != target.suffix:
+        raise UsageError(
+            f"cannot write {path}: target {name} writes {target.suffix} files; there are {_listed()}"
+        )
+    return target
+
+
+def _listed() -> str:
+    """The suffixes with their targets: ``.onnx (onnx, tensorrt)``."""
+    names: dict[str, list[str]] = {}
+    for target in TARGETS.values():
+        names.setdefault(target.suffix, []).append(target.name)
+    return ", ".join(f"{suffix} ({', '.join(found)})" for suffix, found in names.items())
+
+
+def _module(target: Target) -> ModuleType:
+    return import_module(target.module, __package__)
