@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .calibration import CalibrationData
     from .gating import (
         GateSchedule,
         gate_penalty,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEFAULT_PIPELINE", "Context", "Exactness", "GateSchedule", "Graph", "GraphshrinkError", "MissingExtra",
+    "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph", "GraphshrinkError", "MissingExtra",
     "ModelError", "Pass", "PassError", "Pipeline", "Report", "Rewriter", "ShrinkResult", "UsageError",
     "gate_penalty", "gates", "insert_gates", "keep_top", "kept_at", "register", "save_removal_plan",
     "shrink", "shrink_graph",
@@ -56,6 +57,7 @@ _HOMES = {
         ),
         ".gating",
     ),
+    "CalibrationData": ".calibration",
     "Report": ".report",
 }
 

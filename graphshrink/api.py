@@ -102,6 +102,7 @@ def shrink_graph(
     *,
     example_inputs: Any = None,
     check: bool = False,
+    calibration: Any = None,
     seed: int = 0,
 ) -> Any:
     """Shrink a model and give back one of its kind.
@@ -116,6 +117,8 @@ def shrink_graph(
             may be a dict by name too.
         check: Run the model before and after every pass; raise if an exact pass moved the outputs.
             Without ``example_inputs`` on random numbers of the known shapes, unknown sizes being 1.
+        calibration: Data for passes that ask for them: a path, arrays, an iterable of batches, or a
+            :class:`graphshrink.CalibrationData` that also says how they are read.
         seed: The seed of random check inputs and of passes that draw random numbers.
 
     Raises:
@@ -124,7 +127,13 @@ def shrink_graph(
         PassError: If a pass is unknown, or breaks the graph, or fails the check.
     """
     return shrink(
-        model, passes, example_inputs=example_inputs, check=check, seed=seed, on_failure="raise"
+        model,
+        passes,
+        example_inputs=example_inputs,
+        check=check,
+        calibration=calibration,
+        seed=seed,
+        on_failure="raise",
     ).model
 
 
@@ -134,12 +143,14 @@ def shrink(
     *,
     example_inputs: Any = None,
     check: bool = False,
+    calibration: Any = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
     target: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> ShrinkResult:
     """Shrink a model or an ONNX file and say what was done.
 
@@ -148,15 +159,17 @@ def shrink(
         passes: As for ``shrink_graph``.
         example_inputs: As for ``shrink_graph``.
         check: Run the model before and after every pass.
+        calibration: As for ``shrink_graph``.
         seed: The seed of random check inputs and of passes that draw random numbers.
         shapes: Input shapes for the check, by input name (ONNX).
         on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: What else watches the passes.
         target: The target that the result will be saved for, so that passes can take it into account.
+        progress: Called with (done, total, what) inside long passes; the total is 0 when it is not known.
 
     Raises:
-        UsageError: If the model is of another kind, or inputs do not fit it.
+        UsageError: If the model is of another kind, or inputs or calibration data do not fit it.
         ModelError: If the model cannot be read, or does not run when it is checked.
         PassError: If a pass is unknown, or breaks the graph.
     """
@@ -176,8 +189,15 @@ def shrink(
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
         run, *nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
         watching.append(Check(run, failure, nudged=nudged))
+    ctx = Context(seed=seed, target=target or kind)
+    if progress is not None:
+        ctx.progress = progress
+    if calibration is not None:
+        from .calibration import calibrated
+
+        ctx.calibration = calibrated(graph, kind, calibration, progress)
     before = Size.of(graph)
-    records = pipeline.run(graph, Context(seed=seed, target=target or kind), watching)
+    records = pipeline.run(graph, ctx, watching)
     after = Size.of(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     report = Report(str(pipeline), before, after, records, notes)

@@ -33,6 +33,27 @@ Inputs = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The seed of random inputs.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Data for passes that ask for them: .npz, or a folder of .npy or images.",
+    ),
+]
+CalibrationSamples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Take at most so many calibration samples.")
+]
+CalibrationBatch = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Run so many of them at a time.")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="How calibration images become samples, such as resize=256,crop=224,"
+        "mean=[0.5,0.5,0.5],std=[0.5,0.5,0.5],layout=nchw, or imagenet.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -63,6 +84,10 @@ def shrink(
         bool, typer.Option("--check", help="Run the model before and after every pass.")
     ] = False,
     shapes: Inputs = None,
+    calibration: Calibration = None,
+    calibration_samples: CalibrationSamples = None,
+    calibration_batch: CalibrationBatch = None,
+    preprocess: Recipe = None,
     report: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the report as JSON.")
     ] = None,
@@ -99,16 +124,19 @@ def shrink(
             if os.path.realpath(report) == os.path.realpath(other):
                 raise UsageError(f"--report {report} would overwrite the model {other}")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
+    data = _calibration(calibration, calibration_samples, calibration_batch, preprocess)
     with watch_passes(len(pipeline), verbose=verbose) as watch:
         result = run(
             source,
             pipeline,
             check=check,
+            calibration=data,
             seed=seed,
             shapes=shapes_of(shapes),
             dump=dump,
             observers=[watch],
             target=chosen.target.name,
+            progress=watch.progress_within,
         )
         result.emit(chosen)
     if report is not None:
@@ -123,6 +151,24 @@ def shrink(
     if undone:
         typer.echo(f"graphshrink: the check failed, rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
+
+
+def _calibration(
+    path: str | None, samples: int | None, batch: int | None, preprocess: str | None
+) -> Any:
+    """The calibration data that the options give, or ``None``."""
+    if path is None:
+        for option, value in (
+            ("--calibration-samples", samples),
+            ("--calibration-batch", batch),
+            ("--preprocess", preprocess),
+        ):
+            if value is not None:
+                raise UsageError(f"{option} is about calibration data: give --calibration PATH")
+        return None
+    from .calibration import CalibrationData
+
+    return CalibrationData(path, samples, batch, preprocess)
 
 
 def _summary(report: Any, out: str) -> str:

@@ -34,12 +34,16 @@ class Lines:
                 f"{time.perf_counter() - self.start:.2f} s\n"
             )
 
+    def progress_within(self, done: int, total: int, what: str) -> None:
+        """Nothing: a line for every batch would be too much."""
+
 
 class Bar:
     """An observer that moves a bar on a terminal."""
 
     def __init__(self, progress: Progress, task: TaskID, count: int) -> None:
         self.progress, self.task, self.left = progress, task, count
+        self.inner: TaskID | None = None
 
     def before(self, step: Pass, graph: Graph) -> None:
         """Name the pass that runs."""
@@ -50,6 +54,15 @@ class Bar:
         self.left -= 1
         what = f"{step} (done)" if self.left else "writing"
         self.progress.update(self.task, advance=1, description=what)
+        if self.inner is not None:
+            self.progress.remove_task(self.inner)
+            self.inner = None
+
+    def progress_within(self, done: int, total: int, what: str) -> None:
+        """Move a second bar, for what goes on inside the pass; without a known total it only runs."""
+        if self.inner is None:
+            self.inner = self.progress.add_task(what)
+        self.progress.update(self.inner, description=what, completed=done, total=total or None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from .affine_fit import Moments
 from .base import Context, FunctionPass, Pass, PassError, known_passes, pass_class, register
+from .calibration import Accumulator, Calibration, Request
 from .expand_linear import ExpandLinear
 from .fold_constants import FoldConstants
 from .hoist_padding import HoistPadding
@@ -12,10 +13,20 @@ from .pipeline import Observer, PassLike, PassRecord, Pipeline
 from .prune_dead import PruneDead
 from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
+from .statistics import (
+    ActivationMoments,
+    ChannelMoments,
+    ChannelStats,
+    Gram,
+    GramMatrix,
+    InputMoments,
+    InputStats,
+)
 
 __all__ = [
-    "Check", "CheckFailed", "Context", "Dump", "ExpandLinear", "FoldConstants", "FunctionPass", "HoistPadding", "InsertGates",
-    "MergeLinear", "Moments", "Observer", "Pass", "PassError", "PassLike", "PassRecord", "Pipeline",
-    "PruneDead", "RemovalPlan", "RemoveActivations", "Timing", "Verify", "known_passes", "pass_class",
-    "register", "relative_error",
+    "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
+    "Context", "Dump", "ExpandLinear", "FoldConstants", "FunctionPass", "Gram", "GramMatrix", "HoistPadding",
+    "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass", "PassError", "PassLike",
+    "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Timing", "Verify",
+    "known_passes", "pass_class", "register", "relative_error",
 ]  # fmt: skip

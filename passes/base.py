@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..ir import Exactness, Graph, GraphshrinkError, Node, Rewriter
-from .affine_fit import Moments
+from .calibration import Calibration
 
 ENTRY_POINTS = "graphshrink.passes"
 """The entry point group that other packages publish passes under."""
@@ -31,14 +31,13 @@ class Context:
         seed: The seed that ``rng`` starts from.
         target: What the graph will be emitted for: ``"fx"``, or the name of a target, such as ``"onnx"``.
         progress: Called with (done, total, what) by long passes.
-        moments: Gives the moments of an activation's input and output on calibration data; ``None`` without such
-            data.
+        calibration: Calibration data and the statistics computed from it; ``None`` without such data.
     """
 
     seed: int = 0
     target: str = "onnx"
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
-    moments: Callable[[Node], Moments] | None = None
+    calibration: Calibration | None = None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from .base import Context, Pass, PassError, register, words
 from .gate_sites import check_plain, chosen, is_site, site_names, survey
 from .insert_gates import InsertGates
 from .removal_plan import kind_of, read_plan
+from .statistics import ActivationMoments, channel_axis
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,16 @@ class RemoveActivations(Pass):
             check_plain("ending", self.ending)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        if self.by == "affine" and ctx.moments is None:
+        if self.by == "affine" and ctx.calibration is None:
             raise PassError(
                 "remove-activations: by=affine fits lines to calibration data, and none are given"
             )
         decided = self._decided(graph)
+        gone = [node for node, keep in decided.items() if not keep]
         # All moments are of the network as it comes in.
-        lines = {
-            node: self._line(node, ctx)
-            for node, keep in decided.items()
-            if not keep and self.by == "affine"
-        }
+        lines = self._lines(gone, graph, ctx) if self.by == "affine" else {}
         if self.ending:
-            self._end([node for node, keep in decided.items() if not keep], graph, rw)
+            self._end(gone, graph, rw)
         for node, keep in decided.items():
             if keep:
                 _keep(node, rw)
@@ -112,18 +110,32 @@ class RemoveActivations(Pass):
                 rw.skip(node, "the gate stays: neither named nor in the plan")
 
     @staticmethod
-    def _line(node: Node, ctx: Context) -> Line:
-        assert ctx.moments is not None
-        value = _value(node)
-        moments = ctx.moments(node)
-        try:
-            slope, offset = best_line(moments, 1.0 if value is None else value)
-        except ValueError as error:
-            raise PassError(f"remove-activations: {node.name} has no best line: {error}") from error
-        dtype = node.output.type.dtype
-        if dtype is None or not dtype.is_wide_float:
-            raise PassError(f"remove-activations: the element type of {node.name} is not known")
-        return Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+    def _lines(gone: Sequence[Node], graph: Graph, ctx: Context) -> dict[Node, Line]:
+        """The lines of all activations that a gate has not closed already."""
+        assert ctx.calibration is not None
+        requests = {node: ActivationMoments(node) for node in gone if _value(node) != 0}
+        for node in requests:
+            shape = node.output.type.shape
+            if shape is not None and node.output.type.dim(channel_axis(node)) is None:
+                raise PassError(
+                    f"remove-activations: the number of channels of {node.name} is not known"
+                )
+        found = ctx.calibration.collect(graph, requests.values())
+        lines = {}
+        for node, request in requests.items():
+            value = _value(node)
+            moments = found[request]
+            try:
+                slope, offset = best_line(moments, 1.0 if value is None else value)
+            except ValueError as error:
+                raise PassError(
+                    f"remove-activations: {node.name} has no best line: {error}"
+                ) from error
+            dtype = node.output.type.dtype
+            if dtype is None or not dtype.is_wide_float:
+                raise PassError(f"remove-activations: the element type of {node.name} is not known")
+            lines[node] = Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+        return lines
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
         """Put activations behind what merges when ``gone`` are removed."""

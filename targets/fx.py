@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,23 @@ def to_fx(graph: Graph) -> fx.GraphModule:
     if not isinstance(graph.host, FxHost):
         raise UsageError("only graphs that came from torch can be emitted as a GraphModule")
     return _Emitter(graph, graph.host).run()
+
+
+def to_fx_values(graph: Graph, values: Sequence[Value]) -> tuple[fx.GraphModule, list[str]]:
+    """Emit a graph as a module, and say which of its nodes make these values.
+
+    Raises:
+        UsageError: If the graph did not come from FX.
+        ModelError: If a changed node cannot be said in torch, or a value is none of the module's.
+    """
+    if not isinstance(graph.host, FxHost):
+        raise UsageError("only graphs that came from torch can be emitted as a GraphModule")
+    emitter = _Emitter(graph, graph.host)
+    module = emitter.run()
+    for value in values:
+        if value not in emitter.nodes:
+            raise ModelError(f"%{value.name} is not computed by the module")
+    return module, [emitter.nodes[value].name for value in values]
 
 
 def example_inputs_of(graph: Graph) -> tuple[Any, ...]:

@@ -10,11 +10,19 @@ host model. A graph made from text is spelled from nothing; an FX-born graph goe
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
 
 from ..frontends.onnx import OnnxHost, OnnxOrigin
 from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
@@ -70,13 +78,77 @@ def save(graph: Graph, path: Path, options: Options) -> Emitted:
     return Emitted((path,))
 
 
+def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[str]) -> list[str]:
+    """Write a model that gives these values instead of the graph's outputs, and computes nothing else.
+
+    bfloat16, which NumPy lacks, is given as float32.
+
+    Args:
+        graph: A graph that did not come from torch.
+        values: Inputs, and results of nodes.
+        path: The file to write.
+
+    Returns:
+        The names of the outputs, one for each value.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+    """
+    emitter = _emitter(graph)
+    model, tensors = emitter.run()
+    names = []
+    for i, value in enumerate(values):
+        name = emitter.names[value]
+        if value.producer is None or value.type.dtype is DType.BF16:
+            to = TensorProto.FLOAT if value.type.dtype is DType.BF16 else None
+            made = f"{name}/value_{i}"
+            kind = helper.make_node("Identity", [name], [made])
+            model.graph.node.append(
+                kind if to is None else helper.make_node("Cast", [name], [made], to=to)
+            )
+            name = made
+        names.append(name)
+    _keep_only(model, names)
+    infos = [ValueInfoProto(name=name) for name in dict.fromkeys(names)]
+    del model.graph.output[:]
+    model.graph.output.extend(infos)
+    kept = {t.name for t in model.graph.initializer}
+    tensors = {name: t for name, t in tensors.items() if name in kept}
+    base = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
+    save_model(model, path, tensors, base)
+    return names
+
+
+def _keep_only(model: ModelProto, names: Sequence[str]) -> None:
+    """Drop what these values do not depend on."""
+    wanted, nodes = set(names), []
+    for node in reversed(model.graph.node):
+        if wanted.isdisjoint(node.output):
+            continue
+        nodes.append(node)
+        wanted.update(node.input, captures(node) if has_bodies(node) else ())
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    listed = {v.name for v in model.graph.input}
+    for field in (model.graph.initializer, model.graph.sparse_initializer):
+        for i in reversed(range(len(field))):
+            own = field[i]
+            name = own.values.name if isinstance(own, SparseTensorProto) else own.name
+            if name not in wanted and name not in listed:
+                del field[i]
+
+
+def _emitter(graph: Graph) -> _Emitter:
+    if isinstance(graph.host, OnnxHost):
+        return _Emitter(graph, graph.host)
+    return _Emitter(graph, OnnxHost(_empty_model(graph), None, NEWEST_OPSET))
+
+
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
     """The model, with large new initializers as empty placeholders, and their tensors by name."""
-    if isinstance(graph.host, OnnxHost):
-        return _Emitter(graph, graph.host).run()
-    if graph.host is None:
-        host = OnnxHost(_empty_model(graph), None, NEWEST_OPSET)
-        return _Emitter(graph, host).run()
+    if graph.host is None or isinstance(graph.host, OnnxHost):
+        return _emitter(graph).run()
     return _exported(graph), {}
 
 

@@ -6,7 +6,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from graphshrink.passes import base
 from support.cli import small_model, succeeds
@@ -35,6 +37,11 @@ def test_there_are_snippets() -> None:
 def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small_model(tmp_path / "in.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
+    np.savez("samples.npz", x=np.float32(pixels[:, :16, :16].transpose(0, 3, 1, 2) / 255))
+    Path("photos").mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(f"photos/{i}.png")
     lines = re.findall(r"^graphshrink (.*?)(?:  #.*)?$", page.read_text(), re.MULTILINE)
     assert page.stem != "README" or len(lines) >= 6
     for line in lines:

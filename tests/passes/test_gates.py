@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphshrink.ir import Exactness, Gate, Graph, Identity, Node, Rewriter, UsageError, parse
+from graphshrink.ir import Exactness, Gate, Graph, Identity, Rewriter, UsageError, parse
 from graphshrink.passes import (
     Context,
     InsertGates,
@@ -22,6 +22,7 @@ from graphshrink.passes import (
 )
 from graphshrink.passes.gate_sites import site_names, survey
 from graphshrink.passes.removal_plan import read_plan
+from support.calibration import Oracle
 from support.evaluate import evaluate
 from support.work import work
 
@@ -469,15 +470,6 @@ def sample(graph: Graph, x: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def moments(found: dict[str, tuple[Any, Any]]) -> Any:
-    def of(node: Node) -> Moments:
-        x, y = found[node.name]
-        cov = ((x - x.mean(1, keepdims=True)) * (y - y.mean(1, keepdims=True))).mean(1)
-        return Moments(1, x.mean(1), y.mean(1), x.var(1), cov)
-
-    return of
-
-
 @pytest.mark.parametrize("gate", [None, 0.4])
 def test_the_best_line_is_that_of_least_squares(gate: float | None) -> None:
     x = np.random.default_rng(5).standard_normal((1, 4, 8, 8))
@@ -485,7 +477,7 @@ def test_the_best_line_is_that_of_least_squares(gate: float | None) -> None:
     found = sample(graph, x)
     step = RemoveActivations(names="a0", by="affine")
     rw = Rewriter(graph)
-    step.run(graph, rw, Context(moments=moments(found)))
+    step.run(graph, rw, Context(calibration=Oracle([x])))
     graph.verify()
     assert rw.worst is Exactness.APPROXIMATE
     assert "a line for each channel" in rw.rewrites[0].what
@@ -504,7 +496,7 @@ def test_lines_are_better_than_identities_and_merge() -> None:
     for by in ("affine", "identity"):
         graph = chain("4x4x1x1", "4x4x1x1", "4x4x1x1", size="3, 4, 8, 8")
         [want] = evaluate(graph, [x])
-        ctx = Context(moments=moments(sample(graph, x)))
+        ctx = Context(calibration=Oracle([x]))
         Pipeline(f"remove-activations{{names=*,by={by}}},merge-linear,prune-dead").run(graph, ctx)
         assert [n.op.name for n in graph.nodes] == ["Conv"]
         errors.append(np.square(evaluate(graph, [x])[0] - want).mean())
@@ -519,14 +511,39 @@ def test_lines_need_sound_moments() -> None:
     for bad in (Moments(1, ones, ones, -ones, ones), Moments(1, ones, ones * np.nan, ones, ones)):
         graph = chain("4x4x1x1", "4x4x1x1")
         with pytest.raises(PassError, match="a0 has no best line"):
-            step.run(graph, Rewriter(graph), Context(moments=lambda _, bad=bad: bad))
+            step.run(graph, Rewriter(graph), Context(calibration=Fixed(bad)))
     # A channel that never varies keeps its mean.
     graph = chain("4x4x1x1", "4x4x1x1")
     flat = Moments(1, 2 * ones, 3 * ones, 0 * ones, 0 * ones)
-    step.run(graph, Rewriter(graph), Context(moments=lambda _: flat))
+    step.run(graph, Rewriter(graph), Context(calibration=Fixed(flat)))
     node = next(n for n in graph.nodes if n.name == "a0")
     slope, offset = (v.data.float64() for v in node.inputs[1:] if v is not None and v.data)
     assert (list(slope), list(offset)) == ([1.0] * 4, [1.0] * 4)
+    graph = chain("4x4x1x1", "4x4x1x1")
+    node = next(n for n in graph.nodes if n.name == "a0")
+    node.output.type = node.output.type.with_shape((None, None, 5, 5))
+    with pytest.raises(PassError, match="number of channels of a0 is not known"):
+        step.run(graph, Rewriter(graph), Context(calibration=Fixed(flat)))
+
+
+class Fixed(Oracle):
+    """The same moments whatever is asked."""
+
+    def __init__(self, moments: Moments) -> None:
+        super().__init__()
+        self.moments = moments
+
+    def collect(self, graph: Graph, requests: Any) -> Any:
+        return dict.fromkeys(requests, self.moments)
+
+
+def test_a_closed_gate_needs_no_line() -> None:
+    graph = gated(0.0, 0.4)
+    x = np.random.default_rng(5).standard_normal((1, 4, 8, 8))
+    rw = Rewriter(graph)
+    step = RemoveActivations(threshold=0.5, by="affine")
+    step.run(graph, rw, Context(calibration=Oracle([x])))
+    assert [n.op.name for n in graph.nodes if n.name in ("a0", "a1")] == ["Identity", "Scale"]
 
 
 def test_choosing_sites_is_linear() -> None:

@@ -1,0 +1,341 @@
+"""What passes may ask of calibration data: moments of channels and activations, Gram matrices of what layers read.
+
+All is accumulated in float64. Means and variances of batches are combined by the update of Chan, Golub and LeVeque
+(1979), which stays accurate where the mean is large beside the spread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..ir import (
+    Activation,
+    Add,
+    AveragePool,
+    Cast,
+    Conv,
+    ConvTranspose,
+    Gate,
+    GroupNorm,
+    Identity,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    PRelu,
+    Scale,
+    Sub,
+    UsageError,
+    Value,
+)
+from .affine_fit import Moments
+from .affine_tensors import Array64
+from .calibration import Accumulator, Request
+from .im2col import Array, columns, columns_size
+
+GRAM_BYTES = 1 << 29
+"""The largest Gram matrix that is made: K = 8192 for one group."""
+
+
+# Channel moments.
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """Statistics of each channel (float64 vectors of one size).
+
+    Attributes:
+        count: How many numbers of each channel were seen.
+        mean: The means.
+        var: The variances (of the population: divided by ``count``).
+        min: The least numbers.
+        max: The largest numbers.
+    """
+
+    count: int
+    mean: Array64
+    var: Array64
+    min: Array64
+    max: Array64
+
+    @property
+    def second(self) -> Array64:
+        """The means of the squares."""
+        return self.var + self.mean**2
+
+
+@dataclass(frozen=True)
+class ChannelMoments(Request[ChannelStats]):
+    """Moments of a value along an axis, over all others.
+
+    Attributes:
+        value: The value.
+        axis: The axis of the channels; negative counts from the end.
+    """
+
+    value: Value
+    axis: int = 1
+
+    def values(self) -> tuple[Value, ...]:
+        return (self.value,)
+
+    def accumulator(self) -> Accumulator[ChannelStats]:
+        return _ChannelAccumulator(self.axis)
+
+
+class _Spread:
+    """The running means of several rows of numbers, and the sums of their products about these means."""
+
+    def __init__(self, rows: int) -> None:
+        self.count = 0
+        self.means: list[Any] = [0.0] * rows
+        self.products: dict[tuple[int, int], Any] = {
+            (i, j): 0.0 for i in range(rows) for j in range(i, rows)
+        }
+
+    def add(self, *rows: Array64) -> None:
+        """Take arrays ``(channels, n)`` of one shape."""
+        n = rows[0].shape[1]
+        if not n:
+            return
+        total = self.count + n
+        means = [r.mean(1) for r in rows]
+        apart = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
+        shifts = [m - old for m, old in zip(means, self.means, strict=True)]
+        for i, j in self.products:
+            inner = np.einsum("cn,cn->c", apart[i], apart[j])
+            self.products[i, j] += inner + shifts[i] * shifts[j] * (self.count * n / total)
+        self.means = [old + s * (n / total) for old, s in zip(self.means, shifts, strict=True)]
+        self.count = total
+
+    def moment(self, i: int, j: int) -> Array64:
+        """The covariance of rows ``i`` and ``j``."""
+        found: Array64 = self.products[i, j] / max(1, self.count)
+        return found
+
+
+def _by_channel(array: Array, axis: int) -> Array64:
+    moved = np.moveaxis(array, axis, 0)
+    return moved.reshape(len(moved), -1).astype(np.float64)
+
+
+class _ChannelAccumulator(Accumulator[ChannelStats]):
+    def __init__(self, axis: int) -> None:
+        self.axis, self.spread = axis, _Spread(1)
+        self.low: Any = np.inf
+        self.high: Any = -np.inf
+
+    def add(self, *arrays: Array) -> None:
+        rows = _by_channel(arrays[0], self.axis)
+        self.spread.add(rows)
+        self.low = np.minimum(self.low, rows.min(1, initial=np.inf))
+        self.high = np.maximum(self.high, rows.max(1, initial=-np.inf))
+
+    def result(self) -> ChannelStats:
+        s = self.spread
+        return ChannelStats(s.count, s.means[0], s.moment(0, 0), self.low, self.high)
+
+
+# Activations.
+
+
+def channel_axis(node: Node) -> int:
+    """The axis along which an activation has its channels: that of the layers around it, else 1."""
+    if isinstance(node.op, PRelu) or (isinstance(node.op, Gate) and node.op.kind == "prelu"):
+        return node.op.axis
+    value = node.inputs[0]
+    assert value is not None
+    axis = _axis_behind(value)
+    if axis is None:
+        axis = next((a for a in map(_layer_axis, node.output.users) if a is not None), 1)
+    return axis % value.type.rank if value.type.rank else axis
+
+
+def _axis_behind(value: Value) -> int | None:
+    for _ in range(32):  # Through what works element by element.
+        node = value.producer
+        if node is None:
+            return None
+        axis = _layer_axis(node)
+        if axis is not None:
+            return axis
+        if not isinstance(node.op, Activation | Gate | Add | Sub | Mul | Identity | Cast):
+            return None
+        reading = next((v for v in node.inputs if v is not None and v.data is None), None)
+        if reading is None:
+            return None
+        value = reading
+    return None
+
+
+def _layer_axis(node: Node) -> int | None:
+    match node.op:
+        case Conv() | ConvTranspose() | AveragePool() | MaxPool() | GroupNorm():
+            return 1
+        case Linear() | LayerNorm():
+            return -1
+        case Scale() | PRelu():
+            return node.op.axis
+    return None
+
+
+@dataclass(frozen=True)
+class ActivationMoments(Request[Moments]):
+    """Moments of an activation's input and output, for every channel; those of the plain activation in a gate.
+
+    Attributes:
+        node: An activation, or a gate whose number is a constant and not 0.
+    """
+
+    node: Node
+
+    def values(self) -> tuple[Value, ...]:
+        (x, *_), y = self.node.inputs, self.node.output
+        assert x is not None
+        return x, y
+
+    def accumulator(self) -> Accumulator[Moments]:
+        gate = 1.0
+        if isinstance(self.node.op, Gate):
+            number = self.node.inputs[1]
+            gate = 0.0 if number is None or number.data is None else number.data.float64().item()
+            if not gate:
+                raise UsageError(f"gate {self.node.name} is 0 or computed: it shows no activation")
+        return _ActivationAccumulator(channel_axis(self.node), gate)
+
+
+class _ActivationAccumulator(Accumulator[Moments]):
+    def __init__(self, axis: int, gate: float) -> None:
+        self.axis, self.gate, self.spread = axis, gate, _Spread(2)
+
+    def add(self, *arrays: Array) -> None:
+        x, y = (_by_channel(a, self.axis) for a in arrays)
+        self.spread.add(x, x + (y - x) / self.gate)
+
+    def result(self) -> Moments:
+        s = self.spread
+        return Moments(self.axis, s.means[0], s.means[1], s.moment(0, 0), s.moment(0, 1))
+
+
+# What linear layers read.
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The Gram matrix of the columns that a layer reads (see :mod:`.im2col`), and their mean.
+
+    Attributes:
+        matrix: ``(groups, K, K)``: the sum of ``x x^T`` over all columns ``x``.
+        mean: ``(groups, K)``: the mean column.
+        count: The number of columns.
+    """
+
+    matrix: Array64
+    mean: Array64
+    count: int
+
+
+@dataclass(frozen=True)
+class GramMatrix(Request[Gram]):
+    """The Gram matrix of what a convolution, transposed convolution or dense layer reads.
+
+    Attributes:
+        node: The layer.
+    """
+
+    node: Node
+
+    def values(self) -> tuple[Value, ...]:
+        x = self.node.inputs[0]
+        assert x is not None
+        return (x,)
+
+    def nbytes(self) -> int:
+        groups, k = columns_size(self.node)
+        return 8 * groups * k * k
+
+    def problem(self) -> str:
+        """Why the matrix is not made; empty when it is."""
+        size, k = self.nbytes(), columns_size(self.node)[1]
+        if size <= GRAM_BYTES:
+            return ""
+        return (
+            f"the Gram matrix of its {k} inputs would take {size / 2**30:.1f} GiB, "
+            f"allowed are {GRAM_BYTES / 2**30:.1f}"
+        )
+
+    def accumulator(self) -> Accumulator[Gram]:
+        if self.problem():
+            raise UsageError(f"{self.node.name}: {self.problem()}")
+        return _GramAccumulator(self.node)
+
+
+class _GramAccumulator(Accumulator[Gram]):
+    def __init__(self, node: Node) -> None:
+        self.node, (groups, k) = node, columns_size(node)
+        self.matrix, self.total = np.zeros((groups, k, k)), np.zeros((groups, k))
+        self.count = 0
+
+    def add(self, *arrays: Array) -> None:
+        for part in columns(self.node, arrays[0]):
+            for matrix, rows in zip(self.matrix, part, strict=True):
+                matrix += rows @ rows.T
+            self.total += part.sum(2)
+            self.count += part.shape[2]
+
+    def result(self) -> Gram:
+        return Gram(self.matrix, self.total / max(1, self.count), self.count)
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """Statistics of each input of a layer's columns.
+
+    Attributes:
+        squares: ``(groups, K)``: the sums of squares, the diagonal of the Gram matrix.
+        mean: ``(groups, K)``: the mean column.
+        count: The number of columns.
+    """
+
+    squares: Array64
+    mean: Array64
+    count: int
+
+
+@dataclass(frozen=True)
+class InputMoments(Request[InputStats]):
+    """The diagonal of :class:`GramMatrix`, for layers of any size.
+
+    Attributes:
+        node: The layer.
+    """
+
+    node: Node
+
+    def values(self) -> tuple[Value, ...]:
+        x = self.node.inputs[0]
+        assert x is not None
+        return (x,)
+
+    def accumulator(self) -> Accumulator[InputStats]:
+        return _InputAccumulator(self.node)
+
+
+class _InputAccumulator(Accumulator[InputStats]):
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.squares, self.total = np.zeros(columns_size(node)), np.zeros(columns_size(node))
+        self.count = 0
+
+    def add(self, *arrays: Array) -> None:
+        for part in columns(self.node, arrays[0]):
+            self.squares += np.einsum("gkn,gkn->gk", part, part)
+            self.total += part.sum(2)
+            self.count += part.shape[2]
+
+    def result(self) -> InputStats:
+        return InputStats(self.squares, self.total / max(1, self.count), self.count)
