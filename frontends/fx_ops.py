@@ -21,6 +21,7 @@ from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Val
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from .fx_call import Call, Lowered, ints
+from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
 from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
@@ -145,6 +146,13 @@ def arithmetic(kind: str) -> Callable[[Call], Lowered | None]:
             if data is not None and place is not None:
                 axis, size = place
                 return ir.Scale(axis), [x, *scale_operands(kind, swapped, data, size)]
+        if kind == "Div" and isinstance(b, Value) and b.data is None:
+            # What is divided is a number: no scale.
+            if a == 1 and type(a) in (int, float):
+                return CALLS["reciprocal"](Call((b,)))
+            dividend = number(a, b.type.dtype)
+            if dividend is not None and b.type.dtype is not None and b.type.dtype.is_wide_float:
+                return ir.Div(), [dividend, b]
         if not isinstance(a, Value) or not isinstance(b, Value):
             return None
         if a.type.dtype is None or a.type.dtype is not b.type.dtype:
@@ -380,12 +388,16 @@ def embedding(call: Call) -> Lowered | None:
     return (ir.Embedding(), [ids, table]) if bound is None else None
 
 
-def softmax(call: Call) -> Lowered | None:
+def softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax]) -> Callable[[Call], Lowered | None]:
     """``(x, dim)``."""
-    x, dim = call.value(0), call.get(1, "dim")
-    if dim is None or call.kwargs.get("dtype") is not None:
-        return None
-    return ir.Softmax(dim % x.type.rank if x.type.rank else dim), [x]
+
+    def rule(call: Call) -> Lowered | None:
+        x, dim = call.value(0), call.get(1, "dim")
+        if dim is None or call.kwargs.get("dtype") is not None:
+            return None
+        return kind(dim % x.type.rank if x.type.rank else dim), [x]
+
+    return rule
 
 
 def layer_norm(call: Call) -> Lowered | None:
@@ -461,6 +473,14 @@ def identity(call: Call) -> Lowered | None:
     return ir.Identity(), [call.value(0)]
 
 
+def upsample(module: Any, x: Value) -> Lowered | None:
+    """An ``nn.Upsample`` and its kin."""
+    if getattr(module, "recompute_scale_factor", False) and module.scale_factor is not None:
+        return None
+    corners = bool(module.align_corners)
+    return resized(x, module.size, module.scale_factor, module.mode, corners)
+
+
 def ranked(rule: Callable[[Call, int], Lowered | None], name: str) -> dict[str, Any]:
     """One rule for ranks 1 to 3."""
     return {name.format(n): (lambda call, n=n: rule(call, n)) for n in (1, 2, 3)}
@@ -468,13 +488,15 @@ def ranked(rule: Callable[[Call, int], Lowered | None], name: str) -> dict[str, 
 
 CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     **SHAPE_CALLS,
+    **MATH_CALLS,
     **ranked(conv, "conv{}d"), **ranked(conv_transpose, "conv_transpose{}d"),
     **ranked(average_pool, "avg_pool{}d"), **ranked(max_pool, "max_pool{}d"),
     **ranked(adaptive_pool, "adaptive_avg_pool{}d"),
     "convolution": convolution, "linear": linear, "batch_norm": batch_norm,
     "aten.batch_norm": aten_batch_norm, "add": arithmetic("Add"), "sub": arithmetic("Sub"),
     "mul": arithmetic("Mul"), "div": arithmetic("Div"), "truediv": arithmetic("Div"),
-    "multiply": arithmetic("Mul"), "relu": activation("relu"), "relu6": activation("relu6"),
+    "multiply": arithmetic("Mul"), "subtract": arithmetic("Sub"), "divide": arithmetic("Div"),
+    "rsub": lambda c: arithmetic("Sub")(Call((c.args[1], c.args[0], *c.args[2:]), c.kwargs)), "relu": activation("relu"), "relu6": activation("relu6"),
     "silu": activation("silu"), "sigmoid": activation("sigmoid"), "tanh": activation("tanh"),
     "hardswish": activation("hard_swish"), "mish": activation("mish"),
     "softsign": activation("softsign"), "leaky_relu": activation("leaky_relu", ("negative_slope", 0.01)),
@@ -482,7 +504,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
     "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
-    "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": matrix_transpose, "cat": concat, "concat": concat, "softmax": softmax,
+    "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": matrix_transpose, "cat": concat, "concat": concat, "softmax": softmax(ir.Softmax), "log_softmax": softmax(ir.LogSoftmax),
     "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
     "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
     "contiguous": identity, "alias": identity, "hardsigmoid":
@@ -490,6 +512,7 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
 }  # fmt: skip
 
 ALLOCATES = {
+    *MATH_ALLOCATES,
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
     "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean",
@@ -606,7 +629,13 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Any], Lowered | None]] = {
     nn.Dropout2d: lambda m, x: (ir.Identity(), [x]),
     nn.Dropout3d: lambda m, x: (ir.Identity(), [x]),
     nn.Flatten: lambda m, x: flatten(Call((x, m.start_dim, m.end_dim))),
-    nn.Softmax: lambda m, x: softmax(Call((x, m.dim))),
+    nn.Softmax: lambda m, x: softmax(ir.Softmax)(Call((x, m.dim))),
+    nn.LogSoftmax: lambda m, x: softmax(ir.LogSoftmax)(Call((x, m.dim))),
+    nn.PixelShuffle: lambda m, x: CALLS["pixel_shuffle"](Call((x, m.upscale_factor))),
+    nn.PixelUnshuffle: lambda m, x: CALLS["pixel_unshuffle"](Call((x, m.downscale_factor))),
+    nn.Upsample: lambda m, x: upsample(m, x),
+    nn.UpsamplingNearest2d: lambda m, x: upsample(m, x),
+    nn.UpsamplingBilinear2d: lambda m, x: upsample(m, x),
     nn.ZeroPad2d: lambda m, x: pad(Call((x, m.padding))),
     nn.ConstantPad2d: lambda m, x: pad(Call((x, m.padding, "constant", m.value))),
 }

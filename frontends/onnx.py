@@ -8,7 +8,7 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,11 @@ class _Importer:
         self.constant_nodes: dict[str, int] = {}
         self.constants = Constants(model)
         self.read = self._read_names()
+        self.asked = False
 
     def run(self) -> Graph:
         host = self.model.graph
         self.types = stated_types(self.model)
-        if self._needs_inference():
-            self.types = {**self._inferred(), **self.types}
         given = {v.name for v in host.input}
         initial = {t.name: t for t in host.initializer}
         for item in host.input:
@@ -144,18 +143,16 @@ class _Importer:
                 read.update(captures(node))
         return read
 
-    def _needs_inference(self) -> bool:
-        return any(
-            node.op_type not in RULES and any(o and o not in self.types for o in node.output)
-            for node in self.model.graph.node
-        )
-
-    def _inferred(self) -> dict[str, TensorType]:
+    def _infer(self, names: Iterable[str]) -> None:
+        """Ask onnx, once, for types of results that the model does not state."""
+        if self.asked or all(name in self.types for name in names if name):
+            return
+        self.asked = True
         found = inferred_types(self.model)
         if found is None:
             self.graph.notes.append("onnx could not infer the shapes of this model")
-            return {}
-        return found
+        else:
+            self.types = {**found, **self.types}
 
     def _define(self, value: Value, name: str) -> None:
         value.host = name
@@ -191,6 +188,7 @@ class _Importer:
         if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
             lowered = self._lower(node, inputs)
         if lowered is None:
+            self._infer(node.output)
             inputs += [self._value(name) for name in captures(node)]
             pure = known and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
             pure = pure and not has_bodies(node)

@@ -1,6 +1,7 @@
 """What each ONNX operator is in the IR: one rule an operator.
 
-Affine operators are in :mod:`.onnx_linear_ops`, shapes in :mod:`.onnx_shape_ops`, the rest here.
+Affine operators are in :mod:`.onnx_linear_ops`, shapes in :mod:`.onnx_shape_ops`, functions of numbers in
+:mod:`.onnx_math_ops`, resolutions in :mod:`.onnx_resize_ops`, the rest here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from .. import ir
 from ..ir import DType
 from .onnx_linear_ops import LINEAR_RULES, scale_place
+from .onnx_math_ops import MATH_RULES
+from .onnx_resize_ops import RESIZE_RULES
 from .onnx_shape_ops import SHAPE_RULES
 from .onnx_site import Lowered, Rule, Site, reshaped
 from .onnx_tensors import dtype_of
@@ -76,12 +79,15 @@ def _prelu(s: Site) -> Lowered | None:
     return ir.PRelu(place[0]), [s.input(0), reshaped(slope, (place[1],))]
 
 
-def _softmax(s: Site) -> Lowered | None:
-    axis, rank = s.attribute("axis", -1 if s.opset >= 13 else 1), s.type().rank
-    if s.opset >= 13:
-        return ir.Softmax(axis if rank is None or axis >= 0 else axis + rank), s.inputs
-    # All axes from ``axis`` on are one: only the last axis means the same.
-    return (ir.Softmax(rank - 1), s.inputs) if rank and axis in (-1, rank - 1) else None
+def _softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax]) -> Rule:
+    def rule(s: Site) -> Lowered | None:
+        axis, rank = s.attribute("axis", -1 if s.opset >= 13 else 1), s.type().rank
+        if s.opset >= 13:
+            return kind(axis if rank is None or axis >= 0 else axis + rank), s.inputs
+        # All axes from ``axis`` on are one: only the last axis means the same.
+        return (kind(rank - 1), s.inputs) if rank and axis in (-1, rank - 1) else None
+
+    return rule
 
 
 def _layer_norm(s: Site) -> Lowered | None:
@@ -146,6 +152,8 @@ def _dropout(s: Site) -> Lowered | None:
 
 RULES: dict[str, Rule] = {
     **LINEAR_RULES,
+    **MATH_RULES,
+    **RESIZE_RULES,
     **SHAPE_RULES,
     "Cast": _cast,
     "Celu": _activation("celu", ("alpha", 1.0)),
@@ -160,13 +168,14 @@ RULES: dict[str, Rule] = {
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LSTM": _lstm,
+    "LogSoftmax": _softmax(ir.LogSoftmax),
     "LeakyRelu": _activation("leaky_relu", ("alpha", 0.01)),
     "Mish": _activation("mish"),
     "PRelu": _prelu,
     "Relu": _activation("relu"),
     "Selu": _activation("selu", ("alpha", 1.6732632), ("gamma", 1.050701)),
     "Sigmoid": _activation("sigmoid"),
-    "Softmax": _softmax,
+    "Softmax": _softmax(ir.Softmax),
     "Softplus": _activation("softplus"),
     "Softsign": _activation("softsign"),
     "Swish": _swish,

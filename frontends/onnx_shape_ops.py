@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .. import ir
 from ..ir import Op, TensorType
@@ -132,15 +133,57 @@ def _slice(s: Site) -> Lowered | None:
 def _gather(s: Site) -> Lowered | None:
     index, rank, axis = s.data(1), s.type().rank, s.attribute("axis", 0)
     table = s.data(0)
-    if index is None and table is not None and len(table.shape) == 2 and axis in (0, -2):
-        return (ir.Embedding(), s.inputs[::-1]) if table.dtype.is_wide_float else None
-    if index is None or index.shape != () or not rank or not index.dtype.is_int:
+    matrix = table is not None and len(table.shape) == 2 and table.dtype.is_wide_float
+    if index is None and matrix and axis in (0, -2):
+        return ir.Embedding(), s.inputs[::-1]
+    if not rank or s.type(1).dtype is None:
         return None
-    return ir.Select(axis_of(axis, rank), int(index.numpy())), s.inputs[:1]
+    if index is not None and index.shape == () and index.dtype.is_int:
+        return ir.Select(axis_of(axis, rank), int(index.numpy())), s.inputs[:1]
+    return ir.Gather(axis_of(axis, rank)), s.inputs
+
+
+def _expand(s: Site) -> Lowered | None:
+    shape = s.ints("shape", 1)
+    return None if shape is None else (expanding(s.type(), shape), s.inputs[:1])
+
+
+def expanding(x: TensorType, shape: Sequence[int]) -> Op:
+    """An Expand that names only the axes that grow; an Identity where none does."""
+    rank = x.rank
+    if rank is not None:
+        first = len(shape) - rank
+        shape = [1 if a >= first and d == x.dim(a - first) else d for a, d in enumerate(shape)]
+        if len(shape) <= rank and all(d == 1 for d in shape):
+            return ir.Identity()
+    return ir.Expand(tuple(shape))
+
+
+def _arg(kind: str) -> Rule:
+    def rule(s: Site) -> Lowered | None:
+        axis, rank = s.attribute("axis", 0), s.type().rank
+        if not rank:
+            return None
+        keep, last = s.flag("keepdims", 1), s.flag("select_last_index")
+        return ir.ArgReduce(kind, axis_of(axis, rank), keep, last), s.inputs
+
+    return rule
+
+
+def _cumsum(s: Site) -> Lowered | None:
+    axis, rank = s.ints("axis", 1), s.type().rank
+    if axis is None or len(axis) != 1 or not rank:
+        return None
+    op = ir.CumSum(axis_of(axis[0], rank), s.flag("exclusive"), s.flag("reverse"))
+    return op, s.inputs[:1]
 
 
 SHAPE_RULES: dict[str, Rule] = {
+    "ArgMax": _arg("max"),
+    "ArgMin": _arg("min"),
     "Concat": _concat,
+    "CumSum": _cumsum,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "ReduceL1": _reduce("l1"),

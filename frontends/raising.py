@@ -18,10 +18,10 @@ from ..ir import (
     Mul,
     Node,
     Op,
-    Opaque,
     Reshape,
     Rewriter,
     Scale,
+    Unary,
     Value,
 )
 
@@ -124,9 +124,7 @@ def _erf_gate(value: Value | None) -> tuple[Value, list[Node]] | None:
     if add is None or not _constant(add, None, 1.0):
         return None
     erf = _producer(add.inputs[0])
-    if erf is None or not isinstance(erf.op, Opaque):
-        return None
-    if erf.op.kind not in ("onnx:Erf", "fx:torch.erf", "fx:aten.erf"):
+    if erf is None or erf.op != Unary("erf"):
         return None
     inner = _producer(erf.inputs[0])
     if inner is None or not _constant(inner, math.sqrt(0.5), None):

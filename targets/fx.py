@@ -20,6 +20,7 @@ from ..frontends.fx import FxHost, FxOrigin
 from ..ir import DType, Graph, LazyTensor, ModelError, Node, Opaque, Tensor, UsageError, Value
 from ..nn import Gate, Scale, Switch
 from .fx_activations import activation_module
+from .fx_math import MATH_RULES
 
 _DTYPES = {
     DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,
@@ -324,7 +325,7 @@ _STATED = ("val", "tensor_meta", "example_value")
 _ALLOCATING = (
     ir.Conv, ir.ConvTranspose, ir.Linear, ir.Scale, ir.Add, ir.Sub, ir.Mul, ir.Div, ir.MatMul,
     ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.GroupNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
-    ir.GlobalAveragePool,
+    ir.GlobalAveragePool, ir.Unary, ir.Pow, ir.Max, ir.Min, ir.Compare, ir.Logical, ir.Where, ir.LogSoftmax, ir.Resize,
 )  # fmt: skip
 
 
@@ -672,6 +673,7 @@ def _cast(e: _Emitter, node: Node, op: ir.Cast) -> fx.Node:
 
 
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
+    **MATH_RULES,
     ir.Activation: _activation, ir.Add: _binary(torch.add), ir.AveragePool: _pool,
     ir.Concat: _concat, ir.Conv: _conv, ir.ConvTranspose: _conv_transpose, ir.Div: _binary(torch.div),
     ir.Embedding: _embedding, ir.Flatten: _unary(torch.flatten, "axis"), ir.Gate: _gate, ir.GlobalAveragePool: _global, ir.GroupNorm: _group_norm, ir.Identity: _identity,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,70 +23,11 @@ from ..ir import (
     SplatTensor,
     Tensor,
 )
+from .onnx_math_spelling import MATH_SPELLINGS
+from .onnx_speller import Speller
 
 NEWEST_OPSET = 23
 """The opset of models that are made here from nothing; onnxruntime runs it."""
-
-
-@dataclass
-class Speller:
-    """Spells one node.
-
-    Attributes:
-        node: The node.
-        inputs: The ONNX names of its inputs; ``""`` for one that is left out.
-        outputs: The ONNX names of its results.
-        opset: The version of the default domain.
-        new_constant: Adds an initializer with a name like the hint and gives its name.
-        new_name: Gives a free value name like the hint.
-    """
-
-    node: Node
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    opset: int
-    new_constant: Callable[[Tensor, str], str]
-    new_name: Callable[[str], str]
-
-    def __post_init__(self) -> None:
-        self.made: list[NodeProto] = []
-
-    def emit(
-        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
-    ) -> str:
-        """One ONNX node with one result."""
-        output = (
-            output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
-        )
-        inputs = list(inputs)
-        while inputs and not inputs[-1]:
-            inputs.pop()
-        self.made.append(helper.make_node(kind, inputs, [output], **attrs))
-        return output
-
-    @property
-    def dtype(self) -> DType:
-        """The element type of the first input."""
-        first = self.node.inputs[0]
-        found = first.type.dtype if first is not None else None
-        if found is None:
-            raise ModelError(f"{self.node.name}: {self.node.op.name} of unknown element type")
-        return found
-
-    def ints(self, values: Sequence[int], hint: str) -> str:
-        """An int64 vector as a constant."""
-        return self.new_constant(ArrayTensor(np.array(values, np.int64)), hint)
-
-    def scalar(self, value: float, hint: str) -> str:
-        """A scalar of the node's element type as a constant."""
-        return self.new_constant(ArrayTensor(np.array(value).astype(self.dtype.numpy)), hint)
-
-    def refuse(self, why: str) -> ModelError:
-        """The error for an op that this opset cannot spell."""
-        return ModelError(
-            f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
-            "convert the model to a newer opset"
-        )
 
 
 def spell(
@@ -104,7 +45,7 @@ def spell(
         ModelError: If the opset has no way to say it.
     """
     speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
-    rule = _RULES.get(type(node.op))
+    rule = _RULES.get(type(node.op)) or MATH_SPELLINGS.get(type(node.op))
     if rule is None:
         raise ModelError(f"{node.name}: {node.op.name} has no ONNX spelling")
     rule(speller, node.op)
@@ -334,13 +275,13 @@ def _gate(s: Speller, op: ir.Gate) -> None:
         s.emit("Add", [act, rest], s.outputs[0])
 
 
-def _softmax(s: Speller, op: ir.Softmax) -> None:
+def _softmax(s: Speller, op: ir.Softmax | ir.LogSoftmax) -> None:
     x = s.node.inputs[0]
     assert x is not None
     if s.opset >= 13 or (x.type.rank is not None and op.axis % x.type.rank == x.type.rank - 1):
         # Before opset 13 all axes from ``axis`` on are one: only the last axis means the same.
         axis = op.axis if s.opset >= 13 or x.type.rank is None else x.type.rank - 1
-        s.emit("Softmax", [s.inputs[0]], s.outputs[0], axis=axis)
+        s.emit(op.name, [s.inputs[0]], s.outputs[0], axis=axis)
         return
     if x.type.rank is None:
         raise s.refuse("of unknown rank does not exist")
@@ -348,7 +289,7 @@ def _softmax(s: Speller, op: ir.Softmax) -> None:
     own = op.axis % x.type.rank
     perm[own], perm[-1] = perm[-1], perm[own]
     turned = s.emit("Transpose", [s.inputs[0]], perm=perm)
-    soft = s.emit("Softmax", [turned], axis=x.type.rank - 1)
+    soft = s.emit(op.name, [turned], axis=x.type.rank - 1)
     s.emit("Transpose", [soft], s.outputs[0], perm=perm)
 
 
@@ -522,6 +463,7 @@ _RULES: dict[type[ir.Op], Callable[[Speller, Any], None]] = {
     ir.LayerNorm: _layer_norm,
     ir.Lstm: _lstm,
     ir.Linear: _linear,
+    ir.LogSoftmax: _softmax,
     ir.MatMul: _plain("MatMul"),
     ir.MaxPool: _max_pool,
     ir.Mul: _plain("Mul"),

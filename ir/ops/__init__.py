@@ -1,5 +1,6 @@
 """The canonical ops."""
 
+from .arithmetic import COMPARISONS, LOGIC, UNARY, Compare, Logical, Max, Min, Pow, Unary, Where
 from .base import Axis, InferenceError, Op, Tie
 from .elementwise import (
     ACTIVATIONS,
@@ -11,6 +12,7 @@ from .elementwise import (
     Gate,
     Identity,
     LayerNorm,
+    LogSoftmax,
     MatMul,
     Mul,
     PRelu,
@@ -18,6 +20,7 @@ from .elementwise import (
     Sub,
     check_gate,
 )
+from .indexing import ArgReduce, CumSum, Expand, Gather
 from .linear import (
     AveragePool,
     Conv,
@@ -31,7 +34,9 @@ from .linear import (
 )
 from .norm import GroupNorm
 from .opaque import Opaque
+from .quantize import QUANTIZED, Dequantize, Quantize
 from .recurrent import Lstm
+from .resample import COORDINATES, RESIZE_MODES, ROUNDINGS, DepthToSpace, Resize, SpaceToDepth
 from .shape import (
     REDUCTIONS,
     Concat,
@@ -47,8 +52,11 @@ from .shape import (
 )
 
 __all__ = [
-    "ACTIVATIONS", "GATE_MODES", "REDUCTIONS", "Activation", "Add", "AveragePool", "Axis", "Cast", "Concat", "Conv",
-    "ConvTranspose", "Div", "Embedding", "Flatten", "Gate", "GlobalAveragePool", "GroupNorm", "Identity", "InferenceError", "LayerNorm",
-    "Linear", "Lstm", "MatMul", "MaxPool", "Mul", "Op", "Opaque", "PRelu", "Pad", "Reduce", "Reshape",
-    "Scale", "Select", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unsqueeze", "check_gate",
+    "ACTIVATIONS", "COMPARISONS", "COORDINATES", "GATE_MODES", "LOGIC", "QUANTIZED", "REDUCTIONS", "RESIZE_MODES",
+    "ROUNDINGS", "UNARY", "Activation", "Add", "ArgReduce", "AveragePool", "Axis", "Cast", "Compare", "Concat",
+    "Conv", "ConvTranspose", "CumSum", "DepthToSpace", "Dequantize", "Div", "Embedding", "Expand", "Flatten",
+    "Gate", "Gather", "GlobalAveragePool", "GroupNorm", "Identity", "InferenceError", "LayerNorm", "Linear",
+    "LogSoftmax", "Logical", "Lstm", "MatMul", "Max", "MaxPool", "Min", "Mul", "Op", "Opaque", "PRelu", "Pad",
+    "Pow", "Quantize", "Reduce", "Reshape", "Resize", "Scale", "Select", "Slice", "Softmax", "SpaceToDepth",
+    "Split", "Squeeze", "Sub", "Tie", "Transpose", "Unary", "Unsqueeze", "Where", "check_gate",
 ]  # fmt: skip

@@ -181,11 +181,11 @@ class _Binary(Op):
         a, b = required(inputs, 0), required(inputs, 1)
         if a.shape is None or b.shape is None:
             return None
-        return _broadcast_ties((a.shape, b.shape))
+        return broadcast_ties((a.shape, b.shape))
 
 
-def _broadcast_ties(shapes: tuple[Shape, Shape]) -> tuple[Tie, ...]:
-    """The axes of two operands that are broadcast together, tied to those of the result (-1)."""
+def broadcast_ties(shapes: Sequence[Shape]) -> tuple[Tie, ...]:
+    """The axes of operands that are broadcast together, tied to those of the result (-1)."""
     rank = max(map(len, shapes))
     found: list[Tie] = []
     for axis in range(rank):
@@ -193,7 +193,8 @@ def _broadcast_ties(shapes: tuple[Shape, Shape]) -> tuple[Tie, ...]:
         known = True
         sizes = [s[axis - rank] for s in shapes if rank - axis <= len(s)]
         # Two unknown sizes may differ, and then one of them is 1.
-        same = sizes[0] is not None and len(sizes) == 2 and sizes[0] == sizes[1]
+        whole = len(sizes) == len(shapes) > 1
+        same = whole and sizes[0] is not None and len(set(sizes)) == 1
         for operand, shape in enumerate(shapes):
             own = axis - (rank - len(shape))
             if own < 0:
@@ -253,9 +254,7 @@ class Cast(Op):
 
 
 @dataclass(frozen=True)
-class Softmax(Op):
-    """Softmax along one axis."""
-
+class _Softmax(Op):
     axis: int = -1
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
@@ -267,6 +266,16 @@ class Softmax(Op):
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
         # The normaliser is a sum: it does not see the order along its axis.
         return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class Softmax(_Softmax):
+    """Softmax along one axis."""
+
+
+@dataclass(frozen=True)
+class LogSoftmax(_Softmax):
+    """The logarithm of softmax along one axis."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +345,7 @@ class MatMul(Op):
         assert a.shape is not None
         assert b.shape is not None
         out = max(a.rank, b.rank)
-        return _broadcast_ties((a.shape[:-2], b.shape[:-2])) + ties(
+        return broadcast_ties((a.shape[:-2], b.shape[:-2])) + ties(
             [(0, a.rank - 2), (-1, out - 2)],
             [(0, a.rank - 1), (1, b.rank - 2)],
             [(1, b.rank - 1), (-1, out - 1)],

@@ -106,6 +106,10 @@ def _op_examples() -> list[Op]:
         ir.Reshape((None, -1, 0)), ir.Flatten(2), ir.Transpose((1, 0)), ir.Squeeze((-1,)),
         ir.Unsqueeze((0, 2)), ir.Concat(-1), ir.Split((1, 2), 1), ir.Select(0, -1),
         ir.Slice((0, -1), (2**63 - 1, 4), (0, 1), (1, 2)), ir.Reduce("l2", (1,), False),
+        ir.LogSoftmax(0), ir.Unary("rsqrt"), ir.Pow(), ir.Max(), ir.Min(), ir.Compare("less"), ir.Logical("xor"),
+        ir.Where(), ir.Gather(1), ir.Expand((2, 1)), ir.ArgReduce("min", 1, False, True), ir.CumSum(1, True),
+        ir.Resize("cubic", "half_pixel", sizes=(None, 3)), ir.Resize("linear", "asymmetric", (1.0, 1.5)),
+        ir.DepthToSpace(2, "CRD"), ir.SpaceToDepth(3), ir.Quantize("i8", 0), ir.Dequantize(2),
         ir.Opaque("onnx:Loop", False), ir.Gate("prelu", axis=-1, mode="top-k"), ir.Gate("elu", (0.5,)),
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,12 @@ _ACTIVATIONS: dict[str, Any] = {
     "mish": lambda x: F.mish(x),
     "thresholded_relu": lambda x, a: torch.where(x > a, x, torch.zeros_like(x)),
 }
+
+
+_COMPARE: dict[str, Any] = {
+    "equal": torch.eq, "not_equal": torch.ne, "less": torch.lt, "less_equal": torch.le, "greater": torch.gt,
+    "greater_equal": torch.ge,
+}  # fmt: skip
 
 
 def random_inputs(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[Any]:
@@ -192,6 +199,80 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             y = x.to(kinds.get(op.to, torch.float64))
         case ir.Softmax():
             y = torch.softmax(x, op.axis)
+        case ir.LogSoftmax():
+            y = torch.log_softmax(x, op.axis)
+        case ir.Unary():
+            y = torch.logical_not(x) if op.kind == "not" else getattr(torch, op.kind)(x)
+        case ir.Pow():
+            assert second is not None
+            y = torch.pow(x, second).to(x.dtype)
+        case ir.Max():
+            y = reduce(torch.maximum, [t for t in operands if t is not None])
+        case ir.Min():
+            y = reduce(torch.minimum, [t for t in operands if t is not None])
+        case ir.Compare():
+            y = _COMPARE[op.kind](x, second)
+        case ir.Logical():
+            y = {"and": torch.logical_and, "or": torch.logical_or, "xor": torch.logical_xor}[
+                op.kind
+            ](x, second)
+        case ir.Where():
+            y = torch.where(x, second, third)
+        case ir.Gather():
+            assert second is not None
+            places = second.to(torch.int64) % x.shape[op.axis]
+            y = x.movedim(op.axis, 0)[places]
+            start = op.axis % x.ndim
+            for axis in range(start):
+                y = y.movedim(second.ndim + axis, axis)
+        case ir.Expand():
+            y = (
+                x * torch.ones(op.shape, dtype=x.dtype)
+                if x.dtype != torch.bool
+                else x & torch.ones(op.shape, dtype=x.dtype)
+            )
+        case ir.ArgReduce():
+            turned = x.flip(op.axis) if op.last else x
+            picked = torch.argmax if op.kind == "max" else torch.argmin
+            y = picked(turned, op.axis, op.keepdims)
+            y = x.shape[op.axis] - 1 - y if op.last else y
+        case ir.CumSum():
+            turned = x.flip(op.axis) if op.reverse else x
+            y = torch.cumsum(turned, op.axis)
+            y = y - turned if op.exclusive else y
+            y = y.flip(op.axis) if op.reverse else y
+        case ir.Resize():
+            y = _resize(op, x)
+        case ir.DepthToSpace():
+            b, (n, c, h, w) = op.block, x.shape
+            deep = (
+                x.reshape(n, b, b, c // b**2, h, w)
+                if op.mode == "DCR"
+                else x.reshape(n, c // b**2, b, b, h, w)
+            )
+            order = (0, 3, 4, 1, 5, 2) if op.mode == "DCR" else (0, 1, 4, 2, 5, 3)
+            y = deep.permute(order).reshape(n, c // b**2, h * b, w * b)
+        case ir.SpaceToDepth():
+            b, (n, c, h, w) = op.block, x.shape
+            cut = x.reshape(n, c, h // b, b, w // b, b)
+            order = (0, 3, 5, 1, 2, 4) if op.mode == "DCR" else (0, 1, 3, 5, 2, 4)
+            y = cut.permute(order).reshape(n, c * b**2, h // b, w // b)
+        case ir.Quantize():
+            assert second is not None
+            low, high = {
+                "i8": (-128, 127),
+                "u8": (0, 255),
+                "i16": (-(2**15), 2**15 - 1),
+                "u16": (0, 2**16 - 1),
+            }[op.dtype]
+            whole = torch.round(x / _scales(second, x.ndim, op.axis))
+            whole = whole if third is None else whole + _scales(third, x.ndim, op.axis)
+            y = torch.clamp(whole, low, high).to(torch.int64)
+        case ir.Dequantize():
+            assert second is not None
+            plain = x.to(torch.float64)
+            plain = plain if third is None else plain - _scales(third, x.ndim, op.axis)
+            y = plain * _scales(second, x.ndim, op.axis)
         case ir.LayerNorm():
             y = F.layer_norm(x, x.shape[op.axis :], second, third, op.epsilon)
         case ir.Lstm():
@@ -262,6 +343,33 @@ def _lstm(op: ir.Lstm, operands: Sequence[Tensor | None]) -> list[Tensor]:
         last_h.append(h)
         last_c.append(c)
     return [torch.stack(ways, 1), torch.stack(last_h), torch.stack(last_c)][: op.results]
+
+
+def _scales(vector: Tensor, rank: int, axis: int) -> Tensor:
+    return vector if vector.numel() == 1 else _along(vector, rank, axis)
+
+
+def _resize(op: ir.Resize, x: Tensor) -> Tensor:
+    """By onnx's reference implementation, which is not ours either."""
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    node = helper.make_node(
+        "Resize",
+        ["x", "", "scales" if op.scales else "", "" if op.scales else "sizes"],
+        ["y"],
+        mode=op.mode,
+        coordinate_transformation_mode=op.coordinates,
+        nearest_mode=op.rounding,
+        cubic_coeff_a=op.cubic,
+        exclude_outside=int(op.exclude_outside),
+        antialias=int(op.antialias),
+    )
+    sizes = [x.shape[a] if d is None else d for a, d in enumerate(op.sizes)]
+    feeds = {"x": x.numpy(), "scales": np.array(op.scales), "sizes": np.array(sizes)}
+    given = {name: feeds[name] for name in node.input if name}
+    (y,) = ReferenceEvaluator(node).run(None, given)
+    return torch.from_numpy(np.array(y, np.float64))
 
 
 def _along(vector: Tensor, rank: int, axis: int) -> Tensor:

@@ -101,17 +101,26 @@ def elementwise(draw: Any) -> Site:
     axis = draw(st.integers(-len(x), len(x) - 1))
     kind = draw(
         st.sampled_from(
-            ["act", "binary", "scale", "prelu", "gate", "softmax", "norm", "group", "same"]
+            ["act", "binary", "unary", "many", "scale", "prelu", "gate", "softmax", "norm", "group",
+             "same"]
         )
-    )
+    )  # fmt: skip
     match kind:
         case "act":
             name = draw(st.sampled_from(sorted(ir.ACTIVATIONS)))
             return ir.Activation(name, (0.25, 0.75)[: ir.ACTIVATIONS[name]]), [x]
         case "binary":
             y = tuple(d if draw(st.booleans()) else 1 for d in x)[draw(st.integers(0, len(x))) :]
-            op = draw(st.sampled_from([ir.Add(), ir.Sub(), ir.Mul(), ir.Div()]))
+            op = draw(st.sampled_from([ir.Add(), ir.Sub(), ir.Mul(), ir.Div(), ir.Pow()]))
             return op, draw(st.sampled_from([[x, y], [y, x], [x, x]]))
+        case "unary":
+            return ir.Unary(
+                draw(st.sampled_from([k for k in ir.UNARY if k not in ("not", "isnan")]))
+            ), [x]
+        case "many":
+            count = draw(st.integers(1, 3))
+            parts = [tuple(d if draw(st.booleans()) else 1 for d in x) for _ in range(count)]
+            return draw(st.sampled_from([ir.Max(), ir.Min()])), parts
         case "scale":
             vector = (draw(st.sampled_from([1, x[axis]])),)
             given = draw(
@@ -130,7 +139,7 @@ def elementwise(draw: Any) -> Site:
                 *slope,
             ]
         case "softmax":
-            return ir.Softmax(axis), [x]
+            return draw(st.sampled_from([ir.Softmax, ir.LogSoftmax, ir.CumSum]))(axis), [x]
         case "group":
             groups, each = draw(st.integers(0, 3)), draw(st.integers(1, 3))
             wide = (*x[:1], max(groups, 1) * each, *x[1:])
@@ -156,7 +165,7 @@ def movers(draw: Any) -> Site:
     kind = draw(
         st.sampled_from(
             ["reshape", "flatten", "transpose", "squeeze", "unsqueeze", "concat", "split", "slice",
-             "select", "reduce", "pad", "global"]
+             "select", "reduce", "pad", "global", "expand", "resize", "blocks"]
         )
     )  # fmt: skip
     match kind:
@@ -201,6 +210,22 @@ def movers(draw: Any) -> Site:
             return ir.Select(axis, draw(st.integers(-x[axis], x[axis] - 1))), [x]
         case "reduce":
             return ir.Reduce(draw(st.sampled_from(ir.REDUCTIONS)), axes, draw(st.booleans())), [x]
+        case "expand":
+            wide = draw(st.lists(st.integers(1, 3), max_size=2).map(tuple))
+            kept = [draw(st.sampled_from([1, d])) for d in x]
+            return ir.Expand((*wide, *kept)), [tuple(draw(st.sampled_from([1, d])) for d in x)]
+        case "resize":
+            mode = draw(st.sampled_from(ir.RESIZE_MODES))
+            coordinates = draw(st.sampled_from(ir.COORDINATES))
+            form: dict[str, Any] = {"rounding": draw(st.sampled_from(ir.ROUNDINGS))}
+            if draw(st.booleans()):
+                form["scales"] = tuple(draw(st.sampled_from([1.0, 2.0, 0.5, 1.5])) for _ in x)
+            else:
+                form["sizes"] = tuple(draw(st.sampled_from([None, 1, d, d + 1])) for d in x)
+            return ir.Resize(mode, coordinates, **form), [tuple(2 * d if d == 1 else d for d in x)]
+        case "blocks":
+            op = draw(st.sampled_from([ir.DepthToSpace, ir.SpaceToDepth]))
+            return op(2, draw(st.sampled_from(["DCR", "CRD"]))), [(2, 4, 2, 6)]
         case "global":
             return ir.GlobalAveragePool(), [(2, 3, *x[:3])]
         case _:

@@ -1,0 +1,154 @@
+"""Functions of numbers, element by element: of one, two or more operands, with NumPy broadcasting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import DType, Shape, TensorType
+from .base import InferenceError, InputTypes, Op, Tie, required, same_dtype, same_shape_ties
+from .elementwise import broadcast, broadcast_ties
+
+UNARY = (
+    "abs", "neg", "sign", "exp", "log", "sqrt", "reciprocal", "rsqrt", "erf", "floor", "ceil", "round",
+    "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "not", "isnan",
+)  # fmt: skip
+"""The kinds of ``Unary``.
+
+``rsqrt`` is ``1 / sqrt(x)``; ``round`` goes to the nearest integer, halves to the even one; ``not`` is of
+booleans; ``isnan`` gives booleans.
+"""
+
+
+@dataclass(frozen=True)
+class Unary(Op):
+    """A function of one number, element by element (``kind`` is one of :data:`UNARY`)."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in UNARY:
+            raise ValueError(f"unknown function {self.kind!r}; known are {', '.join(UNARY)}")
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if (self.kind == "not") != (x.dtype is DType.BOOL) and x.dtype is not None:
+            raise InferenceError(f"{self.kind} of {x}")
+        return (TensorType(DType.BOOL, x.shape) if self.kind == "isnan" else x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return same_shape_ties(required(inputs, 0).rank, (0, -1))
+
+
+@dataclass(frozen=True)
+class _Broadcast(Op):
+    """An op of operands that are broadcast together."""
+
+    def shape(self, inputs: InputTypes) -> Shape | None:
+        """The broadcast of all operands."""
+        shape: Shape | None = ()
+        for index in range(len(inputs)):
+            shape = broadcast(shape, required(inputs, index).shape)
+        return shape
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        shapes = [required(inputs, index).shape for index in range(len(inputs))]
+        known = [s for s in shapes if s is not None]
+        return broadcast_ties(known) if len(known) == len(shapes) else None
+
+
+@dataclass(frozen=True)
+class Pow(_Broadcast):
+    """``base ** exponent``; the result has the element type of the base."""
+
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (TensorType(required(inputs, 0).dtype, self.shape(inputs)),)
+
+
+@dataclass(frozen=True)
+class _Extremum(_Broadcast):
+    arity = (1, None)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        return (TensorType(same_dtype(self, *inputs), self.shape(inputs)),)
+
+
+@dataclass(frozen=True)
+class Max(_Extremum):
+    """The largest of one or more operands."""
+
+
+@dataclass(frozen=True)
+class Min(_Extremum):
+    """The smallest of one or more operands."""
+
+
+COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+"""The kinds of ``Compare``."""
+
+
+@dataclass(frozen=True)
+class Compare(_Broadcast):
+    """A comparison, whose result is boolean (``kind`` is one of :data:`COMPARISONS`)."""
+
+    kind: str
+    arity = (2, 2)
+
+    def __post_init__(self) -> None:
+        if self.kind not in COMPARISONS:
+            raise ValueError(
+                f"unknown comparison {self.kind!r}; known are {', '.join(COMPARISONS)}"
+            )
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        same_dtype(self, *inputs)
+        return (TensorType(DType.BOOL, self.shape(inputs)),)
+
+
+LOGIC = ("and", "or", "xor")
+"""The kinds of ``Logical``."""
+
+
+@dataclass(frozen=True)
+class Logical(_Broadcast):
+    """``a and b`` and its kin, of booleans (``kind`` is one of :data:`LOGIC`)."""
+
+    kind: str
+    arity = (2, 2)
+
+    def __post_init__(self) -> None:
+        if self.kind not in LOGIC:
+            raise ValueError(f"unknown operation {self.kind!r}; known are {', '.join(LOGIC)}")
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        if same_dtype(self, *inputs) not in (None, DType.BOOL):
+            raise InferenceError(f"{self.kind} of {required(inputs, 0)}, which are no booleans")
+        return (TensorType(DType.BOOL, self.shape(inputs)),)
+
+
+@dataclass(frozen=True)
+class Where(_Broadcast):
+    """``(condition, x, y)``: x where the condition holds, y elsewhere."""
+
+    arity = (3, 3)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        condition, x, y = (required(inputs, i) for i in range(3))
+        if condition.dtype not in (None, DType.BOOL):
+            raise InferenceError(f"Where with a condition {condition}")
+        return (TensorType(same_dtype(self, x, y), self.shape(inputs)),)
+
+
+__all__ = [
+    "COMPARISONS",
+    "LOGIC",
+    "UNARY",
+    "Compare",
+    "Logical",
+    "Max",
+    "Min",
+    "Pow",
+    "Unary",
+    "Where",
+]

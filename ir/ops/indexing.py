@@ -1,0 +1,152 @@
+"""Ops that find, pick or repeat elements along axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import Dim, DType, TensorType
+from .base import (
+    Axis,
+    InferenceError,
+    InputTypes,
+    Op,
+    Tie,
+    axis_of,
+    required,
+    same_shape_ties,
+    ties,
+)
+from .elementwise import broadcast
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """Slices by integers along one axis: ``(data, indices)``, whose axes stand where that axis was.
+
+    Indices below zero count from the end. A constant single index is a ``Select``, the rows of a constant
+    table are an ``Embedding``.
+    """
+
+    axis: int = 0
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        data, indices = required(inputs, 0), required(inputs, 1)
+        if indices.dtype is not None and not indices.dtype.is_int:
+            raise InferenceError(f"Gather by {indices}, which are no integers")
+        if data.shape is None or indices.shape is None:
+            return (TensorType(data.dtype),)
+        axis = axis_of(self.axis, len(data.shape))
+        return (data.with_shape((*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        data, indices = required(inputs, 0).rank, required(inputs, 1).rank
+        if data is None or indices is None:
+            return None
+        own = axis_of(self.axis, data)
+        before = [[(0, a), (-1, a)] for a in range(own)]
+        picked = [[(1, a), (-1, own + a)] for a in range(indices)]
+        after = [[(0, a), (-1, a - 1 + indices)] for a in range(own + 1, data)]
+        # The picked axis is told by numbers: it keeps its order.
+        return ties(*before, *picked, *after)
+
+
+@dataclass(frozen=True)
+class Expand(Op):
+    """Repeat along axes: broadcast with ``shape``, where 1 keeps what the input has."""
+
+    shape: tuple[int, ...]
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if any(d < 0 for d in self.shape):
+            raise InferenceError(f"{self.shape} is no shape")
+        return (x.with_shape(broadcast(x.shape, self.shape)),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        shape = required(inputs, 0).shape
+        if shape is None:
+            return None
+        rank = max(len(shape), len(self.shape))
+        found: list[Tie] = []
+        for axis in range(rank):
+            own = axis - rank + len(shape)
+            new = axis - rank + len(self.shape)
+            wanted = self.shape[new] if new >= 0 else 1
+            have = shape[own] if own >= 0 else 1
+            if own >= 0 and (wanted == 1 or have == wanted):
+                found.append(frozenset({Axis(0, own), Axis(-1, axis)}))
+            elif have == 1:
+                # All copies are equal: their order is free.
+                found.append(frozenset({Axis(-1, axis)}))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class ArgReduce(Op):
+    """The place of the largest (``kind="max"``) or smallest element along one axis, as int64.
+
+    Attributes:
+        kind: ``max`` or ``min``.
+        axis: The axis.
+        keepdims: Whether it stays, with size 1.
+        last: Take the last place where several are equal, not the first.
+    """
+
+    kind: str
+    axis: int = 0
+    keepdims: bool = True
+    last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("max", "min"):
+            raise ValueError(f"the place of the {self.kind!r}: it is max or min")
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        shape = required(inputs, 0).shape
+        if shape is None:
+            return (TensorType(DType.I64),)
+        axis = axis_of(self.axis, len(shape))
+        middle: tuple[Dim, ...] = (1,) if self.keepdims else ()
+        return (TensorType(DType.I64, (*shape[:axis], *middle, *shape[axis + 1 :])),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        own = axis_of(self.axis, rank)
+        gone = 0 if self.keepdims else 1
+        return ties(*([(0, a), (-1, a - gone * (a > own))] for a in range(rank) if a != own))
+
+
+@dataclass(frozen=True)
+class CumSum(Op):
+    """Running sums along one axis.
+
+    Attributes:
+        axis: The axis.
+        exclusive: Without the element itself.
+        reverse: From the end.
+    """
+
+    axis: int
+    exclusive: bool = False
+    reverse: bool = False
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if x.rank is not None:
+            axis_of(self.axis, x.rank)
+        return (x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        own = axis_of(self.axis, rank)
+        found = same_shape_ties(rank, (0, -1))
+        assert found is not None
+        return tuple(tie for axis, tie in enumerate(found) if axis != own)
+
+
+__all__ = ["ArgReduce", "CumSum", "Expand", "Gather"]

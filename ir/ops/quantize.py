@@ -1,0 +1,94 @@
+"""Quantisation: integers and the numbers that they stand for, ``real = (integer - zero) * scale``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types import DType, TensorType
+from .base import InferenceError, InputTypes, Op, Tie, axis_of, optional, required, ties
+
+QUANTIZED = ("i8", "u8", "i16", "u16")
+"""The element types of quantised activations and weights."""
+
+
+@dataclass(frozen=True)
+class _Quantizer(Op):
+    """What both directions share: ``(x, scale, zero?)``, one scale for all, or a vector along ``axis``."""
+
+    arity = (2, 3)
+
+    def _check(self, inputs: InputTypes, axis: int) -> TensorType:
+        x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+        if scale.rank not in (None, 0, 1) or (zero is not None and zero.rank not in (None, 0, 1)):
+            raise InferenceError(f"{self.name} of {x} with a scale {scale}")
+        if x.rank is not None and scale.rank == 1 and scale.dim(0) != 1:
+            size, have = scale.dim(0), x.dim(axis_of(axis, x.rank))
+            if None not in (size, have) and size != have:
+                raise InferenceError(f"{self.name} of {x} with {size} scales along axis {axis}")
+        return x
+
+    def _ties(self, inputs: InputTypes, axis: int) -> tuple[Tie, ...] | None:
+        x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+        if x.rank is None or scale.rank is None or (scale.rank == 1 and scale.dim(0) is None):
+            return None
+        vectors: list[tuple[int, int]] = []
+        if scale.rank == 1 and scale.dim(0) != 1:
+            vectors = [(1, 0)]
+            if zero is not None:
+                if zero.dim(0) != scale.dim(0):
+                    return None
+                vectors.append((2, 0))
+        own = axis_of(axis, x.rank) if vectors else -1
+        return ties(*([(0, a), *(vectors if a == own else []), (-1, a)] for a in range(x.rank)))
+
+
+@dataclass(frozen=True)
+class Quantize(_Quantizer):
+    """``clip(round(x / scale) + zero)`` as integers; halves are rounded to even.
+
+    Attributes:
+        dtype: The element type of the result, one of :data:`QUANTIZED`.
+        axis: Which axis a vector of scales lies along.
+    """
+
+    dtype: str
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dtype not in QUANTIZED:
+            raise ValueError(f"Quantize to {self.dtype!r}; known are {', '.join(QUANTIZED)}")
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x, zero = self._check(inputs, self.axis), optional(inputs, 2)
+        dtype = DType(self.dtype)
+        if zero is not None and zero.dtype not in (None, dtype):
+            raise InferenceError(f"Quantize to {self.dtype} with a zero point {zero}")
+        return (TensorType(dtype, x.shape),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return self._ties(inputs, self.axis)
+
+
+@dataclass(frozen=True)
+class Dequantize(_Quantizer):
+    """``(x - zero) * scale`` in the element type of the scale.
+
+    Attributes:
+        axis: Which axis a vector of scales lies along.
+    """
+
+    axis: int = 1
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x, zero = self._check(inputs, self.axis), optional(inputs, 2)
+        if x.dtype is not None and x.dtype.value not in (*QUANTIZED, "i32"):
+            raise InferenceError(f"Dequantize of {x}")
+        if zero is not None and None not in (zero.dtype, x.dtype) and zero.dtype is not x.dtype:
+            raise InferenceError(f"Dequantize of {x} with a zero point {zero}")
+        return (TensorType(required(inputs, 1).dtype, x.shape),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        return self._ties(inputs, self.axis)
+
+
+__all__ = ["QUANTIZED", "Dequantize", "Quantize"]
