@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from .. import ir
 from ..ir import Op, Tensor, Value
 
 Operand = Value | Tensor | None
@@ -57,3 +60,12 @@ def ints(found: Any, n: int) -> tuple[int, ...]:
     if not isinstance(found, (list, tuple)) or not all(type(d) is int for d in found):
         raise TypeError(f"{found!r} is not {n} integers")
     return tuple(found) * n if len(found) == 1 else tuple(found)
+
+
+DTYPES: dict[torch.dtype, ir.DType] = {
+    torch.float16: ir.DType.F16, torch.bfloat16: ir.DType.BF16, torch.float32: ir.DType.F32,
+    torch.float64: ir.DType.F64, torch.int8: ir.DType.I8, torch.uint8: ir.DType.U8,
+    torch.int16: ir.DType.I16, torch.int32: ir.DType.I32, torch.int64: ir.DType.I64,
+    torch.bool: ir.DType.BOOL, torch.complex64: ir.DType.C64, torch.complex128: ir.DType.C128,
+}  # fmt: skip
+"""Element types of torch that the IR knows."""

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import ir
 from ..ir import ArrayTensor, DType, Tensor, Value
 from ..ir.ops.base import axis_of
-from .fx_call import Call, Lowered, Operand, ints
+from .fx_call import DTYPES, Call, Lowered, Operand, ints
 from .onnx_math_ops import OF_ANY_NUMBER
 from .onnx_resize_ops import resizing
 from .onnx_shape_ops import expanding
@@ -224,6 +225,21 @@ def upsample(mode: str) -> Rule:
     return rule
 
 
+def cast(dtype: torch.dtype | None = None) -> Rule:
+    """``(x, dtype)``, or a method that is named for its type; what is of that type already is the value itself."""
+
+    def rule(call: Call) -> Lowered | None:
+        x = call.value(0)
+        wanted = dtype if dtype is not None else call.get(1, "dtype")
+        number = 1 if dtype is not None else 2
+        to = DTYPES.get(wanted) if isinstance(wanted, torch.dtype) else None
+        if to is None or x.type.dtype is None or len(call.args) + len(call.kwargs) != number:
+            return None
+        return ir.Identity() if to is x.type.dtype else ir.Cast(to.value), [x]
+
+    return rule
+
+
 def pixel_shuffle(call: Call) -> Lowered | None:
     """``(x, factor)``."""
     x, block = call.value(0), call.get(1, "upscale_factor")
@@ -243,7 +259,7 @@ MATH_CALLS: dict[str, Rule] = {
     **{name: joined(ir.Compare(kind)) for name, kind in (
         ("eq", "equal"), ("ne", "not_equal"), ("lt", "less"), ("le", "less_equal"),
         ("gt", "greater"), ("ge", "greater_equal"))},
-    **{f"{prefix}{kind}": logical(kind) for prefix in ("logical_", "bitwise_", "")
+    **{f"{prefix}{kind}": logical(kind) for prefix in ("logical_", "bitwise_", "", "__")
        for kind in ir.LOGIC},
     "maximum": joined(ir.Max()), "minimum": joined(ir.Min()), "max": extremum(ir.Max()),
     "min": extremum(ir.Min()), "where": where, "masked_fill": masked_fill, "expand": expand,
@@ -253,9 +269,15 @@ MATH_CALLS: dict[str, Rule] = {
     "upsample_nearest1d": upsample("nearest"), "upsample_linear1d": upsample("linear"),
     "upsample_nearest3d": upsample("nearest"), "upsample_trilinear3d": upsample("trilinear"),
     "_upsample_nearest_exact2d": upsample("nearest-exact"),
+    "to": cast(), "float": cast(torch.float32), "double": cast(torch.float64),
+    "half": cast(torch.float16), "bfloat16": cast(torch.bfloat16), "int": cast(torch.int32),
+    "long": cast(torch.int64), "bool": cast(torch.bool),
     "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
 }  # fmt: skip
 """The rules, by the plain name of the call."""
 
-MATH_ALLOCATES = frozenset(MATH_CALLS) - {"expand", "pixel_shuffle", "pixel_unshuffle"}
+MATH_ALLOCATES = frozenset(MATH_CALLS) - {
+    "expand", "pixel_shuffle", "pixel_unshuffle", "to", "float", "double", "half", "bfloat16", "int",
+    "long", "bool",
+}  # fmt: skip
 """Calls among them whose result is new memory."""

@@ -20,7 +20,7 @@ from .. import ir
 from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
-from .fx_call import Call, Lowered, ints
+from .fx_call import DTYPES, Call, Lowered, ints
 from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
 from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
@@ -650,11 +650,3 @@ def type_of(found: Any) -> TensorType:
         return ir.UNKNOWN
     dims: list[ir.Dim] = [d if isinstance(d, int) else str(d) for d in found.shape]
     return TensorType(DTYPES.get(found.dtype), tuple(dims))
-
-
-DTYPES: dict[torch.dtype, ir.DType] = {
-    torch.float16: ir.DType.F16, torch.bfloat16: ir.DType.BF16, torch.float32: ir.DType.F32,
-    torch.float64: ir.DType.F64, torch.int8: ir.DType.I8, torch.uint8: ir.DType.U8,
-    torch.int16: ir.DType.I16, torch.int32: ir.DType.I32, torch.int64: ir.DType.I64,
-    torch.bool: ir.DType.BOOL, torch.complex64: ir.DType.C64, torch.complex128: ir.DType.C128,
-}  # fmt: skip

@@ -10,17 +10,28 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..ir import (
     Activation,
+    Compare,
+    Div,
+    DType,
+    GlobalAveragePool,
     Graph,
     GroupNorm,
+    LayerNorm,
     Linear,
     Mul,
     Node,
     Op,
+    Pow,
+    Reduce,
     Reshape,
     Rewriter,
     Scale,
+    Sub,
+    Tensor,
     Unary,
     Value,
 )
@@ -30,7 +41,7 @@ Combine = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
 
 
 def raise_patterns(graph: Graph, combine: Combine) -> None:
-    """Raise SiLU, GELU (erf), HardSwish, group norms and the bias of a dense layer, in place.
+    """Raise SiLU, GELU (erf), HardSwish, norms written out and the bias of a dense layer, in place.
 
     Args:
         graph: A freshly imported graph.
@@ -163,6 +174,22 @@ def _gelu_halved(node: Node) -> Found | None:
     return None
 
 
+def _not_equal(node: Node) -> Found | None:
+    """``not (a == b)``."""
+    equal = _producer(node.inputs[0])
+    if node.op != Unary("not") or equal is None or equal.op != Compare("equal"):
+        return None
+    return Compare("not_equal"), equal.inputs, [equal]
+
+
+def _rsqrt(node: Node) -> Found | None:
+    """``1 / sqrt(x)``."""
+    root = _producer(node.inputs[0])
+    if node.op != Unary("reciprocal") or root is None or root.op != Unary("sqrt"):
+        return None
+    return Unary("rsqrt"), root.inputs, [root]
+
+
 def _bias(node: Node) -> Found | None:
     """A dense layer without a bias, and a constant vector added to it."""
     if node.input(1) is not None or node.input(2) is None:
@@ -206,6 +233,107 @@ def _group_norm(node: Node) -> Found | None:
     return GroupNorm(groups, norm.op.epsilon), [x], [split, norm]
 
 
+def _layer_norm(node: Node) -> Found | None:
+    """``(x - mean) / sqrt(mean((x - mean) ** 2) + eps)`` over the last axis, or times ``rsqrt``."""
+    for centred, spread in (node.inputs, node.inputs[::-1]):
+        if (
+            centred is None
+            or spread is None
+            or (node.op == Div() and centred is not node.inputs[0])
+        ):
+            continue
+        root = _producer(spread)
+        if root is None or root.op != Unary("sqrt" if node.op == Div() else "rsqrt"):
+            continue
+        # The root of a multi-use variance is somebody else's as well.
+        shifted = _producer(root.inputs[0])
+        if shifted is None or not _shift_only(shifted):
+            continue
+        variance = _producer(shifted.inputs[0])
+        squared = _producer(variance.inputs[0]) if variance is not None else None
+        difference = centred.producer
+        if variance is None or squared is None or difference is None or difference.op != Sub():
+            continue
+        x, mean = difference.inputs
+        average = _producer(mean)
+        if (
+            x is None
+            or average is None
+            or average.inputs[0] is not x
+            or not _is_square(squared, centred)
+        ):
+            continue
+        if not (_over_last(variance) and _over_last(average)):
+            continue
+        inner = [average, difference, squared, variance, shifted, root]
+        if centred.is_output or any(user not in (squared, node) for user in centred.users):
+            continue
+        shift = shifted.inputs[2]
+        assert shift is not None
+        assert shift.data is not None
+        epsilon = _shortest(shift.data)
+        return LayerNorm((x.type.rank or 0) - 1, epsilon), [x], inner
+    return None
+
+
+def _shift_only(node: Node) -> bool:
+    """Whether a node adds one number above zero."""
+    if not isinstance(node.op, Scale) or node.input(1) is not None:
+        return False
+    shift = node.input(2)
+    return (
+        shift is not None
+        and shift.data is not None
+        and shift.data.size == 1
+        and float(shift.data.float64()[0]) > 0
+    )
+
+
+def _shortest(data: Tensor) -> float:
+    number = data.float64().reshape(-1)[0]
+    return float(str(np.float32(number))) if data.dtype is DType.F32 else float(number)
+
+
+def _is_square(node: Node, value: Value) -> bool:
+    if node.op == Mul():
+        return node.inputs[0] is value and node.inputs[1] is value
+    if node.op != Pow() or node.inputs[0] is not value:
+        return False
+    exponent = node.inputs[1]
+    data = exponent.data if exponent is not None else None
+    return data is not None and data.size == 1 and float(data.numpy().reshape(())) == 2.0
+
+
+def _over_last(node: Node) -> bool:
+    """Whether a node is the mean over the last axis, which stays."""
+    rank = node.output.type.rank
+    if isinstance(node.op, GlobalAveragePool):
+        return rank == 3
+    op = node.op
+    if not isinstance(op, Reduce) or op.kind != "mean" or not op.keepdims or not rank:
+        return False
+    return [a % rank for a in op.axes] == [rank - 1]
+
+
+def _layer_affine(node: Node) -> Found | None:
+    """A layer norm over the last axis, and a scale or a shift for each of its features."""
+    norm = _producer(node.inputs[0])
+    if norm is None or not isinstance(norm.op, LayerNorm) or not isinstance(node.op, Scale):
+        return None
+    rank, size = norm.output.type.rank, norm.output.type.dim(-1)
+    if not rank or size is None or {norm.op.axis % rank, node.op.axis % rank} != {rank - 1}:
+        return None
+    scale, shift = norm.input(1), norm.input(2)
+    if shift is not None or (scale is not None and node.input(1) is not None):
+        return None
+    vectors = [scale if scale is not None else node.input(1), node.input(2)]
+    if vectors[0] is None or any(v is not None and v.type.dim(0) != size for v in vectors):
+        return None  # ONNX has no layer norm with a shift alone.
+    while vectors[-1] is None:
+        vectors.pop()
+    return norm.op, [norm.inputs[0], *vectors], [norm]
+
+
 def _all(value: Value, wanted: float) -> bool:
     return value.data is not None and bool((value.data.float64() == wanted).all())
 
@@ -229,7 +357,9 @@ def _group_affine(node: Node) -> Found | None:
 
 
 _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
-    Mul: (_gated, _gelu),
+    Div: (_layer_norm,),
+    Mul: (_gated, _gelu, _layer_norm),
     Reshape: (_group_norm,),
-    Scale: (_group_affine, _bias, _gelu_halved),
+    Scale: (_layer_affine, _group_affine, _bias, _gelu_halved),
+    Unary: (_not_equal, _rsqrt),
 }

@@ -267,7 +267,7 @@ def fx_inputs(
     """
     import torch
 
-    from .frontends.fx_ops import DTYPES
+    from .frontends.fx_call import DTYPES
 
     for value in graph.inputs:
         if value.type.shape is None and value.name not in (shapes or {}):

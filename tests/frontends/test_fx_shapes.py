@@ -7,24 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
 
 from graphshrink.frontends.export import from_export
 from graphshrink.frontends.fx import from_fx
-from graphshrink.ir import Graph, Opaque
+from graphshrink.ir import Opaque
 from graphshrink.targets.fx import to_fx
+from support.fx_calls import Call, body, ops, respelled, traced
 
 torch.manual_seed(0)
 X = torch.randn(2, 4, 6, 8)
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Any) -> Any:
-        return self.function(x)
 
 
 def pieces(x: Any) -> Any:
@@ -72,27 +63,6 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     "chunks": (uneven, ["Split", "Mul"]),
     "unbind": (bound, ["Select", "Select", "Select", "Mul", "Sub"]),
 }
-
-
-def ops(graph: Graph) -> list[str]:
-    found = [n.op.kind if isinstance(n.op, Opaque) else n.op.name for n in graph.nodes]
-    return [k for k in found if k != "fx:_guards_fn"]
-
-
-def traced(function: Callable[[Any], Any]) -> fx.GraphModule:
-    return fx.symbolic_trace(Call(function).eval())
-
-
-def body(module: fx.GraphModule) -> str:
-    """The code of a module without its signature, whose annotations are not kept."""
-    return module.code.partition("def forward")[2].partition(":\n")[2]
-
-
-def respelled(graph: Graph) -> fx.GraphModule:
-    """The module with nothing copied from the host."""
-    for node in graph.nodes:
-        node.origin = None
-    return to_fx(graph)
 
 
 @pytest.mark.parametrize("name", CASES)
