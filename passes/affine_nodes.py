@@ -18,6 +18,7 @@ from ..ir import (
     AveragePool,
     Conv,
     ConvTranspose,
+    Dequantize,
     DType,
     Identity,
     Linear,
@@ -48,7 +49,7 @@ def data_input(node: Node) -> Value | None:
     match node.op:
         case Conv() | ConvTranspose() | Linear():
             weight = node.inputs[1]
-            if weight is None or weight.data is None:
+            if weight is None or weight.data is None or is_dequantized(weight):
                 return None
             bias = node.input(2)
             if bias is not None and bias.data is None:
@@ -78,7 +79,21 @@ def weight_problem(node: Node) -> str | None:
             for value in node.inputs[1:]:
                 if value is not None and value.data is None:
                     return f"its weight %{value.name} is not a constant"
+                if value is not None and is_dequantized(value):
+                    return f"its weight %{value.name} is quantised, and would not be any more"
     return None
+
+
+def is_dequantized(value: Value) -> bool:
+    """Whether a constant is what integers stand for, perhaps in another shape."""
+    while value.producer is not None or value.bases:
+        maker = value.producer if value.producer is not None else value.bases[0].producer
+        if maker is None or not maker.inputs or maker.inputs[0] is None:
+            return False
+        if isinstance(maker.op, Dequantize):
+            return True
+        value = maker.inputs[0]
+    return False
 
 
 def _map_operand(node: Node) -> Value | None:

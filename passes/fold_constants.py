@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..ir import Graph, Node, Rewriter, Value
+from .affine_nodes import is_dequantized
 from .base import Context, Pass, PassError, register
 
 
@@ -13,6 +14,8 @@ from .base import Context, Pass, PassError, register
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """Store what constant subgraphs compute, within a bound on the growth of the file; exact.
+
+    Weights that are stored as integers with their scales stay so.
 
     Attributes:
         max_growth: How many bytes larger than the constants that it replaces one folded tensor may be.
@@ -47,6 +50,9 @@ class FoldConstants(Pass):
         """Let a constant take the place of ``value``, which ``makers`` lead to."""
         data = value.data
         assert data is not None
+        if any(is_dequantized(v) for m in makers for v in m.outputs):
+            rw.skip(makers[0], "folding would turn quantised numbers into floating-point ones")
+            return
         results = [v for m in makers for v in m.outputs if v is not value]
         stay = any(v.use_count or based[v] > (v in value.bases) for v in results)
         stay = stay or value.is_output or based[value] > 0

@@ -1,0 +1,113 @@
+"""Quantised ONNX models: read as quantise and dequantise ops, and quantised when they come out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from graphshrink import Pipeline, Rewriter, shrink
+from graphshrink.frontends.onnx import from_onnx
+from graphshrink.ir import Dequantize, Graph, Opaque, Quantize
+from graphshrink.targets.onnx import to_onnx
+from support.evaluate import evaluate
+from support.onnx_run import agree, outputs_of
+
+RNG = np.random.default_rng(0)
+
+
+def quantized(per_axis: bool = True, dense: bool = False, opset: int = 17) -> ModelProto:
+    """Quantise, dequantise, a layer with int8 weights, a scale, and out the same way."""
+    shape = (6, 8) if dense else (6, 4, 3, 3)
+    scale = RNG.uniform(0.01, 0.02, 6 if per_axis else ()).astype(np.float32)
+    tensors = {
+        "xs": np.float32(0.02), "xz": np.uint8(120), "ys": np.float32(0.05), "yz": np.int8(-3),
+        "q": RNG.integers(-128, 128, shape).astype(np.int8), "ws": scale,
+        "wz": np.zeros(scale.shape, np.int8), "b": RNG.normal(size=6).astype(np.float32),
+        "m": RNG.uniform(0.5, 1.5, (6,) if dense else (6, 1, 1)).astype(np.float32),
+    }  # fmt: skip
+    axis = {"axis": 0} if per_axis else {}
+    layer = helper.make_node("Gemm", ["xf", "w", "b"], ["h"], transB=1) if dense else helper.make_node(
+        "Conv", ["xf", "w", "b"], ["h"])  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xf"]),
+        helper.make_node("DequantizeLinear", ["q", "ws", "wz"], ["w"], **axis),
+        layer,
+        helper.make_node("Mul", ["h", "m"], ["s"]),
+        helper.make_node("QuantizeLinear", ["s", "ys", "yz"], ["sq"]),
+        helper.make_node("DequantizeLinear", ["sq", "ys", "yz"], ["y"]),
+    ]
+    given = (5, 8) if dense else (1, 4, 7, 7)
+    graph = helper.make_graph(
+        nodes,
+        "quantized",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["conv", "gemm"])
+@pytest.mark.parametrize("per_axis", [False, True], ids=["tensor", "axis"])
+def test_quantised_models_stay_quantised(per_axis: bool, dense: bool) -> None:
+    model = quantized(per_axis, dense)
+    graph = from_onnx(model)
+    assert not any(isinstance(n.op, Opaque) for n in graph.nodes)
+    assert [n.op for n in graph.nodes if isinstance(n.op, (Quantize, Dequantize))] == [
+        Quantize("u8"), Dequantize(), Dequantize(0 if per_axis else 1), Quantize("i8"), Dequantize(),
+    ]  # fmt: skip
+    result = shrink(model)
+    kinds = [n.op_type for n in result.model.graph.node]
+    assert kinds.count("DequantizeLinear") == 3
+    stored = {t.name: t.data_type for t in result.model.graph.initializer}
+    assert stored["q"] == TensorProto.INT8
+    reasons = [r for p in result.report.passes for r in p.refusals]
+    assert any("quantised" in r.reason for r in reasons)
+    shape = (5, 8) if dense else (1, 4, 7, 7)
+    agree(model, result.model, {"x": RNG.normal(size=shape).astype(np.float32)})
+
+
+def respelled(graph: Graph) -> ModelProto:
+    rw = Rewriter(graph)
+    for node in graph.nodes:
+        if any(v.data is None for v in node.outputs):
+            rw.replace(node, node.op, node.inputs)
+    return to_onnx(graph)
+
+
+# Before opset 13 there is one scale for all.
+@pytest.mark.parametrize(
+    ("per_axis", "opset"), [(False, 11), (False, 17), (True, 13), (True, 17), (True, 21)]
+)
+def test_quantised_models_spelled_anew(per_axis: bool, opset: int) -> None:
+    model = quantized(per_axis, opset=opset)
+    x = RNG.normal(size=(1, 4, 7, 7)).astype(np.float32)
+    agree(model, respelled(from_onnx(model)), {"x": x})
+    # A value that is halfway between two integers may be rounded either way.
+    (want,), (got,) = outputs_of(model, x), evaluate(from_onnx(model), [x])
+    assert np.abs(got - want).max() <= 0.05 + 1e-6
+    assert np.mean(np.abs(got - want) > 1e-6) < 0.01
+
+
+def test_blocks_and_narrow_types_stay_opaque() -> None:
+    node = helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=0, block_size=2)
+    graph = helper.make_graph(
+        [node],
+        "blocks",
+        [helper.make_tensor_value_info("q", TensorProto.INT8, (4, 3))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 3))],
+        [numpy_helper.from_array(np.ones((2, 3), np.float32), "s")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (made,) = from_onnx(model).nodes
+    assert isinstance(made.op, Opaque)
+    assert to_onnx(from_onnx(model)) == model
+
+
+def test_folding_leaves_integers_alone() -> None:
+    graph = from_onnx(quantized())
+    records = Pipeline("fold-constants,prune-dead").run(graph)
+    assert any("quantised numbers" in r.reason for p in records for r in p.refusals)
+    assert sum(isinstance(n.op, Dequantize) for n in graph.nodes) == 3
