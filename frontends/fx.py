@@ -18,11 +18,10 @@ from torch import fx, nn
 from .. import ir
 from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
 from ..nn import RANDOM, Gate, Scale
-from .fx_call import Call
+from .fx_call import DTYPES, Call
 from .fx_ops import (
     ALLOCATES,
     CALLS,
-    DTYPES,
     SHARES_MEMORY,
     call_name,
     hooked,

@@ -58,7 +58,7 @@ def fx_values(
     """
     import torch
 
-    from .frontends.fx_ops import DTYPES
+    from .frontends.fx_call import DTYPES
     from .targets.fx import to_fx_values
 
     module, names = to_fx_values(graph, values)
