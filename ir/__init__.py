@@ -3,6 +3,8 @@
 from .errors import GraphshrinkError, MissingExtra, ModelError, UsageError
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value
+from .masked import MaskedTensor, check_mask, remasked
+from .nm_pattern import Pattern, Reduction
 from .ops import (
     ACTIVATIONS,
     COMPARISONS,
@@ -127,6 +129,7 @@ __all__ = [
     "LogSoftmax",
     "Logical",
     "Lstm",
+    "MaskedTensor",
     "MatMul",
     "Max",
     "MaxPool",
@@ -139,9 +142,11 @@ __all__ = [
     "Opaque",
     "PRelu",
     "Pad",
+    "Pattern",
     "Pow",
     "Quantize",
     "Reduce",
+    "Reduction",
     "Refusal",
     "Reshape",
     "Resize",
@@ -169,7 +174,9 @@ __all__ = [
     "VerificationError",
     "Where",
     "check_gate",
+    "check_mask",
     "parse",
     "print_graph",
+    "remasked",
     "verify",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
 from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
+from .permute_channels import PermuteChannels
 from .pipeline import Observer, PassLike, PassRecord, Pipeline
 from .prune_dead import PruneDead
 from .removal_plan import RemovalPlan
@@ -26,7 +27,7 @@ from .statistics import (
 __all__ = [
     "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FunctionPass", "Gram", "GramMatrix", "HoistPadding",
-    "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass", "PassError", "PassLike",
-    "PassRecord", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Timing", "Verify",
-    "known_passes", "pass_class", "register", "relative_error",
+    "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass", "PassError",
+    "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations",
+    "Request", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
 ]  # fmt: skip

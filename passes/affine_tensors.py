@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import DerivedTensor, DType, SplatTensor, Tensor
+from ..ir import DerivedTensor, DType, MaskedTensor, SplatTensor, Tensor, remasked
 
 Array64 = npt.NDArray[np.float64]
 
@@ -53,6 +53,8 @@ class Derived(DerivedTensor):
 
 def depth_of(tensor: Tensor | None) -> int:
     """How many derived tensors must be computed one inside the other."""
+    if isinstance(tensor, MaskedTensor):
+        return 1 + depth_of(tensor.weight)
     return tensor.depth if isinstance(tensor, Derived) else 0
 
 
@@ -71,7 +73,7 @@ def settled(tensor: Tensor) -> Tensor:
     try:
         # Whether the numbers stay in range is checked before a merge is made.
         with np.errstate(over="ignore", invalid="ignore"):
-            return exact(tensor.float64(), tensor.dtype)
+            return remasked(tensor, exact(tensor.float64(), tensor.dtype))
     except ValueError:
         return tensor
 
@@ -136,4 +138,4 @@ def scale_kernel(
             hi = min(lo + step, outputs)
             out[lo:hi] = source[lo:hi].astype(np.float64) * factors(lo, hi)
 
-    return Derived(kernel.shape, dtype, compute, (kernel, rows, columns), write)
+    return remasked(kernel, Derived(kernel.shape, dtype, compute, (kernel, rows, columns), write))

@@ -7,12 +7,24 @@ nothing is read before it is emitted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import DerivedTensor, Graph, GraphError, LazyTensor, Node, Rewriter, Tensor, Value
+from ..ir import (
+    DerivedTensor,
+    Graph,
+    GraphError,
+    LazyTensor,
+    MaskedTensor,
+    Node,
+    Rewriter,
+    Tensor,
+    Value,
+    remasked,
+)
 from ..ir.analysis import ChannelGroup, Placement
 from .affine_tensors import Derived
 
@@ -30,6 +42,7 @@ def apply_permutations(
     graph: Graph,
     rw: Rewriter,
     permutations: Iterable[tuple[ChannelGroup, Sequence[int] | Ids]],
+    said: Mapping[ChannelGroup, str] | None = None,
 ) -> None:
     """Reorder groups of :func:`graphshrink.ir.analysis.channel_groups`, one after the other.
 
@@ -41,12 +54,14 @@ def apply_permutations(
             function only, in which case the groups must be found again.
         rw: Its rewriter.
         permutations: Groups, each with an order: a permutation of ``range(group.size)``.
+        said: What the report says of groups, instead of their names.
 
     Raises:
         GraphError: If an order is no permutation, or a constant is not in the graph or not as it was.
     """
     orders: dict[Value, _Order] = {}
-    names: list[str] = []
+    # Which constants are replaced in the name of which group: the first that moves them.
+    owned: dict[str, list[Value]] = {}
     for group, given in permutations:
         permutation = np.asarray(given, np.int64)
         if sorted(permutation.tolist()) != list(range(group.size)):
@@ -55,27 +70,26 @@ def apply_permutations(
             )
         if bool((permutation == np.arange(group.size)).all()):
             continue
-        names.append(group.name)
+        own = owned.setdefault((said or {}).get(group, f"permute {group.name}"), [])
         moved: dict[Value, list[Placement]] = {}
         for placement in group.placements:
             moved.setdefault(placement.value, []).append(placement)
         for value, placements in moved.items():
             if value not in orders:
                 orders[value] = _Order(value)
+                own.append(value)
             orders[value].permute(placements, permutation)
     # All is checked before anything is changed.
     readers = {value: _readers(value, graph) for value in orders}
-    users = dict.fromkeys(node for found in readers.values() for node, _ in found)
-    if not users:
-        return
-    what = names[0] if len(names) == 1 else f"{len(names)} groups of channels"
-    with rw.rewrite(f"permute {what}", *users):
-        for value, order in orders.items():
-            constant = rw.constant(order.tensor(), value.name)
-            for node, index in readers[value]:
-                rw.set_input(node, index, constant)
-            if value.producer is None and not value.use_count:
-                rw.erase_constant(value)
+    for what, values in owned.items():
+        users = dict.fromkeys(node for value in values for node, _ in readers[value])
+        with rw.rewrite(what, *users):
+            for value in values:
+                constant = rw.constant(orders[value].tensor(), value.name)
+                for node, index in readers[value]:
+                    rw.set_input(node, index, constant)
+                if value.producer is None and not value.use_count:
+                    rw.erase_constant(value)
 
 
 def _readers(value: Value, graph: Graph) -> list[tuple[Node, int]]:
@@ -128,9 +142,12 @@ class _Order:
 
     def tensor(self) -> Tensor:
         """The reordered constant."""
-        data, axes, inner = self.data, dict(self.axes), dict(self.inner)
+        return self._moved(self.data)
 
-        def moved(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    def _moved(self, data: Tensor) -> Tensor:
+        axes, inner = dict(self.axes), dict(self.inner)
+
+        def moved(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             for axis, order in axes.items():
                 array = array.take(order, axis)
             for axis, orders in inner.items():
@@ -139,8 +156,10 @@ class _Order:
                 array = np.take_along_axis(array, rows.reshape(wide), axis)
             return array
 
+        if isinstance(data, MaskedTensor):
+            return remasked(data, self._moved(data.weight), moved)
         if isinstance(data, DerivedTensor):
-            return Derived(data.shape, data.dtype, lambda: moved(data.float64()), (data,))  # type: ignore[arg-type,return-value]
+            return Derived(data.shape, data.dtype, lambda: moved(data.float64()), (data,))
         return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 

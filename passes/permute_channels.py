@@ -1,0 +1,168 @@
+"""``permute-channels``: the order of channels in which an N:M pattern keeps most of the weights.
+
+The pattern keeps n of every m weights that happen to stand side by side; which ones do is a matter of the order of channels,
+and that order is free: reordering a coupled group (:mod:`graphshrink.ir.analysis.channel_groups`) changes no result. For every
+group the order is searched (:mod:`.nm_search`) that maximises what is kept over *all* weights that sum over the group, their
+rows one below the other, and applied where it keeps more than the order that was found.
+After Pool and Yu, "Channel permutations for N:M sparsity", NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import Graph, MaskedTensor, Pattern, Rewriter
+from ..ir.analysis import ChannelGroup, Placement, channel_groups
+from .base import Context, Pass, register
+from .nm_layout import Part, Problem, kept, magnitude, parts_of
+from .nm_search import Ids, search_order
+from .nm_weights import NmWeight, nm_weights
+from .permute_apply import apply_permutations
+
+LEAST_STEPS, MOST_STEPS = 1000, 4000
+"""How many exchanges are tried for a group when ``steps`` is 0: four a channel, within these bounds."""
+
+
+@register
+@dataclass(frozen=True)
+class PermuteChannels(Pass):
+    """Order channels so that N:M sparsity keeps as much as possible. Run it before ``sparsify``.
+
+    Without ``seconds`` the result depends on the weights and the options alone.
+
+    Attributes:
+        n: How many weights of m are kept.
+        m: Of how many.
+        steps: How many exchanges of two channels are tried for each group; 0 for four a channel, at least 1000 and at
+            most 4000.
+        rows: So many rows of weights are looked at for each group, a random sample of larger ones.
+        window: Groups of more channels are searched in runs of this many.
+        seconds: Stop the search of a group after this long; 0 for no limit. With a limit the result depends on the
+            machine.
+        threads: How many groups are searched at once; the result is the same for any number.
+    """
+
+    name = "permute-channels"
+    n: int = 2
+    m: int = 4
+    steps: int = 0
+    rows: int = 1024
+    window: int = 2048
+    seconds: float = 0.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _ = self.pattern
+        for option, least in (("steps", 0), ("rows", 1), ("window", 2 * self.m), ("threads", 1)):
+            if getattr(self, option) < least:
+                raise ValueError(f"{option} must be at least {least}, not {getattr(self, option)}")
+        if not self.seconds >= 0:
+            raise ValueError(f"seconds must be 0 or more, not {self.seconds:g}")
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern."""
+        return Pattern(self.n, self.m)
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        plans = list(group_parts(graph, rw, self.pattern))
+        found: list[tuple[ChannelGroup, Ids]] = []
+        said: dict[ChannelGroup, str] = {}
+        with ThreadPoolExecutor(self.threads) as pool:
+            results = pool.map(lambda plan: self._search(*plan), plans)
+            for done, ((group, parts), order) in enumerate(zip(plans, results, strict=True)):
+                ctx.progress(done, len(plans), f"permute {group.name}")
+                before, after, whole = kept(parts, self.pattern, order)
+                if after <= before:
+                    reason = (
+                        f"no order of {group.name} was found in which {self.pattern} keeps more"
+                    )
+                    rw.skip(parts[0].weight.node, reason)
+                    continue
+                found.append((group, order))
+                said[group] = (
+                    f"permute {group.name}: {self.pattern} keeps {after / whole:.2%} of the "
+                    f"magnitude where it kept {before / whole:.2%}"
+                )
+        apply_permutations(graph, rw, found, said)
+
+    def _search(self, group: ChannelGroup, parts: Sequence[Part]) -> Ids:
+        problem = Problem.of(parts, self.pattern)
+        seed = seed_of(group)
+        scores = problem.scores(self.rows, np.random.default_rng(seed))
+        run = max(1, self.window // problem.stripes.shape[1])
+        stripes = problem.stripes.copy()
+        for start in range(0, len(stripes), run):
+            own = stripes[start : start + run]
+            columns = own.reshape(-1)
+            steps = self.steps or min(max(4 * columns.size, LEAST_STEPS), MOST_STEPS)
+            local = search_order(
+                scores[columns],
+                np.arange(columns.size).reshape(own.shape),
+                self.pattern,
+                steps=steps,
+                seed=seed,
+                frozen=columns >= problem.units,
+                seconds=self.seconds,
+            )
+            stripes[start : start + run] = columns[local]
+        return problem.permutation(stripes)
+
+
+def seed_of(group: ChannelGroup) -> int:
+    """A number that depends on where a group stands, and on nothing else."""
+    places = [(p.value.name, p.axis, p.offset, p.positions.shape) for p in group.placements]
+    return int.from_bytes(hashlib.sha256(repr(places).encode()).digest()[:8], "little")
+
+
+def group_parts(
+    graph: Graph, rw: Rewriter, pattern: Pattern
+) -> Iterator[tuple[ChannelGroup, list[Part]]]:
+    """The groups whose order matters to a pattern, with their parts of weights; the others are refused."""
+    weights = {w.value: w for w in nm_weights(graph)}
+    sparse: dict[NmWeight, bool] = {}
+    for group in channel_groups(graph):
+        reading: list[tuple[Placement, NmWeight]] = []
+        problems: dict[NmWeight, str] = {}
+        for placement in group.placements:
+            weight = weights.get(placement.value)
+            if (
+                weight is None
+                or weight.reduction is None
+                or weight.reduction.axis != placement.axis
+            ):
+                continue
+            problem = weight.reason(pattern)
+            if problem is None:
+                reading.append((placement, weight))
+            else:
+                problems[weight] = problem
+        for weight, problem in problems.items():
+            rw.skip(weight.node, f"it does not count for the order of {group.name}: {problem}")
+        parts, straddling = parts_of(group, reading, pattern)
+        for reason in straddling:
+            rw.skip(reading[0][1].node, f"the order of {group.name}: {reason}")
+        whole = next((w for _, w in reading if _is_sparse(w, pattern, sparse)), None)
+        if parts and whole is not None:
+            rw.skip(
+                whole.node, f"its weight is {pattern} already: another order of channels breaks it"
+            )
+        elif parts:
+            yield group, parts
+
+
+def _is_sparse(weight: NmWeight, pattern: Pattern, known: dict[NmWeight, bool]) -> bool:
+    """Whether a weight is pruned already: by its mask, or by its numbers."""
+    if weight not in known:
+        data = weight.value.data if weight.value is not None else None
+        masked = isinstance(data, MaskedTensor) and data.pattern is not None
+        known[weight] = masked or pattern.holds(magnitude(weight))
+    return known[weight]
+
+
+__all__ = ["PermuteChannels", "group_parts", "seed_of"]
