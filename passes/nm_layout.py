@@ -29,8 +29,8 @@ from .nm_weights import NmWeight
 _CHUNK = 1 << 20
 """So many numbers at a time are read in float64."""
 
-STRADDLES = "its units straddle groups of {m} along the reduction axis"
-WHOLE = "its units fill whole groups of {m}, so that their order changes nothing"
+STRADDLES = "they move in units that straddle groups of {m}"
+WHOLE = "they move in units that fill whole groups of {m}, so that nothing would change"
 
 
 @dataclass(frozen=True, eq=False)

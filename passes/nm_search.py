@@ -62,18 +62,18 @@ def search_order(
         steps: How many exchanges are made.
         seed: For how long columns rest.
         frozen: Columns that keep their places.
-        seconds: Stop after this long; 0 for no limit. With a limit the result depends on the machine.
+        seconds: Stop after so much CPU time; 0 for no limit. With a limit the result depends on the machine.
 
     Returns:
         The columns that share a stripe, in the shape of ``stripes``; those of a frozen column are where they were.
     """
+    until = time.thread_time() + seconds if seconds else None
     table = _Table(scores, stripes, pattern, frozen)
     rng = np.random.default_rng(seed)
     free = int(np.count_nonzero(~table.frozen))
     low, high = max(3, free // 16), max(6, free // 6)
     best, found, total = 0.0, table.stripes.copy(), 0.0
     rests: dict[int, list[int]] = {}
-    until = time.monotonic() + seconds if seconds else None
     for step in range(steps):
         place = int(table.gain.argmax())
         gain = float(table.gain.flat[place])
@@ -82,7 +82,7 @@ def search_order(
             rests.clear()
             table.wake()
             continue
-        if gain == -np.inf or (until is not None and time.monotonic() > until):
+        if gain == -np.inf or (until is not None and time.thread_time() > until):
             break
         pair = divmod(place, len(scores))
         total += gain

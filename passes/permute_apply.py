@@ -20,6 +20,7 @@ from ..ir import (
     LazyTensor,
     MaskedTensor,
     Node,
+    Rewrite,
     Rewriter,
     Tensor,
     Value,
@@ -61,7 +62,7 @@ def apply_permutations(
     """
     orders: dict[Value, _Order] = {}
     # Which constants are replaced in the name of which group: the first that moves them.
-    owned: dict[str, list[Value]] = {}
+    owned: dict[ChannelGroup, list[Value]] = {}
     for group, given in permutations:
         permutation = np.asarray(given, np.int64)
         if sorted(permutation.tolist()) != list(range(group.size)):
@@ -70,7 +71,7 @@ def apply_permutations(
             )
         if bool((permutation == np.arange(group.size)).all()):
             continue
-        own = owned.setdefault((said or {}).get(group, f"permute {group.name}"), [])
+        own = owned.setdefault(group, [])
         moved: dict[Value, list[Placement]] = {}
         for placement in group.placements:
             moved.setdefault(placement.value, []).append(placement)
@@ -81,7 +82,13 @@ def apply_permutations(
             orders[value].permute(placements, permutation)
     # All is checked before anything is changed.
     readers = {value: _readers(value, graph) for value in orders}
-    for what, values in owned.items():
+    for group, values in owned.items():
+        what = (said or {}).get(group, f"permute {group.name}")
+        if not values:
+            # Groups before it replace all that it moves: it is in the report nevertheless.
+            nodes = dict.fromkeys(n.name for v in group.values for n, _ in readers[v])
+            rw.rewrites.append(Rewrite(what, tuple(nodes), rw.exactness))
+            continue
         users = dict.fromkeys(node for value in values for node, _ in readers[value])
         with rw.rewrite(what, *users):
             for value in values:

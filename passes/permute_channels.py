@@ -42,7 +42,7 @@ class PermuteChannels(Pass):
             most 4000.
         rows: So many rows of weights are looked at for each group, a random sample of larger ones.
         window: Groups of more channels are searched in runs of this many.
-        seconds: Stop the search of a group after this long; 0 for no limit. With a limit the result depends on the
+        seconds: Stop the search of a group after so many CPU seconds; 0 for no limit. With one the result depends on the
             machine.
         threads: How many groups are searched at once; the result is the same for any number.
     """
@@ -76,18 +76,18 @@ class PermuteChannels(Pass):
         with ThreadPoolExecutor(self.threads) as pool:
             results = pool.map(lambda plan: self._search(*plan), plans)
             for done, ((group, parts), order) in enumerate(zip(plans, results, strict=True)):
-                ctx.progress(done, len(plans), f"permute {group.name}")
+                ctx.progress(done, len(plans), group.name)
                 before, after, whole = kept(parts, self.pattern, order)
                 if after <= before:
-                    reason = (
-                        f"no order of {group.name} was found in which {self.pattern} keeps more"
-                    )
+                    reason = f"no order of its inputs was found in which {self.pattern} keeps more"
                     rw.skip(parts[0].weight.node, reason)
                     continue
+                readers = list(dict.fromkeys(p.weight.name for p in parts))
+                more = f" and {len(readers) - 1} more" if len(readers) > 1 else ""
                 found.append((group, order))
                 said[group] = (
-                    f"permute {group.name}: {self.pattern} keeps {after / whole:.2%} of the "
-                    f"magnitude where it kept {before / whole:.2%}"
+                    f"permute the {group.size} inputs of {readers[0]}{more}: {self.pattern} keeps "
+                    f"{after / whole:.2%} of the magnitude, it kept {before / whole:.2%}"
                 )
         apply_permutations(graph, rw, found, said)
 
@@ -100,7 +100,7 @@ class PermuteChannels(Pass):
         for start in range(0, len(stripes), run):
             own = stripes[start : start + run]
             columns = own.reshape(-1)
-            steps = self.steps or min(max(4 * columns.size, LEAST_STEPS), MOST_STEPS)
+            steps = self.steps or steps_for(columns.size)
             local = search_order(
                 scores[columns],
                 np.arange(columns.size).reshape(own.shape),
@@ -112,6 +112,11 @@ class PermuteChannels(Pass):
             )
             stripes[start : start + run] = columns[local]
         return problem.permutation(stripes)
+
+
+def steps_for(channels: int) -> int:
+    """How many exchanges are tried for so many channels when nothing else is asked for."""
+    return min(max(4 * channels, LEAST_STEPS), MOST_STEPS)
 
 
 def seed_of(group: ChannelGroup) -> int:
@@ -143,10 +148,10 @@ def group_parts(
             else:
                 problems[weight] = problem
         for weight, problem in problems.items():
-            rw.skip(weight.node, f"it does not count for the order of {group.name}: {problem}")
+            rw.skip(weight.node, f"it does not count for the order of its inputs: {problem}")
         parts, straddling = parts_of(group, reading, pattern)
         for reason in straddling:
-            rw.skip(reading[0][1].node, f"the order of {group.name}: {reason}")
+            rw.skip(reading[0][1].node, f"its inputs keep their order: {reason}")
         whole = next((w for _, w in reading if _is_sparse(w, pattern, sparse)), None)
         if parts and whole is not None:
             rw.skip(
@@ -165,4 +170,4 @@ def _is_sparse(weight: NmWeight, pattern: Pattern, known: dict[NmWeight, bool]) 
     return known[weight]
 
 
-__all__ = ["PermuteChannels", "group_parts", "seed_of"]
+__all__ = ["PermuteChannels", "group_parts", "seed_of", "steps_for"]
