@@ -16,8 +16,19 @@ import torch
 from torch import fx, nn
 
 from .. import ir
-from ..ir import Graph, InferenceError, LazyTensor, ModelError, Opaque, Tensor, TensorType, Value
-from ..nn import RANDOM, Gate, Scale
+from ..ir import (
+    Graph,
+    InferenceError,
+    LazyTensor,
+    MaskedTensor,
+    ModelError,
+    Opaque,
+    Tensor,
+    TensorType,
+    Value,
+)
+from ..nn import RANDOM, Gate, Scale, mask_of
+from ..nn_masks import Constant, plain_type
 from .fx_call import DTYPES, Call
 from .fx_ops import (
     ALLOCATES,
@@ -80,7 +91,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Gate) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Gate, Constant)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def tensor_of(found: torch.Tensor) -> Tensor | None:
@@ -131,6 +142,7 @@ class _Importer:
         self.values: dict[str, Value] = {}
         self.parameters: dict[int, Value] = {}
         self.shared: dict[int, Value] = {}
+        self.masked: dict[tuple[int, int], Value] = {}
         self.modules = dict(module.named_modules())
         self.nodes = list(module.graph.nodes)
         self.types: dict[str, TensorType] = {}
@@ -208,10 +220,8 @@ class _Importer:
         """Whether the result is new memory."""
         if node.op == "call_module":
             found = self.modules[str(node.target)]
-            known = type(found).__module__.startswith("torch.nn.modules") or type(found) in (
-                Gate,
-                Scale,
-            )
+            kind = plain_type(found)
+            known = kind.__module__.startswith("torch.nn.modules") or kind in (Gate, Scale)
             return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
         if node.op in ("call_function", "call_method"):
             return call_name(node.target).removeprefix("aten.") in ALLOCATES
@@ -284,6 +294,11 @@ class _Importer:
                 self.values[node.name] = value
             else:
                 self._opaque(node)
+        elif node.op == "call_module" and self._is_constant(node) and not barrier:
+            prefix = str(node.target)
+            held = self._own(self.modules[prefix], "weight", prefix)
+            assert held is not None
+            self.values[node.name] = held
         elif node.op == "output":
             for leaf in node.all_input_nodes:
                 self.graph.add_output(self.values[leaf.name], leaf.name)
@@ -293,6 +308,10 @@ class _Importer:
                 self._opaque(node, barrier)
             else:
                 self._canonical(node, *lowered)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        found = self.modules[str(node.target)]
+        return plain_type(found) is Constant and not hooked(found)
 
     def _define(self, node: fx.Node, value: Value) -> None:
         value.host = node.name
@@ -308,6 +327,25 @@ class _Importer:
             value.host = ("tensor", name)
             self.parameters[id(found)] = value
         return self.parameters[id(found)]
+
+    def _own(self, module: nn.Module, name: str, prefix: str) -> Value | None:
+        """A tensor of a module; a masked one is one value for its original and its mask."""
+        mask = mask_of(module, name)
+        if mask is None:
+            tensor = _attribute(module, name)
+            return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
+        original = _attribute(module, f"parametrizations.{name}.original")
+        key = (id(original), id(mask.mask))
+        if key not in self.masked:
+            data = tensor_of(original)
+            if data is None:
+                raise ModelError(f"{prefix}.{name} has the element type {original.dtype}")
+            kept = mask.mask.cpu().numpy()
+            masked = MaskedTensor(data, kept, mask.pattern, mask.reduction, lasting=True)
+            value = self.graph.add_constant(masked, f"{prefix}.{name}")
+            value.host = ("masked", f"{prefix}.{name}")
+            self.masked[key] = value
+        return self.masked[key]
 
     def _call(self, node: fx.Node) -> Call:
         """A host call with our values in place of the host's nodes."""
@@ -325,8 +363,7 @@ class _Importer:
                     return None
 
                 def parameter(name: str) -> Value | None:
-                    tensor = _attribute(found, name)
-                    return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
+                    return self._own(found, name, prefix)
 
                 lowered = module_call(found, call.args[0], parameter)
             else:

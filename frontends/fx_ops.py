@@ -20,6 +20,7 @@ from .. import ir
 from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
+from ..nn_masks import only_masked, plain_type
 from .fx_call import DTYPES, Call, Lowered, ints
 from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
 from .fx_shape_ops import SHAPE_CALLS
@@ -551,8 +552,8 @@ def _is_torch(target: Any) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether hooks or parametrizations may change what a module computes."""
-    if hasattr(module, "parametrizations"):
+    """Whether hooks or parametrizations other than masks may change what a module computes."""
+    if not only_masked(module):
         return True
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
@@ -562,7 +563,7 @@ def module_call(
 ) -> Lowered | None:
     """What a module computes of ``x``; ``parameter`` gives the module's own tensors by name."""
     m: Any = module
-    kind = type(module)
+    kind = plain_type(module)
     n = next((i for i in (1, 2, 3) if kind.__name__.endswith(f"{i}d")), 0)
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         if m.padding_mode != "zeros":

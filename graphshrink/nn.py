@@ -1,6 +1,7 @@
 """Modules that gated and shrunk networks are made of; ordinary ``torch.nn`` modules.
 
-:class:`Scale` is a constant scale and shift, where torch has no module. A gate lets a network learn which of its
+:class:`Scale` is a constant scale and shift, where torch has no module. Masks of pruned weights are in
+:mod:`.nn_masks` and stand here too. A gate lets a network learn which of its
 activations it can do without: ``y = g * act(x) + (1 - g) * x``. At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged. The
 number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
 
@@ -30,6 +31,7 @@ import torch
 from torch import nn
 
 from .ir import UsageError, check_gate
+from .nn_masks import Mask, check_masks, fold_masks, mask_of, mask_weight, masks, rewind
 
 RANDOM = "hard-concrete"
 """The mode whose gates draw random numbers while they train."""
@@ -221,3 +223,23 @@ class Scale(nn.Module):
         if self.shift is not None:
             x = x + self.shift
         return x
+
+
+__all__ = [
+    "BETA",
+    "GAMMA",
+    "LIMIT",
+    "MARGIN",
+    "RANDOM",
+    "ZETA",
+    "Gate",
+    "Mask",
+    "Scale",
+    "Switch",
+    "check_masks",
+    "fold_masks",
+    "mask_of",
+    "mask_weight",
+    "masks",
+    "rewind",
+]

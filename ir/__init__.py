@@ -3,7 +3,7 @@
 from .errors import GraphshrinkError, MissingExtra, ModelError, UsageError
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value
-from .masked import MaskedTensor, check_mask, remasked
+from .masked import MaskedTensor, check_masks, remasked
 from .nm_pattern import Pattern, Reduction
 from .ops import (
     ACTIVATIONS,
@@ -174,7 +174,7 @@ __all__ = [
     "VerificationError",
     "Where",
     "check_gate",
-    "check_mask",
+    "check_masks",
     "parse",
     "print_graph",
     "remasked",

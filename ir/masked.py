@@ -3,7 +3,7 @@
 A mask is a property of a constant, not a node: :class:`MaskedTensor` is a weight and the places where it is zero. To all
 passes it is a constant like any other. Those that scale or reorder it carry the mask along (:func:`remasked`);
 one that makes something else of it (a composed kernel) makes a constant without a mask. So no pass can make a pruned
-weight come back, and a target can say of every masked weight whether its pattern still holds (:func:`check_mask`).
+weight come back, and a target can say of every masked weight whether its pattern still holds (:func:`check_masks`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .errors import ModelError
+from .graph import Graph
 from .nm_pattern import Mask, Pattern, Reduction
 from .tensor import Array, Array64, DerivedTensor, Tensor
 
@@ -93,15 +94,18 @@ def remasked(source: Tensor, weight: Tensor, move: Callable[[Mask], Mask] | None
     return MaskedTensor(weight, mask, source.pattern, source.reduction, source.lasting)
 
 
-def check_mask(tensor: Tensor, name: str) -> None:
-    """Refuse to write a masked weight whose pattern was lost.
+def check_masks(graph: Graph) -> None:
+    """Refuse to write masked weights whose pattern was lost.
 
     Raises:
-        ModelError: If it was; the message names the weight.
+        ModelError: If one was; the message names it.
     """
-    problem = tensor.problem() if isinstance(tensor, MaskedTensor) else None
-    if problem is not None:
-        raise ModelError(f"%{name}: {problem}: reorder channels before weights are made sparse")
+    for value in graph.values():
+        problem = value.data.problem() if isinstance(value.data, MaskedTensor) else None
+        if problem is not None and value.use_count:
+            raise ModelError(
+                f"%{value.name}: {problem}: reorder channels before weights are made sparse"
+            )
 
 
-__all__ = ["MaskedTensor", "check_mask", "remasked"]
+__all__ = ["MaskedTensor", "check_masks", "remasked"]

@@ -5,6 +5,7 @@ from .base import Context, FunctionPass, Pass, PassError, known_passes, pass_cla
 from .calibration import Accumulator, Calibration, Request
 from .expand_linear import ExpandLinear
 from .fold_constants import FoldConstants
+from .fold_masks import FoldMasks
 from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
 from .merge_linear import MergeLinear
@@ -26,8 +27,8 @@ from .statistics import (
 
 __all__ = [
     "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
-    "Context", "Dump", "ExpandLinear", "FoldConstants", "FunctionPass", "Gram", "GramMatrix", "HoistPadding",
-    "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass", "PassError",
-    "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan", "RemoveActivations",
-    "Request", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
+    "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
+    "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
+    "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan",
+    "RemoveActivations", "Request", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..ir import (
     Conv,
     ConvTranspose,
+    Dequantize,
     DType,
     Embedding,
     Graph,
@@ -212,7 +213,9 @@ def _quantized(value: Value) -> DType | None:
 
 
 def _dequantizes(node: Node) -> bool:
-    return isinstance(node.op, Opaque) and node.op.kind.endswith("DequantizeLinear")
+    # Forms that the IR does not know (blocks, other types) stay opaque.
+    opaque = isinstance(node.op, Opaque) and node.op.kind.endswith("DequantizeLinear")
+    return opaque or isinstance(node.op, Dequantize)
 
 
 __all__ = ["LIKELY_CHANNELS", "NmWeight", "nm_weights", "reduction_of"]

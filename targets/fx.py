@@ -17,8 +17,21 @@ from torch import fx, nn
 
 from .. import ir
 from ..frontends.fx import FxHost, FxOrigin
-from ..ir import DType, Graph, LazyTensor, ModelError, Node, Opaque, Tensor, UsageError, Value
-from ..nn import Gate, Scale, Switch
+from ..ir import (
+    DType,
+    Graph,
+    LazyTensor,
+    MaskedTensor,
+    ModelError,
+    Node,
+    Opaque,
+    Tensor,
+    UsageError,
+    Value,
+    check_masks,
+)
+from ..nn import Gate, Mask, Scale, Switch, mask_weight
+from ..nn_masks import Constant
 from .fx_activations import activation_module
 from .fx_math import MATH_RULES
 
@@ -38,6 +51,7 @@ def to_fx(graph: Graph) -> fx.GraphModule:
     """
     if not isinstance(graph.host, FxHost):
         raise UsageError("only graphs that came from torch can be emitted as a GraphModule")
+    check_masks(graph)
     return _Emitter(graph, graph.host).run()
 
 
@@ -86,6 +100,7 @@ class _Emitter:
         self.host_nodes: dict[str, fx.Node] = {}
         self.switches: dict[Value, Switch] = {}
         self.parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}
+        self.masks: dict[int, Mask] = {}
         self.reserved = _reserved(host.module)
 
     def run(self) -> fx.GraphModule:
@@ -124,6 +139,10 @@ class _Emitter:
 
     def _constant(self, value: Value) -> fx.Node:
         assert value.data is not None
+        if isinstance(value.data, MaskedTensor) and value.data.lasting:
+            held = Constant(self.parameter(value.data))
+            self.masked(held, value.data)
+            return self.out.call_module(self._place(self._free(value.name), held))
         if isinstance(value.data.host, torch.Tensor) and isinstance(value.host, tuple):
             name = self._place(str(value.host[1]), value.data.host)
         else:
@@ -308,8 +327,18 @@ class _Emitter:
     def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
         """Give a new module its numbers, on the device of the host's parameters."""
         made.weight = self.parameter(weight)
+        self.masked(made, weight)
         if bias is not None:
             made.bias = self.parameter(bias)
+
+    def masked(self, made: nn.Module, weight: Tensor) -> None:
+        """Let the mask of a new module's weight last; modules that share a weight share its mask."""
+        if not isinstance(weight, MaskedTensor) or not weight.lasting:
+            return
+        if id(weight) not in self.masks:
+            mask = torch.from_numpy(weight.mask)
+            self.masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
+        mask_weight(made, self.masks[id(weight)])
 
     def parameter(self, data: Tensor) -> nn.Parameter:
         """A new parameter, one for all modules that read the same tensor: tied weights stay tied."""
@@ -330,10 +359,15 @@ _ALLOCATING = (
 
 
 def _source(data: Tensor) -> Tensor:
-    """The tensor that this one is a rearrangement of."""
-    while isinstance(data, LazyTensor) and data.source is not None:
-        data = data.source
-    return data
+    """The tensor that this one is a rearrangement or a part of."""
+    while True:
+        match data:
+            case MaskedTensor(weight=weight):
+                data = weight
+            case LazyTensor(source=Tensor() as source):
+                data = source
+            case _:
+                return data
 
 
 def _word(text: str) -> str:

@@ -27,8 +27,12 @@ from onnx import (
 from ..frontends.onnx import OnnxHost, OnnxOrigin
 from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
 from ..frontends.onnx_tensors import code_of, proto_of
+<<<<<<< HEAD
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
 from .emitted import Emitted
+=======
+from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
+>>>>>>> e83d2cf (Masks that last: masked tensors in the graph, parametrizations in torch that train, copy, pickle, fold and rewind; fold-masks)
 from .onnx_save import is_external, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
@@ -147,8 +151,17 @@ def _emitter(graph: Graph) -> _Emitter:
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
     """The model, with large new initializers as empty placeholders, and their tensors by name."""
+<<<<<<< HEAD
     if graph.host is None or isinstance(graph.host, OnnxHost):
         return _emitter(graph).run()
+=======
+    check_masks(graph)
+    if isinstance(graph.host, OnnxHost):
+        return _Emitter(graph, graph.host).run()
+    if graph.host is None:
+        host = OnnxHost(_empty_model(graph), None, NEWEST_OPSET)
+        return _Emitter(graph, host).run()
+>>>>>>> e83d2cf (Masks that last: masked tensors in the graph, parametrizations in torch that train, copy, pickle, fold and rewind; fold-masks)
     return _exported(graph), {}
 
 
@@ -172,9 +185,10 @@ def _exported(graph: Graph) -> ModelProto:
     """An FX-born graph through torch's own exporter, without its stack traces."""
     import torch
 
+    from ..nn_masks import without_masks
     from .fx import example_inputs_of, to_fx
 
-    module = to_fx(graph)
+    module = without_masks(to_fx(graph))
     program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
     assert program is not None
     model: ModelProto = program.model_proto

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from zoo.exports import example, exported, small
+from zoo.exports import example, exported
 
 from graphshrink import shrink
 from graphshrink.ir import Pattern
@@ -349,7 +349,7 @@ def test_options_as_text() -> None:
     assert str(PermuteChannels(n=1, rows=64)) == "permute-channels{n=1,rows=64}"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "bert"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
 def test_networks_keep_their_outputs(name: str, onnx_files: Path, tmp_path: Path) -> None:
     source, target = exported(name, onnx_files), tmp_path / "out.onnx"
     result = shrink(source, "permute-channels{steps=100},fold-constants,prune-dead")
@@ -358,6 +358,3 @@ def test_networks_keep_their_outputs(name: str, onnx_files: Path, tmp_path: Path
     x = example(name).numpy()
     want, got = outputs_of(source, x)[0], outputs_of(target, x)[0]
     assert np.abs(want - got).max() < 2e-5 * np.abs(want).max()
-    if name == "resnet18":
-        model = small(name, torch.float64)
-        permuted(model, example(name, torch.float64), "steps=50")
