@@ -213,9 +213,11 @@ def _quantized(value: Value) -> DType | None:
 
 
 def _dequantizes(node: Node) -> bool:
-    # Forms that the IR does not know (blocks, other types) stay opaque.
-    opaque = isinstance(node.op, Opaque) and node.op.kind.endswith("DequantizeLinear")
-    return opaque or isinstance(node.op, Dequantize)
+    op = node.op
+    # A form that the IR does not know is opaque.
+    return isinstance(op, Dequantize) or (
+        isinstance(op, Opaque) and op.kind.endswith("DequantizeLinear")
+    )
 
 
 __all__ = ["LIKELY_CHANNELS", "NmWeight", "nm_weights", "reduction_of"]

@@ -27,12 +27,8 @@ from onnx import (
 from ..frontends.onnx import OnnxHost, OnnxOrigin
 from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
 from ..frontends.onnx_tensors import code_of, proto_of
-<<<<<<< HEAD
-from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value
-from .emitted import Emitted
-=======
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
->>>>>>> e83d2cf (Masks that last: masked tensors in the graph, parametrizations in torch that train, copy, pickle, fold and rewind; fold-masks)
+from .emitted import Emitted
 from .onnx_save import is_external, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
@@ -151,17 +147,9 @@ def _emitter(graph: Graph) -> _Emitter:
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
     """The model, with large new initializers as empty placeholders, and their tensors by name."""
-<<<<<<< HEAD
+    check_masks(graph)
     if graph.host is None or isinstance(graph.host, OnnxHost):
         return _emitter(graph).run()
-=======
-    check_masks(graph)
-    if isinstance(graph.host, OnnxHost):
-        return _Emitter(graph, graph.host).run()
-    if graph.host is None:
-        host = OnnxHost(_empty_model(graph), None, NEWEST_OPSET)
-        return _Emitter(graph, host).run()
->>>>>>> e83d2cf (Masks that last: masked tensors in the graph, parametrizations in torch that train, copy, pickle, fold and rewind; fold-masks)
     return _exported(graph), {}
 
 
