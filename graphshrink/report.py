@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .ir import Graph, Opaque
+from .ir import Graph, Opaque, Rewrite
 from .passes import PassRecord
 from .targets.emitted import Emitted
 from .terminal import show
@@ -123,7 +123,12 @@ class Report:
                     "rolled_back": r.rolled_back,
                     "problem": r.problem,
                     "rewrites": [
-                        {"what": w.what, "nodes": list(w.nodes), "exactness": str(w.exactness)}
+                        {
+                            "what": w.what,
+                            "nodes": list(w.nodes),
+                            "exactness": str(w.exactness),
+                            "measures": w.measures,
+                        }
                         for w in r.rewrites
                     ],
                     "refusals": [
@@ -162,7 +167,7 @@ class Report:
         if verbose:
             for r in self.passes:
                 for (what, kind), nodes in _grouped(
-                    ((w.what, str(w.exactness)), ", ".join(w.nodes)) for w in r.rewrites
+                    ((w.what, str(w.exactness)), _measured(w)) for w in r.rewrites
                 ):
                     console.print(escape(f"{r.text}: {what} ({kind}): {nodes}"), soft_wrap=True)
                 for (reason, op), nodes in _grouped(((f.reason, f.op), f.node) for f in r.refusals):
@@ -180,6 +185,13 @@ class Report:
 def number(value: float | None) -> float | str | None:
     """A number as JSON can say it: infinity, which it lacks, becomes a word."""
     return "infinite" if value == math.inf else value
+
+
+def _measured(rewrite: Rewrite) -> str:
+    """The nodes of a rewrite, and what was measured of it."""
+    nodes = ", ".join(rewrite.nodes)
+    said = ", ".join(f"{name} {value:.3g}" for name, value in rewrite.measures.items())
+    return f"{nodes} ({said})" if said else nodes
 
 
 def _grouped(pairs: Any) -> list[tuple[tuple[str, str], str]]:

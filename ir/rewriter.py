@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,12 +31,14 @@ class Rewrite:
         nodes: The names of the nodes it was about.
         exactness: The promise it keeps.
         mutations: How many elementary changes it took.
+        measures: What was measured of it, by name ("output error"); for the report.
     """
 
     what: str
     nodes: tuple[str, ...]
     exactness: Exactness
     mutations: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,7 +83,11 @@ class Rewriter:
 
     @contextmanager
     def rewrite(
-        self, what: str, *nodes: Node, exactness: Exactness | None = None
+        self,
+        what: str,
+        *nodes: Node,
+        exactness: Exactness | None = None,
+        measures: Mapping[str, float] | None = None,
     ) -> Iterator[Rewrite]:
         """Group the changes made inside the ``with`` block as one rewrite.
 
@@ -89,11 +95,13 @@ class Rewriter:
             what: What is done, for people.
             nodes: The nodes it is about.
             exactness: The promise; the rewriter's own class when not given.
+            measures: What was measured of it, by name.
         """
         if self._current is not None:
             raise GraphError(f"a rewrite is already under way: {self._current.what}")
         names = tuple(n.name for n in nodes)
-        self._current = Rewrite(what, names, self.exactness if exactness is None else exactness)
+        promise = self.exactness if exactness is None else exactness
+        self._current = Rewrite(what, names, promise, measures=dict(measures or {}))
         try:
             yield self._current
         finally:

@@ -15,6 +15,7 @@ from .pipeline import Observer, PassLike, PassRecord, Pipeline
 from .prune_dead import PruneDead
 from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
+from .sparsify import Sparsify
 from .statistics import (
     ActivationMoments,
     ChannelMoments,
@@ -30,5 +31,5 @@ __all__ = [
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
     "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
     "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan",
-    "RemoveActivations", "Request", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
+    "RemoveActivations", "Request", "Sparsify", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
 ]  # fmt: skip

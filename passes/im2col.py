@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import Conv, ConvTranspose, Linear, Node, UsageError
+from ..ir import Conv, ConvTranspose, Linear, MatMul, Node, UsageError
 from .affine_tensors import Array64
 
 Array = npt.NDArray[Any]
@@ -26,9 +26,12 @@ CHUNK_BYTES = 1 << 26
 
 def columns_problem(node: Node) -> str:
     """Why a node's input cannot be read as columns; empty when it can."""
-    if not isinstance(node.op, Conv | ConvTranspose | Linear):
+    weight = node.input(1)
+    if isinstance(node.op, MatMul):
+        if weight is None or weight.data is None or weight.type.rank != 2:
+            return "MatMul is a dense layer only where its second operand is a constant matrix"
+    elif not isinstance(node.op, Conv | ConvTranspose | Linear):
         return f"{node.op.name} is no convolution or dense layer"
-    weight = node.inputs[1]
     if weight is None or weight.type.static_shape is None:
         return "the shape of its weight is not known"
     return ""
@@ -46,6 +49,8 @@ def columns_size(node: Node) -> tuple[int, int]:
             return groups, math.prod(shape[1:])
         case ConvTranspose(groups=groups):
             return groups, shape[0] // groups * math.prod(shape[2:])
+        case MatMul():
+            return 1, shape[0]
     return 1, shape[1]
 
 
@@ -57,14 +62,35 @@ def weight_rows(node: Node, weight: Array) -> Array:
             return split.swapaxes(1, 2).reshape(groups, weight.shape[1], -1)
         case Conv(groups=groups):
             return weight.reshape(groups, weight.shape[0] // groups, -1)
+        case MatMul():
+            return weight.T[None]
     return weight[None]
+
+
+def restored(node: Node, rows: Array) -> Array:
+    """The weight of these rows: the inverse of :func:`weight_rows`."""
+    shape = _weight_shape(node)
+    if isinstance(node.op, ConvTranspose):
+        split = rows.reshape(node.op.groups, shape[1], shape[0] // node.op.groups, -1)
+        return split.swapaxes(1, 2).reshape(shape)
+    return rows[0].T if isinstance(node.op, MatMul) else rows.reshape(shape)
+
+
+def tap_major(node: Node) -> npt.NDArray[np.intp]:
+    """The places of a column's entries when they are ordered by tap first, then by channel.
+
+    ``column[tap_major(node)]`` has the channels at one tap side by side, as N:M patterns want them.
+    """
+    taps = math.prod(_weight_shape(node)[2:])
+    return np.arange(columns_size(node)[1]).reshape(-1, taps).T.reshape(-1)
 
 
 def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Array64]:
     """The columns of a batch, some at a time.
 
     Args:
-        node: A convolution, transposed convolution or dense layer with a weight of known shape.
+        node: A convolution, transposed convolution or dense layer with a weight of known shape, or the product with a
+            constant matrix.
         array: Its input for one batch.
         limit: About how many bytes to make at a time.
 
@@ -78,7 +104,7 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
     op, shape = node.op, _weight_shape(node)
     kernel = shape[2:]
     _check_input(node, shape, array)
-    if isinstance(op, Linear):
+    if isinstance(op, Linear | MatMul):
         rows = array.reshape(-1, array.shape[-1])
         step = max(1, limit // (8 * rows.shape[1]))
         for lo in range(0, len(rows), step):
@@ -111,8 +137,8 @@ def _weight_shape(node: Node) -> tuple[int, ...]:
 
 
 def _check_input(node: Node, shape: Sequence[int], array: Array) -> None:
-    if isinstance(node.op, Linear):
-        axis, size, fits = -1, shape[1], array.ndim > 0
+    if isinstance(node.op, Linear | MatMul):
+        axis, size, fits = -1, columns_size(node)[1], array.ndim > 0
     else:
         wide = shape[1] * node.op.groups if isinstance(node.op, Conv) else shape[0]
         axis, size, fits = 1, wide, array.ndim == len(shape)

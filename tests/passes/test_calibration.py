@@ -19,6 +19,7 @@ from graphshrink.ir import (
     DType,
     Graph,
     Linear,
+    MatMul,
     Node,
     Rewriter,
     TensorType,
@@ -32,7 +33,7 @@ from graphshrink.passes import (
     calibration,
     statistics,
 )
-from graphshrink.passes.im2col import columns, columns_size, weight_rows
+from graphshrink.passes.im2col import columns, columns_size, restored, tap_major, weight_rows
 from graphshrink.passes.statistics import channel_axis
 from support.calibration import Oracle
 
@@ -79,6 +80,9 @@ def test_columns_of_a_convolution_are_what_it_reads(made: Any, limit: int) -> No
     got = np.concatenate([weight_rows(node, w) @ c for c in columns(node, x, limit)], 2)
     assert columns_size(node) == (groups, w[0].size)
     flat = want.movedim(1, 0).reshape(len(w), -1).numpy()
+    np.testing.assert_array_equal(restored(node, weight_rows(node, w)), w)
+    taps = w.reshape(len(w), fan, -1).swapaxes(1, 2).reshape(len(w), -1)
+    np.testing.assert_array_equal(w.reshape(len(w), -1)[:, tap_major(node)], taps)
     if limit == 1:
         # Chunks of rows stay in order only within a sample.
         assert all(c.shape[2] <= np.prod(want.shape[3:]) for c in columns(node, x, limit))
@@ -107,6 +111,7 @@ def test_columns_of_a_transposed_convolution(made: Any, extra: bool) -> None:
         return
     got = np.concatenate([weight_rows(node, w) @ c for c in columns(node, x)], 2)
     flat = want.movedim(1, 0).reshape(2 * groups, -1).numpy()
+    np.testing.assert_array_equal(restored(node, weight_rows(node, w)), w)
     np.testing.assert_allclose(got.reshape(2 * groups, -1), flat, atol=1e-10)
 
 
@@ -133,10 +138,13 @@ def test_gram_matrices_are_those_of_unfold(
     np.testing.assert_allclose(stats.mean, gram.mean)
 
 
-def test_gram_matrix_of_a_dense_layer_over_tokens() -> None:
+@pytest.mark.parametrize("op", [Linear(), MatMul()])
+def test_gram_matrix_of_a_dense_layer_over_tokens(op: Any) -> None:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((5, 7, 6)), rng.standard_normal((3, 6))
-    graph, node = layer(Linear(), x, w)
+    w = w.T if isinstance(op, MatMul) else w
+    graph, node = layer(op, x, w)
+    np.testing.assert_array_equal(restored(node, weight_rows(node, w)), w)
     gram = Oracle([x[:2]], [x[2:]]).collect(graph, [GramMatrix(node)])[GramMatrix(node)]
     rows = x.reshape(-1, 6)
     np.testing.assert_allclose(gram.matrix[0], rows.T @ rows, rtol=1e-12)

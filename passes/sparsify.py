@@ -1,0 +1,324 @@
+"""``sparsify``: weights of convolutions and dense layers get an N:M pattern, or lose a part of their numbers.
+
+Which weights can have a pattern, and along which axis, is said in :mod:`.nm_weights`; :mod:`.sparse_weights` has the
+methods. With calibration data, layers are made sparse one after the other, each by what it reads from the layers that are
+sparse already (:mod:`.layer_waves`), so that later layers make up for earlier ones.
+
+The order of a pipeline: fold and merge, permute, then sparsify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from ..ir import (
+    Conv,
+    ConvTranspose,
+    DType,
+    Exactness,
+    Graph,
+    LazyTensor,
+    Linear,
+    MatMul,
+    Node,
+    Rewriter,
+    Tensor,
+)
+from ..ir.nm_pattern import Pattern, Reduction, unstructured_mask
+from .affine_tensors import Array64
+from .base import Context, Pass, PassError, named_nodes, register, words
+from .calibration import Calibration
+from .im2col import Array, columns_problem, restored, tap_major, weight_rows
+from .layer_waves import waves
+from .nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
+from .sparse_weights import Keep, output_change, sparsegpt, wanda
+from .statistics import GramMatrix, InputMoments
+
+OPS: dict[str, type] = {
+    "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
+}  # fmt: skip
+"""What the option ``ops`` may name."""
+
+SHOWN = 3
+"""How many reasons an error lists."""
+
+
+@register
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Make weights sparse: at most n of every m numbers along the reduction axis are kept.
+
+    Attributes:
+        n: How many numbers are kept.
+        m: Of how many.
+        sparsity: Instead of a pattern: the part of each weight's numbers that is pruned, wherever they stand.
+        method: How they are chosen: ``magnitude``; ``wanda``, magnitude times the size of the input; or
+            ``sparsegpt``, which also changes the numbers that stay so that the outputs change least. The latter two
+            need calibration data.
+        layers: Names of layers, or patterns with * and ?; all when not given.
+        skip: Names of layers, or patterns, that stay dense.
+        ops: Kinds of layers: conv, conv-transpose, linear, matmul; all when not given.
+        min_size: Weights with fewer numbers stay dense.
+        dense_fallback: Layers stay dense where sparse kernels are not likely to be faster (fewer than 256 channels
+            on either side, or groups).
+        sequential: Measure what a layer reads after the layers before it were made sparse. Otherwise all are measured
+            in one run, which takes less time.
+        damping: SparseGPT: what is added to the diagonal of the Hessian, relative to its mean.
+        block: SparseGPT: how many columns are updated together.
+    """
+
+    name = "sparsify"
+    exactness = Exactness.APPROXIMATE
+    n: int = 2
+    m: int = 4
+    sparsity: float | None = None
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
+    layers: str | tuple[str, ...] = ()
+    skip: str | tuple[str, ...] = ()
+    ops: str | tuple[str, ...] = ()
+    min_size: int = 0
+    dense_fallback: bool = False
+    sequential: bool = True
+    damping: float = 0.01
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        Pattern(self.n, self.m)
+        if self.method not in ("magnitude", "wanda", "sparsegpt"):
+            raise ValueError(f"method is magnitude, wanda or sparsegpt, not {self.method!r}")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise ValueError(f"sparsity is between 0 and 1, not {self.sparsity:g}")
+        for word in words(self.ops):
+            if word not in OPS:
+                raise ValueError(f"ops are {', '.join(OPS)}, not {word!r}")
+        if self.min_size < 0 or self.damping < 0 or self.block < 1:
+            raise ValueError("min_size and damping are at least 0, block at least 1")
+
+    @property
+    def keep(self) -> Keep:
+        """What stays of a weight."""
+        if self.sparsity is None:
+            return Keep(Pattern(self.n, self.m), self.n / self.m)
+        return Keep(None, 1 - self.sparsity)
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        if self.method != "magnitude" and ctx.calibration is None:
+            raise PassError(
+                f"sparsify: method={self.method} needs calibration data (--calibration, or calibration=...); "
+                "method=magnitude does without"
+            )
+        chosen = self._chosen(graph, rw)
+        done = 0
+        for wave in self._waves(graph, chosen, ctx.calibration):
+            inputs = _Inputs(graph, wave, ctx.calibration, self.method)
+            for weight in wave:
+                reason = inputs.problem(weight)
+                if reason:
+                    rw.skip(weight.node, reason)
+                else:
+                    self._prune(weight, inputs, rw)
+                done += 1
+                ctx.progress(done, len(chosen), "layers made sparse")
+
+    def _waves(
+        self, graph: Graph, chosen: Sequence[NmWeight], calibration: Calibration | None
+    ) -> Iterator[Sequence[NmWeight]]:
+        if calibration is None or not self.sequential:
+            yield chosen
+            return
+        yield from waves(graph, {weight: weight.readers for weight in chosen})
+
+    def _chosen(self, graph: Graph, rw: Rewriter) -> list[NmWeight]:
+        """The weights that are to be made sparse; the others are refused.
+
+        Raises:
+            PassError: If there are none, or a name stands for nothing.
+        """
+        only = named_nodes(graph, self.layers, "sparsify: layers") if self.layers else None
+        without = named_nodes(graph, self.skip, "sparsify: skip") if self.skip else set()
+        kinds = tuple(OPS[word] for word in words(self.ops))
+        chosen: list[NmWeight] = []
+        refused: list[str] = []
+        for weight in nm_weights(graph):
+            if only is not None and only.isdisjoint(weight.readers):
+                continue
+            reason = self._reason(weight, without, kinds)
+            if reason is None:
+                chosen.append(weight)
+            else:
+                refused.append(f"{weight.name}: {reason}")
+                rw.skip(weight.node, reason)
+        if not chosen:
+            shown = "; ".join(refused[:SHOWN]) or "there are no convolutions or dense layers"
+            more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+            raise PassError(f"sparsify: no layer can be made {self.keep} ({shown}{more})")
+        return chosen
+
+    def _reason(self, weight: NmWeight, without: set[Node], kinds: tuple[type, ...]) -> str | None:
+        """Why a weight stays dense."""
+        if not without.isdisjoint(weight.readers):
+            return "it is to be skipped"
+        if kinds and not all(isinstance(node.op, kinds) for node in weight.readers):
+            return f"only {', '.join(words(self.ops))} are to be made sparse"
+        reason = weight.reason(Pattern(self.n, self.m), self.min_size)
+        if self.sparsity is not None and weight.problem is None:
+            size = (
+                0 if weight.reduction is None else weight.reduction.count * weight.reduction.length
+            )
+            reason = (
+                f"it has {size} numbers, fewer than {self.min_size}"
+                if size < self.min_size
+                else None
+            )
+        if reason is not None:
+            return reason
+        if self.dense_fallback and not weight.likely():
+            return (
+                "a sparse kernel is not likely to be faster: it has groups, or fewer than "
+                f"{LIKELY_CHANNELS} input or output channels"
+            )
+        return None
+
+    def _prune(self, weight: NmWeight, inputs: _Inputs, rw: Rewriter) -> None:
+        value, reduction = weight.value, weight.reduction
+        assert value is not None
+        assert value.data is not None
+        assert reduction is not None
+        old = value.data.float64()
+        if not np.isfinite(old).all():
+            rw.skip(weight.node, "its weight is not finite everywhere")
+            return
+        dtype, keep, note = value.data.dtype, self.keep, ""
+        if self.method == "magnitude":
+            load = partial(_by_magnitude, value.data, reduction, keep)
+            stored = load()
+        else:
+            try:
+                new, note = self._by_data(weight, old, inputs, dtype)
+            except ValueError as reason:
+                rw.skip(weight.node, str(reason))
+                return
+            stored = new.astype(dtype.numpy, order="C")
+            load = partial(np.asarray, stored)
+        if keep.pattern is not None and not reduction.holds(stored, keep.pattern):
+            raise PassError(f"sparsify: {weight.name} is not {keep}: a fault of ours")
+        total = np.abs(old).sum()
+        measures = {
+            "magnitude kept": float(np.abs(old[stored != 0]).sum() / total) if total else 1.0
+        }
+        error = inputs.error(weight, old, stored.astype(np.float64))
+        if error is not None:
+            measures["output error"] = error
+        what = f"make {keep} by {self.method}{note}"
+        with rw.rewrite(what, *weight.readers, measures=measures):
+            # A form of the old weight: what was trained stays trainable.
+            tensor = LazyTensor(value.data.shape, dtype, load, source=value.data)
+            made = rw.constant(tensor, f"{value.name}.sparse")
+            for node, index in value.uses:
+                if node in weight.readers:
+                    rw.set_input(node, index, made)
+
+    def _by_data(
+        self, weight: NmWeight, old: Array64, inputs: _Inputs, dtype: DType
+    ) -> tuple[Array64, str]:
+        """A weight made sparse by what it reads, and what there is to say.
+
+        Raises:
+            ValueError: If the statistics are of no use.
+        """
+        node = weight.node
+        order = tap_major(node)
+        rows = weight_rows(node, old)[:, :, order]
+        made, damping = np.empty_like(rows), self.damping
+        for group, part in enumerate(rows):
+            if self.method == "wanda":
+                made[group] = wanda(part, inputs.squares(weight)[group][order], self.keep)
+                continue
+            gram = inputs.gram(weight)[group][np.ix_(order, order)]
+            made[group], used = sparsegpt(
+                part, gram, self.keep, damping=self.damping, block=self.block,
+                rounded=lambda column: column.astype(dtype.numpy).astype(np.float64),
+            )  # fmt: skip
+            damping = max(damping, used)
+        new = np.empty_like(rows)
+        new[:, :, order] = made
+        note = "" if damping == self.damping else f" (damping raised to {damping:g})"
+        return restored(node, new), note
+
+
+class _Inputs:
+    """What the layers of one wave read: summed over all nodes that read one weight."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        wave: Sequence[NmWeight],
+        calibration: Calibration | None,
+        method: str,
+    ) -> None:
+        self.method = method
+        self.found: Mapping[Any, Any] | Any = {}
+        self.requests: dict[NmWeight, list[Any]] = {}
+        self.problems: dict[NmWeight, str] = {}
+        if calibration is None:
+            return
+        for weight in wave:
+            problem = columns_problem(weight.node)
+            if problem:
+                self.problems[weight] = f"{problem}: only method=magnitude takes it"
+                continue
+            requests: list[Any] = [GramMatrix(node) for node in weight.readers]
+            problem = requests[0].problem()
+            if problem:
+                self.problems[weight] = problem
+                requests = [InputMoments(node) for node in weight.readers]
+                if method != "wanda":
+                    continue
+            self.requests[weight] = requests
+        self.found = calibration.collect(graph, [r for rs in self.requests.values() for r in rs])
+
+    def problem(self, weight: NmWeight) -> str:
+        """Why the method cannot take this layer."""
+        if self.method == "magnitude" or weight in self.requests:
+            return ""
+        return self.problems.get(weight, "")
+
+    def gram(self, weight: NmWeight) -> Array64:
+        """The Gram matrix, ``(groups, K, K)``."""
+        total: Array64 = sum(self.found[r].matrix for r in self.requests[weight])
+        return total
+
+    def squares(self, weight: NmWeight) -> Array64:
+        """The sums of squares, ``(groups, K)``."""
+        requests = self.requests[weight]
+        if isinstance(requests[0], GramMatrix):
+            return np.diagonal(self.gram(weight), axis1=1, axis2=2)
+        total: Array64 = sum(self.found[r].squares for r in requests)
+        return total
+
+    def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:
+        """How far the outputs move, relative to what the old weight makes of the inputs, in root mean squares."""
+        requests = self.requests.get(weight)
+        if not requests or not isinstance(requests[0], GramMatrix):
+            return None
+        gram, node = self.gram(weight), weight.node
+        change, whole = weight_rows(node, new - old), weight_rows(node, old)
+        moved = sum(output_change(c, g) for c, g in zip(change, gram, strict=True))
+        size = sum(output_change(w, g) for w, g in zip(whole, gram, strict=True))
+        return float(np.sqrt(moved / size)) if size else 0.0
+
+
+def _by_magnitude(weight: Tensor, reduction: Reduction, keep: Keep) -> Array:
+    """A weight as it is stored, pruned by magnitude."""
+    array = weight.float64()
+    scores = np.abs(array)
+    if keep.pattern is None:
+        mask = unstructured_mask(scores, keep.density)
+    else:
+        mask = reduction.mask(scores, keep.pattern)
+    return np.where(mask, array, 0.0).astype(weight.dtype.numpy, order="C")
