@@ -14,6 +14,7 @@ scikit-learn (measuring). The exit code is 1 unless sparsegpt < wanda < magnitud
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import json
@@ -159,8 +160,9 @@ def sentences(package: str) -> Iterator[str]:
     for name in sorted(module.__all__):
         found = getattr(module, name, None)
         parts = [found]
-        if inspect.ismodule(found):
-            parts += [getattr(found, n, None) for n in sorted(getattr(found, "__all__", ()))]
+        for inner in sorted(getattr(found, "__all__", ())) if inspect.ismodule(found) else ():
+            with contextlib.suppress(ImportError):  # scikit-learn hides what is experimental.
+                parts.append(getattr(found, inner, None))
         for part in parts:
             text = inspect.getdoc(part) if callable(part) or inspect.ismodule(part) else None
             for paragraph in (text or "").split("\n\n"):
