@@ -20,6 +20,7 @@ from ..ir import Graph, Tensor, UsageError, Value
 from .im2col import Array
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 RUN_BYTES = 1 << 30
 """What the statistics of one run may take together; beyond that, several runs are made."""
@@ -107,7 +108,7 @@ class Calibration(ABC):
             self._kept, self._state = {}, state
         wanted = dict.fromkeys(requests)
         found = {r: self._kept[r] for r in wanted if r in self._kept}
-        for run in _runs([r for r in wanted if r not in found]):
+        for run in within([r for r in wanted if r not in found], lambda r: r.nbytes()):
             found.update(self._run(graph, run))
         kept = 0
         for request, result in found.items():
@@ -139,22 +140,22 @@ def _state_of(graph: Graph) -> tuple[Any, ...]:
     return tuple((n, n.op, n.inputs, numbers(n.inputs)) for n in graph.nodes)
 
 
-def _runs(requests: Sequence[Request[Any]]) -> Iterator[list[Request[Any]]]:
-    run: list[Request[Any]] = []
+def within(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in order, in runs whose results take at most :data:`RUN_BYTES` together."""
+    run: list[T] = []
     size = 0
-    for request in requests:
-        if run and size + request.nbytes() > RUN_BYTES:
+    for item in items:
+        if run and size + nbytes(item) > RUN_BYTES:
             yield run
             run, size = [], 0
-        run.append(request)
-        size += request.nbytes()
+        run.append(item)
+        size += nbytes(item)
     if run:
         yield run
 
 
 def _check_finite(value: Value, array: Array) -> None:
-    if (
-        array.dtype.kind not in "iub"
-        and not np.isfinite(array.astype(np.float32, copy=False)).all()
-    ):
+    # NumPy knows its own types only.
+    wide = array.astype(np.float32) if array.dtype.kind == "V" else array
+    if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
         raise UsageError(f"%{value.name} is not finite everywhere on the calibration data")

@@ -9,7 +9,7 @@ The order of a pipeline: fold and merge, permute, then sparsify.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from ..ir import (
 from ..ir.nm_pattern import Pattern, Reduction, unstructured_mask
 from .affine_tensors import Array64
 from .base import Context, Pass, PassError, named_nodes, register, words
-from .calibration import Calibration
+from .calibration import Calibration, Results, within
 from .im2col import Array, columns_problem, restored, tap_major, weight_rows
 from .layer_waves import waves
 from .nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
@@ -115,15 +115,19 @@ class Sparsify(Pass):
         chosen = self._chosen(graph, rw)
         done = 0
         for wave in self._waves(graph, chosen, ctx.calibration):
-            inputs = _Inputs(graph, wave, ctx.calibration, self.method)
-            for weight in wave:
-                reason = inputs.problem(weight)
-                if reason:
-                    rw.skip(weight.node, reason)
-                else:
-                    self._prune(weight, inputs, rw)
-                done += 1
-                ctx.progress(done, len(chosen), "layers made sparse")
+            made: list[_Pruned] = []
+            # All of a wave is measured before any of it changes, a part at a time where memory is short.
+            for part in within(wave, _gram_bytes):
+                inputs = _Inputs(graph, part, ctx.calibration, self.method)
+                for weight in part:
+                    try:
+                        made.append(self._pruned(weight, inputs))
+                    except ValueError as reason:
+                        rw.skip(weight.node, str(reason))
+                    done += 1
+                    ctx.progress(done, len(chosen), "layers made sparse")
+            for found in made:
+                found.put(rw)
 
     def _waves(
         self, graph: Graph, chosen: Sequence[NmWeight], calibration: Calibration | None
@@ -184,44 +188,38 @@ class Sparsify(Pass):
             )
         return None
 
-    def _prune(self, weight: NmWeight, inputs: _Inputs, rw: Rewriter) -> None:
+    def _pruned(self, weight: NmWeight, inputs: _Inputs) -> _Pruned:
+        """A weight made sparse.
+
+        Raises:
+            ValueError: If it stays dense; the reason.
+        """
         value, reduction = weight.value, weight.reduction
         assert value is not None
         assert value.data is not None
         assert reduction is not None
         old = value.data.float64()
         if not np.isfinite(old).all():
-            rw.skip(weight.node, "its weight is not finite everywhere")
-            return
+            raise ValueError("its weight is not finite everywhere")
         dtype, keep, note = value.data.dtype, self.keep, ""
         if self.method == "magnitude":
             load = partial(_by_magnitude, value.data, reduction, keep)
             stored = load()
         else:
-            try:
-                new, note = self._by_data(weight, old, inputs, dtype)
-            except ValueError as reason:
-                rw.skip(weight.node, str(reason))
-                return
+            new, note = self._by_data(weight, old, inputs, dtype)
             stored = new.astype(dtype.numpy, order="C")
             load = partial(np.asarray, stored)
         if keep.pattern is not None and not reduction.holds(stored, keep.pattern):
             raise PassError(f"sparsify: {weight.name} is not {keep}: a fault of ours")
         total = np.abs(old).sum()
-        measures = {
-            "magnitude kept": float(np.abs(old[stored != 0]).sum() / total) if total else 1.0
-        }
+        kept = float(np.abs(old[stored != 0]).sum() / total) if total else 1.0
+        measures = {"magnitude kept": kept}
         error = inputs.error(weight, old, stored.astype(np.float64))
         if error is not None:
             measures["output error"] = error
-        what = f"make {keep} by {self.method}{note}"
-        with rw.rewrite(what, *weight.readers, measures=measures):
-            # A form of the old weight: what was trained stays trainable.
-            tensor = LazyTensor(value.data.shape, dtype, load, source=value.data)
-            made = rw.constant(tensor, f"{value.name}.sparse")
-            for node, index in value.uses:
-                if node in weight.readers:
-                    rw.set_input(node, index, made)
+        # A form of the old weight: what was trained stays trainable.
+        tensor = LazyTensor(value.data.shape, dtype, load, source=value.data)
+        return _Pruned(weight, tensor, f"make {keep} by {self.method}{note}", measures)
 
     def _by_data(
         self, weight: NmWeight, old: Array64, inputs: _Inputs, dtype: DType
@@ -229,26 +227,57 @@ class Sparsify(Pass):
         """A weight made sparse by what it reads, and what there is to say.
 
         Raises:
-            ValueError: If the statistics are of no use.
+            ValueError: If there are no statistics, or they are of no use.
         """
         node = weight.node
+        problem = inputs.problems.get(weight)
+        if problem:
+            raise ValueError(problem)
         order = tap_major(node)
         rows = weight_rows(node, old)[:, :, order]
         made, damping = np.empty_like(rows), self.damping
-        for group, part in enumerate(rows):
-            if self.method == "wanda":
-                made[group] = wanda(part, inputs.squares(weight)[group][order], self.keep)
-                continue
-            gram = inputs.gram(weight)[group][np.ix_(order, order)]
-            made[group], used = sparsegpt(
-                part, gram, self.keep, damping=self.damping, block=self.block,
-                rounded=lambda column: column.astype(dtype.numpy).astype(np.float64),
-            )  # fmt: skip
-            damping = max(damping, used)
+        if self.method == "wanda":
+            for group, sizes in enumerate(inputs.squares(weight)):
+                made[group] = wanda(rows[group], sizes[order], self.keep)
+        else:
+            for group, gram in enumerate(inputs.gram(weight)):
+                made[group], used = sparsegpt(
+                    rows[group], gram[np.ix_(order, order)], self.keep,
+                    damping=self.damping, block=self.block,
+                    rounded=lambda column: column.astype(dtype.numpy).astype(np.float64),
+                )  # fmt: skip
+                damping = max(damping, used)
         new = np.empty_like(rows)
         new[:, :, order] = made
         note = "" if damping == self.damping else f" (damping raised to {damping:g})"
         return restored(node, new), note
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """A weight made sparse, not yet put into the graph."""
+
+    weight: NmWeight
+    tensor: Tensor
+    what: str
+    measures: dict[str, float]
+
+    def put(self, rw: Rewriter) -> None:
+        """Let all readers of the weight read the sparse one."""
+        value, readers = self.weight.value, self.weight.readers
+        assert value is not None
+        with rw.rewrite(self.what, *readers, measures=self.measures):
+            made = rw.constant(self.tensor, f"{value.name}.sparse")
+            for node, index in value.uses:
+                if node in readers:
+                    rw.set_input(node, index, made)
+
+
+def _gram_bytes(weight: NmWeight) -> int:
+    if columns_problem(weight.node):
+        return 0
+    size = sum(GramMatrix(node).nbytes() for node in weight.readers)
+    return 0 if GramMatrix(weight.node).problem() else size
 
 
 class _Inputs:
@@ -261,8 +290,7 @@ class _Inputs:
         calibration: Calibration | None,
         method: str,
     ) -> None:
-        self.method = method
-        self.found: Mapping[Any, Any] | Any = {}
+        self.found: Results | None = None
         self.requests: dict[NmWeight, list[Any]] = {}
         self.problems: dict[NmWeight, str] = {}
         if calibration is None:
@@ -274,31 +302,28 @@ class _Inputs:
                 continue
             requests: list[Any] = [GramMatrix(node) for node in weight.readers]
             problem = requests[0].problem()
-            if problem:
-                self.problems[weight] = problem
+            if problem and method == "wanda":
                 requests = [InputMoments(node) for node in weight.readers]
-                if method != "wanda":
-                    continue
+            elif problem:
+                self.problems[weight] = problem
+                continue
             self.requests[weight] = requests
         self.found = calibration.collect(graph, [r for rs in self.requests.values() for r in rs])
 
-    def problem(self, weight: NmWeight) -> str:
-        """Why the method cannot take this layer."""
-        if self.method == "magnitude" or weight in self.requests:
-            return ""
-        return self.problems.get(weight, "")
-
     def gram(self, weight: NmWeight) -> Array64:
         """The Gram matrix, ``(groups, K, K)``."""
-        total: Array64 = sum(self.found[r].matrix for r in self.requests[weight])
+        assert self.found is not None
+        matrices = [self.found[request].matrix for request in self.requests[weight]]
+        total: Array64 = matrices[0] if len(matrices) == 1 else np.sum(matrices, axis=0)
         return total
 
     def squares(self, weight: NmWeight) -> Array64:
         """The sums of squares, ``(groups, K)``."""
+        assert self.found is not None
         requests = self.requests[weight]
         if isinstance(requests[0], GramMatrix):
             return np.diagonal(self.gram(weight), axis1=1, axis2=2)
-        total: Array64 = sum(self.found[r].squares for r in requests)
+        total: Array64 = np.sum([self.found[request].squares for request in requests], axis=0)
         return total
 
     def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:
