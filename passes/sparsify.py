@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -32,12 +32,12 @@ from ..ir import (
 from ..ir.nm_pattern import Pattern, Reduction, unstructured_mask
 from .affine_tensors import Array64
 from .base import Context, Pass, PassError, named_nodes, register, words
-from .calibration import Calibration, Results, within
-from .im2col import Array, columns_problem, restored, tap_major, weight_rows
+from .calibration import Calibration, within
+from .im2col import Array, restored, tap_major, weight_rows
+from .layer_inputs import LayerInputs, gram_bytes
 from .layer_waves import waves
 from .nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
-from .sparse_weights import Keep, output_change, sparsegpt, wanda
-from .statistics import GramMatrix, InputMoments
+from .sparse_weights import Keep, sparsegpt, wanda
 
 OPS: dict[str, type] = {
     "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
@@ -68,6 +68,8 @@ class Sparsify(Pass):
             on either side, or groups).
         sequential: Measure what a layer reads after the layers before it were made sparse. Otherwise all are measured
             in one run, which takes less time.
+        refit_bias: With calibration data, let the biases that there are make up for the mean of what is lost; what is
+            left of the error is then chosen to vary least.
         damping: SparseGPT: what is added to the diagonal of the Hessian, relative to its mean.
         block: SparseGPT: how many columns are updated together.
     """
@@ -84,6 +86,7 @@ class Sparsify(Pass):
     min_size: int = 0
     dense_fallback: bool = False
     sequential: bool = True
+    refit_bias: bool = True
     damping: float = 0.01
     block: int = 128
 
@@ -117,8 +120,8 @@ class Sparsify(Pass):
         for wave in self._waves(graph, chosen, ctx.calibration):
             made: list[_Pruned] = []
             # All of a wave is measured before any of it changes, a part at a time where memory is short.
-            for part in within(wave, _gram_bytes):
-                inputs = _Inputs(graph, part, ctx.calibration, self.method)
+            for part in within(wave, gram_bytes):
+                inputs = LayerInputs(graph, part, ctx.calibration, self.method, self.refit_bias)
                 for weight in part:
                     try:
                         made.append(self._pruned(weight, inputs))
@@ -188,7 +191,7 @@ class Sparsify(Pass):
             )
         return None
 
-    def _pruned(self, weight: NmWeight, inputs: _Inputs) -> _Pruned:
+    def _pruned(self, weight: NmWeight, inputs: LayerInputs) -> _Pruned:
         """A weight made sparse.
 
         Raises:
@@ -219,10 +222,11 @@ class Sparsify(Pass):
             measures["output error"] = error
         # A form of the old weight: what was trained stays trainable.
         tensor = LazyTensor(value.data.shape, dtype, load, source=value.data)
-        return _Pruned(weight, tensor, f"make {keep} by {self.method}{note}", measures)
+        biases = inputs.biases(weight, stored.astype(np.float64) - old)
+        return _Pruned(weight, tensor, biases, f"make {keep} by {self.method}{note}", measures)
 
     def _by_data(
-        self, weight: NmWeight, old: Array64, inputs: _Inputs, dtype: DType
+        self, weight: NmWeight, old: Array64, inputs: LayerInputs, dtype: DType
     ) -> tuple[Array64, str]:
         """A weight made sparse by what it reads, and what there is to say.
 
@@ -259,6 +263,7 @@ class _Pruned:
 
     weight: NmWeight
     tensor: Tensor
+    biases: dict[Node, Tensor]
     what: str
     measures: dict[str, float]
 
@@ -271,71 +276,8 @@ class _Pruned:
             for node, index in value.uses:
                 if node in readers:
                     rw.set_input(node, index, made)
-
-
-def _gram_bytes(weight: NmWeight) -> int:
-    if columns_problem(weight.node):
-        return 0
-    size = sum(GramMatrix(node).nbytes() for node in weight.readers)
-    return 0 if GramMatrix(weight.node).problem() else size
-
-
-class _Inputs:
-    """What the layers of one wave read: summed over all nodes that read one weight."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        wave: Sequence[NmWeight],
-        calibration: Calibration | None,
-        method: str,
-    ) -> None:
-        self.found: Results | None = None
-        self.requests: dict[NmWeight, list[Any]] = {}
-        self.problems: dict[NmWeight, str] = {}
-        if calibration is None:
-            return
-        for weight in wave:
-            problem = columns_problem(weight.node)
-            if problem:
-                self.problems[weight] = f"{problem}: only method=magnitude takes it"
-                continue
-            requests: list[Any] = [GramMatrix(node) for node in weight.readers]
-            problem = requests[0].problem()
-            if problem and method == "wanda":
-                requests = [InputMoments(node) for node in weight.readers]
-            elif problem:
-                self.problems[weight] = problem
-                continue
-            self.requests[weight] = requests
-        self.found = calibration.collect(graph, [r for rs in self.requests.values() for r in rs])
-
-    def gram(self, weight: NmWeight) -> Array64:
-        """The Gram matrix, ``(groups, K, K)``."""
-        assert self.found is not None
-        matrices = [self.found[request].matrix for request in self.requests[weight]]
-        total: Array64 = matrices[0] if len(matrices) == 1 else np.sum(matrices, axis=0)
-        return total
-
-    def squares(self, weight: NmWeight) -> Array64:
-        """The sums of squares, ``(groups, K)``."""
-        assert self.found is not None
-        requests = self.requests[weight]
-        if isinstance(requests[0], GramMatrix):
-            return np.diagonal(self.gram(weight), axis1=1, axis2=2)
-        total: Array64 = np.sum([self.found[request].squares for request in requests], axis=0)
-        return total
-
-    def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:
-        """How far the outputs move, relative to what the old weight makes of the inputs, in root mean squares."""
-        requests = self.requests.get(weight)
-        if not requests or not isinstance(requests[0], GramMatrix):
-            return None
-        gram, node = self.gram(weight), weight.node
-        change, whole = weight_rows(node, new - old), weight_rows(node, old)
-        moved = sum(output_change(c, g) for c, g in zip(change, gram, strict=True))
-        size = sum(output_change(w, g) for w, g in zip(whole, gram, strict=True))
-        return float(np.sqrt(moved / size)) if size else 0.0
+            for node, tensor in self.biases.items():
+                rw.set_input(node, 2, rw.constant(tensor, f"{node.name}.bias"))
 
 
 def _by_magnitude(weight: Tensor, reduction: Reduction, keep: Keep) -> Array:

@@ -181,6 +181,33 @@ def test_torch_takes_the_stored_numbers(dtype: DType, method: Any) -> None:
     assert np.count_nonzero(stored.astype(np.float32)) == 32 * 32
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_biases_take_the_mean_of_what_is_lost(method: Any, groups: int) -> None:
+    """Of all biases the new one gives the least squares, and the rest of the error is what is told."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 8, 5, 5)) * rng.lognormal(0, 1, (8, 1, 1)) + 2
+    means: dict[bool, Any] = {}
+    for refit in (True, False):
+        net = Net(8, 5, 5)
+        node = net.add("conv", conv(groups=groups), 6, 8 // groups, 3, 3)
+        bias = net.graph.add_constant(ArrayTensor(rng.standard_normal(6)), "bias")
+        net.graph._set_inputs(node, (*node.inputs, bias))
+        graph = net.done()
+        [want] = evaluate(graph, [x])
+        plain = want - bias.data.numpy()[:, None, None]
+        rw = run(graph, Sparsify(method=method, refit_bias=refit), Oracle([x[:7]], [x[7:]]))
+        [got] = evaluate(graph, [x])
+        assert holds(weight(graph, "conv"))
+        lost = got - want
+        means[refit] = np.abs(lost.mean((0, 2, 3)))
+        told = rw.rewrites[0].measures["output error"]
+        assert told == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(plain), rel=1e-9)
+        stays = next(iter(graph.nodes)).inputs[2] is bias
+        assert stays != refit
+    assert means[True].max() < 1e-10 < 1e-3 < means[False].max()
+
+
 def test_tied_weights_get_one_mask_from_all_their_inputs() -> None:
     def built() -> tuple[Graph, list[Node]]:
         net = Net(8)
