@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from graphshrink import CalibrationData, Graph, Pass, Rewriter, UsageError, shrink, shrink_graph
@@ -21,7 +24,8 @@ from graphshrink.api import load
 from graphshrink.calibration import calibrated
 from graphshrink.images import Preprocess
 from graphshrink.ir import Conv, DType, ModelError, TensorType
-from graphshrink.passes import ChannelMoments, GramMatrix
+from graphshrink.passes import ChannelMoments, GramMatrix, PassRecord
+from graphshrink.progress import Bar, Lines
 from support.cli import fails, small_model, succeeds
 from support.onnx_run import outputs_of
 
@@ -437,6 +441,22 @@ def test_progress_is_told(model: Path) -> None:
     )
     data.collect(graph, [ChannelMoments(graph.inputs[0])])
     assert seen == [(i, 3, "calibration batches") for i in (1, 2, 3)]
+
+
+def test_a_second_bar_shows_what_goes_on_inside_a_pass(model: Path) -> None:
+    graph, _ = load(model)
+    progress = Progress(console=Console(file=io.StringIO()))
+    bar = Bar(progress, progress.add_task("passes", total=1), 1)
+    for done, total in ((1, 3), (2, 0)):
+        bar.progress_within(done, total, "calibration batches")
+        inner = progress.tasks[-1]
+        assert (inner.description, inner.completed) == ("calibration batches", done)
+    assert len(progress.tasks) == 2
+    bar.after(Values(), graph, PassRecord("values"))
+    assert len(progress.tasks) == 1
+    told = io.StringIO()
+    Lines(told).progress_within(1, 3, "calibration batches")
+    assert not told.getvalue()
 
 
 def test_lines_of_a_torch_model_come_from_a_loader() -> None:
