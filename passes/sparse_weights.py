@@ -59,15 +59,15 @@ class Keep:
         return f"{1 - self.density:.0%} sparse" if self.pattern is None else str(self.pattern)
 
 
-def wanda(weight: Array64, squares: Array64, keep: Keep) -> Array64:
-    """A weight pruned by Wanda.
+def wanda(weight: Array64, squares: Array64, keep: Keep) -> Mask:
+    """Which numbers of a weight Wanda keeps.
 
     Args:
         weight: ``(rows, K)``.
         squares: ``(K,)``: the sums of squares of the inputs.
         keep: What stays.
     """
-    return np.where(keep.of_rows(np.abs(weight) * np.sqrt(squares)), weight, 0.0)
+    return keep.of_rows(np.abs(weight) * np.sqrt(squares))
 
 
 def sparsegpt(
@@ -78,8 +78,8 @@ def sparsegpt(
     damping: float = 0.01,
     block: int = 128,
     rounded: Callable[[Array64], Array64] = lambda column: column,
-) -> tuple[Array64, float]:
-    """A weight pruned by SparseGPT, and the damping that it took.
+) -> tuple[Array64, Mask, float]:
+    """A weight pruned by SparseGPT, which of its numbers are kept, and the damping that it took.
 
     Args:
         weight: ``(rows, K)``.
@@ -94,7 +94,7 @@ def sparsegpt(
     """
     upper, damping = _upper_factor(gram, damping)
     weight = weight.copy()
-    out = np.zeros_like(weight)
+    out, kept = np.zeros_like(weight), np.zeros(weight.shape, bool)
     m = 1 if keep.pattern is None else keep.pattern.m
     block = max(block // m, 1) * m
     size = weight.shape[1]
@@ -102,9 +102,9 @@ def sparsegpt(
         hi = min(lo + block, size)
         diagonal = np.diagonal(upper)[lo:hi]
         current = weight[:, lo:hi]
-        mask = np.zeros(current.shape, bool)
+        mask = kept[:, lo:hi]
         if keep.pattern is None:
-            mask = keep.of_block((current / diagonal) ** 2)
+            mask[:] = keep.of_block((current / diagonal) ** 2)
         lost = np.empty_like(current)
         for j in range(hi - lo):
             if keep.pattern is not None and j % m == 0:
@@ -116,7 +116,7 @@ def sparsegpt(
             lost[:, j] = (current[:, j] - column) / diagonal[j]
             current[:, j:] -= lost[:, j, None] * upper[lo + j, lo + j : hi]
         weight[:, hi:] -= lost @ upper[lo:hi, hi:]
-    return out, damping
+    return out, kept, damping
 
 
 def _upper_factor(gram: Array64, damping: float) -> tuple[Array64, float]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,21 +18,21 @@ import numpy as np
 from ..ir import (
     Conv,
     ConvTranspose,
-    DType,
     Exactness,
     Graph,
     LazyTensor,
     Linear,
+    MaskedTensor,
     MatMul,
     Node,
     Rewriter,
     Tensor,
 )
-from ..ir.nm_pattern import Pattern, Reduction, unstructured_mask
+from ..ir.nm_pattern import Mask, Pattern, unstructured_mask
 from .affine_tensors import Array64
 from .base import Context, Pass, PassError, named_nodes, register, words
 from .calibration import Calibration, within
-from .im2col import Array, restored, tap_major, weight_rows
+from .im2col import restored, tap_major, weight_rows
 from .layer_inputs import LayerInputs, gram_bytes
 from .layer_waves import waves
 from .nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
@@ -70,6 +69,7 @@ class Sparsify(Pass):
             in one run, which takes less time.
         refit_bias: With calibration data, let the biases that there are make up for the mean of what is lost; what is
             left of the error is then chosen to vary least.
+        lasting: In torch, write masks as parametrizations, so that the zeros outlast training; fold-masks ends that.
         damping: SparseGPT: what is added to the diagonal of the Hessian, relative to its mean.
         block: SparseGPT: how many columns are updated together.
     """
@@ -87,6 +87,7 @@ class Sparsify(Pass):
     dense_fallback: bool = False
     sequential: bool = True
     refit_bias: bool = True
+    lasting: bool = False
     damping: float = 0.01
     block: int = 128
 
@@ -204,31 +205,31 @@ class Sparsify(Pass):
         old = value.data.float64()
         if not np.isfinite(old).all():
             raise ValueError("its weight is not finite everywhere")
-        dtype, keep, note = value.data.dtype, self.keep, ""
-        if self.method == "magnitude":
-            load = partial(_by_magnitude, value.data, reduction, keep)
-            stored = load()
+        keep, note = self.keep, ""
+        weights: Tensor = value.data
+        if self.method != "magnitude":
+            weights, mask, note = self._by_data(weight, old, inputs)
+        elif keep.pattern is None:
+            mask = unstructured_mask(np.abs(old), keep.density)
         else:
-            new, note = self._by_data(weight, old, inputs, dtype)
-            stored = new.astype(dtype.numpy, order="C")
-            load = partial(np.asarray, stored)
-        if keep.pattern is not None and not reduction.holds(stored, keep.pattern):
+            mask = reduction.mask(np.abs(old), keep.pattern)
+        if keep.pattern is not None and not reduction.holds(mask, keep.pattern):
             raise PassError(f"sparsify: {weight.name} is not {keep}: a fault of ours")
         total = np.abs(old).sum()
-        kept = float(np.abs(old[stored != 0]).sum() / total) if total else 1.0
-        measures = {"magnitude kept": kept}
-        error = inputs.error(weight, old, stored.astype(np.float64))
+        measures = {"magnitude kept": float(np.abs(old[mask]).sum() / total) if total else 1.0}
+        along = reduction if keep.pattern is not None else None
+        made = MaskedTensor(weights, mask, keep.pattern, along, self.lasting)
+        stored = made.numpy().astype(np.float64)
+        error = inputs.error(weight, old, stored)
         if error is not None:
             measures["output error"] = error
-        # A form of the old weight: what was trained stays trainable.
-        tensor = LazyTensor(value.data.shape, dtype, load, source=value.data)
-        biases = inputs.biases(weight, stored.astype(np.float64) - old)
-        return _Pruned(weight, tensor, biases, f"make {keep} by {self.method}{note}", measures)
+        biases = inputs.biases(weight, stored - old)
+        return _Pruned(weight, made, biases, f"make {keep} by {self.method}{note}", measures)
 
     def _by_data(
-        self, weight: NmWeight, old: Array64, inputs: LayerInputs, dtype: DType
-    ) -> tuple[Array64, str]:
-        """A weight made sparse by what it reads, and what there is to say.
+        self, weight: NmWeight, old: Array64, inputs: LayerInputs
+    ) -> tuple[Tensor, Mask, str]:
+        """A weight by what it reads, which of its numbers are kept, and what there is to say.
 
         Raises:
             ValueError: If there are no statistics, or they are of no use.
@@ -238,23 +239,30 @@ class Sparsify(Pass):
         if problem:
             raise ValueError(problem)
         order = tap_major(node)
+        assert weight.value is not None
+        data = weight.value.data
+        assert data is not None
         rows = weight_rows(node, old)[:, :, order]
-        made, damping = np.empty_like(rows), self.damping
+        made, mask, damping = rows.copy(), np.empty(rows.shape, bool), self.damping
         if self.method == "wanda":
             for group, sizes in enumerate(inputs.squares(weight)):
-                made[group] = wanda(rows[group], sizes[order], self.keep)
+                mask[group] = wanda(rows[group], sizes[order], self.keep)
         else:
             for group, gram in enumerate(inputs.gram(weight)):
-                made[group], used = sparsegpt(
+                made[group], mask[group], used = sparsegpt(
                     rows[group], gram[np.ix_(order, order)], self.keep,
                     damping=self.damping, block=self.block,
-                    rounded=lambda column: column.astype(dtype.numpy).astype(np.float64),
+                    rounded=lambda column: column.astype(data.dtype.numpy).astype(np.float64),
                 )  # fmt: skip
                 damping = max(damping, used)
-        new = np.empty_like(rows)
-        new[:, :, order] = made
+        made[:, :, order], mask[:, :, order] = made.copy(), mask.copy()
+        kept = np.ascontiguousarray(restored(node, mask))
+        if self.method == "wanda":
+            return data, kept, ""
+        stored = restored(node, made).astype(data.dtype.numpy, order="C")
         note = "" if damping == self.damping else f" (damping raised to {damping:g})"
-        return restored(node, new), note
+        # A form of the old weight: what was trained stays trainable.
+        return LazyTensor(data.shape, data.dtype, lambda: stored, source=data), kept, note
 
 
 @dataclass(frozen=True)
@@ -278,14 +286,3 @@ class _Pruned:
                     rw.set_input(node, index, made)
             for node, tensor in self.biases.items():
                 rw.set_input(node, 2, rw.constant(tensor, f"{node.name}.bias"))
-
-
-def _by_magnitude(weight: Tensor, reduction: Reduction, keep: Keep) -> Array:
-    """A weight as it is stored, pruned by magnitude."""
-    array = weight.float64()
-    scores = np.abs(array)
-    if keep.pattern is None:
-        mask = unstructured_mask(scores, keep.density)
-    else:
-        mask = reduction.mask(scores, keep.pattern)
-    return np.where(mask, array, 0.0).astype(weight.dtype.numpy, order="C")

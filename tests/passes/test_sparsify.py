@@ -28,6 +28,7 @@ from graphshrink.ir import (
     TensorType,
     Value,
 )
+from graphshrink.nn import masks
 from graphshrink.passes import Sparsify, statistics
 from support.calibration import Oracle
 from support.cli import fails, small_model, succeeds
@@ -405,10 +406,34 @@ def test_torch_models_stay_trainable(method: str) -> None:
         array = p.detach().numpy()
         assert holds(array) or holds(array, axis=0)
         assert np.count_nonzero(array) == 128
+    assert not list(masks(made))
     made(x).square().sum().backward()
     assert all(p.grad is not None for p in weights.values())
     error = (made(x) - model(x)).norm() / model(x).norm()
     assert 0.01 < error < 1
+
+
+def test_masks_outlast_training_when_asked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(20, 4, 6, 6)
+    passes = "sparsify{method=sparsegpt,lasting=true}"
+    made = shrink_graph(model, passes, example_inputs=(x[:1],), calibration=[x])
+    plain = shrink_graph(
+        model, "sparsify{method=sparsegpt}", example_inputs=(x[:1],), calibration=[x]
+    )
+    torch.testing.assert_close(made(x), plain(x))
+    assert len(list(masks(made))) == 2
+    optimizer = torch.optim.SGD(made.train().parameters(), 0.1, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        made(x).square().mean().backward()
+        optimizer.step()
+    assert not torch.allclose(made(x), plain(x))
+    for name in ("0", "2"):
+        found = made.get_submodule(name).weight.detach().numpy()
+        assert holds(found)
+        np.testing.assert_array_equal(found != 0, plain.get_submodule(name).weight.detach() != 0)
 
 
 def test_onnx_models_from_the_command_line(tmp_path: Path) -> None:
