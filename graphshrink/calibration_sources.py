@@ -159,7 +159,6 @@ class NpyFolder(Source):
                 raise UsageError(f"{folders[name]}: {odd[0]} is not there for every input")
         rows = [[found[n][word] for n in inputs.names] for word in sorted(first)]
         if rows and self._single(0, self._read(rows[0][0]), rows[0][0]):
-            self.samples = len(rows)
             rows = spread(rows, limit)
             self.samples = len(rows)
         self.rows = rows

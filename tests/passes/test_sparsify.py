@@ -282,6 +282,20 @@ def test_large_layers_take_what_memory_allows(monkeypatch: pytest.MonkeyPatch) -
     assert holds(weight(graph, "large"))
 
 
+def test_updates_beyond_the_range_of_the_type_are_refused() -> None:
+    net = Net(4, dtype=DType.F16)
+    net.add("dense", Linear(), 1, 4)
+    graph = net.done()
+    node = next(iter(graph.nodes))
+    large = graph.add_constant(ArrayTensor(np.full((1, 4), 6e4, np.float16)), "large")
+    graph._set_input(node, 1, large)
+    # Four copies of one input: what two lose, the other two take.
+    x = RNG.standard_normal((50, 1)) + 1e-3 * RNG.standard_normal((50, 4))
+    rw = run(graph, Sparsify(method="sparsegpt"), Oracle([x]))
+    assert not rw.changed
+    assert rw.refusals[0].reason == "an updated number is beyond the range of f16"
+
+
 def test_a_matrix_that_has_no_inverse_is_told() -> None:
     net = Net(8)
     net.add("dense", Linear(), 8, 8)
