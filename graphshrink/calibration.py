@@ -87,6 +87,23 @@ def calibrated(
     return _Bound(graph, kind, given, progress)
 
 
+def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
+    """The batches of calibration data as inputs by name, for an ONNX-born graph.
+
+    Args:
+        graph: The graph, whose inputs are still those of the model.
+        data: As for :func:`calibrated`.
+
+    Raises:
+        UsageError: If there are no data, or they do not fit the inputs of the graph.
+    """
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    bound = _Bound(graph, "onnx", given, None)
+    names = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
+    for batch in bound._batches():
+        yield dict(zip(names, batch, strict=True))
+
+
 class _Bound(Calibration):
     def __init__(
         self,

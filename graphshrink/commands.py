@@ -16,6 +16,7 @@ from .ir.errors import UsageError
 from .terminal import console, shapes_of, show, writable, write_json
 
 if TYPE_CHECKING:
+    from .emission import Emission
     from .ir import Graph
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="Data for passes that ask for them: .npz, or a folder of .npy or images.",
+        help="Data for passes that ask for them, and for --fp16: .npz, or a folder of .npy or images.",
     ),
 ]
 CalibrationSamples = Annotated[
@@ -104,6 +105,37 @@ def shrink(
         str | None,
         typer.Option(metavar="NAME", help="What to write; without it the suffix of OUT decides."),
     ] = None,
+    trt_version: Annotated[
+        str | None,
+        typer.Option(metavar="N.N", help="tensorrt: the version; the newest known if not given."),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:min:opt:max",
+            help="tensorrt: sizes of an input, such as x:1x3x224x224:8x3x224x224:32x3x224x224.",
+        ),
+    ] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="tensorrt: compute in float16 where that is safe.")
+    ] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="tensorrt: compute in bfloat16 where that is safe.")
+    ] = False,
+    keep_float32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorrt: an operator or node that stays in float32."),
+    ] = None,
+    float64: Annotated[
+        str | None, typer.Option(metavar="MODE", help="tensorrt: refuse float64, or cast it.")
+    ] = None,
+    allow_op: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="tensorrt: an operator that a plugin of yours does."),
+    ] = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="tensorrt: build the engine and time it (on a GPU).")
+    ] = False,
 ) -> None:
     """Shrink an ONNX file."""
     from .api import DEFAULT_PIPELINE
@@ -113,9 +145,13 @@ def shrink(
     from .progress import watch_passes
 
     # Refuse before the work, not after it.
-    # Options of targets that were given, by the names of the target's own Options.
-    given: dict[str, Any] = {}
-    chosen = emission(out, target, given)
+    # By the names of the target's own Options.
+    asked = {
+        "trt_version": trt_version, "profile": profile, "fp16": fp16, "bf16": bf16,
+        "keep_float32": keep_float32, "float64": float64, "allow_op": allow_op,
+        "build": build,
+    }  # fmt: skip
+    chosen = emission(out, target, {name: value for name, value in asked.items() if value})
     for file in chosen.files:
         writable(str(file))
     if report is not None:
@@ -138,6 +174,8 @@ def shrink(
             target=chosen.target.name,
             progress=watch.progress_within,
         )
+        if data is not None and (fp16 or bf16):
+            chosen = _with_ranges(chosen, result.graph, data)
         result.emit(chosen)
     if report is not None:
         write_json(report, result.report.to_dict())
@@ -147,10 +185,21 @@ def shrink(
         result.report.render(console(), verbose=verbose)
     else:
         typer.echo(_summary(result.report, out))
+        for note in result.report.emitted.notes if result.report.emitted else ():
+            typer.echo(f"note: {note}")
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: the check failed, rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
+
+
+def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:
+    """A target in low precision sees on the calibration data how large values get."""
+    from dataclasses import replace
+
+    from .calibration import named_batches
+
+    return replace(chosen, options=replace(chosen.options, ranges=named_batches(graph, data)))
 
 
 def _calibration(
@@ -190,10 +239,21 @@ def inspect(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file to read.")],
     as_json: Json = False,
     text: Annotated[bool, typer.Option("--text", help="Print the whole graph.")] = False,
+    trt_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Show which weights got sparse kernels, by a log or layer information of trtexec.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a model is made of."""
     from .api import load
     from .report import Size, size_table
+
+    if trt_log is not None:
+        _sparse_kernels(source, trt_log, as_json)
+        return
 
     graph, _ = load(source)
     size = Size.of(graph)
@@ -221,6 +281,40 @@ def inspect(
     out.print(f"{count:,} single-entry single-exit regions, nested {depth} deep", highlight=False)
     for note in notes:
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _sparse_kernels(source: str, log: str, as_json: bool) -> None:
+    """Which weights of a model have the 2:4 pattern, and what TensorRT did with them."""
+    from .targets.tensorrt.sidecar import sparse_layers
+    from .targets.tensorrt.trtexec_log import joined, read_report
+
+    report = read_report(log)
+    rows = joined(sparse_layers(Path(source)), report)
+    if as_json:
+        found = {key: value for key, value in report.to_dict().items() if key != "layers"}
+        typer.echo(json.dumps({**found, "weights": rows}, indent=1))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("layer", "shape", "2:4 holds", "eligible", "likely", "engine", "kernel")
+    for row in rows:
+        marks = ["yes" if row[key] else "no" for key in ("valid", "eligible", "likely")]
+        shape = "x".join(map(str, row["shape"]))
+        name = escape(", ".join(row["nodes"]))
+        kernel = escape(row["kernel"] or "-")
+        table.add_row(name, shape, *marks, row["engine"] or "not named", kernel)
+    out = console()
+    show(out, table)
+    time = "" if report.milliseconds is None else f"; {report.milliseconds} ms (median)"
+    out.print(
+        f"{report.eligible} layers with the pattern in the engine, {report.sparse} of them with sparse "
+        f"kernels{time}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if rows and not any(row["engine"] for row in rows):
+        typer.echo(f"note: {log} names no node of {source}: is it of this model?")
 
 
 def _regions(graph: Graph) -> tuple[int, int]:

@@ -40,7 +40,11 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (Target("onnx", ".onnx", ".targets.onnx"),)
+    target.name: target
+    for target in (
+        Target("onnx", ".onnx", ".targets.onnx"),
+        Target("tensorrt", ".onnx", ".targets.tensorrt", (".trt.json",)),
+    )
 }
 """All targets by name. A suffix alone means the first target that has it."""
 

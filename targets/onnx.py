@@ -32,7 +32,7 @@ from .emitted import Emitted
 from .onnx_save import is_external, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
-_INLINE_BYTES = 1 << 10
+INLINE_BYTES = 1 << 10
 """New tensors up to this size are written into the model at once, larger ones when it is saved."""
 
 
@@ -285,7 +285,7 @@ class _Emitter:
 
     def _add_constant(self, data: Tensor, hint: str) -> str:
         name = self._new_name(hint)
-        if data.nbytes <= _INLINE_BYTES or data.dtype is DType.STRING or data.dtype.bits < 8:
+        if data.nbytes <= INLINE_BYTES or data.dtype is DType.STRING or data.dtype.bits < 8:
             self.added.append(proto_of(data, name))
             return name
         self.added.append(TensorProto(name=name, data_type=code_of(data.dtype), dims=data.shape))

@@ -79,7 +79,7 @@ def _write(
         for proto in out.graph.initializer:
             if proto.name in tensors:
                 proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
-        _replace(target, out.SerializeToString(deterministic=True))
+        write_bytes(target, out.SerializeToString(deterministic=True))
         _remove(target, old)
         return
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -100,7 +100,7 @@ def _write(
         with contextlib.suppress(OSError):
             data.unlink()
         raise
-    _replace(target, out.SerializeToString(deterministic=True))
+    write_bytes(target, out.SerializeToString(deterministic=True))
     _remove(target, old - {final.name})
 
 
@@ -170,7 +170,7 @@ def _copy(proto: TensorProto, base_dir: Path, file: BinaryIO, digest: hashlib._H
     return length
 
 
-def _replace(target: Path, content: bytes) -> None:
+def write_bytes(target: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:

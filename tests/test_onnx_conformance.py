@@ -7,7 +7,6 @@ first as constants: what must be known to be understood (scales, axes, weights) 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,17 +26,6 @@ from graphshrink.targets.onnx import to_onnx
 CHUNKS = 4
 LEAST = {"default": 10, "respell": 140, "respell-known": 110}
 """How many cases of a chunk must have been changed and compared: fewer means that ops are no longer understood."""
-
-
-@pytest.fixture(scope="module")
-def cases() -> list[Any]:
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = collect_testcases(None)
-    assert len(found) > 1500
-    return list(found)
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:

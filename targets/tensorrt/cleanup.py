@@ -1,0 +1,289 @@
+"""Clean-up by onnx-graphsurgeon: constants folded, dead nodes gone, branches of decided ``If`` nodes inlined.
+
+NVIDIA's parser wants shapes, axes and conditions as constants wherever they can be; that is what folding with
+onnxruntime and graphsurgeon's shape folding are for. Quantize and Dequantize nodes stay. Functions are inlined, the
+model's own and those of ONNX operators that TensorRT lacks but that ONNX itself defines by others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import ModelProto, NodeProto
+
+from ...frontends.onnx_scopes import has_bodies
+from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
+from ..onnx_save import is_external
+from .draft import DOMAINS, Draft, attributes, graphs, walk
+from .lint import lint
+from .operators import Operators
+
+_FOLD_BYTES = 1 << 24
+"""No constant larger than this is made by folding."""
+
+
+def require() -> Any:
+    """The module ``onnx_graphsurgeon``.
+
+    Raises:
+        MissingExtra: If it is not installed.
+    """
+    try:
+        import onnx_graphsurgeon
+    except ImportError as error:
+        raise MissingExtra("the target tensorrt", "tensorrt", "onnx-graphsurgeon") from error
+    return onnx_graphsurgeon
+
+
+def clean(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset()) -> None:
+    """Clean a draft up, in place.
+
+    Args:
+        draft: The model.
+        operators: What TensorRT takes: what ONNX can spell by other operators is spelled so.
+        allowed: Operators that are left alone even so.
+
+    Raises:
+        ModelError: If graphsurgeon cannot read the model.
+    """
+    draft.name_nodes()
+    _fix_constants(draft)
+    _inline(draft, operators, allowed)
+    _whole_shapes(draft)
+    _fold(draft, operators, allowed)
+    _dequantize_biases(draft)
+    _branch_names(draft)
+    draft.name_nodes()
+
+
+def _fix_constants(draft: Draft) -> None:
+    """Initializers are constants: as inputs, they could be given other numbers."""
+    graph = draft.model.graph
+    constants = {p.name for p in graph.initializer}
+    inputs = [v for v in graph.input if v.name not in constants]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    draft.model.ir_version = max(draft.model.ir_version, 4)
+
+
+def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
+    """Functions become their nodes: the model's own, and operators that TensorRT lacks."""
+    from onnx import inliner
+
+    if draft.model.functions:
+        try:
+            draft.model = inliner.inline_local_functions(draft.model)
+        except Exception as error:
+            raise ModelError(f"onnx cannot inline the model's functions: {error}") from error
+    # The inliner goes by types, those of constants included.
+    typed, lacking = _typed(draft.model), set()
+    for proto in typed.graph.initializer:
+        typed.graph.value_info.append(
+            onnx.helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
+        )
+    for node in walk(typed.graph):
+        schema = None
+        if node.domain in DOMAINS and node.op_type not in {*operators.taken, *allowed}:
+            schema = _schema(node.op_type, draft.opset)
+        if schema is not None and (schema.has_function or schema.has_context_dependent_function):
+            lacking.add(("", node.op_type))
+            _spell_defaults(node, schema)
+    for name in sorted(lacking):
+        try:
+            done = inliner.inline_selected_functions(typed, [name], False, True)
+            onnx.checker.check_model(done)
+        except Exception:
+            continue  # The operator stays as it is, and is refused by its name.
+        # What decides by shapes as it runs would be no help.
+        if _branching(done) == _branching(typed):
+            draft.model = typed = done
+
+
+def _branching(model: ModelProto) -> int:
+    return sum(has_bodies(node) for node in walk(model.graph))
+
+
+def _spell_defaults(node: NodeProto, schema: Any) -> None:
+    """The inliner passes on the attributes that are written, and forgets what the others default to."""
+    given = {a.name for a in node.attribute}
+    for name, attribute in sorted(schema.attributes.items()):
+        default = attribute.default_value
+        if name not in given and default is not None and default.type:
+            node.attribute.append(default)
+
+
+def _schema(name: str, opset: int) -> Any:
+    try:
+        return onnx.defs.get_schema(name, opset)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _whole_shapes(draft: Draft) -> None:
+    """A Shape of some axes becomes a slice of the whole shape: graphsurgeon folds it as if it were whole."""
+    taken = {name for node in walk(draft.model.graph) for name in (*node.input, *node.output)}
+    for graph in list(graphs(draft.model.graph)):
+        if not any(n.op_type == "Shape" and n.attribute for n in graph.node):
+            continue
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            found = attributes(node) if node.op_type == "Shape" and node.domain in DOMAINS else {}
+            if not found:
+                nodes.append(NodeProto.FromString(node.SerializeToString()))
+                continue
+            (result,) = node.output
+            whole, start, end = (_fresh(f"{result}_{part}", taken) for part in _SLICED)
+            bounds = (found.get("start", 0), found.get("end", _END))
+            nodes.append(onnx.helper.make_node("Shape", node.input, [whole], name=node.name))
+            nodes += [
+                onnx.helper.make_node("Constant", [], [name], value_ints=[bound])
+                for name, bound in zip((start, end), bounds, strict=True)
+            ]
+            nodes.append(onnx.helper.make_node("Slice", [whole, start, end], [result]))
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+_SLICED = ("whole", "start", "end")
+_END = 2**31 - 1
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    fresh, count = name, 1
+    while fresh in taken:
+        count += 1
+        fresh = f"{name}_{count}"
+    taken.add(fresh)
+    return fresh
+
+
+def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
+    """Fold constants and shapes, inline decided branches, remove what nobody reads."""
+    heavy = set(draft.tensors)
+    heavy |= {p.name for p in draft.model.graph.initializer if is_external(p)}
+    typed = _typed(draft.model)
+    try:
+        try:
+            done = _by_surgeon(draft, typed, heavy, flatten=True)
+        except ModelError:
+            # Inlining nested branches may lose nodes; then they stay branches.
+            done = _by_surgeon(draft, typed, heavy, flatten=False)
+    except Exception as error:
+        lint(draft, operators, allowed)  # What it trips over is most often refused anyway.
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"onnx-graphsurgeon cannot clean the model up: {said}") from error
+    draft.model, draft.tensors = done.model, done.tensors
+
+
+def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool) -> Draft:
+    """The model after graphsurgeon, checked."""
+    gs = require()
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    def excluded(node: Any) -> bool:
+        return any(tensor.name in heavy for tensor in node.inputs)
+
+    level, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.CRITICAL
+    try:
+        surgeon = gs.import_onnx(typed)
+        surgeon.toposort()
+        surgeon.fold_constants(
+            size_threshold=_FOLD_BYTES,
+            should_exclude_node=excluded,
+            flatten_subgraphs=flatten,
+        )
+        surgeon.cleanup(remove_unused_graph_inputs=False).toposort()
+        graph = gs.export_onnx(surgeon, do_type_check=False).graph
+    finally:
+        G_LOGGER.severity = level
+    # What is stated of results in between may be stale now; readers infer it again.
+    del graph.value_info[:]
+    model = ModelProto()
+    model.CopyFrom(draft.model)
+    model.graph.CopyFrom(graph)
+    live = {p.name for p in graph.initializer}
+    tensors = {name: t for name, t in draft.tensors.items() if name in live}
+    done = Draft(model, tensors, draft.base_dir, draft.external, draft.notes)
+    done.checked()
+    return done
+
+
+def _dequantize_biases(draft: Draft) -> None:
+    """Biases that are stored as int32 with a scale become numbers: TensorRT dequantizes no int32."""
+    graph, constants = draft.model.graph, draft.constants()
+    kept = []
+    for node in graph.node:
+        read = [constants.get(name) for name in node.input]
+        ready = node.op_type == "DequantizeLinear" and all(t is not None for t in read)
+        if not ready or read[0] is None or read[0].dtype is not DType.I32:
+            kept.append(node)
+            continue
+        made = dequantized([t for t in read if t is not None], attributes(node).get("axis", 1))
+        draft.put(node.output[0], made)
+    if len(kept) < len(graph.node):
+        nodes = [NodeProto.FromString(n.SerializeToString()) for n in kept]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        read_names = {name for node in walk(graph) for name in node.input}
+        read_names |= {v.name for v in graph.output}
+        live = [p for p in graph.initializer if p.name in read_names]
+        del graph.initializer[:]
+        graph.initializer.extend(live)
+        draft.tensors = {n: t for n, t in draft.tensors.items() if n in read_names}
+
+
+def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
+    """What DequantizeLinear makes of int32 numbers, a scale and maybe a zero point."""
+    numbers, scale = tensors[0], tensors[1]
+    shape = [1] * len(numbers.shape)
+    if scale.size > 1:
+        assert isinstance(axis, int)
+        shape[axis] = scale.size
+
+    def compute() -> Any:
+        return numbers.float64() * scale.float64().reshape(shape)
+
+    return DerivedTensor(numbers.shape, scale.dtype, compute)
+
+
+def _typed(model: ModelProto) -> ModelProto:
+    """A copy with the shapes that onnx infers, which shape folding goes by."""
+    from ...frontends.onnx_tensors import code_of
+    from ...frontends.onnx_types import inferred_types
+
+    typed = ModelProto()
+    typed.CopyFrom(model)
+    stated = {v.name for v in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)}
+    for name, type_ in (inferred_types(model) or {}).items():
+        if name not in stated and type_.dtype is not None and type_.shape is not None:
+            typed.graph.value_info.append(
+                onnx.helper.make_tensor_value_info(name, code_of(type_.dtype), type_.shape)
+            )
+    return typed
+
+
+def _branch_names(draft: Draft) -> None:
+    """The two branches of an ``If`` may not give their results the same names: the second's change."""
+    graph = draft.model.graph
+    taken = {name for node in walk(graph) for name in (*node.input, *node.output)}
+    for node in walk(graph):
+        if node.op_type != "If" or node.domain not in DOMAINS:
+            continue
+        branches = attributes(node)
+        first, second = branches["then_branch"], branches["else_branch"]
+        clash = {v.name for v in first.output} & {v.name for v in second.output}  # type: ignore[attr-defined]
+        for attribute in node.attribute:
+            if attribute.name == "else_branch":
+                _rename_results(attribute.g, clash, taken)
+
+
+def _rename_results(body: Any, names: set[str], taken: set[str]) -> None:
+    """Results of a body get new names by an Identity node behind them."""
+    for value in body.output:
+        if value.name not in names:
+            continue
+        fresh = _fresh(f"{value.name}_2", taken)
+        body.node.append(onnx.helper.make_node("Identity", [value.name], [fresh]))
+        value.name = fresh

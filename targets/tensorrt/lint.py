@@ -1,0 +1,224 @@
+"""What TensorRT would refuse, found before it is asked: opset, operators, element types, restrictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+from onnx import GraphProto, NodeProto
+
+from ...frontends.onnx_scopes import bodies
+from ...frontends.onnx_tensors import tensor_of
+from ...ir import DType, ModelError, Tensor
+from .draft import DOMAINS, Draft
+from .operators import Operator, Operators, type_name
+from .restrictions import RULES, Site
+
+# What to write in place of an operator that TensorRT lacks.
+NEAREST = {
+    "AffineGrid": "a constant grid, or MatMul",
+    "Bernoulli": "RandomUniformLike and Less",
+    "BitShift": "Mul or Div by powers of two",
+    "BitwiseAnd": "And on booleans",
+    "BitwiseNot": "Not on booleans",
+    "BitwiseOr": "Or on booleans",
+    "BitwiseXor": "Xor on booleans",
+    "BlackmanWindow": "a constant",
+    "CenterCropPad": "Slice and Pad",
+    "Col2Im": "ConvTranspose with a constant kernel",
+    "Compress": "Gather with constant indices",
+    "ConcatFromSequence": "Concat",
+    "ConvInteger": "Conv between QuantizeLinear and DequantizeLinear",
+    "DFT": "MatMul with a constant matrix",
+    "DynamicQuantizeLinear": "QuantizeLinear with a constant scale and zero point 0",
+    "HammingWindow": "a constant",
+    "HannWindow": "a constant",
+    "MatMulInteger": "MatMul between QuantizeLinear and DequantizeLinear",
+    "MaxRoiPool": "RoiAlign with mode max",
+    "MaxUnpool": "Resize, or ScatterElements",
+    "MelWeightMatrix": "a constant",
+    "Multinomial": "RandomUniformLike, CumSum and ArgMax",
+    "NegativeLogLikelihoodLoss": "an export without the loss",
+    "OptionalGetElement": "an export without optional values",
+    "OptionalHasElement": "an export without optional values",
+    "Optional": "an export without optional values",
+    "QLinearConv": "Conv between DequantizeLinear and QuantizeLinear",
+    "QLinearMatMul": "MatMul between DequantizeLinear and QuantizeLinear",
+    "RMSNormalization": "Mul, ReduceMean, Sqrt and Div",
+    "RotaryEmbedding": "Slice, Mul and Concat",
+    "STFT": "Conv with a constant kernel",
+    "SequenceAt": "Split and Gather",
+    "SequenceConstruct": "Concat",
+    "SequenceEmpty": "Concat",
+    "SequenceErase": "Split and Concat",
+    "SequenceInsert": "Concat",
+    "SequenceLength": "a constant",
+    "SequenceMap": "Loop or Scan",
+    "SoftmaxCrossEntropyLoss": "an export without the loss",
+    "SplitToSequence": "Split",
+    "Swish": "Sigmoid and Mul",
+    "TensorScatter": "ScatterND",
+    "Unique": "TopK",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that TensorRT refuses.
+
+    Attributes:
+        op: The operator.
+        problem: What is wrong, and the remedy.
+        node: The node's name.
+    """
+
+    op: str
+    problem: str
+    node: str
+
+
+def check_opset(draft: Draft, operators: Operators) -> None:
+    """Hold the model's opset against the range that TensorRT takes.
+
+    Raises:
+        ModelError: If it is outside; the message says what to do.
+    """
+    low, high = operators.opsets
+    if low <= draft.opset <= high:
+        return
+    way = f"export it with an opset from {low} to {high}"
+    convert = min(max(draft.opset, low), high)
+    raise ModelError(
+        f"TensorRT {operators.version} takes opsets {low} to {high}, the model has {draft.opset}: {way}, "
+        f"or convert it: onnx.version_converter.convert_version(model, {convert})"
+    )
+
+
+def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset()) -> None:
+    """Refuse what TensorRT does.
+
+    Args:
+        draft: The model, after clean-up.
+        operators: What TensorRT takes.
+        allowed: Operators that are let pass, for plugins and for what the table does not know.
+
+    Raises:
+        ModelError: One error that lists every operator with the nodes and the remedy.
+    """
+    found = list(_findings(draft.model.graph, draft, operators, allowed))
+    if not found:
+        return
+    groups: dict[tuple[str, str], list[str]] = {}
+    for finding in found:
+        groups.setdefault((finding.op, finding.problem), []).append(finding.node)
+    lines = [f"{op} ({', '.join(names)}) {problem}" for (op, problem), names in groups.items()]
+    raise ModelError(
+        f"TensorRT {operators.version} does not take this model: {'; '.join(lines)}. "
+        "What a plugin of yours does can be let pass by --allow-op NAME"
+    )
+
+
+def _findings(
+    graph: GraphProto, draft: Draft, operators: Operators, allowed: frozenset[str]
+) -> Iterator[Finding]:
+    types, constants = draft.types(), draft.constants()
+    stack = [(graph, types, constants)]
+    while stack:
+        scope, types, constants = stack.pop()
+        for node in scope.node:
+            if node.op_type not in allowed:
+                site = Site(node, types, constants, draft.opset)
+                yield from _of_node(site, operators)
+            for body in bodies(node):
+                # Names that the body defines hide those around it.
+                own = {n for inner in body.node for n in inner.output} | {
+                    v.name for v in body.input
+                }
+                inner_constants = {k: v for k, v in constants.items() if k not in own}
+                inner_constants |= _constants_of(body)
+                hidden = {k: v for k, v in types.items() if k not in own}
+                stack.append((body, hidden, inner_constants))
+
+
+def _constants_of(body: GraphProto) -> dict[str, Tensor]:
+    found = {p.name: tensor_of(p) for p in body.initializer}
+    for node in body.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                found[node.output[0]] = tensor_of(attribute.t)
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _of_node(site: Site, operators: Operators) -> Iterator[Finding]:
+    node, op = site.node, site.node.op_type
+    if node.domain not in DOMAINS:
+        yield Finding(
+            f"{node.domain}::{op}",
+            "is no operator of ONNX: a plugin would have to do it",
+            node.name,
+        )
+        return
+    row = operators.taken.get(op)
+    if row is None:
+        near = f" (nearest: {NEAREST[op]})" if op in NEAREST else ""
+        yield Finding(op, f"is missing in it{near}", node.name)
+        return
+    for dtype in _strange(site, row):
+        word = type_name(dtype) or dtype.value
+        taken = ", ".join(sorted(row.types))
+        yield Finding(op, f"does not take {word} (it takes {taken})", node.name)
+    for name in row.rules:
+        problem = RULES[name](site)
+        if problem is not None:
+            yield Finding(op, problem, node.name)
+
+
+def _strange(site: Site, row: Operator) -> list[DType]:
+    """Element types of a node's data that the operator's row does not list."""
+    found: dict[DType, None] = {}
+    for name in data_values(site.node, site.opset):
+        known = site.types.get(name)
+        if known is None or known.dtype is None:
+            continue
+        if type_name(known.dtype) not in row.types:
+            found.setdefault(known.dtype)
+    return list(found)
+
+
+_MAKERS = {"BlackmanWindow", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow"}
+"""What gives its result a type of its own."""
+
+
+def data_values(node: NodeProto, opset: int) -> list[str]:
+    """The inputs and outputs that an operator's element type speaks of.
+
+    That is those of the type variable of its first result or, where no input has that one, of its first input:
+    not indices, axes, shapes or conditions.
+    """
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:
+        return list(node.input[:1])
+    if node.op_type in ("Cast", "CastLike"):
+        return [*node.input[:1], *node.output[:1]]
+    inputs = _spread(schema.inputs, len(node.input))
+    outputs = _spread(schema.outputs, len(node.output))
+    if not inputs or node.op_type in _MAKERS:
+        return [name for name in node.output if name]
+    # A fixed type, such as that of indices, is no variable.
+    first = outputs[0] if outputs and "(" not in outputs[0] else ""
+    variable = first if first in inputs else inputs[0]
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        variable, outputs = inputs[0], []
+    values = [n for n, v in zip(node.input, inputs, strict=False) if n and v == variable]
+    return values + [n for n, v in zip(node.output, outputs, strict=False) if n and v == variable]
+
+
+def _spread(formal: object, count: int) -> list[str]:
+    """The type variables of as many values as a node has: the last formal one may stand for several."""
+    names = [parameter.type_str for parameter in formal]  # type: ignore[attr-defined]
+    return names + names[-1:] * (count - len(names))
+
+
+__all__ = ["NEAREST", "Finding", "check_opset", "data_values", "lint"]

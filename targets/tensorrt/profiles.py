@@ -1,0 +1,147 @@
+"""Optimization profiles: the smallest, the usual and the largest size of every free dimension of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ...frontends.onnx_types import type_of
+from ...ir import Shape, UsageError
+from .draft import Draft
+
+Sizes = tuple[int, ...]
+
+FORM = "NAME:min:opt:max, such as x:1x3x224x224:8x3x224x224:32x3x224x224"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes that an input may have.
+
+    Attributes:
+        name: The input.
+        min: The smallest sizes.
+        opt: The sizes that the engine is made fastest for.
+        max: The largest sizes.
+    """
+
+    name: str
+    min: Sizes
+    opt: Sizes
+    max: Sizes
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """A profile from its text; one shape alone stands for all three.
+
+        Raises:
+            UsageError: If it is malformed.
+        """
+        parts = text.split(":")
+        # Names may hold colons, shapes do not.
+        count = 3 if len(parts) >= 4 else 1
+        try:
+            name = ":".join(parts[:-count])
+            shapes = [tuple(int(d) for d in part.split("x")) for part in parts[-count:]]
+        except ValueError:
+            name, shapes = "", []
+        if not name or any(d < 0 for shape in shapes for d in shape):
+            raise UsageError(f"profile {text!r} is not {FORM} (or one shape for all three)")
+        low, usual, high = shapes if count == 3 else shapes * 3
+        return cls(name, low, usual, high)
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *map(shown, (self.min, self.opt, self.max))])
+
+
+def shown(sizes: Iterable[object]) -> str:
+    """Sizes as they are written: ``1x3x224x224``."""
+    return "x".join(map(str, sizes))
+
+
+def input_shapes(draft: Draft) -> dict[str, Shape | None]:
+    """The shapes that a model states for its inputs; constants that are listed as inputs are none."""
+    constants = {p.name for p in draft.model.graph.initializer}
+    return {
+        v.name: type_of(v.type).shape for v in draft.model.graph.input if v.name not in constants
+    }
+
+
+def profiles_for(draft: Draft, given: Iterable[str]) -> list[Profile]:
+    """The profiles of the inputs that need one, held against what the model states.
+
+    Args:
+        draft: The model.
+        given: Texts as ``Profile.parse`` takes them.
+
+    Raises:
+        UsageError: If one is malformed, names no input, does not fit it, contradicts another one, or is missing.
+    """
+    shapes = input_shapes(draft)
+    found: dict[str, Profile] = {}
+    for text in given:
+        profile = Profile.parse(text)
+        if profile.name not in shapes:
+            raise UsageError(
+                f"profile {text!r}: the model has no input {profile.name!r}; "
+                f"its inputs are {', '.join(shapes)}"
+            )
+        if profile.name in found:
+            raise UsageError(f"two profiles are given for input {profile.name!r}")
+        _fit(profile, shapes[profile.name])
+        found[profile.name] = profile
+    _symbols(found, shapes)
+    free = [n for n, shape in shapes.items() if n not in found and not _static(shape)]
+    if free:
+        raise UsageError(
+            f"TensorRT needs to know how large inputs can get, and {', '.join(free)} "
+            f"{'has' if len(free) == 1 else 'have'} free sizes: give "
+            + " ".join(f"--profile {_example(name, shapes[name])}" for name in free)
+        )
+    return [found[name] for name in shapes if name in found]
+
+
+def _static(shape: Shape | None) -> bool:
+    return shape is not None and all(isinstance(d, int) for d in shape)
+
+
+def _fit(profile: Profile, shape: Shape | None) -> None:
+    bounds = (profile.min, profile.opt, profile.max)
+    if len({len(b) for b in bounds}) > 1:
+        raise UsageError(f"profile {profile}: its three shapes differ in rank")
+    if shape is not None and len(shape) != len(profile.min):
+        raise UsageError(
+            f"profile {profile}: input {profile.name!r} has {len(shape)} axes, not {len(profile.min)}"
+        )
+    for axis, sizes in enumerate(zip(*bounds, strict=True)):
+        wanted = None if shape is None else shape[axis]
+        if isinstance(wanted, int) and set(sizes) != {wanted}:
+            raise UsageError(
+                f"profile {profile}: axis {axis} of input {profile.name!r} is {wanted}, not "
+                f"{next(s for s in sizes if s != wanted)}"
+            )
+        if not sizes[0] <= sizes[1] <= sizes[2]:
+            raise UsageError(f"profile {profile}: axis {axis} is not min <= opt <= max")
+
+
+def _symbols(found: Mapping[str, Profile], shapes: Mapping[str, Shape | None]) -> None:
+    """A symbol has the same sizes wherever it stands."""
+    known: dict[str, tuple[str, Sizes]] = {}
+    for name, profile in found.items():
+        for axis, dim in enumerate(shapes[name] or ()):
+            sizes = (profile.min[axis], profile.opt[axis], profile.max[axis])
+            if not isinstance(dim, str):
+                continue
+            other, before = known.setdefault(dim, (name, sizes))
+            if before != sizes:
+                raise UsageError(
+                    f"profiles of {other!r} and {name!r} give {dim} other sizes: "
+                    f"{shown(before)} and {shown(sizes)}"
+                )
+
+
+def _example(name: str, shape: Shape | None) -> str:
+    if shape is None:
+        return f"{name}:1x3x224x224:8x3x224x224:32x3x224x224"
+    bounds = [shown(d if isinstance(d, int) else size for d in shape) for size in (1, 8, 32)]
+    return ":".join([name, *bounds])

@@ -1,0 +1,145 @@
+"""The side-car: what a build needs to know beside the file, as JSON that is the same every time.
+
+It holds the TensorRT version, the opset, the inputs and profiles, the precision, the ``trtexec`` command line, and for each
+weight whether the 2:4 pattern holds, whether TensorRT could use it, and whether it is likely to.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...frontends.onnx import from_onnx
+from ...frontends.onnx_types import type_of
+from ...ir.nm_pattern import Pattern, Reduction
+from ...passes.nm_weights import NmWeight, nm_weights
+from .draft import Draft
+from .operators import Operators, type_name
+from .precision import Lowered
+from .profiles import Profile, input_shapes, shown
+
+SCHEMA = 1
+PATTERN = Pattern(2, 4)
+
+
+def sidecar(
+    draft: Draft,
+    operators: Operators,
+    profiles: Sequence[Profile],
+    lowered: Lowered,
+    path: Path,
+) -> dict[str, Any]:
+    """What the side-car holds.
+
+    Args:
+        draft: The finished model.
+        operators: The TensorRT version.
+        profiles: The profiles of its inputs.
+        lowered: What was done for precision.
+        path: The file that was written.
+    """
+    layers = sparse_layers(path)
+    sparse = any(layer["eligible"] for layer in layers)
+    return {
+        "schema": SCHEMA,
+        "model": path.name,
+        "tensorrt": {
+            "version": operators.version,
+            "operators": {"table": operators.table, "source": operators.source},
+        },
+        "opset": draft.opset,
+        "inputs": _values(draft, draft.model.graph.input, input_shapes(draft)),
+        "outputs": _values(draft, draft.model.graph.output),
+        "profiles": [
+            {p.name: {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for p in profiles}
+        ]
+        if profiles
+        else [],
+        "precision": lowered.to_dict(),
+        "trtexec": trtexec(path, operators, profiles, sparse),
+        "sparsity": {"pattern": str(PATTERN), "layers": layers},
+        "notes": list(draft.notes),
+    }
+
+
+def _values(draft: Draft, values: Iterable[Any], only: Any = None) -> list[dict[str, Any]]:
+    found = []
+    for value in values:
+        type_ = type_of(value.type)
+        if only is not None and value.name not in only:
+            continue
+        dtype = None if type_.dtype is None else type_name(type_.dtype) or type_.dtype.value
+        shape = None if type_.shape is None else list(type_.shape)
+        found.append({"name": value.name, "type": dtype, "shape": shape})
+    return found
+
+
+def trtexec(path: Path, operators: Operators, profiles: Sequence[Profile], sparse: bool) -> str:
+    """The command line that builds the engine, times it and says which layers got sparse kernels.
+
+    Flags are those of trtexec of 10.x and 11.x; 11 dropped the flags for precision, and networks are always
+    strongly typed, which 10.x has to be asked for.
+    """
+    stem = path.stem
+    words = [
+        "trtexec",
+        f"--onnx={path.name}",
+        f"--saveEngine={stem}.engine",
+        *([] if operators.strongly_typed_only else ["--stronglyTyped"]),
+        *(["--sparsity=enable"] if sparse else []),
+    ]
+    for bound in ("min", "opt", "max"):
+        shapes = ",".join(f"{_quoted(p.name)}:{shown(getattr(p, bound))}" for p in profiles)
+        if shapes:
+            words.append(f"--{bound}Shapes={shapes}")
+    words += [
+        "--profilingVerbosity=detailed",
+        f"--exportLayerInfo={stem}.layers.json",
+        "--verbose",
+    ]
+    return shlex.join(words)
+
+
+def _quoted(name: str) -> str:
+    # trtexec takes single quotes off names, which may hold colons then.
+    return f"'{name}'" if ":" in name else name
+
+
+def sparse_layers(path: Path) -> list[dict[str, Any]]:
+    """For each weight that is multiplied: shape, whether 2:4 holds, and whether TensorRT could gain by it.
+
+    The file is read again: what is judged is what was written.
+    """
+    graph = from_onnx(path)
+    return [
+        _layer(weight, weight.reduction)
+        for weight in nm_weights(graph)
+        if weight.reduction is not None
+    ]
+
+
+def _layer(weight: NmWeight, reduction: Reduction) -> dict[str, Any]:
+    data = None if weight.value is None else weight.value.data
+    valid = data is not None and reduction.holds(data.numpy(), PATTERN)
+    if valid and _is_quantized(weight):
+        # Nobody asks for the pattern any more: the numbers have it.
+        weight = replace(weight, problem=None)
+    reason = weight.reason(PATTERN)
+    eligible = valid and reason is None
+    return {
+        "nodes": [node.name for node in weight.readers],
+        "op": weight.node.op.name,
+        "shape": list(reduction.shape),
+        "groups": weight.groups,
+        "valid": valid,
+        "eligible": eligible,
+        "likely": eligible and weight.likely(),
+        "reason": None if eligible else reason or "the pattern does not hold",
+    }
+
+
+def _is_quantized(weight: NmWeight) -> bool:
+    return weight.problem is not None and weight.problem.endswith("before it is quantized")
