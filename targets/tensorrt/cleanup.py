@@ -8,6 +8,7 @@ model's own and those of ONNX operators that TensorRT lacks but that ONNX itself
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -93,7 +94,7 @@ def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None
     for name in sorted(lacking):
         try:
             done = inliner.inline_selected_functions(typed, [name], False, True)
-            onnx.checker.check_model(done)
+            replace(draft, model=done).checked()
         except Exception:
             continue  # The operator stays as it is, and is refused by its name.
         # What decides by shapes as it runs would be no help.

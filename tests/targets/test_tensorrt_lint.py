@@ -280,6 +280,29 @@ def test_operators_that_onnx_defines_by_others_are_spelled_out(tmp_path: Path) -
     assert "CenterCropPad" not in found
 
 
+def test_they_are_spelled_out_beside_weights_that_passes_make(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.standard_normal((16, 3, 3, 3)), **{n: rng.uniform(1, 2, 16) for n in "gbmv"}}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["d"]),
+        helper.make_node("CenterCropPad", ["d", "s"], ["y"], axes=[2, 3]),
+    ]
+    constants = {n: a.astype(np.float32) for n, a in arrays.items()}
+    model = model_of(
+        nodes,
+        [("x", F, [1, 3, 8, 8])],
+        [("y", F, [1, 16, 4, 4])],
+        {**constants, "s": np.array([4, 4])},
+    )
+    shrink(model, target="tensorrt").save(tmp_path / "out.onnx")
+    x = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    (want,), (got,) = outputs_of(model, x), outputs_of(tmp_path / "out.onnx", x)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    ops = {n.op_type for n in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert not ops & {"CenterCropPad", "BatchNormalization"}
+
+
 def test_functions_are_inlined(tmp_path: Path) -> None:
     function = helper.make_function(
         "my.domain", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
