@@ -246,6 +246,15 @@ def inspect(
             help="Show which weights got sparse kernels, by a log or layer information of trtexec.",
         ),
     ] = None,
+    sparsity: Annotated[
+        bool,
+        typer.Option(
+            "--sparsity", help="Say of every weight what N:M sparsity would do to it instead."
+        ),
+    ] = False,
+    pattern: Annotated[
+        str | None, typer.Option(metavar="N:M", help="The pattern of --sparsity; 2:4 if not given.")
+    ] = None,
 ) -> None:
     """Show what a model is made of."""
     from .api import load
@@ -254,7 +263,11 @@ def inspect(
     if trt_log is not None:
         _sparse_kernels(source, trt_log, as_json)
         return
-
+    if pattern is not None and not sparsity:
+        raise UsageError("--pattern goes with --sparsity")
+    if sparsity:
+        _sparsity(source, pattern, as_json)
+        return
     graph, _ = load(source)
     size = Size.of(graph)
     notes = [*graph.notes, *size.notes]
@@ -315,6 +328,23 @@ def _sparse_kernels(source: str, log: str, as_json: bool) -> None:
     )
     if rows and not any(row["engine"] for row in rows):
         typer.echo(f"note: {log} names no node of {source}: is it of this model?")
+
+
+def _sparsity(source: str, text: str | None, as_json: bool) -> None:
+    """The table of ``inspect --sparsity``."""
+    from .api import load
+    from .ir import Pattern
+    from .sparsity import sparsity, sparsity_dict, sparsity_table
+
+    try:
+        pattern = Pattern.of(text) if text is not None else Pattern()
+    except ValueError as error:
+        raise UsageError(f"--pattern: {error}") from error
+    rows = sparsity(load(source)[0], pattern)
+    if as_json:
+        typer.echo(json.dumps(sparsity_dict(rows, pattern), indent=1))
+        return
+    show(console(), sparsity_table(rows, pattern))
 
 
 def _regions(graph: Graph) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Modules that gated and shrunk networks are made of; ordinary ``torch.nn`` modules.
 
 :class:`Scale` is a constant scale and shift, where torch has no module. Masks of pruned weights are in
-:mod:`.nn_masks` and stand here too. A gate lets a network learn which of its
+:mod:`.nn_masks`, sparse kernels in :mod:`.sparse_kernels`; both stand here too. A gate lets a network learn which of its
 activations it can do without: ``y = g * act(x) + (1 - g) * x``. At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged. The
 number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
 
@@ -32,6 +32,7 @@ from torch import nn
 
 from .ir import UsageError, check_gate
 from .nn_masks import Mask, check_masks, fold_masks, mask_of, mask_weight, masks, rewind
+from .sparse_kernels import SparseKernels, use_sparse_kernels
 
 RANDOM = "hard-concrete"
 """The mode whose gates draw random numbers while they train."""
@@ -235,6 +236,7 @@ __all__ = [
     "Gate",
     "Mask",
     "Scale",
+    "SparseKernels",
     "Switch",
     "check_masks",
     "fold_masks",
@@ -242,4 +244,5 @@ __all__ = [
     "mask_weight",
     "masks",
     "rewind",
+    "use_sparse_kernels",
 ]

@@ -170,22 +170,37 @@ def without_masks(module: nn.Module) -> nn.Module:
     return fold_masks(copy.deepcopy(module))
 
 
-def rewind(module: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
+OTHER_ORDER = "graphshrink: channels reordered"
+"""The key in the ``meta`` of a module whose channels are not in the order that they were trained in."""
+
+
+def rewind(
+    module: nn.Module,
+    checkpoint: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    reordered: bool = False,
+) -> nn.Module:
     """Set all parameters and buffers to an earlier checkpoint, in place; masks stay, so that only what survived returns.
 
     Args:
-        module: A module with masks, whose layers are still those of the checkpoint: neither merged nor reordered. (To
-            rewind a reordered network, reorder the early one by the same plan, and take its ``state_dict``.)
+        module: A module with masks, whose layers are still those of the checkpoint, and not merged.
         checkpoint: A ``state_dict``, or a file: ``.safetensors``, or one that ``torch.save`` wrote, which is read as
             tensors only.
+        reordered: The channels of the checkpoint are in the order of the module; needed where that is not the order
+            in which it was trained. :func:`graphshrink.reorder_alike` makes such a checkpoint.
 
     Returns:
         The module.
 
     Raises:
-        UsageError: If the file cannot be read, or names or shapes are not those of the module.
+        UsageError: If the file cannot be read, or names, shapes or the order of channels are not those of the module.
         MissingExtra: If a ``.safetensors`` file is given and safetensors is not installed.
     """
+    if getattr(module, "meta", {}).get(OTHER_ORDER) and not reordered:
+        raise UsageError(
+            "the channels of this module were reordered, those of a checkpoint were not: "
+            "reorder both by reorder_alike, and say reordered=True"
+        )
     given = dict(_read(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint)
     own = {
         _plain_name(name): tensor
@@ -290,6 +305,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 __all__ = [
+    "OTHER_ORDER",
     "Constant",
     "Mask",
     "check_masks",

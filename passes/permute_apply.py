@@ -26,7 +26,7 @@ from ..ir import (
     Value,
     remasked,
 )
-from ..ir.analysis import ChannelGroup, Placement
+from ..ir.analysis import REORDERED, ChannelGroup, Placement
 from .affine_tensors import Derived
 
 Ids = npt.NDArray[np.int64]
@@ -80,8 +80,12 @@ def apply_permutations(
                 orders[value] = _Order(value)
                 own.append(value)
             orders[value].permute(placements, permutation)
+    if not orders:
+        return
     # All is checked before anything is changed.
     readers = {value: _readers(value, graph) for value in orders}
+    if REORDERED not in graph.notes:
+        graph.notes.append(REORDERED)
     for group, values in owned.items():
         what = (said or {}).get(group, f"permute {group.name}")
         if not values:

@@ -70,9 +70,17 @@ class PermuteChannels(Pass):
         return Pattern(self.n, self.m)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        found = self.orders(graph, rw, ctx)
+        apply_permutations(
+            graph, rw, [(g, order) for g, order, _ in found], {g: text for g, _, text in found}
+        )
+
+    def orders(
+        self, graph: Graph, rw: Rewriter, ctx: Context
+    ) -> list[tuple[ChannelGroup, Ids, str]]:
+        """The groups for which a better order was found, with that order and what it does; others are refused."""
         plans = list(group_parts(graph, rw, self.pattern))
-        found: list[tuple[ChannelGroup, Ids]] = []
-        said: dict[ChannelGroup, str] = {}
+        found = []
         with ThreadPoolExecutor(self.threads) as pool:
             results = pool.map(lambda plan: self._search(*plan), plans)
             for done, ((group, parts), order) in enumerate(zip(plans, results, strict=True)):
@@ -84,12 +92,12 @@ class PermuteChannels(Pass):
                     continue
                 readers = list(dict.fromkeys(p.weight.name for p in parts))
                 more = f" and {len(readers) - 1} more" if len(readers) > 1 else ""
-                found.append((group, order))
-                said[group] = (
+                what = (
                     f"permute the {group.size} inputs of {readers[0]}{more}: {self.pattern} keeps "
                     f"{after / whole:.2%} of the magnitude, it kept {before / whole:.2%}"
                 )
-        apply_permutations(graph, rw, found, said)
+                found.append((group, order, what))
+        return found
 
     def _search(self, group: ChannelGroup, parts: Sequence[Part]) -> Ids:
         problem = Problem.of(parts, self.pattern)
@@ -119,9 +127,14 @@ def steps_for(channels: int) -> int:
     return min(max(4 * channels, LEAST_STEPS), MOST_STEPS)
 
 
+def places_of(group: ChannelGroup) -> list[tuple[str, int, int, tuple[int, ...]]]:
+    """Where a group stands: equal for the same group of two networks that differ in their numbers only."""
+    return [(p.value.name, p.axis, p.offset, p.positions.shape) for p in group.placements]
+
+
 def seed_of(group: ChannelGroup) -> int:
     """A number that depends on where a group stands, and on nothing else."""
-    places = [(p.value.name, p.axis, p.offset, p.positions.shape) for p in group.placements]
+    places = places_of(group)
     return int.from_bytes(hashlib.sha256(repr(places).encode()).digest()[:8], "little")
 
 
@@ -170,4 +183,4 @@ def _is_sparse(weight: NmWeight, pattern: Pattern, known: dict[NmWeight, bool]) 
     return known[weight]
 
 
-__all__ = ["PermuteChannels", "group_parts", "seed_of", "steps_for"]
+__all__ = ["PermuteChannels", "group_parts", "places_of", "seed_of", "steps_for"]

@@ -30,8 +30,9 @@ from ..ir import (
     Value,
     check_masks,
 )
+from ..ir.analysis import REORDERED
 from ..nn import Gate, Mask, Scale, Switch, mask_weight
-from ..nn_masks import Constant
+from ..nn_masks import OTHER_ORDER, Constant
 from .fx_activations import activation_module
 from .fx_math import MATH_RULES
 
@@ -124,6 +125,8 @@ class _Emitter:
         module.train(source.training)
         # Only what the emitted graph uses is carried over; nn.Module gives no other account of it.
         module.meta = dict(getattr(source, "meta", {}))
+        if REORDERED in self.graph.notes:
+            module.meta[OTHER_ORDER] = True
         return module
 
     # Values.

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils import parametrize
 
-from graphshrink import Graph, Rewriter, shrink, shrink_graph
+from graphshrink import Graph, Rewriter, reorder_alike, shrink, shrink_graph
 from graphshrink.api import load
 from graphshrink.ir import (
     ArrayTensor,
@@ -31,6 +31,7 @@ from graphshrink.ir import (
 from graphshrink.ir.analysis import channel_groups
 from graphshrink.ir.nm_pattern import unstructured_mask
 from graphshrink.nn import Mask, check_masks, fold_masks, mask_of, mask_weight, masks, rewind
+from graphshrink.passes import PermuteChannels
 from graphshrink.passes.nm_weights import nm_weights
 from graphshrink.passes.permute_apply import apply_permutations
 from graphshrink.targets.fx import to_fx
@@ -499,6 +500,33 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(MissingExtra, match=r"graphshrink\[safetensors\]"):
         rewind(module, tmp_path / "early.safetensors")
+
+
+def test_reordered_networks_are_rewound_to_a_reordered_checkpoint() -> None:
+    model, early = net(), net()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in early.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    first, second = reorder_alike(
+        model, [early], order=PermuteChannels(steps=100), example_inputs=(X,)
+    )
+    torch.testing.assert_close(first(X), model(X), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second(X), early(X), rtol=1e-4, atol=1e-5)
+    alone = shrink_graph(model, "permute-channels{steps=100}", example_inputs=(X,))
+    for name, p in alone.named_parameters():
+        assert torch.equal(p, first.get_parameter(name))
+    assert not torch.equal(first.get_submodule("10").weight, model[10].weight)
+    sparse = masked(first)
+    with pytest.raises(UsageError, match="the channels of this module were reordered"):
+        rewind(sparse, early.state_dict())
+    with pytest.raises(UsageError, match="reorder both by reorder_alike"):
+        rewind(copy.deepcopy(sparse), early.state_dict())
+    rewind(sparse, second.state_dict(), reordered=True)
+    for name, mask in masks(sparse):
+        assert torch.equal(_weight(sparse, name), torch.where(mask.mask, _weight(second, name), 0))
+    with pytest.raises(UsageError, match="network 1 of others has no such channels as"):
+        reorder_alike(model, [nn.Sequential(nn.Linear(8, 4)).eval()], example_inputs=(X,))
 
 
 # Recovery.

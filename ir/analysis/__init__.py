@@ -1,6 +1,7 @@
 """Structural analyses of graphs."""
 
 from .channel_groups import (
+    REORDERED,
     ChannelGroup,
     ChannelGroups,
     FixedChannels,
@@ -11,6 +12,6 @@ from .dominators import DominatorTree
 from .regions import Region, regions
 
 __all__ = [
-    "ChannelGroup", "ChannelGroups", "DominatorTree", "FixedChannels", "Placement", "Region",
+    "REORDERED", "ChannelGroup", "ChannelGroups", "DominatorTree", "FixedChannels", "Placement", "Region",
     "channel_groups", "regions",
 ]  # fmt: skip

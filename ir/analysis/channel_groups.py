@@ -157,6 +157,9 @@ class ChannelGroups:
         return tuple(f.reason for f in self.fixed if f.value is value and f.axis == axis)
 
 
+REORDERED = "channels were reordered: checkpoints from before do not fit, though their shapes do"
+"""The note on a graph whose channels were reordered."""
+
 UNLIKE = "no other channel is used alike"
 """The reason for a channel that nothing fixes, but that nothing can change places with."""
 
@@ -365,4 +368,11 @@ def _joined(arrays: list[Ids]) -> Ids:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 
 
-__all__ = ["ChannelGroup", "ChannelGroups", "FixedChannels", "Placement", "channel_groups"]
+__all__ = [
+    "REORDERED",
+    "ChannelGroup",
+    "ChannelGroups",
+    "FixedChannels",
+    "Placement",
+    "channel_groups",
+]

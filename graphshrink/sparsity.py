@@ -1,0 +1,125 @@
+"""What N:M sparsity would do to a model: which weights can have the pattern, which have it, and what it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .ir import Graph, Pattern
+from .passes import Pass, PermuteChannels, Pipeline
+from .passes.nm_layout import magnitude
+from .passes.nm_weights import NmWeight, nm_weights
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STEPS, ROWS = 300, 512
+"""How long the order of channels is searched for the table: less than ``permute-channels`` does."""
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One weight.
+
+    Attributes:
+        layer: The first layer that reads it.
+        op: The layer's op.
+        shape: Its shape; ``None`` when it is not known.
+        valid: Whether its numbers have the pattern now; ``None`` where there is no reduction axis.
+        eligible: Whether the pattern can be asked of it.
+        reason: Why not.
+        likely: Whether TensorRT is likely to pick a sparse kernel, by sizes.
+        kept: The part of the magnitude that the pattern keeps in the order as it is.
+        permuted: The same after a short search for a better order of channels.
+    """
+
+    layer: str
+    op: str
+    shape: tuple[int, ...] | None
+    valid: bool | None
+    eligible: bool
+    reason: str | None
+    likely: bool
+    kept: float | None
+    permuted: float | None
+
+
+def sparsity(graph: Graph, pattern: Pattern | None = None) -> list[LayerSparsity]:
+    """Say of every weight what an N:M pattern would do to it; the graph is not changed.
+
+    Args:
+        graph: The graph.
+        pattern: The pattern; 2:4 when not given.
+    """
+    pattern = pattern or Pattern()
+    weights = nm_weights(graph)
+    reasons = [w.reason(pattern) for w in weights]
+    other = graph.clone()
+    search: Pass = PermuteChannels(n=pattern.n, m=pattern.m, steps=STEPS, rows=ROWS)
+    Pipeline([search]).run(other)
+    rows = []
+    for weight, turned, reason in zip(weights, nm_weights(other), reasons, strict=True):
+        valid = kept = permuted = None
+        if weight.value is not None and weight.reduction is not None:
+            found = magnitude(weight)
+            valid = pattern.holds(found)
+            if reason is None:
+                total = float(found.sum(dtype="float64"))
+                kept = pattern.kept(found) / total if total else 1.0
+                permuted = pattern.kept(magnitude(turned)) / total if total else 1.0
+        rows.append(
+            LayerSparsity(
+                layer=weight.name,
+                op=weight.node.op.name,
+                shape=_shape(weight),
+                valid=valid,
+                eligible=reason is None,
+                reason=reason,
+                likely=reason is None and pattern == Pattern() and weight.likely(),
+                kept=kept,
+                permuted=permuted,
+            )
+        )
+    return rows
+
+
+def _shape(weight: NmWeight) -> tuple[int, ...] | None:
+    value = weight.value if weight.value is not None else weight.node.input(1)
+    return None if value is None else value.type.static_shape
+
+
+def sparsity_dict(rows: list[LayerSparsity], pattern: Pattern) -> dict[str, Any]:
+    """The rows as plain data, for JSON."""
+    return {"pattern": str(pattern), "layers": [vars(r) for r in rows]}
+
+
+def sparsity_table(rows: list[LayerSparsity], pattern: Pattern) -> Table:
+    """The rows as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        "layer", "op", "shape", str(pattern), "eligible", "likely picked", "kept", "permuted"
+    )
+    for column in table.columns[6:]:
+        column.justify = "right"
+    for r in rows:
+        shape = "?" if r.shape is None else "x".join(map(str, r.shape))
+        table.add_row(
+            escape(r.layer),
+            r.op,
+            shape,
+            "-" if r.valid is None else _yes(r.valid),
+            "yes" if r.reason is None else escape(r.reason),
+            _yes(r.likely),
+            "-" if r.kept is None else f"{r.kept:.1%}",
+            "-" if r.permuted is None else f"{r.permuted:.1%}",
+        )
+    return table
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+__all__ = ["LayerSparsity", "sparsity", "sparsity_dict", "sparsity_table"]
