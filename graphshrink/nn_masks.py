@@ -196,7 +196,8 @@ def rewind(
         UsageError: If the file cannot be read, or names, shapes or the order of channels are not those of the module.
         MissingExtra: If a ``.safetensors`` file is given and safetensors is not installed.
     """
-    if getattr(module, "meta", {}).get(OTHER_ORDER) and not reordered:
+    turned = any(getattr(m, "meta", {}).get(OTHER_ORDER) for m in module.modules())
+    if turned and not reordered:
         raise UsageError(
             "the channels of this module were reordered, those of a checkpoint were not: "
             "reorder both by reorder_alike, and say reordered=True"

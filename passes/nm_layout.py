@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Pattern, Reduction
-from ..ir.analysis import ChannelGroup, Placement
+from ..ir.analysis import Placement
 from .nm_search import Ids, Scores
 from .nm_weights import NmWeight
 
@@ -39,7 +39,7 @@ class Part:
 
     Attributes:
         weight: The weight.
-        rows: The first and the last-but-one row of :meth:`graphshrink.ir.Reduction.rows`.
+        rows: The first row of :meth:`graphshrink.ir.Reduction.rows`, and the one behind the last.
         columns: The columns of each unit, of shape (units, width).
         others: Columns of the same stripes that are not the group's, of shape (others,), stripe by stripe.
         labels: For each unit the first unit that shares its stripe.
@@ -63,9 +63,9 @@ class Part:
 
 
 def parts_of(
-    group: ChannelGroup, weights: Sequence[tuple[Placement, NmWeight]], pattern: Pattern
+    weights: Sequence[tuple[Placement, NmWeight]], pattern: Pattern
 ) -> tuple[list[Part], list[str]]:
-    """All parts, and what is against weights that have none, each reason once."""
+    """All parts of a group in the weights that read it, and what is against those that have none, each reason once."""
     parts: list[Part] = []
     problems: dict[str, None] = {}
     for placement, weight in weights:
@@ -170,7 +170,7 @@ class Problem:
         start = 0
         for weight, parts in _by_weight(self.parts):
             rows = magnitude(weight)
-            scale = float(rows.mean(dtype=np.float64)) or 1.0
+            scale = _mean(rows)
             for p in parts:
                 here = (sample >= start) & (sample < start + p.count)
                 own = rows[p.rows[0] + sample[here] - start]
@@ -197,6 +197,11 @@ def magnitude(weight: NmWeight) -> npt.NDArray[Any]:
     return np.abs(weight.reduction.rows(wide))
 
 
+def _mean(rows: npt.NDArray[Any]) -> float:
+    """The mean to three digits, so that the order of a sum does not show; 1 where all is zero."""
+    return float(f"{rows.mean(dtype=np.float64):.3g}") or 1.0
+
+
 def kept(parts: Sequence[Part], pattern: Pattern, permutation: Ids) -> tuple[float, float, float]:
     """What the pattern keeps of all parts' stripes: as they are, reordered, and what there is, exactly.
 
@@ -205,7 +210,7 @@ def kept(parts: Sequence[Part], pattern: Pattern, permutation: Ids) -> tuple[flo
     before = after = whole = 0.0
     for weight, own in _by_weight(parts):
         rows = magnitude(weight)
-        scale = float(rows.mean(dtype=np.float64)) or 1.0
+        scale = _mean(rows)
         step = max(1, _CHUNK // rows.shape[1])
         for p in own:
             source = np.arange(rows.shape[1])

@@ -102,7 +102,7 @@ def whole_numbers(scores: npt.NDArray[Any], rows: int, pattern: Pattern) -> Scor
     top = float(scores.max(initial=0.0))
     if top == 0.0:
         return np.zeros(scores.shape, np.float32)
-    levels = min(_LEVELS, _EXACT // max(1, pattern.n * rows))
+    levels = max(1, min(_LEVELS, _EXACT // max(1, pattern.n * rows)))
     return np.floor(scores * np.float32(levels / top)).astype(np.float32)
 
 

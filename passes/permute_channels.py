@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir import Graph, MaskedTensor, Pattern, Rewriter
+from ..ir import Graph, MaskedTensor, Node, Pattern, Rewriter
 from ..ir.analysis import ChannelGroup, Placement, channel_groups
 from .base import Context, Pass, register
 from .nm_layout import Part, Problem, kept, magnitude, parts_of
@@ -86,7 +86,7 @@ class PermuteChannels(Pass):
             for done, ((group, parts), order) in enumerate(zip(plans, results, strict=True)):
                 ctx.progress(done, len(plans), group.name)
                 before, after, whole = kept(parts, self.pattern, order)
-                if after <= before:
+                if not after > before:
                     reason = f"no order of its inputs was found in which {self.pattern} keeps more"
                     rw.skip(parts[0].weight.node, reason)
                     continue
@@ -143,7 +143,7 @@ def group_parts(
 ) -> Iterator[tuple[ChannelGroup, list[Part]]]:
     """The groups whose order matters to a pattern, with their parts of weights; the others are refused."""
     weights = {w.value: w for w in nm_weights(graph)}
-    sparse: dict[NmWeight, bool] = {}
+    known: dict[NmWeight, str | None] = {}
     for group in channel_groups(graph):
         reading: list[tuple[Placement, NmWeight]] = []
         problems: dict[NmWeight, str] = {}
@@ -162,25 +162,38 @@ def group_parts(
                 problems[weight] = problem
         for weight, problem in problems.items():
             rw.skip(weight.node, f"it does not count for the order of its inputs: {problem}")
-        parts, straddling = parts_of(group, reading, pattern)
+        parts, straddling = parts_of(reading, pattern)
         for reason in straddling:
             rw.skip(reading[0][1].node, f"its inputs keep their order: {reason}")
-        whole = next((w for _, w in reading if _is_sparse(w, pattern, sparse)), None)
-        if parts and whole is not None:
-            rw.skip(
-                whole.node, f"its weight is {pattern} already: another order of channels breaks it"
-            )
+        against = next((p for _, w in reading if (p := _problem(w, pattern, known))), None)
+        if parts and against is not None:
+            rw.skip(*against)
         elif parts:
             yield group, parts
 
 
-def _is_sparse(weight: NmWeight, pattern: Pattern, known: dict[NmWeight, bool]) -> bool:
-    """Whether a weight is pruned already: by its mask, or by its numbers."""
+def _problem(
+    weight: NmWeight, pattern: Pattern, known: dict[NmWeight, str | None]
+) -> tuple[Node, str] | None:
+    """What the numbers of a weight have against another order, with the layer that it belongs to."""
     if weight not in known:
-        data = weight.value.data if weight.value is not None else None
-        masked = isinstance(data, MaskedTensor) and data.pattern is not None
-        known[weight] = masked or pattern.holds(magnitude(weight))
-    return known[weight]
+        known[weight] = _number_problem(weight, pattern)
+    reason = known[weight]
+    return None if reason is None else (weight.node, reason)
+
+
+def _number_problem(weight: NmWeight, pattern: Pattern) -> str | None:
+    data = weight.value.data if weight.value is not None else None
+    try:
+        found = magnitude(weight)
+    except ValueError as error:
+        return f"its weight cannot be read: {error}"
+    if not np.isfinite(found).all():
+        return "its weight is not finite everywhere"
+    # Pruned already: by its mask, or by its numbers.
+    if (isinstance(data, MaskedTensor) and data.pattern is not None) or pattern.holds(found):
+        return f"its weight is {pattern} already: another order of channels breaks it"
+    return None
 
 
 __all__ = ["PermuteChannels", "group_parts", "places_of", "seed_of", "steps_for"]

@@ -16,7 +16,8 @@ from torch import nn
 from zoo.exports import example, exported
 
 from graphshrink import shrink
-from graphshrink.ir import Pattern
+from graphshrink.api import load
+from graphshrink.ir import Pattern, parse
 from graphshrink.passes import PermuteChannels, Pipeline
 from graphshrink.passes.nm_search import _Table, search_order, whole_numbers
 from support.onnx_run import outputs_of
@@ -304,6 +305,20 @@ def test_sparse_weights_keep_their_order() -> None:
     _, done, left = permuted(model, torch.randn(2, 6))
     assert not done
     assert left == ["its weight is 2:4 already: another order of channels breaks it"]
+
+
+def test_weights_that_are_not_finite_or_not_there() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)))
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.inf
+    result = shrink(model.eval(), "permute-channels", example_inputs=(torch.randn(2, 6),))
+    (record,) = result.report.passes
+    assert not record.rewrites
+    assert [r.reason for r in record.refusals] == ["its weight is not finite everywhere"]
+    graph = parse(str(load(model, (torch.randn(2, 6),))[0]))
+    (record,) = Pipeline("permute-channels").run(graph)
+    (refusal,) = record.refusals
+    assert refusal.reason.startswith("its weight cannot be read: the numbers of this")
 
 
 def test_nothing_better_is_found() -> None:
