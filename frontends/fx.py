@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from ..ir import (
 )
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
-from .fx_call import DTYPES, Call
+from .fx_call import DTYPES, Call, Step, Steps
+from .fx_constants import fold_view
 from .fx_ops import (
     ALLOCATES,
     CALLS,
@@ -40,16 +41,25 @@ from .fx_ops import (
     type_of,
 )
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
+from .fx_sizes import is_plain, known_sizes
 from .raising import raise_patterns
 
 
 @dataclass(frozen=True)
 class FxOrigin:
-    """The host nodes that an IR node stands for, by name, in order."""
+    """The host nodes that an IR node stands for, by name, in order.
+
+    Attributes:
+        nodes: The names.
+        inputs: ``Value.host`` of each IR input when the node was made.
+        outputs: The host names of the results.
+        parts: How many IR nodes the one host node is; only all of them together stand for it.
+    """
 
     nodes: tuple[str, ...]
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,14 @@ class FxHost:
         inputs: Example inputs, or ``None``.
         order: Host nodes by name.
         inplace: Names of host nodes that work in place.
+        sizes: Names of host nodes that compute sizes from shapes, and are no nodes of the IR.
     """
 
     module: fx.GraphModule
     inputs: tuple[Any, ...] | None
     order: dict[str, fx.Node]
     inplace: frozenset[str]
+    sizes: tuple[str, ...] = ()
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -114,10 +126,13 @@ class _Shapes(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, TensorType] = {}
+        self.results: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if is_plain(result):
+            self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
         return result
@@ -125,6 +140,10 @@ class _Shapes(fx.Interpreter):
 
 def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
     """The types of all results, from a run on fake tensors."""
+    return _fake_run(module, inputs).found
+
+
+def _fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> _Shapes:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -132,7 +151,7 @@ def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, Tensor
     interpreter = _Shapes(module)
     with mode, torch.no_grad():
         interpreter.run(*fakes)
-    return interpreter.found
+    return interpreter
 
 
 class _Importer:
@@ -147,28 +166,35 @@ class _Importer:
         self.nodes = list(module.graph.nodes)
         self.types: dict[str, TensorType] = {}
         self.pieces: set[str] = set()
+        self.sizes: dict[str, Any] = {}
         self.barrier: set[str] = set()
 
     def run(self) -> Graph:
         if self.inputs is not None:
             try:
-                self.types = shapes_of(self.module, self.inputs)
+                ran = _fake_run(self.module, self.inputs)
+                self.types, results = ran.found, ran.results
             except Exception as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ModelError(f"the module does not run on example_inputs: {first}") from error
         else:
-            self.types = {n.name: type_of(n.meta["val"]) for n in self.nodes if "val" in n.meta}
+            stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
+            self.types = {name: type_of(found) for name, found in stated.items()}
+            results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
+        self.sizes = known_sizes(self.nodes, results)
         self._check_mode()
         inplace, self.barrier = self._aliases()
         for node in self.nodes:
-            if node.name not in self.pieces:
+            if node.name not in self.pieces and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
         order = {n.name: n for n in self.nodes}
-        self.graph.host = FxHost(self.module, self.inputs, order, frozenset(inplace))
+        self.graph.host = FxHost(
+            self.module, self.inputs, order, frozenset(inplace), tuple(self.sizes)
+        )
         raise_patterns(self.graph, _combine)
         return self.graph
 
@@ -242,11 +268,15 @@ class _Importer:
             return name
 
         for node in self.nodes:
+            if node.name in self.sizes:
+                continue
             if node.name in inplace or not self._fresh(node):
                 for source in node.all_input_nodes:
                     group[find(node.name)] = find(source.name)
         members: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
+            if node.name in self.sizes:
+                continue
             members.setdefault(find(node.name), []).append(node)
         barrier: set[str] = set()
         for found in members.values():
@@ -277,7 +307,8 @@ class _Importer:
                 return False
             if member.name in later:
                 continue
-            if any(position[user.name] > here for user in member.users):
+            readers = (user.name for user in member.users if user.name not in self.sizes)
+            if any(position[name] > here for name in readers):
                 return False
         return True
 
@@ -301,17 +332,33 @@ class _Importer:
             self.values[node.name] = held
         elif node.op == "output":
             for leaf in node.all_input_nodes:
-                self.graph.add_output(self.values[leaf.name], leaf.name)
+                self.graph.add_output(self._value(leaf), leaf.name)
         elif barrier or not self._cut(node):
             lowered = None if barrier else self._lower(node)
             if lowered is None:
                 self._opaque(node, barrier)
+            elif isinstance(lowered, Steps):
+                self._steps(node, lowered)
             else:
                 self._canonical(node, *lowered)
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]
         return plain_type(found) is Constant and not hooked(found)
+
+    def _value(self, node: fx.Node) -> Value:
+        """The value of a host node; sizes that an opaque call reads are opaque themselves."""
+        pending = [node]
+        while pending:
+            last = pending[-1]
+            missing = [s for s in last.all_input_nodes if s.name not in self.values]
+            if last.name in self.values:
+                pending.pop()
+            elif missing:
+                pending += missing
+            else:
+                self._opaque(pending.pop())
+        return self.values[node.name]
 
     def _define(self, node: fx.Node, value: Value) -> None:
         value.host = node.name
@@ -349,12 +396,12 @@ class _Importer:
 
     def _call(self, node: fx.Node) -> Call:
         """A host call with our values in place of the host's nodes."""
-        lookup: Any = lambda n: self.values[n.name]  # noqa: E731
+        lookup: Any = lambda n: self.sizes[n.name] if n.name in self.sizes else self.values[n.name]  # noqa: E731
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
         return Call(tuple(arguments), dict(keywords))
 
-    def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | None:
+    def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | Steps | None:
         try:
             call = self._call(node)
             if node.op == "call_module":
@@ -372,12 +419,21 @@ class _Importer:
                 lowered = rule(call) if rule else None
             if lowered is None:
                 return None
-            types = [o.type if o is not None else None for o in lowered[1]]
-            inferred = lowered[0].infer(types)
+            parts = lowered.parts if isinstance(lowered, Steps) else (lowered,)
+            made: list[TensorType] = []
+            for op, operands in parts:
+                types = [
+                    made[o.number] if isinstance(o, Step) else o.type if o is not None else None
+                    for o in operands
+                ]
+                inferred = op.infer(types)
+                if inferred is None:
+                    return None
+                made.append(inferred[0])
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError):
             return None
         known = self.types.get(node.name, ir.UNKNOWN)
-        return lowered if inferred is not None and inferred[0].accepts(known) else None
+        return lowered if made[-1].accepts(known) else None
 
     def _cut(self, node: fx.Node) -> bool:
         """Import a call that cuts a tensor together with the calls that take the pieces."""
@@ -448,12 +504,36 @@ class _Importer:
         self._define(node, made.output)
         made.origin = _origin(made, (node.name,))
 
+        fold_view(made)
+
+    def _steps(self, node: fx.Node, steps: Steps) -> None:
+        """One host call as several nodes, which stand for it together."""
+        made: list[ir.Node] = []
+        last = len(steps.parts) - 1
+        for number, (op, operands) in enumerate(steps.parts):
+            inputs = [
+                made[o.number].output if isinstance(o, Step)
+                else self._derived(o, node, 8 * number + i) if isinstance(o, Tensor) else o
+                for i, o in enumerate(operands)
+            ]  # fmt: skip
+            final = number == last
+            name = node.name if final else f"{node.name}_{op.name.lower()}_{number}"
+            types = [self.types.get(node.name, ir.UNKNOWN)] if final else None
+            made.append(self.graph.append(op, inputs, name=name, types=types, output_names=[name]))
+            if not final:
+                made[-1].output.host = ("inner", node.name, number)
+        self._define(node, made[-1].output)
+        for part in made:
+            part.origin = replace(_origin(part, (node.name,)), parts=len(made))
+
     def _derived(self, data: Tensor, node: fx.Node, place: int) -> Value:
         """One value for one host object; tensors that are computed here have none."""
         if data.host is not None and id(data.host) in self.shared:
             return self.shared[id(data.host)]
         value = self.graph.add_constant(data, f"{node.name}_c{place}")
         value.host = ("derived", node.name, place)
+        sources = (self.values[n.name] for n in node.all_input_nodes if n.name in self.values)
+        value.bases = tuple(v for v in sources if v.data is not None and v.producer is not None)
         if data.host is not None:
             self.shared[id(data.host)] = value
         return value
@@ -463,7 +543,7 @@ class _Importer:
         pure = not barrier and not node.is_impure() and not self._inplace(node)
         made = self.graph.append(
             Opaque(f"fx:{target}", pure),
-            [self.values[n.name] for n in node.all_input_nodes],
+            [self._value(n) for n in node.all_input_nodes],
             name=node.name,
             types=[self.types.get(node.name, ir.UNKNOWN)],
             output_names=[node.name],

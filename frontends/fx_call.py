@@ -16,6 +16,31 @@ Lowered = tuple[Op, Sequence[Operand]]
 """The op and its operands: values, or tensors that a rule derived."""
 
 
+@dataclass(frozen=True)
+class Free:
+    """A size that may be another one the next time: of the axis of batches, or a symbol.
+
+    Attributes:
+        value: What it is of the example, or the symbol.
+    """
+
+    value: int | float | str
+
+
+@dataclass(frozen=True)
+class Step:
+    """The result of an earlier one of several steps."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One call that is several ops, each with its operands, in order; the last one makes the result."""
+
+    parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
+
+
 @dataclass
 class Call:
     """One call, with values in place of tensors."""

@@ -21,12 +21,12 @@ from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Val
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from ..nn_masks import only_masked, plain_type
-from .fx_call import DTYPES, Call, Lowered, ints
+from .fx_call import DTYPES, Call, Free, Lowered, ints
 from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
 from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
-from .onnx_site import reshaped
+from .onnx_site import reshaped, transposed
 
 
 def conv(call: Call, n: int) -> Lowered | None:
@@ -331,10 +331,20 @@ def flatten(call: Call) -> Lowered | None:
 def reshape(call: Call) -> Lowered | None:
     """``(x, shape)`` or ``(x, *sizes)`` of known integers."""
     x = call.value(0)
+    if isinstance(call.get(1, "shape"), torch.dtype):
+        return None  # The same bytes as other numbers.
     found = call.args[1:] if len(call.args) > 2 else (call.get(1, "shape"),)
     sizes = found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
-    target = ints(list(sizes), len(sizes))
-    return reshaping(x.type, target), [x]
+    target: list[int | None] = []
+    for i, size in enumerate(sizes):
+        # What is the size of the same axis already is copied; another one is what is left.
+        free = isinstance(size, Free)
+        same = free and x.type.rank is not None and i < x.type.rank
+        if same and x.type.shape is not None and x.type.shape[i] == size.value:
+            target.append(None)
+        else:
+            target += [-1] if free else ints(size, 1)
+    return (reshaping(x.type, tuple(target)), [x]) if target.count(-1) < 2 else None
 
 
 def permute(call: Call) -> Lowered | None:
@@ -447,6 +457,8 @@ def matmul(call: Call) -> Lowered | None:
     a, b = call.value(0), call.value(1, "other")
     if a.type.dtype is None or a.type.dtype is not b.type.dtype:
         return None
+    if b.data is not None and len(b.data.shape) == 2 and a.type.rank and b.type.dtype.is_wide_float:
+        return ir.Linear(), [a, transposed(b.data)]
     return ir.MatMul(), [a, b]
 
 

@@ -42,13 +42,18 @@ def _reshape(s: Site) -> Lowered | None:
 
 
 def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
-    """A reshape, which is a Flatten where it keeps the first axis and joins the rest."""
+    """A reshape, which is a Flatten where it keeps the first axis and joins the rest.
+
+    A first axis that stays as it is is copied, so that it says nothing about the size of batches.
+    """
     rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
     known = x.rank is not None and x.rank > 2 and len(rest) == x.rank - 1
     if known and len(target) == 2 and x.dim(0) not in (None, 0) and 0 not in rest:
         batch, joined = target
         if batch in (x.dim(0), None) and joined in (math.prod(rest), -1):
             return ir.Flatten(1)
+    if target and target[0] is not None and target[0] > 0 and target[0] == x.dim(0):
+        target = (None, *target[1:])
     return ir.Reshape(target)
 
 

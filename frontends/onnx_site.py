@@ -120,4 +120,4 @@ def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def transposed(data: Tensor) -> Tensor:
     """A matrix with rows and columns exchanged."""
-    return LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T)
+    return LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T, source=data)

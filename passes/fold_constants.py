@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..ir import Graph, Node, Rewriter, Value
+from ..ir import Graph, LazyTensor, Node, Rewriter, Tensor, Value
 from .affine_nodes import is_dequantized
 from .base import Context, Pass, PassError, register
 
@@ -50,6 +50,8 @@ class FoldConstants(Pass):
         """Let a constant take the place of ``value``, which ``makers`` lead to."""
         data = value.data
         assert data is not None
+        if all(_is_view(v.data) for m in makers for v in m.outputs):
+            return  # The host's own parameter, only turned: a copy would part from it.
         if any(is_dequantized(v) for m in makers for v in m.outputs):
             rw.skip(makers[0], "folding would turn quantised numbers into floating-point ones")
             return
@@ -67,6 +69,15 @@ class FoldConstants(Pass):
             constant = rw.constant(data, value.name)
             for user, index in value.uses:
                 rw.set_input(user, index, constant)
+
+
+def _is_view(data: Tensor | None) -> bool:
+    """Whether a constant is a tensor of the host whose numbers are only moved."""
+    while isinstance(data, LazyTensor) and data.source is not None:
+        data = data.source
+        if data.host is not None:
+            return True
+    return False
 
 
 def _freed(makers: list[Node], based: Counter[Value]) -> int:

@@ -103,13 +103,20 @@ class _Emitter:
         self.parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}
         self.masks: dict[int, Mask] = {}
         self.reserved = _reserved(host.module)
+        self.by_name: dict[str, fx.Node] = {}
+        self.places = {name: i for i, name in enumerate(host.order)}
+        stated = {n for node in graph.nodes for n in getattr(node.origin, "nodes", ())}
+        self.sizes = [name for name in host.sizes if name not in stated]
+        self.computed: list[tuple[fx.Node, fx.Node]] = []
+        self.whole = _whole(graph)
 
     def run(self) -> fx.GraphModule:
         source = self.host.module
         values = {v.host: v for v in self.graph.inputs}
         for node in source.graph.nodes:
             if node.op == "placeholder":
-                self.nodes[values[node.name]] = _typeless(self.out.node_copy(node))
+                made = _typeless(self.out.node_copy(node))
+                self.nodes[values[node.name]] = self.by_name[node.name] = made
         for node in self.graph.nodes:
             self._node(node)
         final = next(n for n in source.graph.nodes if n.op == "output")
@@ -119,6 +126,9 @@ class _Emitter:
         }
         copied = _typeless(self.out.node_copy(final, lambda n: returned[n.name]))
         copied.meta = dict(final.meta)
+        for made, was in reversed(self.computed):
+            if was.users and not made.users:
+                self.out.erase_node(made)
         self.out.set_codegen(source.graph._codegen)
         self.out.lint()
         module = fx.GraphModule(self.root, self.out, type(source).__name__)
@@ -203,6 +213,27 @@ class _Emitter:
 
     def _node(self, node: Node) -> None:
         origin = node.origin
+        if isinstance(origin, FxOrigin) and origin.nodes:
+            self._sizes(self.places[origin.nodes[0]])
+        self._emit(node, origin)
+        for value in node.outputs:
+            if isinstance(value.host, str) and value in self.nodes:
+                self.by_name[value.host] = self.nodes[value]
+
+    def _sizes(self, place: int) -> None:
+        """Write the calls that compute sizes, which the IR does not have, up to a place in the host's order."""
+        while self.sizes and self.places[self.sizes[0]] < place:
+            found = self.host.order[self.sizes.pop(0)]
+            sources = found.all_input_nodes
+            if all(s.name in self.by_name or s.op == "get_attr" for s in sources):
+                copied = self.out.node_copy(found, self._by_name)
+                self.host_nodes[found.name] = self.by_name[found.name] = copied
+                self.computed.append((copied, found))
+
+    def _by_name(self, source: fx.Node) -> fx.Node:
+        return self.by_name[source.name] if source.name in self.by_name else self._get_attr(source)
+
+    def _emit(self, node: Node, origin: object) -> None:
         if isinstance(origin, FxOrigin) and self._copy(node, origin):
             return
         if isinstance(node.op, Opaque):
@@ -220,13 +251,21 @@ class _Emitter:
 
     def _copy(self, node: Node, origin: FxOrigin) -> bool:
         names: dict[str, Value] = {}
-        for value, was in zip(node.inputs, origin.inputs, strict=True):
-            if isinstance(was, str):
-                if value is None:
-                    return False
-                names[was] = value
-            elif (value.host if value is not None else None) != was:
+        if origin.parts > 1:
+            group = self.whole.get(origin.nodes)
+            if group is None:
                 return False
+            if group[-1] is not node:
+                return True  # Written with the last one.
+            for part in group:
+                names.update(_names(part, part.origin) or {})
+        else:
+            found_names = _names(node, origin)
+            if found_names is None:
+                return False
+            names = found_names
+        bases = {b.host for v in node.inputs if v is not None for b in v.bases}
+        bases.update(self.host.sizes)
         if not all(self._keeps_memory(n, node) for n in origin.nodes):
             return False
         hosts = [self.host.order[name] for name in origin.nodes]
@@ -234,13 +273,13 @@ class _Emitter:
         for found in hosts:
             for source in found.all_input_nodes:
                 known = source.name in names or source.name in inner or source.op == "get_attr"
-                if not known:
+                if not known and not (source.name in bases and source.name in self.host_nodes):
                     return False
 
         def mapped(source: fx.Node) -> fx.Node:
             if source.name in names:
                 return self._value(names[source.name])
-            if source.name in inner:
+            if source.name in inner or source.op != "get_attr":
                 return self.host_nodes[source.name]
             return self._get_attr(source)
 
@@ -349,6 +388,39 @@ class _Emitter:
             # The tensor is kept, so that its id stays its own.
             self.parameters[id(data)] = data, nn.Parameter(_torch(data, self._like()))
         return self.parameters[id(data)][1]
+
+
+def _names(node: Node, origin: FxOrigin) -> dict[str, Value] | None:
+    """The values that stand where the host read others, by the host's names; ``None`` if that cannot be said."""
+    names: dict[str, Value] = {}
+    for value, was in zip(node.inputs, origin.inputs, strict=True):
+        if isinstance(was, str):
+            if value is None:
+                return None
+            names[was] = value
+        elif (value.host if value is not None else None) != was:
+            return None
+    return names
+
+
+def _whole(graph: Graph) -> dict[tuple[str, ...], list[Node]]:
+    """The nodes that are one host call together, where all of them are still as they were."""
+    groups: dict[tuple[str, ...], list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.origin, FxOrigin) and node.origin.parts > 1:
+            groups.setdefault(node.origin.nodes, []).append(node)
+    return {name: found for name, found in groups.items() if _is_whole(found)}
+
+
+def _is_whole(found: list[Node]) -> bool:
+    names: dict[str, Value] = {}
+    for node in found:
+        own = _names(node, node.origin)
+        if own is None or any(names.setdefault(k, v) is not v for k, v in own.items()):
+            return False
+    inner = [v for node in found[:-1] for v in node.outputs]
+    alone = all(not v.is_output and set(v.users) <= set(found) for v in inner)
+    return alone and len(found) == found[-1].origin.parts
 
 
 _STATED = ("val", "tensor_meta", "example_value")
