@@ -30,6 +30,7 @@ from ..ir import (
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
 from .fx_call import DTYPES, Call, Step, Steps
+from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
 from .fx_ops import (
     ALLOCATES,
@@ -414,7 +415,8 @@ class _Importer:
 
                 lowered = module_call(found, call.args[0], parameter)
             else:
-                rule = CALLS.get(call_name(node.target))
+                name = call_name(node.target)
+                rule: Any = CALLS.get(name) or COMPOSITE_CALLS.get(name)
                 call.kwargs.pop("inplace", None)
                 lowered = rule(call) if rule else None
             if lowered is None:

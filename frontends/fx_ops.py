@@ -528,7 +528,7 @@ ALLOCATES = {
     *MATH_ALLOCATES,
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
-    "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean",
+    "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean", "scaled_dot_product_attention", "stack",
     *(f"{k}{n}d" for n in (1, 2, 3) for k in (
         "conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool")),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,10 @@ class _Importer:
             if data is not None and data.dtype is like:
                 outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
                 return
+            if data is not None and data.dtype.is_int and like is not None and like.is_wide_float:
+                cast = LazyTensor(data.shape, like, partial(_as_floats, data, like))
+                outputs[0].data, outputs[0].type = cast, cast.type
+                return
         feeds: dict[str, Tensor] = {}
         for name in filter(None, node.input):
             data = self.values[name].data
@@ -316,6 +321,10 @@ class _Importer:
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
     """The numbers of a tensor without its identity in the host."""
     return data.shape, data.dtype, data.numpy
+
+
+def _as_floats(data: Tensor, like: DType) -> Any:
+    return data.numpy().astype(like.numpy)
 
 
 def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:

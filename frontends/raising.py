@@ -32,6 +32,7 @@ from ..ir import (
     Scale,
     Sub,
     Tensor,
+    Transpose,
     Unary,
     Value,
 )
@@ -207,6 +208,25 @@ def _bias(node: Node) -> Found | None:
     return Linear(), [*linear.inputs[:2], shift], [linear]
 
 
+def _transposed(node: Node) -> Found | None:
+    """All axes but two as one, those two exchanged, and the axes as they were."""
+    turn = _producer(node.inputs[0])
+    flat = _producer(turn.inputs[0]) if turn is not None else None
+    if turn is None or flat is None or not isinstance(flat.op, Reshape):
+        return None
+    x = flat.inputs[0]
+    if turn.op != Transpose((0, 2, 1)) or x is None:
+        return None
+    before, joined, after = x.type.static_shape, flat.output.type.shape, node.output.type.shape
+    if before is None or len(before) < 3 or joined is None or after is None:
+        return None
+    *lead, rows, columns = before
+    if joined[1:] != (rows, columns) or after != (*lead, columns, rows):
+        return None
+    rank = len(before)
+    return Transpose((*range(rank - 2), rank - 1, rank - 2)), [x], [flat, turn]
+
+
 def _group_norm(node: Node) -> Found | None:
     """Groups of channels that are normalised as one channel each, and the shape as it was."""
     norm = _producer(node.inputs[0])
@@ -359,7 +379,7 @@ def _group_affine(node: Node) -> Found | None:
 _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
     Div: (_layer_norm,),
     Mul: (_gated, _gelu, _layer_norm),
-    Reshape: (_group_norm,),
+    Reshape: (_group_norm, _transposed),
     Scale: (_layer_affine, _group_affine, _bias, _gelu_halved),
     Unary: (_not_equal, _rsqrt),
 }

@@ -1,11 +1,18 @@
-"""Property tests draw the same cases every time, so that a run can be repeated."""
+"""What all tests share: repeatable property tests, exported networks, and visible skips where torch is missing."""
 
+import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+NO_TORCH = "torch is not installed: pip install 'graphshrink[torch]'"
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -27,3 +34,33 @@ def cases() -> list[Any]:
         found = collect_testcases(None)
     assert len(found) > 1500
     return list(found)
+
+
+class _SkipWithoutTorch(MetaPathFinder):
+    """Skips a test module that imports torch, as ``pytest.importorskip`` does, while it is being collected.
+
+    What the tests do later gets the plain error of a missing package.
+    """
+
+    def __init__(self) -> None:
+        self.collecting = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
+        if fullname == "torch" and self.collecting:
+            pytest.skip(NO_TORCH, allow_module_level=True)
+
+
+if find_spec("torch") is None:
+    _finder = _SkipWithoutTorch()
+    sys.meta_path.insert(0, _finder)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
+        """Say so where a module cannot be collected for want of torch."""
+        _finder.collecting = isinstance(collector, pytest.Module)
+        try:
+            return (yield)
+        finally:
+            _finder.collecting = False
