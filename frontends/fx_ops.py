@@ -322,10 +322,16 @@ def flatten(call: Call) -> Lowered | None:
     start, end = axis_of(start, rank), axis_of(end, rank)
     if (start, end) == (1, rank - 1):
         return ir.Flatten(1), [x]
-    rest = [x.type.dim(a) for a in range(end + 1, rank)]
-    if start >= end or not all(isinstance(d, int) and d > 0 for d in rest):
+    if start >= end:
         return None
-    return ir.Reshape((*[None] * start, -1, *(d for d in rest if isinstance(d, int)))), [x]
+    sizes = [x.type.dim(a) for a in range(rank)]
+    rest = sizes[end + 1 :]
+    if None in rest or 0 in rest:
+        return None
+    joined = sizes[start : end + 1]
+    # The size of batches stays open, and so does what is not known.
+    product = -1 if start == 0 or None in joined else math.prod(d for d in joined if d is not None)
+    return reshaping(x.type, (*sizes[:start], product, *rest)), [x]
 
 
 def reshape(call: Call) -> Lowered | None:

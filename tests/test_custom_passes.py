@@ -141,6 +141,7 @@ def python(code: str, folder: Path | None = None) -> str:
 
 
 def test_the_example_runs() -> None:
+    pytest.importorskip("torch", reason="pip install 'graphshrink[torch]'")
     path = EXAMPLES / "custom_pass.py"
     out = python(f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')")
     first, second = out.split("\n\n")

@@ -1,0 +1,198 @@
+"""Attention, U-Nets and shuffles: traced, exported and in ONNX they are the same graph but for names."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from zoo.models import conv_norm
+
+from graphshrink import Pipeline
+from graphshrink.frontends.export import from_export
+from graphshrink.frontends.fx import from_fx
+from graphshrink.frontends.onnx import from_onnx
+from graphshrink.ir import Conv, Graph, Opaque, Rewriter
+from graphshrink.targets.fx import to_fx
+from support.fx_calls import CHECKS, body, ops, respelled
+
+
+class Attention(nn.Module):
+    """A layer of a vision transformer over patches, with one call for the attention."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch = nn.Conv2d(3, width, 4, 4)
+        self.place = nn.Parameter(torch.randn(1, 16, width))
+        self.norm = nn.LayerNorm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width))
+
+    def forward(self, x: Any) -> Any:
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.place
+        b, t, c = x.shape
+        y = self.norm(x)
+        q, k, v = (p(y).view(b, t, self.heads, c // self.heads).transpose(1, 2)
+                   for p in (self.q, self.k, self.v))  # fmt: skip
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(y.transpose(1, 2).reshape(b, t, c))
+        return (x + self.mlp(x)).mean(1)
+
+
+class UNet(nn.Module):
+    """Down, up by interpolation, joined, and up by a transposed convolution."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.down, self.deep, self.join = conv_norm(3, 8), conv_norm(8, 16), conv_norm(24, 8)
+        self.up, self.head = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Any) -> Any:
+        a = self.down(x)
+        b = self.deep(F.max_pool2d(a, 2))
+        if self.mode == "nearest":
+            b = F.interpolate(b, scale_factor=2, mode="nearest")
+        else:
+            b = F.interpolate(b, size=a.shape[-2:], mode=self.mode, align_corners=False)
+        return torch.sigmoid(self.head(self.up(F.avg_pool2d(self.join(torch.cat([a, b], 1)), 2))))
+
+
+class Shuffle(nn.Module):
+    """Half of the channels pass, then all are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.main = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        kept, moved = torch.relu(self.stem(x)).chunk(2, 1)
+        y = torch.cat([kept, self.main(moved)], 1)
+        b, c, h, w = y.shape
+        return y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+class Stacked(nn.Module):
+    """Two branches side by side on a new axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Any) -> Any:
+        both = torch.stack([self.a(x), self.b(x)], 1)
+        return torch.where(both > 0.0, both, torch.exp(both) - 1.0).amax(1)
+
+
+torch.manual_seed(0)
+IMAGE = torch.randn(2, 3, 16, 16)
+MODELS: dict[str, nn.Module] = {
+    "attention": Attention(),
+    "unet-nearest": UNet("nearest"),
+    "unet-bilinear": UNet("bilinear"),
+    "shuffle": Shuffle(),
+    "stacked": Stacked(),
+}
+
+
+def normal(graph: Graph) -> str:
+    """The text without names, without what only computes constants, and without biases of zeros."""
+    Pipeline("fold-constants,prune-dead").run(graph)
+    rw = Rewriter(graph)
+    for value in list(graph.values()):
+        if value.data is not None and value.producer is not None and value.use_count:
+            rw.replace_uses(value, rw.constant(value.data))
+    for node in reversed(list(graph.nodes)):
+        bias = node.input(2)
+        idle = bool(node.outputs) and all(v.data is not None for v in node.outputs)
+        if idle or (isinstance(node.op, Opaque) and node.op.kind in CHECKS):
+            rw.erase(node)
+        elif isinstance(node.op, Conv) and bias is not None and bias.data is not None:
+            zero = not np.any(bias.data.float64())
+            rw.replace(node, node.op, node.inputs[:2] if zero else node.inputs)
+    return graph.text(names=False, full=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_way_in_gives_the_same_graph(name: str) -> None:
+    model = MODELS[name].eval()
+    traced = fx.symbolic_trace(model)
+    graph = from_fx(traced, (IMAGE,))
+    assert not any(":" in kind for kind in ops(graph))
+    copied = to_fx(from_fx(traced, (IMAGE,)))
+    assert body(copied) == body(traced)
+    with torch.no_grad():
+        assert torch.equal(copied(IMAGE), model(IMAGE))
+        # Batches of another size: sizes stay what the host computes, or are copied.
+        for made in (copied, respelled(from_fx(traced, (IMAGE,)))):
+            torch.testing.assert_close(made(IMAGE[:1]), model(IMAGE[:1]), rtol=1e-5, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Without optimisations torch.onnx writes pieces as a sequence; with them it folds batch norms.
+        proto = torch.onnx.export(
+            model, (IMAGE,), dynamo=True, verbose=False, optimize=name == "shuffle"
+        )
+    assert proto is not None
+    text = normal(graph)
+    assert normal(from_export(torch.export.export(model, (IMAGE,)))) == text
+    assert normal(from_onnx(proto.model_proto)) == text
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.conv(x)
+        return y.view(y.shape[0], y.size(1) // 2, -1) / y.size(0)
+
+
+def test_sizes_of_batches_are_never_baked_in() -> None:
+    traced = fx.symbolic_trace(Head())
+    graph = from_fx(traced, (IMAGE,))
+    (shape,) = (n.op.shape for n in graph.nodes if n.op.name == "Reshape")
+    assert shape[0] is None
+    # What divides by the size of the batch is no constant.
+    assert any(isinstance(n.op, Opaque) and n.op.kind.endswith("truediv") for n in graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(to_fx(graph)(IMAGE[:1]), traced(IMAGE[:1]))
+
+
+def test_attention_that_was_changed_is_spelled_out() -> None:
+    """One call stands for all of its ops, or for none of them."""
+
+    class Two(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    x = torch.randn(2, 5, 8)
+    traced = fx.symbolic_trace(Two())
+    graph = from_fx(traced, (x,))
+    assert ops(graph) == ["Transpose", "Scale", "Scale", "MatMul", "Add", "Softmax", "MatMul"]
+    soft = next(n for n in graph.nodes if n.op.name == "Softmax")
+    Rewriter(graph).replace(soft, soft.op, soft.inputs)
+    made = to_fx(graph)
+    assert F.scaled_dot_product_attention not in {n.target for n in made.graph.nodes}
+    assert F.scaled_dot_product_attention in {n.target for n in traced.graph.nodes}
+    torch.testing.assert_close(made(x), Two()(x), rtol=1e-5, atol=1e-6)
+
+
+def test_symbols_of_torch_export() -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(Attention().eval(), (IMAGE,), dynamic_shapes={"x": {0: batch}})
+    graph = from_export(program)
+    reshapes = [n for n in graph.nodes if n.op.name == "Reshape"]
+    assert reshapes
+    assert all(n.op.shape[0] is None for n in reshapes)
+    symbol = graph.inputs[0].type.shape[0]
+    assert isinstance(symbol, str)
+    assert all(v.type.shape[0] == symbol for n in reshapes for v in n.outputs)
+    with torch.no_grad():
+        want, got = program.module()(IMAGE), to_fx(graph)(IMAGE)
+    torch.testing.assert_close(got, want)
