@@ -136,6 +136,14 @@ def shrink(
     build: Annotated[
         bool, typer.Option("--build", help="tensorrt: build the engine and time it (on a GPU).")
     ] = False,
+    keep_nchw_io: Annotated[
+        bool,
+        typer.Option("--keep-nchw-io", help="tflite: inputs and outputs keep their order of axes."),
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="tflite: store weights as float32 or float16."),
+    ] = None,
 ) -> None:
     """Shrink an ONNX file."""
     from .api import DEFAULT_PIPELINE
@@ -149,7 +157,7 @@ def shrink(
     asked = {
         "trt_version": trt_version, "profile": profile, "fp16": fp16, "bf16": bf16,
         "keep_float32": keep_float32, "float64": float64, "allow_op": allow_op,
-        "build": build,
+        "build": build, "keep_nchw_io": keep_nchw_io, "weights": weights,
     }  # fmt: skip
     chosen = emission(out, target, {name: value for name, value in asked.items() if value})
     for file in chosen.files:
@@ -236,7 +244,9 @@ def _summary(report: Any, out: str) -> str:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="The ONNX file to read.")],
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The ONNX or .tflite file to read.")
+    ],
     as_json: Json = False,
     text: Annotated[bool, typer.Option("--text", help="Print the whole graph.")] = False,
     trt_log: Annotated[
@@ -257,6 +267,9 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a model is made of."""
+    if source.endswith(".tflite"):
+        _inspect_tflite(source, as_json, text)
+        return
     from .api import load
     from .report import Size, size_table
 
@@ -347,6 +360,18 @@ def _sparsity(source: str, text: str | None, as_json: bool) -> None:
     show(console(), sparsity_table(rows, pattern))
 
 
+def _inspect_tflite(source: str, as_json: bool, text: bool) -> None:
+    from .litert import LiteModel
+
+    if text:
+        raise UsageError(f"--text prints graphs of the IR, which {source} does not hold")
+    model = LiteModel(Path(source))
+    if as_json:
+        typer.echo(json.dumps(model.to_dict(), indent=1))
+    else:
+        model.render(console())
+
+
 def _regions(graph: Graph) -> tuple[int, int]:
     """How many regions there are in a graph, and how deep they nest."""
     from .ir.analysis import regions
@@ -361,8 +386,8 @@ def _regions(graph: Graph) -> tuple[int, int]:
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="The reference, an ONNX file.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other ONNX file.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="The reference, ONNX or .tflite.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other file.")],
     shapes: Inputs = None,
     data: Annotated[
         str | None, typer.Option(metavar="FILE.npz", help="Inputs by name; else random ones.")
@@ -375,11 +400,11 @@ def compare(
         ),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed pairs of runs.")] = 30,
-    threads: Annotated[int, typer.Option(min=0, help="onnxruntime threads; 0 takes all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 takes all.")] = 0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare two models: numbers, size, and latency in onnxruntime as a paired ratio."""
+    """Compare two models: numbers, size, and latency as a paired ratio."""
     from .compare import compare_models
 
     found = compare_models(

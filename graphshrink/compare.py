@@ -1,4 +1,4 @@
-"""Two ONNX models side by side: numbers, size, and latency in onnxruntime as a paired ratio."""
+"""Two models side by side: numbers, size, and latency as a paired ratio; ONNX in onnxruntime, .tflite in LiteRT."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .api import load
-from .evaluate import Arrays, named_inputs, nudges, run_session, running_inputs, session
+from .evaluate import Arrays, named_inputs, nudges, running_inputs
 from .ir import Graph, UsageError
 from .latency import PairedLatency, paired_latency
 from .passes import relative_error
-from .passes.observers import MOST_NOISE, noise_limit, tolerance_of
+from .passes.observers import MOST_NOISE, noise_limit
 from .report import Size, number, size_table
 from .terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from .compare_sides import LiteSide, OnnxSide
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Comparison:
     Attributes:
         error: The largest output error of B, relative to A's largest output.
         tolerance: The error allowed.
-        sizes: The sizes of A and B.
+        sizes: The sizes of A and B; ``None`` for a .tflite file, whose operations are not the IR's.
         file_bytes: Bytes of the two models, the files of their external data included.
         latency: How fast B is beside A.
     """
 
     error: float
     tolerance: float
-    sizes: tuple[Size, Size]
+    sizes: tuple[Size | None, Size | None]
     file_bytes: tuple[int, int]
     latency: PairedLatency
 
@@ -52,8 +54,8 @@ class Comparison:
             "error": number(self.error),
             "tolerance": self.tolerance,
             "equal": self.equal,
-            "a": {**vars(self.sizes[0]), "file_bytes": self.file_bytes[0]},
-            "b": {**vars(self.sizes[1]), "file_bytes": self.file_bytes[1]},
+            "a": {**_fields(self.sizes[0]), "file_bytes": self.file_bytes[0]},
+            "b": {**_fields(self.sizes[1]), "file_bytes": self.file_bytes[1]},
             "milliseconds": list(self.latency.milliseconds),
             "speedup": {
                 "median": self.latency.speedup,
@@ -64,7 +66,7 @@ class Comparison:
 
     def render(self, console: Console, first: str, second: str) -> None:
         """Print a table."""
-        table = size_table(*self.sizes, titles=(first, second))
+        table = _table(self.sizes, (first, second))
         table.add_row("file bytes", *(f"{b:,}" for b in self.file_bytes))
         table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.latency.milliseconds))
         show(console, table)
@@ -72,6 +74,20 @@ class Comparison:
         console.print(
             f"largest output error, relative: {self.error:.2e} (allowed {self.tolerance:.0e})"
         )
+
+
+def _fields(size: Size | None) -> dict[str, Any]:
+    return {} if size is None else vars(size)
+
+
+def _table(sizes: tuple[Size | None, Size | None], titles: tuple[str, str]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    a, b = sizes
+    if a is not None and b is not None:
+        return size_table(a, b, titles=titles)
+    return Table("", *map(escape, titles))
 
 
 def compare_models(
@@ -95,41 +111,49 @@ def compare_models(
         tolerance: The error allowed. When not given, by the coarsest element type of the reference, or more where
             rounding the inputs otherwise moves its own outputs further.
         runs: Timed pairs of runs.
-        threads: Threads of onnxruntime; 0 takes all.
+        threads: Threads of the runtime; 0 takes all.
         seed: The seed of random inputs.
 
     Raises:
         ModelError: If a file cannot be read or run.
         UsageError: If the inputs do not fit, or the models have different ones.
     """
-    a, _ = load(first)
-    b, _ = load(second)
-    types_a, types_b = ({v.name: v.type for v in g.inputs} for g in (a, b))
-    if list(types_a) != list(types_b) or a.output_names != b.output_names:
+    a = _side(first, threads)
+    b = _side(second, threads, like=a)
+    if (
+        list(a.types) != list(b.types)
+        or len(a.outputs) != len(b.outputs)
+        or (a.named and b.named and a.outputs != b.outputs)
+    ):
         raise UsageError(f"{first} and {second} have different inputs or outputs")
-    for name, type_ in types_a.items():
-        if not type_.accepts(types_b[name]):
-            raise UsageError(f"input {name!r} is {type_} in {first}, {types_b[name]} in {second}")
-    one, two = session(first, threads), session(second, threads)
+    for name, type_ in a.types.items():
+        if not type_.accepts(b.types[name]):
+            raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
+    graph = a.signature()
     if data is None:
-        feeds = running_inputs(a, shapes, seed, lambda x: run_session(one, x, str(first)))
+        feeds = running_inputs(graph, shapes, seed, a.run)
     else:
-        feeds = _read_inputs(a, data)
-    want, got = run_session(one, feeds, str(first)), run_session(two, feeds, str(second))
+        feeds = _read_inputs(graph, data)
+    want, got = a.run(feeds), b.run(feeds)
     error = relative_error(want, got)
     if tolerance is None:
-        tolerance = tolerance_of(a)
+        tolerance = max(a.tolerance, b.tolerance)
         if tolerance < error < MOST_NOISE:
-            moved = (run_session(one, x, str(first)) for x in nudges(feeds, seed))
+            moved = (a.run(x) for x in nudges(feeds, seed))
             tolerance = noise_limit(tolerance, want, moved)
-    latency = paired_latency(lambda: one.run(None, feeds), lambda: two.run(None, feeds), pairs=runs)
-    return Comparison(
-        error,
-        tolerance,
-        (Size.of(a), Size.of(b)),
-        (_file_bytes(a, first), _file_bytes(b, second)),
-        latency,
-    )
+            a.run(feeds)
+    latency = paired_latency(a.again, b.again, pairs=runs)
+    return Comparison(error, tolerance, (a.size, b.size), (a.file_bytes, b.file_bytes), latency)
+
+
+def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> OnnxSide | LiteSide:
+    if path.suffix == ".tflite":
+        from .compare_sides import LiteSide
+
+        return LiteSide(path, threads, like)
+    from .compare_sides import OnnxSide
+
+    return OnnxSide(path, threads)
 
 
 def _read_inputs(graph: Graph, data: Path) -> Arrays:
@@ -141,15 +165,3 @@ def _read_inputs(graph: Graph, data: Path) -> Arrays:
     except (ValueError, AttributeError, BadZipFile) as error:
         raise UsageError(f"{data} is not an .npz file of arrays") from error
     return named_inputs(graph, arrays)
-
-
-def _file_bytes(graph: Graph, path: Path) -> int:
-    model = graph.host.model
-    places: set[str] = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [path, *(path.parent / place for place in sorted(places))]
-    return sum(file.stat().st_size for file in files)

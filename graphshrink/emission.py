@@ -44,6 +44,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target("onnx", ".onnx", ".targets.onnx"),
         Target("tensorrt", ".onnx", ".targets.tensorrt", (".trt.json",)),
+        Target("tflite", ".tflite", ".targets.tflite"),
     )
 }
 """All targets by name. A suffix alone means the first target that has it."""

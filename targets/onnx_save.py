@@ -52,14 +52,23 @@ def save_model(
     """
     tensors = tensors or {}
     target = Path(path)
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise UsageError(f"cannot write {target}: it is a folder")
+    check_place(target)
     try:
         _write(model, target, tensors, base_dir, keep_external)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def check_place(target: Path) -> None:
+    """Check that a file can stand at a path.
+
+    Raises:
+        UsageError: If its folder does not exist, or it is a folder itself.
+    """
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise UsageError(f"cannot write {target}: it is a folder")
 
 
 def _write(

@@ -1,5 +1,6 @@
 """What all tests share: repeatable property tests, exported networks, and visible skips where torch is missing."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,11 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the ONNX exports of one session share."""
-    return tmp_path_factory.mktemp("zoo")
+    """A folder that the ONNX exports of one session share, whichever process makes them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,20 +8,19 @@ first as constants: what must be known to be understood (scales, axes, weights) 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
 
 from graphshrink import DEFAULT_PIPELINE, Graph, Pipeline, Rewriter
 from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import Opaque
 from graphshrink.passes import relative_error
 from graphshrink.targets.onnx import to_onnx
+from support.onnx_cases import Known, feeds_of
 
 CHUNKS = 4
 LEAST = {"default": 10, "respell": 140, "respell-known": 110}
@@ -47,33 +46,6 @@ def run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
 def tolerance(arrays: list[Any]) -> float:
     kinds = {np.asarray(a).dtype for a in arrays}
     return 1e-2 if np.dtype(np.float16) in kinds else 1e-5
-
-
-def feeds_of(case: Any) -> dict[str, Any]:
-    inputs = case.model.graph.input
-    return {i.name: v for i, v in zip(inputs, case.data_sets[0][0], strict=False)}
-
-
-@dataclass
-class Known:
-    """A case whose operands beside the first are constants: weights, shapes, axes, scales."""
-
-    name: str
-    model: onnx.ModelProto
-    data_sets: list[Any]
-
-    @classmethod
-    def of(cls, case: Any) -> Known | None:
-        feeds = list(feeds_of(case).items())
-        first, rest = feeds[:1], feeds[1:]
-        if not rest or not all(isinstance(v, (np.ndarray, np.generic)) for _, v in rest):
-            return None
-        model = onnx.ModelProto()
-        model.CopyFrom(case.model)
-        del model.graph.input[1:]
-        for name, array in rest:
-            model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-        return cls(case.name, model, [([v for _, v in first], None)])
 
 
 def different(cases: list[Any], pipeline: Pipeline, least: int) -> Iterator[str]:

@@ -1,0 +1,165 @@
+"""The two sides of a comparison: a model with its inputs set, ready to be run again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .api import load
+from .evaluate import Arrays, run_session, session
+from .ir import DType, Graph, TensorType, UsageError
+from .litert import LiteModel, Port
+from .passes.observers import TOLERANCE, tolerance_of
+from .report import Size
+from .targets.tflite.layout import Layout, channels_last
+
+_ALLOWED = {DType.F32: TOLERANCE[DType.F32], DType.F16: TOLERANCE[DType.F16], DType.I8: 0.1}
+"""The error that is allowed by how a file stores its weights; int8 rounds at every step."""
+
+
+class OnnxSide:
+    """An ONNX file in onnxruntime.
+
+    Attributes:
+        path: The file.
+        types: The types of the inputs, by name.
+        outputs: The names of the outputs.
+        named: Whether the names of the outputs are the model's own.
+        size: How large the graph is.
+        tolerance: The error that its coarsest element type allows.
+    """
+
+    named = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        self.graph, _ = load(path)
+        self.types = {v.name: v.type for v in self.graph.inputs}
+        self.outputs = list(self.graph.output_names)
+        self.output_types = [v.type for v in self.graph.outputs]
+        self.size: Size | None = Size.of(self.graph)
+        self.tolerance = tolerance_of(self.graph)
+        self._session = session(path, threads)
+        self._feeds: Arrays = {}
+
+    def signature(self) -> Graph:
+        """A graph with these inputs."""
+        return self.graph
+
+    def run(self, feeds: Arrays) -> list[Any]:
+        """Set the inputs and run."""
+        self._feeds = feeds
+        return run_session(self._session, feeds, str(self.path))
+
+    def again(self) -> None:
+        """Run once more, to be timed."""
+        self._session.run(None, self._feeds)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file and of its external data."""
+        places: set[str] = {
+            entry.value
+            for tensor in self.graph.host.model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        files = [self.path, *(self.path.parent / place for place in sorted(places))]
+        return sum(file.stat().st_size for file in files)
+
+
+class LiteSide:
+    """A .tflite file in LiteRT, which is given and gives arrays in the order of axes of the original model.
+
+    A file that does not say how its axes are ordered is held against the other side: equal sizes are taken as they are, else
+    channels last is tried.
+
+    Attributes: as for :class:`OnnxSide`.
+    """
+
+    types: dict[str, TensorType]
+    outputs: list[str]
+    output_types: list[TensorType]
+
+    def __init__(self, path: Path, threads: int, like: OnnxSide | LiteSide | None) -> None:
+        self.path = path
+        self.model = LiteModel(path, threads)
+        inputs, outputs = self.model.inputs, self.model.outputs
+        names = [p.name for p in inputs]
+        others: list[TensorType | None] = [None] * len(inputs)
+        if like is not None and len(names) == len(like.types):
+            if set(names) == set(like.types):
+                place = {name: i for i, name in enumerate(like.types)}
+                inputs = sorted(inputs, key=lambda port: place[port.name])
+            names, others = list(like.types), list(like.types.values())
+        self._inputs = [
+            (port, _order(path, port, t)) for port, t in zip(inputs, others, strict=True)
+        ]
+        self.types = {
+            name: _logical(port.type, order)
+            for name, (port, order) in zip(names, self._inputs, strict=True)
+        }
+        self.named = self.model.written_by is not None
+        results = {p.name: p for p in outputs}
+        wanted: list[TensorType | None] = [None] * len(outputs)
+        if like is not None and len(like.outputs) == len(outputs):
+            wanted = list(like.output_types)
+            if set(results) == set(like.outputs):
+                outputs = [results[name] for name in like.outputs]
+        self._outputs = [(p, _order(path, p, t)) for p, t in zip(outputs, wanted, strict=True)]
+        self.outputs = [p.name for p in outputs]
+        self.output_types = [_logical(p.type, order) for p, order in self._outputs]
+        self.size: Size | None = None
+        self.tolerance = _ALLOWED[self.model.coarsest]
+
+    def signature(self) -> Graph:
+        """A graph with these inputs."""
+        graph = Graph(str(self.path))
+        for name, type_ in self.types.items():
+            graph.add_input(name, type_)
+        return graph
+
+    def run(self, feeds: Arrays) -> list[Any]:
+        """Set the inputs and run."""
+        arrays = {}
+        for (port, order), array in zip(self._inputs, feeds.values(), strict=True):
+            assert port.type.dtype is not None
+            arrays[port.name] = array.transpose(order).astype(port.type.dtype.numpy)
+        self.model.feed(arrays)
+        self.model.invoke()
+        places = {p.name: i for i, p in enumerate(self.model.outputs)}
+        made = self.model.results()
+        return [made[places[p.name]].transpose(np.argsort(order)) for p, order in self._outputs]
+
+    def again(self) -> None:
+        """Run once more, to be timed."""
+        self.model.invoke()
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file."""
+        return self.model.file_bytes
+
+
+def _logical(type_: TensorType, order: tuple[int, ...]) -> TensorType:
+    assert type_.shape is not None
+    return type_.with_shape(tuple(type_.shape[place] for place in np.argsort(order)))
+
+
+def _order(path: Path, port: Port, like: TensorType | None) -> tuple[int, ...]:
+    """The order of axes of an input or output."""
+    rank = len(port.type.shape or ())
+    plain = tuple(range(rank))
+    if port.order is not None:
+        return port.order
+    if like is None or like.shape is None:
+        return plain
+    if len(like.shape) != rank:
+        raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")
+    for order in (plain, channels_last(rank).perm):
+        stored = TensorType(None, Layout(order).stored(like.shape))
+        if stored.accepts(TensorType(None, port.type.shape)):
+            return order
+    raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")

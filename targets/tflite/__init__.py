@@ -1,0 +1,111 @@
+"""IR graphs to .tflite files for LiteRT.
+
+The emitter writes the file itself, by the schema's generated code: no TensorFlow, and for ONNX no torch. Convolutional networks are
+stored channels last from end to end. ``layout`` and ``wishes`` decide the order of axes, ``emitter`` walks the graph, the files beside
+it have the rules of the ops by family, ``flat`` is the model in memory, ``versions`` knows the operators, ``write`` makes the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...ir import Graph, UsageError
+from ..emitted import Emitted
+from ..onnx_save import check_place, write_bytes
+from . import (  # noqa: F401 - the rules register themselves
+    activations,
+    arithmetic,
+    conv,
+    dense,
+    functions,
+    indexing,
+    litert_torch,
+    padding,
+    pools,
+    quantized,
+    recurrent,
+    reduce,
+    resample,
+    reshapes,
+    slices,
+)
+from .convert import flat_model
+from .write import schema, to_bytes
+
+WEIGHTS = ("float32", "float16")
+"""How weights can be stored."""
+
+WAYS = ("graphshrink", "litert-torch")
+"""Who can write the file."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the target.
+
+    Attributes:
+        keep_nchw_io: Inputs and outputs keep the model's own order of axes, at the price of a TRANSPOSE each.
+        weights: How weights are stored, one of :data:`WEIGHTS`.
+        via: Who writes the file, one of :data:`WAYS`; ``litert-torch`` takes torch models only.
+    """
+
+    keep_nchw_io: bool = False
+    weights: str = "float32"
+    via: str = "graphshrink"
+
+    def __post_init__(self) -> None:
+        for option, value, known in (("weights", self.weights, WEIGHTS), ("via", self.via, WAYS)):
+            if value not in known:
+                raise UsageError(f"{option} is one of {', '.join(known)}, not {value!r}")
+
+
+def ready(options: Options) -> None:
+    """Check that what writes the file is installed.
+
+    Raises:
+        MissingExtra: If it is not.
+    """
+    if options.via == "litert-torch":
+        litert_torch.check_installed()
+    else:
+        schema()
+
+
+def to_tflite(graph: Graph, options: Options | None = None) -> bytes:
+    """The bytes of a .tflite file.
+
+    Raises:
+        ModelError: If there are ops that cannot be written; it names all of them.
+        MissingExtra: If the extra is not installed.
+    """
+    return _content(graph, options or Options())[0]
+
+
+def save(graph: Graph, path: str | os.PathLike[str], options: Options) -> Emitted:
+    """Write a graph as a .tflite file, whole or not at all.
+
+    Raises:
+        ModelError: If there are ops that cannot be written; it names all of them.
+        UsageError: If the file cannot be written.
+    """
+    content, notes, data = _content(graph, options)
+    target = Path(path)
+    check_place(target)
+    try:
+        write_bytes(target, content)
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+    return Emitted((target,), tuple(notes), data)
+
+
+def _content(graph: Graph, options: Options) -> tuple[bytes, list[str], dict[str, Any]]:
+    """The file, notes, and data for the report."""
+    if options.via == "litert-torch":
+        if options != Options(via=options.via):
+            raise UsageError("via='litert-torch' takes none of the other options")
+        return litert_torch.convert(graph), ["written by litert-torch"], {}
+    model, notes, data = flat_model(graph, options)
+    return to_bytes(model), notes, data

@@ -1,0 +1,102 @@
+"""The whole way from a graph to a flat model: emission, the error for what is missing, what the file says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...ir import Graph, ModelError
+from .emitter import Emitter, Problem
+from .flat import FlatModel, FlatTensor
+from .from_torch import is_from_torch, readings
+from .layout import Layout, channels_last
+
+if TYPE_CHECKING:
+    from . import Options
+
+METADATA = "graphshrink"
+"""The name of our entry in the file's metadata: JSON with the version and the layout of every input and output."""
+
+
+def flat_model(graph: Graph, options: Options) -> tuple[FlatModel, list[str], dict[str, Any]]:
+    """The flat model, notes for the user, and data for the report.
+
+    Raises:
+        ModelError: If there are ops that cannot be written; it names all of them.
+    """
+    emitter, ways = _emitted(graph, options)
+    model = emitter.model
+    described = _signature(emitter)
+    from ... import __version__
+
+    said = ", ".join(described[kind] for kind in ("inputs_text", "outputs_text"))
+    model.description = f"graphshrink {__version__}; {said}"
+    content = {
+        "version": __version__,
+        "inputs": described["inputs"],
+        "outputs": described["outputs"],
+    }
+    model.metadata[METADATA] = json.dumps(content, sort_keys=True).encode()
+    codes = Counter(operation.code for operation in model.operations)
+    data = {
+        "inputs": described["inputs"], "outputs": described["outputs"],
+        "operations": dict(sorted(codes.items())),
+    }  # fmt: skip
+    return model, [said, *ways, *emitter.notes], data
+
+
+def _emitted(graph: Graph, options: Options) -> tuple[Emitter, list[str]]:
+    """What wrote the graph, or the first other reading of its torch model that can be written whole."""
+
+    def emit(read: Graph) -> Emitter:
+        made = Emitter(read, keep_nchw=options.keep_nchw_io, half=options.weights == "float16")
+        made.run()
+        return made
+
+    first = emit(graph)
+    if not first.problems:
+        return first, []
+    if is_from_torch(graph):
+        for name, other in readings(graph):
+            second = emit(other)
+            if not second.problems:
+                return second, [
+                    f"read again by {name}, since the first reading holds calls that TFLite has no words for"
+                ]
+    raise ModelError(refusal(graph, first.problems))
+
+
+def refusal(graph: Graph, problems: Sequence[Problem]) -> str:
+    """One line that names every op that cannot be written, with its nodes and the reason."""
+    by_op: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        by_op.setdefault((problem.op, problem.reason), []).append(problem.node)
+    parts = []
+    for (op, reason), nodes in by_op.items():
+        shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
+        parts.append(f"{op} ({shown}{': ' + reason if reason else ''})")
+    advice = "; try via='litert-torch', which needs its own extra" if is_from_torch(graph) else ""
+    return f"TFLite cannot be written: {'; '.join(parts)}{advice}"
+
+
+def _signature(e: Emitter) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    pairs = {
+        "inputs": [(name, tensor, e.placed[v][1]) for (name, tensor), v in zip(e.model.inputs, e.graph.inputs, strict=True)],
+        "outputs": [(name, tensor, e.placed[v][1]) for (name, tensor), v in zip(e.model.outputs, e.graph.outputs, strict=True)],
+    }  # fmt: skip
+    for kind, entries in pairs.items():
+        found[kind] = {name: list(layout.perm) for name, _, layout in entries}
+        shown = ", ".join(_shown(*entry) for entry in entries)
+        found[f"{kind}_text"] = f"{kind} {shown}"
+    return found
+
+
+def _shown(name: str, tensor: FlatTensor, layout: Layout) -> str:
+    sizes = "x".join("?" if d < 0 else str(d) for d in tensor.shape)
+    order = ""
+    if layout.rank > 2 and layout == channels_last(layout.rank):
+        order = " channels last"
+    return f"{name} {tensor.dtype.lower()}[{sizes}]{order}"

@@ -1,0 +1,79 @@
+"""Other readings of a torch model, for calls that the IR does not know in the first one.
+
+A traced module computes shapes in Python (``x.shape[0]``) and holds modules that are one call (``nn.LSTM``);
+``torch.export`` resolves the former, ``torch.onnx`` spells out the latter. Both start from the module that the graph
+stands for after all passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...ir import Graph
+
+
+def is_from_torch(graph: Graph) -> bool:
+    """Whether a graph came from a torch model; says so without importing torch."""
+    return type(graph.host).__name__ == "FxHost"
+
+
+def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
+    """The same model read by ``torch.export``, then as ONNX, each with its name; what fails is left out."""
+    for name, read in (("torch.export", _exported), ("torch.onnx", _through_onnx)):
+        try:
+            with _quiet():
+                found = read(graph)
+        except (
+            Exception
+        ) as error:  # Whatever the exporters raise: the first reading's refusal stands.
+            logging.getLogger(__name__).info("%s cannot read the model: %s", name, error)
+            continue
+        yield name, found
+
+
+def _exported(graph: Graph) -> Graph:
+    import torch
+
+    from ...frontends.export import from_export
+    from ..fx import example_inputs_of, to_fx
+
+    program: Any = torch.export.export(to_fx(graph), example_inputs_of(graph))
+    return _folded(from_export(program), graph)
+
+
+def _through_onnx(graph: Graph) -> Graph:
+    from ...frontends.onnx import from_onnx
+    from ..onnx import to_onnx
+
+    return _folded(from_onnx(to_onnx(graph)), graph)
+
+
+def _folded(found: Graph, graph: Graph) -> Graph:
+    """The reading with constants computed, under the names of the graph that it stands for."""
+    from ...passes import Pipeline
+
+    Pipeline("fold-constants,prune-dead").run(found)
+    if len(found.inputs) == len(graph.inputs):
+        for ours, theirs in zip(found.inputs, graph.inputs, strict=True):
+            ours.host = theirs.name
+    if len(found.outputs) == len(graph.outputs):
+        found.output_names[:] = graph.output_names
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
