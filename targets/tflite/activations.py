@@ -58,8 +58,6 @@ class Maker:
         """Between two numbers."""
         if (low, high) == (0.0, 1.0):
             return self.one("RELU_0_TO_1", x)
-        if low > high:  # ONNX lets the upper bound win.
-            low = -math.inf
         if low != -math.inf:
             x = self.two("MAXIMUM", x, low)
         return self.two("MINIMUM", x, high) if high != math.inf else x
