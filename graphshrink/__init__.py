@@ -28,18 +28,21 @@ if TYPE_CHECKING:
         MissingExtra,
         ModelError,
         Rewriter,
+        TrainingError,
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
+    from .recovery import Recovered, recover
     from .reorder import reorder_alike
     from .report import Report
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph", "GraphshrinkError", "MissingExtra",
-    "ModelError", "Pass", "PassError", "Pipeline", "Report", "Rewriter", "ShrinkResult", "UsageError",
-    "gate_penalty", "gates", "insert_gates", "keep_top", "kept_at", "register", "reorder_alike", "save_removal_plan",
+    "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph",
+    "GraphshrinkError", "MissingExtra", "ModelError", "Pass", "PassError", "Pipeline", "Recovered",
+    "Report", "Rewriter", "ShrinkResult", "TrainingError", "UsageError", "gate_penalty", "gates",
+    "insert_gates", "keep_top", "kept_at", "recover", "register", "reorder_alike", "save_removal_plan",
     "shrink", "shrink_graph",
 ]  # fmt: skip
 
@@ -59,6 +62,7 @@ _HOMES = {
         ".gating",
     ),
     "CalibrationData": ".calibration",
+    **dict.fromkeys(("Recovered", "recover"), ".recovery"),
     "Report": ".report",
     "reorder_alike": ".reorder",
 }

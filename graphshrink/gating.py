@@ -76,7 +76,7 @@ def gates(model: Any) -> dict[str, Gate]:
 
     return {
         name: module
-        for name, module in _plain(model).named_modules(remove_duplicate=True)
+        for name, module in unwrapped(model).named_modules(remove_duplicate=True)
         if isinstance(module, Gate)
     }
 
@@ -234,7 +234,7 @@ def save_removal_plan(
         raise UsageError("give keep or threshold, not both")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
-    model = _plain(model)
+    model = unwrapped(model)
     groups = _switches(model)
     if keep is not None:
         stay = {name for _, names in _ranked(groups, keep)[:keep] for name in names}
@@ -253,7 +253,7 @@ def _words(given: str | Sequence[str]) -> str | tuple[str, ...]:
     return given if isinstance(given, str) else tuple(given)
 
 
-def _plain(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The module inside wrappers for distributed training and compilation."""
     try:
         import torch

@@ -1,4 +1,4 @@
-"""Saying what goes on: a bar on a terminal, one plain line a pass under ``-v`` elsewhere, else nothing."""
+"""Saying what goes on: a bar on a terminal; elsewhere a plain line a pass under ``-v``, a plain line an epoch."""
 
 from __future__ import annotations
 
@@ -76,6 +76,44 @@ def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
     if not sys.stderr.isatty():
         yield Lines(sys.stderr if verbose else None)
         return
+    with _bar() as progress:
+        yield Bar(progress, progress.add_task("reading", total=count), count)
+
+
+class Training:
+    """Says how training goes: a line an epoch, and on a terminal a bar in between."""
+
+    def __init__(self, steps: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.progress: Progress | None = None
+        self.steps = steps
+
+    def __enter__(self) -> Training:
+        if not self.quiet and sys.stderr.isatty():
+            self.progress = _bar()
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=self.steps)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def step(self, done: int, text: str) -> None:
+        """Say that ``done`` steps are done."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, description=text)
+
+    def line(self, text: str) -> None:
+        """Write a line that stays."""
+        if self.progress is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        elif not self.quiet:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -85,5 +123,4 @@ def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
         BarColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield Bar(progress, progress.add_task("reading", total=count), count)
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,6 +1,6 @@
 """The intermediate representation: graphs of canonical ops over lazy tensors."""
 
-from .errors import GraphshrinkError, MissingExtra, ModelError, UsageError
+from .errors import GraphshrinkError, MissingExtra, ModelError, TrainingError, UsageError
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value
 from .masked import MaskedTensor, check_masks, remasked
@@ -166,6 +166,7 @@ __all__ = [
     "TensorType",
     "TextError",
     "Tie",
+    "TrainingError",
     "Transpose",
     "Unary",
     "Unsqueeze",

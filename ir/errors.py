@@ -15,6 +15,10 @@ class UsageError(GraphshrinkError):
     """A call or an option is wrong; the message names it and the remedy."""
 
 
+class TrainingError(GraphshrinkError):
+    """Training has diverged: a loss or a weight is not finite."""
+
+
 class MissingExtra(GraphshrinkError):
     """An optional package is needed and not installed."""
 
