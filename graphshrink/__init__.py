@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .recovery import Recovered, recover
     from .reorder import reorder_alike
     from .report import Report
+    from .savings import removal_savings
 
 __version__ = "0.1.0"
 
@@ -42,8 +43,8 @@ __all__ = [
     "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph",
     "GraphshrinkError", "MissingExtra", "ModelError", "Pass", "PassError", "Pipeline", "Recovered",
     "Report", "Rewriter", "ShrinkResult", "TrainingError", "UsageError", "gate_penalty", "gates",
-    "insert_gates", "keep_top", "kept_at", "recover", "register", "reorder_alike", "save_removal_plan",
-    "shrink", "shrink_graph",
+    "insert_gates", "keep_top", "kept_at", "recover", "register", "removal_savings", "reorder_alike",
+    "save_removal_plan", "shrink", "shrink_graph",
 ]  # fmt: skip
 
 _HOMES = {
@@ -64,6 +65,7 @@ _HOMES = {
     "CalibrationData": ".calibration",
     **dict.fromkeys(("Recovered", "recover"), ".recovery"),
     "Report": ".report",
+    "removal_savings": ".savings",
     "reorder_alike": ".reorder",
 }
 

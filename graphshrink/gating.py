@@ -120,7 +120,7 @@ def keep_top(model: Any, keep: int) -> list[str]:
     Raises:
         UsageError: If the gates are not top-k gates, a score is not finite, or there are fewer.
     """
-    groups = _switches(model)
+    groups = switches(model)
     wrong = next((n[0] for s, n in groups.items() if s.mode != "top-k"), None)
     if wrong is not None:
         raise UsageError(
@@ -178,7 +178,7 @@ class GateSchedule:
     def __init__(self, model: Any, keep: int, steps: int, shape: str = "cosine") -> None:
         self.model = model
         self.options: dict[str, Any] = {
-            "total": len(_switches(model)), "keep": keep, "steps": steps, "shape": shape,
+            "total": len(switches(model)), "keep": keep, "steps": steps, "shape": shape,
         }  # fmt: skip
         self.done = 0
         keep_top(model, self.kept)
@@ -235,7 +235,7 @@ def save_removal_plan(
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"threshold must be between 0 and 1, not {threshold}")
     model = unwrapped(model)
-    groups = _switches(model)
+    groups = switches(model)
     if keep is not None:
         stay = {name for _, names in _ranked(groups, keep)[:keep] for name in names}
     else:
@@ -277,7 +277,7 @@ def _gates_of(model: Any) -> dict[str, Gate]:
     return found
 
 
-def _switches(model: Any) -> dict[Switch, list[str]]:
+def switches(model: Any) -> dict[Switch, list[str]]:
     """The switches of a model in order, each with the sites that it is for."""
     found: dict[Switch, list[str]] = {}
     for name, gate in _gates_of(model).items():

@@ -306,12 +306,14 @@ class _Run:
         _seed_all(common)
         batches, seen, lr = iter(self.batches), self.index, 0.0
         for index in range(self.per_epoch):
-            _seed_all(_seed(self.seed, "step", self.epoch, index, self.processes.rank))
+            # What all processes go through must come in the same order in all of them.
+            _seed_all(_seed(self.seed, "batch", self.epoch, index))
             batch = next(batches, _END)
             if batch is _END:
                 break
             if index < seen:
                 continue
+            _seed_all(_seed(self.seed, "step", self.epoch, index, self.processes.rank))
             lr = self._step(batch)
             self.index = index + 1
             if self.every and self.index % self.every == 0 and self.index < self.per_epoch:

@@ -1,0 +1,632 @@
+"""Depth beside width: the accuracy that a shallower and a narrower network of one latency keep, on CIFAR-10.
+
+A MobileNetV2 for 32x32 images is trained once. Then, each for the same number of extra epochs:
+
+- ``depth``: gates find the blocks that need their activations least (the search counts), these blocks lose
+  them, their padding is hoisted, the network is recovered from labels, and each block merges to one convolution;
+- ``depth-kd``: the same, recovered with the base network as teacher;
+- ``depth+``: the merged convolutions are expanded again with gated activations and merged back (DepthShrinker+), with teacher;
+- ``uniform``, ``importance``: channels pruned by Torch-Pruning (group magnitude; the same share of every layer, or of
+  all channels), to the latency of ``depth`` as measured here; and ``importance-kd`` with the teacher;
+- ``scratch``: the merged shape, from random weights, for the epochs of the base network and the extra ones.
+
+Everything is merged and folded by graphshrink's exact pipeline before it is exported; accuracy (on all test images) and
+latency are read from that ONNX file. An interrupted run goes on where it was::
+
+    python benchmarks/depth_vs_width.py --data cifar10.npz --results local/depth_vs_width [--config small]
+    python benchmarks/depth_vs_width.py --data ... --results ... --measure   # latencies, table, plot and JSON
+
+Needs torch-pruning and matplotlib (``pip install --no-deps torch-pruning``, so that torch stays as it is).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from graphshrink import (
+    GateSchedule,
+    gate_penalty,
+    gates,
+    insert_gates,
+    keep_top,
+    recover,
+    removal_savings,
+    shrink_graph,
+)
+from graphshrink.api import load
+from graphshrink.datasets import Batches, LabelledImages, read_images
+from graphshrink.evaluate import session
+from graphshrink.gating import switches
+from graphshrink.latency import median_interval, paired_latency
+from graphshrink.report import Size
+from graphshrink.terminal import write_json
+
+SEED = 0
+
+MATCHED_BATCH = 64
+"""Pruned networks are made as fast as shallow ones at this batch size, in onnxruntime on one thread."""
+
+GOAL = (3.06, 1.53)
+"""Points of accuracy more than channel pruning, at this many times its speed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How large everything is.
+
+    Attributes:
+        stem: Channels of the first convolution, and its stride.
+        blocks: Expansion, channels, number and stride of the inverted residuals.
+        head: Channels of the last convolution.
+        images: Training images that an epoch takes.
+        batch: Images in a batch.
+        base_epochs: Epochs of the base network.
+        search_epochs: Epochs that gates are trained for; a part of the extra ones.
+        extra_epochs: Epochs that each variant gets.
+        budgets: How many blocks lose their activations, in the order of the work.
+        lr: The largest learning rate of the base network; half of it for everything else.
+    """
+
+    stem: tuple[int, int]
+    blocks: tuple[tuple[int, int, int, int], ...]
+    head: int
+    images: int
+    batch: int
+    base_epochs: int
+    search_epochs: int
+    extra_epochs: int
+    budgets: tuple[int, ...]
+    lr: float = 3e-3
+
+
+CONFIGS = {
+    # For two shared CPU cores and an hour.
+    "small": Config(
+        (16, 2), ((1, 16, 1, 1), (6, 16, 2, 1), (6, 24, 3, 2), (6, 40, 2, 2)), 160,
+        10_000, 64, 20, 1, 4, (7, 3, 5),
+    ),
+    # MobileNetV2 at its own width, for a GPU.
+    "full": Config(
+        (32, 1), ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+        1280, 50_000, 128, 200, 20, 100, (16, 10, 6),
+    ),
+    # To see that it runs.
+    "smoke": Config(
+        (8, 2), ((1, 8, 1, 1), (6, 8, 2, 1), (6, 12, 2, 2)), 32, 512, 64, 1, 1, 2, (4, 2),
+    ),
+}  # fmt: skip
+
+
+def conv_norm(fan_in: int, fan_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:  # fmt: skip
+    """Convolution and batch norm."""
+    conv = nn.Conv2d(fan_in, fan_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(fan_out)]
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; beside a skip where shapes allow."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = fan_in * expand
+        self.skip = stride == 1 and fan_in == fan_out
+        first = [*conv_norm(fan_in, wide, 1), nn.ReLU6()] if expand > 1 else []
+        middle = [*conv_norm(wide, wide, 3, stride, wide), nn.ReLU6()]
+        self.body = nn.Sequential(*first, *middle, *conv_norm(wide, fan_out, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One block."""
+        return x + self.body(x) if self.skip else self.body(x)
+
+
+def network(config: Config, classes: int) -> nn.Sequential:
+    """MobileNetV2 (Sandler et al. 2018) for 32x32 images."""
+    torch.manual_seed(SEED)
+    last, stride = config.stem
+    layers: list[nn.Module] = [*conv_norm(3, last, 3, stride), nn.ReLU6()]
+    for expand, channels, count, stride in config.blocks:
+        for i in range(count):
+            layers.append(InvertedResidual(last, channels, stride if i == 0 else 1, expand))
+            last = channels
+    layers += [*conv_norm(last, config.head, 1), nn.ReLU6()]
+    made = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(config.head, classes)
+    )
+    return made.to(memory_format=torch.channels_last).eval()
+
+
+def channels_last(batch: Any) -> tuple[tuple[torch.Tensor], torch.Tensor]:
+    """Batches in the layout that convolutions on CPUs train fastest in."""
+    x, y = batch
+    return (x.to(memory_format=torch.channels_last),), y
+
+
+def with_norms(model: Any) -> nn.Module:
+    """The same network with a batch norm behind each convolution and new weights, as one trains from scratch."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            fresh = nn.Conv2d(
+                module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+                module.dilation, module.groups, bias=False,
+            )  # fmt: skip
+            model.set_submodule(name, nn.Sequential(fresh, nn.BatchNorm2d(module.out_channels)))
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return torch.fx.symbolic_trace(model).to(memory_format=torch.channels_last)
+
+
+def noise(batch: int) -> np.ndarray:
+    """Inputs to time with."""
+    return np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+
+
+@contextmanager
+def urgent(niceness: int | None) -> Iterator[None]:
+    """Run at another niceness for a while, so that others on the machine disturb timings less."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        if niceness is not None:
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+@dataclass
+class Bench:
+    """One run: its configuration, data and folder of results."""
+
+    config: Config
+    images: LabelledImages
+    folder: Path
+    device: str
+    urgency: int | None = None
+
+    @cached_property
+    def train(self) -> Batches:
+        """Training batches: shifted by up to 4 pixels and mirrored."""
+        return Batches(self.images, self.config.batch, train=True, shift=4, mirror=True)
+
+    @cached_property
+    def example(self) -> tuple[torch.Tensor]:
+        """Two images, for shapes."""
+        return (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(SEED)),)
+
+    def trained(self, module: Any, name: str, epochs: int, lr: float, **options: Any) -> Any:
+        """Train a module, or take what an earlier run has trained."""
+        print(f"{name}: {epochs} epochs", flush=True)
+        return recover(
+            module, self.train, epochs=epochs, lr=lr, unpack=channels_last, clip=2.0, seed=SEED, device=self.device,
+            steps_per_epoch=self.config.images // self.config.batch, checkpoint=self.folder / name,
+            checkpoint_every=50, **options,
+        ).model.cpu()  # fmt: skip
+
+    def base(self) -> nn.Module:
+        """The base network; every call gives weights of its own."""
+        made = network(self.config, len(self.images.classes))
+        return self.trained(made, "base", self.config.base_epochs, self.config.lr)
+
+    # Depth.
+
+    @cached_property
+    def savings(self) -> dict[str, float]:
+        """What each block would save, measured."""
+        base = self.base()
+        gated = self.gated(base)
+        return self.kept(
+            "savings",
+            lambda: removal_savings(base, gated, example_inputs=self.example, ending="relu6"),
+        )
+
+    def gated(self, base: nn.Module) -> Any:
+        """One gate for each block that would merge."""
+        return insert_gates(
+            base, example_inputs=self.example, mode="top-k", tie="block", max_mac_growth=1.0
+        )
+
+    def shallow(self, budget: int) -> Any:
+        """The base network without the activations of ``budget`` blocks, padding hoisted; not recovered yet."""
+        gated, c = self.gated(self.base()), self.config
+        blocks = len(switches(gated))
+        steps = c.search_epochs * (c.images // c.batch)
+        if budget < blocks:
+            schedule = GateSchedule(gated, keep=blocks - budget, steps=round(0.8 * steps))
+            self.trained(
+                gated, f"search-{budget}", c.search_epochs, c.lr / 2, callbacks=[schedule],
+                penalty=lambda m: 0.3 * gate_penalty(m, self.savings),
+            )  # fmt: skip
+        else:
+            keep_top(gated, 0)
+        print("  removed:", [n for n, gate in gates(gated).items() if not gate.kept], flush=True)
+        steps_ = "fold-constants,remove-activations{ending=relu6},prune-dead,hoist-padding"
+        return shrink_graph(gated, steps_, example_inputs=self.example)
+
+    def left(self, budget: int) -> int:
+        """The epochs that the search has left."""
+        c = self.config
+        searched = budget < len(switches(self.gated(self.base())))
+        return c.extra_epochs - (c.search_epochs if searched else 0)
+
+    def depth(self, budget: int, teacher: bool) -> Any:
+        """Recovered from labels, or with the base network as teacher."""
+        name = f"depth-{budget}" + ("-kd" if teacher else "")
+        return self.recovered(self.shallow(budget), name, self.left(budget), teacher)
+
+    def depth_plus(self, budget: int) -> Any:
+        """Merged, expanded with gated activations, trained, shrunk and trained again."""
+        merged = shrink_graph(self.shallow(budget), example_inputs=self.example)
+        grown = [n for n, m in merged.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        grown = [n for n in grown if merged.get_submodule(n).kernel_size != (1, 1)]
+        names = ",".join(grown[1:])  # The stem was no block.
+        wide = shrink_graph(
+            merged,
+            f"expand-linear{{names=[{names}],expansion=2,value=0.5}}",
+            example_inputs=self.example,
+        )
+        first = self.left(budget) // 2
+        wide = self.recovered(
+            wide, f"depth-plus-{budget}-wide", first, True, penalty=lambda m: 0.2 * gate_penalty(m)
+        )
+        narrow = shrink_graph(
+            wide, "remove-activations{keep=0},prune-dead", example_inputs=self.example
+        )
+        return self.recovered(narrow, f"depth-plus-{budget}", self.left(budget) - first, True)
+
+    def scratch(self, budget: int) -> Any:
+        """The merged shape from random weights."""
+        merged = shrink_graph(self.shallow(budget), example_inputs=self.example)
+        torch.manual_seed(SEED)
+        fresh = with_norms(merged)
+        c = self.config
+        return self.trained(fresh, f"scratch-{budget}", c.base_epochs + c.extra_epochs, c.lr)
+
+    # Width.
+
+    def width(self, budget: int, kind: str, teacher: bool) -> Any:
+        """Pruned to the latency of ``depth``."""
+        shape = self.shallow(budget)
+        ratios = self.kept(f"ratio-{kind}-{budget}", lambda: self.ratio(shape, budget, kind))
+        name = f"{kind}-{budget}" + ("-kd" if teacher else "")
+        return self.recovered(
+            self.pruned(kind, ratios["ratio"]), name, self.config.extra_epochs, teacher
+        )
+
+    def pruned(self, kind: str, ratio: float) -> nn.Module:
+        """The base network with channels pruned by Torch-Pruning; not recovered yet."""
+        import torch_pruning as tp
+
+        model = self.base().eval()
+        head = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        tp.pruner.BasePruner(
+            model, self.example[0], tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
+            global_pruning=kind == "importance", max_pruning_ratio=0.9, ignored_layers=head, round_to=None,
+        ).step()  # fmt: skip
+        return model.to(memory_format=torch.channels_last)
+
+    def ratio(self, shape: Any, budget: int, kind: str) -> dict[str, float]:
+        """The pruning ratio at which the pruned network is as fast as the shallow one: bisection."""
+        wanted = session(self.file(shape, f"shape-depth-{budget}"), threads=1)
+        feeds = {wanted.get_inputs()[0].name: noise(MATCHED_BATCH)}
+        low, high, ratio, speed = 0.0, 0.95, 0.0, 0.0
+        for _ in range(6):
+            ratio = (low + high) / 2
+            path = self.file(self.pruned(kind, ratio), f"shape-{kind}-{budget}")
+            found = session(path, threads=1)
+            inputs = {found.get_inputs()[0].name: noise(MATCHED_BATCH)}
+            runs = (lambda: wanted.run(None, feeds), lambda: found.run(None, inputs))  # noqa: B023
+            speed = paired_latency(*runs, pairs=25).speedup
+            low, high = (ratio, high) if speed < 1 else (low, ratio)
+        return {"ratio": ratio, "speed_beside_depth": speed}
+
+    # What all have in common.
+
+    def recovered(self, module: Any, name: str, epochs: int, teacher: bool, **options: Any) -> Any:
+        """Train on what was cut; the learning rate is half of the base network's."""
+        if teacher:
+            options |= {"teacher": self.base(), "distill_weight": 0.7}
+        return self.trained(module, name, epochs, self.config.lr / 2, **options)
+
+    def kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """A measured number that later runs must find as it was."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            with urgent(self.urgency):
+                write_json(str(path), compute())
+        return json.loads(path.read_text())
+
+    def file(self, model: Any, name: str) -> Path:
+        """The model merged, folded and exported, for any batch size."""
+        path = self.folder / f"{name}.onnx"
+        small = shrink_graph(model.eval().cpu(), example_inputs=self.example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                small, self.example, path.with_suffix(".tmp"), dynamo=True, verbose=False, external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", max=1 << 16)},),
+            )  # fmt: skip
+        path.with_suffix(".tmp").replace(path)
+        return path
+
+    def accuracy(self, path: Path) -> float:
+        """On all test images, in onnxruntime."""
+        run, right = session(path, threads=1), 0
+        name = run.get_inputs()[0].name
+        for x, y in Batches(self.images, 500, train=False):
+            right += int((run.run(None, {name: x.numpy()})[0].argmax(1) == y.numpy()).sum())
+        return right / len(self.images.test)
+
+    def variants(self) -> Iterator[tuple[str, str, int, Callable[[], Any]]]:
+        """Name, kind, budget and how it is made."""
+        yield "base", "base", 0, self.base
+        for i, b in enumerate(self.config.budgets):
+            yield f"depth-{b}-kd", "depth-kd", b, lambda b=b: self.depth(b, True)
+            for kind in ("importance", "uniform"):
+                yield f"{kind}-{b}", kind, b, lambda b=b, k=kind: self.width(b, k, False)
+            yield f"depth-{b}", "depth", b, lambda b=b: self.depth(b, False)
+            yield f"importance-{b}-kd", "importance-kd", b, lambda b=b: self.width(b, "importance", True)  # fmt: skip
+            if i == 0:
+                yield f"depth-plus-{b}", "depth+", b, lambda b=b: self.depth_plus(b)
+            if i == 1:
+                first = self.config.budgets[0]
+                yield f"scratch-{first}", "scratch", first, lambda b=first: self.scratch(b)
+
+    def run(self) -> None:
+        """Train whatever is not there yet, export it, and note its accuracy and size."""
+        for name, kind, budget, make in self.variants():
+            path = self.folder / f"{name}.json"
+            if path.exists():
+                continue
+            start = time.perf_counter()
+            file = self.file(make(), name)
+            size = Size.of(load(file)[0])
+            record = {
+                "name": name, "kind": kind, "budget": budget, "accuracy": self.accuracy(file),
+                "parameters": size.parameters, "macs": size.macs, "convolutions": size.ops.get("Conv", 0),
+            }  # fmt: skip
+            write_json(str(path), record)
+            print(
+                f"{name}: {record['accuracy']:.2%}, {time.perf_counter() - start:.0f} s", flush=True
+            )
+
+
+# Latencies.
+
+
+def rounds(calls: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
+    """Seconds of each call, all of them in turn in every round, in an order that changes."""
+    names = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rng = np.random.default_rng(SEED)
+    for turn in range(-3, count):
+        for i in rng.permutation(len(names)):
+            start = time.perf_counter()
+            calls[names[i]]()
+            if turn >= 0:
+                seconds[names[i]].append(time.perf_counter() - start)
+    return seconds
+
+
+def runtimes(
+    folder: Path, names: list[str]
+) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """What each network is timed by: a runtime with a batch size, and a call for each network."""
+    for batch in (1, 64):
+        calls: dict[str, Callable[[], object]] = {}
+        for name in names:
+            run = session(folder / f"{name}.onnx", threads=1)
+            feeds = {run.get_inputs()[0].name: noise(batch)}
+            calls[name] = lambda run=run, feeds=feeds: run.run(None, feeds)
+        yield f"onnxruntime, 1 thread, batch {batch}", calls
+    yield from litert(folder, names)
+    if torch.cuda.is_available():
+        yield "torch CUDA, batch 128", cuda(folder, names)
+
+
+def litert(folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """The same files through graphshrink's TFLite target, where that and LiteRT are installed."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+
+        from graphshrink.targets import tflite
+    except ImportError as error:
+        print(f"LiteRT is left out: {error}")
+        return
+    calls: dict[str, Callable[[], object]] = {}
+    for name in names:
+        path = folder / f"{name}.tflite"
+        graph, _ = load(fixed_batch(folder / f"{name}.onnx"))
+        tflite.save(graph, path, tflite.Options())
+        run = Interpreter(model_path=str(path), num_threads=1)
+        run.allocate_tensors()
+        slot = run.get_input_details()[0]
+        x = noise(1) if slot["shape"][1] == 3 else noise(1).transpose(0, 2, 3, 1)
+        run.set_tensor(slot["index"], x)
+        calls[name] = run.invoke
+    yield "LiteRT, 1 thread, batch 1", calls
+
+
+def fixed_batch(path: Path) -> Any:
+    """An ONNX model whose batch size is 1."""
+    import onnx
+
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def cuda(folder: Path, names: list[str]) -> dict[str, Callable[[], object]]:
+    """The same files as torch modules on the GPU, in half precision."""
+    from onnx2torch import convert
+
+    calls: dict[str, Callable[[], object]] = {}
+    x = torch.from_numpy(noise(128)).cuda().half().to(memory_format=torch.channels_last)
+    for name in names:
+        model = convert(str(folder / f"{name}.onnx")).cuda().half().eval()
+
+        def call(model: nn.Module = model) -> None:
+            with torch.no_grad():
+                model(x)
+            torch.cuda.synchronize()
+
+        calls[name] = call
+    return calls
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Latencies of everything that is there, each as a paired ratio to the base network."""
+    files = sorted(folder.glob("*.json"))
+    records = [r for r in (json.loads(f.read_text()) for f in files) if "accuracy" in r]
+    names = [record["name"] for record in records]
+    for record in records:
+        record["latency"] = {}
+    for title, calls in runtimes(folder, names):
+        seconds = rounds(calls, 60)
+        base = np.array(seconds["base"])
+        for record in records:
+            own = np.array(seconds[record["name"]])
+            ratios = base / own
+            low, high = median_interval(ratios)
+            record["latency"][title] = {
+                "milliseconds": float(np.median(own) * 1e3),
+                "speedup": float(np.median(ratios)),
+                "low": low,
+                "high": high,
+            }
+    return {"records": records, "verdict": verdict(records)}
+
+
+def verdict(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each runtime, the shallow network that beats a pruned one by most among those GOAL[1] times as fast."""
+    found: dict[str, Any] = {}
+    for title in records[0]["latency"]:
+        pairs = [
+            (100 * (d["accuracy"] - w["accuracy"]), d["latency"][title]["speedup"] / w["latency"][title]["speedup"],
+             d["name"], w["name"])
+            for d in records if d["kind"].startswith("depth")
+            for w in records if w["kind"].split("-")[0] in ("uniform", "importance")
+        ]  # fmt: skip
+        fast = [pair for pair in pairs if pair[1] >= GOAL[1]]
+        if fast:
+            points, speed, depth, width = max(fast)
+            found[title] = {
+                "depth": depth, "width": width, "points": points, "speed": speed, "met": points >= GOAL[0],
+            }  # fmt: skip
+    return found
+
+
+# Output.
+
+
+def table(result: dict[str, Any]) -> str:
+    """A table in Markdown."""
+    titles = list(result["records"][0]["latency"])
+    lines = [
+        "| network | accuracy | MACs | parameters | " + " | ".join(titles) + " |",
+        "| --- | ---: | ---: | ---: |" + " ---: |" * len(titles),
+    ]
+    for r in sorted(result["records"], key=lambda r: (r["budget"], r["name"])):
+        speeds = (r["latency"][t] for t in titles)
+        cells = [f"{s['milliseconds']:.2f} ms, {s['speedup']:.2f}x" for s in speeds]
+        lines.append(
+            f"| {r['name']} | {r['accuracy']:.2%} | {r['macs'] / 1e6:.2f} M | {r['parameters']:,} | "
+            + " | ".join(cells)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Accuracy over latency, one picture for each runtime."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = list(result["records"][0]["latency"])
+    figure, axes = pyplot.subplots(1, len(titles), figsize=(6 * len(titles), 4.5), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        for kind in dict.fromkeys(r["kind"] for r in result["records"]):
+            rows = [r for r in result["records"] if r["kind"] == kind]
+            points = sorted(
+                (r["latency"][title]["milliseconds"], 100 * r["accuracy"]) for r in rows
+            )
+            axis.plot(*zip(*points, strict=True), marker="o", label=kind)
+        axis.set(title=title, xlabel="latency, ms", ylabel="test accuracy, %")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, in general words."""
+    packages = ("torch", "onnxruntime", "torch-pruning", "graphshrink")
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
+        platform.processor(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version(),
+        "gpu": gpu, **{name: version(name) for name in packages},
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def main() -> None:
+    """Train, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10: a folder or .npz file")
+    parser.add_argument("--results", required=True, type=Path, help="where everything is kept")
+    parser.add_argument("--config", choices=CONFIGS, default="small")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--measure", action="store_true", help="time what is there and report")
+    parser.add_argument("--urgency", type=int, help="niceness while latencies are matched")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""))
+    given = parser.parse_args()
+    torch.set_num_threads(1 if given.config != "full" else torch.get_num_threads())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    given.results.mkdir(parents=True, exist_ok=True)
+    if not given.measure:
+        images = read_images(given.data)
+        Bench(CONFIGS[given.config], images, given.results, given.device, given.urgency).run()
+        return
+    result = measure(given.results)
+    command = f"python benchmarks/depth_vs_width.py --data cifar10.npz --results RESULTS --config {given.config}"
+    result |= {
+        "commands": [command, f"{command} --measure"], "seed": SEED, "config": asdict(CONFIGS[given.config]),
+        "machine": machine(), "goal": {"points": GOAL[0], "speed": GOAL[1]},
+    }  # fmt: skip
+    write_json(str(given.output.with_suffix(".json")), result)
+    plot(result, given.output.with_suffix(".png"))
+    print(table(result))
+    print(json.dumps(result["verdict"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
