@@ -76,6 +76,7 @@ class Teacher:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise UsageError(f"the teacher must be a torch module, not a {type(module).__name__}")
+        module = unwrapped(module)
         if module is student:
             raise UsageError("the teacher is the module itself: give copy.deepcopy of it")
         own = {id(tensor) for tensor in (*student.parameters(), *student.buffers())}

@@ -191,7 +191,7 @@ def recover(
     guide = None
     if teacher is not None:
         guide = Teacher(
-            unwrapped(teacher), plain, features, temperature=temperature, loss=distill_loss,
+            teacher, plain, features, temperature=temperature, loss=distill_loss,
             device=processes.device,
         )  # fmt: skip
     elif features:
@@ -267,6 +267,9 @@ class _Run:
             "the processes have different modules: decide what is removed on rank 0 and share it by "
             "graphshrink.processes.from_rank_0",
         )
+        self.processes.agree(
+            self.settings, "the processes were started with different options; give all the same"
+        )
         self._resume(shapes)
         self.processes.agree(
             [self.epoch, self.index],
@@ -290,7 +293,8 @@ class _Run:
             self.history.append(record)
             self.said.line(_line(record, self.epochs))
             self.epoch, self.index, self.sums = self.epoch + 1, 0, {}
-            self.loader_state = None
+            generator = getattr(self.batches, "generator", None)
+            self.loader_state = None if generator is None else generator.get_state()
             self._save()
 
     def _one_epoch(self) -> float:
@@ -298,7 +302,7 @@ class _Run:
         self.parallel.train()
         generator = getattr(self.batches, "generator", None)
         if isinstance(generator, torch.Generator):
-            if self.index and self.loader_state is not None:
+            if self.loader_state is not None:
                 generator.set_state(self.loader_state)
             self.loader_state = generator.get_state()
         common = _seed(self.seed, "order", self.epoch)
