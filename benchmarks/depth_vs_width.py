@@ -22,6 +22,7 @@ Needs torch-pruning and matplotlib (``pip install --no-deps torch-pruning``, so 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -62,6 +63,12 @@ SEED = 0
 
 MATCHED_BATCH = 64
 """Pruned networks are made as fast as shallow ones at this batch size, in onnxruntime on one thread."""
+
+ROUND = 8
+"""Pruned layers keep a multiple of this many channels: onnxruntime is several times slower on odd numbers."""
+
+MATCH = 0.97
+"""A pruned network is fast enough when it is this fast beside the shallow one."""
 
 GOAL = (3.06, 1.53)
 """Points of accuracy more than channel pruning, at this many times its speed."""
@@ -220,6 +227,10 @@ class Bench:
 
     def base(self) -> nn.Module:
         """The base network; every call gives weights of its own."""
+        return copy.deepcopy(self._base)
+
+    @cached_property
+    def _base(self) -> nn.Module:
         made = network(self.config, len(self.images.classes))
         return self.trained(made, "base", self.config.base_epochs, self.config.lr)
 
@@ -316,23 +327,26 @@ class Bench:
         head = [m for m in model.modules() if isinstance(m, nn.Linear)]
         tp.pruner.BasePruner(
             model, self.example[0], tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
-            global_pruning=kind == "importance", max_pruning_ratio=0.9, ignored_layers=head, round_to=None,
+            global_pruning=kind == "importance", max_pruning_ratio=0.9, ignored_layers=head, round_to=ROUND,
         ).step()  # fmt: skip
         return model.to(memory_format=torch.channels_last)
 
     def ratio(self, shape: Any, budget: int, kind: str) -> dict[str, float]:
-        """The pruning ratio at which the pruned network is as fast as the shallow one: bisection."""
+        """The least pruning ratio at which the pruned network is as fast as the shallow one: bisection."""
         wanted = session(self.file(shape, f"shape-depth-{budget}"), threads=1)
         feeds = {wanted.get_inputs()[0].name: noise(MATCHED_BATCH)}
-        low, high, ratio, speed = 0.0, 0.95, 0.0, 0.0
-        for _ in range(6):
+        low, high = 0.0, 0.95
+        tried: list[tuple[float, float]] = []
+        for _ in range(7):
             ratio = (low + high) / 2
             path = self.file(self.pruned(kind, ratio), f"shape-{kind}-{budget}")
             found = session(path, threads=1)
             inputs = {found.get_inputs()[0].name: noise(MATCHED_BATCH)}
             runs = (lambda: wanted.run(None, feeds), lambda: found.run(None, inputs))  # noqa: B023
-            speed = paired_latency(*runs, pairs=25).speedup
-            low, high = (ratio, high) if speed < 1 else (low, ratio)
+            tried.append((ratio, paired_latency(*runs, pairs=25).speedup))
+            low, high = (ratio, high) if tried[-1][1] < MATCH else (low, ratio)
+        # The least pruned of those that are fast enough.
+        ratio, speed = min(pair for pair in tried if pair[1] >= MATCH)
         return {"ratio": ratio, "speed_beside_depth": speed}
 
     # What all have in common.

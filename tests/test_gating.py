@@ -27,6 +27,7 @@ from graphshrink import (
     insert_gates,
     keep_top,
     kept_at,
+    removal_savings,
     save_removal_plan,
     shrink,
     shrink_graph,
@@ -456,3 +457,50 @@ def test_the_command_line(tmp_path: Path) -> None:
     missing = fails(source, out, "--passes", "remove-activations{plan=no.json}")
     assert "cannot read the plan no.json" in missing
     assert "insert-gates" in succeeds("passes")
+
+
+# What removing would save.
+
+
+def test_savings_are_measured_for_each_gate() -> None:
+    """The block with eight times the channels saves more, tied sites share it, and the penalty takes it."""
+
+    def block(channels: int) -> list[nn.Module]:
+        wide = 6 * channels
+        return [
+            nn.Conv2d(channels, wide, 1), nn.ReLU6(), nn.Conv2d(wide, wide, 3, padding=1, groups=wide), nn.ReLU6(),
+            nn.Conv2d(wide, channels, 1),
+        ]  # fmt: skip
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *block(4), nn.Softmax(1), nn.Conv2d(4, 32, 1), nn.Softmax(1), *block(32), nn.Softmax(1)
+    ).eval()
+    x = torch.randn(2, 4, 24, 24)
+    gated = insert_gates(model, example_inputs=(x,), mode="top-k", tie="block")
+    assert list(gates(gated)) == ["1", "3", "9", "11"]
+    saved = removal_savings(model, gated, example_inputs=(x,))
+    assert saved["1"] == saved["3"]
+    assert saved["9"] == saved["11"] > 2 * saved["1"] >= 0
+    assert gate_penalty(gated, saved).item() == pytest.approx(1.0)
+
+
+def test_savings_by_another_measure_and_with_ops_of_torch_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.sin(self.b(self.act(self.a(x))))
+
+    model, x = Net().eval(), torch.randn(64, 8)
+    gated = insert_gates(model, example_inputs=(x,))
+    counted = removal_savings(
+        model, gated, example_inputs=(x,),
+        measure=lambda a, b: float(a.report.after.macs - b.report.after.macs),
+    )  # fmt: skip
+    assert counted == {"act": 64 * (2 * 8 * 64 - 8 * 8)}
+    assert removal_savings(model, gated, example_inputs=(x,)).keys() == {"act"}
+    with pytest.raises(UsageError, match="has no gates"):
+        removal_savings(model, model, example_inputs=(x,))

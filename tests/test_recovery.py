@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_a_number(tmp_path: Path) -> None:
     ):
         train(net(), batches)
     model, folder = net(), tmp_path / "kept"
-    with pytest.raises(TrainingError, match="step 9: .* the last good checkpoint is in .*kept"):
+    with pytest.raises(TrainingError, match=r"step 9: .* the last good checkpoint is in .*kept"):
         train(model, batches, checkpoint=folder, checkpoint_every=4)
     assert not model.training
     kept = Checkpoints(folder).load()

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from support import recovery_run
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from graphshrink import UsageError, gates, recover
 from graphshrink.processes import from_rank_0, join
+from support import recovery_run
 
 COUNT = 26
 
