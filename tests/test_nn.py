@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
+import shutil
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from torch import nn
 
 from graphshrink import UsageError
 from graphshrink.nn import BETA, GAMMA, LIMIT, MARGIN, ZETA, Gate, Switch
+from support.onnx_run import outputs_of
 
 ACTIVATIONS: dict[str, nn.Module] = {
     "relu": nn.ReLU(), "relu6": nn.ReLU6(), "silu": nn.SiLU(), "gelu": nn.GELU(), "hard_swish": nn.Hardswish(),
@@ -234,3 +239,50 @@ def test_mixed_precision(mode: str) -> None:
     assert model[1].switch.score.dtype is torch.float32
     half = net(mode).to(torch.bfloat16)
     assert half(x.to(torch.bfloat16)).dtype is torch.bfloat16
+
+
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler: install g++")
+def test_compiled_for_real() -> None:
+    """All modes in one graph of torch's own compiler; as evaluated, without noise."""
+    torch.manual_seed(0)
+    layers = [m for mode in MODES for m in (nn.Linear(4, 4), Gate(nn.SiLU(), mode=mode))]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    compiled: Any = torch.compile(copy.deepcopy(model), fullgraph=True)
+    assert torch.allclose(compiled.eval()(x), model.eval()(x), atol=1e-5)
+    for found in (model, compiled):
+        found(x).square().sum().backward()
+    for (_, a), (_, b) in zip(model.named_parameters(), compiled.named_parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_onnx(mode: str, tmp_path: Path) -> None:
+    model = net(mode).eval()
+    if mode != "top-k":
+        model[1].switch.score.data.fill_(0.3)
+    x = torch.randn(3, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x,), tmp_path / "m.onnx", dynamo=True, verbose=False, external_data=False
+        )
+    (found,) = outputs_of(tmp_path / "m.onnx", x.numpy())
+    assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: pytest tests/test_nn.py -k cuda"
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_precision_on_cuda(mode: str) -> None:
+    model, x = net(mode).cuda(), torch.randn(3, 4).cuda()
+    scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", dtype=torch.float16):
+        y = model(x)
+    scaler.scale(y.float().sum()).backward()
+    assert y.dtype is torch.float16
+    assert model[1].switch.score.grad.isfinite()

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from graphshrink import recover
+from graphshrink import gate_penalty, recover
 from support import recovery_processes
-from support.recovery_processes import COUNT, Indices, Plain
+from support.recovery_processes import COUNT, MODES, Indices, Plain, gated
 
 TESTS = Path(__file__).parent
 
@@ -73,6 +73,28 @@ def test_the_same_as_one_process_with_batches_twice_as_large(two: Any) -> None:
         recover(model, DataLoader(Indices(), 8, drop_last=True), optimizer="sgd", lr=0.1, epochs=2, progress=False)  # fmt: skip
         for key, want in model.state_dict().items():
             assert torch.allclose(first[f"{name}.{key}"], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gates_in_two_processes(mode: str, two: Any) -> None:
+    """Switches and what is open are rank 0's; gradients are averaged, unless each process draws its own noise."""
+    _, (first, second) = two
+    names = [name for name in first if name.startswith(f"{mode}.1.")]
+    assert len(names) == (2 if mode == "top-k" else 1)
+    assert all(torch.equal(first[name], second[name]) for name in names)
+    if mode == "top-k":
+        assert first["top-k.1.switch.open"] == 1
+    model = gated(mode)
+    start = float(model[1].switch.score.detach())
+    recover(
+        model, list(DataLoader(Indices(), 8, drop_last=True)), optimizer="sgd", lr=0.1, epochs=2, progress=False,
+        penalty=lambda m: 0.1 * gate_penalty(m),
+    )  # fmt: skip
+    score = float(first[f"{mode}.1.switch.score"])
+    assert score != start
+    for key, want in model.state_dict().items():
+        same = torch.allclose(first[f"{mode}.{key}"], want, atol=1e-5)
+        assert same or mode == "hard-concrete", key
 
 
 def test_interrupted_is_the_same_as_uninterrupted(two: Any) -> None:

@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
-from graphshrink import UsageError, gates, recover
+from graphshrink import UsageError, gate_penalty, gates, recover
+from graphshrink.nn import Gate
 from graphshrink.processes import from_rank_0, join
 from support import recovery_run
 
 COUNT = 26
+MODES = ("soft", "top-k", "hard-concrete")
 
 
 class Half(nn.Module):
@@ -58,6 +60,13 @@ class Plain(nn.Module):
         return self.layer(x[:, :4])
 
 
+def gated(mode: str, rank: int = 0) -> nn.Module:
+    """Two dense layers with a gate between; in each process another one."""
+    torch.manual_seed(rank)
+    gate = Gate(nn.ReLU(), mode=mode, value=0.0 if mode == "top-k" and rank else 1.0)
+    return nn.Sequential(nn.Linear(5, 6), gate, nn.Linear(6, 3))
+
+
 def sgd(model: nn.Module, batches: Any, **options: Any) -> Any:
     return recover(
         model, batches, **{"optimizer": "sgd", "lr": 0.1, "epochs": 2, "progress": False, **options}
@@ -85,6 +94,12 @@ def main() -> None:
         told[name] = {"seen": model.seen, "loss": done.history[-1]["loss"]}
         told[name]["evaluated"] = done.history[-1]["accuracy"]
         tensors |= {f"{name}.{k}": v.clone() for k, v in model.state_dict().items()}
+
+    # Every kind of gate.
+    for mode in MODES:
+        model = gated(mode, rank)
+        sgd(model, list(DataLoader(Indices(), 4)), penalty=lambda m: 0.1 * gate_penalty(m))
+        tensors |= {f"{mode}.{k}": v.clone() for k, v in model.state_dict().items()}
 
     # Gates, batch norms and dropout, uninterrupted and interrupted.
     whole = recovery_run.run(None)
