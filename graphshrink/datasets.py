@@ -29,11 +29,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .images import SUFFIXES
 from .ir import MissingExtra, UsageError
 
 Array = npt.NDArray[Any]
-
-_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _SIDE = 32
 """CIFAR's images are 32x32."""
@@ -261,7 +260,7 @@ def _files(place: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         (file, label)
         for label, name in enumerate(classes)
         for file in sorted((place / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
+        if file.suffix.lower() in SUFFIXES
     ]
 
 
