@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +450,11 @@ def runtimes(
             calls[name] = lambda run=run, feeds=feeds: run.run(None, feeds)
         yield f"onnxruntime, 1 thread, batch {batch}", calls
     yield from litert(folder, names)
-    if torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        print("torch CUDA is left out: there is no GPU")
+    elif find_spec("onnx2torch") is None:
+        print("torch CUDA is left out: pip install onnx2torch, which reads the same files")
+    else:
         yield "torch CUDA, batch 128", cuda(folder, names)
 
 

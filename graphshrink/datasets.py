@@ -27,10 +27,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .images import SUFFIXES
 from .ir import MissingExtra, UsageError
+
+try:
+    import torch
+except ImportError as missing:
+    raise MissingExtra("training on images", "torch", "torch") from missing
 
 Array = npt.NDArray[Any]
 

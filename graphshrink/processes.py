@@ -16,12 +16,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
+from .ir import MissingExtra, UsageError
+
+try:
+    import torch
+except ImportError as missing:
+    raise MissingExtra("training in processes", "torch", "torch") from missing
+
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
-
-from .ir import UsageError
 
 
 @dataclass(frozen=True)

@@ -469,3 +469,21 @@ def test_checkpoints_need_safetensors(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(MissingExtra, match="checkpoints needs safetensors"):
         train(net(), checkpoint=tmp_path)
     train(copy.deepcopy(net()))
+
+
+def test_without_torch() -> None:
+    """One line that names the extra; the package itself can be imported."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import graphshrink
+for name in ("graphshrink.recovery", "graphshrink.datasets", "graphshrink.processes"):
+    try:
+        __import__(name)
+    except graphshrink.MissingExtra as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all('pip install "graphshrink[torch]"' in line for line in lines)
