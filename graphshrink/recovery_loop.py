@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from .checkpoints import Checkpoints
 from .distillation import Loss, Teacher
-from .ir import TrainingError, UsageError
+from .evaluate import one_line
+from .ir import ModelError, TrainingError, UsageError
 from .optimizers import rate_factor
 from .processes import Processes, start_epoch
 from .progress import Training
@@ -123,15 +124,15 @@ class Run:
             self.history.append(record)
             self.said.line(_line(record, self.epochs))
             self.epoch, self.index, self.sums = self.epoch + 1, 0, {}
-            generator = getattr(self.batches, "generator", None)
+            generator = self._generator()
             self.loader_state = None if generator is None else generator.get_state()
             self._save()
 
     def _one_epoch(self) -> float:
         """The steps that are left of an epoch; returns the last learning rate."""
         self.parallel.train()
-        generator = getattr(self.batches, "generator", None)
-        if isinstance(generator, torch.Generator):
+        generator = self._generator()
+        if generator is not None:
             if self.loader_state is not None:
                 generator.set_state(self.loader_state)
             self.loader_state = generator.get_state()
@@ -158,6 +159,11 @@ class Run:
                 "else that can be gone through once an epoch, with at least a batch for each process"
             )
         return lr
+
+    def _generator(self) -> torch.Generator | None:
+        """The loader's own generator, if it has one."""
+        found = getattr(self.batches, "generator", None)
+        return found if isinstance(found, torch.Generator) else None
 
     def _step(self, batch: Any) -> float:
         done = self.epoch * self.per_epoch + self.index
@@ -275,7 +281,19 @@ class Run:
         if state is None:
             return
         assert self.checkpoints is not None
-        self._fits(state, shapes, self.checkpoints)
+        try:
+            self._fits(state, shapes, self.checkpoints)
+            self._take(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"the checkpoint in {self.checkpoints.folder} is damaged, or of another optimizer or "
+                f"callback ({one_line(error)}); delete the folder, or give another one"
+            ) from error
+        where = f"epoch {self.epoch + 1}, after {self.index} steps"
+        self.said.line(f"going on from {self.checkpoints.folder}: {where}")
+
+    def _take(self, state: Any) -> None:
+        """Go on where a checkpoint was written."""
         self.epoch, self.index, self.sums = state["epoch"], state["index"], state["sums"]
         self.history, self.loader_state = state["history"], state["loader"]
         with torch.no_grad():
@@ -286,8 +304,6 @@ class Run:
         for callback, kept in zip(self.callbacks, state["callbacks"], strict=True):
             if kept is not None:
                 callback.load_state_dict(kept)
-        where = f"epoch {self.epoch + 1}, after {self.index} steps"
-        self.said.line(f"going on from {self.checkpoints.folder}: {where}")
 
     def _fits(self, state: Any, shapes: dict[str, list[int]], kept: Checkpoints) -> None:
         """Check that a checkpoint is of this run."""

@@ -439,6 +439,13 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         index.write_text(text)
         with pytest.raises(ModelError, match=said):
             train(net(), checkpoint=tmp_path)
+    index.write_text(json.dumps({**good, "state": {"dict": [["settings", {"dict": []}]]}}))
+    with pytest.raises((ModelError, UsageError), match=r"of another run|is damaged"):
+        train(net(), checkpoint=tmp_path)
+    parts = [item for item in good["state"]["dict"] if item[0] != "optimizer"]
+    index.write_text(json.dumps({**good, "state": {"dict": parts}}))
+    with pytest.raises(ModelError, match=r"is damaged, .* \('optimizer'\); delete the folder"):
+        train(net(), checkpoint=tmp_path)
     index.write_text(json.dumps(good))
     for damaged in (bytes_[:100], b"\xff" * 200, bytes_[:-8]):
         tensors.write_bytes(damaged)
