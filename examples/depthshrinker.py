@@ -90,7 +90,9 @@ def shallow(base: nn.Module, example: tuple[torch.Tensor], train: Batches, given
         lambda: removal_savings(base, gated, example_inputs=example, ending="relu6")
     )
     blocks = len({gate.switch for gate in gates(gated).values()})
-    schedule = GateSchedule(gated, keep=round(given.keep * blocks), steps=given.search * len(train))
+    schedule = GateSchedule(
+        gated, keep=round(given.keep * blocks), steps=given.search * len(train) // join().world
+    )
     recover(
         gated, train, epochs=given.search, lr=2e-3, callbacks=[schedule],
         penalty=lambda m: 0.1 * gate_penalty(m, saved),
