@@ -12,6 +12,7 @@ from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
 from .permute_channels import PermuteChannels
 from .pipeline import Observer, PassLike, PassRecord, Pipeline
+from .pivot import Pivot
 from .prune_dead import PruneDead
 from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
@@ -29,6 +30,7 @@ __all__ = [
     "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
     "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
-    "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan",
-    "RemoveActivations", "Request", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
+    "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "Pivot", "PruneDead", "RemovalPlan",
+    "RemoveActivations", "Request", "Timing", "Verify", "known_passes", "pass_class", "register",
+    "relative_error",
 ]  # fmt: skip

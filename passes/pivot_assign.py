@@ -9,6 +9,8 @@ labels are, at every step, the best ones for the sizes that the blocks have then
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from .pivot_blocks import Array64, Ids
@@ -56,7 +58,7 @@ def _transport(benefit: Array64, sizes: Ids) -> Ids:
         refresh(block)
     while (load > sizes).any():
         path = _cheapest(cost, load > sizes, load < sizes)
-        for source, target in zip(path[:-1], path[1:], strict=True):
+        for source, target in pairwise(path):
             labels[mover[source, target]] = target
         load[path[0]] -= 1
         load[path[-1]] += 1

@@ -76,8 +76,12 @@ class Work:
         """Microseconds as it is."""
         return _product(self.rows * self.columns * self.taps, batch) + _node(target)
 
-    def blocked(self, form: str, count: int, target: str, batch: int) -> float:
-        """Microseconds in blocks."""
+    def blocked(self, form: str, count: int, target: str, batch: int, moves: int = 0) -> float:
+        """Microseconds in blocks, with ``moves`` shuffles of channels around them."""
+        moving = moves * (3 * _node(target) + 4e-4 * batch * (self.rows + self.columns))
+        return moving + self._blocked(form, count, target, batch)
+
+    def _blocked(self, form: str, count: int, target: str, batch: int) -> float:
         weights, moved = self.rows * self.columns * self.taps / count, self.rows + self.columns
         work = _product(weights, batch)
         if form == "grouped":
@@ -98,7 +102,9 @@ def _node(target: str) -> float:
     return _NODE_US.get(target, _NODE_US["onnx"])
 
 
-def choose_form(work: Work, count: int, target: str, even: bool, force: bool = False) -> str | None:
+def choose_form(
+    work: Work, count: int, target: str, *, even: bool, moves: int = 0, force: bool = False
+) -> str | None:
     """The fastest form; ``None`` when the dense layer is not slower.
 
     Args:
@@ -106,6 +112,7 @@ def choose_form(work: Work, count: int, target: str, even: bool, force: bool = F
         count: The number of blocks.
         target: What it will be written for.
         even: Whether all blocks have one size.
+        moves: How many shuffles or gathers of channels they take.
         force: Give a form even so.
     """
     if work.is_conv:
@@ -119,7 +126,7 @@ def choose_form(work: Work, count: int, target: str, even: bool, force: bool = F
 
     def relative(form: str) -> float:
         return math.fsum(
-            work.blocked(form, count, target, b) / work.dense(target, b) for b in batches
+            work.blocked(form, count, target, b, moves) / work.dense(target, b) for b in batches
         ) / len(batches)
 
     best = min(forms, key=relative)
@@ -129,7 +136,7 @@ def choose_form(work: Work, count: int, target: str, even: bool, force: bool = F
 
 
 @dataclass(frozen=True, eq=False)
-class Pivot:
+class BlockLayer:
     """A layer, ready to be written in blocks.
 
     Attributes:
@@ -245,7 +252,7 @@ class _Writer:
         return None if data is None else self.rw.constant(data, f"{self.node.name}.{name}")
 
 
-def write(rw: Rewriter, pivot: Pivot, what: str, exactness: Exactness) -> None:
+def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> None:
     """Replace a layer by its blocks."""
     node, before = pivot.node, pivot.node.inputs[1:]
     x = node.inputs[0]
@@ -297,7 +304,7 @@ def _moved(
     writer.then(Reshape((*lead, math.prod(parts), *tail)))
 
 
-def _conv(writer: _Writer, pivot: Pivot) -> None:
+def _conv(writer: _Writer, pivot: BlockLayer) -> None:
     op = pivot.node.op
     assert isinstance(op, Conv)
     parts = pivot.parts()
@@ -313,7 +320,7 @@ def _conv(writer: _Writer, pivot: Pivot) -> None:
 
 def _pieces(
     writer: _Writer,
-    pivot: Pivot,
+    pivot: BlockLayer,
     op: Op,
     axis: int,
     parts: list[tuple[Tensor, Tensor | None]],
@@ -333,11 +340,11 @@ def _pieces(
     writer.join(Concat(axis), made)
 
 
-def _split(writer: _Writer, pivot: Pivot, rank: int) -> None:
+def _split(writer: _Writer, pivot: BlockLayer, rank: int) -> None:
     _pieces(writer, pivot, Linear(), rank - 1, pivot.parts())
 
 
-def _batched(writer: _Writer, pivot: Pivot, rank: int, shape: tuple[object, ...]) -> None:
+def _batched(writer: _Writer, pivot: BlockLayer, rank: int, shape: tuple[object, ...]) -> None:
     parts = pivot.parts()
     count, (rows, columns) = len(parts), parts[0][0].shape
     # One row needs no turning: (1, columns) is (count, 1, columns / count).
@@ -357,4 +364,5 @@ def _batched(writer: _Writer, pivot: Pivot, rank: int, shape: tuple[object, ...]
     if biases:
         writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))
 
-__all__ = ["Pivot", "Work", "choose_form", "write"]
+
+__all__ = ["BlockLayer", "Work", "choose_form", "write"]

@@ -15,12 +15,10 @@ The error of a layer is the root of its unexplained over its whole output varian
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from .pivot_assign import assign
 from .pivot_blocks import Array64, Blocks, Ids
 
 RIDGE = 1e-4
@@ -28,28 +26,28 @@ RIDGE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Gram:
-    """Second-order statistics of a layer's inputs.
+class Covariance:
+    """Covariance and mean of a layer's inputs.
 
     For a convolution the inputs are patches, in the order of its weight: channel, then tap.
 
     Attributes:
-        covariance: Of shape (inputs, inputs).
+        matrix: Of shape (inputs, inputs).
         mean: Of shape (inputs,).
     """
 
-    covariance: Array64
+    matrix: Array64
     mean: Array64
 
     @classmethod
-    def of(cls, x: Array64) -> Gram:
+    def of(cls, x: Array64) -> Covariance:
         """The statistics of samples of shape (samples, inputs)."""
         mean = x.mean(0)
         centred = x - mean
         return cls(centred.T @ centred / len(x), mean)
 
     @classmethod
-    def of_moments(cls, second: Array64, mean: Array64) -> Gram:
+    def of_moments(cls, second: Array64, mean: Array64) -> Covariance:
         """From the mean of the outer products, of shape (inputs, inputs), and the mean."""
         return cls(second - np.outer(mean, mean), mean)
 
@@ -65,25 +63,25 @@ class Layer:
 
     Attributes:
         weight: Of shape (rows, columns, taps); one tap for a dense layer.
-        gram: The statistics of its inputs.
+        inputs: The statistics of its inputs.
         ridge: See :data:`RIDGE`.
     """
 
     weight: Array64
-    gram: Gram
+    inputs: Covariance
     ridge: float = RIDGE
 
     def __post_init__(self) -> None:
         n = self.weight.shape[1] * self.weight.shape[2]
-        if self.gram.covariance.shape != (n, n) or self.gram.mean.shape != (n,):
+        if self.inputs.matrix.shape != (n, n) or self.inputs.mean.shape != (n,):
             raise ValueError(
-                f"statistics of {self.gram.mean.size} inputs for a weight of {n}: "
-                f"{self.gram.covariance.shape}"
+                f"statistics of {self.inputs.mean.size} inputs for a weight of {n}: "
+                f"{self.inputs.matrix.shape}"
             )
         # Derived once: they are asked for once a candidate.
         flat = self.weight.reshape(len(self.weight), n)
         object.__setattr__(self, "_flat", flat)
-        object.__setattr__(self, "_cross", flat @ self.gram.covariance)
+        object.__setattr__(self, "_cross", flat @ self.inputs.matrix)
 
     _flat: Array64 = None  # type: ignore[assignment]
     _cross: Array64 = None  # type: ignore[assignment]
@@ -95,7 +93,7 @@ class Layer:
 
     def saliency(self) -> Array64:
         """Squared weights times the variance of what they read, summed over taps: (rows, columns)."""
-        powers = np.diagonal(self.gram.covariance).reshape(self.weight.shape[1:])
+        powers = np.diagonal(self.inputs.matrix).reshape(self.weight.shape[1:])
         return np.einsum("oit,it->oi", self.weight**2, powers)
 
     def gains(self, columns: Ids, count: int) -> Array64:
@@ -109,7 +107,7 @@ class Layer:
 
     def _solved(self, cross: Array64, places: Ids) -> Array64:
         """``cross (S[C, C] + ridge)^-1``."""
-        covariance = self.gram.covariance
+        covariance = self.inputs.matrix
         level = self.ridge * float(np.diagonal(covariance).mean()) or 1e-30
         inner = covariance[np.ix_(places, places)] + level * np.eye(places.size)
         return np.asarray(np.linalg.solve(inner, cross.T).T)
@@ -120,7 +118,7 @@ class Layer:
         for rows, columns in blocks:
             places = taps(columns, self.weight.shape[2])
             found[np.ix_(rows, places)] = self._solved(self._cross[np.ix_(rows, places)], places)
-        return found.reshape(self.weight.shape), (self._flat - found) @ self.gram.mean
+        return found.reshape(self.weight.shape), (self._flat - found) @ self.inputs.mean
 
     def masked(self, blocks: Blocks) -> tuple[Array64, Array64]:
         """The weight with zeros outside the blocks, and what is added to the bias: nothing."""
@@ -129,18 +127,9 @@ class Layer:
     def error(self, weight: Array64, shift: Array64) -> float:
         """How far the outputs of another weight and bias are off; see the module."""
         rest = self._flat - weight.reshape(self._flat.shape)
-        bias = rest @ self.gram.mean - shift
-        off = np.einsum("ij,ij->i", rest @ self.gram.covariance, rest) + bias**2
+        bias = rest @ self.inputs.mean - shift
+        off = np.einsum("ij,ij->i", rest @ self.inputs.matrix, rest) + bias**2
         return float(np.sqrt(max(off.sum(), 0.0) / max(float(self.variance.sum()), 1e-300)))
 
-    def rows_for(self, columns: Ids, sizes: Ids, cells: Ids | None = None) -> Ids:
-        """The rows that leave the smallest error after the refit, for given columns."""
-        return assign(self.gains(columns, len(sizes)), sizes, cells)
 
-    def alternatives(self, blocks: Blocks, sizes: Ids, cells: Ids | None) -> Iterator[Blocks]:
-        """The blocks, and those with the same columns and the best rows for them."""
-        yield blocks
-        yield Blocks(self.rows_for(blocks.columns, sizes, cells), blocks.columns, blocks.count)
-
-
-__all__ = ["RIDGE", "Gram", "Layer", "taps"]
+__all__ = ["RIDGE", "Covariance", "Layer", "taps"]
