@@ -153,7 +153,7 @@ def test_text_before_and_after() -> None:
         "%mid.block1: f64[2, 2] = Linear(%mid.split_1, %mid.block1.weight)",
         "%mid: f64[2, 4] = Concat(%mid.block0, %mid.block1)",
         '%activation_1: f64[2, 4] = Activation(%mid) {kind="relu"}',
-        "%last: f64[2, 1] = Linear(%activation_1, %w_5)",
+        "%last: f64[2, 1] = Linear(%activation_1, %w_2_1)",
     ]
     blocks = {n.name: n.inputs[1].data.numpy() for n in graph.nodes if ".block" in n.name}  # type: ignore[union-attr]
     assert sorted(map(np.ndarray.tolist, blocks.values())) == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
