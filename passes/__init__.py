@@ -8,6 +8,7 @@ from .fold_constants import FoldConstants
 from .fold_masks import FoldMasks
 from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
+from .mask_blocks import MaskBlocks
 from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
 from .permute_channels import PermuteChannels
@@ -29,8 +30,8 @@ from .statistics import (
 __all__ = [
     "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
-    "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
-    "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "Pivot", "PruneDead", "RemovalPlan",
-    "RemoveActivations", "Request", "Timing", "Verify", "known_passes", "pass_class", "register",
-    "relative_error",
+    "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MaskBlocks", "MergeLinear", "Moments",
+    "Observer", "Pass", "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "Pivot",
+    "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Timing", "Verify", "known_passes",
+    "pass_class", "register", "relative_error",
 ]  # fmt: skip

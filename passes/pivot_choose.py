@@ -293,16 +293,8 @@ def best_blocks(
         if best is None or error < best.error * (1 - 1e-6):
             best = Choice(blocks, weight, shift, error)
     if best is None:
-        return problem or _no_side(site)
+        return problem
     return best
-
-
-def _no_side(site: Site) -> str:
-    for axis, what in ((site.rows, "output"), (site.columns, "input")):
-        if axis.order.fixed:
-            return f"its {what} channels cannot change places ({axis.order.fixed})"
-    owners = [a.order.owner for a in (site.rows, site.columns) if a.order.owner]
-    return f"its channels are in the order of the blocks of {owners[0]}, which its own cannot share"
 
 
 def _candidates(

@@ -101,6 +101,8 @@ class ChannelOrder:
 
     def sides(self, sizes: Ids, gather: bool) -> Iterator[Side]:
         """What a layer with blocks of these sizes may choose from."""
+        if self.fixed:
+            yield Side(sizes, fixed=in_order(sizes))
         if self.is_free or (self.fixed and gather):
             yield Side(sizes)
         for part in self.parts:

@@ -46,6 +46,11 @@ class Side:
     fixed: Ids | None = None
     cells: Ids | None = None
 
+    @property
+    def size(self) -> int:
+        """The number of channels."""
+        return int(self.sizes.sum())
+
     def best(self, benefit: Array64) -> Ids:
         """The labels of the largest benefit, of shape (channels, blocks)."""
         return self.fixed if self.fixed is not None else assign(benefit, self.sizes, self.cells)

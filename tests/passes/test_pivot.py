@@ -581,3 +581,82 @@ def test_forms_follow_what_was_measured() -> None:
     assert choose_form(Work(True, 256, 256, 196, 9), 4, "onnx", even=False) == "split"
     # Groups of four channels.
     assert choose_form(Work(True, 64, 64, 196, 9), 16, "onnx", even=True) is None
+
+
+# Masks for training.
+
+
+def masked(graph: Graph, text: str, **context: Any) -> tuple[PassRecord, list[str]]:
+    """Mask, and pivot exactly what came of it."""
+    record = run(graph, text, **context)
+    want = evaluate(graph)
+    blocks = text.split("blocks=")[1].split(",")[0].rstrip("}")
+    rest = ",divide=pad" if "divide=pad" in text else ""
+    pivoted = run(graph, f"pivot{{blocks={blocks},method=zeros,force=true{rest}}}", target="fx")
+    assert pivoted.exactness is Exactness.EXACT
+    same(graph, want)
+    return record, what(pivoted)
+
+
+@pytest.mark.parametrize("draw", ["random", "weights"])
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_masked_layers_become_blocks_and_their_neighbours_mix_them(blocks: int, draw: str) -> None:
+    graph = mlp(Net(1).weight(32, 16), Net(2).weight(16, 32), Net(3).weight(32, 16))
+    record, made = masked(graph, f"mask-blocks{{blocks={blocks},draw={draw},layers=mid*}}")
+    assert len(record.rewrites) == len(made) == 3
+    # One order serves both layers beside it; never a gather.
+    assert sum("1 shuffle" in text for text in made) >= 2
+    assert "Gather" not in ops(graph)
+
+
+def test_masks_that_follow_the_weights_keep_more() -> None:
+    kept = {}
+    for draw in ("random", "weights"):
+        graph = mlp(Net(1).weight(32, 32))
+        record, _ = masked(graph, f"mask-blocks{{blocks=8,draw={draw},layers=mid0}}")
+        kept[draw] = float(record.rewrites[0].what.split("blocks, ")[1].split("%")[0])
+    assert kept["weights"] > 1.5 * kept["random"]
+
+
+def test_masks_differ_by_seed_only() -> None:
+    texts = []
+    for seed in (0, 0, 1):
+        graph = mlp(Net(1).weight(16, 16))
+        run(graph, "mask-blocks{layers=mid0}", seed=seed)
+        texts.append(graph.text(full=True))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_masks_on_a_residual_stream_and_beside_inputs_and_outputs() -> None:
+    net = Net(2, 8)
+    for number in range(3):
+        skip = net.value
+        net.linear(net.weight(32, 8), f"up{number}").relu()
+        net.linear(net.weight(8, 32), f"down{number}").then(ir.Add(), skip)
+    graph = net.linear(net.weight(4, 8), "head").done()
+    record, made = masked(graph, "mask-blocks{blocks=4}")
+    assert len(record.rewrites) == len(made) == 7
+    net = Net(2, 5)
+    net.linear(net.weight(16, 5), "first")
+    skip = net.value
+    net.linear(net.weight(16, 16), "mid").relu().then(ir.Add(), skip)
+    graph = net.linear(net.weight(3, 16), "last").done()
+    record, made = masked(graph, "mask-blocks{blocks=4}")
+    assert len(made) == 1
+    assert "its 3 outputs do not divide" in reasons(record, "last")
+
+
+def test_masks_with_a_smaller_last_block() -> None:
+    graph = mlp(Net(1).weight(14, 10), Net(2).weight(10, 14))
+    record, made = masked(graph, "mask-blocks{blocks=4,divide=pad,layers=mid*}")
+    assert len(record.rewrites) == len(made) == 2
+
+
+def test_wrong_options_of_masks() -> None:
+    for options, message in (
+        ("blocks=0", "at least 2"),
+        ("draw=lots", "takes"),
+        ("layers=x*y", "no node"),
+    ):
+        with pytest.raises(PassError, match=message):
+            run(mlp(Net(1).weight(16, 16)), f"mask-blocks{{{options}}}")

@@ -316,5 +316,8 @@ def test_a_fixed_order_has_only_blocks_in_one_piece() -> None:
     found = order.renamed(np.array([1, 1, 0, 0]))
     assert found is not None
     assert found.tolist() == [1, 0]
-    assert list(order.sides(capacities(4, 2), gather=False)) == []
+    (side,) = order.sides(capacities(4, 2), gather=False)
+    assert side.fixed is not None
+    assert side.fixed.tolist() == [0, 0, 1, 1]
+    assert len(list(order.sides(capacities(4, 2), gather=True))) == 2
     assert order.order().tolist() == [0, 1, 2, 3]
