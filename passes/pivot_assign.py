@@ -1,10 +1,10 @@
 """Assign channels to blocks of given sizes so that the sum of benefits is largest: a transportation problem.
 
 Few blocks, many channels: :func:`scipy.optimize.linear_sum_assignment` on benefits with a column for each place takes
-cubic time in the channels. Here every channel starts in its best block; then, while blocks are too full, one channel at a
-time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
-on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal: the
-labels are, at every step, the best ones for the sizes that the blocks have then.
+cubic time in the channels. Here every channel starts in its best block, at prices that even out how full the blocks are
+(a few steps of subgradient ascent on the dual); then, while blocks are too full, one channel at a time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
+on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal,
+whatever the prices: the labels are, at every step, the best ones for the sizes that the blocks have then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 from .pivot_blocks import Array64, Ids
+
+_PRICES = 16
+"""How many prices are tried; each costs about as much as one move."""
 
 
 def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
@@ -37,7 +40,7 @@ def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
 
 def _transport(benefit: Array64, sizes: Ids) -> Ids:
     count = sizes.size
-    labels: Ids = benefit.argmax(1).astype(np.int64)
+    labels = _priced(benefit, sizes)
     load = np.bincount(labels, minlength=count)
     cost = np.full((count, count), np.inf)
     mover = np.zeros((count, count), np.int64)
@@ -65,6 +68,26 @@ def _transport(benefit: Array64, sizes: Ids) -> Ids:
         for block in path:
             refresh(block)
     return labels
+
+
+def _priced(benefit: Array64, sizes: Ids) -> Ids:
+    """The best block of each channel at the prices, of those tried, that overfill blocks least."""
+    labels: Ids = benefit.argmax(1).astype(np.int64)
+    best, least = (
+        labels,
+        int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum()),
+    )
+    step = float(np.ptp(benefit, axis=1).mean())
+    price = np.zeros(sizes.size)
+    for turn in range(_PRICES):
+        if not least:
+            break
+        price += step / (1 + turn) * (np.bincount(labels, minlength=sizes.size) / sizes - 1)
+        labels = (benefit - price).argmax(1).astype(np.int64)
+        over = int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum())
+        if over < least:
+            best, least = labels, over
+    return best.copy()
 
 
 def _cheapest(cost: Array64, full: Ids, free: Ids) -> list[int]:

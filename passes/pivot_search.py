@@ -28,7 +28,7 @@ from .pivot_blocks import Array64, Blocks, Ids, in_order
 _HEAVY = 8
 """How many of the heaviest entries a row, on average, the seeds look at."""
 
-_HEAT = 0.4
+_HEAT = 0.5
 """The first deviation of the noise, relative to what a row has in a block on average."""
 
 
@@ -68,7 +68,7 @@ def search_blocks(
     columns: Side,
     *,
     seed: int = 0,
-    steps: int = 40,
+    steps: int = 100,
 ) -> Blocks:
     """The best blocks that are found.
 
