@@ -8,8 +8,8 @@ Forms of a dense layer in k blocks:
 and of a convolution: ``grouped``, with k groups, or ``split`` where blocks differ in size.
 
 :func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
-(one thread): a product with one row is bound by the memory that the weight is read from, one with more rows
-by arithmetic; a batched MatMul packs its weight anew on every run, which a dense layer with a constant weight does
+(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million numbers),
+one with more rows by arithmetic; a batched MatMul reads a little slower, and for more rows it packs its weight anew on every run, which a dense layer with a constant weight does
 once; each node costs a fixed time. Only their ratios matter.
 """
 
@@ -74,7 +74,12 @@ class Work:
 
     def dense(self, target: str, batch: int) -> float:
         """Microseconds as it is."""
-        return _product(self.rows * self.columns * self.taps, batch) + _node(target)
+        return self._product(1, batch) + _node(target)
+
+    def _product(self, count: int, batch: int) -> float:
+        weights = self.rows * self.columns * self.taps
+        read = 12e3 if weights <= 2**20 else 4e3
+        return max(weights / count / read, batch * weights / count / 35e3)
 
     def blocked(self, form: str, count: int, target: str, batch: int, moves: int = 0) -> float:
         """Microseconds in blocks, with ``moves`` shuffles of channels around them."""
@@ -82,20 +87,16 @@ class Work:
         return moving + self._blocked(form, count, target, batch)
 
     def _blocked(self, form: str, count: int, target: str, batch: int) -> float:
-        weights, moved = self.rows * self.columns * self.taps / count, self.rows + self.columns
-        work = _product(weights, batch)
+        work, moved = self._product(count, batch), self.rows + self.columns
         if form == "grouped":
             # Groups are small products: the last of their speed is lost on their edges.
             return 1.15 * work + _node(target)
         if form == "split":
             return work + (count + 2) * _node(target) + 4e-4 * batch * moved
         if batch == 1:
-            return work + 4 * _node(target)
-        return work + 8 * weights / 35e3 + 6 * _node(target) + 8e-4 * batch * moved
-
-
-def _product(weights: float, batch: int) -> float:
-    return max(weights / 12e3, batch * weights / 35e3)
+            return 1.12 * work + 4 * _node(target)
+        packing = 8 * self.rows * self.columns / count / 35e3
+        return work + packing + 6 * _node(target) + 8e-4 * batch * moved
 
 
 def _node(target: str) -> float:
