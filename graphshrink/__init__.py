@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
+    from .pivoting import insert_blocks
     from .report import Report
 
 __version__ = "0.1.0"
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph", "GraphshrinkError", "MissingExtra",
     "ModelError", "Pass", "PassError", "Pipeline", "Report", "Rewriter", "ShrinkResult", "UsageError",
-    "gate_penalty", "gates", "insert_gates", "keep_top", "kept_at", "register", "save_removal_plan",
+    "gate_penalty", "gates", "insert_blocks", "insert_gates", "keep_top", "kept_at", "register", "save_removal_plan",
     "shrink", "shrink_graph",
 ]  # fmt: skip
 
@@ -59,6 +60,7 @@ _HOMES = {
     ),
     "CalibrationData": ".calibration",
     "Report": ".report",
+    "insert_blocks": ".pivoting",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import Conv, Linear, Node, Tensor
+from ..ir import Conv, Linear, MaskedTensor, Node, Tensor
 from ..ir.analysis import ChannelGroup, ChannelGroups
 from .pivot_blocks import Array64, Blocks, Ids, capacities, find_blocks, in_order
 from .pivot_lower import Work
@@ -191,8 +191,11 @@ def _why_fixed(groups: ChannelGroups, node: Node, axis: int) -> str:
 
 def exact_blocks(site: Site) -> Blocks | None:
     """The blocks that the zeros of a layer form, under names that suit its neighbours."""
-    weight = site.read()
-    nonzero = site.per_unit((weight != 0).any(2).astype(np.float64)) != 0
+    data = site.weight
+    # A mask says more than the numbers: what was trained to zero inside it has its place too.
+    kept = data.mask if isinstance(data, MaskedTensor) else data.numpy() != 0
+    kept = kept.reshape(*data.shape[:2], -1).any(2)
+    nonzero = site.per_unit(kept.astype(np.float64)) != 0
     most = int((site.rows.sizes * site.columns.sizes).sum())
     if int(nonzero.sum()) > most:
         return None
