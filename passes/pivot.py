@@ -192,7 +192,7 @@ class _Run:
                 "nobody knows what other blocks would cost: give calibration data, or train it in blocks first",
             )
             return False
-        if isinstance(site.node.op, Conv) and is_half_sparse(site.read()):
+        if is_half_sparse(site.read()):
             self._skip(site.node, "it is 2:4 sparse, which blocks would undo")
             return False
         problem = GramMatrix(site.node).problem()

@@ -12,8 +12,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from .pivot_blocks import Array64, Ids
+
+Mask = npt.NDArray[np.bool_]
 
 _PRICES = 16
 """How many prices are tried; each costs about as much as one move."""
@@ -90,7 +93,7 @@ def _priced(benefit: Array64, sizes: Ids) -> Ids:
     return best.copy()
 
 
-def _cheapest(cost: Array64, full: Ids, free: Ids) -> list[int]:
+def _cheapest(cost: Array64, full: Mask, free: Mask) -> list[int]:
     """The blocks along the cheapest path from a full block to a free one (Bellman and Ford)."""
     count = len(cost)
     distance = np.where(full, 0.0, np.inf)

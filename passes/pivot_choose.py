@@ -41,18 +41,18 @@ class Axis:
     @property
     def channel_sizes(self) -> Ids:
         """How many channels each block takes."""
-        return self.sizes * self.positions.shape[1]
+        return np.asarray(self.sizes * self.positions.shape[1])
 
     def spread(self, labels: Ids) -> Ids:
         """The labels of channels from those of units."""
         found = np.empty(self.positions.size, np.int64)
         found[self.positions] = labels[:, None]
-        return found
+        return np.asarray(found)
 
     def summed(self, array: Array64, axis: int) -> Array64:
         """Channels of an array added up to units."""
         taken = np.moveaxis(array, axis, 0)[self.positions]
-        return np.moveaxis(taken.sum(1), 0, axis)
+        return np.asarray(np.moveaxis(taken.sum(1), 0, axis))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +194,8 @@ def exact_blocks(site: Site) -> Blocks | None:
     data = site.weight
     # A mask says more than the numbers: what was trained to zero inside it has its place too.
     kept = data.mask if isinstance(data, MaskedTensor) else data.numpy() != 0
-    kept = kept.reshape(*data.shape[:2], -1).any(2)
-    nonzero = site.per_unit(kept.astype(np.float64)) != 0
+    taps = np.asarray(kept, np.float64).reshape(*data.shape[:2], -1)
+    nonzero = site.per_unit(taps.max(2)) != 0
     most = int((site.rows.sizes * site.columns.sizes).sum())
     if int(nonzero.sum()) > most:
         return None
@@ -213,7 +213,7 @@ def exact_blocks(site: Site) -> Blocks | None:
 
 
 def is_half_sparse(weight: npt.NDArray[np.float64]) -> bool:
-    """Whether a convolution's weight (rows, columns, taps) is 2:4 sparse: at most 2 of 4 in a row of channels."""
+    """Whether a weight (rows, columns, taps) is 2:4 sparse: of 4 channels in a row no more than 2 are kept."""
     if weight.shape[1] % 4:
         return False
     kept = (weight != 0).reshape(len(weight), -1, 4, weight.shape[2]).sum(2)

@@ -89,12 +89,12 @@ class Layer:
     @property
     def variance(self) -> Array64:
         """The variance of each output."""
-        return np.einsum("ij,ij->i", self._cross, self._flat)
+        return np.asarray(np.einsum("ij,ij->i", self._cross, self._flat))
 
     def saliency(self) -> Array64:
         """Squared weights times the variance of what they read, summed over taps: (rows, columns)."""
         powers = np.diagonal(self.inputs.matrix).reshape(self.weight.shape[1:])
-        return np.einsum("oit,it->oi", self.weight**2, powers)
+        return np.asarray(np.einsum("oit,it->oi", self.weight**2, powers))
 
     def gains(self, columns: Ids, count: int) -> Array64:
         """The variance that each row keeps after a refit in each block: (rows, blocks)."""

@@ -475,7 +475,7 @@ def test_a_dense_layer_is_not_slower() -> None:
     same(graph, want)
 
 
-def test_sparse_convolutions_stay_sparse() -> None:
+def test_sparse_weights_stay_sparse() -> None:
     net = Net(2, 3, 6, 6)
     weight = net.weight(16, 16, 3, 3)
     weight[:, np.arange(16) % 4 > 1] = 0
@@ -485,6 +485,12 @@ def test_sparse_convolutions_stay_sparse() -> None:
     text = "pivot{layers=mid,blocks=2,force=true}"
     record = run(graph, text, calibration=data(graph, 5))
     assert "it is 2:4 sparse, which blocks would undo" in reasons(record, "mid")
+    # A dense layer too; but blocks that are there already are taken, whatever else they are.
+    graph = mlp(weight[:, :, 0, 0], batch=8)
+    record = run(graph, "pivot{layers=mid0,blocks=2,force=true}", calibration=data(graph, 5))
+    assert "it is 2:4 sparse" in reasons(record, "mid0")
+    graph = mlp(Net(1).weight(32, 32, blocks=16), batch=8)
+    assert len(what(run(graph, "pivot{blocks=16,force=true}"))) == 1
 
 
 def test_layers_that_cannot_be_read() -> None:
