@@ -9,7 +9,7 @@ and of a convolution: ``grouped``, with k groups, or ``split`` where blocks diff
 
 :func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
 (one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million numbers),
-one with more rows by arithmetic; a batched MatMul reads a little slower, and for more rows it packs its weight anew on every run, which a dense layer with a constant weight does
+one with more rows by arithmetic; a batched MatMul reads slower, and for more rows it packs its weight anew on every run, which a dense layer with a constant weight does
 once; each node costs a fixed time. Only their ratios matter.
 """
 
@@ -94,7 +94,7 @@ class Work:
         if form == "split":
             return work + (count + 2) * _node(target) + 4e-4 * batch * moved
         if batch == 1:
-            return 1.12 * work + 4 * _node(target)
+            return 1.3 * work + 4 * _node(target)
         packing = 8 * self.rows * self.columns / count / 35e3
         return work + packing + 6 * _node(target) + 8e-4 * batch * moved
 
