@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, ElidedTensor, Exactness, Graph, TensorType, Value
@@ -666,3 +669,47 @@ def test_wrong_options_of_masks() -> None:
     ):
         with pytest.raises(PassError, match=message):
             run(mlp(Net(1).weight(16, 16)), f"mask-blocks{{{options}}}")
+
+
+# At random.
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_random_chains_of_blocks(data: st.DataObject) -> None:
+    """Layers with blocks of any relation to their neighbours', with anything between them that channels pass."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    convs = data.draw(st.booleans())
+    blocks = data.draw(st.sampled_from([2, 3, 4]))
+    sizes = [blocks**2 * data.draw(st.integers(1, 2)) for _ in range(data.draw(st.integers(2, 4)))]
+    net = (
+        Net(2, 3, 4, 4) if convs else Net(*data.draw(st.sampled_from([(2, 3), (1, 3), (2, 5, 3)])))
+    )
+    add = net.conv if convs else net.linear
+    tail = (data.draw(st.sampled_from([1, 3])),) * 2 if convs else ()
+    labels = rng.permutation(in_order(capacities(sizes[0], blocks)))
+    add(net.weight(sizes[0], 3, *tail), "first")
+    for number, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        for between in data.draw(st.lists(st.sampled_from(["relu", "scale", "skip"]), max_size=2)):
+            if between == "relu":
+                net.relu()
+            elif between == "scale":
+                net.then(ir.Scale(1 if convs else -1), net.constant(rng.random(fan_in) + 0.5))
+            else:
+                net.then(ir.Add(), net.value)
+        kind = data.draw(st.sampled_from(["same", "across", "any"]))
+        columns = {"same": labels, "any": rng.permutation(labels)}.get(kind)
+        if columns is None:
+            columns = np.empty_like(labels)
+            for block in range(blocks):
+                inside = np.flatnonzero(labels == block)
+                columns[rng.permutation(inside)] = np.arange(inside.size) % blocks
+        labels = rng.permutation(in_order(capacities(fan_out, blocks)))
+        weight = net.weight(fan_out, fan_in, *tail, blocks=blocks, rows=labels, columns=columns)
+        add(weight, f"mid{number}", data.draw(st.booleans()))
+    graph = add(net.weight(3, sizes[-1], *tail), "last").done()
+    want = evaluate(graph)
+    target = data.draw(st.sampled_from(["onnx", "fx", "tensorrt"]))
+    record = run(graph, f"pivot{{blocks={blocks},gather=true,force=true}}", target=target)
+    assert len(what(record)) == len(sizes) - 1
+    same(graph, want)
