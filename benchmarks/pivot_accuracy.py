@@ -94,18 +94,16 @@ def train(model: nn.Module, data: Data, epochs: int, rate: float = 2e-3) -> nn.M
     x, y = data[:2]
     batch = 64
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
-    steps = epochs * (len(x) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
+    order = [
+        rows for _ in range(epochs) for rows in torch.randperm(len(x)).split(batch) if len(rows) > 1
+    ]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, len(order))
     model.train()
-    for _ in range(epochs):
-        order = torch.randperm(len(x))
-        for i in range(len(x) // batch):
-            rows = order[i * batch : (i + 1) * batch]
-            loss = F.cross_entropy(model(x[rows]), y[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
+    for rows in order:
+        optimiser.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimiser.step()
+        schedule.step()
     return model.eval()
 
 
@@ -217,7 +215,7 @@ def measure(task: Task, ks: list[int], seed: int) -> dict[str, Any]:
     tune = max(1, task.epochs // 4)
 
     def tuned(model: nn.Module) -> nn.Module:
-        return train(model, task.data, tune, 1e-3)
+        return train(model, task.data, tune, 3e-4)
 
     for k in ks:
         for method in ("identity", "search"):
