@@ -23,9 +23,8 @@ from ..ir import Conv, Exactness, Graph, Linear, Node, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
 from .base import Context, Pass, named_nodes, register
 from .permute_apply import apply_permutations
-from .pivot_blocks import Array64, Blocks, Ids
+from .pivot_blocks import Array64, Blocks
 from .pivot_choose import (
-    Axis,
     Site,
     best_blocks,
     exact_blocks,
@@ -34,7 +33,7 @@ from .pivot_choose import (
     site_of,
 )
 from .pivot_lower import BlockLayer, choose_form, write
-from .pivot_order import Access, ChannelOrder
+from .pivot_order import ChannelOrder
 from .pivot_refit import Covariance, Layer
 from .statistics import Gram, GramMatrix
 
@@ -178,9 +177,7 @@ class _Run:
             self._slow(site)
         else:
             for axis, labels in ((site.rows, blocks.rows), (site.columns, blocks.columns)):
-                if axis.order.place(labels) is not None and (
-                    site.can_shuffle or axis.order.place(labels) == 0
-                ):
+                if axis.order.place(labels) is not None:
                     axis.order.add(labels, site.node.name)
             self.planned.append(planned)
 
@@ -241,18 +238,14 @@ class _Run:
 
     def _layer(self, plan: _Planned) -> BlockLayer:
         site = plan.site
-        rows = _access(site, site.rows, plan.blocks.rows)
-        columns = _access(site, site.columns, plan.blocks.columns)
+        rows = site.rows.access(plan.blocks.rows)
+        columns = site.columns.access(plan.blocks.columns)
         form = self._form(site, sum(not a.is_direct for a in (rows, columns)))
         assert form is not None
         return BlockLayer(
             site.node, form, rows, columns, site.rows.channel_sizes, site.columns.channel_sizes,
             site.weight, site.bias, plan.refitted,
         )  # fmt: skip
-
-
-def _access(site: Site, axis: Axis, labels: Ids) -> Access:
-    return axis.order.access(labels, axis.positions, shuffle=site.can_shuffle)
 
 
 def _counted(count: int, word: str) -> str:

@@ -16,7 +16,7 @@ from ..ir import Conv, Linear, MaskedTensor, Node, Tensor
 from ..ir.analysis import ChannelGroup, ChannelGroups
 from .pivot_blocks import Array64, Blocks, Ids, capacities, find_blocks, in_order
 from .pivot_lower import Work
-from .pivot_order import ChannelOrder
+from .pivot_order import Access, ChannelOrder
 from .pivot_refit import Layer
 from .pivot_search import Side, search_blocks
 
@@ -49,6 +49,10 @@ class Axis:
         found[self.positions] = labels[:, None]
         return np.asarray(found)
 
+    def access(self, labels: Ids) -> Access:
+        """How a layer with these labels of units gets at its blocks."""
+        return self.order.access(labels, self.positions)
+
     def summed(self, array: Array64, axis: int) -> Array64:
         """Channels of an array added up to units."""
         taken = np.moveaxis(array, axis, 0)[self.positions]
@@ -74,16 +78,6 @@ class Site:
     work: Work
     rows: Axis
     columns: Axis
-
-    @property
-    def can_shuffle(self) -> bool:
-        """Whether sizes are known well enough for channels to be shuffled."""
-        x, y = self.node.inputs[0], self.node.output
-        assert x is not None
-        if not isinstance(self.node.op, Conv):
-            return True
-        shapes = (x.type.shape or (), y.type.shape or ())
-        return all(isinstance(d, int) for shape in shapes for d in shape[2:])
 
     def read(self) -> Array64:
         """The weight as (rows, columns, taps)."""
@@ -232,8 +226,6 @@ def fits(site: Site, blocks: Blocks) -> tuple[str, int]:
     ):
         order = orders[id(axis.order)]
         place = order.place(labels)
-        if place is not None and place > 0 and not site.can_shuffle:
-            place = None
         if place is not None:
             order.add(labels, site.node.name)
             moves += place > 0

@@ -297,12 +297,25 @@ def _moved(
     else:
         cut, turn = parts, to_front
     tail: tuple[int, ...] = tuple(d for d in shape[axis + 1 :] if isinstance(d, int))
+    if len(tail) < len(shape) - axis - 1:
+        _dealt(writer, cut, turn, axis)
+        return
     lead: tuple[None, ...] = (None,) * axis
     perm = (*range(axis), *(axis + i for i in turn))
     perm += tuple(range(axis + len(parts), axis + len(parts) + len(tail)))
     writer.then(Reshape((*lead, *cut, *tail)))
     writer.then(Transpose(perm))
     writer.then(Reshape((*lead, math.prod(parts), *tail)))
+
+
+def _dealt(writer: _Writer, cut: tuple[int, ...], turn: tuple[int, ...], axis: int) -> None:
+    """The same shuffle by Split and Concat, which need no sizes of other axes."""
+    pieces = math.prod(cut[:-1])
+    sizes = (cut[-1],) * pieces
+    x, node = writer.settle(), writer.node
+    made = writer.rw.insert(Split(sizes, axis), [x], before=node, name=f"{node.name}.deal")
+    order = np.arange(pieces).reshape(cut[:-1]).transpose(turn[:-1]).reshape(-1)
+    writer.join(Concat(axis), [made.outputs[int(i)] for i in order])
 
 
 def _conv(writer: _Writer, pivot: BlockLayer) -> None:

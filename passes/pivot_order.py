@@ -121,19 +121,18 @@ class ChannelOrder:
             return np.arange(self.size, dtype=np.int64)
         return np.lexsort(self.parts[::-1]).astype(np.int64)
 
-    def access(self, labels: Ids, positions: Ids, *, shuffle: bool = True) -> Access:
+    def access(self, labels: Ids, positions: Ids) -> Access:
         """How a layer with these labels gets at its blocks.
 
         Args:
             labels: The block of each unit.
             positions: The channels of each unit along the layer's axis, of shape (units, channels a unit).
-            shuffle: Whether channels can be shuffled; else they are gathered.
         """
         order = self.order()
         number = self.place(labels)
         if number == 0:
             return Access(positions[order].reshape(-1))
-        if number is None or not shuffle:
+        if number is None:
             taken = np.argsort(labels[order], kind="stable")
             places = positions[taken].reshape(-1)
             return Access(positions[order[taken]].reshape(-1), gather=places)

@@ -258,29 +258,28 @@ def test_blocks_that_cut_across_evenly_take_a_shuffle(tokens: bool) -> None:
     same(graph, want)
 
 
-def test_convolutions_shuffle_too_unless_their_size_is_not_known() -> None:
-    for size in (5, "h"):
-        net = Net(2, 3, size, size)
-        order = net.rng.permutation(32)
-        rows, columns = np.empty(32, int), np.empty(32, int)
-        rows[order], columns[order] = np.arange(32) // 8, np.arange(32) % 4
-        net.conv(net.weight(16, 3, 1, 1), "first").relu()
-        net.conv(net.weight(32, 16, 1, 1, blocks=4, rows=rows), "mid0").relu()
-        net.conv(net.weight(16, 32, 3, 3, blocks=4, columns=columns), "mid1").relu()
-        graph = net.conv(net.weight(3, 16, 1, 1), "last").done()
-        want, again = evaluate(graph), graph.clone()
-        record = run(graph)
-        if size == 5:
-            assert len(what(record)) == 2
-            assert "1 shuffle" in " ".join(what(record))
-        else:
-            assert len(what(record)) == 1
-            assert "in the order of the blocks of mid1" in reasons(record, "mid0")
-            same(graph, want)
-            graph = again
-            record = run(graph, "pivot{force=true,gather=true}")
-            assert sorted(what(record))[1] == "pivot into 4 blocks (grouped), 1 gather"
-        same(graph, want)
+@pytest.mark.parametrize("kernels", [(1, 3), (3, 1)])
+@pytest.mark.parametrize("size", [5, "h"])
+def test_convolutions_shuffle_too_whether_their_size_is_known_or_not(
+    size: Any, kernels: Any
+) -> None:
+    net = Net(2, 3, size, size)
+    order = net.rng.permutation(32)
+    rows, columns = np.empty(32, int), np.empty(32, int)
+    rows[order], columns[order] = np.arange(32) // 8, np.arange(32) % 4
+    net.conv(net.weight(16, 3, 1, 1), "first").relu()
+    first, second = ((k, k) for k in kernels)
+    net.conv(net.weight(32, 16, *first, blocks=4, rows=rows), "mid0").relu()
+    net.conv(net.weight(16, 32, *second, blocks=4, columns=columns), "mid1").relu()
+    graph = net.conv(net.weight(3, 16, 1, 1), "last").done()
+    want = evaluate(graph)
+    record = run(graph)
+    assert sorted(what(record)) == [
+        "pivot into 4 blocks (grouped)",
+        "pivot into 4 blocks (grouped), 1 shuffle",
+    ]
+    assert ("Transpose" in ops(graph), "Split" in ops(graph)) == (size == 5, size == "h")
+    same(graph, want)
 
 
 def test_other_blocks_are_refused_or_gathered() -> None:
