@@ -37,6 +37,9 @@ from .pivot_order import ChannelOrder
 from .pivot_refit import Covariance, Layer
 from .statistics import Gram, GramMatrix
 
+GRAMS_BYTES = 1 << 29
+"""What the statistics that are collected in one run over the data may take."""
+
 _GATHER = "; gather=true gathers them at run time"
 
 
@@ -199,12 +202,17 @@ class _Run:
 
     def _search(self, sites: list[Site]) -> None:
         o, calibration = self.options, self.ctx.calibration
+        grams: dict[GramMatrix, Gram] = {}
         for done, site in enumerate(sites):
             self.ctx.progress(done, len(sites), f"pivot {site.node.name}")
             request = GramMatrix(site.node)
-            assert calibration is not None
-            gram = calibration.collect(self.graph, [request])[request]
-            layer = Layer(site.read(), _covariance(gram))
+            if request not in grams:
+                # As many layers at a time as memory allows.
+                assert calibration is not None
+                requests = list(_within([GramMatrix(s.node) for s in sites[done:]], GRAMS_BYTES))
+                results = calibration.collect(self.graph, requests)
+                grams = {r: results[r] for r in requests}
+            layer = Layer(site.read(), _covariance(grams.pop(request)))
             found = best_blocks(
                 site, layer, search=o.method != "identity", refit=o.refit, gather=o.gather, seed=self.ctx.seed,
             )  # fmt: skip
@@ -246,6 +254,16 @@ class _Run:
             site.node, form, rows, columns, site.rows.channel_sizes, site.columns.channel_sizes,
             site.weight, site.bias, plan.refitted,
         )  # fmt: skip
+
+
+def _within(requests: list[GramMatrix], size: int) -> Iterator[GramMatrix]:
+    """The first requests whose results take no more than so many bytes together, one at least."""
+    taken = 0
+    for request in requests:
+        taken += request.nbytes()
+        if taken > size and taken > request.nbytes():
+            return
+        yield request
 
 
 def _counted(count: int, word: str) -> str:

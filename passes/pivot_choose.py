@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..ir import Conv, Linear, MaskedTensor, Node, Tensor
 from ..ir.analysis import ChannelGroup, ChannelGroups
+from .affine_nodes import is_dequantized
 from .pivot_blocks import Array64, Blocks, Ids, capacities, find_blocks, in_order
 from .pivot_lower import Work
 from .pivot_order import Access, ChannelOrder
@@ -116,6 +117,8 @@ def site_of(
         return "it has groups already"
     if weight is None or weight.data is None or (bias is not None and bias.data is None):
         return "its weight or bias is no constant"
+    if is_dequantized(weight):
+        return "its weight is quantised, and would not be any more: pivot before quantising"
     if not weight.data.dtype.is_wide_float:
         return f"its weight is of type {weight.data.dtype.value}"
     if x is None or x.type.rank is None or x.type.rank < 2:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, ElidedTensor, Exactness, Graph, TensorType, Value
-from graphshrink.passes import Context, PassError, PassRecord, Pipeline
+from graphshrink.passes import Context, PassError, PassRecord, Pipeline, pivot
 from graphshrink.passes.pivot_blocks import capacities, in_order
 from graphshrink.passes.pivot_lower import Work, choose_form
 from support.calibration import Oracle
@@ -432,6 +432,21 @@ def test_neighbours_share_orders_when_both_are_searched() -> None:
     assert len(what(record)) == 1
 
 
+def test_layers_are_read_in_as_few_runs_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    middles = [Net(k).weight(16, 16) for k in range(4)]
+    text = "pivot{blocks=2,method=identity,layers=mid*,force=true}"
+    outs = []
+    for limit, runs in ((1 << 29, 1), (2 * 8 * 16 * 16, 2), (10, 4)):
+        monkeypatch.setattr(pivot, "GRAMS_BYTES", limit)
+        graph = mlp(*middles, batch=8)
+        calibration = data(graph, 2)
+        assert len(what(run(graph, text, calibration=calibration))) == 4
+        assert calibration.runs == runs
+        outs.append(evaluate(graph)[0])
+    assert (outs[0] == outs[1]).all()
+    assert (outs[0] == outs[2]).all()
+
+
 def test_layers_without_a_bias_get_one_from_the_refit() -> None:
     net = Net(8, 5)
     net.linear(net.weight(16, 5), "first").relu().linear(
@@ -513,6 +528,15 @@ def test_layers_that_cannot_be_read() -> None:
     assert "it has groups already" in reasons(record, "grouped")
     assert "its weight or bias is no constant" in reasons(record, "computed")
     assert "it is no dense layer and no convolution" in reasons(record, "activation")
+
+    net = Net(2, 8)
+    numbers = net.graph.add_constant(ArrayTensor(np.ones((8, 8), np.int8)), "q")
+    scale = net.constant(0.5, "scale")
+    made = net.graph.append(ir.Dequantize(), [numbers, scale]).output
+    made.data = ArrayTensor(np.full((8, 8), 0.5))
+    net.value = net.graph.append(ir.Linear(), [net.value, made], name="quantised").output
+    record = run(net.done(), "pivot{layers=quantised,force=true}")
+    assert "its weight is quantised, and would not be any more" in reasons(record, "quantised")
 
     graph = Graph("g")
     x = graph.add_input("x", TensorType(DType.F64))
