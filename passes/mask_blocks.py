@@ -19,7 +19,7 @@ from ..ir import Conv, Exactness, Graph, Linear, MaskedTensor, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
 from .base import Context, Pass, named_nodes, register
 from .pivot_blocks import Blocks
-from .pivot_choose import Axis, Site, fits, site_of
+from .pivot_choose import Axis, Site, fits, moved, settle, site_of
 from .pivot_order import ChannelOrder
 from .pivot_search import Side, kept_mass, search_blocks
 
@@ -69,7 +69,9 @@ class MaskBlocks(Pass):
 
     def _mask(self, site: Site, rw: Rewriter, ctx: Context) -> str:
         """Put one layer under a mask, or say why not."""
-        best, mass, problem = None, -1.0, ""
+        if problem := moved(site):
+            return problem
+        best, mass = None, -1.0
         weight = site.read()
         saliency = site.per_unit((weight**2).sum(2))
         for blocks in self._candidates(site, saliency, ctx):
@@ -81,8 +83,7 @@ class MaskBlocks(Pass):
             problem = problem or found
         if best is None:
             return problem
-        for axis, labels in ((site.rows, best.rows), (site.columns, best.columns)):
-            axis.order.add(labels, site.node.name)
+        settle(site, best)
         mask = (
             site.spread(best).mask().reshape(*weight.shape[:2], *[1] * (len(site.weight.shape) - 2))
         )

@@ -23,16 +23,19 @@ from ..ir import Conv, Exactness, Graph, Linear, Node, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
 from .base import Context, Pass, named_nodes, register
 from .permute_apply import apply_permutations
-from .pivot_blocks import Array64, Blocks
+from .pivot_blocks import Array64
 from .pivot_choose import (
     Site,
     best_blocks,
     exact_blocks,
     fits,
     is_half_sparse,
+    moved,
+    settle,
     site_of,
 )
 from .pivot_lower import BlockLayer, choose_form, write
+from .pivot_names import Names, Settled
 from .pivot_order import ChannelOrder
 from .pivot_refit import Covariance, Layer
 from .statistics import Gram, GramMatrix
@@ -89,11 +92,9 @@ class Pivot(Pass):
 
 
 @dataclass(eq=False)
-class _Planned:
-    """A layer whose blocks are settled."""
+class _Planned(Settled):
+    """A layer whose blocks are settled, with what replaces its weight and bias."""
 
-    site: Site
-    blocks: Blocks
     refitted: tuple[Array64, Array64] | None = None
     error: float = 0.0
 
@@ -106,6 +107,7 @@ class _Run:
     ctx: Context
     orders: dict[ChannelGroup, ChannelOrder] = field(default_factory=dict)
     planned: list[_Planned] = field(default_factory=list)
+    names: Names = field(default_factory=Names)
 
     def run(self) -> None:
         sites = sorted(self._sites(), key=lambda s: -_macs(s))
@@ -167,8 +169,15 @@ class _Run:
             if o.method == "zeros":
                 self._skip(site.node, f"its zeros do not form {o.blocks} blocks of equal size")
             return o.method == "zeros"
-        self._settle(_Planned(site, found))
+        if not self._is_moved(site):
+            self._settle(_Planned(site, self.names.agreed(site, found)))
         return True
+
+    def _is_moved(self, site: Site) -> bool:
+        problem = moved(site)
+        if problem:
+            self._skip(site.node, problem)
+        return bool(problem)
 
     def _settle(self, planned: _Planned) -> None:
         """Fix the orders of a layer's channels, if they fit and it pays."""
@@ -179,9 +188,8 @@ class _Run:
         elif self._form(site, moves) is None:
             self._slow(site)
         else:
-            for axis, labels in ((site.rows, blocks.rows), (site.columns, blocks.columns)):
-                if axis.order.place(labels) is not None:
-                    axis.order.add(labels, site.node.name)
+            settle(site, blocks)
+            self.names.settle(planned)
             self.planned.append(planned)
 
     def _may_search(self, site: Site) -> bool:
@@ -212,7 +220,10 @@ class _Run:
                 requests = list(_within([GramMatrix(s.node) for s in sites[done:]], GRAMS_BYTES))
                 results = calibration.collect(self.graph, requests)
                 grams = {r: results[r] for r in requests}
-            layer = Layer(site.read(), _covariance(grams.pop(request)))
+            gram = grams.pop(request)
+            if self._is_moved(site):
+                continue
+            layer = Layer(site.read(), _covariance(gram))
             found = best_blocks(
                 site, layer, search=o.method != "identity", refit=o.refit, gather=o.gather, seed=self.ctx.seed,
             )  # fmt: skip
@@ -230,8 +241,8 @@ class _Run:
 
     def _apply(self) -> None:
         layers = [(plan, self._layer(plan)) for plan in self.planned]
-        moved = [(group, order.order()) for group, order in self.orders.items() if order.parts]
-        apply_permutations(self.graph, self.rw, moved)
+        reordered = [(group, order.order()) for group, order in self.orders.items() if order.parts]
+        apply_permutations(self.graph, self.rw, reordered)
         for plan, layer in layers:
             moves = [a for a in (layer.rows, layer.columns) if not a.is_direct]
             what = f"pivot into {self.options.blocks} blocks ({layer.form})"

@@ -33,11 +33,13 @@ class Axis:
         order: The order of its units, shared with other layers.
         positions: The channels of each unit, of shape (units, channels a unit).
         sizes: How many units each block takes.
+        others: The orders of other groups that move channels along the same axis.
     """
 
     order: ChannelOrder
     positions: Ids
     sizes: Ids
+    others: tuple[ChannelOrder, ...] = ()
 
     @property
     def channel_sizes(self) -> Ids:
@@ -161,17 +163,16 @@ def _axis(
     assert value is not None
     assert value.data is not None
     size = value.data.shape[axis]
-    whole = [
-        (group, placement)
-        for group, placement in groups.along(value, axis)
-        if placement.positions.size == size and placement.is_contiguous
-    ]
+    along = groups.along(value, axis)
+    known = {g: orders.setdefault(g, ChannelOrder(g.size)) for g, _ in along}
+    whole = [(g, p) for g, p in along if p.positions.size == size and p.is_contiguous]
     if not whole:
         order = ChannelOrder(size, fixed=_why_fixed(groups, node, axis))
-        return Axis(order, np.arange(size)[:, None], capacities(size, blocks))
+        positions = np.arange(size, dtype=np.int64)[:, None]
+        return Axis(order, positions, capacities(size, blocks), tuple(known.values()))
     group, placement = max(whole, key=lambda found: found[0].size)
-    order = orders.setdefault(group, ChannelOrder(group.size))
-    return Axis(order, placement.positions, capacities(group.size, blocks))
+    others = tuple(order for g, order in known.items() if g is not group)
+    return Axis(known[group], placement.positions, capacities(group.size, blocks), others)
 
 
 def _why_fixed(groups: ChannelGroups, node: Node, axis: int) -> str:
@@ -187,7 +188,7 @@ def _why_fixed(groups: ChannelGroups, node: Node, axis: int) -> str:
 
 
 def exact_blocks(site: Site) -> Blocks | None:
-    """The blocks that the zeros of a layer form, under names that suit its neighbours."""
+    """The blocks that the zeros of a layer form."""
     data = site.weight
     # A mask says more than the numbers: what was trained to zero inside it has its place too.
     kept = data.mask if isinstance(data, MaskedTensor) else data.numpy() != 0
@@ -196,17 +197,7 @@ def exact_blocks(site: Site) -> Blocks | None:
     most = int((site.rows.sizes * site.columns.sizes).sum())
     if int(nonzero.sum()) > most:
         return None
-    found = find_blocks(nonzero, site.rows.sizes, site.columns.sizes)
-    if found is None:
-        return None
-    for axis, labels in ((site.columns, found.columns), (site.rows, found.rows)):
-        names = axis.order.renamed(labels)
-        if names is not None:
-            named = Blocks(names[found.rows], names[found.columns], found.count)
-            sizes = (np.bincount(named.rows), np.bincount(named.columns))
-            if (sizes[0] == site.rows.sizes).all() and (sizes[1] == site.columns.sizes).all():
-                return named
-    return found
+    return find_blocks(nonzero, site.rows.sizes, site.columns.sizes)
 
 
 def is_half_sparse(weight: npt.NDArray[np.float64]) -> bool:
@@ -217,17 +208,40 @@ def is_half_sparse(weight: npt.NDArray[np.float64]) -> bool:
     return bool((kept <= 2).all())
 
 
+def moved(site: Site) -> str:
+    """Why a layer can have no blocks at all any more: others have ordered some of its channels; empty if it can."""
+    for axis, what in ((site.rows, "output"), (site.columns, "input")):
+        for other in axis.others:
+            if other.parts:
+                return (
+                    f"some of its {what} channels are in the order of the blocks of {other.owner}"
+                )
+    return ""
+
+
 def fits(site: Site, blocks: Blocks) -> tuple[str, int]:
     """Why blocks do not fit the orders of their channels (else empty), and how many shuffles they take."""
-    orders = {
-        id(a.order): replace(a.order, parts=list(a.order.parts)) for a in (site.rows, site.columns)
-    }
+    return _place(site, blocks, [replace(o, parts=list(o.parts)) for o in _orders(site)])
+
+
+def settle(site: Site, blocks: Blocks) -> None:
+    """Fix the orders of a layer's channels, as far as they serve these blocks."""
+    _place(site, blocks, _orders(site))
+    for axis in (site.rows, site.columns):
+        for other in axis.others:
+            other.fixed = other.fixed or f"{site.node.name} has blocks across them"
+
+
+def _orders(site: Site) -> list[ChannelOrder]:
+    return [site.rows.order, site.columns.order]
+
+
+def _place(site: Site, blocks: Blocks, orders: list[ChannelOrder]) -> tuple[str, int]:
+    if site.rows.order is site.columns.order:
+        orders[1] = orders[0]
     problems, moves = [], 0
-    for axis, labels, what in (
-        (site.rows, blocks.rows, "output"),
-        (site.columns, blocks.columns, "input"),
-    ):
-        order = orders[id(axis.order)]
+    sides = ((blocks.rows, "output"), (blocks.columns, "input"))
+    for order, (labels, what) in zip(orders, sides, strict=True):
         place = order.place(labels)
         if place is not None:
             order.add(labels, site.node.name)
@@ -349,5 +363,7 @@ __all__ = [
     "exact_blocks",
     "fits",
     "is_half_sparse",
+    "moved",
+    "settle",
     "site_of",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,16 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from zoo.more_models import BertLayer
+from zoo.exports import example, exported, small
+from zoo.models import SMALL
+from zoo.more_models import MORE, BertLayer
 
 from graphshrink import Graph, PassError, UsageError, insert_blocks, shrink
+from graphshrink.api import load
 from graphshrink.ir import Rewriter
 from graphshrink.nn import masks
+from graphshrink.passes import Pipeline
+from graphshrink.targets.fx import to_fx
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
 
@@ -132,6 +138,42 @@ def test_onnx(name: str) -> None:
     onnx.checker.check_model(result.model, full_check=True)
     want, got = (outputs_of(m, x.numpy(), plain=True)[0] for m in (model, result.model))
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", [*SMALL, *MORE])
+def test_well_known_networks_mask_every_layer_and_lose_none(name: str) -> None:
+    """All dense layers and convolutions that divide into two blocks, all at once, around every kind of coupling."""
+    model, x = small(name, torch.float64), example(name, torch.float64)
+    graph = load(model, (x,))[0]
+    masked = Pipeline("mask-blocks{blocks=2}").run(graph)[0]
+    with torch.no_grad():
+        want = to_fx(graph)(x).numpy()
+    record = Pipeline("pivot{blocks=2,method=zeros,force=true}").run(graph)[0]
+    done = [r.what for r in record.rewrites if r.what.startswith("pivot")]
+    assert len(done) == len(masked.rewrites) >= 1
+    assert not any("gather" in text for text in done)
+    with torch.no_grad():
+        got = to_fx(graph)(x).numpy()
+    assert np.abs(want).max() > 1e-3
+    assert np.abs(want - got).max() < 1e-10 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "densenet121", "convnext", "bert", "llama"]
+)
+def test_exported_networks(name: str, onnx_files: Path, tmp_path: Path) -> None:
+    tidy = "fold-constants{max-growth=10000000},prune-dead"
+    first = shrink(exported(name, onnx_files), f"{tidy},mask-blocks{{blocks=2}}")
+    first.save(tmp_path / "masked.onnx")
+    # The masks are zeros in the file now.
+    second = shrink(tmp_path / "masked.onnx", f"{tidy},pivot{{blocks=2,method=zeros,force=true}}")
+    second.save(tmp_path / "out.onnx")
+    done = [r.what for r in second.report.passes[2].rewrites if r.what.startswith("pivot")]
+    assert len(done) >= len(first.report.passes[2].rewrites) >= 5
+    x = example(name).numpy()
+    want, got = (outputs_of(tmp_path / f"{n}.onnx", x, plain=True)[0] for n in ("masked", "out"))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    assert second.report.after.parameters < 0.9 * second.report.before.parameters
 
 
 def test_one_shot_on_the_command_line(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,6 +282,77 @@ def test_convolutions_shuffle_too_whether_their_size_is_known_or_not(
     same(graph, want)
 
 
+def test_names_that_two_neighbours_gave_are_brought_together() -> None:
+    """The layer in the middle comes last, between two that have named its blocks already."""
+    for seed in range(3):
+        net = Net(2, 5, seed=seed)
+        inner = [net.rng.permutation(in_order(capacities(8, 4))) for _ in range(2)]
+        weights = [
+            net.weight(8, 32, blocks=4, rows=inner[0]),
+            net.weight(8, 8, blocks=4, rows=inner[1], columns=inner[0]),
+            net.weight(32, 8, blocks=4, columns=inner[1]),
+        ]
+        graph = mlp(*weights)
+        want = evaluate(graph)
+        record = run(graph, target="fx")
+        assert what(record) == ["pivot into 4 blocks (split)"] * 3
+        assert [r.nodes for r in record.rewrites if "pivot" in r.what][-1] == ("mid1",)
+        same(graph, want)
+
+
+@pytest.mark.parametrize("gather", ["false", "true"])
+def test_names_that_cannot_be_brought_together(gather: str) -> None:
+    """Around a skip, one layer pairs the blocks of the stream and of the branch otherwise than the other one."""
+    net = Net(2, 6)
+    stream, inner = (net.rng.permutation(in_order(capacities(n, 4))) for n in (16, 32))
+    net.linear(net.weight(16, 6), "in")
+    skip = net.value
+    net.linear(net.weight(32, 16, blocks=4, rows=inner, columns=stream), "up").relu()
+    down = net.weight(16, 32, blocks=4, rows=(stream + 1) % 4, columns=inner)
+    graph = net.linear(down, "down").then(ir.Add(), skip).linear(net.weight(3, 16), "out").done()
+    want = evaluate(graph)
+    record = run(graph, f"pivot{{force=true,gather={gather}}}")
+    assert len(what(record)) == 1 + (gather == "true")
+    if gather == "false":
+        assert "in the order of the blocks of up" in reasons(record, "down")
+    same(graph, want)
+
+
+def test_blocks_across_several_groups_of_channels_hold_them_in_place() -> None:
+    def build() -> Graph:
+        net = Net(2, 5)
+        x = net.value
+        left = (
+            net.linear(net.weight(16, 5), "in0")
+            .relu()
+            .linear(net.weight(8, 16, blocks=2), "left")
+            .relu()
+            .value
+        )
+        net.value = x
+        right = net.linear(net.weight(8, 5), "in1").then(ir.Activation("sigmoid")).value
+        net.value = net.graph.append(ir.Concat(1), [left, right]).output
+        wide = in_order(capacities(16, 2))
+        net.linear(net.weight(32, 16, blocks=2, columns=wide), "mid").relu()
+        return net.linear(net.weight(3, 32), "last").done()
+
+    graph = build()
+    want = evaluate(graph)
+    # The larger layer comes first.
+    record = run(graph, "pivot{blocks=2,force=true}")
+    assert len(what(record)) == 1
+    assert "cannot change places (mid has blocks across them)" in reasons(record, "left")
+    same(graph, want)
+    graph = build()
+    run(graph, "pivot{blocks=2,layers=left,force=true}")
+    same(graph, want)
+    graph = build()
+    record = run(graph, "mask-blocks{blocks=2,layers=[left,mid]}")
+    assert "some of its input channels are in the order of the blocks of left" in reasons(
+        record, "mid"
+    )
+
+
 def test_other_blocks_are_refused_or_gathered() -> None:
     net = Net(1)
     first, second = net.weight(16, 16, blocks=4), net.weight(16, 16, blocks=4)
