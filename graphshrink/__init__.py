@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
+    from .pivoting import insert_blocks
     from .recovery import Recovered, recover
     from .reorder import reorder_alike
     from .report import Report
@@ -43,7 +44,7 @@ __all__ = [
     "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph",
     "GraphshrinkError", "MissingExtra", "ModelError", "Pass", "PassError", "Pipeline", "Recovered",
     "Report", "Rewriter", "ShrinkResult", "TrainingError", "UsageError", "gate_penalty", "gates",
-    "insert_gates", "keep_top", "kept_at", "recover", "register", "removal_savings", "reorder_alike",
+    "insert_blocks", "insert_gates", "keep_top", "kept_at", "recover", "register", "removal_savings", "reorder_alike",
     "save_removal_plan", "shrink", "shrink_graph",
 ]  # fmt: skip
 
@@ -65,6 +66,7 @@ _HOMES = {
     "CalibrationData": ".calibration",
     **dict.fromkeys(("Recovered", "recover"), ".recovery"),
     "Report": ".report",
+    "insert_blocks": ".pivoting",
     "removal_savings": ".savings",
     "reorder_alike": ".reorder",
 }

@@ -8,10 +8,12 @@ from .fold_constants import FoldConstants
 from .fold_masks import FoldMasks
 from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
+from .mask_blocks import MaskBlocks
 from .merge_linear import MergeLinear
 from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
 from .permute_channels import PermuteChannels
 from .pipeline import Observer, PassLike, PassRecord, Pipeline
+from .pivot import Pivot
 from .prune_dead import PruneDead
 from .removal_plan import RemovalPlan
 from .remove_activations import RemoveActivations
@@ -29,7 +31,8 @@ from .statistics import (
 __all__ = [
     "Accumulator", "ActivationMoments", "Calibration", "ChannelMoments", "ChannelStats", "Check", "CheckFailed",
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
-    "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MergeLinear", "Moments", "Observer", "Pass",
-    "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "PruneDead", "RemovalPlan",
-    "RemoveActivations", "Request", "Sparsify", "Timing", "Verify", "known_passes", "pass_class", "register", "relative_error",
+    "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MaskBlocks", "MergeLinear", "Moments",
+    "Observer", "Pass", "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "Pivot",
+    "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Sparsify", "Timing", "Verify", "known_passes",
+    "pass_class", "register", "relative_error",
 ]  # fmt: skip

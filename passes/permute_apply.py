@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..ir import (
     DerivedTensor,
+    Exactness,
     Graph,
     GraphError,
     LazyTensor,
@@ -91,10 +92,10 @@ def apply_permutations(
         if not values:
             # Groups before it replace all that it moves: it is in the report nevertheless.
             nodes = dict.fromkeys(n.name for v in group.values for n, _ in readers[v])
-            rw.rewrites.append(Rewrite(what, tuple(nodes), rw.exactness))
+            rw.rewrites.append(Rewrite(what, tuple(nodes), Exactness.EXACT))
             continue
         users = dict.fromkeys(node for value in values for node, _ in readers[value])
-        with rw.rewrite(what, *users):
+        with rw.rewrite(what, *users, exactness=Exactness.EXACT):
             for value in values:
                 constant = rw.constant(orders[value].tensor(), value.name)
                 for node, index in readers[value]:

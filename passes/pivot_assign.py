@@ -1,0 +1,118 @@
+"""Assign channels to blocks of given sizes so that the sum of benefits is largest: a transportation problem.
+
+Few blocks, many channels: :func:`scipy.optimize.linear_sum_assignment` on benefits with a column for each place takes
+cubic time in the channels. Here every channel starts in its best block, at prices that even out how full the blocks are
+(a few steps of subgradient ascent on the dual); then, while blocks are too full, one channel at a time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
+on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal,
+whatever the prices: the labels are, at every step, the best ones for the sizes that the blocks have then.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from .pivot_blocks import Array64, Ids
+
+Mask = npt.NDArray[np.bool_]
+
+_PRICES = 16
+"""How many prices are tried; each costs about as much as one move."""
+
+
+def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
+    """The block of each channel.
+
+    Args:
+        benefit: What each channel adds in each block, of shape (channels, blocks).
+        sizes: How many channels each block takes; they add up to the number of channels.
+        cells: The cell of each channel, when every block must take equally many channels of every cell (a
+            uniform contingency table). All cells have one size, which the number of blocks divides.
+    """
+    if cells is None:
+        return _transport(benefit, sizes)
+    labels = np.empty(len(benefit), np.int64)
+    count = int(cells.max()) + 1
+    for cell in range(count):
+        inside = np.flatnonzero(cells == cell)
+        labels[inside] = _transport(benefit[inside], sizes // count)
+    return labels
+
+
+def _transport(benefit: Array64, sizes: Ids) -> Ids:
+    count = sizes.size
+    labels = _priced(benefit, sizes)
+    load = np.bincount(labels, minlength=count)
+    cost = np.full((count, count), np.inf)
+    mover = np.zeros((count, count), np.int64)
+
+    def refresh(block: int) -> None:
+        """The cheapest channel to move from a block to each other one."""
+        inside = np.flatnonzero(labels == block)
+        if not inside.size:
+            cost[block] = np.inf
+            return
+        losses = benefit[inside, block][:, None] - benefit[inside]
+        best = losses.argmin(0)
+        mover[block] = inside[best]
+        cost[block] = losses[best, np.arange(count)]
+        cost[block, block] = 0.0
+
+    for block in range(count):
+        refresh(block)
+    while (load > sizes).any():
+        path = _cheapest(cost, load > sizes, load < sizes)
+        for source, target in pairwise(path):
+            labels[mover[source, target]] = target
+        load[path[0]] -= 1
+        load[path[-1]] += 1
+        for block in path:
+            refresh(block)
+    return labels
+
+
+def _priced(benefit: Array64, sizes: Ids) -> Ids:
+    """The best block of each channel at the prices, of those tried, that overfill blocks least."""
+    labels: Ids = benefit.argmax(1).astype(np.int64)
+    best, least = (
+        labels,
+        int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum()),
+    )
+    step = float(np.ptp(benefit, axis=1).mean())
+    price = np.zeros(sizes.size)
+    for turn in range(_PRICES):
+        if not least:
+            break
+        price += step / (1 + turn) * (np.bincount(labels, minlength=sizes.size) / sizes - 1)
+        labels = (benefit - price).argmax(1).astype(np.int64)
+        over = int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum())
+        if over < least:
+            best, least = labels, over
+    return best.copy()
+
+
+def _cheapest(cost: Array64, full: Mask, free: Mask) -> list[int]:
+    """The blocks along the cheapest path from a full block to a free one (Bellman and Ford)."""
+    count = len(cost)
+    distance = np.where(full, 0.0, np.inf)
+    before = np.full(count, -1, np.int64)
+    # Rounding must not make a cycle of length 0 look shorter than nothing.
+    least = 1e-12 * float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0))
+    for _ in range(count):
+        through = distance[:, None] + cost
+        best = through.argmin(0)
+        found = through[best, np.arange(count)]
+        shorter = found < distance - least
+        if not shorter.any():
+            break
+        distance = np.where(shorter, found, distance)
+        before = np.where(shorter, best, before)
+    path = [int(np.where(free, distance, np.inf).argmin())]
+    while before[path[-1]] >= 0 and len(path) <= count:
+        path.append(int(before[path[-1]]))
+    return path[::-1]
+
+
+__all__ = ["assign"]

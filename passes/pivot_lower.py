@@ -1,0 +1,382 @@
+"""Write a pivoted layer: which form its blocks take, and the nodes.
+
+Forms of a dense layer in k blocks:
+
+- ``split``: Split, k dense layers, Concat; blocks may differ in size;
+- ``batched``: the blocks as one batched MatMul, between a Reshape and, for more than one row, a Transpose on both sides;
+
+and of a convolution: ``grouped``, with k groups, or ``split`` where blocks differ in size.
+
+:func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
+(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million numbers),
+one with more rows by arithmetic; a batched MatMul reads slower, and for more rows it packs its weight anew on every run, which a dense layer with a constant weight does
+once; each node costs a fixed time. Only their ratios matter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import (
+    Concat,
+    Conv,
+    DerivedTensor,
+    DType,
+    Exactness,
+    Gather,
+    LazyTensor,
+    Linear,
+    MatMul,
+    Node,
+    Op,
+    Reshape,
+    Rewriter,
+    Scale,
+    Split,
+    Tensor,
+    Transpose,
+    Value,
+)
+from .affine_tensors import Array64, Derived, exact
+from .pivot_blocks import Ids
+from .pivot_order import Access
+
+_NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
+"""What a node costs besides its arithmetic, in microseconds."""
+
+_LINEAR_FORMS = {"fx": ("split",), "tflite": ("split",), "tensorrt": ("batched", "split")}
+"""The forms of dense layers that a target runs well; all forms where nothing is said."""
+
+_THIN = 8
+"""Groups of fewer channels keep no vector unit busy."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of a layer.
+
+    Attributes:
+        is_conv: Whether it is a convolution.
+        rows: Its outputs.
+        columns: Its inputs.
+        batch: How often its weight is used: rows of the input, or places of the output; ``None`` when not known.
+        taps: The taps of its kernel.
+    """
+
+    is_conv: bool
+    rows: int
+    columns: int
+    batch: int | None
+    taps: int = 1
+
+    def dense(self, target: str, batch: int) -> float:
+        """Microseconds as it is."""
+        return self._product(1, batch) + _node(target)
+
+    def _product(self, count: int, batch: int) -> float:
+        weights = self.rows * self.columns * self.taps
+        read = 12e3 if weights <= 2**20 else 4e3
+        return max(weights / count / read, batch * weights / count / 35e3)
+
+    def blocked(self, form: str, count: int, target: str, batch: int, moves: int = 0) -> float:
+        """Microseconds in blocks, with ``moves`` shuffles of channels around them."""
+        moving = moves * (3 * _node(target) + 4e-4 * batch * (self.rows + self.columns))
+        return moving + self._blocked(form, count, target, batch)
+
+    def _blocked(self, form: str, count: int, target: str, batch: int) -> float:
+        work, moved = self._product(count, batch), self.rows + self.columns
+        if form == "grouped":
+            # Groups are small products: the last of their speed is lost on their edges.
+            return 1.15 * work + _node(target)
+        if form == "split":
+            return work + (count + 2) * _node(target) + 4e-4 * batch * moved
+        if batch == 1:
+            return 1.3 * work + 4 * _node(target)
+        packing = 8 * self.rows * self.columns / count / 35e3
+        return work + packing + 6 * _node(target) + 8e-4 * batch * moved
+
+
+def _node(target: str) -> float:
+    return _NODE_US.get(target, _NODE_US["onnx"])
+
+
+def choose_form(
+    work: Work, count: int, target: str, *, even: bool, moves: int = 0, force: bool = False
+) -> str | None:
+    """The fastest form; ``None`` when the dense layer is not slower.
+
+    Args:
+        work: The layer.
+        count: The number of blocks.
+        target: What it will be written for.
+        even: Whether all blocks have one size.
+        moves: How many shuffles or gathers of channels they take.
+        force: Give a form even so.
+    """
+    if work.is_conv:
+        forms: tuple[str, ...] = ("grouped",) if even else ("split",)
+        thin = min(work.rows, work.columns) // count < _THIN
+    else:
+        known = _LINEAR_FORMS.get(target, ("batched", "split"))
+        forms, thin = known if even else ("split",), False
+    # What is not known may be one row, or many.
+    batches = (1, 128) if work.batch is None else (work.batch,)
+
+    def relative(form: str) -> float:
+        return math.fsum(
+            work.blocked(form, count, target, b, moves) / work.dense(target, b) for b in batches
+        ) / len(batches)
+
+    best = min(forms, key=relative)
+    if not force and (thin or relative(best) > 0.95):
+        return None
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayer:
+    """A layer, ready to be written in blocks.
+
+    Attributes:
+        node: The layer.
+        form: See the module.
+        rows: How its outputs get to their places.
+        columns: How its inputs get to the blocks.
+        row_sizes: The rows of each block.
+        column_sizes: The columns of each block.
+        weight: The original weight.
+        bias: The original bias.
+        refitted: What replaces the weight and what is added to the bias, in the original order.
+    """
+
+    node: Node
+    form: str
+    rows: Access
+    columns: Access
+    row_sizes: Ids
+    column_sizes: Ids
+    weight: Tensor
+    bias: Tensor | None
+    refitted: tuple[Array64, Array64] | None = None
+
+    @property
+    def gathers(self) -> int:
+        """How many Gathers it takes."""
+        return (self.rows.gather is not None) + (self.columns.gather is not None)
+
+    def parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of each block."""
+        rows = np.split(self.rows.channels, np.cumsum(self.row_sizes)[:-1])
+        columns = np.split(self.columns.channels, np.cumsum(self.column_sizes)[:-1])
+        return [(self._part(r, c), self._bias(r)) for r, c in zip(rows, columns, strict=True)]
+
+    def _part(self, rows: Ids, columns: Ids) -> Tensor:
+        data = self.weight
+        shape = (rows.size, columns.size, *data.shape[2:])
+        if self.refitted is not None:
+            return exact(self.refitted[0].reshape(data.shape)[np.ix_(rows, columns)], data.dtype)
+        if isinstance(data, DerivedTensor):
+            place = np.ix_(rows, columns)
+            return Derived(shape, data.dtype, lambda: data.float64()[place], (data,))
+        return LazyTensor(
+            shape, data.dtype, lambda: data.numpy()[np.ix_(rows, columns)], source=data
+        )
+
+    def _bias(self, rows: Ids) -> Tensor | None:
+        bias, shift = self.bias, None if self.refitted is None else self.refitted[1]
+        if shift is None or not shift.any():
+            return None if bias is None else _taken(bias, rows)
+        found = shift if bias is None else bias.float64() + shift
+        return exact(found[rows], self.weight.dtype)
+
+
+def _taken(data: Tensor, rows: Ids) -> Tensor:
+    if isinstance(data, DerivedTensor):
+        return Derived((rows.size,), data.dtype, lambda: data.float64()[rows], (data,))
+    return LazyTensor((rows.size,), data.dtype, lambda: data.numpy()[rows], source=data)
+
+
+def _stacked(parts: list[Tensor], turned: bool = False) -> Tensor:
+    """Blocks one behind the other along axis 0; turned, as (blocks, columns, rows)."""
+    first = parts[0]
+
+    def joined(arrays: list[Array64]) -> Array64:
+        return np.stack([a.T for a in arrays]) if turned else np.concatenate(arrays)
+
+    rows = sum(p.shape[0] for p in parts)
+    shape = (len(parts), *first.shape[::-1]) if turned else (rows, *first.shape[1:])
+    if any(isinstance(p, DerivedTensor) for p in parts):
+        return Derived(shape, first.dtype, lambda: joined([p.float64() for p in parts]), parts)
+    source = first.source if isinstance(first, LazyTensor) else None
+    return LazyTensor(shape, first.dtype, lambda: joined([p.numpy() for p in parts]), source=source)
+
+
+class _Writer:
+    """A chain of nodes, the last of which takes the place of the layer."""
+
+    def __init__(self, rw: Rewriter, node: Node) -> None:
+        self.rw, self.node = rw, node
+        value = node.inputs[0]
+        assert value is not None
+        self.value: Value = value
+        self.pending: tuple[Op, list[Value | None], str] | None = None
+
+    def then(self, op: Op, *rest: Value | None, name: str = "") -> None:
+        """The next node, which reads the one before."""
+        value = self.settle()
+        self.pending = (op, [value, *rest], name or f"{self.node.name}.{op.name.lower()}")
+
+    def join(self, op: Op, values: list[Value | None]) -> None:
+        """The next node, which reads other values."""
+        self.settle()
+        self.pending = (op, values, f"{self.node.name}.{op.name.lower()}")
+
+    def settle(self) -> Value:
+        """The value so far."""
+        if self.pending is not None:
+            op, inputs, name = self.pending
+            self.value = self.rw.insert(op, inputs, before=self.node, name=name).output
+            self.pending = None
+        return self.value
+
+    def finish(self) -> None:
+        """Put the last node in the layer's place."""
+        assert self.pending is not None
+        op, inputs, _ = self.pending
+        self.rw.replace(self.node, op, inputs)
+
+    def constant(self, data: Tensor | None, name: str) -> Value | None:
+        """A constant under the layer's name."""
+        return None if data is None else self.rw.constant(data, f"{self.node.name}.{name}")
+
+
+def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> None:
+    """Replace a layer by its blocks."""
+    node, before = pivot.node, pivot.node.inputs[1:]
+    x = node.inputs[0]
+    assert x is not None
+    with rw.rewrite(what, node, exactness=exactness):
+        writer = _Writer(rw, node)
+        is_conv = isinstance(node.op, Conv)
+        rank = x.type.rank or 0
+        axis = 1 if is_conv else rank - 1
+        _moved(writer, pivot.columns, axis, x.type.shape or (), back=False)
+        if is_conv:
+            _conv(writer, pivot)
+        elif pivot.form == "split":
+            _split(writer, pivot, rank)
+        else:
+            _batched(writer, pivot, rank, x.type.shape or ())
+        _moved(writer, pivot.rows, axis, node.output.type.shape or (), back=True)
+        writer.finish()
+        for value in before:
+            if value is not None and value.producer is None and not value.use_count:
+                rw.erase_constant(value)
+
+
+def _moved(
+    writer: _Writer, access: Access, axis: int, shape: tuple[object, ...], *, back: bool
+) -> None:
+    """Bring channels to the blocks, or back from them."""
+    if access.gather is not None:
+        places = np.argsort(access.gather, kind="stable") if back else access.gather
+        data = LazyTensor((places.size,), DType.I64, lambda: places)
+        writer.then(Gather(axis), writer.constant(data, "out_places" if back else "places"))
+        return
+    if not access.shape:
+        return
+    parts, front = access.shape, access.front
+    # Where axis number ``front`` of the parts goes: to their beginning, or back from there.
+    to_front = (front, *(i for i in range(len(parts)) if i != front))
+    if back:
+        cut = tuple(parts[i] for i in to_front)
+        turn = tuple(int(i) for i in np.argsort(to_front))
+    else:
+        cut, turn = parts, to_front
+    tail: tuple[int, ...] = tuple(d for d in shape[axis + 1 :] if isinstance(d, int))
+    if len(tail) < len(shape) - axis - 1:
+        _dealt(writer, cut, turn, axis)
+        return
+    lead: tuple[None, ...] = (None,) * axis
+    perm = (*range(axis), *(axis + i for i in turn))
+    perm += tuple(range(axis + len(parts), axis + len(parts) + len(tail)))
+    writer.then(Reshape((*lead, *cut, *tail)))
+    writer.then(Transpose(perm))
+    writer.then(Reshape((*lead, math.prod(parts), *tail)))
+
+
+def _dealt(writer: _Writer, cut: tuple[int, ...], turn: tuple[int, ...], axis: int) -> None:
+    """The same shuffle by Split and Concat, which need no sizes of other axes."""
+    pieces = math.prod(cut[:-1])
+    sizes = (cut[-1],) * pieces
+    x, node = writer.settle(), writer.node
+    made = writer.rw.insert(Split(sizes, axis), [x], before=node, name=f"{node.name}.deal")
+    order = np.arange(pieces).reshape(cut[:-1]).transpose(turn[:-1]).reshape(-1)
+    writer.join(Concat(axis), [made.outputs[int(i)] for i in order])
+
+
+def _conv(writer: _Writer, pivot: BlockLayer) -> None:
+    op = pivot.node.op
+    assert isinstance(op, Conv)
+    parts = pivot.parts()
+    biases = [b for _, b in parts if b is not None]
+    if pivot.form == "grouped":
+        weight = writer.constant(_stacked([w for w, _ in parts]), "weight")
+        bias = [writer.constant(_stacked(biases), "bias")] if biases else []
+        grouped = Conv(op.strides, op.pads, op.dilations, len(parts))
+        writer.then(grouped, weight, *bias, name=pivot.node.name)
+        return
+    _pieces(writer, pivot, op, 1, parts)
+
+
+def _pieces(
+    writer: _Writer,
+    pivot: BlockLayer,
+    op: Op,
+    axis: int,
+    parts: list[tuple[Tensor, Tensor | None]],
+) -> None:
+    """Split, a layer for each block, Concat."""
+    name, x = pivot.node.name, writer.settle()
+    sizes = tuple(int(s) for s in pivot.column_sizes)
+    cut = writer.rw.insert(Split(sizes, axis), [x], before=pivot.node, name=f"{name}.split")
+    made: list[Value | None] = []
+    for number, (piece, (weight, bias)) in enumerate(zip(cut.outputs, parts, strict=True)):
+        own = f"block{number}"
+        inputs = [piece, writer.constant(weight, f"{own}.weight")]
+        if bias is not None:
+            inputs.append(writer.constant(bias, f"{own}.bias"))
+        layer = writer.rw.insert(op, inputs, before=pivot.node, name=f"{name}.{own}")
+        made.append(layer.output)
+    writer.join(Concat(axis), made)
+
+
+def _split(writer: _Writer, pivot: BlockLayer, rank: int) -> None:
+    _pieces(writer, pivot, Linear(), rank - 1, pivot.parts())
+
+
+def _batched(writer: _Writer, pivot: BlockLayer, rank: int, shape: tuple[object, ...]) -> None:
+    parts = pivot.parts()
+    count, (rows, columns) = len(parts), parts[0][0].shape
+    # One row needs no turning: (1, columns) is (count, 1, columns / count).
+    single = rank >= 2 and shape[-2] == 1
+    lead: tuple[None, ...] = (None,) * (rank - 2 if single else rank - 1)
+    perm = (*range(rank - 2), rank - 1, rank - 2, rank)
+    ahead: tuple[int, ...] = (1,) if single else ()
+    writer.then(Reshape((*lead, count, *ahead, columns)))
+    if not single:
+        writer.then(Transpose(perm))
+    weight = writer.constant(_stacked([w for w, _ in parts], turned=True), "weight")
+    writer.then(MatMul(), weight)
+    if not single:
+        writer.then(Transpose(perm))
+    writer.then(Reshape((*lead, *ahead, count * rows)))
+    biases = [b for _, b in parts if b is not None]
+    if biases:
+        writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))
+
+
+__all__ = ["BlockLayer", "Work", "choose_form", "write"]
