@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..ir import Graph, MatMul, Node, Tensor
+from ..ir.analysis.nm_weights import NmWeight
 from .affine_tensors import Array64, exact
 from .calibration import Calibration, Results
 from .im2col import columns_problem, weight_rows
-from .nm_weights import NmWeight
 from .sparse_weights import output_change
 from .statistics import GramMatrix, InputMoments
 

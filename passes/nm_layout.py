@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from ..ir import Pattern, Reduction
 from ..ir.analysis import Placement
+from ..ir.analysis.nm_weights import NmWeight
 from .nm_search import Ids, Scores
-from .nm_weights import NmWeight
 
 _CHUNK = 1 << 20
 """So many numbers at a time are read in float64."""

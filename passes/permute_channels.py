@@ -18,10 +18,10 @@ import numpy as np
 
 from ..ir import Graph, MaskedTensor, Node, Pattern, Rewriter
 from ..ir.analysis import ChannelGroup, Placement, channel_groups
+from ..ir.analysis.nm_weights import NmWeight, nm_weights
 from .base import Context, Pass, register
 from .nm_layout import Part, Problem, kept, magnitude, parts_of
 from .nm_search import Ids, search_order
-from .nm_weights import NmWeight, nm_weights
 from .permute_apply import apply_permutations
 
 LEAST_STEPS, MOST_STEPS = 1000, 4000

@@ -28,6 +28,7 @@ from ..ir import (
     Rewriter,
     Tensor,
 )
+from ..ir.analysis.nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
 from ..ir.nm_pattern import Mask, Pattern, unstructured_mask
 from .affine_tensors import Array64
 from .base import Context, Pass, PassError, named_nodes, register, words
@@ -35,7 +36,6 @@ from .calibration import Calibration, within
 from .im2col import restored, tap_major, weight_rows
 from .layer_inputs import LayerInputs, gram_bytes
 from .layer_waves import waves
-from .nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
 from .sparse_weights import Keep, sparsegpt, wanda
 
 OPS: dict[str, type] = {

@@ -29,10 +29,10 @@ from graphshrink.ir import (
     UsageError,
 )
 from graphshrink.ir.analysis import channel_groups
+from graphshrink.ir.analysis.nm_weights import nm_weights
 from graphshrink.ir.nm_pattern import unstructured_mask
 from graphshrink.nn import Mask, check_masks, fold_masks, mask_of, mask_weight, masks, rewind
 from graphshrink.passes import PermuteChannels
-from graphshrink.passes.nm_weights import nm_weights
 from graphshrink.passes.permute_apply import apply_permutations
 from graphshrink.targets.fx import to_fx
 from support.onnx_run import outputs_of

@@ -14,8 +14,8 @@ from typing import Any
 
 from ...frontends.onnx import from_onnx
 from ...frontends.onnx_types import type_of
+from ...ir.analysis.nm_weights import NmWeight, nm_weights
 from ...ir.nm_pattern import Pattern, Reduction
-from ...passes.nm_weights import NmWeight, nm_weights
 from .draft import Draft
 from .operators import Operators, type_name
 from .precision import Lowered

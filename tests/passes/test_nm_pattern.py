@@ -19,8 +19,8 @@ from zoo.exports import example, exported, small
 from graphshrink import ir
 from graphshrink.api import load
 from graphshrink.ir import ArrayTensor, DType, Graph, TensorType, Value
+from graphshrink.ir.analysis.nm_weights import NmWeight, nm_weights
 from graphshrink.ir.nm_pattern import Pattern, Reduction, unstructured_mask
-from graphshrink.passes.nm_weights import NmWeight, nm_weights
 
 PATTERNS = [Pattern(*p) for p in ((2, 4), (1, 4), (3, 4), (1, 2), (4, 8), (5, 32))]
 

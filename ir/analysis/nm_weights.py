@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir import (
+from .. import (
     Conv,
     ConvTranspose,
     Dequantize,
@@ -25,7 +25,7 @@ from ..ir import (
     Opaque,
     Value,
 )
-from ..ir.nm_pattern import Pattern, Reduction
+from ..nm_pattern import Pattern, Reduction
 
 LIKELY_CHANNELS = 256
 """From how many input and output channels on TensorRT is likely to pick a sparse kernel."""
