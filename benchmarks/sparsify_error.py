@@ -21,7 +21,6 @@ import json
 import platform
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -85,9 +84,7 @@ def measured(
     rows: dict[str, Any] = {"dense": quality(dense)}
     for method in METHODS:
         text = ",".join([f"method={method}", *options])
-        start = time.perf_counter()
         result = shrink(dense, f"sparsify{{{text}}}", example_inputs=(x,), calibration=calibration)
-        seconds = time.perf_counter() - start
         errors = layer_errors(dense, result.model, test)
         made = result.report.passes[0].rewrites
         rows[f"{before}{method}"] = {
@@ -96,7 +93,6 @@ def measured(
             "layer error, worst": max(errors.values()),
             "magnitude kept, mean": float(np.mean([r.measures["magnitude kept"] for r in made])),
             **quality(result.model),
-            "seconds": seconds,
             "errors": errors,
         }
     return rows
