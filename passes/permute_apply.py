@@ -8,6 +8,7 @@ nothing is read before it is emitted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,19 @@ from .affine_tensors import Derived
 Ids = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the report says of a group.
+
+    Attributes:
+        what: What was done.
+        measures: What was measured of it, by name.
+    """
+
+    what: str
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
 def apply_permutation(
     graph: Graph, rw: Rewriter, group: ChannelGroup, permutation: Sequence[int] | Ids
 ) -> None:
@@ -44,7 +58,7 @@ def apply_permutations(
     graph: Graph,
     rw: Rewriter,
     permutations: Iterable[tuple[ChannelGroup, Sequence[int] | Ids]],
-    said: Mapping[ChannelGroup, str] | None = None,
+    said: Mapping[ChannelGroup, Told] | None = None,
 ) -> None:
     """Reorder groups of :func:`graphshrink.ir.analysis.channel_groups`, one after the other.
 
@@ -88,14 +102,16 @@ def apply_permutations(
     if REORDERED not in graph.notes:
         graph.notes.append(REORDERED)
     for group, values in owned.items():
-        what = (said or {}).get(group, f"permute {group.name}")
+        told = (said or {}).get(group, Told(f"permute {group.name}"))
         if not values:
             # Groups before it replace all that it moves: it is in the report nevertheless.
             nodes = dict.fromkeys(n.name for v in group.values for n, _ in readers[v])
-            rw.rewrites.append(Rewrite(what, tuple(nodes), Exactness.EXACT))
+            rw.rewrites.append(
+                Rewrite(told.what, tuple(nodes), Exactness.EXACT, measures=dict(told.measures))
+            )
             continue
         users = dict.fromkeys(node for value in values for node, _ in readers[value])
-        with rw.rewrite(what, *users, exactness=Exactness.EXACT):
+        with rw.rewrite(told.what, *users, exactness=Exactness.EXACT, measures=told.measures):
             for value in values:
                 constant = rw.constant(orders[value].tensor(), value.name)
                 for node, index in readers[value]:
@@ -175,4 +191,4 @@ class _Order:
         return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 
-__all__ = ["apply_permutation", "apply_permutations"]
+__all__ = ["Told", "apply_permutation", "apply_permutations"]

@@ -22,10 +22,10 @@ from ..ir.analysis.nm_weights import NmWeight, nm_weights
 from .base import Context, Pass, register
 from .nm_layout import Part, Problem, kept, magnitude, parts_of
 from .nm_search import Ids, search_order
-from .permute_apply import apply_permutations
+from .permute_apply import Told, apply_permutations
 
 LEAST_STEPS, MOST_STEPS = 1000, 4000
-"""How many exchanges are tried for a group when ``steps`` is 0: four a channel, within these bounds."""
+"""How many exchanges are tried for a run of channels when ``steps`` is 0: four a channel, within these bounds."""
 
 
 @register
@@ -38,10 +38,10 @@ class PermuteChannels(Pass):
     Attributes:
         n: How many weights of m are kept.
         m: Of how many.
-        steps: How many exchanges of two channels are tried for each group; 0 for four a channel, at least 1000 and at
+        steps: How many exchanges of two channels are tried for each run; 0 for four a channel, at least 1000 and at
             most 4000.
         rows: So many rows of weights are looked at for each group, a random sample of larger ones.
-        window: Groups of more channels are searched in runs of this many.
+        window: A run has so many channels at most; larger groups are searched run by run. Time grows with it.
         seconds: Stop the search of a group after so many CPU seconds; 0 for no limit. With one the result depends on the
             machine.
         threads: How many groups are searched at once; the result is the same for any number.
@@ -52,7 +52,7 @@ class PermuteChannels(Pass):
     m: int = 4
     steps: int = 0
     rows: int = 1024
-    window: int = 2048
+    window: int = 512
     seconds: float = 0.0
     threads: int = 1
 
@@ -72,12 +72,15 @@ class PermuteChannels(Pass):
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         found = self.orders(graph, rw, ctx)
         apply_permutations(
-            graph, rw, [(g, order) for g, order, _ in found], {g: text for g, _, text in found}
+            graph,
+            rw,
+            [(group, order) for group, order, _ in found],
+            {group: gain for group, _, gain in found},
         )
 
     def orders(
         self, graph: Graph, rw: Rewriter, ctx: Context
-    ) -> list[tuple[ChannelGroup, Ids, str]]:
+    ) -> list[tuple[ChannelGroup, Ids, Told]]:
         """The groups for which a better order was found, with that order and what it does; others are refused."""
         plans = list(group_parts(graph, rw, self.pattern))
         found = []
@@ -96,7 +99,8 @@ class PermuteChannels(Pass):
                     f"permute the {group.size} inputs of {readers[0]}{more}: {self.pattern} keeps "
                     f"{after / whole:.2%} of the magnitude, it kept {before / whole:.2%}"
                 )
-                found.append((group, order, what))
+                measures = {"magnitude kept": after / whole, "kept before": before / whole}
+                found.append((group, order, Told(what, measures)))
         return found
 
     def _search(self, group: ChannelGroup, parts: Sequence[Part]) -> Ids:

@@ -562,7 +562,7 @@ def test_retraining_on_digits_recovers() -> None:
         nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(1), nn.Linear(512, 10),
     )  # fmt: skip
     dense = fit(model, 8, 3e-3)
-    pipeline = ["permute-channels{steps=200}", sparsify]
+    pipeline = "permute-channels{steps=200},sparsify{lasting=true}"
     sparse = shrink_graph(model, pipeline, example_inputs=(x[:1],))
     names = {name: 1 for name, _ in masks(sparse)}
     assert set(names) == {"2.weight", "5.weight", "8.weight"}

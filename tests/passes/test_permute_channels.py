@@ -160,6 +160,11 @@ def test_the_report_says_what_is_kept() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 24)))
     before = share(model[2].weight, 1, Pattern())
     made, done, _ = permuted(model, torch.randn(5, 6))
+    again = shrink(
+        model, "permute-channels{steps=300}", example_inputs=(torch.ones(1, 6).double(),)
+    )
+    (rewrite,) = again.report.passes[0].rewrites
+    assert rewrite.measures["kept before"] == pytest.approx(before)
     after = share(made.get_submodule("2").weight, 1, Pattern())
     assert after > before + 0.02
     assert done == [
