@@ -176,6 +176,28 @@ def test_exported_networks(name: str, onnx_files: Path, tmp_path: Path) -> None:
     assert second.report.after.parameters < 0.9 * second.report.before.parameters
 
 
+@pytest.mark.parametrize("kernels", ["xnnpack", "builtin"])
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_litert(name: str, kernels: str, tmp_path: Path) -> None:
+    pytest.importorskip(
+        "ai_edge_litert", reason="LiteRT is not installed: pip install -e '.[tflite]'"
+    )
+    from support.litert import run_saved
+
+    masked, x = trained(name, 4)
+    x = x.float()
+    text = "pivot{method=zeros,force=true}"
+    result = shrink(masked.float(), text, example_inputs=(x,), target="tflite")
+    record = result.report.passes[0]
+    assert len([r for r in record.rewrites if r.what.startswith("pivot")]) == len(
+        masked_parts(masked)
+    )
+    with torch.no_grad():
+        want = masked(x).numpy()
+    (got,) = run_saved(result.save(tmp_path / "m.tflite"), x.numpy(), kernels)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
 def test_one_shot_on_the_command_line(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
