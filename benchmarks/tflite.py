@@ -182,8 +182,8 @@ def main() -> int:
     if options.markdown is not None:
         head = (
             f"Made by `python benchmarks/tflite.py --oracle PYTHON`; bars: {json.dumps(BARS)}. "
-        head += "Ratios are ours over theirs. On a busy machine of two cores the rows of two threads say little: "
-        head += "the same file beside itself came out between 0.9 and 1.6 for the smallest model.\n\n"
+            "Ratios are ours over theirs. On a busy machine of two cores the rows of two threads say little: "
+            "the same file beside itself came out between 0.9 and 1.6 for the smallest model.\n\n"
         )
         options.markdown.write_text(head + "\n".join(lines) + "\n")
     return 0
