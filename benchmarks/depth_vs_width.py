@@ -16,7 +16,7 @@ latency are read from that ONNX file. An interrupted run goes on where it was::
     python benchmarks/depth_vs_width.py --data cifar10.npz --results local/depth_vs_width [--config small]
     python benchmarks/depth_vs_width.py --data ... --results ... --measure   # latencies, table, plot and JSON
 
-Needs torch-pruning and matplotlib (``pip install --no-deps torch-pruning``, so that torch stays as it is).
+Needs torch-pruning and matplotlib: ``pip install -c constraints.txt -e ".[benchmark]"``.
 """
 
 from __future__ import annotations
