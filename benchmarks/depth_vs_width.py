@@ -71,6 +71,8 @@ ROUND = 8
 MATCH = 0.97
 """A pruned network is fast enough when it is this fast beside the shallow one."""
 
+RESULT = Path(__file__).parent / "results" / "depth_vs_width"
+
 GOAL = (3.06, 1.53)
 """Points of accuracy more than channel pruning, at this many times its speed."""
 
@@ -202,7 +204,7 @@ class Bench:
     """One run: its configuration, data and folder of results."""
 
     config: Config
-    images: LabelledImages
+    images: LabelledImages | None
     folder: Path
     device: str
     urgency: int | None = None
@@ -210,6 +212,7 @@ class Bench:
     @cached_property
     def train(self) -> Batches:
         """Training batches: shifted by up to 4 pixels and mirrored."""
+        assert self.images is not None
         return Batches(self.images, self.config.batch, train=True, shift=4, mirror=True)
 
     @cached_property
@@ -626,7 +629,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--measure", action="store_true", help="time what is there and report")
     parser.add_argument("--urgency", type=int, help="niceness while latencies are matched")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(""))
+    parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
     torch.set_num_threads(1 if given.config != "full" else torch.get_num_threads())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -637,7 +640,10 @@ def main() -> None:
         return
     result = measure(given.results)
     command = f"python benchmarks/depth_vs_width.py --data cifar10.npz --results RESULTS --config {given.config}"
+    wanted = Bench(CONFIGS[given.config], None, given.results, given.device).variants()
+    there = {record["name"] for record in result["records"]}
     result |= {
+        "not_trained": [name for name, *_ in wanted if name not in there],
         "commands": [command, f"{command} --measure"], "seed": SEED, "config": asdict(CONFIGS[given.config]),
         "machine": machine(), "goal": {"points": GOAL[0], "speed": GOAL[1]},
     }  # fmt: skip
