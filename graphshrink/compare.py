@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from .compare_sides import LiteSide, OnnxSide
+    from .compare_onnx import OnnxSide
+    from .compare_tflite import LiteSide
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,10 @@ def compare_models(
 
 def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> OnnxSide | LiteSide:
     if path.suffix == ".tflite":
-        from .compare_sides import LiteSide
+        from .compare_tflite import LiteSide
 
         return LiteSide(path, threads, like)
-    from .compare_sides import OnnxSide
+    from .compare_onnx import OnnxSide
 
     return OnnxSide(path, threads)
 

@@ -1,0 +1,63 @@
+"""An ONNX file as one side of a comparison, in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .api import load
+from .evaluate import Arrays, run_session, session
+from .ir import Graph
+from .passes.observers import tolerance_of
+from .report import Size
+
+
+class OnnxSide:
+    """An ONNX file in onnxruntime.
+
+    Attributes:
+        path: The file.
+        types: The types of the inputs, by name.
+        outputs: The names of the outputs.
+        named: Whether the names of the outputs are the model's own.
+        size: How large the graph is.
+        tolerance: The error that its coarsest element type allows.
+    """
+
+    named = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        self.graph, _ = load(path)
+        self.types = {v.name: v.type for v in self.graph.inputs}
+        self.outputs = list(self.graph.output_names)
+        self.output_types = [v.type for v in self.graph.outputs]
+        self.size: Size | None = Size.of(self.graph)
+        self.tolerance = tolerance_of(self.graph)
+        self._session = session(path, threads)
+        self._feeds: Arrays = {}
+
+    def signature(self) -> Graph:
+        """A graph with these inputs."""
+        return self.graph
+
+    def run(self, feeds: Arrays) -> list[Any]:
+        """Set the inputs and run."""
+        self._feeds = feeds
+        return run_session(self._session, feeds, str(self.path))
+
+    def again(self) -> None:
+        """Run once more, to be timed."""
+        self._session.run(None, self._feeds)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file and of its external data."""
+        places: set[str] = {
+            entry.value
+            for tensor in self.graph.host.model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        files = [self.path, *(self.path.parent / place for place in sorted(places))]
+        return sum(file.stat().st_size for file in files)
