@@ -17,27 +17,17 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .ir import MissingExtra, UsageError
 
-try:
+if TYPE_CHECKING:
     import torch
-except ImportError as missing:
-    raise MissingExtra("recovery", "torch", "torch") from missing
+    from torch import nn
+    from torch.optim import Optimizer
 
-import torch.nn.functional as F
-from torch import nn
-from torch.optim import Optimizer
-
-from .checkpoints import Checkpoints
-from .distillation import Loss, Tapped, Teacher
-from .gating import unwrapped
-from .optimizers import make_optimizer
-from .processes import join, shard
-from .progress import Training
-from .randomness import own_randomness
-from .recovery_loop import Callback, Run
+    from .distillation import Loss
+    from .recovery_loop import Callback
 
 
 @dataclass
@@ -59,7 +49,7 @@ def recover(
     *,
     epochs: int = 1,
     lr: float | None = None,
-    loss: Loss = F.cross_entropy,
+    loss: Loss | None = None,
     unpack: Callable[[Any], tuple[tuple[Any, ...], Any]] | None = None,
     teacher: nn.Module | None = None,
     temperature: float = 4.0,
@@ -131,7 +121,21 @@ def recover(
         ModelError: If the checkpoint is damaged.
         TrainingError: If a loss or weight is not finite; the last checkpoint is kept.
     """
-    _check_numbers(locals())
+    given = locals()
+    try:
+        from torch.nn.functional import cross_entropy
+    except ImportError as missing:
+        raise MissingExtra("recovery", "torch", "torch") from missing
+    from .checkpoints import Checkpoints
+    from .distillation import Tapped, Teacher
+    from .gating import unwrapped
+    from .optimizers import make_optimizer
+    from .processes import join, shard
+    from .progress import Training
+    from .randomness import own_randomness
+    from .recovery_loop import Run
+
+    _check_numbers(given)
     kind = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
     if lr is None and isinstance(optimizer, str):
         lr = 1e-3 if optimizer == "adamw" else 0.05
@@ -171,7 +175,7 @@ def recover(
     tapped = Tapped(module, list(guide.names) if guide else [], "module")
     run = Run(
         module=plain, tapped=tapped, teacher=guide, batches=batches, per_epoch=per_epoch, epochs=epochs,
-        loss=loss, unpack=unpack, weights=(distill_weight, feature_weight), penalty=penalty,
+        loss=loss or cross_entropy, unpack=unpack, weights=(distill_weight, feature_weight), penalty=penalty,
         optimizer=optimizer, clip=clip, warmup=warmup, schedule=schedule, precision=precision,
         callbacks=list(callbacks), evaluate=evaluate, every=checkpoint_every, seed=seed, processes=processes,
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint), settings=settings,
@@ -209,6 +213,8 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         "schedule": ("cosine", "constant"),
         "precision": ("fp32", "bf16", "fp16"),
     }
+    from torch.optim import Optimizer
+
     for name, known in words.items():
         if given[name] not in known and not isinstance(given[name], Optimizer):
             raise UsageError(f"{name} is one of {', '.join(known)}, not {given[name]!r}")

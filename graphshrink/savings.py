@@ -11,12 +11,10 @@ import numpy as np
 
 from .api import ShrinkResult, shrink
 from .evaluate import session
-from .frontends.onnx import OnnxHost
 from .gating import switches
 from .ir import ModelError
 from .latency import paired_latency
 from .passes import HoistPadding, MergeLinear, PassLike, RemoveActivations
-from .targets.onnx import save_onnx
 
 Measure = Callable[[ShrinkResult, ShrinkResult], float]
 """The milliseconds that the second of two shrunk models takes less than the first."""
@@ -86,6 +84,9 @@ def onnxruntime_saving(first: ShrinkResult, second: ShrinkResult) -> float:
 
 def _write(result: ShrinkResult, path: Path) -> None:
     """The model as ONNX: where nothing in it is torch's alone, without torch's exporter, which takes seconds."""
+    from .frontends.onnx import OnnxHost
+    from .targets.onnx import save_onnx
+
     graph = result.graph.clone()
     if not isinstance(graph.host, OnnxHost):
         graph.host = None

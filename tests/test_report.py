@@ -104,7 +104,9 @@ def test_json_says_everything_and_is_valid() -> None:
         {
             "pass": "odd", "exactness": "exact", "seconds": None, "error": None,
             "rolled_back": False, "problem": "",
-            "rewrites": [{"what": "[swap]", "nodes": ["y"], "exactness": "exact"}],
+            "rewrites": [
+                {"what": "[swap]", "nodes": ["y"], "exactness": "exact", "measures": {}}
+            ],
             "refusals": [
                 {"node": "z", "op": "Identity", "reason": "it has [bold]two[/bold] users"}
             ],
