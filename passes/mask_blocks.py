@@ -18,7 +18,7 @@ import numpy as np
 from ..ir import Conv, Exactness, Graph, Linear, MaskedTensor, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
 from .base import Context, Pass, named_nodes, register
-from .pivot_blocks import Blocks
+from .pivot_blocks import Array64, Blocks
 from .pivot_choose import Axis, Site, fits, moved, settle, site_of
 from .pivot_order import ChannelOrder
 from .pivot_search import Side, kept_mass, search_blocks
@@ -69,6 +69,11 @@ class MaskBlocks(Pass):
 
     def _mask(self, site: Site, rw: Rewriter, ctx: Context) -> str:
         """Put one layer under a mask, or say why not."""
+        value = site.node.inputs[1]
+        assert value is not None
+        others = [node.name for node in value.users if node is not site.node]
+        if others:
+            return f"its weight is shared with {others[0]}, which would get a copy without a mask"
         if problem := moved(site):
             return problem
         best, mass = None, -1.0
@@ -88,8 +93,6 @@ class MaskBlocks(Pass):
             site.spread(best).mask().reshape(*weight.shape[:2], *[1] * (len(site.weight.shape) - 2))
         )
         masked = MaskedTensor(site.weight, np.broadcast_to(mask, site.weight.shape), lasting=True)
-        value = site.node.inputs[1]
-        assert value is not None
         what = f"mask by {self.blocks} blocks, {mass:.0%} of the squared weights kept"
         with rw.rewrite(what, site.node):
             rw.set_input(site.node, 1, rw.constant(masked, value.name))
@@ -97,10 +100,10 @@ class MaskBlocks(Pass):
                 rw.erase_constant(value)
         return ""
 
-    def _candidates(self, site: Site, saliency: np.ndarray, ctx: Context) -> Iterator[Blocks]:  # type: ignore[type-arg]
+    def _candidates(self, site: Site, saliency: Array64, ctx: Context) -> Iterator[Blocks]:
         rows, columns, count = site.rows, site.columns, self.blocks
         if rows.order is columns.order and rows.order.is_free:
-            # One order for both sides: the same blocks, or, drawn one after the other, across each other.
+            # One order for both sides, which have the same blocks.
             sides: Iterable[tuple[Side, Side]] = [(Side(rows.sizes), Side(columns.sizes))]
         else:
             sides = [(a, b) for a in _mixing_first(rows) for b in _mixing_first(columns)]

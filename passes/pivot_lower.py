@@ -8,9 +8,9 @@ Forms of a dense layer in k blocks:
 and of a convolution: ``grouped``, with k groups, or ``split`` where blocks differ in size.
 
 :func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
-(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million numbers),
-one with more rows by arithmetic; a batched MatMul reads slower, and for more rows it packs its weight anew on every run, which a dense layer with a constant weight does
-once; each node costs a fixed time. Only their ratios matter.
+(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million
+numbers), one with more rows by arithmetic; a batched MatMul reads slower, and for more rows it packs its weight anew on
+every run, which a dense layer with a constant weight does once; each node costs a fixed time. Only their ratios matter.
 """
 
 from __future__ import annotations

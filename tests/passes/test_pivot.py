@@ -755,6 +755,19 @@ def test_masks_with_a_smaller_last_block() -> None:
     assert len(record.rewrites) == len(made) == 2
 
 
+def test_shared_weights_are_not_masked() -> None:
+    net = Net(2, 5)
+    net.linear(net.weight(16, 5), "first").relu()
+    weight = net.constant(net.weight(16, 16))
+    for name in ("one", "two"):
+        net.value = net.graph.append(ir.Linear(), [net.value, weight], name=name).output
+        net.relu()
+    graph = net.linear(net.weight(3, 16), "last").done()
+    record = run(graph, "mask-blocks{layers=[one,two]}")
+    assert not record.rewrites
+    assert "its weight is shared with two, which would get a copy" in reasons(record, "one")
+
+
 def test_wrong_options_of_masks() -> None:
     for options, message in (
         ("blocks=0", "at least 2"),
