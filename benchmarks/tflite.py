@@ -1,6 +1,6 @@
 """Conversion time and latency beside litert-torch, Google's own converter; and a shrunk MobileNetV2 beside the original.
 
-    python benchmarks/tflite.py --oracle /path/to/python [--markdown benchmarks/tflite.md]
+    python benchmarks/tflite.py --oracle /path/to/python [--markdown benchmarks/results/tflite.md]
 
 ``--oracle`` is the Python of another environment in which litert-torch is installed (it needs 2 GB of packages, so it is not
 one of ours). Both converters get the same modules with the same weights; each conversion is timed inside its process, behind
