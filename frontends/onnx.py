@@ -33,6 +33,7 @@ from ..ir import (
     Value,
 )
 from .onnx_constants import Constants
+from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
@@ -75,18 +76,25 @@ class OnnxHost:
     idle: frozenset[str] = frozenset()
 
 
-def from_onnx(model: ModelProto | str | os.PathLike[str]) -> Graph:
+def from_onnx(
+    model: ModelProto | str | os.PathLike[str], fixed_shapes: Fixed | None = None
+) -> Graph:
     """Import an ONNX model.
 
     Args:
         model: The model, or the path of a file; external data is mapped, not read.
+        fixed_shapes: Sizes of inputs to fix before anything else, by input name.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
+        UsageError: If fixed shapes do not fit the inputs.
     """
-    if isinstance(model, ModelProto):
-        return _Importer(model, None).run()
-    proto, folder = read_model(model)
+    given = isinstance(model, ModelProto)
+    proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
+    if fixed_shapes:
+        if given:
+            proto = ModelProto.FromString(proto.SerializeToString())
+        fix_shapes(proto, fixed_shapes)
     return _Importer(proto, folder).run()
 
 

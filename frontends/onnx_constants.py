@@ -103,7 +103,9 @@ class Constants:
 
     def _computed(self, node: NodeProto, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
         """Results whose sizes depend on numbers, computed at once while everything is small."""
-        if node.op_type in _GROWING or sum(t.nbytes for t in inputs.values()) > _SMALL:
+        if sum(t.nbytes for t in inputs.values()) > _SMALL:
+            return None
+        if node.op_type in _GROWING and not _is_short_range(node, inputs):
             return None
         arrays = _run(self._model([node], inputs, node.output))
         if isinstance(arrays, str):
@@ -219,6 +221,14 @@ class Constants:
             if _size(type_) <= _SMALL:
                 self._kept[output] = tensor
         return arrays[0]
+
+
+def _is_short_range(node: NodeProto, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a node is a ``Range`` of few numbers; onnx infers the size of whole ones only."""
+    if node.op_type != "Range" or any(inputs[name].size != 1 for name in node.input):
+        return False
+    start, limit, delta = (float(inputs[name].numpy().reshape(())) for name in node.input)
+    return delta != 0 and (limit - start) / delta * 8 <= _SMALL
 
 
 def _is_full(type_: TensorType) -> bool:

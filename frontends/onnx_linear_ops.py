@@ -225,6 +225,13 @@ def _pad(s: Site) -> Lowered | None:
     return ir.Pad(pads, mode, value if mode == "constant" else 0.0), s.inputs[:1]
 
 
+def _global_max(s: Site) -> Lowered | None:
+    x = s.inputs[0]
+    if x is None or x.type.rank is None or x.type.rank < 3:
+        return None
+    return ir.Reduce("max", tuple(range(2, x.type.rank))), s.inputs
+
+
 LINEAR_RULES: dict[str, Rule] = {
     "Add": _arithmetic,
     "AveragePool": _pool,
@@ -234,6 +241,7 @@ LINEAR_RULES: dict[str, Rule] = {
     "Div": _arithmetic,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda s: (ir.GlobalAveragePool(), s.inputs),
+    "GlobalMaxPool": _global_max,
     "MatMul": _matmul,
     "MaxPool": _pool,
     "Mul": _arithmetic,

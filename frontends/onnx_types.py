@@ -25,7 +25,8 @@ def type_of(proto: TypeProto) -> TensorType:
         if dim.HasField("dim_value"):
             dims.append(dim.dim_value if dim.dim_value >= 0 else None)
         else:
-            dims.append(dim.dim_param or None)
+            # Some exporters write "?" for every size that they do not know: it is no symbol.
+            dims.append(None if dim.dim_param in ("", "?") else dim.dim_param)
     return TensorType(dtype, tuple(dims))
 
 

@@ -146,6 +146,7 @@ def shrink(
     calibration: Any = None,
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
@@ -162,6 +163,8 @@ def shrink(
         calibration: As for ``shrink_graph``.
         seed: The seed of random check inputs and of passes that draw random numbers.
         shapes: Input shapes for the check, by input name (ONNX).
+        fixed_shapes: Input shapes to fix in the model, by input name (ONNX); ``None`` leaves a size as it is. What the
+            model computes from its sizes becomes constant.
         on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: What else watches the passes.
@@ -180,7 +183,7 @@ def shrink(
         known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    graph, kind = load(model, example_inputs)
+    graph, kind = load(model, example_inputs, fixed_shapes)
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -228,18 +231,31 @@ def _runners(
     return [fx_runner(x) for x in (inputs, *fx_nudges(inputs, seed))]
 
 
-def load(model: Any, example_inputs: Any = None) -> tuple[Graph, str]:
+def load(
+    model: Any,
+    example_inputs: Any = None,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+) -> tuple[Graph, str]:
     """Import whatever was given; the second part is ``"onnx"`` or ``"fx"``.
 
+    Args:
+        model: What ``shrink`` takes.
+        example_inputs: As for ``shrink_graph``.
+        fixed_shapes: As for ``shrink``.
+
     Raises:
-        UsageError: If it is nothing that can be imported.
+        UsageError: If it is nothing that can be imported, or fixed shapes do not fit.
         ModelError: If it cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
-        return _from_onnx(os.fspath(model), f"{os.fspath(model)}"), "onnx"
+        return _from_onnx(os.fspath(model), f"{os.fspath(model)}", fixed_shapes), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model"), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes), "onnx"
+    if fixed_shapes:
+        raise UsageError(
+            "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
+        )
     if _MODULE in kinds:
         from .frontends.fx import from_fx
 
@@ -271,12 +287,12 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(model: Any, name: str) -> Graph:
+def _from_onnx(model: Any, name: str, fixed_shapes: Any = None) -> Graph:
     from .frontends.onnx import from_onnx
 
     try:
         with _text_is_text(name):
-            return from_onnx(model)
+            return from_onnx(model, fixed_shapes)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .ir.errors import UsageError
-from .terminal import console, shapes_of, show, writable, write_json
+from .terminal import console, fixed_shapes_of, shapes_of, show, writable, write_json
 
 if TYPE_CHECKING:
     from .emission import Emission
@@ -31,6 +31,14 @@ Inputs = Annotated[
         "--input",
         metavar="NAME:1x3x224x224",
         help="The shape of an input that the model is run on; may be given several times.",
+    ),
+]
+FixedShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix-shape",
+        metavar="NAME:1x3x224x224",
+        help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The seed of random inputs.")]
@@ -85,6 +93,7 @@ def shrink(
         bool, typer.Option("--check", help="Run the model before and after every pass.")
     ] = False,
     shapes: Inputs = None,
+    fixed: FixedShapes = None,
     calibration: Calibration = None,
     calibration_samples: CalibrationSamples = None,
     calibration_batch: CalibrationBatch = None,
@@ -177,6 +186,7 @@ def shrink(
             calibration=data,
             seed=seed,
             shapes=shapes_of(shapes),
+            fixed_shapes=fixed_shapes_of(fixed),
             dump=dump,
             observers=[watch],
             target=chosen.target.name,

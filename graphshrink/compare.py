@@ -127,12 +127,14 @@ def compare_models(
         or (a.named and b.named and a.outputs != b.outputs)
     ):
         raise UsageError(f"{first} and {second} have different inputs or outputs")
+    graph = Graph("the inputs of both")
     for name, type_ in a.types.items():
         if not type_.accepts(b.types[name]):
             raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
-    graph = a.signature()
+        # Sizes that one of them leaves open may be fixed in the other.
+        graph.add_input(name, type_.refined(b.types[name]))
     if data is None:
-        feeds = running_inputs(graph, shapes, seed, a.run)
+        feeds = running_inputs(graph, shapes, seed, lambda x: (a.run(x), b.run(x)))
     else:
         feeds = _read_inputs(graph, data)
     want, got = a.run(feeds), b.run(feeds)

@@ -7,7 +7,6 @@ from typing import Any
 
 from .api import load
 from .evaluate import Arrays, run_session, session
-from .ir import Graph
 from .passes.observers import tolerance_of
 from .report import Size
 
@@ -36,10 +35,6 @@ class OnnxSide:
         self.tolerance = tolerance_of(self.graph)
         self._session = session(path, threads)
         self._feeds: Arrays = {}
-
-    def signature(self) -> Graph:
-        """A graph with these inputs."""
-        return self.graph
 
     def run(self, feeds: Arrays) -> list[Any]:
         """Set the inputs and run."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .compare_onnx import OnnxSide
 from .evaluate import Arrays
-from .ir import DType, Graph, TensorType, UsageError
+from .ir import DType, TensorType, UsageError
 from .litert import LiteModel, Port
 from .passes.observers import TOLERANCE
 from .report import Size
@@ -62,13 +62,6 @@ class LiteSide:
         self.output_types = [_logical(p.type, order) for p, order in self._outputs]
         self.size: Size | None = None
         self.tolerance = _ALLOWED[self.model.coarsest]
-
-    def signature(self) -> Graph:
-        """A graph with these inputs."""
-        graph = Graph(str(self.path))
-        for name, type_ in self.types.items():
-            graph.add_input(name, type_)
-        return graph
 
     def run(self, feeds: Arrays) -> list[Any]:
         """Set the inputs and run."""

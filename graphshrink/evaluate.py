@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ir import DType, Graph, ModelError, TensorType, UsageError, Value
+from .ir.errors import check_input_name
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -29,7 +29,7 @@ def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> di
     known = {v.name: v.type for v in graph.inputs}
     symbols: dict[str, int] = {}
     for name, given in (shapes or {}).items():
-        _known_name(name, known)
+        check_input_name(name, known)
         wanted = known[name].shape
         if not known[name].accepts(TensorType(None, tuple(given))):
             raise UsageError(f"input {name!r} takes {_shown(wanted)}, not {_shown(given)}")
@@ -37,13 +37,6 @@ def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> di
             if isinstance(d, str) and symbols.setdefault(d, size) != size:
                 raise UsageError(f"input {name!r}: {d} is both {symbols[d]} and {size}")
     return symbols
-
-
-def _known_name(name: str, known: Collection[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"inputs are {', '.join(known)}"
-        raise UsageError(f"the model has no input {name!r}; {hint}")
 
 
 def _shown(shape: Sequence[Any] | None) -> str:
@@ -187,7 +180,7 @@ def named_inputs(graph: Graph, given: Any) -> Arrays:
             raise UsageError(f"the model has {len(known)} inputs, {len(items)} were given")
         given = dict(zip(known, items, strict=True))
     for name in given:
-        _known_name(name, known)
+        check_input_name(name, known)
     missing = [name for name in known if name not in given]
     if missing:
         raise UsageError(f"no value was given for input {missing[0]!r}")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,17 +40,33 @@ def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
     Raises:
         UsageError: If a text is malformed or a name is given twice.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    found = _shapes(texts, "--input", int)
+    return {name: tuple(d for d in shape if d is not None) for name, shape in found.items()}
+
+
+def fixed_shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int | None, ...]]:
+    """Like :func:`shapes_of`; a size of ``?`` is left as it is (``None``).
+
+    Raises:
+        UsageError: If a text is malformed or a name is given twice.
+    """
+    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else int(d))
+
+
+def _shapes(
+    texts: Iterable[str] | None, option: str, read: Callable[[str], int | None]
+) -> dict[str, tuple[int | None, ...]]:
+    found: dict[str, tuple[int | None, ...]] = {}
     for text in texts or ():
         name, colon, sizes = text.rpartition(":")
         try:
-            shape = tuple(int(d) for d in sizes.split("x")) if sizes else ()
+            shape = tuple(read(d) for d in sizes.split("x")) if sizes else ()
         except ValueError:
             colon = ""
-        if not colon or not name or min(shape, default=0) < 0:
-            raise UsageError(f"--input {text!r} is not NAME:SIZES, such as x:1x3x224x224")
+        if not colon or not name or any(d is not None and d < 0 for d in shape):
+            raise UsageError(f"{option} {text!r} is not NAME:SIZES, such as x:1x3x224x224")
         if name in found:
-            raise UsageError(f"--input gives the shape of {name!r} twice")
+            raise UsageError(f"{option} gives the shape of {name!r} twice")
         found[name] = shape
     return found
 

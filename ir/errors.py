@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class GraphshrinkError(Exception):
     """The base of all errors that the user can do something about."""
@@ -28,3 +30,17 @@ class MissingExtra(GraphshrinkError):
         )
         self.extra = extra
         self.package = package
+
+
+def check_input_name(name: str, known: Collection[str]) -> None:
+    """Check that a model has an input of this name.
+
+    Raises:
+        UsageError: If it has not; the nearest name, or all names, are said.
+    """
+    if name not in known:
+        import difflib  # Start-up counts.
+
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"inputs are {', '.join(known)}"
+        raise UsageError(f"the model has no input {name!r}; {hint}")

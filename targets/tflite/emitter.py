@@ -217,7 +217,9 @@ class Emitter:
         found = [shape[axis] for axis in axes]
         if not all(isinstance(d, int) for d in found):
             shown = "x".join("?" if d is None else str(d) for d in shape)
-            raise Unsupported(f"its {what} is not known ({shown}): give the model fixed sizes")
+            raise Unsupported(
+                f"its {what} is not known ({shown}): fix it with --fix-shape or fixed_shapes"
+            )
         return tuple(d for d in found if isinstance(d, int))
 
     def stored(self, value: Value, layout: Layout) -> tuple[int, ...]:

@@ -263,7 +263,7 @@ def test_spatial_sizes_that_are_not_known() -> None:
     said = refusal([node], {"x": numbers(1, 3, 8, 8)}, ["y"], weights={"w": numbers(4, 3, 3, 3)},
                    shapes={"x": [1, 3, "height", "width"]})  # fmt: skip
     assert (
-        "Conv (conv: its spatial size is not known (1x3xheightxwidth): give the model fixed sizes)"
+        "Conv (conv: its spatial size is not known (1x3xheightxwidth): fix it with --fix-shape or fixed_shapes)"
         in said
     )
 
