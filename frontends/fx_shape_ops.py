@@ -12,6 +12,7 @@ from .. import ir
 from ..ir import Value
 from ..ir.ops.base import axis_of
 from .fx_call import Call, Lowered, ints
+from .onnx_shape_ops import slicing
 
 _END = 2**63 - 1
 """An end that is open, as ONNX and ATen write it."""
@@ -50,7 +51,7 @@ def narrow(call: Call) -> Lowered | None:
     )
     if start < 0:
         return None
-    return ir.Slice((start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
+    return slicing(x.type, (start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
 
 
 def slice_(call: Call) -> Lowered | None:
@@ -98,7 +99,7 @@ def _sliced(x: Value, cut: dict[int, slice]) -> Lowered | None:
     n = len(cut)
     if min(ints(steps, n)) < 1:
         return None
-    return ir.Slice(ints(starts, n), ints(ends, n), tuple(cut), tuple(steps)), [x]
+    return slicing(x.type, ints(starts, n), ints(ends, n), tuple(cut), steps), [x]
 
 
 def unsqueeze(call: Call) -> Lowered | None:

@@ -132,7 +132,35 @@ def _slice(s: Site) -> Lowered | None:
     steps = steps if steps is not None else (1,) * len(starts)
     if any(step <= 0 for step in steps):
         return None
-    return ir.Slice(starts, ends, s.axes(axes, rank), steps), s.inputs[:1]
+    return slicing(s.type(), starts, ends, s.axes(axes, rank), steps), s.inputs[:1]
+
+
+def slicing(
+    x: TensorType,
+    starts: Sequence[int],
+    ends: Sequence[int],
+    axes: Sequence[int],
+    steps: Sequence[int],
+) -> Op:
+    """A Slice that names only the axes that it cuts; an Identity where it takes everything.
+
+    torch.export writes ``x[:, 1]`` with a slice of everything in front of it, up to version 2.8.
+    """
+    parts = [
+        (start, end, axis, step)
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+        if not (start == 0 and step == 1 and end >= _size(x, axis))
+    ]
+    if not parts:
+        return ir.Identity()
+    begin, end, cut, step = zip(*parts, strict=True)
+    return ir.Slice(begin, end, cut, step)
+
+
+def _size(x: TensorType, axis: int) -> int:
+    """The size of an axis; where it is not known, the smallest end that is certainly behind it."""
+    size = x.dim(axis)
+    return size if isinstance(size, int) else 2**31 - 1
 
 
 def _gather(s: Site) -> Lowered | None:

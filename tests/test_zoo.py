@@ -117,7 +117,9 @@ def test_full_size(name: str) -> None:
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     before, after = result.report.before.ops, result.report.after.ops
-    assert (before.get("Conv", 0), before.get("Scale", 0)) == (convolutions, norms)
+    # Attention written by hand multiplies its products by a number.
+    scales = norms + (len(model.layers) if name == "vit" else 0)
+    assert (before.get("Conv", 0), before.get("Scale", 0)) == (convolutions, scales)
     match name:
         case "repvgg":
             # One convolution a block; nothing is left of the branches.
@@ -130,7 +132,7 @@ def test_full_size(name: str) -> None:
             assert after["Conv"] == convolutions
             assert after["Scale"] == 58 + 3 + 1
         case "vit":
-            assert norms == 0
+            assert (norms, after["Scale"]) == (0, scales)
         case _:
             assert (after["Conv"], after.get("Scale")) == (convolutions, None)
             assert not any(isinstance(m, nn.BatchNorm2d) for m in result.model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -131,3 +132,60 @@ def test_not_equal_and_rsqrt() -> None:
     for graph in every_way_in(module, X):
         assert sorted(ops(graph)) == ["Compare", "Mul", "Scale", "Unary", "Where"]
         assert {"not_equal", "rsqrt"} < {getattr(n.op, "kind", "") for n in graph.nodes}
+
+
+ROOT = math.sqrt(2 / math.pi)
+GELUS: dict[str, Callable[[Any], Any]] = {
+    "pow": lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * torch.pow(x, 3.0)))),
+    "onnx": lambda x: 0.5 * (x * (torch.tanh(ROOT * (x + 0.044715 * x**3)) + 1.0)),
+    "products": lambda x: x * (0.5 * (1.0 + torch.tanh((x * x * x * 0.044715 + x) * 0.7978845608))),
+    "square": lambda x: x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * (x * x**2)))) * 0.5,
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_with_tanh_written_out(name: str) -> None:
+    module = Call(GELUS[name]).eval()
+    want = nn.functional.gelu(X, approximate="tanh")
+    for graph in every_way_in(module, X):
+        assert ops(graph) == ["Activation"]
+        (node,) = (n for n in graph.nodes if n.op.name == "Activation")
+        assert node.op.kind == "gelu_tanh"
+    traced = fx.symbolic_trace(module)
+    assert body(to_fx(from_fx(traced, (X,)))) == body(traced)
+    torch.testing.assert_close(respelled(from_fx(traced, (X,)))(X), want, rtol=1e-5, atol=1e-6)
+
+
+def kept_inside(x: Any) -> Any:
+    t = torch.tanh(ROOT * (x + 0.044715 * x**3))
+    return 0.5 * x * (1.0 + t) + t
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.04472 * x**3))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(0.7979 * (x + 0.044715 * x**3))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * x**2))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * (x * x) * (x * x)))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x - 0.044715 * x**3))),
+    lambda x: 0.5 * x * (1.001 + torch.tanh(ROOT * (x + 0.044715 * x**3))),
+    lambda x: 0.25 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * x**3))),
+    lambda x: 0.5 * x.abs() * (1.0 + torch.tanh(ROOT * (x + 0.044715 * x**3))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(ROOT * (x + 0.044715 * x.abs() ** 3))),
+    lambda x: 0.5 * x * (1.0 + torch.sin(ROOT * (x + 0.044715 * x**3))),
+    lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(0.5) * x)),
+    kept_inside,
+])  # fmt: skip
+def test_what_is_no_gelu(function: Callable[[Any], Any]) -> None:
+    module = Call(function).eval()
+    for graph in every_way_in(module, X):
+        kinds = {getattr(n.op, "kind", "") for n in graph.nodes}
+        assert not kinds & {"gelu", "gelu_tanh"}
+    traced = fx.symbolic_trace(module)
+    assert body(to_fx(from_fx(traced, (X,)))) == body(traced)
+
+
+def test_gelu_of_doubles_has_all_their_digits() -> None:
+    """The constant of GPT-2's paper code, cut to ten digits, is another one in float64."""
+    for function, wanted in ((GELUS["pow"], ["Activation"]), (GELUS["products"], None)):
+        found = ops(from_fx(fx.symbolic_trace(Call(function)), (X.double(),)))
+        assert (found == ["Activation"]) == (wanted is not None)
