@@ -18,7 +18,6 @@ from ..ir import (
     AveragePool,
     Conv,
     ConvTranspose,
-    Dequantize,
     DType,
     Identity,
     Linear,
@@ -31,6 +30,7 @@ from ..ir import (
     Tensor,
     Value,
 )
+from ..ir.analysis.dequantized import is_dequantized
 from .affine import Affine, Refused, Sizes
 from .affine_tensors import Array64, Derived, exact, read_vector
 
@@ -52,11 +52,13 @@ def data_input(node: Node) -> Value | None:
             if weight is None or weight.data is None or is_dequantized(weight):
                 return None
             bias = node.input(2)
-            if bias is not None and bias.data is None:
+            if bias is not None and (bias.data is None or is_dequantized(bias)):
                 return None
             found = node.inputs[0]
         case Scale():
-            if any(v is not None and v.data is None for v in node.inputs[1:]):
+            if any(
+                v is not None and (v.data is None or is_dequantized(v)) for v in node.inputs[1:]
+            ):
                 return None
             found = node.inputs[0]
         case AveragePool() | Pad() | Identity():
@@ -84,18 +86,6 @@ def weight_problem(node: Node) -> str | None:
     return None
 
 
-def is_dequantized(value: Value) -> bool:
-    """Whether a constant is what integers stand for, perhaps in another shape."""
-    while value.producer is not None or value.bases:
-        maker = value.producer if value.producer is not None else value.bases[0].producer
-        if maker is None or not maker.inputs or maker.inputs[0] is None:
-            return False
-        if isinstance(maker.op, Dequantize):
-            return True
-        value = maker.inputs[0]
-    return False
-
-
 def _map_operand(node: Node) -> Value | None:
     """The data operand of an Add of a constant ``(1, C, *spatial)``."""
     a, b = node.inputs
@@ -103,7 +93,7 @@ def _map_operand(node: Node) -> Value | None:
         return None
     if a.data is not None and isinstance(node.op, Add):
         a, b = b, a
-    if b.data is None or a.data is not None:
+    if b.data is None or a.data is not None or is_dequantized(b):
         return None
     shape = a.type.shape
     if shape is None or len(shape) < 3:

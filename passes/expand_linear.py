@@ -45,7 +45,7 @@ from ..ir import (
     Value,
     check_gate,
 )
-from .affine_nodes import data_input
+from .affine_nodes import data_input, weight_problem
 from .affine_tensors import Array64, Derived
 from .base import Context, Pass, named_nodes, register
 from .gate_sites import check_plain
@@ -102,8 +102,8 @@ class ExpandLinear(Pass):
         if not isinstance(node.op, Conv):
             return "it is no convolution"
         if data_input(node) is None:
-            return (
-                "its weights are not constants, or not of a floating-point type of 16 bits or more"
+            return weight_problem(node) or (
+                "its numbers are not of a floating-point type of 16 bits or more"
             )
         if min(node.op.pads) < 0:
             return "it has negative padding"

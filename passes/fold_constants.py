@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..ir import Graph, LazyTensor, Node, Rewriter, Tensor, Value
-from .affine_nodes import is_dequantized
+from ..ir.analysis.dequantized import is_dequantized
 from .base import Context, Pass, PassError, register
 
 

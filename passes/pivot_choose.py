@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..ir import Conv, Linear, MaskedTensor, Node, Tensor
 from ..ir.analysis import ChannelGroup, ChannelGroups
-from .affine_nodes import is_dequantized
+from ..ir.analysis.dequantized import is_dequantized
 from .pivot_blocks import Array64, Blocks, Ids, capacities, find_blocks, in_order
 from .pivot_lower import Work
 from .pivot_order import Access, ChannelOrder

@@ -32,6 +32,7 @@ from ..types import Dim
 from .channel_elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
 from .channel_letters import Use, joint_letters
 from .channel_reshape import reshaped, runs_of
+from .dequantized import is_dequantized
 
 
 def is_folded(node: Node) -> bool:
@@ -86,6 +87,9 @@ class ChannelFlow:
             size = value.data.shape[axis]
             shape = (size,) if blocks == 1 else (blocks, size)
             self._constants[key] = self.elements.new(shape, Origin(value, axis, blocks))
+            if is_dequantized(value):
+                reason = f"%{value.name} is quantised, and would not be any more"
+                self.elements.fix(self._constants[key], reason)
         return self._constants[key]
 
     def _entry(self, value: Value, axis: int) -> Entry:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from .. import (
     Conv,
     ConvTranspose,
-    Dequantize,
     DType,
     Embedding,
     Graph,
@@ -22,10 +21,10 @@ from .. import (
     Lstm,
     MatMul,
     Node,
-    Opaque,
     Value,
 )
 from ..nm_pattern import Pattern, Reduction
+from .dequantized import dequantized_from
 
 LIKELY_CHANNELS = 256
 """From how many input and output channels on TensorRT is likely to pick a sparse kernel."""
@@ -190,34 +189,10 @@ def _weight(value: Value) -> NmWeight:
 def _type_problem(value: Value, dtype: DType) -> str | None:
     if not dtype.is_wide_float:
         return f"its numbers are {dtype.value}: make it sparse before it is quantized"
-    source = _quantized(value)
+    source = dequantized_from(value)
     if source is not None:
         return f"it is dequantized from {source.value}: make it sparse before it is quantized"
     return None
-
-
-def _quantized(value: Value) -> DType | None:
-    """The element type that a constant is dequantized from."""
-    pending, seen = [value], {value}
-    while pending:
-        found = pending.pop()
-        producer = found.producer
-        if producer is not None and _dequantizes(producer):
-            source = producer.input(0)
-            return (source.type.dtype if source is not None else None) or DType.I8
-        read = [*found.bases, *(producer.inputs if producer is not None else ())]
-        fresh = [v for v in read if v is not None and v not in seen]
-        seen.update(fresh)
-        pending += fresh
-    return None
-
-
-def _dequantizes(node: Node) -> bool:
-    op = node.op
-    # A form that the IR does not know is opaque.
-    return isinstance(op, Dequantize) or (
-        isinstance(op, Opaque) and op.kind.endswith("DequantizeLinear")
-    )
 
 
 __all__ = ["LIKELY_CHANNELS", "NmWeight", "nm_weights", "reduction_of"]

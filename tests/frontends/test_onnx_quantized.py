@@ -9,9 +9,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from graphshrink import Pipeline, Rewriter, shrink
 from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import Dequantize, Graph, Opaque, Quantize
+from graphshrink.ir.analysis import channel_groups
 from graphshrink.targets.onnx import to_onnx
 from support.evaluate import evaluate
 from support.onnx_run import agree, outputs_of
+from support.permutations import permute_all
 
 RNG = np.random.default_rng(0)
 
@@ -111,3 +113,80 @@ def test_folding_leaves_integers_alone() -> None:
     records = Pipeline("fold-constants,prune-dead").run(graph)
     assert any("quantised numbers" in r.reason for p in records for r in p.refusals)
     assert sum(isinstance(n.op, Dequantize) for n in graph.nodes) == 3
+
+
+def mixed(first: bool, middle: bool) -> ModelProto:
+    """Three convolutions and a scale; the first one's weight and the scale may be quantised."""
+    tensors = {
+        "w": RNG.integers(-128, 128, (6, 4, 1, 1)).astype(np.int8), "s": np.float32(0.01),
+        "m": RNG.integers(1, 128, (6, 1, 1)).astype(np.int8),
+        "v": RNG.normal(size=(8, 6, 1, 1)).astype(np.float32),
+        "u": RNG.normal(size=(5, 8, 1, 1)).astype(np.float32),
+    }  # fmt: skip
+    nodes = []
+    for name, quantised in (("w", first), ("m", middle)):
+        if quantised:
+            nodes.append(helper.make_node("DequantizeLinear", [name, "s"], [f"{name}f"]))
+        else:
+            tensors[f"{name}f"] = tensors.pop(name) * np.float32(0.01)
+    nodes += [
+        helper.make_node("Conv", ["x", "wf"], ["a"], name="first"),
+        helper.make_node("Mul", ["a", "mf"], ["b"], name="scale"),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "v"], ["d"], name="second"),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("Conv", ["e", "u"], ["y"], name="third"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4, 5, 5))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+X = {"x": RNG.normal(size=(1, 4, 5, 5)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("middle", [False, True])
+def test_channels_of_quantised_constants_keep_their_places(first: bool, middle: bool) -> None:
+    model = mixed(first, middle)
+    graph = from_onnx(model)
+    found = channel_groups(graph)
+    held = first or middle
+    assert [g.size for g in found] == ([8] if held else [6, 8])
+    second = next(n for n in graph.nodes if n.name == "second").inputs[1]
+    assert second is not None
+    reasons = found.reasons(second, 1)
+    assert any("is quantised" in r for r in reasons) == held
+    permute_all(graph, 0)
+    made = to_onnx(graph)
+    kinds = [n.op_type for n in made.graph.node]
+    assert kinds.count("DequantizeLinear") == first + middle
+    stored = {t.name: t.data_type for t in made.graph.initializer}
+    assert {stored.get(k) for k, q in (("w", first), ("m", middle)) if q} <= {TensorProto.INT8}
+    agree(model, made, X)
+
+
+def test_quantised_factors_do_not_merge() -> None:
+    model = mixed(first=False, middle=True)
+    result = shrink(model)
+    assert [n.op_type for n in result.model.graph.node].count("Mul") == 1
+    reasons = [r.reason for p in result.report.passes for r in p.refusals]
+    assert any("its weight" in r and "is quantised" in r for r in reasons)
+    agree(model, result.model, X)
+    merged = shrink(mixed(first=False, middle=False)).model
+    assert "Mul" not in [n.op_type for n in merged.graph.node]
+
+
+def test_quantised_kernels_are_not_expanded() -> None:
+    graph = from_onnx(mixed(first=True, middle=False))
+    (record,) = Pipeline("expand-linear").run(graph)
+    assert [r.node for r in record.refusals if "%wf is quantised" in r.reason] == ["first"]
+    assert "second.expand" in {n.name for n in graph.nodes}
+    (node,) = (n for n in graph.nodes if n.name == "first")
+    assert node.inputs[1] is not None
+    assert node.inputs[1].producer is not None
