@@ -98,7 +98,8 @@ EXPORTED_OTHERWISE = {"reciprocal", "isnan", "shuffle", "unshuffle", "divided"}
 def test_ops_from_torch_export(name: str) -> None:
     function, wanted = CASES[name]
     graph = from_export(torch.export.export(Call(function).eval(), (X,)))
-    assert sorted(ops(graph)) == sorted(wanted)
+    # torch 2.8 writes slices of everything in front of others.
+    assert sorted(k for k in ops(graph) if k != "Identity") == sorted(wanted)
     torch.testing.assert_close(to_fx(graph)(X), function(X), rtol=0, atol=0, equal_nan=True)
 
 
