@@ -1,4 +1,4 @@
-"""Views of a torch module's own tensors: constants too, whose numbers are only moved."""
+"""Views of a torch module's own tensors, and rows of its tables: constants too, whose numbers are only moved."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def fold_view(node: Node) -> None:
     x = node.inputs[0] if node.inputs else None
     if x is None or x.data is None or len(node.outputs) != 1:
         return
+    if isinstance(node.op, ir.Embedding):
+        _fold_rows(node)
+        return
     result, move, data = node.output.type.static_shape, _move(node.op), x.data
     if result is None or move is None or any(v is not None for v in node.inputs[1:]):
         return
@@ -26,6 +29,20 @@ def fold_view(node: Node) -> None:
         return move(data.numpy()).reshape(result)
 
     node.output.data = LazyTensor(result, data.dtype, load, source=data)
+
+
+def _fold_rows(node: Node) -> None:
+    """Let the rows be known that constant ids take from a table, as the places of a transformer do."""
+    ids, table = node.inputs
+    result = node.output.type.static_shape
+    if ids is None or ids.data is None or table is None or table.data is None or result is None:
+        return
+    places, rows = ids.data, table.data
+
+    def load() -> Any:
+        return rows.numpy()[places.numpy()]
+
+    node.output.data = LazyTensor(result, rows.dtype, load, source=rows)
 
 
 def _move(op: Op) -> _Move | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from zoo.exports import example, small
 from zoo.models import conv_norm
 
 from graphshrink import Pipeline
@@ -141,6 +142,51 @@ def test_every_way_in_gives_the_same_graph(name: str) -> None:
     text = normal(graph)
     assert normal(from_export(torch.export.export(model, (IMAGE,)))) == text
     assert normal(from_onnx(proto.model_proto)) == text
+
+
+# torch.onnx folds batch norms when it optimises, and otherwise leaves pieces as sequences.
+ZOO = {"shufflenet_v1": False, "convnext": True, "bert": False, "llama": True, "mobilenet_v1": False,
+       "squeezenet": True, "unet": False, "decoder": True, "audio": False, "lenet": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_are_the_same_graph(name: str) -> None:
+    model, x = small(name).eval(), example(name)
+    text = normal(from_fx(fx.symbolic_trace(model), (x,)))
+    assert normal(from_export(torch.export.export(model, (x,)))) == text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        proto = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=ZOO[name])
+    assert proto is not None
+    assert normal(from_onnx(proto.model_proto)) == text
+
+
+def test_rows_that_constant_ids_take_are_known() -> None:
+    """As in ONNX; the table stays the module's own, and is trained."""
+
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 4)
+            self.register_buffer("ids", torch.tensor([[3, 0, 8]]))
+
+        def forward(self, x: Any) -> Any:
+            return x + self.table(self.ids)
+
+    model, x = Places().eval(), torch.randn(2, 3, 4)
+    for graph in (
+        from_fx(fx.symbolic_trace(model), (x,)),
+        from_export(torch.export.export(model, (x,))),
+    ):
+        (node,) = (n for n in graph.nodes if n.op.name == "Embedding")
+        data = node.output.data
+        assert data is not None
+        want = model.table(model.ids).detach().numpy()  # type: ignore[arg-type]
+        np.testing.assert_array_equal(data.numpy(), want)
+        Pipeline("fold-constants,prune-dead").run(graph)
+        made = to_fx(graph)
+        assert any(torch.equal(p, model.table.weight) for p in made.parameters())
+        assert torch.equal(made(x), model(x))
 
 
 class Head(nn.Module):

@@ -149,13 +149,14 @@ class Bert(nn.Module):
     def __init__(self, width: int = 24, heads: int = 3, depth: int = 2, words: int = 50) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(words, width), nn.Embedding(16, width)
-        self.register_buffer("ids", torch.arange(7).reshape(1, 7))
+        # Not "ids": torch.onnx gives a buffer the name of an input that is called like it.
+        self.register_buffer("order", torch.arange(7).reshape(1, 7))
         self.norm = nn.LayerNorm(width)
         self.layers = nn.Sequential(*(BertLayer(width, heads) for _ in range(depth)))
         self.pool, self.head = nn.Linear(width, width), nn.Linear(width, 5)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.layers(self.norm(self.words(ids) + self.places(self.ids)))
+        x = self.layers(self.norm(self.words(ids) + self.places(self.order)))
         return self.head(torch.tanh(self.pool(x[:, 0])))
 
 
