@@ -34,7 +34,7 @@ from ..ir import (
 )
 from .affine_fit import Moments
 from .affine_tensors import Array64
-from .calibration import Accumulator, Request
+from .calibration import Accumulator, R, Request
 from .im2col import Array, columns, columns_size
 
 GRAM_BYTES = 1 << 29
@@ -225,6 +225,40 @@ class _ActivationAccumulator(Accumulator[Moments]):
 
 
 @dataclass(frozen=True)
+class _OfColumns(Request[R]):
+    """A statistic of the columns that a layer reads."""
+
+    node: Node
+
+    def values(self) -> tuple[Value, ...]:
+        x = self.node.inputs[0]
+        assert x is not None
+        return (x,)
+
+
+class _ColumnAccumulator(Accumulator[R]):
+    """Adds up columns (``total``) and counts them."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.total, self.count = node, np.zeros(columns_size(node)), 0
+
+    def add(self, *arrays: Array) -> None:
+        for part in columns(self.node, arrays[0]):
+            self.take(part)
+            self.total += part.sum(2)
+            self.count += part.shape[2]
+
+    def take(self, part: Array64) -> None:
+        """Add up what else is asked for, of columns ``(groups, K, n)``."""
+        raise NotImplementedError
+
+    @property
+    def mean(self) -> Array64:
+        """The mean column."""
+        return self.total / max(1, self.count)
+
+
+@dataclass(frozen=True)
 class Gram:
     """The Gram matrix of the columns that a layer reads (see :mod:`.im2col`), and their mean.
 
@@ -240,19 +274,12 @@ class Gram:
 
 
 @dataclass(frozen=True)
-class GramMatrix(Request[Gram]):
+class GramMatrix(_OfColumns[Gram]):
     """The Gram matrix of what a convolution, transposed convolution or dense layer reads.
 
     Attributes:
         node: The layer.
     """
-
-    node: Node
-
-    def values(self) -> tuple[Value, ...]:
-        x = self.node.inputs[0]
-        assert x is not None
-        return (x,)
 
     def nbytes(self) -> int:
         groups, k = columns_size(self.node)
@@ -274,21 +301,18 @@ class GramMatrix(Request[Gram]):
         return _GramAccumulator(self.node)
 
 
-class _GramAccumulator(Accumulator[Gram]):
+class _GramAccumulator(_ColumnAccumulator[Gram]):
     def __init__(self, node: Node) -> None:
-        self.node, (groups, k) = node, columns_size(node)
-        self.matrix, self.total = np.zeros((groups, k, k)), np.zeros((groups, k))
-        self.count = 0
+        super().__init__(node)
+        groups, k = self.total.shape
+        self.matrix = np.zeros((groups, k, k))
 
-    def add(self, *arrays: Array) -> None:
-        for part in columns(self.node, arrays[0]):
-            for matrix, rows in zip(self.matrix, part, strict=True):
-                matrix += rows @ rows.T
-            self.total += part.sum(2)
-            self.count += part.shape[2]
+    def take(self, part: Array64) -> None:
+        for matrix, rows in zip(self.matrix, part, strict=True):
+            matrix += rows @ rows.T
 
     def result(self) -> Gram:
-        return Gram(self.matrix, self.total / max(1, self.count), self.count)
+        return Gram(self.matrix, self.mean, self.count)
 
 
 @dataclass(frozen=True)
@@ -307,35 +331,24 @@ class InputStats:
 
 
 @dataclass(frozen=True)
-class InputMoments(Request[InputStats]):
+class InputMoments(_OfColumns[InputStats]):
     """The diagonal of :class:`GramMatrix`, for layers of any size.
 
     Attributes:
         node: The layer.
     """
 
-    node: Node
-
-    def values(self) -> tuple[Value, ...]:
-        x = self.node.inputs[0]
-        assert x is not None
-        return (x,)
-
     def accumulator(self) -> Accumulator[InputStats]:
         return _InputAccumulator(self.node)
 
 
-class _InputAccumulator(Accumulator[InputStats]):
+class _InputAccumulator(_ColumnAccumulator[InputStats]):
     def __init__(self, node: Node) -> None:
-        self.node = node
-        self.squares, self.total = np.zeros(columns_size(node)), np.zeros(columns_size(node))
-        self.count = 0
+        super().__init__(node)
+        self.squares = np.zeros_like(self.total)
 
-    def add(self, *arrays: Array) -> None:
-        for part in columns(self.node, arrays[0]):
-            self.squares += np.einsum("gkn,gkn->gk", part, part)
-            self.total += part.sum(2)
-            self.count += part.shape[2]
+    def take(self, part: Array64) -> None:
+        self.squares += np.einsum("gkn,gkn->gk", part, part)
 
     def result(self) -> InputStats:
-        return InputStats(self.squares, self.total / max(1, self.count), self.count)
+        return InputStats(self.squares, self.mean, self.count)
