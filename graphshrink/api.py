@@ -14,6 +14,7 @@ from typing import Any, Literal
 from .emission import Emission, emission, known_target
 from .evaluate import (
     check_shapes,
+    emitted_session,
     first_line,
     fx_inputs,
     fx_nudges,
@@ -22,6 +23,7 @@ from .evaluate import (
     nudges,
     one_line,
     onnx_runner,
+    run_session,
     running_inputs,
 )
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
@@ -220,7 +222,10 @@ def _runners(
         if given is not None:
             feeds = named_inputs(graph, given)
         else:
-            feeds = running_inputs(graph, shapes, seed, lambda x: onnx_runner(x)(graph))
+            with emitted_session(graph) as loaded:
+                feeds = running_inputs(
+                    graph, shapes, seed, lambda x: run_session(loaded, x, "the model")
+                )
         return [onnx_runner(x) for x in (feeds, *nudges(feeds, seed))]
     if given is None:
         # An exported program keeps the inputs that it was exported with.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -196,18 +197,29 @@ def named_inputs(graph: Graph, given: Any) -> Arrays:
 
 def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
     """A function that emits a graph as ONNX and runs it in onnxruntime on ``feeds``."""
-    # Before there is a temporary file that an interrupted import would leave behind.
-    import_module("onnxruntime")
 
     def run(graph: Graph) -> list[Any]:
-        from .targets.onnx import save_onnx
-
-        with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
-            path = Path(folder) / "check.onnx"
-            save_onnx(graph, path)
-            return run_session(session(path, name="the model"), feeds, "the model")
+        with emitted_session(graph) as loaded:
+            return run_session(loaded, feeds, "the model")
 
     return run
+
+
+@contextmanager
+def emitted_session(graph: Graph) -> Iterator[Any]:
+    """An onnxruntime session of a graph that is emitted as ONNX.
+
+    Raises:
+        ModelError: If it cannot be emitted, or onnxruntime does not take it.
+    """
+    # Before there is a temporary file that an interrupted import would leave behind.
+    import_module("onnxruntime")
+    from .targets.onnx import save_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
+        path = Path(folder) / "check.onnx"
+        save_onnx(graph, path)
+        yield session(path, name="the model")
 
 
 def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
