@@ -1,8 +1,8 @@
 """Latency of pivoted layers and networks as paired ratios to the dense ones, and the search for blocks.
 
 Each layer is a model of its own, or one of several in a row (``--depth``), with weights in blocks that ``pivot`` finds in
-its zeros; dense and pivoted runs alternate, on one thread. The ratio counts the whole call, of which about 10 us are
-the call itself. Run from a checkout, on a machine that does nothing else::
+its zeros; dense and pivoted runs alternate, on one thread. The ratio counts the whole call, with inputs and outputs
+bound; about 4 us are the call itself. Run from a checkout, on a machine that does nothing else::
 
     python benchmarks/pivot.py [--what fc,conv,networks,search] [--runtime onnxruntime,litert] [--depth 1,4] [--json]
 
@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,49 +84,71 @@ def layers(kind: str, n: int, k: int, batch: int, depth: int) -> onnx.ModelProto
     return model(nodes, weights, size, size)
 
 
-Runner = Callable[[onnx.ModelProto], Callable[[Any], list[Any]]]
+class InOnnxruntime:
+    """A model with its input and its output bound, on one thread."""
+
+    def __init__(self, made: onnx.ModelProto, x: Any) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(
+            made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        shape = self.session.get_outputs()[0].shape
+        self.binding = self.session.io_binding()
+        self.given = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+        self.got = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+        self.binding.bind_ortvalue_input("x", self.given)
+        self.binding.bind_ortvalue_output(self.session.get_outputs()[0].name, self.got)
+
+    def __call__(self) -> None:
+        """Run once."""
+        self.session.run_with_iobinding(self.binding)
+
+    def output(self) -> Any:
+        """What the last call gave."""
+        return self.got.numpy()
 
 
-def in_onnxruntime(made: onnx.ModelProto) -> Callable[[Any], list[Any]]:
-    """A model ready to run on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda x: list(session.run(None, {"x": x}))
-
-
-def in_litert(made: onnx.ModelProto) -> Callable[[Any], list[Any]]:
+class InLitert:
     """The same in LiteRT, through this package's own target."""
-    from ai_edge_litert.interpreter import Interpreter
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "m.tflite"
-        shrink(made, "").save(path)
-        found = Interpreter(model_content=path.read_bytes(), num_threads=1)
-    found.allocate_tensors()
-    given, got = found.get_input_details()[0], found.get_output_details()[0]
+    def __init__(self, made: onnx.ModelProto, x: Any) -> None:
+        from ai_edge_litert.interpreter import Interpreter
 
-    def run(x: Any) -> list[Any]:
-        found.set_tensor(given["index"], np.ascontiguousarray(as_layout(x, given["shape"])))
-        found.invoke()
-        return [as_layout(found.get_tensor(got["index"]), x.shape)]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.tflite"
+            shrink(made, "").save(path)
+            self.found = Interpreter(model_content=path.read_bytes(), num_threads=1)
+        self.found.allocate_tensors()
+        given = self.found.get_input_details()[0]
+        self.found.set_tensor(
+            given["index"], np.ascontiguousarray(as_layout(x, tuple(given["shape"])))
+        )
+        self.shape = tuple(d.dim_value for d in made.graph.output[0].type.tensor_type.shape.dim)
 
-    return run
+    def __call__(self) -> None:
+        """Run once."""
+        self.found.invoke()
+
+    def output(self) -> Any:
+        """What the last call gave."""
+        index = self.found.get_output_details()[0]["index"]
+        return as_layout(self.found.get_tensor(index), self.shape)
 
 
-def as_layout(x: Any, shape: Any) -> Any:
+def as_layout(x: Any, shape: tuple[int, ...]) -> Any:
     """Channels first or last, whichever has this shape."""
-    if tuple(shape) == x.shape or x.ndim != 4:
+    if shape == x.shape or x.ndim != 4:
         return x
     turned = x.transpose(0, 2, 3, 1)
-    return turned if tuple(shape) == turned.shape else x.transpose(0, 3, 1, 2)
+    return turned if shape == turned.shape else x.transpose(0, 3, 1, 2)
 
+
+Runner = type[InOnnxruntime] | type[InLitert]
 
 RUNTIMES: dict[str, tuple[str, Runner]] = {
-    "onnxruntime": ("onnx", in_onnxruntime),
-    "litert": ("tflite", in_litert),
+    "onnxruntime": ("onnx", InOnnxruntime),
+    "litert": ("tflite", InLitert),
 }
 
 
@@ -147,17 +169,18 @@ def pair(
     budget: float,
 ) -> PairedLatency:
     """Time both, after the pivoted model agreed with the one that it was made from."""
-    a, b, c = run(dense), run(pivoted), run(same)
     shape = [d.dim_value for d in dense.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    want, got = c(x)[0], b(x)[0]
+    a, b, c = (run(made, x) for made in (dense, pivoted, same))
+    start = time.perf_counter()
+    a()
+    b()
+    once = time.perf_counter() - start
+    c()
+    want, got = c.output(), b.output()
     if not np.allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max()):
         sys.exit("the pivoted model gives other outputs")
-    start = time.perf_counter()
-    a(x)
-    b(x)
-    once = time.perf_counter() - start
-    return paired_latency(lambda: a(x), lambda: b(x), max(9, min(301, int(budget / once))), 3)
+    return paired_latency(a, b, max(9, min(301, int(budget / once))), 3)
 
 
 def measure_layers(
@@ -260,7 +283,7 @@ def measure_networks(budget: float) -> Iterator[dict[str, Any]]:
                 for r in p.rewrites
                 if r.what.startswith("pivot")
             ]
-            found = pair(dense, result.model, masked.model, in_onnxruntime, budget)
+            found = pair(dense, result.model, masked.model, InOnnxruntime, budget)
             before, after = result.report.before, result.report.after
             yield {
                 "network": name, "k": k, "layers": len(done),

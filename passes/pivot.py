@@ -22,6 +22,7 @@ from typing import Literal
 from ..ir import Conv, Exactness, Graph, Linear, Node, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
 from .base import Context, Pass, named_nodes, register
+from .cancel_reshapes import cancel_reshapes
 from .permute_apply import apply_permutations
 from .pivot_blocks import Array64
 from .pivot_choose import (
@@ -243,6 +244,7 @@ class _Run:
         layers = [(plan, self._layer(plan)) for plan in self.planned]
         reordered = [(group, order.order()) for group, order in self.orders.items() if order.parts]
         apply_permutations(self.graph, self.rw, reordered)
+        before = set(self.graph.nodes)
         for plan, layer in layers:
             moves = [a for a in (layer.rows, layer.columns) if not a.is_direct]
             what = f"pivot into {self.options.blocks} blocks ({layer.form})"
@@ -254,6 +256,7 @@ class _Run:
                 what += f", {_counted(layer.gathers, 'gather')}"
             exactness = Exactness.EXACT if plan.refitted is None else Exactness.APPROXIMATE
             write(self.rw, layer, what, exactness)
+        cancel_reshapes(self.rw, [n for n in self.graph.nodes if n not in before])
 
     def _layer(self, plan: _Planned) -> BlockLayer:
         site = plan.site

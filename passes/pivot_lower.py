@@ -4,13 +4,16 @@ Forms of a dense layer in k blocks:
 
 - ``split``: Split, k dense layers, Concat; blocks may differ in size;
 - ``batched``: the blocks as one batched MatMul, between a Reshape and, for more than one row, a Transpose on both sides;
+- ``grouped``: for one row, a 1 x 1 convolution of one pixel with k groups, between two Reshapes, which cancel between
+  layers in a row. Bias and activation are then part of one node, and onnxruntime and LiteRT keep its weight in the
+  order in which they read it;
 
 and of a convolution: ``grouped``, with k groups, or ``split`` where blocks differ in size.
 
 :func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
-(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to a million
-numbers), one with more rows by arithmetic; a batched MatMul reads slower, and for more rows it packs its weight anew on
-every run, which a dense layer with a constant weight does once; each node costs a fixed time. Only their ratios matter.
+(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to four million
+numbers), one with more rows by arithmetic; a batched MatMul packs its weight anew on every run for more than one row,
+which a dense layer with a constant weight does once; each node costs a fixed time. Only their ratios matter.
 """
 
 from __future__ import annotations
@@ -47,8 +50,11 @@ from .pivot_order import Access
 _NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
 """What a node costs besides its arithmetic, in microseconds."""
 
-_LINEAR_FORMS = {"fx": ("split",), "tflite": ("split",), "tensorrt": ("batched", "split")}
-"""The forms of dense layers that a target runs well; all forms where nothing is said."""
+_ROW_FORMS = {"onnx": ("grouped",), "tflite": ("grouped",)}
+"""The forms of dense layers with one row that a target runs well, where they differ from those for more rows."""
+
+_FORMS = {"fx": ("batched",), "tflite": ("split",)}
+"""The forms of dense layers that a target runs well; ``batched`` and ``split`` where nothing is said."""
 
 _THIN = 8
 """Groups of fewer channels keep no vector unit busy."""
@@ -78,7 +84,7 @@ class Work:
 
     def _product(self, count: int, batch: int) -> float:
         weights = self.rows * self.columns * self.taps
-        read = 12e3 if weights <= 2**20 else 4e3
+        read = 12e3 if weights <= 2**22 else 5e3
         return max(weights / count / read, batch * weights / count / 35e3)
 
     def blocked(self, form: str, count: int, target: str, batch: int, moves: int = 0) -> float:
@@ -88,14 +94,18 @@ class Work:
 
     def _blocked(self, form: str, count: int, target: str, batch: int) -> float:
         work, moved = self._product(count, batch), self.rows + self.columns
-        if form == "grouped":
+        if form == "grouped" and self.is_conv:
             # Groups are small products: the last of their speed is lost on their edges.
             return 1.15 * work + _node(target)
+        if form == "grouped":
+            # Two Reshapes, and at both ends of what it runs in blocks of channels, onnxruntime's own.
+            return work + 4 * _node(target)
         if form == "split":
             return work + (count + 2) * _node(target) + 4e-4 * batch * moved
         if batch == 1:
-            return 1.3 * work + 4 * _node(target)
-        packing = 8 * self.rows * self.columns / count / 35e3
+            return 1.3 * work + 3 * _node(target)
+        # Not in torch, whose batched product is as good as its single one.
+        packing = 0.0 if target == "fx" else 8 * self.rows * self.columns / count / 35e3
         return work + packing + 6 * _node(target) + 8e-4 * batch * moved
 
 
@@ -120,7 +130,9 @@ def choose_form(
         forms: tuple[str, ...] = ("grouped",) if even else ("split",)
         thin = min(work.rows, work.columns) // count < _THIN
     else:
-        known = _LINEAR_FORMS.get(target, ("batched", "split"))
+        known = _FORMS.get(target, ("batched", "split"))
+        if work.batch == 1:
+            known = _ROW_FORMS.get(target, known)
         forms, thin = known if even else ("split",), False
     # What is not known may be one row, or many.
     batches = (1, 128) if work.batch is None else (work.batch,)
@@ -199,15 +211,16 @@ def _taken(data: Tensor, rows: Ids) -> Tensor:
     return LazyTensor((rows.size,), data.dtype, lambda: data.numpy()[rows], source=data)
 
 
-def _stacked(parts: list[Tensor], turned: bool = False) -> Tensor:
-    """Blocks one behind the other along axis 0; turned, as (blocks, columns, rows)."""
+def _stacked(parts: list[Tensor], tail: tuple[int, ...] = (), *, turned: bool = False) -> Tensor:
+    """Blocks one behind the other along axis 0, with more axes of size 1; turned, as (blocks, columns, rows)."""
     first = parts[0]
+    rows = sum(p.shape[0] for p in parts)
+    shape = (len(parts), *first.shape[::-1]) if turned else (rows, *first.shape[1:], *tail)
 
     def joined(arrays: list[Array64]) -> Array64:
-        return np.stack([a.T for a in arrays]) if turned else np.concatenate(arrays)
+        made = np.stack([a.T for a in arrays]) if turned else np.concatenate(arrays)
+        return np.asarray(made.reshape(shape))
 
-    rows = sum(p.shape[0] for p in parts)
-    shape = (len(parts), *first.shape[::-1]) if turned else (rows, *first.shape[1:])
     if any(isinstance(p, DerivedTensor) for p in parts):
         return Derived(shape, first.dtype, lambda: joined([p.float64() for p in parts]), parts)
     source = first.source if isinstance(first, LazyTensor) else None
@@ -267,7 +280,9 @@ def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> N
         if is_conv:
             _conv(writer, pivot)
         elif pivot.form == "split":
-            _split(writer, pivot, rank)
+            _pieces(writer, pivot, Linear(), rank - 1, pivot.parts())
+        elif pivot.form == "grouped":
+            _pixel(writer, pivot, rank)
         else:
             _batched(writer, pivot, rank, x.type.shape or ())
         _moved(writer, pivot.rows, axis, node.output.type.shape or (), back=True)
@@ -321,15 +336,28 @@ def _dealt(writer: _Writer, cut: tuple[int, ...], turn: tuple[int, ...], axis: i
 def _conv(writer: _Writer, pivot: BlockLayer) -> None:
     op = pivot.node.op
     assert isinstance(op, Conv)
-    parts = pivot.parts()
-    biases = [b for _, b in parts if b is not None]
     if pivot.form == "grouped":
-        weight = writer.constant(_stacked([w for w, _ in parts]), "weight")
-        bias = [writer.constant(_stacked(biases), "bias")] if biases else []
-        grouped = Conv(op.strides, op.pads, op.dilations, len(parts))
-        writer.then(grouped, weight, *bias, name=pivot.node.name)
-        return
-    _pieces(writer, pivot, op, 1, parts)
+        _groups(writer, pivot, op, ())
+    else:
+        _pieces(writer, pivot, op, 1, pivot.parts())
+
+
+def _groups(writer: _Writer, pivot: BlockLayer, op: Conv, kernel: tuple[int, ...]) -> None:
+    """A convolution with a group for each block; ``kernel`` is what its weight lacks."""
+    parts = pivot.parts()
+    weight = writer.constant(_stacked([w for w, _ in parts], kernel), "weight")
+    biases = [b for _, b in parts if b is not None]
+    bias = [writer.constant(_stacked(biases), "bias")] if biases else []
+    grouped = Conv(op.strides, op.pads, op.dilations, len(parts))
+    writer.then(grouped, weight, *bias, name=pivot.node.name)
+
+
+def _pixel(writer: _Writer, pivot: BlockLayer, rank: int) -> None:
+    """A dense layer of one row as a convolution of one pixel."""
+    columns, rows = int(pivot.column_sizes.sum()), int(pivot.row_sizes.sum())
+    writer.then(Reshape((1, columns, 1, 1)))
+    _groups(writer, pivot, Conv((1, 1), (0, 0, 0, 0), (1, 1)), (1, 1))
+    writer.then(Reshape((*(1,) * (rank - 1), rows)))
 
 
 def _pieces(
@@ -354,26 +382,32 @@ def _pieces(
     writer.join(Concat(axis), made)
 
 
-def _split(writer: _Writer, pivot: BlockLayer, rank: int) -> None:
-    _pieces(writer, pivot, Linear(), rank - 1, pivot.parts())
-
-
 def _batched(writer: _Writer, pivot: BlockLayer, rank: int, shape: tuple[object, ...]) -> None:
     parts = pivot.parts()
     count, (rows, columns) = len(parts), parts[0][0].shape
     # One row needs no turning: (1, columns) is (count, 1, columns / count).
-    single = rank >= 2 and shape[-2] == 1
-    lead: tuple[None, ...] = (None,) * (rank - 2 if single else rank - 1)
-    perm = (*range(rank - 2), rank - 1, rank - 2, rank)
-    ahead: tuple[int, ...] = (1,) if single else ()
-    writer.then(Reshape((*lead, count, *ahead, columns)))
+    single = shape[-2] == 1
+    lead: tuple[int | None, ...] = (None,) * (rank - 1)
+    front = rank - 1
+    if single:
+        lead = lead[:-1]
+        inner: tuple[int | None, ...] = (*lead, count, 1, columns)
+        outer: tuple[int | None, ...] = (*lead, 1, count * rows)
+    elif rank > 2 and sum(not isinstance(d, int) for d in shape[:-1]) <= 1:
+        # All rows in one axis: torch would copy the weight for every other axis.
+        inner, front = (-1, count, columns), 1
+        outer = (*(d if isinstance(d, int) else -1 for d in shape[:-1]), count * rows)
+    else:
+        inner, outer = (*lead, count, columns), (*lead, count * rows)
+    perm = (*range(front - 1), front, front - 1, front + 1)
+    writer.then(Reshape(inner))
     if not single:
         writer.then(Transpose(perm))
     weight = writer.constant(_stacked([w for w, _ in parts], turned=True), "weight")
     writer.then(MatMul(), weight)
     if not single:
         writer.then(Transpose(perm))
-    writer.then(Reshape((*lead, *ahead, count * rows)))
+    writer.then(Reshape(outer))
     biases = [b for _, b in parts if b is not None]
     if biases:
         writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))

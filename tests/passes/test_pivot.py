@@ -127,7 +127,10 @@ def test_planted_blocks_become_dense_ones(blocks: int, batch: int, target: str) 
     assert len(what(record)) == 1
     assert record.exactness is Exactness.EXACT
     same(graph, want)
-    if target in ("fx", "tflite"):
+    if target == "fx" or (target in ("onnx", "tflite") and batch == 1):
+        form = "batched" if target == "fx" else "grouped"
+        assert what(record) == [f"pivot into {blocks} blocks ({form})"]
+    if target == "tflite" and batch > 1:
         assert ops(graph).count("Linear") == blocks + 2
     sizes = [v.data.size for v in graph.constants if v.data is not None and v.use_count]
     assert sum(sizes) <= 32 * 16 // blocks + 32 + (5 * 16 + 16) + (3 * 32 + 3)
@@ -140,7 +143,7 @@ def test_text_before_and_after() -> None:
     net = Net(2, 3)
     net.linear(net.weight(4, 3), "first", bias=False).relu().linear(weight, "mid", bias=False)
     graph = net.relu().linear(net.weight(1, 4), "last", bias=False).done()
-    record = run(graph, "pivot{blocks=2,force=true}", target="fx")
+    record = run(graph, "pivot{blocks=2,force=true}", target="tflite")
     assert what(record) == ["pivot into 2 blocks (split)"]
     text = [
         line.strip()
@@ -190,7 +193,7 @@ def test_a_channel_is_a_run_of_inputs_behind_a_flatten() -> None:
 
 def test_tokens_and_sizes_that_are_not_known() -> None:
     for shape in ((2, 5, 7), ("batch", 5, 7), ("batch", "tokens", 7), (1, 7), ("batch", 7)):
-        for target in ("onnx", "fx", "tensorrt"):
+        for target in ("onnx", "fx", "tflite", "tensorrt"):
             net = Net(*shape)
             net.linear(net.weight(32, 7), "first").relu()
             net.linear(net.weight(64, 32, blocks=4), "mid").relu()
@@ -233,7 +236,7 @@ def test_the_same_blocks_on_both_sides_need_nothing() -> None:
     graph, want = two(
         net.weight(16, 8, blocks=4, rows=labels), net.weight(8, 16, blocks=4, columns=3 - labels)
     )
-    assert what(run(graph, target="fx")) == ["pivot into 4 blocks (split)"] * 2
+    assert what(run(graph, target="tflite")) == ["pivot into 4 blocks (split)"] * 2
     same(graph, want)
     assert "Transpose" not in ops(graph)
 
@@ -249,7 +252,7 @@ def test_blocks_that_cut_across_evenly_take_a_shuffle(tokens: bool) -> None:
     net.linear(net.weight(8, 5), "first").relu().linear(weights[0], "mid0").relu()
     graph = net.linear(weights[1], "mid1").relu().linear(net.weight(3, 8), "last").done()
     want = evaluate(graph)
-    record = run(graph, target="fx")
+    record = run(graph, target="tflite")
     assert sorted(what(record)) == [
         "pivot into 4 blocks (split)",
         "pivot into 4 blocks (split), 1 shuffle",
@@ -294,7 +297,7 @@ def test_names_that_two_neighbours_gave_are_brought_together() -> None:
         ]
         graph = mlp(*weights)
         want = evaluate(graph)
-        record = run(graph, target="fx")
+        record = run(graph, target="tflite")
         assert what(record) == ["pivot into 4 blocks (split)"] * 3
         assert [r.nodes for r in record.rewrites if "pivot" in r.what][-1] == ("mid1",)
         same(graph, want)
@@ -390,7 +393,7 @@ def test_blocks_in_one_piece_need_no_neighbours() -> None:
     weight = net.weight(16, 16, blocks=4, rows=labels, columns=labels)
     graph = net.linear(weight, "only").done()
     want = evaluate(graph)
-    assert what(run(graph, target="fx")) == ["pivot into 4 blocks (split)"]
+    assert what(run(graph, target="tflite")) == ["pivot into 4 blocks (split)"]
     same(graph, want)
 
 
@@ -416,7 +419,7 @@ def test_a_residual_stream_has_one_order() -> None:
         net.then(ir.Add(), skip)
     graph = net.linear(net.weight(3, 16), "out").done()
     want = evaluate(graph)
-    record = run(graph, target="fx")
+    record = run(graph, target="tflite")
     assert what(record) == ["pivot into 4 blocks (split)"] * 4
     same(graph, want)
 
@@ -432,7 +435,7 @@ def test_the_stated_error_is_the_one_on_the_data() -> None:
                 before = graph.clone()
                 calibration = data(graph, 40)
                 text = f"pivot{{blocks=2,layers=mid0,method={method},refit={refit},force=true}}"
-                record = run(graph, text, calibration=calibration, target="fx")
+                record = run(graph, text, calibration=calibration, target="tflite")
                 assert record.exactness is Exactness.APPROXIMATE
                 stated = float(what(record)[0].split("outputs ")[1].split("%")[0]) / 100
                 outs = []
@@ -524,7 +527,9 @@ def test_layers_without_a_bias_get_one_from_the_refit() -> None:
         net.weight(16, 16), "mid", bias=False
     ).relu()
     graph = net.linear(net.weight(3, 16), "last").done()
-    run(graph, "pivot{blocks=2,layers=mid,force=true}", calibration=data(graph, 30), target="fx")
+    run(
+        graph, "pivot{blocks=2,layers=mid,force=true}", calibration=data(graph, 30), target="tflite"
+    )
     made = [n for n in graph.nodes if ".block" in n.name]
     assert len(made) == 2
     assert all(len(n.inputs) == 3 for n in made)
@@ -667,16 +672,65 @@ def test_wrong_options(options: str, message: str) -> None:
 # Forms.
 
 
+@pytest.mark.parametrize("lead", [(1,), (1, 1)])
+def test_layers_of_one_row_are_one_convolution_each(lead: tuple[int, ...]) -> None:
+    net = Net(*lead, 5)
+    net.linear(net.weight(16, 5), "first").relu()
+    inner = [net.rng.permutation(in_order(capacities(16, 4))) for _ in range(4)]
+    for i in range(3):
+        weight = net.weight(16, 16, blocks=4, rows=inner[i + 1], columns=inner[i])
+        net.linear(weight, f"mid{i}", bias=i != 1).relu()
+    graph = net.linear(net.weight(3, 16), "last").done()
+    want = evaluate(graph)
+    record = run(graph)
+    assert what(record) == ["pivot into 4 blocks (grouped)"] * 3
+    assert record.exactness is Exactness.EXACT
+    same(graph, want)
+    inside = ["Conv", "Activation", "Conv", "Activation", "Conv"]
+    ends = ["Linear", "Activation", "Reshape"], ["Reshape", "Activation", "Linear"]
+    assert ops(graph) == [*ends[0], *inside, *ends[1]]
+
+
+def test_a_shuffle_between_layers_of_one_row_takes_two_reshapes() -> None:
+    net = Net(1, 5)
+    order = net.rng.permutation(32)
+    rows, columns = np.empty(32, int), np.empty(32, int)
+    rows[order], columns[order] = np.arange(32) // 8, np.arange(32) % 4
+    weights = net.weight(32, 8, blocks=4, rows=rows), net.weight(8, 32, blocks=4, columns=columns)
+    graph = mlp(*weights, batch=1)
+    want = evaluate(graph)
+    record = run(graph)
+    assert sorted(what(record))[1] == "pivot into 4 blocks (grouped), 1 shuffle"
+    same(graph, want)
+    first, second = (i for i, op in enumerate(ops(graph)) if op == "Conv")
+    between = [op for op in ops(graph)[first + 1 : second] if op != "Activation"]
+    assert between == ["Reshape", "Transpose", "Reshape"]
+
+
+def test_a_dense_layer_of_one_row_behind_a_flatten_reads_the_pixels_in_place() -> None:
+    net = Net(1, 3, 4, 4)
+    net.conv(net.weight(8, 3, 3, 3), "first").relu().then(ir.Flatten(1))
+    columns = np.repeat(net.rng.permutation(in_order(capacities(8, 4))), 16)
+    weight = net.weight(12, 128, blocks=4, columns=columns)
+    graph = net.linear(weight, "mid").relu().linear(net.weight(3, 12), "last").done()
+    want = evaluate(graph)
+    assert what(run(graph)) == ["pivot into 4 blocks (grouped)"]
+    same(graph, want)
+    assert "Flatten" not in ops(graph)
+
+
 def test_forms_follow_what_was_measured() -> None:
     def form(n: int, batch: int | None, k: int, target: str = "onnx", **rest: Any) -> str | None:
         return choose_form(Work(False, n, n, batch), k, target, **{"even": True, **rest})
 
-    assert form(1024, 1, 8) == "batched"
+    assert form(1024, 1, 8) == form(1024, 1, 8, "tflite") == "grouped"
+    assert form(1024, None, 8) in ("split", "batched")
     assert form(1024, 128, 4) == "split"
     assert form(4096, 8, 2) == "split"
     assert form(512, 128, 16) in ("split", "batched")
-    assert form(1024, 1, 8, "tflite") == form(1024, 128, 8, "fx") == "split"
-    assert form(1024, 8, 4, even=False) == "split"
+    assert form(1024, 128, 8, "tflite") == "split"
+    assert form(1024, 1, 8, "fx") == form(1024, 128, 8, "fx") == "batched"
+    assert form(1024, 8, 4, even=False) == form(1024, 1, 4, even=False) == "split"
     assert form(64, 1, 4) is None
     assert form(64, 1, 4, force=True) is not None
     assert form(128, 1, 2, moves=2) is None
@@ -695,7 +749,7 @@ def masked(graph: Graph, text: str, **context: Any) -> tuple[PassRecord, list[st
     want = evaluate(graph)
     blocks = text.split("blocks=")[1].split(",")[0].rstrip("}")
     rest = ",divide=pad" if "divide=pad" in text else ""
-    pivoted = run(graph, f"pivot{{blocks={blocks},method=zeros,force=true{rest}}}", target="fx")
+    pivoted = run(graph, f"pivot{{blocks={blocks},method=zeros,force=true{rest}}}", target="tflite")
     assert pivoted.exactness is Exactness.EXACT
     same(graph, want)
     return record, what(pivoted)
