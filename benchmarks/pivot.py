@@ -6,8 +6,9 @@ bound; about 4 us are the call itself. Run from a checkout, on a machine that do
 
     python benchmarks/pivot.py [--what fc,conv,networks,search] [--runtime onnxruntime,litert] [--depth 1,4] [--json]
 
-``fc``: n x n dense layers; ``conv``: 3 x 3 convolutions on 14 x 14 pixels; ``networks``: one in the style of AlexNet, and the
-MLPs of a transformer encoder; ``search``: the mass that orders keep of a 1024 x 1024 matrix of squares of Student's t (3
+``fc``: n x n dense layers, and as the ratio ``thin`` what one dense layer of n / k x n weights would gain; ``conv``: 3 x 3
+convolutions on 14 x 14 pixels; ``networks``: one in the style of AlexNet, and the MLPs of a transformer encoder;
+``search``: the mass that orders keep of a 1024 x 1024 matrix of squares of Student's t (3
 degrees of freedom) in 16 blocks, beside METIS with assignment and swaps where pymetis is installed.
 """
 
@@ -20,7 +21,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def model(nodes: list[Any], weights: dict[str, Any], x: list[int], y: list[int])
         [numpy_helper.from_array(v, k) for k, v in weights.items()],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def thin(n: int, k: int, batch: int) -> onnx.ModelProto:
+    """One dense layer of a k-th of the outputs: as many weights as k blocks, and nothing to reorder."""
+    weights = {"w": np.ones((n // k, n), np.float32), "b": np.ones(n // k, np.float32)}
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", transB=1)]
+    return model(nodes, weights, [batch, n], [batch, n // k])
 
 
 def layers(kind: str, n: int, k: int, batch: int, depth: int) -> onnx.ModelProto:
@@ -169,17 +177,28 @@ def pair(
     budget: float,
 ) -> PairedLatency:
     """Time both, after the pivoted model agreed with the one that it was made from."""
-    shape = [d.dim_value for d in dense.graph.input[0].type.tensor_type.shape.dim]
-    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    x = inputs(dense)
     a, b, c = (run(made, x) for made in (dense, pivoted, same))
-    start = time.perf_counter()
-    a()
     b()
-    once = time.perf_counter() - start
     c()
     want, got = c.output(), b.output()
     if not np.allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max()):
         sys.exit("the pivoted model gives other outputs")
+    return timed(a, b, budget)
+
+
+def inputs(made: onnx.ModelProto) -> Any:
+    """Random inputs of a model."""
+    shape = [d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim]
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
+def timed(a: Callable[[], object], b: Callable[[], object], budget: float) -> PairedLatency:
+    """As many pairs as fit into some seconds."""
+    start = time.perf_counter()
+    a()
+    b()
+    once = time.perf_counter() - start
     return paired_latency(a, b, max(9, min(301, int(budget / once))), 3)
 
 
@@ -200,11 +219,16 @@ def measure_layers(
                     result = shrink(planted, f"pivot{{blocks={k},method=zeros}}", target=target)
                     done = [r.what for p in result.report.passes for r in p.rewrites]
                     found = pair(dense, result.model, planted, run, budget)
+                    bound = None
+                    if kind == "fc" and depth == 1:
+                        x = inputs(dense)
+                        bound = timed(run(dense, x), run(thin(n, k, batch), x), budget / 2).speedup
                     yield {
                         "runtime": runtime, "kind": kind, "n": n, "batch": batch, "depth": depth, "k": k,
                         "form": done[0].split("(")[1].rstrip(")") if done else "dense",
                         "dense ms": found.milliseconds[0], "ms": found.milliseconds[1],
                         "speedup": found.speedup, "low": found.interval[0], "high": found.interval[1],
+                        "thin": bound,
                         "bar": BAR * k if kind == "fc" and n >= 1024 and k <= 8 and batch in (1, 128) else None,
                     }  # fmt: skip
 

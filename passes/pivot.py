@@ -9,7 +9,7 @@ MPDCompress (Supic et al., 2018) and of matrix pivoting; here it works on whole 
    kept says little about accuracy, and is never what decides.
 2. Orders: channels are reordered together with everything that is coupled to them
    (:mod:`graphshrink.ir.analysis`). Layers that share channels share their order where they can (:mod:`.pivot_order`).
-3. Form: what runs fastest on the target (:mod:`.pivot_lower`), and no form where the dense layer does.
+3. Form: what runs fastest on the target (:mod:`.pivot_forms`, :mod:`.pivot_lower`), and no form where the dense layer does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from .pivot_choose import (
     settle,
     site_of,
 )
-from .pivot_lower import BlockLayer, choose_form, write
+from .pivot_forms import choose_form
+from .pivot_lower import BlockLayer, write
 from .pivot_names import Names, Settled
 from .pivot_order import ChannelOrder
 from .pivot_refit import Covariance, Layer

@@ -16,7 +16,7 @@ from ..ir import Conv, Linear, MaskedTensor, Node, Tensor
 from ..ir.analysis import ChannelGroup, ChannelGroups
 from ..ir.analysis.dequantized import is_dequantized
 from .pivot_blocks import Array64, Blocks, Ids, capacities, find_blocks, in_order
-from .pivot_lower import Work
+from .pivot_forms import Work
 from .pivot_order import Access, ChannelOrder
 from .pivot_refit import Layer
 from .pivot_search import Side, search_blocks

@@ -1,4 +1,4 @@
-"""Write a pivoted layer: which form its blocks take, and the nodes.
+"""Write a pivoted layer in the form that its blocks take.
 
 Forms of a dense layer in k blocks:
 
@@ -10,10 +10,7 @@ Forms of a dense layer in k blocks:
 
 and of a convolution: ``grouped``, with k groups, or ``split`` where blocks differ in size.
 
-:func:`choose_form` is the one place that decides. Its times are those of a fit to onnxruntime 1.32 on an x86 server core
-(one thread): a product with one row is bound by the memory that the weight is read from (a cache up to four million
-numbers), one with more rows by arithmetic; a batched MatMul packs its weight anew on every run for more than one row,
-which a dense layer with a constant weight does once; each node costs a fixed time. Only their ratios matter.
+:mod:`.pivot_forms` chooses.
 """
 
 from __future__ import annotations
@@ -38,6 +35,7 @@ from ..ir import (
     Reshape,
     Rewriter,
     Scale,
+    Shape,
     Split,
     Tensor,
     Transpose,
@@ -46,106 +44,6 @@ from ..ir import (
 from .affine_tensors import Array64, Derived, exact
 from .pivot_blocks import Ids
 from .pivot_order import Access
-
-_NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
-"""What a node costs besides its arithmetic, in microseconds."""
-
-_ROW_FORMS = {"onnx": ("grouped",), "tflite": ("grouped",)}
-"""The forms of dense layers with one row that a target runs well, where they differ from those for more rows."""
-
-_FORMS = {"fx": ("batched",), "tflite": ("split",)}
-"""The forms of dense layers that a target runs well; ``batched`` and ``split`` where nothing is said."""
-
-_THIN = 8
-"""Groups of fewer channels keep no vector unit busy."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The size of a layer.
-
-    Attributes:
-        is_conv: Whether it is a convolution.
-        rows: Its outputs.
-        columns: Its inputs.
-        batch: How often its weight is used: rows of the input, or places of the output; ``None`` when not known.
-        taps: The taps of its kernel.
-    """
-
-    is_conv: bool
-    rows: int
-    columns: int
-    batch: int | None
-    taps: int = 1
-
-    def dense(self, target: str, batch: int) -> float:
-        """Microseconds as it is."""
-        return self._product(1, batch) + _node(target)
-
-    def _product(self, count: int, batch: int) -> float:
-        weights = self.rows * self.columns * self.taps
-        read = 12e3 if weights <= 2**22 else 5e3
-        return max(weights / count / read, batch * weights / count / 35e3)
-
-    def blocked(self, form: str, count: int, target: str, batch: int, moves: int = 0) -> float:
-        """Microseconds in blocks, with ``moves`` shuffles of channels around them."""
-        moving = moves * (3 * _node(target) + 4e-4 * batch * (self.rows + self.columns))
-        return moving + self._blocked(form, count, target, batch)
-
-    def _blocked(self, form: str, count: int, target: str, batch: int) -> float:
-        work, moved = self._product(count, batch), self.rows + self.columns
-        if form == "grouped" and self.is_conv:
-            # Groups are small products: the last of their speed is lost on their edges.
-            return 1.15 * work + _node(target)
-        if form == "grouped":
-            # Two Reshapes, and at both ends of what it runs in blocks of channels, onnxruntime's own.
-            return work + 4 * _node(target)
-        if form == "split":
-            return work + (count + 2) * _node(target) + 4e-4 * batch * moved
-        if batch == 1:
-            return 1.3 * work + 3 * _node(target)
-        # Not in torch, whose batched product is as good as its single one.
-        packing = 0.0 if target == "fx" else 8 * self.rows * self.columns / count / 35e3
-        return work + packing + 6 * _node(target) + 8e-4 * batch * moved
-
-
-def _node(target: str) -> float:
-    return _NODE_US.get(target, _NODE_US["onnx"])
-
-
-def choose_form(
-    work: Work, count: int, target: str, *, even: bool, moves: int = 0, force: bool = False
-) -> str | None:
-    """The fastest form; ``None`` when the dense layer is not slower.
-
-    Args:
-        work: The layer.
-        count: The number of blocks.
-        target: What it will be written for.
-        even: Whether all blocks have one size.
-        moves: How many shuffles or gathers of channels they take.
-        force: Give a form even so.
-    """
-    if work.is_conv:
-        forms: tuple[str, ...] = ("grouped",) if even else ("split",)
-        thin = min(work.rows, work.columns) // count < _THIN
-    else:
-        known = _FORMS.get(target, ("batched", "split"))
-        if work.batch == 1:
-            known = _ROW_FORMS.get(target, known)
-        forms, thin = known if even else ("split",), False
-    # What is not known may be one row, or many.
-    batches = (1, 128) if work.batch is None else (work.batch,)
-
-    def relative(form: str) -> float:
-        return math.fsum(
-            work.blocked(form, count, target, b, moves) / work.dense(target, b) for b in batches
-        ) / len(batches)
-
-    best = min(forms, key=relative)
-    if not force and (thin or relative(best) > 0.95):
-        return None
-    return best
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,11 +178,11 @@ def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> N
         if is_conv:
             _conv(writer, pivot)
         elif pivot.form == "split":
-            _pieces(writer, pivot, Linear(), rank - 1, pivot.parts())
+            _split(writer, pivot, x.type.shape or ())
         elif pivot.form == "grouped":
             _pixel(writer, pivot, rank)
         else:
-            _batched(writer, pivot, rank, x.type.shape or ())
+            _batched(writer, pivot, x.type.shape or ())
         _moved(writer, pivot.rows, axis, node.output.type.shape or (), back=True)
         writer.finish()
         for value in before:
@@ -292,9 +190,7 @@ def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> N
                 rw.erase_constant(value)
 
 
-def _moved(
-    writer: _Writer, access: Access, axis: int, shape: tuple[object, ...], *, back: bool
-) -> None:
+def _moved(writer: _Writer, access: Access, axis: int, shape: Shape, *, back: bool) -> None:
     """Bring channels to the blocks, or back from them."""
     if access.gather is not None:
         places = np.argsort(access.gather, kind="stable") if back else access.gather
@@ -382,23 +278,38 @@ def _pieces(
     writer.join(Concat(axis), made)
 
 
-def _batched(writer: _Writer, pivot: BlockLayer, rank: int, shape: tuple[object, ...]) -> None:
-    parts = pivot.parts()
+def _rows(shape: Shape) -> tuple[int, ...]:
+    """What a Reshape gives back the axes before the last one from all rows in one axis; empty where it cannot."""
+    lead = tuple(d if isinstance(d, int) else -1 for d in shape[:-1])
+    return lead if len(lead) > 1 and lead.count(-1) <= 1 else ()
+
+
+def _split(writer: _Writer, pivot: BlockLayer, shape: Shape) -> None:
+    # Onnxruntime has no Gemm of more than two axes: it would reshape around each.
+    lead = _rows(shape)
+    if lead:
+        writer.then(Reshape((-1, int(pivot.column_sizes.sum()))))
+    _pieces(writer, pivot, Linear(), 1 if lead else len(shape) - 1, pivot.parts())
+    if lead:
+        writer.then(Reshape((*lead, int(pivot.row_sizes.sum()))))
+
+
+def _batched(writer: _Writer, pivot: BlockLayer, shape: Shape) -> None:
+    parts, rank = pivot.parts(), len(shape)
     count, (rows, columns) = len(parts), parts[0][0].shape
     # One row needs no turning: (1, columns) is (count, 1, columns / count).
     single = shape[-2] == 1
     lead: tuple[int | None, ...] = (None,) * (rank - 1)
     front = rank - 1
+    inner: tuple[int | None, ...] = (*lead, count, columns)
+    outer: tuple[int | None, ...] = (*lead, count * rows)
     if single:
-        lead = lead[:-1]
-        inner: tuple[int | None, ...] = (*lead, count, 1, columns)
-        outer: tuple[int | None, ...] = (*lead, 1, count * rows)
-    elif rank > 2 and sum(not isinstance(d, int) for d in shape[:-1]) <= 1:
-        # All rows in one axis: torch would copy the weight for every other axis.
+        inner = (*lead[:-1], count, 1, columns)
+        outer = (*lead[:-1], 1, count * rows)
+    elif _rows(shape):
+        # Torch would copy the weight for every other axis.
         inner, front = (-1, count, columns), 1
-        outer = (*(d if isinstance(d, int) else -1 for d in shape[:-1]), count * rows)
-    else:
-        inner, outer = (*lead, count, columns), (*lead, count * rows)
+        outer = (*_rows(shape), count * rows)
     perm = (*range(front - 1), front, front - 1, front + 1)
     writer.then(Reshape(inner))
     if not single:
@@ -413,4 +324,4 @@ def _batched(writer: _Writer, pivot: BlockLayer, rank: int, shape: tuple[object,
         writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))
 
 
-__all__ = ["BlockLayer", "Work", "choose_form", "write"]
+__all__ = ["BlockLayer", "write"]

@@ -15,7 +15,7 @@ from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, ElidedTensor, Exactness, Graph, TensorType, Value
 from graphshrink.passes import Context, PassError, PassRecord, Pipeline, pivot
 from graphshrink.passes.pivot_blocks import capacities, in_order
-from graphshrink.passes.pivot_lower import Work, choose_form
+from graphshrink.passes.pivot_forms import Work, choose_form
 from support.calibration import Oracle
 from support.evaluate import evaluate
 
