@@ -122,10 +122,11 @@ def test_what_was_trained_under_masks_is_exact_in_blocks(name: str, blocks: int)
     assert all(p.grad is not None for p in result.model.parameters())
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", list(NETWORKS))
-def test_onnx(name: str) -> None:
+def test_onnx(name: str, rows: int) -> None:
     masked, x = trained(name, 4)
-    x = x.float()
+    x = x[:rows].float()
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,6 +136,8 @@ def test_onnx(name: str) -> None:
     record = result.report.passes[1]
     done = [r.what for r in record.rewrites if r.what.startswith("pivot")]
     assert len(done) >= len(masked_parts(masked))
+    if rows == 1 and name != "encoder":
+        assert all("(grouped)" in text for text in done)
     onnx.checker.check_model(result.model, full_check=True)
     want, got = (outputs_of(m, x.numpy(), plain=True)[0] for m in (model, result.model))
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
@@ -177,15 +180,16 @@ def test_exported_networks(name: str, onnx_files: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kernels", ["xnnpack", "builtin"])
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", ["mlp", "convolutions"])
-def test_litert(name: str, kernels: str, tmp_path: Path) -> None:
+def test_litert(name: str, rows: int, kernels: str, tmp_path: Path) -> None:
     pytest.importorskip(
         "ai_edge_litert", reason="LiteRT is not installed: pip install -e '.[tflite]'"
     )
     from support.litert import run_saved
 
     masked, x = trained(name, 4)
-    x = x.float()
+    x = x[:rows].float()
     text = "pivot{method=zeros,force=true}"
     result = shrink(masked.float(), text, example_inputs=(x,), target="tflite")
     record = result.report.passes[0]
