@@ -71,10 +71,20 @@ def _cancel(rw: Rewriter, node: Node, between: list[Node], first: Node) -> bool:
             rw.replace_uses(result, value)
             rw.erase(node)
         else:
-            rw.replace(node, Reshape(shape), [value])
+            rw.replace(node, Reshape(_copying(node, source, shape)), [value])
         if not _is_read(first.output):
             rw.erase(first)
     return not is_needless
+
+
+def _copying(node: Node, source: Value, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    """A shape that copies those sizes of its input that the reshape copied before."""
+    known = source.type.shape or ()
+    told = node.op.shape if isinstance(node.op, Reshape) else shape
+    return tuple(
+        None if want is None and i < len(known) and known[i] == size else size
+        for i, (want, size) in enumerate(zip(told, shape, strict=True))
+    )
 
 
 def _is_read(value: Value) -> bool:

@@ -267,7 +267,7 @@ class _Run:
         assert form is not None
         return BlockLayer(
             site.node, form, rows, columns, site.rows.channel_sizes, site.columns.channel_sizes,
-            site.weight, site.bias, plan.refitted,
+            site.weight, site.bias, plan.refitted, self.ctx.target != "fx",
         )  # fmt: skip
 
 

@@ -139,7 +139,8 @@ def site_of(
             return f"its {of} are too few for {blocks} blocks"
         axes.append(found)
     sizes = weight.data.shape
-    work = Work(isinstance(node.op, Conv), sizes[0], sizes[1], _batch(node), math.prod(sizes[2:]))
+    taps, is_conv = math.prod(sizes[2:]), isinstance(node.op, Conv)
+    work = Work(is_conv, sizes[0], sizes[1], _batch(node), taps, x.type.rank)
     return Site(node, weight.data, None if bias is None else bias.data, work, *axes)
 
 

@@ -17,7 +17,7 @@ _NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
 _ROW_FORMS = {"onnx": ("grouped",), "tflite": ("grouped",)}
 """The forms of dense layers with one row that a target runs well, where they differ from those for more rows."""
 
-_FORMS = {"fx": ("batched",), "tflite": ("split",)}
+_FORMS = {"tflite": ("split",)}
 """The forms of dense layers that a target runs well; ``batched`` and ``split`` where nothing is said."""
 
 _THIN = 8
@@ -34,6 +34,7 @@ class Work:
         columns: Its inputs.
         batch: How often its weight is used: rows of the input, or places of the output; ``None`` when not known.
         taps: The taps of its kernel.
+        rank: The rank of its input.
     """
 
     is_conv: bool
@@ -41,6 +42,7 @@ class Work:
     columns: int
     batch: int | None
     taps: int = 1
+    rank: int = 2
 
     def dense(self, target: str, batch: int) -> float:
         """Microseconds as it is."""
@@ -95,7 +97,10 @@ def choose_form(
         thin = min(work.rows, work.columns) // count < _THIN
     else:
         known = _FORMS.get(target, ("batched", "split"))
-        if work.batch == 1:
+        if target == "fx":
+            # Of more axes, torch copies the weight of a batched product for each of them.
+            known = ("batched",) if work.rank == 2 else ("split",)
+        elif work.batch == 1:
             known = _ROW_FORMS.get(target, known)
         forms, thin = known if even else ("split",), False
     # What is not known may be one row, or many.

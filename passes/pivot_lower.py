@@ -60,6 +60,7 @@ class BlockLayer:
         weight: The original weight.
         bias: The original bias.
         refitted: What replaces the weight and what is added to the bias, in the original order.
+        fixed: Whether all sizes that are known are those of every run; in torch they are those of an example.
     """
 
     node: Node
@@ -71,6 +72,7 @@ class BlockLayer:
     weight: Tensor
     bias: Tensor | None
     refitted: tuple[Array64, Array64] | None = None
+    fixed: bool = True
 
     @property
     def gathers(self) -> int:
@@ -172,22 +174,27 @@ def write(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactness) -> N
     with rw.rewrite(what, node, exactness=exactness):
         writer = _Writer(rw, node)
         is_conv = isinstance(node.op, Conv)
-        rank = x.type.rank or 0
-        axis = 1 if is_conv else rank - 1
-        _moved(writer, pivot.columns, axis, x.type.shape or (), back=False)
+        shape, result = (_certain(v.type.shape or (), pivot.fixed) for v in (x, node.output))
+        axis = 1 if is_conv else len(shape) - 1
+        _moved(writer, pivot.columns, axis, shape, back=False)
         if is_conv:
             _conv(writer, pivot)
         elif pivot.form == "split":
-            _split(writer, pivot, x.type.shape or ())
+            _split(writer, pivot, shape)
         elif pivot.form == "grouped":
-            _pixel(writer, pivot, rank)
+            _pixel(writer, pivot, len(shape))
         else:
-            _batched(writer, pivot, x.type.shape or ())
-        _moved(writer, pivot.rows, axis, node.output.type.shape or (), back=True)
+            _batched(writer, pivot, shape)
+        _moved(writer, pivot.rows, axis, result, back=True)
         writer.finish()
         for value in before:
             if value is not None and value.producer is None and not value.use_count:
                 rw.erase_constant(value)
+
+
+def _certain(shape: Shape, fixed: bool) -> Shape:
+    """The sizes of a value that hold for every run."""
+    return shape if fixed else (None,) * len(shape)
 
 
 def _moved(writer: _Writer, access: Access, axis: int, shape: Shape, *, back: bool) -> None:
@@ -251,9 +258,11 @@ def _groups(writer: _Writer, pivot: BlockLayer, op: Conv, kernel: tuple[int, ...
 def _pixel(writer: _Writer, pivot: BlockLayer, rank: int) -> None:
     """A dense layer of one row as a convolution of one pixel."""
     columns, rows = int(pivot.column_sizes.sum()), int(pivot.row_sizes.sum())
-    writer.then(Reshape((1, columns, 1, 1)))
+    # What works for one row only is written so that it is right for more.
+    lead = (None,) if rank == 2 else (1,) * (rank - 1)
+    writer.then(Reshape((lead[0], columns, 1, 1)))
     _groups(writer, pivot, Conv((1, 1), (0, 0, 0, 0), (1, 1)), (1, 1))
-    writer.then(Reshape((*(1,) * (rank - 1), rows)))
+    writer.then(Reshape((*lead, rows)))
 
 
 def _pieces(

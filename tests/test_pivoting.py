@@ -67,6 +67,11 @@ def convolutions() -> tuple[nn.Module, torch.Tensor]:
     return net, torch.randn(2, 3, 8, 8)
 
 
+def features() -> tuple[nn.Module, torch.Tensor]:
+    body = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.ReLU()]
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *body, nn.Conv2d(16, 5, 1)), torch.randn(2, 3, 8, 8)  # fmt: skip
+
+
 def encoder() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(nn.Linear(6, 16), BertLayer(16, 4), BertLayer(16, 4), nn.Linear(16, 5)), torch.randn(2, 7, 6)  # fmt: skip
 
@@ -74,7 +79,7 @@ def encoder() -> tuple[nn.Module, torch.Tensor]:
 NETWORKS = {
     "mlp": (mlp, ["2", "5"]), "residual": (residual, ["*inner.0", "*inner.2"]),
     "convolutions": (convolutions, ["*inner.0", "*inner.6", "4", "9"]),
-    "encoder": (encoder, ["*up", "*down", "*q", "*v"]),
+    "features": (features, ["2", "4"]), "encoder": (encoder, ["*up", "*down", "*q", "*v"]),
 }  # fmt: skip
 
 
@@ -120,6 +125,22 @@ def test_what_was_trained_under_masks_is_exact_in_blocks(name: str, blocks: int)
     # What comes out trains.
     result.model.train()(x).sum().backward()
     assert all(p.grad is not None for p in result.model.parameters())
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_torch_runs_on_other_sizes_than_those_of_the_example(name: str, blocks: int) -> None:
+    masked, x = trained(name, blocks)
+    text = f"pivot{{blocks={blocks},method=zeros,force=true}}"
+    result = shrink(masked, text, example_inputs=(x[:1],))
+    assert any("shuffle" in r.what for r in result.report.passes[0].rewrites)
+    sizes = [(5, *x.shape[1:])]
+    sizes += {"features": [(3, 3, 9, 12)], "encoder": [(2, 11, 6)]}.get(name, [])
+    with torch.no_grad():
+        for size in sizes:
+            y = torch.randn(size, dtype=torch.float64)
+            want = masked(y)
+            assert float((result.model(y) - want).abs().max()) < 1e-10 * float(want.abs().max())
 
 
 @pytest.mark.parametrize("rows", [1, 2])
