@@ -287,19 +287,14 @@ def _pieces(
     writer.join(Concat(axis), made)
 
 
-def _rows(shape: Shape) -> tuple[int, ...]:
-    """What a Reshape gives back the axes before the last one from all rows in one axis; empty where it cannot."""
-    lead = tuple(d if isinstance(d, int) else -1 for d in shape[:-1])
-    return lead if len(lead) > 1 and lead.count(-1) <= 1 else ()
-
-
 def _split(writer: _Writer, pivot: BlockLayer, shape: Shape) -> None:
+    lead = tuple(d if isinstance(d, int) else -1 for d in shape[:-1])
     # Onnxruntime has no Gemm of more than two axes: it would reshape around each.
-    lead = _rows(shape)
-    if lead:
+    is_flat = len(lead) > 1 and lead.count(-1) <= 1
+    if is_flat:
         writer.then(Reshape((-1, int(pivot.column_sizes.sum()))))
-    _pieces(writer, pivot, Linear(), 1 if lead else len(shape) - 1, pivot.parts())
-    if lead:
+    _pieces(writer, pivot, Linear(), 1 if is_flat else len(lead), pivot.parts())
+    if is_flat:
         writer.then(Reshape((*lead, int(pivot.row_sizes.sum()))))
 
 
@@ -308,26 +303,17 @@ def _batched(writer: _Writer, pivot: BlockLayer, shape: Shape) -> None:
     count, (rows, columns) = len(parts), parts[0][0].shape
     # One row needs no turning: (1, columns) is (count, 1, columns / count).
     single = shape[-2] == 1
-    lead: tuple[int | None, ...] = (None,) * (rank - 1)
-    front = rank - 1
-    inner: tuple[int | None, ...] = (*lead, count, columns)
-    outer: tuple[int | None, ...] = (*lead, count * rows)
-    if single:
-        inner = (*lead[:-1], count, 1, columns)
-        outer = (*lead[:-1], 1, count * rows)
-    elif _rows(shape):
-        # Torch would copy the weight for every other axis.
-        inner, front = (-1, count, columns), 1
-        outer = (*_rows(shape), count * rows)
-    perm = (*range(front - 1), front, front - 1, front + 1)
-    writer.then(Reshape(inner))
+    lead: tuple[None, ...] = (None,) * (rank - 2 if single else rank - 1)
+    row: tuple[int, ...] = (1,) if single else ()
+    perm = (*range(rank - 2), rank - 1, rank - 2, rank)
+    writer.then(Reshape((*lead, count, *row, columns)))
     if not single:
         writer.then(Transpose(perm))
     weight = writer.constant(_stacked([w for w, _ in parts], turned=True), "weight")
     writer.then(MatMul(), weight)
     if not single:
         writer.then(Transpose(perm))
-    writer.then(Reshape(outer))
+    writer.then(Reshape((*lead, *row, count * rows)))
     biases = [b for _, b in parts if b is not None]
     if biases:
         writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))
