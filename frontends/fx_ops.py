@@ -12,17 +12,17 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .. import ir
-from ..ir import DerivedTensor, LazyTensor, SplatTensor, Tensor, TensorType, Value
+from ..ir import LazyTensor, SplatTensor, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from ..nn_masks import only_masked, plain_type
 from .fx_call import DTYPES, Call, Free, Lowered, ints
 from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
+from .fx_norms import aten_batch_norm, batch_norm, normalise
 from .fx_shape_ops import SHAPE_CALLS
 from .onnx_linear_ops import scale_operands, scale_place
 from .onnx_shape_ops import reshaping
@@ -81,50 +81,6 @@ def linear(call: Call) -> Lowered | None:
     if w.type.rank != 2 or w.data is None:
         return None
     return ir.Linear(), [call.value(0), w] if bias is None else [call.value(0), w, bias]
-
-
-def batch_norm(call: Call) -> Lowered | None:
-    """``(x, mean, var, weight, bias, training, momentum, eps)``."""
-    if call.get(5, "training", False):
-        return None
-    return normalise(
-        call.value(0),
-        call.get(1, "running_mean"),
-        call.get(2, "running_var"),
-        call.get(3, "weight"),
-        call.get(4, "bias"),
-        call.get(7, "eps", 1e-5),
-    )
-
-
-def aten_batch_norm(call: Call) -> Lowered | None:
-    """ATen's order: ``(x, weight, bias, mean, var, training, momentum, eps, cudnn)``."""
-    x, weight, bias, mean, var, training, _, eps, *_ = call.args
-    return None if training else normalise(x, mean, var, weight, bias, eps)
-
-
-def normalise(x: Value, mean: Any, var: Any, weight: Any, bias: Any, eps: float) -> Lowered | None:
-    """An evaluated batch norm as a Scale, computed in float64 when it is needed."""
-    tensors = [t.data if t is not None else None for t in (mean, var, weight, bias)]
-    m, v, gamma, beta = tensors
-    if m is None or v is None or (weight is not None and gamma is None):
-        return None
-    if bias is not None and beta is None:
-        return None
-
-    def scale() -> Any:
-        root = np.sqrt(v.float64() + eps)
-        return (gamma.float64() if gamma is not None else 1.0) / root
-
-    def shift() -> Any:
-        return (beta.float64() if beta is not None else 0.0) - m.float64() * scale()
-
-    dtype = x.type.dtype or m.dtype
-    return ir.Scale(1), [
-        x,
-        DerivedTensor(m.shape, dtype, scale),
-        DerivedTensor(m.shape, dtype, shift),
-    ]
 
 
 def arithmetic(kind: str) -> Callable[[Call], Lowered | None]:
@@ -596,7 +552,8 @@ def module_call(
         return linear(Call((x, parameter("weight"), parameter("bias"))))
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         mean, var = parameter("running_mean"), parameter("running_var")
-        return normalise(x, mean, var, parameter("weight"), parameter("bias"), m.eps)
+        rest = (parameter("weight"), parameter("bias"), m.eps, m.momentum, m.num_batches_tracked)
+        return normalise(x, mean, var, *rest)
     if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
         divisor = getattr(m, "divisor_override", None)
         window = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)

@@ -74,7 +74,15 @@ from .ops import (
     check_gate,
 )
 from .rewriter import Refusal, Rewrite, Rewriter
-from .tensor import ArrayTensor, DerivedTensor, ElidedTensor, LazyTensor, SplatTensor, Tensor
+from .tensor import (
+    ArrayTensor,
+    DerivedTensor,
+    ElidedTensor,
+    LazyTensor,
+    MovedTensor,
+    SplatTensor,
+    Tensor,
+)
 from .text import TextError, parse, print_graph
 from .types import UNKNOWN, Dim, DType, Shape, TensorType
 from .verify import VerificationError, verify
@@ -136,6 +144,7 @@ __all__ = [
     "Min",
     "MissingExtra",
     "ModelError",
+    "MovedTensor",
     "Mul",
     "Node",
     "Op",

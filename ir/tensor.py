@@ -153,6 +153,26 @@ class DerivedTensor(Tensor):
         return self.float64().astype(self.dtype.numpy)
 
 
+class MovedTensor(DerivedTensor):
+    """The numbers of a computed tensor in another order, or a part of them.
+
+    Args:
+        source: The tensor.
+        move: Moves the elements of an array of its shape, whatever their type.
+        shape: The shape of the result; the one of the source when not given.
+    """
+
+    __slots__ = ("move", "source")
+
+    def __init__(
+        self, source: Tensor, move: Callable[[Array], Array], shape: tuple[int, ...] | None = None
+    ) -> None:
+        self.source, self.move = source, move
+        super().__init__(
+            source.shape if shape is None else shape, source.dtype, lambda: move(source.float64())
+        )
+
+
 class SplatTensor(Tensor):
     """One number everywhere."""
 

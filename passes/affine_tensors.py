@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import DerivedTensor, DType, MaskedTensor, SplatTensor, Tensor, remasked
+from ..ir import DerivedTensor, DType, MaskedTensor, MovedTensor, SplatTensor, Tensor, remasked
 
 Array64 = npt.NDArray[np.float64]
 
@@ -55,6 +55,8 @@ def depth_of(tensor: Tensor | None) -> int:
     """How many derived tensors must be computed one inside the other."""
     if isinstance(tensor, MaskedTensor):
         return 1 + depth_of(tensor.weight)
+    if isinstance(tensor, MovedTensor):
+        return 1 + depth_of(tensor.source)
     return tensor.depth if isinstance(tensor, Derived) else 0
 
 

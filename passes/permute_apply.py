@@ -21,6 +21,7 @@ from ..ir import (
     GraphError,
     LazyTensor,
     MaskedTensor,
+    MovedTensor,
     Node,
     Rewrite,
     Rewriter,
@@ -29,7 +30,6 @@ from ..ir import (
     remasked,
 )
 from ..ir.analysis import REORDERED, ChannelGroup, Placement
-from .affine_tensors import Derived
 
 Ids = npt.NDArray[np.int64]
 
@@ -187,7 +187,7 @@ class _Order:
         if isinstance(data, MaskedTensor):
             return remasked(data, self._moved(data.weight), moved)
         if isinstance(data, DerivedTensor):
-            return Derived(data.shape, data.dtype, lambda: moved(data.float64()), (data,))
+            return MovedTensor(data, moved)
         return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 

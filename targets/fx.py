@@ -35,6 +35,7 @@ from ..nn import Gate, Mask, Scale, Switch, mask_weight
 from ..nn_masks import OTHER_ORDER, Constant
 from .fx_activations import activation_module
 from .fx_math import MATH_RULES
+from .fx_norms import reordered_norm
 
 _DTYPES = {
     DType.F16: torch.float16, DType.BF16: torch.bfloat16, DType.F32: torch.float32,
@@ -588,6 +589,9 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
         )
     if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
+    norm = reordered_norm(node, lambda data: _torch(data, e._like()))
+    if norm is not None:
+        return e.module(node, norm, e._value(x))
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
     return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
 

@@ -127,6 +127,28 @@ def test_what_was_trained_under_masks_is_exact_in_blocks(name: str, blocks: int)
     assert all(p.grad is not None for p in result.model.parameters())
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_batch_norms_stay_batch_norms_that_train(name: str) -> None:
+    masked, x = trained(name, 4)
+    text = "pivot{blocks=4,method=zeros,force=true}"
+    pivoted = shrink(masked, text, example_inputs=(x,)).model
+
+    def norms(net: nn.Module) -> list[nn.Module]:
+        return [m for m in net.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+
+    assert len(norms(pivoted)) == len(norms(masked)) >= 1
+    for training in (True, False):
+        # Statistics of the batch; then the running ones, which followed it.
+        masked.train(training)
+        pivoted.train(training)
+        with torch.no_grad():
+            want, got = masked(x), pivoted(x)
+        assert float((want - got).abs().max()) < 1e-10 * float(want.abs().max())
+    for one, other in zip(norms(masked), norms(pivoted), strict=True):
+        assert type(one) is type(other)
+        assert int(one.num_batches_tracked) == int(other.num_batches_tracked) > 1  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("blocks", [2, 4])
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_torch_runs_on_other_sizes_than_those_of_the_example(name: str, blocks: int) -> None:
