@@ -1,6 +1,7 @@
-"""Batch norms of torch: each is a Scale whose constants remember what they were computed from.
+"""Batch norms of torch: each is a Scale.
 
-Where only the order of its channels changes, the target can write a batch norm again, which still trains as one.
+The constants of one that was a module remember it. Where only the order of its channels changes, the target can
+write a batch norm again, which still trains as one; a call in evaluation mode never did.
 """
 
 from __future__ import annotations
@@ -9,41 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from torch import nn
 
 from .. import ir
-from ..ir import DerivedTensor, Tensor, Value
+from ..ir import DerivedTensor, Value
 from .fx_call import Call, Lowered
 
 
 @dataclass(frozen=True, eq=False)
-class BatchNorm:
-    """An evaluated batch norm.
+class BatchNormPart:
+    """What a constant of a Scale is of a batch norm (the ``host`` of the tensor).
 
     Attributes:
-        mean: Its running mean.
-        var: Its running variance.
-        weight: Its scale, if it has one.
-        bias: Its shift, if it has one.
-        eps: What is added to the variance.
-        momentum: How fast the running statistics follow.
-        batches: How many batches a module has seen.
+        module: The batch norm.
+        part: Which of the two constants it is.
     """
 
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    momentum: float | None
-    batches: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class BatchNormPart:
-    """What one constant of a Scale is of a batch norm (the ``host`` of the tensor)."""
-
-    norm: BatchNorm
+    module: nn.Module
     part: Literal["scale", "shift"]
 
 
@@ -51,16 +34,20 @@ def batch_norm(call: Call) -> Lowered | None:
     """``(x, mean, var, weight, bias, training, momentum, eps)``."""
     if call.get(5, "training", False):
         return None
-    mean, var = call.get(1, "running_mean"), call.get(2, "running_var")
-    weight, bias = call.get(3, "weight"), call.get(4, "bias")
-    momentum, eps = call.get(6, "momentum", 0.1), call.get(7, "eps", 1e-5)
-    return normalise(call.value(0), mean, var, weight, bias, eps, momentum)
+    return normalise(
+        call.value(0),
+        call.get(1, "running_mean"),
+        call.get(2, "running_var"),
+        call.get(3, "weight"),
+        call.get(4, "bias"),
+        call.get(7, "eps", 1e-5),
+    )
 
 
 def aten_batch_norm(call: Call) -> Lowered | None:
     """ATen's order: ``(x, weight, bias, mean, var, training, momentum, eps, cudnn)``."""
-    x, weight, bias, mean, var, training, momentum, eps, *_ = call.args
-    return None if training else normalise(x, mean, var, weight, bias, eps, momentum)
+    x, weight, bias, mean, var, training, _, eps, *_ = call.args
+    return None if training else normalise(x, mean, var, weight, bias, eps)
 
 
 def normalise(
@@ -70,8 +57,7 @@ def normalise(
     weight: Any,
     bias: Any,
     eps: float,
-    momentum: float | None,
-    batches: torch.Tensor | None = None,
+    module: nn.Module | None = None,
 ) -> Lowered | None:
     """An evaluated batch norm as a Scale, computed in float64 when it is needed."""
     tensors = [t.data if t is not None else None for t in (mean, var, weight, bias)]
@@ -89,10 +75,11 @@ def normalise(
         return (beta.float64() if beta is not None else 0.0) - m.float64() * scale()
 
     dtype = x.type.dtype or m.dtype
-    norm = BatchNorm(m, v, gamma, beta, eps, momentum, batches)
     parts = DerivedTensor(m.shape, dtype, scale), DerivedTensor(m.shape, dtype, shift)
-    parts[0].host, parts[1].host = BatchNormPart(norm, "scale"), BatchNormPart(norm, "shift")
+    if module is not None:
+        parts[0].host = BatchNormPart(module, "scale")
+        parts[1].host = BatchNormPart(module, "shift")
     return ir.Scale(1), [x, *parts]
 
 
-__all__ = ["BatchNorm", "BatchNormPart", "aten_batch_norm", "batch_norm", "normalise"]
+__all__ = ["BatchNormPart", "aten_batch_norm", "batch_norm", "normalise"]

@@ -552,8 +552,7 @@ def module_call(
         return linear(Call((x, parameter("weight"), parameter("bias"))))
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         mean, var = parameter("running_mean"), parameter("running_var")
-        rest = (parameter("weight"), parameter("bias"), m.eps, m.momentum, m.num_batches_tracked)
-        return normalise(x, mean, var, *rest)
+        return normalise(x, mean, var, parameter("weight"), parameter("bias"), m.eps, module)
     if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
         divisor = getattr(m, "divisor_override", None)
         window = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)

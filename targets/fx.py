@@ -589,7 +589,7 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
         )
     if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
-    norm = reordered_norm(node, lambda data: _torch(data, e._like()))
+    norm = reordered_norm(node)
     if norm is not None:
         return e.module(node, norm, e._value(x))
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
