@@ -192,7 +192,7 @@ def shrink(
         watching.append(Dump(Path(dump)))
     if check:
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
-        run, *nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
+        run, nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
         watching.append(Check(run, failure, nudged=nudged))
     ctx = Context(seed=seed, target=target or kind)
     if progress is not None:
@@ -209,6 +209,9 @@ def shrink(
     return ShrinkResult(graph, report, kind, target)
 
 
+_Run = Callable[[Graph], list[Any]]
+
+
 def _runners(
     graph: Graph,
     kind: str,
@@ -216,8 +219,10 @@ def _runners(
     given: Any,
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
-) -> list[Callable[[Graph], list[Any]]]:
-    """What runs a graph for the check: on the inputs, then on inputs that rounding alone tells from them."""
+) -> tuple[_Run, Callable[[], list[_Run]]]:
+    """What runs a graph for the check: on the inputs; and, made when they are asked for, on inputs that rounding
+    alone tells from them.
+    """
     if kind == "onnx":
         if given is not None:
             feeds = named_inputs(graph, given)
@@ -226,14 +231,14 @@ def _runners(
                 feeds = running_inputs(
                     graph, shapes, seed, lambda x: run_session(loaded, x, "the model")
                 )
-        return [onnx_runner(x) for x in (feeds, *nudges(feeds, seed))]
+        return onnx_runner(feeds), lambda: [onnx_runner(x) for x in nudges(feeds, seed)]
     if given is None:
         # An exported program keeps the inputs that it was exported with.
         kept = getattr(model, "example_inputs", None)
         if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
             given = kept[0]
     inputs = fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given)
-    return [fx_runner(x) for x in (inputs, *fx_nudges(inputs, seed))]
+    return fx_runner(inputs), lambda: [fx_runner(x) for x in fx_nudges(inputs, seed)]
 
 
 def load(

@@ -143,6 +143,8 @@ class Graph:
         output_names: The host's names of the outputs, which stay whatever value is returned.
         host: The frontend's record of the whole host model, which targets emit from.
         notes: What the frontend could not see for want of shapes or types, one line each.
+        derived: What an analysis found of constants that nodes compute; empty again when such a node reads something
+            else.
     """
 
     def __init__(self, name: str = "graph") -> None:
@@ -158,6 +160,7 @@ class Graph:
         self._first: Node | None = None
         self._last: Node | None = None
         self._count = 0
+        self.derived: dict[Value, Any] = {}
 
     # Reading.
 
@@ -337,6 +340,7 @@ class Graph:
         self._count -= 1
 
     def _set_inputs(self, node: Node, inputs: tuple[Value | None, ...]) -> None:
+        self._forget(node)
         for i, value in enumerate(node._inputs):
             if value is not None:
                 del value._uses[(node, i)]
@@ -345,7 +349,13 @@ class Graph:
             if value is not None:
                 value._uses[(node, i)] = None
 
+    def _forget(self, node: Node) -> None:
+        """What was derived of constants holds no more when a node that computes some reads something else."""
+        if self.derived and any(v.data is not None for v in node._outputs):
+            self.derived.clear()
+
     def _set_input(self, node: Node, index: int, value: Value | None) -> None:
+        self._forget(node)
         old = node._inputs[index]
         if old is not None:
             del old._uses[(node, index)]

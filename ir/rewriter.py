@@ -174,9 +174,9 @@ class Rewriter:
                 value.type = value.type.refined(type_)
         node.op = op
         node.origin = None
+        self.graph._set_inputs(node, tuple(inputs))
         for value in node.outputs:
             value.data = None
-        self.graph._set_inputs(node, tuple(inputs))
         if name is not None:
             node.name = name
         self._touch(f"replace by {op.name}", node.name)
@@ -198,11 +198,11 @@ class Rewriter:
         inferred = op.infer([v.type if v is not None else None for v in inputs])
         if inferred is None or len(inferred) != len(node.outputs):
             raise GraphError(f"{op.name} cannot stand for {node.op.name} {node.name}")
+        self.graph._set_inputs(node, tuple(inputs))
         for value, type_ in zip(node.outputs, inferred, strict=True):
             value.type, value.data, value.host = type_, None, None
         if op != node.op:
             node.op, node.origin = op, None
-        self.graph._set_inputs(node, tuple(inputs))
         self._touch(f"resize {op.name}", node.name)
         return node
 

@@ -193,14 +193,15 @@ class Check:
         evaluate: Runs a graph on the check inputs and gives its outputs.
         on_failure: ``"raise"``, or ``"rollback"`` to undo the pass and go on.
         tolerance: The relative error that an exact pass may cause; by element type when not given.
-        nudged: Like ``evaluate``, each on inputs that differ by one rounding unit. They are run when an exact pass
-            moves the outputs too far, to see whether the model itself is that sensitive; see :func:`noise_limit`.
+        nudged: Makes functions like ``evaluate``, each on inputs that differ by one rounding unit. It is called when an
+            exact pass moves the outputs too far, to see whether the model itself is that sensitive; see
+            :func:`noise_limit`.
     """
 
     evaluate: Callable[[Graph], Outputs]
     on_failure: Literal["raise", "rollback"] = "raise"
     tolerance: float | None = None
-    nudged: Sequence[Callable[[Graph], Outputs]] = ()
+    nudged: Callable[[], Sequence[Callable[[Graph], Outputs]]] | None = None
     _reference: Outputs | None = None
     _backup: Graph | None = field(default=None, repr=False)
 
@@ -208,7 +209,7 @@ class Check:
         """Run the graph, unless the last pass's outputs are still at hand."""
         if self._reference is None:
             self._reference = self.evaluate(graph)
-        if self.on_failure == "rollback" or self.nudged:
+        if self.on_failure == "rollback" or self.nudged is not None:
             self._backup = graph.clone()
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
@@ -229,9 +230,9 @@ class Check:
             record.error = relative_error(self._reference, outputs)
             limit = tolerance_of(graph) if self.tolerance is None else self.tolerance
             sensitive = self.tolerance is None and limit < record.error < MOST_NOISE
-            if sensitive and record.exactness is Exactness.EXACT:
+            if self.nudged is not None and sensitive and record.exactness is Exactness.EXACT:
                 before = graph if self._backup is None else self._backup
-                moved = (run(before) for run in self.nudged)
+                moved = (run(before) for run in self.nudged())
                 limit = noise_limit(limit, self._reference, moved)
                 if record.error <= limit:
                     graph.notes.append(

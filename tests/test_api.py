@@ -432,3 +432,18 @@ def test_nudged_inputs_differ_by_a_rounding_unit() -> None:
     assert set((moved[0] - 1).tolist()) == {2.0**-23, -(2.0**-23)}
     assert moved[1].tolist() == [0, 1, 2]
     assert moved[2] == 2
+
+
+@pytest.mark.parametrize("kind", ["onnx", "fx"])
+def test_nudged_inputs_are_made_when_they_are_asked_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> Any:
+        raise AssertionError("nobody asked")
+
+    for name in ("nudges", "fx_nudges"):
+        monkeypatch.setattr(f"graphshrink.api.{name}", none)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    given = small_model(tmp_path / "m.onnx") if kind == "onnx" else model
+    inputs = None if kind == "onnx" else (torch.randn(1, 3, 8, 8),)
+    assert not shrink(given, check=True, example_inputs=inputs).report.failed

@@ -8,21 +8,33 @@ from ..types import DType
 
 
 def dequantized_from(value: Value) -> DType | None:
-    """The element type of the integers that a constant is computed from; ``None`` where there are none."""
-    pending, seen = [value], {value}
+    """The element type of the integers that a constant is computed from; ``None`` where there are none.
+
+    What was found is kept by the graph for as long as nothing that computes constants changes.
+    """
+    if value.producer is None and not value.bases:
+        return None
+    makers = (v.producer for v in (value, *value.bases))
+    graph = next((m.graph for m in makers if m is not None), None)
+    known: dict[Value, DType | None] = {} if graph is None else graph.derived
+    pending = [value]
     while pending:
-        found = pending.pop()
+        found = pending[-1]
         producer = found.producer
-        if producer is not None and _dequantizes(producer):
+        if found in known:
+            pending.pop()
+        elif producer is not None and _dequantizes(producer):
             source = producer.input(0)
-            return (source.type.dtype if source is not None else None) or DType.I8
-        for read in (*found.bases, *(producer.inputs if producer is not None else ())):
+            known[found] = (source.type.dtype if source is not None else None) or DType.I8
+        else:
+            read = (*found.bases, *(producer.inputs if producer is not None else ()))
             # Shapes of things are constants, but no numbers of them.
-            if read is None or read in seen or read.data is None or not read.data.dtype.is_float:
-                continue
-            seen.add(read)
-            pending.append(read)
-    return None
+            floats = [v for v in read if v and v.data is not None and v.data.dtype.is_float]
+            missing = [v for v in floats if v not in known]
+            pending += missing
+            if not missing:
+                known[found] = next((known[v] for v in floats if known[v] is not None), None)
+    return known[value]
 
 
 def is_dequantized(value: Value) -> bool:

@@ -8,12 +8,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink import Pipeline, Rewriter, shrink
 from graphshrink.frontends.onnx import from_onnx
-from graphshrink.ir import Dequantize, Graph, Opaque, Quantize
+from graphshrink.ir import ArrayTensor, Dequantize, DType, Graph, Opaque, Quantize
 from graphshrink.ir.analysis import channel_groups
+from graphshrink.ir.analysis.dequantized import dequantized_from
 from graphshrink.targets.onnx import to_onnx
 from support.evaluate import evaluate
 from support.onnx_run import agree, outputs_of
 from support.permutations import permute_all
+from support.work import work
 
 RNG = np.random.default_rng(0)
 
@@ -190,3 +192,37 @@ def test_quantised_kernels_are_not_expanded() -> None:
     (node,) = (n for n in graph.nodes if n.name == "first")
     assert node.inputs[1] is not None
     assert node.inputs[1].producer is not None
+
+
+def chain(length: int) -> Graph:
+    """A dequantised weight behind many transposes."""
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w0"])]
+    nodes += [helper.make_node("Transpose", [f"w{i}"], [f"w{i + 1}"]) for i in range(length)]
+    nodes.append(helper.make_node("MatMul", ["x", f"w{length}"], ["y"]))
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])]
+    made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])]
+    known = [numpy_helper.from_array(np.ones((2, 2), np.int8), "q"),
+             numpy_helper.from_array(np.float32(0.5), "s")]  # fmt: skip
+    return from_onnx(
+        helper.make_model(helper.make_graph(nodes, "g", given, made, known),
+                          opset_imports=[helper.make_opsetid("", 17)])
+    )  # fmt: skip
+
+
+def test_where_a_constant_comes_from_is_walked_once() -> None:
+    graph = chain(40)
+    values = [graph.value(f"w{i}") for i in range(40, 0, -1)]
+
+    def asked() -> None:
+        assert {dequantized_from(v) for v in values} == {DType.I8}
+
+    first = work(asked)
+    assert work(asked) < 0.7 * first
+    # Each is walked once: twice as many take twice the work.
+    longer = chain(80)
+    values = [longer.value(f"w{i}") for i in range(80, 0, -1)]
+    assert work(asked) < 2.2 * first
+    rw, behind = Rewriter(graph), graph.value("w1").producer
+    assert behind is not None
+    rw.set_input(behind, 0, rw.constant(ArrayTensor(np.ones((2, 2), np.float32))))
+    assert dequantized_from(graph.value("w40")) is None

@@ -406,7 +406,7 @@ def test_a_model_that_amplifies_rounding_is_held_to_what_rounding_does(graph: Gr
         return lambda g: [y * (1 + error) for y in runner(g)]
 
     def check(*moves: float) -> Check:
-        return Check(runner, nudged=[off_by(move) for move in moves])
+        return Check(runner, nudged=lambda: [off_by(move) for move in moves])
 
     rough = Doubles(1.03)
     records = Pipeline([rough]).run(graph.clone(), observers=[check(0.0, 0.01, 0.004)])
@@ -417,13 +417,13 @@ def test_a_model_that_amplifies_rounding_is_held_to_what_rounding_does(graph: Gr
     with pytest.raises(CheckFailed):
         Pipeline([Doubles(1.2)]).run(graph.clone(), observers=[check(0.9)])
     # Who gives a tolerance means it.
-    strict = Check(runner, tolerance=1e-3, nudged=[off_by(0.01)])
+    strict = Check(runner, tolerance=1e-3, nudged=lambda: [off_by(0.01)])
     with pytest.raises(CheckFailed):
         Pipeline([rough]).run(graph.clone(), observers=[strict])
 
 
 def test_what_rounding_excuses_is_noted(graph: Graph) -> None:
-    check = Check(runner, nudged=[lambda g: [y * 1.01 for y in runner(g)]])
+    check = Check(runner, nudged=lambda: [lambda g: [y * 1.01 for y in runner(g)]])
     Pipeline([Doubles(1.03)]).run(graph, observers=[check])
     assert graph.notes[-1].startswith("test-doubles{factor=1.03} moved the outputs by 3.0e-02")
 
