@@ -15,7 +15,15 @@ from typing import Protocol
 from ..ir import Add, Conv, ConvTranspose, Identity, Linear, Node, Scale, Sub, Value
 from .affine import Affine, Refused, Rules
 from .affine_nodes import ANY, Domain, affine_of, channels_of, data_input, domain_of, meet
-from .cost import ELEMENT, map_macs, node_macs, positions, relative_positions, write_cost
+from .cost import (
+    ELEMENT,
+    element_cost,
+    map_cost,
+    map_macs,
+    node_macs,
+    positions,
+    relative_positions,
+)
 from .merge_emit import form_of
 
 WINDOW = 8
@@ -170,7 +178,7 @@ def links(nodes: Sequence[Node], maps: Sequence[Affine], places: Sequence[float]
                 made[-1].nodes.append(node)
             continue
         macs = node_macs(node, affine, before, after)
-        cost = macs + write_cost(node, affine, after)
+        cost = macs + element_cost(node, affine, after)
         made.append(Link([node], affine, before, after, cost, macs))
     return made
 
@@ -285,13 +293,18 @@ def judge(
     if added > options.max_growth_mb:
         return f"the merged weights would add {added:.0f} MiB to the model"
     macs = map_macs(affine, *places)
-    cost = macs + write * (2 if affine.has_map else 1)
+    # A map is one more node, which writes again and reads the map.
+    cost = macs + write * (2 if affine.has_map else 1) + map_cost(affine, places[1])
     if options.force or cost <= old[0] * options.max_mac_growth * (1 + 1e-9):
         return cost
     ratio = f"{macs / old[1]:.2f}x" if old[1] else "many times"
     shape = "one dense layer" if affine.rank == 0 else f"one {affine.kernel_text} kernel"
-    beside = " and take a bias map" if affine.has_map else ""
-    return f"{shape} would cost {ratio} the MACs{beside}"
+    if not affine.has_map:
+        return f"{shape} would cost {ratio} the MACs"
+    numbers = f"{affine.outputs * places[1]:.0f} numbers"
+    if macs > old[1]:
+        return f"{shape} would cost {ratio} the MACs and take a bias map of {numbers}"
+    return f"{shape} would cost {ratio} the MACs, too little saved for a bias map of {numbers}"
 
 
 def added_bytes(nodes: Sequence[Node], affine: Affine) -> int:

@@ -124,17 +124,35 @@ def test_batch_norms_on_both_sides_of_a_convolution() -> None:
     assert ops(graph) == ["Conv 3x3"]
 
 
+def shifted(inputs: int, outputs: int, conv: str, groups: int = 1) -> str:
+    """A scale and shift in front of a convolution."""
+    return f"""graph g(%x: f64[2, {inputs}, 7, 7]) {{
+      {constants(w=f"{outputs}x{inputs // groups}x3x3", a=f"{inputs}", b=f"{inputs}")}
+      %y = Scale(%x, %a, %b)
+      %z = Conv(%y, %w) {conv}
+      return y=%z
+    }}"""
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_shift_in_front_of_a_padded_convolution_needs_a_map(padded: bool) -> None:
-    graph, _ = merged(
-        f"""graph g(%x: f64[2, 4, 7, 7]) {{
-          {constants(w="3x4x3x3", a="4", b="4")}
-          %y = Scale(%x, %a, %b)
-          %z = Conv(%y, %w) {P1 if padded else P0}
-          return y=%z
-        }}"""
-    )
+    graph, _ = merged(shifted(24, 2, P1 if padded else P0))
     assert ops(graph) == (["Conv 3x3", "Add"] if padded else ["Conv 3x3"])
+
+
+def test_a_map_that_saves_little_is_not_added() -> None:
+    """It would be as large as the result, in the file and in what a run reads."""
+    strided = "{strides=[2, 2], dilations=[1, 1], pads=[1, 1, 1, 1], groups=8}"
+    for text, numbers in ((shifted(4, 3, P1), 147), (shifted(8, 8, strided, 8), 128)):
+        graph, rw = merged(text)
+        assert ops(graph)[0] == "Scale"
+        assert {v.type.rank for v in graph.constants} == {1, 4}
+        assert all(v.type.shape != graph.outputs[0].type.shape for v in graph.constants)
+        why = f"1.00x the MACs, too little saved for a bias map of {numbers} numbers"
+        assert reason(rw).endswith(why)
+    # One that takes more multiply-accumulates as well says so.
+    _, rw = merged(INVERTED.replace("24", "3"))
+    assert "and take a bias map of 243 numbers" in "".join(r.reason for r in rw.refusals)
 
 
 def test_a_shift_in_front_of_a_padded_convolution_of_unknown_size_is_refused() -> None:
