@@ -27,6 +27,7 @@ from ..ir import (
     TensorType,
     Value,
 )
+from ..ir.analysis.sizes import SizeRoots
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
 from .fx_call import DTYPES, Call, Step, Steps
@@ -42,7 +43,7 @@ from .fx_ops import (
     type_of,
 )
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
-from .fx_sizes import is_plain, known_sizes
+from .fx_sizes import is_plain, known_sizes, placed
 from .raising import raise_patterns
 
 
@@ -168,6 +169,7 @@ class _Importer:
         self.types: dict[str, TensorType] = {}
         self.pieces: set[str] = set()
         self.sizes: dict[str, Any] = {}
+        self.roots = SizeRoots()
         self.barrier: set[str] = set()
 
     def run(self) -> Graph:
@@ -397,10 +399,15 @@ class _Importer:
 
     def _call(self, node: fx.Node) -> Call:
         """A host call with our values in place of the host's nodes."""
-        lookup: Any = lambda n: self.sizes[n.name] if n.name in self.sizes else self.values[n.name]  # noqa: E731
+
+        def lookup(source: fx.Node) -> Any:
+            if source.name in self.sizes:
+                return placed(self.sizes[source.name], self.values, self.roots)
+            return self.values[source.name]
+
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
-        return Call(tuple(arguments), dict(keywords))
+        return Call(tuple(arguments), dict(keywords), self.roots)
 
     def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | Steps | None:
         try:

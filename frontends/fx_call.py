@@ -10,6 +10,7 @@ import torch
 
 from .. import ir
 from ..ir import Op, Tensor, Value
+from ..ir.analysis.sizes import Place, SizeRoots
 
 Operand = Value | Tensor | None
 Lowered = tuple[Op, Sequence[Operand]]
@@ -22,9 +23,13 @@ class Free:
 
     Attributes:
         value: What it is of the example, or the symbol.
+        asked: The host node that was asked, and its axis, where the size is exactly that of an axis.
+        place: The earliest axis that has this size, once it is read.
     """
 
     value: int | float | str
+    asked: tuple[str, int] | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,17 @@ class Steps:
 
 @dataclass
 class Call:
-    """One call, with values in place of tensors."""
+    """One call, with values in place of tensors.
+
+    Attributes:
+        args: Arguments by place.
+        kwargs: Arguments by name.
+        roots: What is known of the sizes of values.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    roots: SizeRoots = field(default_factory=SizeRoots, repr=False, compare=False)
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by place or by name."""

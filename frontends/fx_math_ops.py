@@ -11,7 +11,7 @@ import torch
 from .. import ir
 from ..ir import ArrayTensor, DType, Tensor, Value
 from ..ir.ops.base import axis_of
-from .fx_call import DTYPES, Call, Lowered, Operand, ints
+from .fx_call import DTYPES, Call, Free, Lowered, Operand, ints
 from .onnx_math_ops import OF_ANY_NUMBER
 from .onnx_resize_ops import resizing
 from .onnx_shape_ops import expanding
@@ -123,11 +123,22 @@ def extremum(op: ir.Max | ir.Min) -> Rule:
 
 def expand(call: Call) -> Lowered | None:
     """``(x, *sizes)``; -1 keeps a size."""
-    x = call.value(0)
     found = call.args[1:] if len(call.args) > 2 else (call.get(1, "size"),)
     sizes = found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
-    shape = ints(list(sizes), len(sizes))
-    return expanding(x.type, [1 if d == -1 else d for d in shape]), [x]
+    targets = [d.place if isinstance(d, Free) else ints(d, 1)[0] for d in sizes]
+    return expanding(call.value(0), [1 if d == -1 else d for d in targets], call.roots)
+
+
+def expand_as(call: Call) -> Lowered | None:
+    """``(x, other)``: the size of batches, and what is not known, is that of the other one."""
+    other = call.value(1, "other")
+    if other.type.shape is None:
+        return None
+    targets = [
+        d if axis > 0 and isinstance(d, int) else call.roots.root(other, axis)
+        for axis, d in enumerate(other.type.shape)
+    ]
+    return expanding(call.value(0), targets, call.roots)
 
 
 def arg(kind: str) -> Rule:
@@ -262,7 +273,7 @@ MATH_CALLS: dict[str, Rule] = {
     **{f"{prefix}{kind}": logical(kind) for prefix in ("logical_", "bitwise_", "", "__")
        for kind in ir.LOGIC},
     "maximum": joined(ir.Max()), "minimum": joined(ir.Min()), "max": extremum(ir.Max()),
-    "min": extremum(ir.Min()), "where": where, "masked_fill": masked_fill, "expand": expand,
+    "min": extremum(ir.Min()), "where": where, "masked_fill": masked_fill, "expand": expand, "expand_as": expand_as,
     "argmax": arg("max"), "argmin": arg("min"), "cumsum": cumsum, "index_select": index_select,
     "interpolate": interpolate, "upsample_nearest2d": upsample("nearest"),
     "upsample_bilinear2d": upsample("bilinear"), "upsample_bicubic2d": upsample("bicubic"),
@@ -277,7 +288,7 @@ MATH_CALLS: dict[str, Rule] = {
 """The rules, by the plain name of the call."""
 
 MATH_ALLOCATES = frozenset(MATH_CALLS) - {
-    "expand", "pixel_shuffle", "pixel_unshuffle", "to", "float", "double", "half", "bfloat16", "int",
+    "expand", "expand_as", "pixel_shuffle", "pixel_unshuffle", "to", "float", "double", "half", "bfloat16", "int",
     "long", "bool",
 }  # fmt: skip
 """Calls among them whose result is new memory."""

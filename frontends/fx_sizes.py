@@ -2,18 +2,21 @@
 
 Where shapes are known these calls have known results, which are arguments like any others; they are no nodes of
 the IR. The size of axis 0 is that of the example only, and torch.export has symbols: such a size is
-:class:`~.fx_call.Free`, which only reshapes take, so that it is never baked into a weight.
+:class:`~.fx_call.Free`, which only reshapes and ``expand`` take, so that it is never baked into a weight.
 """
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from ..ir import Value
+from ..ir.analysis.sizes import SizeRoots
 from .fx_call import Free
 
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
@@ -74,14 +77,19 @@ def _asks_a_tensor(node: fx.Node) -> bool:
 
 def _shape_of(node: fx.Node, result: Any) -> Any:
     """The result with the size of axis 0 free."""
+    source = node.all_input_nodes[0].name
     if isinstance(result, tuple):
-        return tuple(_free(d) if i == 0 else _symbol(d) for i, d in enumerate(result))
+        return tuple(
+            _free(d, (source, i)) if i == 0 else _symbol(d, (source, i))
+            for i, d in enumerate(result)
+        )
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    asked = (source, axis) if type(axis) is int and axis >= 0 else None
     if node.target in ("numel", "nelement") or (node.target == "size" and axis != 0):
         # Counted from the end, nobody here knows which axis it is; so much the safer.
         whole = node.target == "size" and isinstance(axis, int) and axis > 0
-        return _symbol(result) if whole else _free(result)
-    return _free(result) if axis == 0 else _symbol(result)
+        return _symbol(result, asked) if whole else _free(result)
+    return _free(result, asked) if axis == 0 else _symbol(result, asked)
 
 
 def _computed(node: fx.Node, result: Any, found: Mapping[str, Any]) -> Any:
@@ -105,10 +113,20 @@ def _all_free(found: Any) -> Any:
     return tuple(map(_all_free, found)) if isinstance(found, (tuple, list)) else _free(found)
 
 
-def _free(found: Any) -> Any:
+def _free(found: Any, asked: tuple[str, int] | None = None) -> Any:
     plain = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return Free(found if plain else str(found))
+    return Free(found if plain else str(found), asked)
 
 
-def _symbol(found: Any) -> Any:
-    return Free(str(found)) if isinstance(found, torch.SymInt) else found
+def _symbol(found: Any, asked: tuple[str, int] | None = None) -> Any:
+    return Free(str(found), asked) if isinstance(found, torch.SymInt) else found
+
+
+def placed(found: Any, values: Mapping[str, Value], roots: SizeRoots) -> Any:
+    """Sizes with the earliest axes that have them."""
+    if isinstance(found, (tuple, list)):
+        return type(found)(placed(f, values, roots) for f in found)
+    if not isinstance(found, Free) or found.asked is None or found.asked[0] not in values:
+        return found
+    value, axis = values[found.asked[0]], found.asked[1]
+    return replace(found, place=roots.root(value, axis))

@@ -32,11 +32,13 @@ from ..ir import (
     TensorType,
     Value,
 )
+from ..ir.analysis.sizes import SizeRoots
 from .onnx_constants import Constants
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
+from .onnx_sizes import KnownSizes
 from .onnx_tensors import read_model, tensor_of
 from .onnx_types import inferred_types, stated_types, type_of
 from .raising import raise_patterns
@@ -110,6 +112,7 @@ class _Importer:
         self.constant_nodes: dict[str, int] = {}
         self.constants = Constants(model)
         self.read = self._read_names()
+        self.sizes = KnownSizes(SizeRoots())
         self.asked = False
 
     def run(self) -> Graph:
@@ -232,6 +235,7 @@ class _Importer:
         )
         if known:
             self._fold(node, made)
+            self.sizes.see(made, node)
 
     def _stated(self, node: NodeProto) -> list[TensorType]:
         return [self.types.get(o, UNKNOWN) for o in node.output if o]
@@ -241,7 +245,7 @@ class _Importer:
         results = len(node.output)
         if node.op_type in TRAILING and results > 1:
             results = 1 if not any(o and o in self.read for o in node.output[1:]) else results
-        site = Site(node.op_type, inputs, results, attributes, self.opset)
+        site = Site(node.op_type, inputs, results, attributes, self.opset, self.sizes)
         try:
             lowered = RULES[node.op_type](site)
             if lowered is None or not site.understood:

@@ -68,7 +68,7 @@ def _form(
 def _resize(s: Site) -> Lowered | None:
     mode = {"bilinear": "linear"}.get(s.text("mode", "nearest"), s.text("mode", "nearest"))
     rank = s.type().rank
-    scales, sizes = _numbers(s, 1 if s.opset < 11 else 2), s.ints("sizes", 3)
+    scales, sizes = _numbers(s, 1 if s.opset < 11 else 2), s.sizes(3)
     if rank is None or mode not in ir.RESIZE_MODES or bool(scales) == bool(sizes):
         return None
     if s.opset < 11:
@@ -85,6 +85,10 @@ def _resize(s: Site) -> Lowered | None:
         whole = [sizes[places[a]] if a in places else None for a in range(rank)] if sizes else []
     else:
         whole = list(sizes or ())
+    # What is the size of the same axis already stays.
+    goal = [None if s.is_own(a, d) else d for a, d in enumerate(whole)]
+    if any(isinstance(d, tuple) for d in goal) or None in (sizes or ()):
+        return None
     more: dict[str, Any] = {"antialias": s.flag("antialias")}
     rounding, cubic = s.text("nearest_mode", ir.ROUNDINGS[0]), s.number("cubic_coeff_a", -0.75)
     outside = s.flag("exclude_outside")
@@ -94,7 +98,8 @@ def _resize(s: Site) -> Lowered | None:
         more |= {"exclude_outside": outside}
     if mode == "cubic":
         more |= {"cubic": cubic}
-    return resizing(s.type(), mode, coordinates, scales, whole, **more), s.inputs[:1]
+    known = [d if isinstance(d, int) else None for d in goal]
+    return resizing(s.type(), mode, coordinates, scales, known, **more), s.inputs[:1]
 
 
 def _older(s: Site, mode: str, scales: Sequence[float]) -> Lowered | None:

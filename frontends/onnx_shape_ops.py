@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from .. import ir
-from ..ir import Op, TensorType
+from ..ir import Op, TensorType, Value
+from ..ir.analysis.sizes import Place, SizeRoots
 from ..ir.ops.base import axis_of
 from .onnx_site import Lowered, Rule, Site
 
@@ -32,13 +33,20 @@ def _reduce(kind: str) -> Rule:
 
 
 def _reshape(s: Site) -> Lowered | None:
-    shape, zeros = s.ints("shape", 1), s.flag("allowzero")
+    stated, zeros = s.ints("shape"), s.flag("allowzero")
+    shape = s.sizes(1) if stated is None else stated
     if shape is None:
         return None
     if shape == (0, -1) and not zeros and (s.type().rank or 0) >= 2:
         return ir.Flatten(1), s.inputs[:1]
-    target = tuple(None if d == 0 and not zeros else d for d in shape)
-    return reshaping(s.type(), target), s.inputs[:1]
+    target: list[int | None] = []
+    for axis, size in enumerate(shape):
+        if isinstance(size, int):
+            target.append(None if size == 0 and not zeros else size)
+        else:
+            # What is the size of the same axis already is copied; another one is what is left.
+            target.append(None if s.is_own(axis, size) else -1)
+    return (reshaping(s.type(), tuple(target)), s.inputs[:1]) if target.count(-1) < 2 else None
 
 
 def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
@@ -47,8 +55,12 @@ def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
     A first axis that stays as it is is copied, so that it says nothing about the size of batches.
     """
     rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
-    known = x.rank is not None and x.rank > 2 and len(rest) == x.rank - 1
-    if known and len(target) == 2 and x.dim(0) not in (None, 0) and 0 not in rest:
+    known = x.rank is not None and x.rank > 1 and len(rest) == x.rank - 1 and 0 not in rest
+    # With all others as they are, what is left is the first axis.
+    stays = target[:1] == (-1,) and known and None not in target
+    if stays and math.prod(d or 0 for d in target[1:]) == math.prod(rest):
+        target = (None, *target[1:])
+    if known and len(rest) > 1 and len(target) == 2 and x.dim(0) != 0:
         batch, joined = target
         if batch in (x.dim(0), None) and joined in (math.prod(rest), -1):
             return ir.Flatten(1)
@@ -177,19 +189,48 @@ def _gather(s: Site) -> Lowered | None:
 
 
 def _expand(s: Site) -> Lowered | None:
-    shape = s.ints("shape", 1)
-    return None if shape is None else (expanding(s.type(), shape), s.inputs[:1])
+    sizes = s.sizes(1)
+    return None if sizes is None else expanding(s.inputs[0], sizes, s.known.roots)
 
 
-def expanding(x: TensorType, shape: Sequence[int]) -> Op:
-    """An Expand that names only the axes that grow; an Identity where none does."""
-    rank = x.rank
-    if rank is not None:
-        first = len(shape) - rank
-        shape = [1 if a >= first and d == x.dim(a - first) else d for a, d in enumerate(shape)]
-        if len(shape) <= rank and all(d == 1 for d in shape):
-            return ir.Identity()
-    return ir.Expand(tuple(shape))
+def expanding(
+    x: Value | None, sizes: Sequence[int | Place | None], roots: SizeRoots
+) -> Lowered | None:
+    """An Expand that names only the axes that grow; an Identity where none does.
+
+    Args:
+        x: What is expanded.
+        sizes: The sizes: numbers, or the earliest axes that have them.
+        roots: What is known of the sizes of values.
+
+    Returns:
+        The op and its inputs; ``None`` where a size is not known, or where sizes come from several values.
+    """
+    if x is None:
+        return None
+    first = len(sizes) - x.type.rank if x.type.rank is not None else len(sizes)
+    shape: list[int | None] = []
+    like: list[int] = []
+    second: Value | None = None
+    for axis, size in enumerate(sizes):
+        own = axis - first
+        if isinstance(size, tuple) and own >= 0 and roots.root(x, own) == size:
+            size = 1
+        elif isinstance(size, tuple):
+            value, place = size
+            if value.data is not None:
+                size = value.data.shape[place]
+            elif second not in (None, value):
+                return None
+            else:
+                second, size = value, None
+                like.append(place)
+        elif size is None:
+            return None
+        shape.append(1 if own >= 0 and size == x.type.dim(own) and size is not None else size)
+    if first <= 0 and all(d == 1 for d in shape):
+        return ir.Identity(), [x]
+    return ir.Expand(tuple(shape), tuple(like)), [x] if second is None else [x, second]
 
 
 def _arg(kind: str) -> Rule:

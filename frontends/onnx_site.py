@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ir import LazyTensor, Op, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
+from .onnx_sizes import KnownSizes, Size
 
 Operand = Value | Tensor | None
 Lowered = tuple[Op, Sequence[Operand]]
@@ -31,6 +32,7 @@ class Site:
         outputs: How many results it has; trailing ones that nobody reads may not count.
         attributes: The host's attributes by name.
         opset: The version of the operator set.
+        known: The sizes that the model computes.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Site:
     outputs: int
     attributes: dict[str, Any]
     opset: int
+    known: KnownSizes
     _read: set[str] = field(default_factory=set)
 
     @property
@@ -73,6 +76,17 @@ class Site:
         if data is None or data.size > 64 or not data.dtype.is_int:
             return None
         return tuple(int(v) for v in data.numpy().reshape(-1))
+
+    def sizes(self, index: int) -> tuple[Size, ...] | None:
+        """The numbers of an input as far as they are known; ``None`` when nothing is."""
+        return self.known.of(self.input(index))
+
+    def is_own(self, axis: int, size: Size) -> bool:
+        """Whether a size that the model computes is that of an axis of the first input."""
+        x = self.input(0)
+        if x is None or not isinstance(size, tuple) or axis >= (x.type.rank or 0):
+            return False
+        return self.known.roots.root(x, axis) == size
 
     def text(self, name: str, default: str) -> str:
         """A string attribute."""

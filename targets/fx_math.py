@@ -67,9 +67,13 @@ def _expand(e: Calls, node: Node, op: ir.Expand) -> fx.Node:
         raise ModelError(f"{node.name}: an Expand of unknown rank has no spelling in torch")
     new = max(len(op.shape) - rank, 0)
     wide = (1,) * (rank + new - len(op.shape)) + op.shape
+    first, *second = _operands(e, node)
+    like = iter([e.call("size", second[0], axis) for axis in op.like])
     # What the axes in front become must be said, even when it is 1.
-    sizes = [d if a < new or d != 1 else -1 for a, d in enumerate(wide)]
-    return e.call("expand", _operands(e, node)[0], *sizes)
+    sizes = [
+        next(like) if d is None else d if a < new or d != 1 else -1 for a, d in enumerate(wide)
+    ]
+    return e.call("expand", first, *sizes)
 
 
 def _arg(e: Calls, node: Node, op: ir.ArgReduce) -> fx.Node:

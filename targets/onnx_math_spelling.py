@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ _SINCE = {
     "QuantizeLinear": 10, "DequantizeLinear": 10,
 }  # fmt: skip
 """The opset in which an operator came."""
+_SHAPE_OF_SOME = 15
+"""From this opset on, Shape can give the sizes of some axes."""
 
 
 def _emit(s: Speller, kind: str, **attrs: Any) -> None:
@@ -68,7 +71,26 @@ def _gather(s: Speller, op: ir.Gather) -> None:
 def _expand(s: Speller, op: ir.Expand) -> None:
     if s.opset < _SINCE["Expand"]:
         raise s.refuse("does not exist")
-    s.emit("Expand", [s.inputs[0], s.ints(op.shape, "shape")], s.outputs[0])
+    known = [d for d in op.shape if d is not None]
+    if not op.like:
+        shape = s.ints(known, "shape")
+    elif s.opset < _SHAPE_OF_SOME:
+        # The numbers, then all sizes of the second input: picked in order.
+        numbers, axes = iter(range(len(known))), iter(op.like)
+        sizes = s.emit("Concat", [s.ints(known, "known"), s.emit("Shape", [s.inputs[1]])], axis=0)
+        places = [next(numbers) if d is not None else len(known) + next(axes) for d in op.shape]
+        shape = s.emit("Gather", [sizes, s.ints(places, "places")], axis=0)
+    else:
+        parts, axes = [], iter(op.like)
+        for open_, run in groupby(op.shape, lambda d: d is None):
+            if not open_:
+                parts.append(s.ints([d for d in run if d is not None], "known"))
+                continue
+            for _ in run:
+                axis = next(axes)
+                parts.append(s.emit("Shape", [s.inputs[1]], start=axis, end=axis + 1))
+        shape = s.emit("Concat", parts, axis=0) if len(parts) > 1 else parts[0]
+    s.emit("Expand", [s.inputs[0], shape], s.outputs[0])
 
 
 def _arg(s: Speller, op: ir.ArgReduce) -> None:

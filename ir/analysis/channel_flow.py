@@ -18,6 +18,7 @@ from ..ops import (
     Concat,
     Conv,
     ConvTranspose,
+    Expand,
     Flatten,
     GroupNorm,
     Lstm,
@@ -154,7 +155,9 @@ class ChannelFlow:
         else:
             ties = op.channels(node.input_types)
             if ties is not None:
-                self._tied(node, ties)
+                # Sizes alone are read of what an Expand is like.
+                sized = [a for t in ties for a in t if a.operand == 1 and isinstance(op, Expand)]
+                self._tied(node, ties, {(a.operand, a.axis) for a in sized})
             elif isinstance(op, (Conv, ConvTranspose)) and op.groups > 1:
                 self._grouped(node, op)
             else:

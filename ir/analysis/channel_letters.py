@@ -20,6 +20,7 @@ from ..ops import (
     Concat,
     Div,
     Embedding,
+    Expand,
     Gate,
     GlobalAveragePool,
     GroupNorm,
@@ -44,8 +45,8 @@ from .channel_elements import Elements, Factor, Ids, projection
 from .channel_reshape import MAX_COPIES
 
 BATCHED: tuple[type[Op], ...] = (
-    Activation, Add, Cast, Concat, Div, Embedding, Gate, GlobalAveragePool, GroupNorm, Identity, LayerNorm, Linear, MatMul, Mul,
-    PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
+    Activation, Add, Cast, Concat, Div, Embedding, Expand, Gate, GlobalAveragePool, GroupNorm, Identity, LayerNorm, Linear, MatMul,
+    Mul, PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
 )  # fmt: skip
 """Ops that are an einsum in their ties, so that tied axes may also move jointly: element ``(h, d)`` of a grid
 to ``(h', d')``, not only row by row."""

@@ -53,28 +53,57 @@ class Gather(Op):
 
 @dataclass(frozen=True)
 class Expand(Op):
-    """Repeat along axes: broadcast with ``shape``, where 1 keeps what the input has."""
+    """Repeat along axes: broadcast with ``shape``, where 1 keeps what the input has.
 
-    shape: tuple[int, ...]
+    A size that is known only when the network runs, as that of batches, is ``None``: it is the size of an axis of
+    the second input, of which nothing else is read.
+
+    Attributes:
+        shape: The sizes.
+        like: The axes of the second input, one for each ``None``, in order.
+    """
+
+    shape: tuple[int | None, ...]
+    like: tuple[int, ...] = ()
+    arity = (1, 2)
+
+    def __post_init__(self) -> None:
+        if any(axis < 0 for axis in self.like):
+            raise ValueError(f"the axes {self.like} are not counted from the front")
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)
-        if any(d < 0 for d in self.shape):
+        if any(d is not None and d < 0 for d in self.shape):
             raise InferenceError(f"{self.shape} is no shape")
-        return (x.with_shape(broadcast(x.shape, self.shape)),)
+        return (x.with_shape(broadcast(x.shape, self._wanted(inputs))),)
+
+    def _wanted(self, inputs: InputTypes) -> tuple[Dim, ...]:
+        """The sizes, with those of the second input in their places."""
+        if self.shape.count(None) != len(self.like) or bool(self.like) != (len(inputs) == 2):
+            raise InferenceError(f"Expand to {self.shape} like axes {self.like} of a second input")
+        if not self.like:
+            return self.shape
+        second = required(inputs, 1).shape
+        if second is None:
+            return tuple(self.shape)
+        sizes = iter([second[axis_of(axis, len(second))] for axis in self.like])
+        return tuple(next(sizes) if d is None else d for d in self.shape)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
         shape = required(inputs, 0).shape
         if shape is None:
             return None
-        rank = max(len(shape), len(self.shape))
-        found: list[Tie] = []
+        sizes = self._wanted(inputs)
+        rank = max(len(shape), len(sizes))
+        # Of the second input only sizes are read.
+        second = required(inputs, 1).rank if self.like else 0
+        found: list[Tie] = [frozenset({Axis(1, axis)}) for axis in range(second or 0)]
         for axis in range(rank):
             own = axis - rank + len(shape)
-            new = axis - rank + len(self.shape)
-            wanted = self.shape[new] if new >= 0 else 1
+            new = axis - rank + len(sizes)
+            kept = new < 0 or self.shape[new] == 1
             have = shape[own] if own >= 0 else 1
-            if own >= 0 and (wanted == 1 or have == wanted):
+            if own >= 0 and (kept or have == sizes[new] not in (None, 1)):
                 found.append(frozenset({Axis(0, own), Axis(-1, axis)}))
             elif have == 1:
                 # All copies are equal: their order is free.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ...ir import ArgReduce, CumSum, Expand, Gather, Node
+from ...ir import ArgReduce, CumSum, Expand, Gather, Node, Value
 from .emitter import Emitter, Unsupported, operand, rule
 from .flat import DYNAMIC, FlatTensor
 from .layout import Layout, plain
+from .slices import cut
 
 
 @rule(Gather)
@@ -49,27 +52,57 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
 
 @rule(Expand)
 def expand(e: Emitter, node: Node) -> None:
-    """BROADCAST_TO, or, where sizes are not known, a product with ones."""
+    """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
     op, x, out = node.op, operand(node, 0), node.output
     assert isinstance(op, Expand)
-    rank = len(e.shape(out))
-    layout = Layout(e.at(x).perm).leading(rank - len(e.shape(x)))
-    tensor = e.reshape(e.get(x, Layout(e.at(x).perm)), (1,) * (rank - len(e.shape(x))) + e.stored(x, Layout(e.at(x).perm)))  # fmt: skip
+    rank, own = len(e.shape(out)), Layout(e.at(x).perm)
+    layout = own.leading(rank - own.rank)
+    tensor = e.reshape(e.get(x, own), (1,) * (rank - own.rank) + e.stored(x, own))
     shape = e.stored(out, layout)
-    if shape == tensor.shape:
-        e.put(out, tensor, layout)
-        return
+    wanted = (1,) * (rank - len(op.shape)) + op.shape
+    sizes = [wanted[axis] for axis in layout.perm]
     if DYNAMIC not in shape:
-        made = e.op("BROADCAST_TO", [tensor, e.constant(np.array(shape), "INT32")], shape,
-                    tensor.dtype, ("BroadcastToOptions", {}))  # fmt: skip
-    elif tensor.dtype == "FLOAT32":
-        wanted = (1,) * (rank - len(op.shape)) + op.shape
-        ones = np.ones([wanted[axis] for axis in layout.perm], np.float32)
-        made = e.op("MUL", [tensor, e.constant(ones)], shape, tensor.dtype,
-                    ("MulOptions", {"fusedActivationFunction": 0}))  # fmt: skip
-    else:
-        raise Unsupported("a size is not known")
-    e.put(out, made, layout)
+        if tensor.shape != shape:
+            tensor = _broadcast(e, tensor, e.constant(np.array(shape), "INT32"), shape)
+    elif op.like:
+        sizes = [have if d == 1 else d for d, have in zip(sizes, shape, strict=True)]
+        if DYNAMIC in sizes:
+            raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
+        axes = [op.like[wanted[:a].count(None)] for a in layout.perm if wanted[a] is None]
+        tensor = _broadcast(e, tensor, _sizes(e, operand(node, 1), sizes, axes), shape)
+    elif tensor.shape != shape:
+        if tensor.dtype != "FLOAT32":
+            raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
+        ones = e.constant(np.ones([1 if d is None else d for d in sizes], np.float32))
+        tensor = e.op("MUL", [tensor, ones], shape, tensor.dtype,
+                      ("MulOptions", {"fusedActivationFunction": 0}))  # fmt: skip
+    e.put(out, tensor, layout)
+
+
+def _broadcast(
+    e: Emitter, tensor: FlatTensor, sizes: FlatTensor, shape: Sequence[int]
+) -> FlatTensor:
+    return e.op("BROADCAST_TO", [tensor, sizes], shape, tensor.dtype, ("BroadcastToOptions", {}))
+
+
+def _sizes(
+    e: Emitter, second: Value, sizes: Sequence[int | None], axes: Sequence[int]
+) -> FlatTensor:
+    """Sizes as a tensor: those that are ``None`` are the sizes of some axes of a value, in order."""
+    layout, like = Layout(e.at(second).perm), iter(axes)
+    asked = e.op("SHAPE", [e.get(second, layout)], (layout.rank,), "INT32",
+                 ("ShapeOptions", {"outType": 2}))  # fmt: skip
+    parts = []
+    for size in sizes:
+        if size is not None:
+            parts.append(e.constant([size], "INT32"))
+        else:
+            place = layout.place(next(like))
+            parts.append(cut(e, asked, (place,), (place + 1,), (1,)))
+    if len(parts) == 1:
+        return parts[0]
+    return e.op("CONCATENATION", parts, (len(parts),), "INT32",
+                ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
 
 
 @rule(ArgReduce)

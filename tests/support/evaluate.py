@@ -226,11 +226,9 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             for axis in range(start):
                 y = y.movedim(second.ndim + axis, axis)
         case ir.Expand():
-            y = (
-                x * torch.ones(op.shape, dtype=x.dtype)
-                if x.dtype != torch.bool
-                else x & torch.ones(op.shape, dtype=x.dtype)
-            )
+            sizes = iter([second.shape[axis] for axis in op.like])
+            ones = torch.ones([next(sizes) if d is None else d for d in op.shape], dtype=x.dtype)
+            y = x & ones if x.dtype == torch.bool else x * ones
         case ir.ArgReduce():
             turned = x.flip(op.axis) if op.last else x
             picked = torch.argmax if op.kind == "max" else torch.argmin

@@ -213,7 +213,17 @@ def movers(draw: Any) -> Site:
         case "expand":
             wide = draw(st.lists(st.integers(1, 3), max_size=2).map(tuple))
             kept = [draw(st.sampled_from([1, d])) for d in x]
-            return ir.Expand((*wide, *kept)), [tuple(draw(st.sampled_from([1, d])) for d in x)]
+            small = tuple(draw(st.sampled_from([1, d])) for d in x)
+            if draw(st.booleans()):
+                return ir.Expand((*wide, *kept)), [small]
+            # Sizes of a second input, in any order.
+            sizes = [*wide, *kept]
+            taken = sorted(draw(st.sets(st.integers(0, len(sizes) - 1), min_size=1)))
+            order = draw(st.permutations(range(len(taken))))
+            other = tuple(sizes[taken[k]] for k in order)
+            shape = tuple(None if a in taken else d for a, d in enumerate(sizes))
+            like = tuple(order.index(k) for k in range(len(taken)))
+            return ir.Expand(shape, like), [small, other]
         case "resize":
             mode = draw(st.sampled_from(ir.RESIZE_MODES))
             coordinates = draw(st.sampled_from(ir.COORDINATES))

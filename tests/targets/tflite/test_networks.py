@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from zoo.exports import example, exported, small
@@ -12,8 +13,10 @@ from zoo.mobile_models import MOBILE
 from zoo.models import SMALL
 from zoo.more_models import MORE
 
-from graphshrink import shrink
+from graphshrink import ModelError, shrink
+from graphshrink.ir import parse
 from graphshrink.targets.emitted import Emitted
+from graphshrink.targets.tflite import to_tflite
 from support.litert import KERNELS, relative, run_saved
 from support.onnx_run import outputs_of
 
@@ -57,3 +60,35 @@ def test_numbers(name: str, kind: str, onnx_files: Path, tmp_path: Path) -> None
         assert max(relative(w, got) for w in wanted) <= LIMIT, kernels
     if name in NO_TRANSPOSE:
         assert "TRANSPOSE" not in done.data["operations"]
+
+
+def test_a_class_token_and_a_batch_that_is_free(tmp_path: Path) -> None:
+    """LiteRT asks for the size of the batch when it runs."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    model, x = small("vit"), torch.cat([example("vit"), example("vit").flip(-1)])
+    free: Any = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    proto = torch.onnx.export(model, (x,), dynamo=True, verbose=False, dynamic_shapes=free)
+    assert proto is not None
+    proto.save(tmp_path / "vit.onnx")
+    done = shrink(tmp_path / "vit.onnx").save(tmp_path / "vit.tflite")
+    for kind in (OpResolverType.BUILTIN, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES):
+        loaded = Interpreter(str(done.files[0]), num_threads=1, experimental_op_resolver_type=kind)
+        (source,), (result,) = loaded.get_input_details(), loaded.get_output_details()
+        for rows in (x[:1], x, torch.cat([x, x])):
+            array = np.ascontiguousarray(rows.numpy().transpose(0, 2, 3, 1))
+            loaded.resize_tensor_input(source["index"], array.shape)
+            loaded.allocate_tensors()
+            loaded.set_tensor(source["index"], array)
+            loaded.invoke()
+            with torch.no_grad():
+                assert relative(model(rows).numpy(), loaded.get_tensor(result["index"])) <= LIMIT
+
+
+def test_an_expand_of_what_has_no_known_size_is_refused() -> None:
+    graph = parse(
+        "graph g(%x: f32[n, 1], %z: f32[m, 2]) {\n"
+        "  %y: f32[n, m] = Expand(%x, %z) {shape=[1, none], like=[0]}\n  return %y\n}"
+    )
+    with pytest.raises(ModelError, match=r"Expand.*a size is not known: fix it with --fix-shape"):
+        to_tflite(graph)

@@ -1,0 +1,94 @@
+"""Where a size comes from: axes of different values that are equally long whatever the inputs are.
+
+What reads only the size of an axis (of batches, mostly) can read it of the earliest value that has it, so that
+hosts that ask different values for the same size say the same.
+"""
+
+from __future__ import annotations
+
+from ..graph import Value
+from ..ops import (
+    Add,
+    Axis,
+    Compare,
+    Conv,
+    ConvTranspose,
+    Div,
+    Expand,
+    Flatten,
+    Logical,
+    Max,
+    Min,
+    Mul,
+    Pow,
+    Reshape,
+    Sub,
+    Where,
+)
+
+Place = tuple[Value, int]
+"""One axis of a value, counted from the front."""
+
+
+class SizeRoots:
+    """Remembers what was found; good for as long as nodes are only added."""
+
+    def __init__(self) -> None:
+        self._known: dict[Place, Place] = {}
+
+    def root(self, value: Value, axis: int) -> Place:
+        """The earliest axis that certainly has the same size."""
+        pending: list[Place] = [(value, axis)]
+        while pending:
+            place = pending[-1]
+            sources = [] if place in self._known else _sources(*place)
+            missing = [s for s in sources if s not in self._known]
+            if missing:
+                pending += missing
+                continue
+            pending.pop()
+            roots = {self._known[s] for s in sources}
+            # Where several are read that may differ, one of them may be 1 and be repeated.
+            self._known.setdefault(place, roots.pop() if len(roots) == 1 else place)
+        return self._known[value, axis]
+
+
+def _sources(value: Value, axis: int) -> list[Place]:
+    """The axes of what a node reads that its result has the size of."""
+    node = value.producer
+    if node is None or value.data is not None:
+        return []
+    op, first = node.op, node.input(0)
+    if isinstance(op, Reshape):
+        copied = axis < len(op.shape) and op.shape[axis] is None
+        return [(first, axis)] if copied and first is not None else []
+    batches = isinstance(op, (Conv, ConvTranspose)) or op == Flatten(1)
+    if batches and axis == 0 and first is not None:
+        return [(first, 0)]
+    if isinstance(op, Expand) and op.like and value.type.rank is not None:
+        at = axis - value.type.rank + len(op.shape)
+        second = node.input(1)
+        if at >= 0 and op.shape[at] is None and second is not None:
+            return [(second, op.like[op.shape[:at].count(None)])]
+    if isinstance(op, _BROADCAST):
+        rank = value.type.rank or 0
+        read = [
+            (v, axis - rank + v.type.rank) for v in node.inputs if v is not None and v.type.rank
+        ]
+        return _computed([(v, a) for v, a in read if a >= 0])
+    own = Axis(-1 - node.outputs.index(value), axis)
+    tie = next((t for t in op.channels(node.input_types) or () if own in t), frozenset[Axis]())
+    tied = [(node.input(place.operand), place.axis) for place in tie if place.operand >= 0]
+    return _computed([(v, a) for v, a in tied if v is not None])
+
+
+def _computed(places: list[Place]) -> list[Place]:
+    """What is no constant; nothing where a constant has a size of its own: the rest may be 1 beside it."""
+    known = [v.type.dim(a) for v, a in places if v.data is not None]
+    return [] if any(d != 1 for d in known) else [(v, a) for v, a in places if v.data is None]
+
+
+_BROADCAST = (Add, Sub, Mul, Div, Pow, Max, Min, Where, Compare, Logical)
+
+
+__all__ = ["Place", "SizeRoots"]
