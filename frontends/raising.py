@@ -19,6 +19,7 @@ from ..ir import (
     GlobalAveragePool,
     Graph,
     GroupNorm,
+    InferenceError,
     LayerNorm,
     Linear,
     Mul,
@@ -28,12 +29,17 @@ from ..ir import (
     Reshape,
     Rewriter,
     Scale,
+    Select,
+    Slice,
+    Split,
+    Squeeze,
     Sub,
     Tensor,
     Transpose,
     Unary,
     Value,
 )
+from ..ir.ops.base import axis_of
 from .matching import Found, near, producer
 from .raising_gelu import gelu, gelu_halved, is_square
 
@@ -42,19 +48,39 @@ Combine = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
 
 
 def raise_patterns(graph: Graph, combine: Combine) -> None:
-    """Raise SiLU, GELU, HardSwish, norms written out and the bias of a dense layer, in place.
+    """Raise SiLU, GELU, HardSwish, norms written out, the bias of a dense layer and picks of one index, in place.
 
     Args:
         graph: A freshly imported graph.
         combine: Joins origins; called with (origins, ``Value.host`` of inputs, of outputs).
     """
-    rw = Rewriter(graph)
+    rw, refined = Rewriter(graph), False
     for node in graph.nodes:
+        if any(v.data is not None for v in node.outputs):
+            continue  # What is known stays known.
+        if isinstance(node.op, Split):
+            _unbind(rw, node, node.op, combine)
         for rule in _RULES.get(type(node.op), ()):
             found = rule(node)
             if found is not None:
+                known = node.output.type
                 _apply(rw, node, *found, combine)
+                refined |= node.output.type != known
                 break
+    if refined:
+        _refine(graph)
+
+
+def _refine(graph: Graph) -> None:
+    """Let what became known of the results of some nodes be known behind them too."""
+    for node in graph.nodes:
+        try:
+            inferred = node.op.infer(node.input_types)
+        except InferenceError:
+            continue
+        for value, type_ in zip(node.outputs, inferred or (), strict=False):
+            if value.type.accepts(type_):
+                value.type = value.type.refined(type_)
 
 
 def _apply(
@@ -65,16 +91,68 @@ def _apply(
     inner: Sequence[Node],
     combine: Combine,
 ) -> None:
-    origins = [n.origin for n in (*inner, node)]
     name = next((n.name for n in inner if isinstance(n.op, Linear)), node.name)
+    _become(rw, node, op, inputs, [*inner, node], combine, name)
+    for dead in reversed(inner):
+        rw.erase(dead)
+
+
+def _become(
+    rw: Rewriter,
+    node: Node,
+    op: Op,
+    inputs: Sequence[Value | None],
+    parts: Sequence[Node],
+    combine: Combine,
+    name: str | None = None,
+) -> None:
+    """Let a node stand for several."""
+    origins = [n.origin for n in parts]
     rw.replace(node, op, inputs, name=name)
     node.origin = combine(
         origins,
         [v.host if v is not None else None for v in node.inputs],
         [v.host for v in node.outputs],
     )
-    for dead in reversed(inner):
-        rw.erase(dead)
+
+
+def _unbind(rw: Rewriter, split: Node, op: Split, combine: Combine) -> None:
+    """Pieces of size 1 that lose their axis: each is one index of what is cut, as ``unbind`` gives it."""
+    rank = split.outputs[0].type.rank
+    if set(op.sizes) != {1} or rank is None:
+        return
+    axis, taken = axis_of(op.axis, rank), {}
+    for index, piece in enumerate(split.outputs):
+        if piece.use_count == 0:
+            continue
+        squeeze = piece.users[0] if piece.has_one_use else None
+        if squeeze is None or not isinstance(squeeze.op, Squeeze):
+            return
+        if [axis_of(a, rank) for a in squeeze.op.axes] != [axis]:
+            return
+        taken[index] = squeeze
+    for index, squeeze in taken.items():
+        _become(rw, squeeze, Select(axis, index), split.inputs, [split, squeeze], combine)
+    if taken:
+        rw.erase(split)
+
+
+def _selected(node: Node) -> Found | None:
+    """A slice of one index whose axis is dropped."""
+    cut = producer(node.inputs[0])
+    if cut is None or not isinstance(cut.op, Slice) or not isinstance(node.op, Squeeze):
+        return None
+    x, op = cut.inputs[0], cut.op
+    if x is None or x.type.rank is None or len(op.axes) != 1:
+        return None
+    axis = axis_of(op.axes[0], x.type.rank)
+    if [axis_of(a, x.type.rank) for a in node.op.axes] != [axis]:
+        return None
+    start, end, size = op.starts[0], op.ends[0], x.type.dim(axis)
+    if size is None:
+        return (Select(axis, start), [x], [cut]) if 0 <= start == end - 1 else None
+    places = range(size)[start : end : op.steps[0]]
+    return (Select(axis, places[0]), [x], [cut]) if len(places) == 1 else None
 
 
 def _gated(node: Node) -> Found | None:
@@ -132,13 +210,17 @@ def _transposed(node: Node) -> Found | None:
     x = flat.inputs[0]
     if turn.op != Transpose((0, 2, 1)) or x is None:
         return None
-    before, joined, after = x.type.static_shape, flat.output.type.shape, node.output.type.shape
-    if before is None or len(before) < 3 or joined is None or after is None:
+    before, joined, after = x.type.shape, flat.output.type.shape, node.output.type.shape
+    if before is None or len(before) < 3 or joined is None or after is None or None in before:
         return None
     *lead, rows, columns = before
-    if joined[1:] != (rows, columns) or after != (*lead, columns, rows):
+    rank, goal = len(before), (*lead, columns, rows)
+    # One axis whose size is not known has what the others leave.
+    open_ = sum(not isinstance(d, int) for d in after) == 1
+    if joined[1:] != (rows, columns) or len(after) != rank or not all(
+        a == b or (open_ and not isinstance(a, int)) for a, b in zip(after, goal, strict=True)
+    ):  # fmt: skip
         return None
-    rank = len(before)
     return Transpose((*range(rank - 2), rank - 1, rank - 2)), [x], [flat, turn]
 
 
@@ -286,5 +368,6 @@ _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
     Mul: (_gated, gelu, _layer_norm),
     Reshape: (_group_norm, _transposed),
     Scale: (_layer_affine, _group_affine, _bias, gelu_halved),
+    Squeeze: (_selected,),
     Unary: (_not_equal, _rsqrt),
 }

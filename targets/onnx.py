@@ -199,6 +199,7 @@ class _Emitter:
         self.taken = self._host_names()
         self.fresh = 0
         self.verbatim: list[int] = []
+        self.copied: dict[int, NodeProto] = {}
         self.kept_constants = {t.name for t in [*self.source.initializer]} | set(
             host.constant_nodes
         )
@@ -346,15 +347,20 @@ class _Emitter:
                 if not known and name not in self.kept_constants:
                     return False
         changed = {a: b for a, b in mapping.items() if a != b}
+        made: dict[int, NodeProto] = {}
         for index in origin.nodes:
-            source = self.source.node[index]
             copied = NodeProto()
-            copied.CopyFrom(source)
+            copied.CopyFrom(self.source.node[index])
             if changed:
                 rename(copied, changed)
-            else:
-                self.verbatim.append(index)
-            self.nodes.append(copied)
+            before = self.copied.get(index)
+            if before is None:
+                made[index] = copied
+            elif before != copied:
+                return False  # Several of ours stand for it, and they no longer agree.
+        self.copied.update(made)
+        self.nodes += made.values()
+        self.verbatim += [] if changed else made
         return True
 
     # The model.

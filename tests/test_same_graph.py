@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from graphshrink.frontends.fx import from_fx
 from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import Conv, Graph, Opaque, Rewriter
 from graphshrink.targets.fx import to_fx
+from graphshrink.targets.onnx import to_onnx
 from support.fx_calls import CHECKS, body, ops, respelled
 
 
@@ -159,6 +162,83 @@ def test_networks_are_the_same_graph(name: str) -> None:
         proto = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=ZOO[name])
     assert proto is not None
     assert normal(from_onnx(proto.model_proto)) == text
+
+
+def any_batch(graph: Graph) -> str:
+    """The text, with the example's size where the batch is a symbol."""
+    return re.sub(r"(?<=[\[ ])(s\d+|batch)(?=[,\]])", "2", normal(graph))
+
+
+# torch.onnx shares constants that are alike when it optimises: the norms of a ViT that was not trained.
+@pytest.mark.parametrize(("name", "optimize"), [("vit", False), ("attention", True), ("unet-bilinear", False)])  # fmt: skip
+def test_networks_of_any_batch_are_the_same_graph(name: str, optimize: bool) -> None:
+    model = MODELS[name].eval() if name in MODELS else small(name).eval()
+    x = IMAGE if name in MODELS else torch.cat([example(name), example(name)])
+    text = any_batch(from_fx(fx.symbolic_trace(model), (x,)))
+    assert ("Expand" in text) == (name == "vit")
+    assert "Opaque" not in text
+    free: Any = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(model, (x,), dynamic_shapes=free)
+    assert any_batch(from_export(program)) == text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        proto = torch.onnx.export(program, dynamo=True, verbose=False, optimize=optimize)
+    assert proto is not None
+    assert any_batch(from_onnx(proto.model_proto)) == text
+
+
+def split(x: Any) -> Any:
+    pieces = x.split(1, 0)
+    return [pieces[i].squeeze(0) for i in range(3)]
+
+
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "unbind": lambda x: x.unbind(0), "index": lambda x: (x[0], x[1], x[2]), "split": split,
+    "slice": lambda x: [x[i : i + 1].squeeze(0) for i in range(3)],
+    "select": lambda x: [torch.select(x, 0, i) for i in range(3)],
+}  # fmt: skip
+
+
+class Heads(nn.Module):
+    """Queries, keys and values of one dense layer, taken apart."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.qkv = how, nn.Linear(12, 36)
+
+    def forward(self, x: Any) -> Any:
+        wide = self.qkv(x).reshape(2, 5, 3, 2, 6).permute(2, 0, 3, 1, 4)
+        found = TAKEN[self.how](wide)
+        q, k, v = (found[i] for i in range(3))
+        return torch.softmax(q @ k.transpose(-2, -1), -1) @ v
+
+
+def test_queries_keys_and_values_are_taken_apart_in_one_way() -> None:
+    x, found = torch.randn(2, 5, 12), []
+    for how in TAKEN:
+        torch.manual_seed(0)
+        model = Heads(how).eval()
+        traced = fx.symbolic_trace(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            protos = [
+                torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=optimize)
+                # Without optimisations torch.onnx writes pieces as a sequence.
+                for optimize in ((True,) if how == "split" else (False, True))
+            ]
+        graphs = [from_fx(traced, (x,)), from_export(torch.export.export(model, (x,)))]
+        # Pieces are taken where they are read.
+        lines = [sorted(body(m).replace(";", "\n").split()) for m in (to_fx(graphs[0]), traced)]
+        assert lines[0] == lines[1]
+        graphs += [from_onnx(p.model_proto) for p in protos if p is not None]
+        for graph, proto in zip(graphs[2:], protos, strict=True):
+            assert proto is not None
+            assert to_onnx(graph) == proto.model_proto
+        found += [normal(graph) for graph in graphs]
+        assert torch.equal(to_fx(from_fx(traced, (x,)))(x), model(x))
+    assert len(found) == 4 * len(TAKEN) - 1
+    assert set(found) == {found[0]}
+    assert found[0].count("Select") == 3
 
 
 def test_rows_that_constant_ids_take_are_known() -> None:

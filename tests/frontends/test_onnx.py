@@ -11,9 +11,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from graphshrink import shrink, shrink_graph
 from graphshrink.frontends.onnx import from_onnx
-from graphshrink.ir import Activation, Conv, Graph, Linear, Opaque, Scale
+from graphshrink.ir import Activation, Conv, Graph, Linear, Opaque, Rewriter, Scale, Select
 from graphshrink.targets.onnx import to_onnx
-from support.onnx_run import agree
+from support.onnx_run import agree, outputs_of
 
 RNG = np.random.default_rng(7)
 
@@ -391,3 +391,49 @@ def test_an_attribute_that_nobody_knows_makes_a_barrier() -> None:
     before.graph.node[0].attribute.append(helper.make_attribute("threshold", 0.5))
     assert ops(from_onnx(before)) == ["onnx:Relu"]
     assert to_onnx(from_onnx(before)) == before
+
+
+SPLIT = """
+agraph (float[2,3,4] x, float[2,3,4] z) => (float[3,4] y) {
+    a, b = Split<axis=0>(x, ones)
+    p = Squeeze(a, first)
+    q = Squeeze(b, first)
+    y = Sub(p, q)
+}
+"""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_pieces_that_lose_their_axis_are_cut_once(changed: bool) -> None:
+    before = model(HEAD + SPLIT, ones=np.array([1, 1]), first=np.array([0]))
+    graph = from_onnx(before)
+    assert ops(graph) == ["Select", "Select", "Sub"]
+    first, second, _ = graph.nodes
+    if not changed:
+        assert to_onnx(graph) == before
+        return
+    # One of them reads something else: the other is what the host wrote.
+    Rewriter(graph).set_input(second, 0, graph.value("z"))
+    made = to_onnx(graph)
+    assert kinds(made) == ["Split", "Squeeze", "Gather", "Sub"]
+    assert first.op == Select(0, 0)
+    x, z = (RNG.normal(size=(2, 3, 4)).astype(np.float32) for _ in range(2))
+    np.testing.assert_array_equal(outputs_of(made, {"x": x, "z": z})[0], x[0] - z[1])
+
+
+def test_a_weight_that_is_cut_from_another_stays_a_weight() -> None:
+    text = (
+        HEAD
+        + """
+agraph (float[1,4,6,6] x) => (float[1,4,4,4] y) {
+    s = Slice(all, one, two, zero)
+    w = Squeeze(s, zero)
+    y = Conv(x, w)
+}
+"""
+    )
+    numbers = {n: np.array([i]) for i, n in enumerate(("zero", "one", "two"))}
+    graph = from_onnx(model(text, all=weight(3, 4, 4, 3, 3), **numbers))
+    conv = next(n for n in graph.nodes if isinstance(n.op, Conv))
+    assert conv.inputs[1] is not None
+    assert conv.inputs[1].data is not None
