@@ -1,38 +1,51 @@
-"""Accuracy of a network with a pivoted layer, beside other ways to give the layer a k-th of its weights.
+"""Accuracy of a network with pivoted layers, beside other ways to make the layers smaller or faster.
 
 An MLP with a 512 x 512 layer in the middle (scikit-learn's digits), or a small convolutional network whose 128 x 128 x
-3 x 3 convolutions are cut (CIFAR-10, ``--data PATH`` of a NumPy file with JPEG images). Everything else stays as it
+3 x 3 convolutions are cut (CIFAR-10, ``--data PATH``: what ``graphshrink.datasets`` reads). Everything else stays as it
 is. For k = 4, 8, 16:
 
 - one-shot: the blocks of the present order (identity) or of the best order, weights as they are;
-- refit: the same with ridge regression on the training inputs, which is what ``pivot`` does by default;
-- fine-tuned: after the refit, a few epochs;
-- mask-trained: trained from the start with blocks drawn at random, then pivoted exactly;
-- low-rank: singular vectors at the same number of weights; channels: the channels of least norm removed, on both sides
-  of the layer, down to the same number of its weights. Both are fine-tuned as long for the last columns.
+- refit: the same with ridge regression on training inputs, which is what ``pivot`` does by default;
+- mask-trained: blocks drawn at random, from random weights, for the epochs of the dense network. They are pivoted before
+  they are trained, which is faster: the masked network has the same outputs and gradients;
+- low-rank: singular vectors at the same number of weights;
+- channels: those of least norm removed on both sides of the layers, down to the latency of the pivoted network or to
+  the number of its weights.
 
-Run from a checkout::
+*Fine-tuned* is a fourth of the dense network's epochs (one at least) more. Latency is that of the whole network, emitted as ONNX,
+in onnxruntime on one thread, at ``--batch`` images a call: 1 for the convolutional network, as where pictures come one
+by one; 128 for the MLP, a row of which takes little longer than the call itself.
 
-    OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py [--data PATH] [--seeds 3] [--json]
+An interrupted run goes on where it was if it has a folder::
+
+    OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py [--data PATH] [--out FOLDER] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py --data PATH --out FOLDER --latency   # latencies alone
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import io
 import json
+import logging
 import statistics
 import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pivot_rivals import Call, equal_widths, in_onnxruntime, low_rank, narrower, timed
 from torch import nn
 
 from graphshrink import insert_blocks, shrink
+from graphshrink.api import ShrinkResult
+from graphshrink.latency import PairedLatency
+from graphshrink.terminal import write_json
 
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -49,50 +62,53 @@ def digits() -> Data:
 
 
 def cifar(path: str, size: int) -> Data:
-    """The first ``size`` shuffled training images of CIFAR-10, and a fifth as many test images."""
-    from PIL import Image
+    """``size`` training images, drawn at random, and all test images."""
+    from graphshrink.datasets import read_images
 
-    with np.load(path) as file:
+    found = read_images(path)
+    chosen = np.random.default_rng(0).permutation(len(found.train))[:size]
 
-        def part(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            labels, at = file[f"{name}_labels"], file[f"{name}_offsets"]
-            chosen = np.random.default_rng(0).permutation(len(labels))[:count]
-            data = file[f"{name}_jpeg"]
-            images = [
-                np.asarray(Image.open(io.BytesIO(data[at[i] : at[i + 1]].tobytes())))
-                for i in chosen
-            ]
-            x = torch.from_numpy(np.stack(images)).float().permute(0, 3, 1, 2) / 127.5 - 1
-            return x, torch.from_numpy(labels[chosen].astype(np.int64))
+    def tensors(images: Any, labels: Any, places: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.from_numpy(images.take(places)).permute(0, 3, 1, 2)
+        return pixels.float() / 127.5 - 1, torch.from_numpy(labels[places])
 
-        return (*part("train", size), *part("test", size // 5))
+    test = tensors(found.test, found.test_labels, np.arange(len(found.test)))
+    return (*tensors(found.train, found.train_labels, chosen), *test)
 
 
-def mlp() -> nn.Module:
+def mlp() -> nn.Sequential:
     """The network for digits; its layer is ``2``."""
     return nn.Sequential(
         nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
     )
 
 
-def convnet() -> nn.Module:
-    """The network for CIFAR-10; its layers are ``8`` and ``11``."""
+def convnet() -> nn.Sequential:
+    """The network for CIFAR-10; its layers are ``6`` and ``9``."""
 
     def block(fan_in: int, fan_out: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(fan_in, fan_out, 3, stride, 1, bias=False)
         return [conv, nn.BatchNorm2d(fan_out), nn.ReLU()]
 
     return nn.Sequential(
-        *block(3, 32, 2), *block(32, 128, 2), nn.MaxPool2d(1), nn.Identity(),
-        *block(128, 128, 1), *block(128, 128, 1),
+        *block(3, 32, 2), *block(32, 128, 2), *block(128, 128, 1), *block(128, 128, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(128, 10),
     )  # fmt: skip
 
 
-def train(model: nn.Module, data: Data, epochs: int, rate: float = 2e-3) -> nn.Module:
+def as_trained(x: Any) -> Any:
+    """A model or images in the layout in which convolutions train fastest on a CPU."""
+    if isinstance(x, torch.Tensor) and x.dim() != 4:
+        return x
+    return x.to(memory_format=torch.channels_last)
+
+
+def train(model: nn.Module, data: Data, epochs: int, rate: float, seed: int) -> nn.Module:
     """Train in place, and leave the network in evaluation mode."""
     x, y = data[:2]
     batch = 64
+    model = as_trained(model)
+    torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
     order = [
         rows for _ in range(epochs) for rows in torch.randperm(len(x)).split(batch) if len(rows) > 1
@@ -110,164 +126,242 @@ def train(model: nn.Module, data: Data, epochs: int, rate: float = 2e-3) -> nn.M
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data) -> float:
     """The part of the test images that are classified rightly."""
-    return float((model(data[2]).argmax(1) == data[3]).float().mean())
+    model = as_trained(model)
+    right = [
+        (model(x).argmax(1) == y).float()
+        for x, y in zip(data[2].split(500), data[3].split(500), strict=True)
+    ]
+    return float(torch.cat(right).mean())
 
 
+@dataclass
 class Task:
-    """A network, its data, and the layers that are cut."""
+    """A network, its data, and the layers that are cut.
 
-    def __init__(self, data: Data, make: Callable[[], nn.Module], layers: list[str], epochs: int):
-        self.data, self.make, self.layers, self.epochs = data, make, layers, epochs
-        self.samples = data[0][:2048]
+    Attributes:
+        data: Images and classes to train and to test on.
+        make: Makes the network.
+        layers: Names of the layers.
+        width: The channels on both sides of each layer.
+        samples: How many training images are calibration data.
+        epochs: Epochs of training.
+        folder: What is done is kept here.
+    """
 
-    def pivoted(self, model: nn.Module, k: int, options: str) -> nn.Module:
+    data: Data
+    make: Callable[[], nn.Sequential]
+    layers: list[str]
+    width: int
+    samples: int
+    epochs: int
+    folder: Path | None
+
+    def __post_init__(self) -> None:
+        self.data = (as_trained(self.data[0]), self.data[1], as_trained(self.data[2]), self.data[3])
+
+    def kept(self, name: str) -> dict[str, Any]:
+        """What an earlier run has kept under this name."""
+        path = self.folder and self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path and path.exists() else {}
+
+    def keep(self, name: str, found: dict[str, Any]) -> None:
+        """Keep it."""
+        if self.folder:
+            write_json(str(self.folder / f"{name}.json"), found)
+
+    def dense(self, seed: int) -> nn.Sequential:
+        """The trained dense network."""
+        torch.manual_seed(seed)
+        made = self.make()
+        path = self.folder and self.folder / f"dense-{seed}.pt"
+        if path and path.exists():
+            made.load_state_dict(torch.load(path, weights_only=True))
+            return made.eval()
+        train(made, self.data, self.epochs, 2e-3, seed)
+        if path:
+            torch.save(made.state_dict(), path)
+        return made
+
+    def masked(self, k: int, seed: int) -> nn.Module:
+        """A new network with masks of random blocks."""
+        torch.manual_seed(seed)
+        return insert_blocks(
+            self.make().eval(), blocks=k, layers=self.layers, example_inputs=(self.data[2][:2],), seed=seed
+        )  # fmt: skip
+
+    def pivot(self, model: nn.Module, k: int, options: str, **how: Any) -> ShrinkResult:
         """After ``pivot``; fails if a layer was refused."""
         names = ",".join(self.layers)
         result = shrink(
             model, f"pivot{{blocks={k},layers=[{names}],force=true,{options}}}",
-            example_inputs=(self.data[2][:2],), calibration=(self.samples.split(256)),
+            calibration=self.data[0][: self.samples].split(256), **{"example_inputs": (self.data[2][:2],)} | how,
         )  # fmt: skip
         refused = [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals]
         if refused:
             sys.exit("\n".join(refused))
-        made: nn.Module = result.model
+        return result
+
+    def pivoted(self, model: nn.Module, k: int, options: str) -> nn.Module:
+        """The module after ``pivot``."""
+        made: nn.Module = self.pivot(model, k, options).model
         return made
 
-    def low_rank(self, model: nn.Module, k: int) -> nn.Module:
-        """Two layers of a k-th of the weights for each one."""
-        model = copy.deepcopy(model)
-        for name in self.layers:
-            layer = model.get_submodule(name)
-            weight = layer.weight.detach()
-            flat = weight.reshape(len(weight), -1)
-            rank = max(1, flat.numel() // (k * sum(flat.shape)))
-            u, s, v = torch.linalg.svd(flat, full_matrices=False)
-            first, last = v[:rank] * s[:rank, None].sqrt(), u[:, :rank] * s[:rank].sqrt()
-            bias = layer.bias is not None
-            if isinstance(layer, nn.Linear):
-                pair = [nn.Linear(flat.shape[1], rank, False), nn.Linear(rank, len(flat), bias)]
-            else:
-                pair = [
-                    nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, bias=False),
-                    nn.Conv2d(rank, len(flat), 1, bias=bias),
-                ]  # fmt: skip
-            pair[0].weight.data = first.reshape(pair[0].weight.shape)
-            pair[1].weight.data = last.reshape(pair[1].weight.shape)
-            if bias:
-                pair[1].bias.data = layer.bias.data
-            setattr(model, name, nn.Sequential(*pair))
-        return model
+    def same_weights(self, k: int) -> list[int]:
+        """How many channels on each side make a k-th of the weights of a layer."""
+        return [round(self.width / k**0.5)] * (len(self.layers) + 1)
 
-    def fewer_channels(self, model: nn.Module, k: int) -> nn.Module:
-        """Channels on both sides of the layers zeroed but for the 1/sqrt(k) of largest norm, and kept at zero."""
-        model = copy.deepcopy(model)
-        layer = model.get_submodule(self.layers[0])
-        keep = round(layer.weight.shape[0] / k**0.5)
-        masks = []
-        names = self.layers
-        for name in names:
-            weight = model.get_submodule(name).weight
-            masks.append(_heavy(weight.detach().flatten(2 if weight.dim() > 2 else 1), keep))
-        before = _heavy(
-            model.get_submodule(names[0]).weight.detach().transpose(0, 1).flatten(1), keep
-        )
-        for name, out in zip(names, masks, strict=True):
-            weight = model.get_submodule(name).weight
-            mask = (out[:, None] & before[None, :]).reshape(
-                *weight.shape[:2], *[1] * (weight.dim() - 2)
-            )
-            torch.nn.utils.parametrize.register_parametrization(
-                model.get_submodule(name), "weight", Kept(mask)
-            )
-            before = out
-        return model
+    def tuned(self, model: nn.Module, seed: int) -> nn.Module:
+        """Trained on."""
+        return train(model, self.data, max(1, self.epochs // 4), 1e-3, seed)
 
 
-class Kept(nn.Module):
-    """A weight under a mask."""
+def measure(task: Task, ks: list[int], seed: int, widths: dict[str, list[int]]) -> dict[str, Any]:
+    """All accuracies for one seed, by way and k."""
+    found = task.kept(f"seed-{seed}")
 
-    def __init__(self, mask: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
+    def note(way: str, k: int, make: Callable[[], nn.Module], tune: bool = False) -> None:
+        tuned = f"{way}, fine-tuned"
+        names = [way, tuned] if tune else [way]
+        if all(str(k) in found.setdefault(name, {}) for name in names):
+            return
+        model = make()
+        found[way][str(k)] = accuracy(model, task.data)
+        if tune:
+            found[tuned][str(k)] = accuracy(task.tuned(model, seed), task.data)
+        task.keep(f"seed-{seed}", found)
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The masked weight."""
-        return weight * self.mask
-
-
-def _heavy(rows: torch.Tensor, keep: int) -> torch.Tensor:
-    norms = rows.flatten(1).norm(dim=1)
-    mask = torch.zeros(len(norms), dtype=torch.bool)
-    mask[norms.topk(keep).indices] = True
-    return mask
-
-
-def measure(task: Task, ks: list[int], seed: int) -> dict[str, Any]:
-    """All accuracies for one seed."""
-    torch.manual_seed(seed)
-    dense = train(task.make(), task.data, task.epochs)
-    found: dict[str, Any] = {"dense": {0: accuracy(dense, task.data)}}
-
-    def note(name: str, k: int, model: nn.Module) -> nn.Module:
-        found.setdefault(name, {})[k] = accuracy(model, task.data)
-        return model
-
-    tune = max(1, task.epochs // 4)
-
-    def tuned(model: nn.Module) -> nn.Module:
-        return train(model, task.data, tune, 3e-4)
-
+    dense = task.dense(seed)
+    note("dense", 1, lambda: dense)
     for k in ks:
         for method in ("identity", "search"):
-            note(f"one-shot {method}", k, task.pivoted(dense, k, f"method={method},refit=false"))
-            refit = note(f"refit {method}", k, task.pivoted(dense, k, f"method={method}"))
-            note(f"refit {method}, fine-tuned", k, tuned(refit))
-        torch.manual_seed(seed)
-        masked = insert_blocks(
-            task.make().eval(), blocks=k, layers=task.layers, example_inputs=(task.data[2][:2],), seed=seed
-        )  # fmt: skip
-        train(masked, task.data, task.epochs)
-        exact = note("mask-trained", k, task.pivoted(masked, k, "method=zeros"))
-        with torch.no_grad():
-            worst = float((exact(task.data[2]) - masked(task.data[2])).abs().max())
-        if worst > 1e-3:
-            sys.exit(f"the pivoted network is {worst} off the one that was trained")
-        low = note("low-rank", k, task.low_rank(dense, k))
-        note("low-rank, fine-tuned", k, tuned(low))
-        few = note("channels", k, task.fewer_channels(dense, k))
-        note("channels, fine-tuned", k, tuned(few))
+            for way, options, tune in (("one-shot", ",refit=false", False), ("refit", "", True)):
+                how = f"method={method}{options}"
+                note(f"{way}, {method}", k, partial(task.pivoted, dense, k, how), tune)
+        note("mask-trained", k, partial(trained_in_blocks, task, k, seed))
+        note("low-rank", k, partial(low_rank, dense, task.layers, k), True)
+        for way, keep in (("latency", widths[str(k)]), ("weights", task.same_weights(k))):
+            note(f"channels, equal {way}", k, partial(narrower, dense, task.layers, keep), True)
     return found
 
 
+def trained_in_blocks(task: Task, k: int, seed: int) -> nn.Module:
+    """Mask, pivot, train; fails if the pivoted network is not the masked one."""
+    masked = task.masked(k, seed)
+    made = task.pivoted(masked, k, "method=zeros")
+    some = task.data[2][:100]
+    with torch.no_grad():
+        if not torch.allclose(made(some), masked(some), atol=1e-5):
+            sys.exit("the pivoted network is not the masked one")
+    return train(made, task.data, task.epochs, 2e-3, seed)
+
+
+def latencies(task: Task, ks: list[int], batch: int, seconds: float) -> dict[str, Any]:
+    """How much faster than dense each way is, and the widths of equal latency; weights are those of the first seed."""
+    found = task.kept(f"latency-{batch}")
+    if found:
+        return found
+    x = task.data[2][:batch].contiguous()
+    dense = task.dense(0)
+
+    def call(made: nn.Module) -> Call:
+        return in_onnxruntime(shrink(made, "", example_inputs=(x,), target="onnx"), x)
+
+    def pivoted(model: nn.Module, k: int, options: str) -> Call:
+        made = task.pivot(model, k, options, example_inputs=(x,), target="onnx")
+        return in_onnxruntime(made, x)
+
+    found = {"batch": batch, "widths": {}, "equal": {}, "faster": {}}
+    first = call(dense)
+    for k in ks:
+        ways = {
+            "refit, identity": pivoted(dense, k, "method=identity"),
+            "refit, search": pivoted(dense, k, "method=search"),
+            "mask-trained": pivoted(task.masked(k, 0), k, "method=zeros"),
+            "low-rank": call(low_rank(dense, task.layers, k)),
+            "channels, equal weights": call(narrower(dense, task.layers, task.same_weights(k))),
+        }
+        widths = equal_widths(
+            task.width, len(task.layers) + 1, lambda n: call(narrower(dense, task.layers, n)),
+            ways["refit, search"], seconds,
+        )  # fmt: skip
+        narrow = call(narrower(dense, task.layers, widths))
+        ways["channels, equal latency"] = narrow
+        found["widths"][str(k)] = widths
+        found["equal"][str(k)] = figures(timed(narrow, ways["refit, search"], 2 * seconds))
+        for way, other in ways.items():
+            found["faster"].setdefault(way, {})[str(k)] = figures(timed(first, other, seconds))
+    task.keep(f"latency-{batch}", found)
+    return found
+
+
+def figures(found: PairedLatency) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "ratio": found.speedup,
+        "interval": found.interval,
+        "milliseconds": found.milliseconds,
+    }
+
+
+def show(table: dict[str, dict[str, Any]], ks: list[int]) -> None:
+    """A Markdown table of ways by k."""
+    print("\n| way | " + " | ".join(f"k = {k}" for k in ks) + " |")
+    print("| --- |" + " --- |" * len(ks))
+    for name, row in table.items():
+        print(f"| {name} | " + " | ".join(row[str(k)] for k in ks) + " |")
+
+
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="CIFAR-10 as a NumPy file of JPEG images; digits without it")
-    parser.add_argument("--images", type=int, default=10_000, help="training images of CIFAR-10")
+    parser.add_argument("--data", help="images of CIFAR-10; digits without it")
+    parser.add_argument("--images", type=int, default=25_000, help="training images of CIFAR-10")
     parser.add_argument("--epochs", type=int, help="training epochs")
     parser.add_argument("--blocks", default="4,8,16")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--batch", type=int, help="images a call, for latencies")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each pair is timed")
+    parser.add_argument("--latency", action="store_true", help="measure latencies alone")
+    parser.add_argument("--out", type=Path, help="keep what is done in this folder")
+    parser.add_argument("--json", help="write all figures to this file")
     given = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     ks = [int(k) for k in given.blocks.split(",")]
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
     if given.data:
-        task = Task(cifar(given.data, given.images), convnet, ["8", "11"], given.epochs or 10)
+        data = cifar(given.data, given.images)
+        task = Task(data, convnet, ["6", "9"], 128, 1024, given.epochs or 6, given.out)
     else:
-        task = Task(digits(), mlp, ["2"], given.epochs or 20)
-    runs = [measure(task, ks, seed) for seed in range(given.seeds)]
-    table = {
-        name: {k: statistics.mean(run[name][k] for run in runs) for k in runs[0][name]}
-        for name in runs[0]
+        task = Task(digits(), mlp, ["2"], 512, 2048, given.epochs or 20, given.out)
+    speed = latencies(task, ks, given.batch or (1 if given.data else 128), given.seconds)
+    runs = []
+    if not given.latency:
+        runs = [measure(task, ks, seed, speed["widths"]) for seed in range(given.seeds)]
+        dense = [run["dense"]["1"] for run in runs]
+        print(f"test accuracy, means of {given.seeds} seeds; dense {statistics.mean(dense):.1%}")
+        ways = [way for way in runs[0] if way != "dense"]
+        mean = {w: {k: statistics.mean(r[w][k] for r in runs) for k in runs[0][w]} for w in ways}
+        show({w: {k: f"{v:.1%}" for k, v in row.items()} for w, row in mean.items()}, ks)
+    print(
+        f"\nlatency: how many times faster than the dense network, {speed['batch']} images a call"
+    )
+    rows = {
+        w: {k: f"{v['ratio']:.2f}" for k, v in row.items()} for w, row in speed["faster"].items()
     }
+    rows["channels kept at equal latency"] = {
+        k: ", ".join(map(str, v)) for k, v in speed["widths"].items()
+    }
+    rows["their latency over that of refit, search"] = {
+        k: "{:.3f} ({:.3f} to {:.3f})".format(v["ratio"], *v["interval"]) for k, v in speed["equal"].items()
+    }  # fmt: skip
+    show(rows, ks)
     if given.json:
-        print(json.dumps(table, indent=1))
-        return
-    print(f"mean test accuracy of {given.seeds} seeds; dense {table['dense'][0]:.3f}\n")
-    print("| way | " + " | ".join(f"k = {k}" for k in ks) + " |")
-    print("| --- |" + " --- |" * len(ks))
-    for name, row in table.items():
-        if name != "dense":
-            print(f"| {name} | " + " | ".join(f"{row[k]:.3f}" for k in ks) + " |")
+        settings = {
+            "training images": len(task.data[0]), "test images": len(task.data[2]), "epochs": task.epochs,
+        }  # fmt: skip
+        write_json(given.json, {"settings": settings, "latency": speed, "seeds": runs})
 
 
 if __name__ == "__main__":
