@@ -222,7 +222,9 @@ def measure(task: Task, ks: list[int], seed: int, widths: dict[str, list[int]]) 
     def note(way: str, k: int, make: Callable[[], nn.Module], tune: bool = False) -> None:
         tuned = f"{way}, fine-tuned"
         names = [way, tuned] if tune else [way]
-        if all(str(k) in found.setdefault(name, {}) for name in names):
+        for name in names:
+            found.setdefault(name, {})
+        if all(str(k) in found[name] for name in names):
             return
         model = make()
         found[way][str(k)] = accuracy(model, task.data)

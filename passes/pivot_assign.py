@@ -2,7 +2,8 @@
 
 Few blocks, many channels: :func:`scipy.optimize.linear_sum_assignment` on benefits with a column for each place takes
 cubic time in the channels. Here every channel starts in its best block, at prices that even out how full the blocks are
-(a few steps of subgradient ascent on the dual); then, while blocks are too full, one channel at a time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
+(a few steps of subgradient ascent on the dual; where most channels want one block, each block's own price for the right number
+of channels, in rounds, as in Jacobi auctions: Bertsekas, 1992); then, while blocks are too full, one channel at a time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
 on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal,
 whatever the prices: the labels are, at every step, the best ones for the sizes that the blocks have then.
 """
@@ -20,6 +21,12 @@ Mask = npt.NDArray[np.bool_]
 
 _PRICES = 16
 """How many prices are tried; each costs about as much as one move."""
+
+_ROUNDS = 24
+"""How many rounds of blocks' own prices are tried; each costs about as much as three moves."""
+
+_DAMPING = 0.8
+"""How far prices go to what blocks ask for: all blocks ask at once, as if the others' prices stayed."""
 
 
 def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
@@ -75,22 +82,46 @@ def _transport(benefit: Array64, sizes: Ids) -> Ids:
 
 def _priced(benefit: Array64, sizes: Ids) -> Ids:
     """The best block of each channel at the prices, of those tried, that overfill blocks least."""
+    count = sizes.size
+    price = kept = np.zeros(count)
     labels: Ids = benefit.argmax(1).astype(np.int64)
-    best, least = (
-        labels,
-        int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum()),
-    )
+    best, least = labels, _overfull(labels, sizes)
     step = float(np.ptp(benefit, axis=1).mean())
-    price = np.zeros(sizes.size)
-    for turn in range(_PRICES):
-        if not least:
+    for turn in range(_PRICES + _ROUNDS):
+        if not least or (turn >= _PRICES and least <= count):
             break
-        price += step / (1 + turn) * (np.bincount(labels, minlength=sizes.size) / sizes - 1)
+        if turn < _PRICES:
+            price = price + step / (1 + turn) * (np.bincount(labels, minlength=count) / sizes - 1)
+        else:
+            start = kept if turn == _PRICES else price
+            price = start + _DAMPING * (_own_prices(benefit, sizes, start) - start)
         labels = (benefit - price).argmax(1).astype(np.int64)
-        over = int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum())
+        over = _overfull(labels, sizes)
         if over < least:
-            best, least = labels, over
+            best, least, kept = labels, over, price
     return best.copy()
+
+
+def _overfull(labels: Ids, sizes: Ids) -> int:
+    """How many channels are too many in their blocks."""
+    return int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum())
+
+
+def _own_prices(benefit: Array64, sizes: Ids, price: Array64) -> Array64:
+    """For each block the price at which as many channels as it takes want it most, at the present prices of the others."""
+    rows = np.arange(len(benefit))
+    value = benefit - price
+    first = value.argmax(1)
+    highest = value[rows, first]
+    value[rows, first] = -np.inf
+    others = np.repeat(highest[:, None], sizes.size, axis=1)
+    others[rows, first] = value.max(1)
+    margin = benefit - others
+    found = np.empty(sizes.size)
+    for block, size in enumerate(sizes):
+        at = [max(len(rows) - int(size) - 1, 0), min(len(rows) - int(size), len(rows) - 1)]
+        found[block] = np.partition(margin[:, block], at)[at].mean()
+    return found
 
 
 def _cheapest(cost: Array64, full: Mask, free: Mask) -> list[int]:
