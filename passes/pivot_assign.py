@@ -29,7 +29,9 @@ _DAMPING = 0.8
 """How far prices go to what blocks ask for: all blocks ask at once, as if the others' prices stayed."""
 
 
-def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
+def assign(
+    benefit: Array64, sizes: Ids, cells: Ids | None = None, prices: Array64 | None = None
+) -> Ids:
     """The block of each channel.
 
     Args:
@@ -37,20 +39,24 @@ def assign(benefit: Array64, sizes: Ids, cells: Ids | None = None) -> Ids:
         sizes: How many channels each block takes; they add up to the number of channels.
         cells: The cell of each channel, when every block must take equally many channels of every cell (a
             uniform contingency table). All cells have one size, which the number of blocks divides.
+        prices: Prices to start from, which are replaced by those that were found: of similar benefits these are a good
+            start. The labels are optimal for any.
     """
+    if prices is None:
+        prices = np.zeros(sizes.size)
     if cells is None:
-        return _transport(benefit, sizes)
+        return _transport(benefit, sizes, prices)
     labels = np.empty(len(benefit), np.int64)
     count = int(cells.max()) + 1
     for cell in range(count):
         inside = np.flatnonzero(cells == cell)
-        labels[inside] = _transport(benefit[inside], sizes // count)
+        labels[inside] = _transport(benefit[inside], sizes // count, prices)
     return labels
 
 
-def _transport(benefit: Array64, sizes: Ids) -> Ids:
+def _transport(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
     count = sizes.size
-    labels = _priced(benefit, sizes)
+    labels = _priced(benefit, sizes, prices)
     load = np.bincount(labels, minlength=count)
     cost = np.full((count, count), np.inf)
     mover = np.zeros((count, count), np.int64)
@@ -80,11 +86,11 @@ def _transport(benefit: Array64, sizes: Ids) -> Ids:
     return labels
 
 
-def _priced(benefit: Array64, sizes: Ids) -> Ids:
-    """The best block of each channel at the prices, of those tried, that overfill blocks least."""
+def _priced(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
+    """The best block of each channel at the prices, of those tried, that overfill blocks least; these replace ``prices``."""
     count = sizes.size
-    price = kept = np.zeros(count)
-    labels: Ids = benefit.argmax(1).astype(np.int64)
+    price = kept = prices.copy()
+    labels: Ids = (benefit - price).argmax(1).astype(np.int64)
     best, least = labels, _overfull(labels, sizes)
     step = float(np.ptp(benefit, axis=1).mean())
     for turn in range(_PRICES + _ROUNDS):
@@ -99,6 +105,7 @@ def _priced(benefit: Array64, sizes: Ids) -> Ids:
         over = _overfull(labels, sizes)
         if over < least:
             best, least, kept = labels, over, price
+    prices[:] = kept
     return best.copy()
 
 
@@ -116,11 +123,13 @@ def _own_prices(benefit: Array64, sizes: Ids, price: Array64) -> Array64:
     value[rows, first] = -np.inf
     others = np.repeat(highest[:, None], sizes.size, axis=1)
     others[rows, first] = value.max(1)
-    margin = benefit - others
+    # Blocks in rows: the numbers that are parted lie side by side.
+    margin = np.ascontiguousarray((benefit - others).T)
     found = np.empty(sizes.size)
-    for block, size in enumerate(sizes):
+    for size in np.unique(sizes):
         at = [max(len(rows) - int(size) - 1, 0), min(len(rows) - int(size), len(rows) - 1)]
-        found[block] = np.partition(margin[:, block], at)[at].mean()
+        same = sizes == size
+        found[same] = np.partition(margin[same], at, axis=1)[:, at].mean(1)
     return found
 
 
