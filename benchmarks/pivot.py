@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,23 +350,49 @@ def metis_blocks(saliency: Any, k: int, heavy: int = 8) -> Blocks | None:
         last = kept_mass(saliency, found)
 
 
+def heavy_tailed() -> dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]]:
+    """Weights by name, the least heavy tails first; those of the last two lie in whole rows and columns."""
+
+    def scaled(rng: np.random.Generator, size: tuple[int, int], draw: Callable[..., Any]) -> Any:
+        return rng.standard_normal(size) * draw(size=(size[0], 1)) * draw(size=(1, size[1]))
+
+    return {
+        "normal": lambda rng, size: rng.standard_normal(size),
+        "Laplace": lambda rng, size: rng.laplace(size=size),
+        "log-normal, deviation 1": lambda rng, size: rng.lognormal(0, 1, size),
+        "Student's t, 3": lambda rng, size: rng.standard_t(3, size),
+        "log-normal, deviation 1.1": lambda rng, size: rng.lognormal(0, 1.1, size),
+        "Laplace, squared": lambda rng, size: rng.laplace(size=size) ** 2,
+        "Student's t, 2.8": lambda rng, size: rng.standard_t(2.8, size),
+        "Student's t, 2.5": lambda rng, size: rng.standard_t(2.5, size),
+        "Student's t, 2": lambda rng, size: rng.standard_t(2, size),
+        "normal times log-normal rows and columns": lambda rng, size: scaled(
+            rng, size, partial(rng.lognormal, 0, 1)
+        ),
+        "normal times t(3) rows and columns": lambda rng, size: scaled(
+            rng, size, partial(rng.standard_t, 3)
+        ),
+    }
+
+
 def measure_search() -> Iterator[dict[str, Any]]:
     """Kept mass and seconds of one core, for a few matrices."""
     n, k = 1024, 16
     side = Side(capacities(n, k))
     present = Blocks(in_order(side.sizes), in_order(side.sizes), k)
     search_blocks(np.ones((4, 4)), Side(capacities(4, 2)), Side(capacities(4, 2)))  # Imports.
-    for seed in range(3):
-        saliency = np.random.default_rng(seed).standard_t(3, (n, n)) ** 2
-        start = time.process_time()
-        found = search_blocks(saliency, side, side)
-        taken = time.process_time() - start
-        other = metis_blocks(saliency, k)
-        yield {
-            "seed": seed, "identity": kept_mass(saliency, present),
-            "search": kept_mass(saliency, found),
-            "CPU seconds": taken, "metis": None if other is None else kept_mass(saliency, other),
-        }  # fmt: skip
+    for name, draw in heavy_tailed().items():
+        for seed in range(3):
+            saliency = draw(np.random.default_rng(seed), (n, n)) ** 2
+            start = time.process_time()
+            found = search_blocks(saliency, side, side)
+            taken = time.process_time() - start
+            other = metis_blocks(saliency, k)
+            yield {
+                "weights": name, "seed": seed, "identity": kept_mass(saliency, present),
+                "search": kept_mass(saliency, found), "CPU seconds": taken,
+                "metis": None if other is None else kept_mass(saliency, other),
+            }  # fmt: skip
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,12 +116,30 @@ def test_assignment_is_optimal(data: st.DataObject) -> None:
         "heavy": rng.standard_t(1, (n, sizes.size)) * 1e6, "none": np.zeros((n, sizes.size)),
     }  # fmt: skip
     benefit = kinds[data.draw(st.sampled_from(sorted(kinds)))]
-    labels = assign(benefit, sizes)
+    prices = rng.standard_normal(sizes.size) * data.draw(st.sampled_from([0.0, 1.0, 1e6]))
+    labels = assign(benefit, sizes, prices=prices)
     assert (np.bincount(labels, minlength=sizes.size) == sizes).all()
     places = np.repeat(benefit, sizes, axis=1)
     best = places[linear_sum_assignment(-places)].sum()
     got = benefit[np.arange(n), labels].sum()
     assert got == pytest.approx(best, rel=1e-9, abs=1e-9 * np.abs(benefit).max())
+
+
+@pytest.mark.parametrize("sizes", [capacities(512, 8), capacities(500, 8)])
+def test_assignment_where_most_want_one_block(sizes: npt.NDArray[np.int64]) -> None:
+    # Rows and columns of very different weight: nearly all rows have most in the block of the heaviest columns.
+    rng = np.random.default_rng(0)
+    n = int(sizes.sum())
+    weight = rng.standard_normal((n, 8)) ** 2 * rng.lognormal(0, 2, (n, 1)) * 2.0 ** np.arange(8)
+    prices = np.zeros(8)
+    labels = assign(weight, sizes, prices=prices)
+    assert np.bincount(weight.argmax(1)).max() > 3 * sizes.max()
+    places = np.repeat(weight, sizes, axis=1)
+    best = places[linear_sum_assignment(-places)].sum()
+    assert weight[np.arange(n), labels].sum() == pytest.approx(best, rel=1e-9)
+    # The prices alone leave hardly a row to move, without which it would take a hundred times as long.
+    at_prices = np.bincount((weight - prices).argmax(1), minlength=8)
+    assert np.maximum(at_prices - sizes, 0).sum() <= 8
 
 
 def test_assignment_across_cells() -> None:
