@@ -317,7 +317,7 @@ def main() -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="images of CIFAR-10; digits without it")
-    parser.add_argument("--images", type=int, default=25_000, help="training images of CIFAR-10")
+    parser.add_argument("--images", type=int, default=10_000, help="training images of CIFAR-10")
     parser.add_argument("--epochs", type=int, help="training epochs")
     parser.add_argument("--blocks", default="4,8,16")
     parser.add_argument("--seeds", type=int, default=3)
