@@ -198,7 +198,12 @@ def exact_blocks(site: Site) -> Blocks | None:
     most = int((site.rows.sizes * site.columns.sizes).sum())
     if int(nonzero.sum()) > most:
         return None
-    return find_blocks(nonzero, site.rows.sizes, site.columns.sizes)
+    sizes = (site.rows.sizes, site.columns.sizes)
+    present = Blocks(in_order(sizes[0]), in_order(sizes[1]), len(sizes[0]))
+    # Where the present order will do, it also says to which blocks rows and columns of zeros belong.
+    if not nonzero[~present.mask()].any():
+        return present
+    return find_blocks(nonzero, *sizes)
 
 
 def is_half_sparse(weight: npt.NDArray[np.float64]) -> bool:

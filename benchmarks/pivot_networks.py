@@ -1,0 +1,515 @@
+"""Whole networks in blocks, at equal accuracy: a network in the style of AlexNet and a transformer encoder, on CIFAR-10.
+
+For each of the two networks:
+
+- ``dense`` is trained, and ``dense, trained on`` goes on from it for the extra epochs: what the others must equal;
+- ``k = 2, 4, 8``: ``pivot`` puts all layers but the first and the last (of the encoder: all MLPs) into blocks, with refit
+  on calibration data, and the result is recovered for the extra epochs with ``dense`` as its teacher;
+- ``mixed``: blocks of several sizes, two ``pivot`` passes in one pipeline: few blocks where they cost accuracy, many where not.
+
+A trained network is kept as an ONNX file in which dense layers in blocks are one weight with zeros. Measuring fixes its batch
+size and runs the exact pipeline and ``pivot{method=zeros}``, which lowers them as they run best at that size. Accuracy on
+all test images, latency and sizes are those of the file that comes out, in onnxruntime on one thread. A run that was
+interrupted goes on where it was; with ``--measure-only`` nothing is trained::
+
+    python benchmarks/pivot_networks.py --data cifar10.npz --out local/pivot_networks [--measure-only]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch import nn
+
+from graphshrink import recover, shrink
+from graphshrink.api import DEFAULT_PIPELINE
+from graphshrink.datasets import Batches, LabelledImages, read_images
+from graphshrink.evaluate import session
+from graphshrink.latency import paired_latency
+from graphshrink.terminal import write_json
+
+SEED = 0
+BATCHES = (1, 32)
+"""The batch sizes of the ONNX files."""
+
+RESULT = Path(__file__).parent / "results" / "pivot_networks"
+
+
+# The networks.
+
+
+def alexnet(classes: int) -> nn.Sequential:
+    """Five convolutions and three dense layers, as in AlexNet (Krizhevsky et al. 2012); for 32 x 32 images, with batch norms."""
+    layers: dict[str, nn.Module] = {}
+    channels, strides, pooled = (3, 64, 192, 384, 256, 256), (2, 1, 1, 1, 1), (1, 2, 5)
+    for i, stride in enumerate(strides, 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels[i - 1], channels[i], 3, stride, 1)
+        layers[f"norm{i}"], layers[f"relu{i}"] = nn.BatchNorm2d(channels[i]), nn.ReLU()
+        if i in pooled:
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten(1)
+    for i in (1, 2):
+        layers[f"fc{i}"], layers[f"act{i}"] = nn.Linear(1024, 1024), nn.ReLU()
+    layers["head"] = nn.Linear(1024, classes)
+    made = nn.Sequential()
+    for name, layer in layers.items():
+        made.add_module(name, layer)
+    return made
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and an MLP, norms first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One layer."""
+        batch, tokens, width = x.shape
+        parts = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        y = torch.softmax(q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5, -1) @ v
+        x = x + self.out(y.permute(0, 2, 1, 3).reshape(batch, tokens, width))
+        return x + self.down(torch.relu(self.up(self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    """A transformer encoder for 32 x 32 images: 16 tokens behind a small convolutional stem."""
+
+    def __init__(self, classes: int, width: int = 256, depth: int = 3, heads: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, width, 4, 4), nn.Flatten(2)
+        )
+        self.places = nn.Parameter(0.02 * torch.randn(1, 16, width))
+        self.layers = nn.Sequential(*(EncoderLayer(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores of classes."""
+        x = self.layers(self.stem(x).transpose(1, 2) + self.places)
+        return self.head(self.norm(x).mean(1))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and what is done with it.
+
+    Attributes:
+        make: Makes it, for a number of classes.
+        merge: Passes before ``pivot``.
+        layers: The layers that are cut.
+        mixed: The blocks of each of them in the mixed configurations.
+        base_epochs: Epochs of the dense network.
+        extra_epochs: Epochs that all others get.
+        lr: The largest learning rate; half of it for everything after the dense network.
+    """
+
+    make: Callable[[int], nn.Module]
+    merge: str
+    layers: tuple[str, ...]
+    mixed: dict[str, dict[str, int]]
+    base_epochs: float
+    extra_epochs: float
+    lr: float
+
+    def blocks(self, name: str) -> dict[str, int]:
+        """How many blocks each layer of a variant has."""
+        if name.startswith("dense"):
+            return {}
+        return self.mixed.get(name) or dict.fromkeys(self.layers, int(name.split()[2].rstrip(",")))
+
+
+CONVS, DENSE = ("conv2", "conv3", "conv4", "conv5"), ("fc1", "fc2")
+MLPS = tuple(f"layers.{i}.{side}" for i in range(3) for side in ("up", "down"))
+
+TASKS = {
+    "alexnet": Task(
+        alexnet, f"{DEFAULT_PIPELINE},", (*CONVS, *DENSE),
+        {"mixed: fc 8, conv 2": dict.fromkeys(DENSE, 8) | dict.fromkeys(CONVS, 2)},
+        2, 1.25, 1.5e-3,
+    ),
+    "encoder": Task(
+        Encoder, "", MLPS,
+        {},
+        2, 1, 1e-3,
+    ),
+}  # fmt: skip
+
+
+def passes(blocks: dict[str, int], pattern: str, options: str) -> str:
+    """One ``pivot`` pass for each number of blocks, the largest first."""
+    texts = []
+    for k in sorted(set(blocks.values()), reverse=True):
+        names = ",".join(pattern.format(name) for name, count in blocks.items() if count == k)
+        texts.append(f"pivot{{blocks={k},layers=[{names}],{options}}}")
+    return ",".join(texts)
+
+
+# Training.
+
+
+class Endless:
+    """Batches of one epoch after the other."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self.batches
+
+
+def joined(small: Any, layers: Iterable[str]) -> Any:
+    """A network in blocks, with each dense layer as one weight with zeros again; convolutions stay as they are.
+
+    Args:
+        small: What ``pivot`` has made for torch: Split, a layer for each block, Concat.
+        layers: The layers in blocks.
+    """
+    small = copy.deepcopy(small).eval()
+    graph = small.graph
+    for name in layers:
+        blocks = [n for n in graph.nodes if str(n.target).startswith(f"{name}.block")]
+        if not blocks:
+            continue
+        parts = [small.get_submodule(n.target) for n in blocks]
+        weight = torch.block_diag(*(p.weight for p in parts)).detach()
+        whole = nn.Linear(*weight.T.shape)
+        whole.weight = nn.Parameter(weight)
+        whole.bias = nn.Parameter(torch.cat([p.bias for p in parts]))
+        (join,) = blocks[0].users
+        split = blocks[0].args[0].args[0]
+        with graph.inserting_before(join):
+            join.replace_all_uses_with(graph.call_module(name, (split.args[0],)))
+        graph.eliminate_dead_code()
+        small.set_submodule(name, whole)
+    small.recompile()
+    return small
+
+
+@dataclass
+class Bench:
+    """One network, the data and the folder of results."""
+
+    name: str
+    data: LabelledImages
+    folder: Path
+    images: int
+    batch: int = 64
+
+    @property
+    def task(self) -> Task:
+        """What is done with the network."""
+        return TASKS[self.name]
+
+    @cached_property
+    def train(self) -> Batches:
+        """Training batches: shifted by up to 4 pixels and mirrored."""
+        return Batches(self.data, self.batch, train=True, shift=4, mirror=True)
+
+    @cached_property
+    def samples(self) -> list[torch.Tensor]:
+        """Training images for calibration, as they are."""
+        plain = Batches(self.data, 256, train=True)
+        torch.manual_seed(SEED)
+        return [x for (x, _), _ in zip(plain, range(8), strict=False)]
+
+    @property
+    def variants(self) -> list[str]:
+        """What is trained, the most wanted first."""
+        sizes = [f"k = {k}" for k in (4, 2, 8)]
+        return ["dense", "dense, trained on", *sizes, *self.task.mixed]
+
+    def path(self, variant: str, suffix: str) -> Path:
+        """Where what is kept of a variant lies."""
+        words = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
+        return self.folder / f"{self.name}-{words}{suffix}"
+
+    def fresh(self) -> nn.Module:
+        """The network, with random weights."""
+        torch.manual_seed(SEED)
+        return self.task.make(len(self.data.classes)).eval()
+
+    def dense(self) -> nn.Module:
+        """The network after its first training."""
+        from safetensors.torch import load_file
+
+        net = self.fresh()
+        net.load_state_dict(load_file(self.path("dense", ".safetensors")))
+        return net
+
+    def start(self, variant: str) -> nn.Module:
+        """What a variant is trained from."""
+        blocks = self.task.blocks(variant)
+        if variant == "dense":
+            return self.fresh()
+        net: Any = self.dense()
+        if not blocks:
+            return net
+        # Batch norms that are merged are not in the way of shuffles.
+        text = f"{self.task.merge}{passes(blocks, '{}', 'method=search,force=true')}"
+        result = shrink(net, text, example_inputs=(self.samples[0][:2],), calibration=self.samples)
+        refused = [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals]
+        if missed := [text for text in refused if "not pivoted" in text]:
+            sys.exit("\n".join(missed))
+        for rewrite in (r for p in result.report.passes for r in p.rewrites):
+            if rewrite.what.startswith("pivot"):
+                print(f"  {', '.join(rewrite.nodes)}: {rewrite.what}", flush=True)
+        made: nn.Module = result.model
+        return made
+
+    def learn(self, variant: str) -> None:
+        """Train a variant, unless it is there."""
+        from safetensors.torch import save_file
+
+        path, task = self.path(variant, ".onnx"), self.task
+        if path.exists():
+            return
+        print(f"{self.name}, {variant}", flush=True)
+        blocks = task.blocks(variant)
+        epochs = task.base_epochs if variant == "dense" else task.extra_epochs
+        options: dict[str, Any] = {}
+        if blocks:
+            # Convolutions that are not trained run faster with channels last.
+            teacher = self.dense().to(memory_format=torch.channels_last)
+            options = {"teacher": teacher, "distill_weight": 0.5}
+        checkpoint = self.path(variant, ".checkpoint")
+        # One long epoch can have any number of steps.
+        result = recover(
+            self.start(variant), Endless(self.train), steps_per_epoch=int(epochs * self.images) // self.batch,
+            lr=task.lr * (1 if variant == "dense" else 0.5), clip=2.0, warmup=0.15, seed=SEED,
+            checkpoint=checkpoint, checkpoint_every=200, progress=False, **options,
+        )  # fmt: skip
+        net = result.model
+        if blocks:
+            net = joined(net, blocks)
+            x = self.samples[0][:32]
+            with torch.no_grad():
+                want, got = result.model(x), net(x)
+            if not torch.allclose(got, want, rtol=0, atol=1e-5 * float(want.abs().max())):
+                sys.exit(f"{variant}: with zeros the network gives other outputs")
+        if variant == "dense":
+            partial = path.with_suffix(".tmp")
+            save_file(net.state_dict(), partial)
+            partial.replace(self.path(variant, ".safetensors"))
+        export(net, path)
+        last = result.history[-1]
+        write_json(str(self.path(variant, ".json")), {"epochs": epochs, **last})
+        shutil.rmtree(checkpoint)
+        print(f"  {last['seconds']:.0f} s, loss {last['loss']:.3f}", flush=True)
+
+
+def export(net: nn.Module, path: Path) -> None:
+    """Write a network as ONNX for any batch size."""
+    partial = path.with_suffix(".tmp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net.eval(), (torch.zeros(2, 3, 32, 32),), partial, dynamo=False, input_names=["x"],
+            output_names=["y"], dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}},
+        )  # fmt: skip
+    partial.replace(path)
+
+
+# Measuring.
+
+
+def node(layer: str) -> str:
+    """A pattern for the ONNX nodes of a layer."""
+    *above, own = layer.split(".")
+    number = f"_{above[-1]}" if above and above[-1] != "0" else ""
+    return f"/{own}{number}/*"
+
+
+@dataclass
+class Measured:
+    """The file of one variant for one batch size.
+
+    Attributes:
+        run: Runs it.
+        parameters: Its numbers.
+        macs: Multiply-accumulates for one image.
+        layers: What became of the layers in blocks.
+    """
+
+    run: Callable[[Any], Any]
+    parameters: int
+    macs: int
+    layers: list[str]
+
+
+def lowered(bench: Bench, variant: str, batch: int) -> Measured:
+    """Make the file for a batch size, and load it."""
+    text = DEFAULT_PIPELINE
+    for name, k in bench.task.blocks(variant).items():
+        if name not in CONVS:
+            # A pass for each: none shall reorder channels for another, all blocks lie as they should.
+            text += f",pivot{{blocks={k},layers={node(name)},method=zeros}}"
+    path = bench.path(variant, ".onnx")
+    result = shrink(path, text, fixed_shapes={"x": (batch, 3, 32, 32)})
+    small = bench.path(f"{variant}, batch {batch}", ".onnx")
+    result.save(small)
+    done = [r for p in result.report.passes for r in p.rewrites if r.what.startswith("pivot")]
+    skipped = [r for p in result.report.passes if p.text.startswith("pivot") for r in p.refusals]
+    said = [f"{', '.join(r.nodes)}: {r.what}" for r in done] + [
+        f"{r.node}: {r.reason}" for r in skipped
+    ]
+    loaded = session(small, threads=1)
+    size = result.report.after
+    return Measured(
+        lambda x: loaded.run(None, {"x": x})[0], size.parameters, size.macs // batch, said
+    )
+
+
+def right(run: Callable[[Any], Any], data: LabelledImages, batch: int) -> Any:
+    """Which test images are classified rightly, of shape (images,)."""
+    found = []
+    for x, y in Batches(data, batch, train=False):
+        full = torch.zeros(batch, *x.shape[1:])
+        full[: len(x)] = x
+        found.append(run(full.numpy()).argmax(1)[: len(x)] == y.numpy())
+    return np.concatenate(found)
+
+
+def measure(bench: Bench, seconds: float) -> list[dict[str, Any]]:
+    """All variants that are there, beside the dense network."""
+    records: list[dict[str, Any]] = []
+    base: dict[int, Measured] = {}
+    reference = None
+    for variant in bench.variants:
+        if not bench.path(variant, ".onnx").exists():
+            continue
+        record: dict[str, Any] = {"network": bench.name, "variant": variant}
+        for batch in BATCHES:
+            made = lowered(bench, variant, batch)
+            base.setdefault(batch, made)
+            correct = right(made.run, bench.data, batch)
+            if variant == "dense, trained on" and batch == BATCHES[-1]:
+                reference = correct
+            record |= {"parameters": made.parameters, "macs": made.macs}
+            record[f"batch {batch}"] = {"accuracy": float(correct.mean()), "lowered": made.layers}
+            x = np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+            a, b = base[batch].run, made.run
+            start = time.perf_counter()
+            b(x)
+            a(x)
+            pairs = max(21, min(1001, int(seconds / (time.perf_counter() - start))))
+            found = paired_latency(lambda a=a, x=x: a(x), lambda b=b, x=x: b(x), pairs, 5)
+            record[f"batch {batch}"] |= {
+                "dense ms": found.milliseconds[0], "ms": found.milliseconds[1],
+                "speedup": found.speedup, "interval": found.interval,
+            }  # fmt: skip
+        accuracy = float(correct.mean())
+        record |= {
+            "accuracy": accuracy,
+            "standard error": (accuracy * (1 - accuracy) / len(correct)) ** 0.5,
+        }
+        if reference is not None:
+            # On the same images, so that what both find hard cancels.
+            apart = correct.astype(float) - reference
+            error = float(apart.std() / len(apart) ** 0.5)
+            record |= {"difference": float(apart.mean()), "its standard error": error}
+            record["equal"] = bool(apart.mean() >= -2 * error)
+        records.append(record)
+    for record in records:
+        record["parameters left"] = record["parameters"] / records[0]["parameters"]
+        record["MACs left"] = record["macs"] / records[0]["macs"]
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| network | | accuracy, % | difference to dense, trained on | parameters left | MACs left | faster, batch 1 | batch 32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in records:
+        apart = ""
+        if "difference" in r and not r["variant"].startswith("dense"):
+            apart = f"{100 * r['difference']:+.2f} ± {100 * r['its standard error']:.2f}, "
+            apart += "equal" if r["equal"] else "worse"
+        speeds = []
+        for batch in BATCHES:
+            found = r[f"batch {batch}"]
+            low, high = found["interval"]
+            speeds.append(f"{found['speedup']:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(
+            f"| {r['network']} | {r['variant']} | {100 * r['accuracy']:.2f} ± {100 * r['standard error']:.2f} | {apart} | "
+            f"{r['parameters left']:.1%} | {r['MACs left']:.1%} | {' | '.join(speeds)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is not there, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10: a folder or .npz file")
+    parser.add_argument("--out", required=True, type=Path, help="where trained networks are kept")
+    parser.add_argument("--networks", default=",".join(TASKS))
+    parser.add_argument("--images", type=int, default=50_000, help="training images in an epoch")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="about how long each pair is timed"
+    )
+    parser.add_argument("--measure-only", action="store_true", help="train nothing")
+    parser.add_argument("--train-only", action="store_true", help="measure nothing")
+    parser.add_argument("--result", type=Path, default=RESULT, help="the result, without a suffix")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    given.out.mkdir(parents=True, exist_ok=True)
+    data = read_images(given.data)
+    benches = [Bench(name, data, given.out, given.images) for name in given.networks.split(",")]
+    for bench in benches:
+        for variant in bench.variants if not given.measure_only else ():
+            bench.learn(variant)
+    if given.train_only:
+        return
+    records = [record for bench in benches for record in measure(bench, given.seconds)]
+    text = table(records)
+    print(text)
+    tasks = {n: {"base": t.base_epochs, "extra": t.extra_epochs} for n, t in TASKS.items()}
+    write_json(
+        str(given.result.with_suffix(".json")),
+        {
+            "records": records,
+            "epochs": tasks,
+            "images": given.images,
+            "seed": SEED,
+            "machine": machine(),
+        },
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, in general words."""
+    return {
+        "processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "onnxruntime", "graphshrink")},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
