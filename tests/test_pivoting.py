@@ -16,7 +16,7 @@ from zoo.exports import example, exported, small
 from zoo.models import SMALL
 from zoo.more_models import MORE, BertLayer
 
-from graphshrink import Graph, PassError, UsageError, insert_blocks, shrink
+from graphshrink import Graph, PassError, UsageError, insert_blocks, recover, shrink
 from graphshrink.api import load
 from graphshrink.ir import Rewriter
 from graphshrink.nn import masks
@@ -125,6 +125,55 @@ def test_what_was_trained_under_masks_is_exact_in_blocks(name: str, blocks: int)
     # What comes out trains.
     result.model.train()(x).sum().backward()
     assert all(p.grad is not None for p in result.model.parameters())
+
+
+def recovered(name: str, seed: int = 0, stop: int = 0, **options: Any) -> nn.Module:
+    """A network of float64, recovered under masks with its dense self as teacher, the zeros seen at every step."""
+    torch.manual_seed(0)
+    make, layers = NETWORKS[name]
+    net, x = make()
+    net, x = net.double().eval(), x.double()
+    masked = insert_blocks(net, 4, layers=layers, example_inputs=(x,), seed=seed)
+    labels = torch.arange(len(x)) % net(x).shape[-1]
+
+    def look(step: Any) -> None:
+        for path, mask in masks(masked):
+            assert not masked.get_submodule(path.rpartition(".")[0]).weight[~mask.mask].any()
+        if step.number == stop:
+            raise KeyboardInterrupt
+
+    recover(
+        masked, [(x, labels), (x.flip(0), labels.flip(0))], epochs=3, lr=1e-2, teacher=net, weight_decay=0.1,
+        callbacks=[look], progress=False, **options,
+    )  # fmt: skip
+    return masked
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "convolutions"])
+def test_what_was_recovered_under_masks_is_exact_in_blocks(name: str, tmp_path: Path) -> None:
+    """Also after a stop: the checkpoint has the masks, so that even others drawn for the same network do not matter."""
+    whole = recovered(name)
+    drawn = masked_parts(whole)
+    with pytest.raises(KeyboardInterrupt):
+        recovered(name, stop=5, checkpoint=tmp_path, checkpoint_every=1)
+    again = recovered(name, seed=1, checkpoint=tmp_path, checkpoint_every=1)
+    for part, mask in masked_parts(again).items():
+        assert torch.equal(mask, drawn[part])
+        weights = [m.get_submodule(part.rpartition(".")[0]).weight for m in (whole, again)]
+        assert torch.equal(*weights)
+        # Inside the blocks everything was trained.
+        assert torch.equal(weights[0] != 0, mask)
+
+    x = NETWORKS[name][0]()[1].double()
+    result = shrink(again, "pivot{blocks=4,method=zeros,force=true}", example_inputs=(x,))
+    done = [r.what for r in result.report.passes[0].rewrites if r.what.startswith("pivot")]
+    assert len(done) == len(drawn)
+    # Adjacent layers are mixed.
+    assert any("shuffle" in text for text in done)
+    with torch.no_grad():
+        want, got = again(x), result.model(x)
+    assert want.abs().max() > 0.1
+    assert float((want - got).abs().max()) < 1e-10 * float(want.abs().max())
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolutions"])

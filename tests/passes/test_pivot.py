@@ -241,6 +241,19 @@ def test_the_same_blocks_on_both_sides_need_nothing() -> None:
     assert "Transpose" not in ops(graph)
 
 
+def test_dead_channels_belong_to_the_blocks_that_they_lie_in() -> None:
+    """As a refit leaves them: what is zero in one layer is not in the next, and both have their blocks in order."""
+    labels = in_order(capacities(16, 4))
+    net = Net(3, 5)
+    first, second = (net.weight(16, 16, blocks=4, rows=labels, columns=labels) for _ in range(2))
+    first[[1, 2, 9]] = 0
+    second[:, [5, 15]] = 0
+    graph = mlp(first, second)
+    want = evaluate(graph)
+    assert what(run(graph)) == ["pivot into 4 blocks (split)"] * 2
+    same(graph, want)
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_blocks_that_cut_across_evenly_take_a_shuffle(tokens: bool) -> None:
     net = Net(1)
