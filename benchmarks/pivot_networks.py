@@ -4,7 +4,7 @@ For each of the two networks:
 
 - ``dense`` is trained, and ``dense, trained on`` goes on from it for the extra epochs: what the others must equal;
 - ``k = 2, 4, 8``: ``pivot`` puts all layers but the first and the last (of the encoder: all MLPs) into blocks, with refit
-  on calibration data, and the result is recovered for the extra epochs with ``dense`` as its teacher;
+  on calibration data, and the result is recovered for the extra epochs with ``dense, trained on`` as its teacher;
 - ``mixed``: blocks of several sizes, two ``pivot`` passes in one pipeline: few blocks where they cost accuracy, many where not.
 
 A trained network is kept as an ONNX file in which dense layers in blocks are one weight with zeros. Measuring fixes its batch
@@ -26,10 +26,11 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ from graphshrink.latency import paired_latency
 from graphshrink.terminal import write_json
 
 SEED = 0
+TRAINED_ON = "dense, trained on"
+"""The variant that those in blocks must equal."""
+
 BATCHES = (1, 32)
 """The batch sizes of the ONNX files."""
 
@@ -98,7 +102,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A transformer encoder for 32 x 32 images: 16 tokens behind a small convolutional stem."""
 
-    def __init__(self, classes: int, width: int = 256, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, classes: int, width: int = 256, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, width, 4, 4), nn.Flatten(2)
@@ -124,7 +128,7 @@ class Task:
         mixed: The blocks of each of them in the mixed configurations.
         base_epochs: Epochs of the dense network.
         extra_epochs: Epochs that all others get.
-        lr: The largest learning rate; half of it for everything after the dense network.
+        lr: The largest learning rate; the dense network is trained on with half of it.
     """
 
     make: Callable[[int], nn.Module]
@@ -139,11 +143,11 @@ class Task:
         """How many blocks each layer of a variant has."""
         if name.startswith("dense"):
             return {}
-        return self.mixed.get(name) or dict.fromkeys(self.layers, int(name.split()[2].rstrip(",")))
+        return self.mixed.get(name) or dict.fromkeys(self.layers, int(name.split()[-1]))
 
 
 CONVS, DENSE = ("conv2", "conv3", "conv4", "conv5"), ("fc1", "fc2")
-MLPS = tuple(f"layers.{i}.{side}" for i in range(3) for side in ("up", "down"))
+MLPS = tuple(f"layers.{i}.{side}" for i in range(2) for side in ("up", "down"))
 
 TASKS = {
     "alexnet": Task(
@@ -154,17 +158,17 @@ TASKS = {
     "encoder": Task(
         Encoder, "", MLPS,
         {},
-        2, 1, 1e-3,
+        1.5, 0.75, 1e-3,
     ),
 }  # fmt: skip
 
 
-def passes(blocks: dict[str, int], pattern: str, options: str) -> str:
+def passes(blocks: dict[str, int]) -> str:
     """One ``pivot`` pass for each number of blocks, the largest first."""
     texts = []
     for k in sorted(set(blocks.values()), reverse=True):
-        names = ",".join(pattern.format(name) for name, count in blocks.items() if count == k)
-        texts.append(f"pivot{{blocks={k},layers=[{names}],{options}}}")
+        names = ",".join(name for name, count in blocks.items() if count == k)
+        texts.append(f"pivot{{blocks={k},layers=[{names}],method=search,force=true}}")
     return ",".join(texts)
 
 
@@ -210,6 +214,40 @@ def joined(small: Any, layers: Iterable[str]) -> Any:
     return small
 
 
+@torch.no_grad()
+def with_norms(net: nn.Module, samples: Sequence[torch.Tensor]) -> nn.Module:
+    """A batch norm behind each convolution, in place, that changes nothing at first: it makes training easier.
+
+    Args:
+        net: A network whose batch norms were merged.
+        samples: What statistics are taken from.
+    """
+    moments: dict[str, list[torch.Tensor]] = {}
+    hooks = []
+    for name, conv in net.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            found = moments.setdefault(name, [])
+            hooks.append(
+                conv.register_forward_hook(
+                    lambda _, x, y, found=found: found.append(
+                        torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])
+                    )
+                )
+            )
+    for x in samples:
+        net.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    for name, found in moments.items():
+        mean, square = torch.stack(found).mean(0)
+        norm = nn.BatchNorm2d(len(mean))
+        norm.running_mean, norm.running_var = mean.clone(), square - mean.square()
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        net.set_submodule(name, nn.Sequential(net.get_submodule(name), norm))
+    return net.eval()
+
+
 @dataclass
 class Bench:
     """One network, the data and the folder of results."""
@@ -241,7 +279,7 @@ class Bench:
     def variants(self) -> list[str]:
         """What is trained, the most wanted first."""
         sizes = [f"k = {k}" for k in (4, 2, 8)]
-        return ["dense", "dense, trained on", *sizes, *self.task.mixed]
+        return ["dense", TRAINED_ON, *sizes, *self.task.mixed]
 
     def path(self, variant: str, suffix: str) -> Path:
         """Where what is kept of a variant lies."""
@@ -253,12 +291,12 @@ class Bench:
         torch.manual_seed(SEED)
         return self.task.make(len(self.data.classes)).eval()
 
-    def dense(self) -> nn.Module:
-        """The network after its first training."""
+    def dense(self, variant: str = "dense") -> nn.Module:
+        """The dense network after its first training, or after the second one."""
         from safetensors.torch import load_file
 
         net = self.fresh()
-        net.load_state_dict(load_file(self.path("dense", ".safetensors")))
+        net.load_state_dict(load_file(self.path(variant, ".safetensors")))
         return net
 
     def start(self, variant: str) -> nn.Module:
@@ -270,7 +308,7 @@ class Bench:
         if not blocks:
             return net
         # Batch norms that are merged are not in the way of shuffles.
-        text = f"{self.task.merge}{passes(blocks, '{}', 'method=search,force=true')}"
+        text = self.task.merge + passes(blocks)
         result = shrink(net, text, example_inputs=(self.samples[0][:2],), calibration=self.samples)
         refused = [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals]
         if missed := [text for text in refused if "not pivoted" in text]:
@@ -278,8 +316,7 @@ class Bench:
         for rewrite in (r for p in result.report.passes for r in p.rewrites):
             if rewrite.what.startswith("pivot"):
                 print(f"  {', '.join(rewrite.nodes)}: {rewrite.what}", flush=True)
-        made: nn.Module = result.model
-        return made
+        return with_norms(result.model, self.samples) if self.name == "alexnet" else result.model
 
     def learn(self, variant: str) -> None:
         """Train a variant, unless it is there."""
@@ -294,13 +331,13 @@ class Bench:
         options: dict[str, Any] = {}
         if blocks:
             # Convolutions that are not trained run faster with channels last.
-            teacher = self.dense().to(memory_format=torch.channels_last)
+            teacher = self.dense(TRAINED_ON).to(memory_format=torch.channels_last)
             options = {"teacher": teacher, "distill_weight": 0.5}
         checkpoint = self.path(variant, ".checkpoint")
         # One long epoch can have any number of steps.
         result = recover(
             self.start(variant), Endless(self.train), steps_per_epoch=int(epochs * self.images) // self.batch,
-            lr=task.lr * (1 if variant == "dense" else 0.5), clip=2.0, warmup=0.15, seed=SEED,
+            lr=task.lr * (0.5 if variant == TRAINED_ON else 1), clip=2.0, warmup=0.15, seed=SEED,
             checkpoint=checkpoint, checkpoint_every=200, progress=False, **options,
         )  # fmt: skip
         net = result.model
@@ -311,13 +348,14 @@ class Bench:
                 want, got = result.model(x), net(x)
             if not torch.allclose(got, want, rtol=0, atol=1e-5 * float(want.abs().max())):
                 sys.exit(f"{variant}: with zeros the network gives other outputs")
-        if variant == "dense":
+        if not blocks:
             partial = path.with_suffix(".tmp")
             save_file(net.state_dict(), partial)
             partial.replace(self.path(variant, ".safetensors"))
-        export(net, path)
         last = result.history[-1]
-        write_json(str(self.path(variant, ".json")), {"epochs": epochs, **last})
+        write_json(str(self.path(variant, ".json")), {**last, "epochs": epochs})
+        # What makes it finished comes last.
+        export(net, path)
         shutil.rmtree(checkpoint)
         print(f"  {last['seconds']:.0f} s, loss {last['loss']:.3f}", flush=True)
 
@@ -407,7 +445,7 @@ def measure(bench: Bench, seconds: float) -> list[dict[str, Any]]:
             made = lowered(bench, variant, batch)
             base.setdefault(batch, made)
             correct = right(made.run, bench.data, batch)
-            if variant == "dense, trained on" and batch == BATCHES[-1]:
+            if variant == TRAINED_ON and batch == BATCHES[-1]:
                 reference = correct
             record |= {"parameters": made.parameters, "macs": made.macs}
             record[f"batch {batch}"] = {"accuracy": float(correct.mean()), "lowered": made.layers}
@@ -482,9 +520,11 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     data = read_images(given.data)
     benches = [Bench(name, data, given.out, given.images) for name in given.networks.split(",")]
-    for bench in benches:
-        for variant in bench.variants if not given.measure_only else ():
-            bench.learn(variant)
+    wanted = zip_longest(*(bench.variants for bench in benches))
+    for variants in () if given.measure_only else wanted:
+        for bench, variant in zip(benches, variants, strict=True):
+            if variant is not None:
+                bench.learn(variant)
     if given.train_only:
         return
     records = [record for bench in benches for record in measure(bench, given.seconds)]
