@@ -102,7 +102,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A transformer encoder for 32 x 32 images: 16 tokens behind a small convolutional stem."""
 
-    def __init__(self, classes: int, width: int = 256, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, classes: int, width: int = 256, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, width, 4, 4), nn.Flatten(2)
@@ -147,7 +147,7 @@ class Task:
 
 
 CONVS, DENSE = ("conv2", "conv3", "conv4", "conv5"), ("fc1", "fc2")
-MLPS = tuple(f"layers.{i}.{side}" for i in range(2) for side in ("up", "down"))
+MLPS = tuple(f"layers.{i}.{side}" for i in range(3) for side in ("up", "down"))
 
 TASKS = {
     "alexnet": Task(
@@ -158,7 +158,7 @@ TASKS = {
     "encoder": Task(
         Encoder, "", MLPS,
         {},
-        1.5, 0.75, 1e-3,
+        2, 1, 1e-3,
     ),
 }  # fmt: skip
 
