@@ -51,6 +51,9 @@ SEED = 0
 TRAINED_ON = "dense, trained on"
 """The variant that those in blocks must equal."""
 
+FORM = "tflite"
+"""The target whose form of dense layers, a layer for each block, is the easiest to put together again."""
+
 BATCHES = (1, 32)
 """The batch sizes of the ONNX files."""
 
@@ -309,7 +312,9 @@ class Bench:
             return net
         # Batch norms that are merged are not in the way of shuffles.
         text = self.task.merge + passes(blocks)
-        result = shrink(net, text, example_inputs=(self.samples[0][:2],), calibration=self.samples)
+        result = shrink(
+            net, text, example_inputs=(self.samples[0][:2],), calibration=self.samples, target=FORM
+        )
         refused = [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals]
         if missed := [text for text in refused if "not pivoted" in text]:
             sys.exit("\n".join(missed))
