@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ FORM = "tflite"
 BATCHES = (1, 32)
 """The batch sizes of the ONNX files."""
 
-RESULT = Path(__file__).parent / "results" / "pivot_networks"
+RESULT = Path(__file__).parent / "results" / "pivot_networks.json"
 
 
 # The networks.
@@ -427,59 +427,62 @@ def lowered(bench: Bench, variant: str, batch: int) -> Measured:
     )
 
 
-def right(run: Callable[[Any], Any], data: LabelledImages, batch: int) -> Any:
-    """Which test images are classified rightly, of shape (images,)."""
+def scores(run: Callable[[Any], Any], data: LabelledImages, batch: int, count: int) -> Any:
+    """The outputs for the first test images, of shape (count, classes)."""
     found = []
-    for x, y in Batches(data, batch, train=False):
+    for x, _ in islice(Batches(data, batch, train=False), -(-count // batch)):
         full = torch.zeros(batch, *x.shape[1:])
         full[: len(x)] = x
-        found.append(run(full.numpy()).argmax(1)[: len(x)] == y.numpy())
-    return np.concatenate(found)
+        found.append(run(full.numpy())[: len(x)])
+    return np.concatenate(found)[:count]
+
+
+def timed(dense: Measured, made: Measured, batch: int, seconds: float) -> dict[str, Any]:
+    """The latency of a file beside that of the dense network."""
+    x = np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
+    start = time.perf_counter()
+    dense.run(x)
+    made.run(x)
+    pairs = max(21, min(1001, int(seconds / (time.perf_counter() - start))))
+    found = paired_latency(lambda: dense.run(x), lambda: made.run(x), pairs, 5)
+    return {
+        "dense ms": found.milliseconds[0], "ms": found.milliseconds[1],
+        "speedup": found.speedup, "interval": found.interval, "lowered": made.layers,
+    }  # fmt: skip
 
 
 def measure(bench: Bench, seconds: float) -> list[dict[str, Any]]:
     """All variants that are there, beside the dense network."""
-    records: list[dict[str, Any]] = []
-    base: dict[int, Measured] = {}
-    reference = None
-    for variant in bench.variants:
-        if not bench.path(variant, ".onnx").exists():
-            continue
-        record: dict[str, Any] = {"network": bench.name, "variant": variant}
-        for batch in BATCHES:
-            made = lowered(bench, variant, batch)
-            base.setdefault(batch, made)
-            correct = right(made.run, bench.data, batch)
-            if variant == TRAINED_ON and batch == BATCHES[-1]:
-                reference = correct
-            record |= {"parameters": made.parameters, "macs": made.macs}
-            record[f"batch {batch}"] = {"accuracy": float(correct.mean()), "lowered": made.layers}
-            x = np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-            a, b = base[batch].run, made.run
-            start = time.perf_counter()
-            b(x)
-            a(x)
-            pairs = max(21, min(1001, int(seconds / (time.perf_counter() - start))))
-            found = paired_latency(lambda a=a, x=x: a(x), lambda b=b, x=x: b(x), pairs, 5)
-            record[f"batch {batch}"] |= {
-                "dense ms": found.milliseconds[0], "ms": found.milliseconds[1],
-                "speedup": found.speedup, "interval": found.interval,
-            }  # fmt: skip
-        accuracy = float(correct.mean())
-        record |= {
-            "accuracy": accuracy,
-            "standard error": (accuracy * (1 - accuracy) / len(correct)) ** 0.5,
-        }
-        if reference is not None:
+    labels = np.asarray(bench.data.test_labels)
+    there = [v for v in bench.variants if bench.path(v, ".onnx").exists()]
+    one, many = BATCHES
+    dense = {batch: lowered(bench, "dense", batch) for batch in BATCHES} if there else {}
+    correct: dict[str, Any] = {}
+    records = []
+    for variant in there:
+        files = {batch: lowered(bench, variant, batch) for batch in BATCHES}
+        found = scores(files[many].run, bench.data, many, len(labels))
+        # The two files compute the same.
+        some = scores(files[one].run, bench.data, one, 200)
+        if not np.allclose(some, found[:200], rtol=0, atol=1e-3):
+            sys.exit(f"{bench.name}, {variant}: the files for {one} and {many} images differ")
+        right = correct[variant] = (found.argmax(1) == labels).astype(float)
+        accuracy, count = float(right.mean()), len(labels)
+        record: dict[str, Any] = {
+            "network": bench.name, "variant": variant, "accuracy": accuracy,
+            "standard error": (accuracy * (1 - accuracy) / count) ** 0.5,
+            "parameters left": files[many].parameters / dense[many].parameters,
+            "MACs left": files[many].macs / dense[many].macs,
+        }  # fmt: skip
+        if TRAINED_ON in correct:
             # On the same images, so that what both find hard cancels.
-            apart = correct.astype(float) - reference
-            error = float(apart.std() / len(apart) ** 0.5)
+            apart = right - correct[TRAINED_ON]
+            error = float(apart.std() / count**0.5)
             record |= {"difference": float(apart.mean()), "its standard error": error}
             record["equal"] = bool(apart.mean() >= -2 * error)
+        for batch in BATCHES:
+            record[f"batch {batch}"] = timed(dense[batch], files[batch], batch, seconds)
         records.append(record)
-    for record in records:
-        record["parameters left"] = record["parameters"] / records[0]["parameters"]
-        record["MACs left"] = record["macs"] / records[0]["macs"]
     return records
 
 
@@ -491,7 +494,7 @@ def table(records: list[dict[str, Any]]) -> str:
     ]
     for r in records:
         apart = ""
-        if "difference" in r and not r["variant"].startswith("dense"):
+        if "difference" in r and r["variant"] != TRAINED_ON:
             apart = f"{100 * r['difference']:+.2f} ± {100 * r['its standard error']:.2f}, "
             apart += "equal" if r["equal"] else "worse"
         speeds = []
@@ -518,13 +521,16 @@ def main() -> None:
     )
     parser.add_argument("--measure-only", action="store_true", help="train nothing")
     parser.add_argument("--train-only", action="store_true", help="measure nothing")
-    parser.add_argument("--result", type=Path, default=RESULT, help="the result, without a suffix")
+    parser.add_argument("--result", type=Path, default=RESULT, help="the JSON file")
     given = parser.parse_args()
+    names = given.networks.split(",")
+    if unknown := [name for name in names if name not in TASKS]:
+        parser.error(f"--networks: {unknown[0]!r} is none of {', '.join(TASKS)}")
     torch.set_num_threads(1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     given.out.mkdir(parents=True, exist_ok=True)
     data = read_images(given.data)
-    benches = [Bench(name, data, given.out, given.images) for name in given.networks.split(",")]
+    benches = [Bench(name, data, given.out, given.images) for name in names]
     wanted = zip_longest(*(bench.variants for bench in benches))
     for variants in () if given.measure_only else wanted:
         for bench, variant in zip(benches, variants, strict=True):
@@ -533,19 +539,12 @@ def main() -> None:
     if given.train_only:
         return
     records = [record for bench in benches for record in measure(bench, given.seconds)]
-    text = table(records)
-    print(text)
+    print(table(records))
     tasks = {n: {"base": t.base_epochs, "extra": t.extra_epochs} for n, t in TASKS.items()}
     write_json(
-        str(given.result.with_suffix(".json")),
-        {
-            "records": records,
-            "epochs": tasks,
-            "images": given.images,
-            "seed": SEED,
-            "machine": machine(),
-        },
-    )
+        str(given.result),
+        {"records": records, "epochs": tasks, "images": given.images, "seed": SEED, "machine": machine()},
+    )  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
