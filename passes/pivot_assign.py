@@ -3,7 +3,8 @@
 Few blocks, many channels: :func:`scipy.optimize.linear_sum_assignment` on benefits with a column for each place takes
 cubic time in the channels. Here every channel starts in its best block, at prices that even out how full the blocks are
 (a few steps of subgradient ascent on the dual; where most channels want one block, each block's own price for the right number
-of channels, in rounds, as in Jacobi auctions: Bertsekas, 1992); then, while blocks are too full, one channel at a time goes along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
+of channels, in rounds, as in Jacobi auctions: Bertsekas, 1992); then, while blocks are too full, one channel at a time goes
+along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
 on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal,
 whatever the prices: the labels are, at every step, the best ones for the sizes that the blocks have then.
 """
