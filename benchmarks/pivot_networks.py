@@ -159,7 +159,10 @@ MLPS = tuple(f"layers.{i}.{side}" for i in range(3) for side in ("up", "down"))
 TASKS = {
     "alexnet": Task(
         alexnet, DEFAULT_PIPELINE, (*CONVS, *DENSE),
-        {"mixed: fc 8, conv 2": dict.fromkeys(DENSE, 8) | dict.fromkeys(CONVS, 2)},
+        {
+            "mixed: fc 8, conv 2": dict.fromkeys(DENSE, 8) | dict.fromkeys(CONVS, 2),
+            "late: conv4, conv5, fc1 2, fc2 4": dict.fromkeys(("conv4", "conv5", "fc1"), 2) | {"fc2": 4},
+        },
         2, 1.25, 1.5e-3,
     ),
     "encoder": Task(
