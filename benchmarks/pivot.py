@@ -34,7 +34,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink import shrink
-from graphshrink.latency import PairedLatency, paired_latency
+from graphshrink.latency import PairedLatency, paired_latency_for
 from graphshrink.passes.pivot_assign import assign
 from graphshrink.passes.pivot_blocks import Blocks, capacities, in_order
 from graphshrink.passes.pivot_search import Side, kept_mass, search_blocks
@@ -185,22 +185,13 @@ def pair(
     want, got = c.output(), b.output()
     if not np.allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max()):
         sys.exit("the pivoted model gives other outputs")
-    return timed(a, b, budget)
+    return paired_latency_for(budget, a, b)
 
 
 def inputs(made: onnx.ModelProto) -> Any:
     """Random inputs of a model."""
     shape = [d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim]
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-
-
-def timed(a: Callable[[], object], b: Callable[[], object], budget: float) -> PairedLatency:
-    """As many pairs as fit into some seconds."""
-    start = time.perf_counter()
-    a()
-    b()
-    once = time.perf_counter() - start
-    return paired_latency(a, b, max(9, min(301, int(budget / once))), 3)
 
 
 def measure_layers(
@@ -223,7 +214,8 @@ def measure_layers(
                     bound = None
                     if kind == "fc" and depth == 1:
                         x = inputs(dense)
-                        bound = timed(run(dense, x), run(thin(n, k, batch), x), budget / 2).speedup
+                        slim = thin(n, k, batch)
+                        bound = paired_latency_for(budget / 2, run(dense, x), run(slim, x)).speedup
                     yield {
                         "runtime": runtime, "kind": kind, "n": n, "batch": batch, "depth": depth, "k": k,
                         "form": done[0].split("(")[1].rstrip(")") if done else "dense",

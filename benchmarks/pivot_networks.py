@@ -25,7 +25,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from graphshrink import recover, shrink
 from graphshrink.api import DEFAULT_PIPELINE
 from graphshrink.datasets import Batches, LabelledImages, read_images
 from graphshrink.evaluate import session
-from graphshrink.latency import paired_latency
+from graphshrink.latency import paired_latency_for
 from graphshrink.terminal import write_json
 
 SEED = 0
@@ -448,11 +447,9 @@ def scores(run: Callable[[Any], Any], data: LabelledImages, batch: int, count: i
 def timed(dense: Measured, made: Measured, batch: int, seconds: float) -> dict[str, Any]:
     """The latency of a file beside that of the dense network."""
     x = np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
-    start = time.perf_counter()
-    dense.run(x)
-    made.run(x)
-    pairs = max(21, min(1001, int(seconds / (time.perf_counter() - start))))
-    found = paired_latency(lambda: dense.run(x), lambda: made.run(x), pairs, 5)
+    found = paired_latency_for(
+        seconds, lambda: dense.run(x), lambda: made.run(x), least=21, most=1001
+    )
     return {
         "dense ms": found.milliseconds[0], "ms": found.milliseconds[1],
         "speedup": found.speedup, "interval": found.interval, "lowered": made.layers,

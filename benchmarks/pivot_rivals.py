@@ -16,7 +16,7 @@ from torch import nn
 
 from graphshrink.api import ShrinkResult
 from graphshrink.evaluate import session
-from graphshrink.latency import PairedLatency, paired_latency
+from graphshrink.latency import PairedLatency, paired_latency_for
 
 ROUND = 8
 """Widths are multiples of this: onnxruntime's convolutions are several times slower on others."""
@@ -113,9 +113,8 @@ def in_onnxruntime(made: ShrinkResult, x: torch.Tensor) -> Call:
 
 
 def timed(first: Call, second: Call, seconds: float) -> PairedLatency:
-    """Both, side by side, for about so many seconds."""
-    once = paired_latency(first, second, 9).milliseconds
-    return paired_latency(first, second, max(31, min(2001, int(1e3 * seconds / sum(once)))))
+    """Both, side by side, in many pairs: equal latency is decided by their interval."""
+    return paired_latency_for(seconds, first, second, least=31, most=2001)
 
 
 def equal_widths(

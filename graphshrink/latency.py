@@ -60,6 +60,32 @@ def paired_latency(
     return PairedLatency((float(a), float(b)), float(np.median(ratios)), median_interval(ratios))
 
 
+def paired_latency_for(
+    seconds: float,
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    least: int = 9,
+    most: int = 301,
+) -> PairedLatency:
+    """Like :func:`paired_latency`, with as many pairs as take about so many seconds.
+
+    Args:
+        seconds: How long the pairs take together.
+        first: A.
+        second: B.
+        least: At least so many pairs.
+        most: At most so many pairs.
+    """
+    first()
+    second()
+    start = time.perf_counter()
+    first()
+    second()
+    once = time.perf_counter() - start
+    return paired_latency(first, second, max(least, min(most, int(seconds / once))), 3)
+
+
 def median_interval(samples: npt.NDArray[np.float64]) -> tuple[float, float]:
     """The narrowest symmetric pair of order statistics that holds the median with 95 % or more.
 

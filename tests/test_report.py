@@ -15,7 +15,7 @@ from torch import nn
 
 from graphshrink import shrink
 from graphshrink.ir import Activation, Graph, Rewriter, parse
-from graphshrink.latency import median_interval, paired_latency
+from graphshrink.latency import median_interval, paired_latency, paired_latency_for
 from graphshrink.passes import Context, Pass, PassRecord
 from graphshrink.report import SCHEMA, Report, Size, size_table
 from graphshrink.terminal import show
@@ -197,3 +197,18 @@ def test_pairs_alternate_and_the_ratio_is_right() -> None:
     assert found.interval[0] <= found.speedup <= found.interval[1]
     assert found.milliseconds[0] > 5.9
     assert "95 % interval" in str(found)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.0, 9), (1e9, 21), (0.1, None)])
+def test_pairs_for_some_seconds(seconds: float, calls: int | None) -> None:
+    count = 0
+
+    def wait() -> None:
+        nonlocal count
+        count += 1
+        time.sleep(0.002)
+
+    paired_latency_for(seconds, wait, lambda: None, least=9, most=21)
+    # Two to see how long a pair takes, and three to warm up.
+    timed = count - 5
+    assert timed == calls if calls is not None else 9 <= timed <= 21
