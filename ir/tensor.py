@@ -154,23 +154,18 @@ class DerivedTensor(Tensor):
 
 
 class MovedTensor(DerivedTensor):
-    """The numbers of a computed tensor in another order, or a part of them.
+    """The numbers of a computed tensor in another order.
 
     Args:
         source: The tensor.
-        move: Moves the elements of an array of its shape, whatever their type.
-        shape: The shape of the result; the one of the source when not given.
+        move: Reorders the elements of an array of its shape, whatever their type.
     """
 
     __slots__ = ("move", "source")
 
-    def __init__(
-        self, source: Tensor, move: Callable[[Array], Array], shape: tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, source: Tensor, move: Callable[[Array], Array]) -> None:
         self.source, self.move = source, move
-        super().__init__(
-            source.shape if shape is None else shape, source.dtype, lambda: move(source.float64())
-        )
+        super().__init__(source.shape, source.dtype, lambda: move(source.float64()))
 
 
 class SplatTensor(Tensor):

@@ -44,15 +44,11 @@ def _before(node: Node) -> tuple[list[Node], Node | None]:
     while (value := node.inputs[0]) is not None and (producer := value.producer) is not None:
         if isinstance(producer.op, _RESHAPES):
             return between[::-1], producer
-        if not isinstance(producer.op, (Activation, Unary)) or _is_shared(value):
+        if not isinstance(producer.op, (Activation, Unary)) or not value.has_one_use:
             break
         between.append(producer)
         node = producer
     return between, None
-
-
-def _is_shared(value: Value) -> bool:
-    return value.use_count > 1 or value.is_output
 
 
 def _cancel(rw: Rewriter, node: Node, between: list[Node], first: Node) -> bool:
@@ -72,7 +68,7 @@ def _cancel(rw: Rewriter, node: Node, between: list[Node], first: Node) -> bool:
             rw.erase(node)
         else:
             rw.replace(node, Reshape(_copying(node, source, shape)), [value])
-        if not _is_read(first.output):
+        if not first.output.use_count:
             rw.erase(first)
     return not is_needless
 
@@ -85,10 +81,6 @@ def _copying(node: Node, source: Value, shape: tuple[int, ...]) -> tuple[int | N
         None if want is None and i < len(known) and known[i] == size else size
         for i, (want, size) in enumerate(zip(told, shape, strict=True))
     )
-
-
-def _is_read(value: Value) -> bool:
-    return bool(value.use_count) or value.is_output
 
 
 __all__ = ["cancel_reshapes"]

@@ -14,12 +14,6 @@ from dataclasses import dataclass
 _NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
 """What a node costs besides its arithmetic, in microseconds."""
 
-_ROW_FORMS = {"onnx": ("grouped",), "tflite": ("grouped",)}
-"""The forms of dense layers with one row that a target runs well, where they differ from those for more rows."""
-
-_FORMS = {"tflite": ("split",)}
-"""The forms of dense layers that a target runs well; ``batched`` and ``split`` where nothing is said."""
-
 _THIN = 8
 """Groups of fewer channels keep no vector unit busy."""
 
@@ -79,6 +73,16 @@ def _node(target: str) -> float:
     return _NODE_US.get(target, _NODE_US["onnx"])
 
 
+def _dense_forms(work: Work, target: str) -> tuple[str, ...]:
+    """The forms of a dense layer in even blocks that a target runs well."""
+    if target == "fx":
+        # Of more axes, torch copies the weight of a batched product for each of them.
+        return ("batched",) if work.rank == 2 else ("split",)
+    if work.batch == 1 and target in ("onnx", "tflite"):
+        return ("grouped",)
+    return ("split",) if target == "tflite" else ("batched", "split")
+
+
 def choose_form(
     work: Work, count: int, target: str, *, even: bool, moves: int = 0, force: bool = False
 ) -> str | None:
@@ -96,13 +100,7 @@ def choose_form(
         forms: tuple[str, ...] = ("grouped",) if even else ("split",)
         thin = min(work.rows, work.columns) // count < _THIN
     else:
-        known = _FORMS.get(target, ("batched", "split"))
-        if target == "fx":
-            # Of more axes, torch copies the weight of a batched product for each of them.
-            known = ("batched",) if work.rank == 2 else ("split",)
-        elif work.batch == 1:
-            known = _ROW_FORMS.get(target, known)
-        forms, thin = known if even else ("split",), False
+        forms, thin = _dense_forms(work, target) if even else ("split",), False
     # What is not known may be one row, or many.
     batches = (1, 128) if work.batch is None else (work.batch,)
 

@@ -579,6 +579,9 @@ def _embedding(e: _Emitter, node: Node, op: ir.Embedding) -> fx.Node:
 
 def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     x = _first(node)
+    norm = reordered_norm(node)
+    if norm is not None:
+        return e.module(node, norm, e._value(x))
     operands = [node.input(1), node.input(2)]
     vectors: list[torch.Tensor | None] = []
     for value in operands:
@@ -589,9 +592,6 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
         )
     if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
-    norm = reordered_norm(node)
-    if norm is not None:
-        return e.module(node, norm, e._value(x))
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
     return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
 
