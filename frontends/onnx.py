@@ -39,7 +39,7 @@ from .onnx_ops import RULES, TRAILING
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
 from .onnx_sizes import KnownSizes
-from .onnx_tensors import read_model, tensor_of
+from .onnx_tensors import is_external, read_model, tensor_of, tensors_of_nodes
 from .onnx_types import inferred_types, stated_types, type_of
 from .raising import raise_patterns
 
@@ -197,6 +197,8 @@ class _Importer:
         inputs = [self._value(n) if n else None for n in node.input]
         lowered: Lowered | None = None
         known = (node.domain, node.op_type) not in self.functions and domain
+        # Whoever is asked about the node alone would look for the file in another folder.
+        known = known and not any(map(is_external, tensors_of_nodes([node])))
         if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
             lowered = self._lower(node, inputs)
         if lowered is None:

@@ -2,20 +2,30 @@
 
 External data is memory-mapped. Model files are hostile input: a location must stay inside the model's
 folder, logically and after symlinks are followed, and offset and length are checked against the file
-and against the tensor's own size before anything is allocated.
+and against the tensor's own size before anything is allocated. This holds for every tensor of a model:
+initializers, sparse ones, attributes, the bodies of If, Loop and Scan, local functions.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    numpy_helper,
+)
 
 from ..ir import DType, LazyTensor, ModelError, Tensor
 
@@ -31,6 +41,10 @@ _DTYPES: dict[int, DType] = {
     }.items()
     if hasattr(TensorProto, name)
 }  # fmt: skip
+_EMBEDDED = 1 << 16
+"""External tensors of up to this many bytes in attributes and bodies are read with the model."""
+_EMBEDDED_ALL = 1 << 26
+"""All of these together; what is larger stays external."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -63,17 +77,116 @@ def tensor_of(proto: TensorProto, base_dir: Path | None = None) -> Tensor | None
     shape = tuple(proto.dims)
     if any(d < 0 for d in shape):
         raise ModelError(f"tensor {proto.name!r} has a negative dimension: {list(shape)}")
-    if proto.data_location != TensorProto.EXTERNAL:
+    if not is_external(proto):
         return LazyTensor(shape, dtype, lambda: _inline(proto), proto)
     if base_dir is None:
         return LazyTensor(shape, dtype, lambda: _homeless(proto), proto)
     path, offset, length = external_location(proto, base_dir)
-    expected = (math.prod(shape) * dtype.bits + 7) // 8
-    if length != expected:
-        raise ModelError(
-            f"tensor {proto.name!r} needs {expected} bytes, its entry in {path} has {length}"
-        )
     return LazyTensor(shape, dtype, lambda: _mapped(path, offset, length, shape, dtype), proto)
+
+
+def is_external(proto: TensorProto) -> bool:
+    """Whether a tensor's numbers are in another file."""
+    return bool(proto.data_location == TensorProto.EXTERNAL)
+
+
+def tensors_in(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: of its graph, of the bodies in it, of attributes, of functions, of training."""
+    yield from model.graph.initializer
+    yield from inner_tensors(model)
+
+
+def inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model but the initializers of its graph."""
+    yield from _sparse(model.graph.sparse_initializer)
+    yield from tensors_of_nodes(model.graph.node)
+    for function in model.functions:
+        yield from tensors_of_nodes(function.node)
+        yield from _of_attributes(function.attribute_proto)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    """Every tensor in the attributes of nodes and in their bodies."""
+    for node in nodes:
+        if node.attribute:
+            yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
+        # By what is there, not by the stated type, which may be left out or wrong.
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from _sparse([attribute.sparse_tensor])
+        yield from _sparse(attribute.sparse_tensors)
+        if attribute.HasField("g"):
+            yield from _of_graph(attribute.g)
+        for body in attribute.graphs:
+            yield from _of_graph(body)
+
+
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _sparse(graph.sparse_initializer)
+    yield from tensors_of_nodes(graph.node)
+
+
+def _sparse(tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in tensors:
+        yield tensor.values
+        yield tensor.indices
+
+
+def external_files(model: ModelProto, base_dir: Path) -> list[Path]:
+    """The files that a model's external data lie in, each once; they need not be there."""
+    return [base_dir / location for location in sorted(external_names(model))]
+
+
+def external_names(model: ModelProto) -> set[str]:
+    """The names of the files that a model's external data lie in, as the model states them."""
+    return {
+        entry.value
+        for proto in tensors_in(model)
+        if is_external(proto)
+        for entry in proto.external_data
+        if entry.key == "location"
+    }
+
+
+def embed(
+    protos: Iterable[TensorProto], base_dir: Path, each: int | None = None, total: int | None = None
+) -> None:
+    """Read external tensors into the model, in place.
+
+    Args:
+        protos: Tensors of the model.
+        base_dir: The model's folder.
+        each: Leave larger ones where they are.
+        total: Stop after so many bytes.
+
+    Raises:
+        ModelError: If external data are missing or not allowed.
+    """
+    left = total
+    for proto in protos:
+        if not is_external(proto):
+            continue
+        path, offset, length = external_location(proto, base_dir)
+        if (each is not None and length > each) or (left is not None and length > left):
+            continue
+        with path.open("rb") as file:
+            file.seek(offset)
+            proto.raw_data = file.read(length)
+        if len(proto.raw_data) != length:
+            raise ModelError(f"{path} ended while tensor {proto.name!r} was read")
+        proto.ClearField("external_data")
+        proto.ClearField("data_location")
+        left = None if left is None else left - length
 
 
 def _inline(proto: TensorProto) -> npt.NDArray[Any]:
@@ -111,12 +224,15 @@ def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, in
     """File, offset and length in bytes of external data, checked.
 
     Raises:
-        ModelError: If the entry leaves the model's folder, or the file is missing or too short.
+        ModelError: If the entry leaves the model's folder, the file is missing or too short, or the length
+            is not that of the tensor.
     """
     entry = {item.key: item.value for item in proto.external_data}
     where = f"external data of tensor {proto.name!r}"
     location = entry.get("location", "")
     parts = PureWindowsPath(location)
+    if "\0" in location:
+        raise ModelError(f"{where} has no valid file name: {location!r}")
     if not location or parts.drive or parts.root or ".." in parts.parts:
         raise ModelError(f"{where} points outside the model's folder: {location!r}")
     path = base_dir / location
@@ -133,6 +249,18 @@ def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, in
         raise ModelError(f"{where} has a malformed offset or length") from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelError(f"{where} ends at byte {offset + length}, {path} has {size}")
+    dtype, shape = dtype_of(proto.data_type), tuple(proto.dims)
+    if any(d < 0 for d in shape):
+        raise ModelError(f"tensor {proto.name!r} has a negative dimension: {list(shape)}")
+    if dtype is None:
+        return real, offset, length
+    if dtype is DType.STRING:
+        raise ModelError(f"tensor {proto.name!r} is of text, which cannot be in another file")
+    expected = (math.prod(shape) * dtype.bits + 7) // 8
+    if length != expected:
+        raise ModelError(
+            f"tensor {proto.name!r} needs {expected} bytes, its entry in {real} has {length}"
+        )
     return real, offset, length
 
 
@@ -154,13 +282,17 @@ def proto_of(tensor: Tensor, name: str) -> TensorProto:
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
-    """Read a model without its external data.
+    """Read a model without the external data of its initializers.
+
+    All external data are checked. Small ones of attributes and bodies are read with the model: onnx and onnxruntime,
+    when they are asked about a node, look for them in the folder that the process was started in.
 
     Returns:
         The model and its folder.
 
     Raises:
-        ModelError: If the file is missing, empty, truncated, or not an ONNX model.
+        ModelError: If the file is missing, empty, truncated, or not an ONNX model, or its external data are missing
+            or not allowed.
     """
     file = Path(path)
     if not file.exists():
@@ -183,4 +315,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
             f"{file} has IR version {model.ir_version}; the installed onnx {onnx.__version__} knows "
             f"{onnx.IR_VERSION}: upgrade onnx"
         )
+    for proto in tensors_in(model):
+        if is_external(proto):
+            external_location(proto, file.parent)
+    embed(inner_tensors(model), file.parent, _EMBEDDED, _EMBEDDED_ALL)
     return model, file.parent

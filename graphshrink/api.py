@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from .emission import Emission, emission, known_target
+from .emission import Emission, data_files, emission, known_target
 from .evaluate import (
     check_shapes,
     emitted_session,
@@ -26,6 +26,7 @@ from .evaluate import (
     run_session,
     running_inputs,
 )
+from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
 from .report import Report, Size
@@ -189,7 +190,10 @@ def shrink(
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
-        watching.append(Dump(Path(dump)))
+        inputs = [*data_files(graph), *files_read(calibration, pipeline)]
+        if isinstance(model, str | os.PathLike):
+            inputs.append(("the model", Path(model)))
+        watching.append(Dump(Path(dump), inputs))
     if check:
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
         run, nudged = _runners(graph, kind, model, example_inputs, shapes, seed)

@@ -2,7 +2,8 @@
 
 A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Tensors go into a file of their own, named
 by the step; ``recovery.json`` holds the rest and names that file. It is renamed into place last, and only then
-the file of the step before is deleted: killed at any moment, the old checkpoint or the new one is there.
+the file that the old one named is deleted: killed at any moment, the old checkpoint or the new one is there. Other files
+of the folder are left alone, whatever their names.
 """
 
 from __future__ import annotations
@@ -70,16 +71,28 @@ class Checkpoints:
         plain = _packed(state, "", tensors)
         name = f"step-{step:08d}.safetensors"
         partial = self.folder / f".{name}.tmp"
+        old = self._named()
         try:
             save_file(tensors, partial)
             os.replace(partial, self.folder / name)
         except OSError as error:
             raise UsageError(f"cannot write {self.folder / name}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
         index = {"format": FORMAT, "version": VERSION, "tensors": name, "state": plain}
         write_json(str(self.folder / INDEX), index)
-        for file in self.folder.iterdir():
-            if file.name != name and _TENSORS.fullmatch(file.name.strip(".").removesuffix(".tmp")):
-                file.unlink(missing_ok=True)
+        if old is not None and old != name:
+            (self.folder / old).unlink(missing_ok=True)
+        for file in self.folder.glob(".step-*.safetensors.tmp"):  # Of a run that was killed.
+            file.unlink(missing_ok=True)
+
+    def _named(self) -> str | None:
+        """The file of tensors that the present checkpoint names, if there is one."""
+        try:
+            name = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["tensors"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            return None
+        return name if isinstance(name, str) and _TENSORS.fullmatch(name) else None
 
     def load(self) -> Any:
         """The tree, its tensors on the CPU; ``None`` if there is no checkpoint yet.

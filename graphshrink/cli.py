@@ -1,6 +1,7 @@
 """The entry point of the command line: which command, and every failure as one line.
 
-Exit codes: 0 fine, 1 a check failed or two models differ, 2 wrong use or unreadable input, 130 interrupted.
+Exit codes: 0 fine, 1 a check failed or two models differ, 2 wrong use or unreadable input, 130 interrupted, 143 and 129
+ended by SIGTERM and SIGHUP.
 The commands themselves are in :mod:`.commands`. Nothing heavy is imported before ``main`` is inside its
 ``try``, so that an interrupted start-up is one line too.
 """
@@ -22,10 +23,11 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if not debug:
         _quiet()
-    with Interrupts(_interrupted) as interrupts:
+    interrupts = Interrupts(lambda: _interrupted(interrupts.number))
+    with interrupts:
         code, message = _outcome(arguments, debug)
-    if code == INTERRUPTED or (code and interrupts.pressed):
-        _interrupted()
+    if code == INTERRUPTED or (code and interrupts.number is not None):
+        _interrupted(interrupts.number)
     if message:
         _say(message)
     _leave(code)
@@ -48,10 +50,16 @@ def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
     return code, ""
 
 
-def _interrupted() -> None:
-    _say("interrupted")
+def _interrupted(number: int | None) -> None:
+    """Leave as a shell reports a process that a signal ended."""
+    if number is None or 128 + number == INTERRUPTED:
+        _say("interrupted")
+        code = INTERRUPTED
+    else:
+        _say("ended by a signal")
+        code = 128 + number
     # Not through Python's own exit, which may send the signal once more.
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 def _quiet() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect as inspect_module
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -158,6 +157,7 @@ def shrink(
     from .api import DEFAULT_PIPELINE
     from .api import shrink as run
     from .emission import emission
+    from .guarded import KeepData, check_outputs, files_read
     from .passes import Pipeline
     from .progress import watch_passes
 
@@ -169,14 +169,14 @@ def shrink(
         "build": build, "keep_nchw_io": keep_nchw_io, "weights": weights,
     }  # fmt: skip
     chosen = emission(out, target, {name: value for name, value in asked.items() if value})
-    for file in chosen.files:
-        writable(str(file))
+    outputs = [str(file) for file in chosen.files]
+    for file in outputs:
+        writable(file)
     if report is not None:
-        writable(report)
-        for other in (source, *map(str, chosen.files)):
-            if os.path.realpath(report) == os.path.realpath(other):
-                raise UsageError(f"--report {report} would overwrite the model {other}")
+        writable(report, text=True)
+        outputs.append(report)
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
+    check_outputs(chosen, report, source, files_read(calibration, pipeline))
     data = _calibration(calibration, calibration_samples, calibration_batch, preprocess)
     with watch_passes(len(pipeline), verbose=verbose) as watch:
         result = run(
@@ -188,7 +188,7 @@ def shrink(
             shapes=shapes_of(shapes),
             fixed_shapes=fixed_shapes_of(fixed),
             dump=dump,
-            observers=[watch],
+            observers=[watch, KeepData(outputs)],
             target=chosen.target.name,
             progress=watch.progress_within,
         )

@@ -4,6 +4,7 @@ A target is a module of :mod:`graphshrink.targets` with
 
 - ``Options``: a frozen dataclass; its fields are the target's options, and bad values raise ``UsageError`` when it is made,
 - ``save(graph, path, options)``: writes the files, whole or not at all, and returns a :class:`.targets.emitted.Emitted`,
+- optionally ``Options.beside``: suffixes of files that the options add beside the model,
 - optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done.
 """
 
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from .ir import Graph, UsageError
+from .ir.files import keep_inputs
 from .passes.base import nearest
 from .targets.emitted import Emitted
 
@@ -67,17 +69,29 @@ class Emission:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that will be there: the model, and what is written beside it."""
-        return (self.path, *(self.path.with_suffix(suffix) for suffix in self.target.beside))
+        beside = (*self.target.beside, *getattr(self.options, "beside", ()))
+        return (self.path, *(self.path.with_suffix(suffix) for suffix in beside))
 
     def run(self, graph: Graph) -> Emitted:
         """Write the graph.
 
         Raises:
             ModelError: If the target cannot say what the graph does.
-            UsageError: If a file cannot be written.
+            UsageError: If a file cannot be written, or is one that the graph's numbers are read from.
         """
+        keep_inputs(self.files, data_files(graph))
         done: Emitted = _module(self.target).save(graph, self.path, self.options)
         return done
+
+
+def data_files(graph: Graph) -> list[tuple[str, Path]]:
+    """The files that a graph's numbers are read from, each with what it is."""
+    model, folder = getattr(graph.host, "model", None), getattr(graph.host, "base_dir", None)
+    if model is None or folder is None:
+        return []
+    from .frontends.onnx_tensors import external_files
+
+    return [("the model's external data", path) for path in external_files(model, folder)]
 
 
 def emission(

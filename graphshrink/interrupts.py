@@ -1,8 +1,9 @@
-"""Ctrl-C, wherever it strikes.
+"""Ctrl-C and requests to end (SIGTERM, SIGHUP), wherever they strike.
 
-Python raises ``KeyboardInterrupt`` in whatever runs at that moment. An extension module that is just being imported
-may turn it into another error or crash, and a destructor drops it. Inside this context an interrupted
-import ends the process at once, and a dropped interrupt comes again.
+All of them raise ``KeyboardInterrupt`` in whatever runs at that moment, so that temporary files are removed. An extension
+module that is just being imported may turn it into another error or crash, and a destructor drops it. Inside this
+context an interrupted import ends the process at once, and a dropped interrupt comes again. The context is for the command
+line: a program that uses the library has its own handlers, which stay.
 """
 
 from __future__ import annotations
@@ -11,32 +12,43 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+_ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_ONCE = 1.0
+"""Seconds in which a signal that comes again (from a shell and a supervisor, say) does not disturb the cleaning up."""
+
 
 class Interrupts:
-    """A context in which no Ctrl-C gets lost.
+    """A context in which no request to end gets lost.
 
     Args:
         leave: Ends the process; called for an interrupt in the middle of an import.
 
     Attributes:
-        pressed: True once there was one.
+        number: The signal that came first; ``None`` as long as there was none.
     """
 
     def __init__(self, leave: Callable[[], None]) -> None:
-        self.pressed = False
+        self.number: int | None = None
         self._leave = leave
-        self._old: Any = None
+        self._old: dict[int, Any] = {}
+        self._last = -_ONCE
         self._hook = sys.unraisablehook
 
     def __enter__(self) -> Interrupts:
-        # Somebody else's handler stays, and only the main thread may set one.
-        mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if mine and threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGINT, self._press)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Only the main thread may set handlers.
+        for number in _ENDING:
+            # A handler of somebody else stays, and a signal that is ignored stays ignored.
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                self._old[number] = signal.signal(number, self._press)
+        if self._old:
             self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
         return self
 
@@ -46,12 +58,17 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
+        for number, old in self._old.items():
+            signal.signal(number, old)
+        if self._old:
             sys.unraisablehook = self._hook
 
     def _press(self, number: int, frame: FrameType | None) -> None:
-        self.pressed = True
+        now, before = time.monotonic(), self._last
+        if now - before < _ONCE:
+            return
+        self._last = now
+        self.number = number if self.number is None else self.number
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
                 self._leave()
@@ -61,15 +78,16 @@ class Interrupts:
     def _dropped(self, dropped: Any) -> None:
         if dropped.exc_type is KeyboardInterrupt:
             # Again, once the destructor that swallowed it is over.
-            timer = threading.Timer(0.01, _interrupt_main)
+            self._last = -_ONCE
+            timer = threading.Timer(0.01, _interrupt_main, (self.number or signal.SIGINT,))
             timer.daemon = True
             timer.start()
         else:
             self._hook(dropped)
 
 
-def _interrupt_main() -> None:
+def _interrupt_main(number: int) -> None:
     if hasattr(signal, "pthread_kill"):  # Wakes the thread where it waits; not on every system.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
-        _thread.interrupt_main()
+        _thread.interrupt_main(number)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ir.errors import UsageError
+from .ir.files import place, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,42 +69,26 @@ def _shapes(
     return found
 
 
-def writable(path: str, suffix: str | None = None) -> None:
+def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
     """Check that a file can be written, without touching it.
 
+    Args:
+        path: The file.
+        suffix: The suffix that it must have.
+        text: Whether it may also be a standard stream or the null device.
+
     Raises:
-        UsageError: If its suffix is wrong, it is a folder, or its folder is missing or read-only.
+        UsageError: If its suffix is wrong, or nothing can be written there.
     """
-    target = Path(path)
-    if suffix is not None and target.suffix != suffix:
+    if suffix is not None and Path(path).suffix != suffix:
         raise UsageError(f"cannot write {path}: only {suffix} files can be written")
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
-    if not os.access(target.parent, os.W_OK):
-        raise UsageError(f"cannot write {path}: the folder {target.parent} is read-only")
+    place(path, text)
 
 
 def write_json(path: str, data: Any) -> None:
-    """Write JSON, whole or not at all.
+    """Write JSON, whole or not at all; ``/dev/stdout`` is standard output.
 
     Raises:
         UsageError: If the file cannot be written.
     """
-    target = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(data, file, indent=1)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)  # Temporary files are private; this one is not.
-            os.replace(name, target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    write_text(path, json.dumps(data, indent=1) + "\n")

@@ -22,6 +22,7 @@ from ..ir import (
     VerificationError,
     verify,
 )
+from ..ir.files import keep_inputs, write_text
 from .base import Pass, PassError
 from .pipeline import PassRecord
 
@@ -89,9 +90,15 @@ class Timing:
 
 @dataclass
 class Dump:
-    """Writes the text of the graph after every pass into a folder."""
+    """Writes the text of the graph after every pass into a folder.
+
+    Attributes:
+        folder: The folder; it is made if it is not there.
+        inputs: Files that must not be overwritten, each with what it is.
+    """
 
     folder: Path
+    inputs: Sequence[tuple[str, Path]] = ()
     _count: int = 0
 
     def before(self, step: Pass, graph: Graph) -> None:
@@ -106,9 +113,9 @@ class Dump:
     def _write(self, name: str, graph: Graph) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-        (self.folder / f"{self._count:02d}-{word}.txt").write_text(
-            graph.text(), encoding="utf-8", errors="surrogateescape"
-        )
+        path = self.folder / f"{self._count:02d}-{word}.txt"
+        keep_inputs([path], self.inputs)
+        write_text(path, graph.text(), errors="surrogateescape")
         self._count += 1
 
 

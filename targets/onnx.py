@@ -26,10 +26,10 @@ from onnx import (
 
 from ..frontends.onnx import OnnxHost, OnnxOrigin
 from ..frontends.onnx_scopes import all_names, bodies, captures, has_bodies, rename
-from ..frontends.onnx_tensors import code_of, proto_of
+from ..frontends.onnx_tensors import code_of, is_external, proto_of, tensors_in
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
 from .emitted import Emitted
-from .onnx_save import is_external, save_model
+from .onnx_save import Saved, save_model
 from .onnx_spelling import NEWEST_OPSET, spell
 
 INLINE_BYTES = 1 << 10
@@ -51,8 +51,11 @@ def to_onnx(graph: Graph) -> ModelProto:
     return model
 
 
-def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
+def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
     """Emit a graph into a file, atomically; large tensors are streamed.
+
+    Returns:
+        What was left of the model that was replaced.
 
     Raises:
         ModelError: If something cannot be said in the model's opset.
@@ -60,11 +63,10 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> None:
     """
     model, tensors = emit(graph)
     if not isinstance(graph.host, OnnxHost):
-        save_model(model, path, tensors)
-        return
+        return save_model(model, path, tensors)
     # A model that came with its data beside it goes out in the same way, and is streamed.
-    split = any(map(is_external, graph.host.model.graph.initializer))
-    save_model(model, path, tensors, graph.host.base_dir, split)
+    split = any(map(is_external, tensors_in(graph.host.model)))
+    return save_model(model, path, tensors, graph.host.base_dir, split)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class Options:
 
 def save(graph: Graph, path: Path, options: Options) -> Emitted:
     """The target ``onnx``: see :func:`save_onnx`."""
-    save_onnx(graph, path)
-    return Emitted((path,))
+    return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
 
 
 def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[str]) -> list[str]:

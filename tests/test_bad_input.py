@@ -132,10 +132,14 @@ def test_a_folder_that_turns_out_to_be_read_only(
 ) -> None:
     """What even root meets: a file system that is mounted read-only, or full."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
+    opened = os.open
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    def refuse(path: object, flags: int, *rest: object, **options: object) -> int:
+        if flags & os.O_CREAT and str(path).startswith(str(out.parent)):
+            raise OSError(30, "Read-only file system")
+        return opened(path, flags, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
     assert "cannot write" in fails(model, out)
     assert out.read_bytes() == b"old"
 
@@ -290,7 +294,7 @@ from graphshrink.cli import main
 from graphshrink import api
 from graphshrink.targets import onnx
 source, folder = sys.argv[1:]
-CALLS = ("replace", "fsync", "unlink", "fdopen")
+CALLS = ("replace", "fsync", "unlink", "open", "link", "chmod")
 
 def child(stop, late):
     count = 0
@@ -336,7 +340,7 @@ def test_killed_at_every_step_of_writing(external: bool, tmp_path: Path) -> None
     data.write_bytes(data_of(1))
     if not external:
         onnx.save(onnx.load(source), source)
-    steps = 12
+    steps = 24
     for step in range(1, steps + 1):
         for when in "ba":
             folder = tmp_path / "out" / f"{step}{when}"

@@ -7,7 +7,6 @@ The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`), float64 (:
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import Graph, UsageError
+from ...ir.files import place, write_bytes
 from ..emitted import Emitted
-from ..onnx_save import save_model, write_bytes
+from ..onnx_save import save_model
 from .cleanup import clean, require
 from .doubles import MODES, narrow
 from .draft import Draft
@@ -77,6 +77,13 @@ class Options:
             raise UsageError(f"float64 is one of {', '.join(MODES)}, not {self.float64!r}")
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Suffixes of files that these options add beside the model."""
+        from .engine import ENGINE
+
+        return (ENGINE,) if self.build else ()
+
+    @property
     def precision(self) -> str:
         """``"fp32"``, ``"fp16"`` or ``"bf16"``."""
         return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
@@ -113,17 +120,18 @@ def save(graph: Graph, path: Path, options: Options) -> Emitted:
     draft.name_nodes()
     draft.checked()
     beside = path.with_suffix(SIDECAR)
+    place(beside)
     # The side-car never speaks of another model: it goes first and comes last.
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
-    save_model(draft.model, path, draft.tensors, draft.base_dir, draft.external)
+    saved = save_model(
+        draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]
+    )
     data = sidecar(draft, operators, profiles, lowered, path)
     write_bytes(beside, (json.dumps(data, indent=1) + "\n").encode())
     if options.build:
         from .engine import build
 
         data["engine"] = build(path, profiles, data["sparsity"]["layers"])
-    return Emitted((path, beside), tuple(draft.notes), {"tensorrt": data})
+    return Emitted((path, beside), (*draft.notes, *saved.notes(path)), {"tensorrt": data})
 
 
 def _said(lowered: Lowered) -> list[str]:

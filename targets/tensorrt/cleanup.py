@@ -15,8 +15,8 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ...frontends.onnx_scopes import has_bodies
+from ...frontends.onnx_tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
-from ..onnx_save import is_external
 from .draft import DOMAINS, Draft, attributes, graphs, walk
 from .lint import lint
 from .operators import Operators

@@ -10,11 +10,19 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...frontends.onnx import OnnxHost
 from ...frontends.onnx_scopes import bodies
-from ...frontends.onnx_tensors import code_of, dtype_of, proto_of, tensor_of
+from ...frontends.onnx_tensors import (
+    code_of,
+    dtype_of,
+    embed,
+    inner_tensors,
+    is_external,
+    proto_of,
+    tensor_of,
+    tensors_in,
+)
 from ...frontends.onnx_types import inferred_types, type_of
 from ...ir import Graph, ModelError, Tensor, TensorType
 from ..onnx import INLINE_BYTES, emit
-from ..onnx_save import is_external
 
 _LARGE = 4096
 """Constants of this many bytes are no shapes or axes, whose numbers onnx's checker would look at."""
@@ -46,7 +54,10 @@ class Draft:
         """Emit a graph as ONNX: an ONNX-born one natively, an FX-born one through torch's exporter."""
         model, tensors = emit(graph)
         base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
-        split = any(map(is_external, model.graph.initializer))
+        split = any(map(is_external, tensors_in(model)))
+        if base_dir is not None:
+            # onnx's checker and graphsurgeon look into bodies, and for their files in the folder of the process.
+            embed(inner_tensors(model), base_dir)
         return cls(model, dict(tensors), base_dir, split)
 
     @property

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from ...ir import MissingExtra, ModelError, UsageError
-from ..onnx_save import write_bytes
+from ...ir.files import write_bytes
 from .profiles import Profile
 from .trtexec_log import joined, parse_layers
+
+ENGINE = ".engine"
+"""The suffix of the engine, in place of ``.onnx``."""
 
 _WARM_UP = 10
 _RUNS = 50
@@ -82,7 +85,7 @@ def build(
     except Exception as error:
         said = " ".join(str(error).split())[:300]
         raise ModelError(f"TensorRT {trt.__version__} does not build {path}: {said}") from error
-    target = path.with_suffix(".engine")
+    target = path.with_suffix(ENGINE)
     write_bytes(target, bytes(engine.serialize()))
     inspector = engine.create_engine_inspector()
     layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

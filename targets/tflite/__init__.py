@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import Graph, UsageError
+from ...ir.files import place, write_bytes
 from ..emitted import Emitted
-from ..onnx_save import check_place, write_bytes
 from . import (  # noqa: F401 - the rules register themselves
     activations,
     arithmetic,
@@ -91,14 +91,10 @@ def save(graph: Graph, path: str | os.PathLike[str], options: Options) -> Emitte
         ModelError: If there are ops that cannot be written; it names all of them.
         UsageError: If the file cannot be written.
     """
+    place(path)  # Before the work.
     content, notes, data = _content(graph, options)
-    target = Path(path)
-    check_place(target)
-    try:
-        write_bytes(target, content)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
-    return Emitted((target,), tuple(notes), data)
+    write_bytes(path, content)
+    return Emitted((Path(path),), tuple(notes), data)
 
 
 def _content(graph: Graph, options: Options) -> tuple[bytes, list[str], dict[str, Any]]:
