@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .api import load
+from .emission import data_files
 from .evaluate import Arrays, run_session, session
 from .passes.observers import tolerance_of
 from .report import Size
@@ -48,11 +49,5 @@ class OnnxSide:
     @property
     def file_bytes(self) -> int:
         """Bytes of the file and of its external data."""
-        places: set[str] = {
-            entry.value
-            for tensor in self.graph.host.model.graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-        files = [self.path, *(self.path.parent / place for place in sorted(places))]
+        files = {self.path, *(path for _, path in data_files(self.graph))}
         return sum(file.stat().st_size for file in files)

@@ -90,4 +90,4 @@ def _interrupt_main(number: int) -> None:
     if hasattr(signal, "pthread_kill"):  # Wakes the thread where it waits; not on every system.
         signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
