@@ -220,8 +220,15 @@ def _mapped(
     return unpacked
 
 
-def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, int]:
+def external_location(
+    proto: TensorProto, base_dir: Path, known: dict[str, tuple[Path, int]] | None = None
+) -> tuple[Path, int, int]:
     """File, offset and length in bytes of external data, checked.
+
+    Args:
+        proto: The tensor.
+        base_dir: The model's folder.
+        known: Files that were found already, by location: models have thousands of tensors in one file.
 
     Raises:
         ModelError: If the entry leaves the model's folder, the file is missing or too short, or the length
@@ -230,25 +237,19 @@ def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, in
     entry = {item.key: item.value for item in proto.external_data}
     where = f"external data of tensor {proto.name!r}"
     location = entry.get("location", "")
-    parts = PureWindowsPath(location)
-    if "\0" in location:
-        raise ModelError(f"{where} has no valid file name: {location!r}")
-    if not location or parts.drive or parts.root or ".." in parts.parts:
-        raise ModelError(f"{where} points outside the model's folder: {location!r}")
-    path = base_dir / location
-    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(base_dir))
-    if not real.is_relative_to(home):
-        raise ModelError(f"{where} points outside the model's folder: {location!r} -> {real}")
-    if not real.is_file():
-        raise ModelError(f"{where} is missing: {path} (copy it beside the model)")
+    known = {} if known is None else known
+    if location not in known:
+        known[location] = _external_file(location, base_dir, where)
+    real, size = known[location]
     try:
         offset = int(entry.get("offset") or 0)
-        size = real.stat().st_size
         length = int(entry["length"]) if entry.get("length") else size - offset
     except ValueError as error:
         raise ModelError(f"{where} has a malformed offset or length") from error
     if offset < 0 or length < 0 or offset + length > size:
-        raise ModelError(f"{where} ends at byte {offset + length}, {path} has {size}")
+        raise ModelError(
+            f"{where} ends at byte {offset + length}, {base_dir / location} has {size}"
+        )
     dtype, shape = dtype_of(proto.data_type), tuple(proto.dims)
     if any(d < 0 for d in shape):
         raise ModelError(f"tensor {proto.name!r} has a negative dimension: {list(shape)}")
@@ -262,6 +263,22 @@ def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, in
             f"tensor {proto.name!r} needs {expected} bytes, its entry in {real} has {length}"
         )
     return real, offset, length
+
+
+def _external_file(location: str, base_dir: Path, where: str) -> tuple[Path, int]:
+    """The file at a location, links followed, and its size."""
+    parts = PureWindowsPath(location)
+    if "\0" in location:
+        raise ModelError(f"{where} has no valid file name: {location!r}")
+    if not location or parts.drive or parts.root or ".." in parts.parts:
+        raise ModelError(f"{where} points outside the model's folder: {location!r}")
+    path = base_dir / location
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(base_dir))
+    if not real.is_relative_to(home):
+        raise ModelError(f"{where} points outside the model's folder: {location!r} -> {real}")
+    if not real.is_file():
+        raise ModelError(f"{where} is missing: {path} (copy it beside the model)")
+    return real, real.stat().st_size
 
 
 def proto_of(tensor: Tensor, name: str) -> TensorProto:
@@ -315,8 +332,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
             f"{file} has IR version {model.ir_version}; the installed onnx {onnx.__version__} knows "
             f"{onnx.IR_VERSION}: upgrade onnx"
         )
-    for proto in tensors_in(model):
-        if is_external(proto):
-            external_location(proto, file.parent)
+    known: dict[str, tuple[Path, int]] = {}
+    for proto in filter(is_external, tensors_in(model)):
+        external_location(proto, file.parent, known)
     embed(inner_tensors(model), file.parent, _EMBEDDED, _EMBEDDED_ALL)
     return model, file.parent
