@@ -32,7 +32,7 @@ def check_outputs(
     from .targets.onnx_save import is_data_file
 
     beside = [str(path) for path in chosen.files[1:]]
-    others = beside if report is None else [*beside, report]
+    others: list[str] = beside if report is None else [*beside, report]
     keep_inputs([str(chosen.path), *others], inputs)
     keep_inputs(others, [("the model", Path(source))])
     for path in chosen.files if report is not None else ():
@@ -44,13 +44,13 @@ def files_read(calibration: object, pipeline: Pipeline) -> Iterator[Input]:
     """The files that are read besides the model: calibration data, and files that options of passes name."""
     for step in pipeline.passes:
         for name, value in vars(step).items():
-            if value and isinstance(value, str) and Path(value).is_file():
+            if value and isinstance(value, str) and os.path.isfile(value):
                 yield f"the {name} of {step.name}", Path(value)
     if isinstance(calibration, str | os.PathLike):
         yield "the calibration data", Path(calibration)
-        for top, _, names in os.walk(calibration):
-            for name in names:
-                yield "the calibration data", Path(top, name)
+        for top, _, files in os.walk(os.fspath(calibration)):
+            for file in files:
+                yield "the calibration data", Path(top, file)
 
 
 class KeepData:

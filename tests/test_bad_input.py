@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,6 +247,88 @@ def test_an_interrupt_in_a_pass_is_one_line(what: str, model: Path, out: Path) -
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".")]
 
 
+HELD = """
+import os, sys, time
+from graphshrink import cli
+count, call = [], os.{call}
+def stopping(*arguments, **options):
+    result = call(*arguments, **options)
+    count.append(1)
+    if len(count) == {at}:
+        print("waiting", flush=True)
+        time.sleep(60)
+    return result
+os.{call} = stopping
+sys.argv = ["graphshrink", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "call_", "at"),
+    [
+        (signal.SIGTERM, 143, "fsync", 1),  # The data file is whole and has no name yet,
+        (signal.SIGHUP, 129, "link", 1),  # has its name, and there is no model,
+        (signal.SIGTERM, 143, "fsync", 2),  # and the model is whole and has no name yet.
+        (signal.SIGINT, 130, "fsync", 2),
+    ],
+)
+def test_whatever_ends_a_run_leaves_no_temporary_file(
+    number: int, code: int, call_: str, at: int, tmp_path: Path
+) -> None:
+    """In the middle of writing, with a second signal while the first is dealt with."""
+    source, out = external_model(tmp_path / "model", "w.bin"), tmp_path / "out.onnx"
+    (source.parent / "w.bin").write_bytes(data_of(1))
+    out.write_bytes(b"old")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD.format(call=call_, at=at), str(source), str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(number)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    message = "interrupted" if number == signal.SIGINT else "ended by a signal"
+    assert (process.returncode, said) == (code, f"graphshrink: {message}\n")
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "out.onnx"}
+    assert out.read_bytes() == b"old"
+
+
+FOREIGN = """
+import signal, sys
+from graphshrink import shrink, cli
+def mine(number, frame): pass
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, mine)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+source, out = sys.argv[1:]
+shrink(source, check=True).save(out)
+seen = []
+from graphshrink import passes
+run = passes.PruneDead.run
+def watched(*arguments):
+    seen.extend(map(signal.getsignal, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+    return run(*arguments)
+passes.PruneDead.run = watched
+sys.argv = ["graphshrink", source, out]
+try:
+    cli.main()
+except SystemExit as stop:
+    assert not stop.code
+assert seen == [mine, mine, signal.SIG_IGN], seen
+"""
+
+
+def test_handlers_of_others_stay(model: Path, out: Path) -> None:
+    subprocess.run([sys.executable, "-c", FOREIGN, str(model), str(out)], check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    succeeds(model, out)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 STARTING = """
 import sys
 from graphshrink import cli
@@ -294,7 +377,7 @@ from graphshrink.cli import main
 from graphshrink import api
 from graphshrink.targets import onnx
 source, folder = sys.argv[1:]
-CALLS = ("replace", "fsync", "unlink", "open", "link", "chmod")
+CALLS = ("replace", "fsync", "unlink", "open", "link")
 
 def child(stop, late):
     count = 0
@@ -341,11 +424,11 @@ def test_killed_at_every_step_of_writing(external: bool, tmp_path: Path) -> None
     if not external:
         onnx.save(onnx.load(source), source)
     steps = 24
+    (tmp_path / "first").mkdir()
+    succeeds(source, tmp_path / "first" / "out.onnx")
     for step in range(1, steps + 1):
         for when in "ba":
-            folder = tmp_path / "out" / f"{step}{when}"
-            folder.mkdir(parents=True)
-            succeeds(source, folder / "out.onnx")
+            shutil.copytree(tmp_path / "first", tmp_path / "out" / f"{step}{when}")
     if external:
         data.write_bytes(data_of(2))
     else:
