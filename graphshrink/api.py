@@ -72,6 +72,9 @@ class ShrinkResult:
     ) -> Emitted:
         """Write the model, whole or not at all.
 
+        Saved over the file that it was read from, a model that we had written with a data file beside it loses that
+        file: save other forms of it first.
+
         Args:
             path: The file to write.
             target: What to write: see ``graphshrink.emission.TARGETS``. Without it the target that the passes ran for,
@@ -82,7 +85,8 @@ class ShrinkResult:
             The files and what there is to know of them; the report has it too.
 
         Raises:
-            UsageError: If there is no such target, suffix or option, or the file cannot be written.
+            UsageError: If there is no such target, suffix or option, or the file cannot be written, or holds numbers
+                of the model that was read.
             ModelError: If the target cannot say what the model does.
             MissingExtra: If the target needs a package that is not installed.
         """
