@@ -23,7 +23,7 @@ from .verdict import CRASH, HANG, REFUSAL, Outcome
 SEEDS_A_WORKER = 150
 """After so many seeds a worker is replaced, whatever has leaked."""
 
-ALIKE = 2
+ALIKE = 3
 """So many cases of one fault are made small and kept; the others are counted."""
 
 
@@ -43,7 +43,7 @@ class Settings:
     targets: tuple[str, ...]
     folder: Path
     seconds: float = 60.0
-    minimising: float = 40.0
+    minimising: float = 20.0
     gigabytes: float = 10.0
     share: float = 0.35
 
@@ -69,8 +69,11 @@ class Tally:
             self.found.setdefault((f"{front} {outcome.job}", outcome.kind, outcome.what), []).append(seed)
 
     def known(self) -> list[list[str]]:
-        """Faults of which there are enough small cases."""
-        return [list(key) for key, seeds in self.found.items() if len(seeds) > ALIKE]
+        """Faults of which there are enough small cases, whichever jobs they are of."""
+        counted: Counter[tuple[str, str]] = Counter()
+        for (_, kind, what), seeds in self.found.items():
+            counted[kind, what] += len(seeds)
+        return [list(key) for key, count in counted.items() if count >= ALIKE]
 
     def summary(self) -> str:
         """What there is to say at the end."""
@@ -111,8 +114,13 @@ def long_run(settings: Settings, first: int, until: float, workers: int, most: i
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    said = time.monotonic()
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.2)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            with lock:
+                sys.stderr.write(f"{tally.cases} seeds, {len(tally.found)} faults\n")
     return tally
 
 
@@ -236,7 +244,7 @@ def worker(settings: Settings) -> None:
         alone = settings.seconds if asked["alone"] else None
         for front in fronts(settings.targets):
             for found in _outcomes(front, asked["seed"], settings, alone, say):
-                key = (f"{front} {found.outcome.job}", found.outcome.kind, found.outcome.what)
+                key = (found.outcome.kind, found.outcome.what)
                 if key in known:
                     continue
                 known.add(key)

@@ -16,7 +16,7 @@ import graphshrink
 from graphshrink.errors import GraphshrinkError, PassError
 from graphshrink.passes import relative_error
 
-EQUAL, REFUSAL, CHAOTIC = "equal", "refusal", "chaotic"
+EQUAL, REFUSAL, CHAOTIC, UNSUPPORTED = "equal", "refusal", "chaotic", "unsupported"
 MISMATCH, CRASH, HANG = "MISMATCH", "CRASH", "HANG"
 
 FINDINGS = (MISMATCH, CRASH, HANG)
@@ -46,6 +46,10 @@ class Wrong(Exception):
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
         self.kind = kind
+
+
+class Unsupported(Exception):
+    """A job does not go with a case, or the host itself cannot do what it begins with."""
 
 
 class Chaotic(Exception):
@@ -84,6 +88,8 @@ def judged(job: str, run: Callable[[], object]) -> Outcome:
         run()
     except Wrong as wrong:
         return Outcome(job, MISMATCH, wrong.kind, str(wrong))
+    except Unsupported as error:
+        return Outcome(job, UNSUPPORTED, str(error))
     except Chaotic as chaos:
         return Outcome(job, CHAOTIC, "", str(chaos))
     except GraphshrinkError as error:
