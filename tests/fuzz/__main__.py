@@ -19,21 +19,37 @@ FOLDER = Path(__file__).parents[2] / "local" / "fuzz"
 def main() -> int:
     """Run; 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--seed", type=int, help="one seed alone, with all its jobs; with --minutes the first seed")
+    parser.add_argument(
+        "--seed", type=int, help="one seed alone, with all its jobs; with --minutes the first seed"
+    )
     parser.add_argument("--minutes", type=float, help="seeds for so long, on all cores")
-    parser.add_argument("--target", action="append", choices=TARGETS, default=[], help="only this target; may be given again")
-    parser.add_argument("--front", choices=("onnx", "torch"), help="with --seed: models of one kind only")
+    parser.add_argument(
+        "--target",
+        action="append",
+        choices=TARGETS,
+        default=[],
+        help="only this target; may be given again",
+    )
+    parser.add_argument(
+        "--front", choices=("onnx", "torch"), help="with --seed: models of one kind only"
+    )
     parser.add_argument("--job", help="with --seed: one job only")
     parser.add_argument("--show", action="store_true", help="with --seed: print the case")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--share", type=float, default=0.35, help="the part of its jobs that each case does")
+    parser.add_argument(
+        "--share", type=float, default=0.35, help="the part of its jobs that each case does"
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where findings go")
-    parser.add_argument("--replay", type=Path, help="the folder of a finding: run its smallest case")
+    parser.add_argument(
+        "--replay", type=Path, help="the folder of a finding: run its smallest case"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
         said = json.loads(options.worker)
-        worker(Settings(**{**said, "folder": Path(said["folder"]), "targets": tuple(said["targets"])}))
+        worker(
+            Settings(**{**said, "folder": Path(said["folder"]), "targets": tuple(said["targets"])})
+        )
         return 0
     targets = tuple(options.target) or TARGETS
     if options.replay is not None:
@@ -61,7 +77,9 @@ def _one(options: argparse.Namespace, targets: tuple[str, ...]) -> int:
             if outcome.found:
                 code = 1
                 small = smallest(name, Found(outcome, case))
-                place = findings.write(options.folder, options.seed, name, small.outcome, small.case)
+                place = findings.write(
+                    options.folder, options.seed, name, small.outcome, small.case
+                )
                 sys.stdout.write((place / "report.txt").read_text() + "\n")
     return code
 

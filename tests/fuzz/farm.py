@@ -23,7 +23,7 @@ from .verdict import CRASH, HANG, REFUSAL, Outcome
 SEEDS_A_WORKER = 150
 """After so many seeds a worker is replaced, whatever has leaked."""
 
-ALIKE = 3
+ALIKE = 8
 """So many cases of one fault are made small and kept; the others are counted."""
 
 
@@ -42,7 +42,7 @@ class Settings:
 
     targets: tuple[str, ...]
     folder: Path
-    seconds: float = 60.0
+    seconds: float = 120.0
     minimising: float = 20.0
     gigabytes: float = 10.0
     share: float = 0.35
@@ -56,7 +56,7 @@ class Tally:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     found: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
-    places: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    kept: dict[tuple[str, str, str], str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
 
     def add(self, seed: int, front: str, said: dict[str, Any]) -> None:
@@ -66,7 +66,9 @@ class Tally:
         if outcome.kind == REFUSAL:
             self.refusals[f"{front} {outcome.job}: {outcome.what}"] += 1
         if outcome.found:
-            self.found.setdefault((f"{front} {outcome.job}", outcome.kind, outcome.what), []).append(seed)
+            self.found.setdefault(
+                (f"{front} {outcome.job}", outcome.kind, outcome.what), []
+            ).append(seed)
 
     def known(self) -> list[list[str]]:
         """Faults of which there are enough small cases, whichever jobs they are of."""
@@ -89,15 +91,20 @@ class Tally:
             lines.append(f"{count} workers ended: {what}")
         lines.append(f"{len(self.found)} faults" if self.found else "nothing found")
         for (job, kind, what), seeds in sorted(self.found.items()):
-            shown = ", ".join(map(str, seeds[:5])) + (f" and {len(seeds) - 5} more" if len(seeds) > 5 else "")
+            shown = ", ".join(map(str, seeds[:5])) + (
+                f" and {len(seeds) - 5} more" if len(seeds) > 5 else ""
+            )
             lines.append(f"  {kind} {job}: {what} (seeds {shown})")
-            place = self.places.get((job, kind, what))
-            if place:
-                lines.append(f"      {place}")
+        if self.kept:
+            lines.append("smallest cases:")
+        for (kind, what, made_of), place in sorted(self.kept.items()):
+            lines.append(f"  {kind} {what}: {made_of}\n      {place}")
         return "\n".join(lines)
 
 
-def long_run(settings: Settings, first: int, until: float, workers: int, most: int | None = None) -> Tally:
+def long_run(
+    settings: Settings, first: int, until: float, workers: int, most: int | None = None
+) -> Tally:
     """Try seeds from ``first`` on until a time.
 
     Args:
@@ -107,7 +114,11 @@ def long_run(settings: Settings, first: int, until: float, workers: int, most: i
         workers: How many processes.
         most: How many seeds at most.
     """
-    tally, lock, following = Tally(), threading.Lock(), iter(range(first, first + most) if most else range(first, 2**62))
+    tally, lock, following = (
+        Tally(),
+        threading.Lock(),
+        iter(range(first, first + most) if most else range(first, 2**62)),
+    )
     threads = [
         threading.Thread(target=_tend, args=(settings, tally, lock, following, until), daemon=True)
         for _ in range(workers)
@@ -124,7 +135,9 @@ def long_run(settings: Settings, first: int, until: float, workers: int, most: i
     return tally
 
 
-def _tend(settings: Settings, tally: Tally, lock: threading.Lock, following: Any, until: float) -> None:
+def _tend(
+    settings: Settings, tally: Tally, lock: threading.Lock, following: Any, until: float
+) -> None:
     """Feed one worker with seeds, and replace it when it ends."""
     worker: _Worker | None = None
     try:
@@ -173,11 +186,20 @@ class _Worker:
         self._out: IO[bytes] = self._process.stdout
         self._rest = b""
 
-    def seed(self, seed: int, known: list[list[str]], tally: Tally, lock: threading.Lock, alone: bool = False) -> str | None:
+    def seed(
+        self,
+        seed: int,
+        known: list[list[str]],
+        tally: Tally,
+        lock: threading.Lock,
+        alone: bool = False,
+    ) -> str | None:
         """Do one seed; how the worker ended, if it did."""
         self.done += 1
         try:
-            self._in.write(json.dumps({"seed": seed, "known": known, "alone": alone}).encode() + b"\n")
+            self._in.write(
+                json.dumps({"seed": seed, "known": known, "alone": alone}).encode() + b"\n"
+            )
             self._in.flush()
         except OSError:
             return "could not be reached"
@@ -199,9 +221,10 @@ class _Worker:
                     tally.add(seed, said["front"], said["outcome"])
                 else:
                     outcome = said["outcome"]
-                    key = (f"{said['front']} {outcome['job']}", outcome["kind"], outcome["what"])
-                    tally.places[key] = said["place"]
-                    sys.stderr.write(f"{' '.join(key)}: {said['place']}\n")
+                    key = (outcome["kind"], outcome["what"], said["signature"])
+                    if key not in tally.kept:
+                        sys.stderr.write(f"{' '.join(key)}: {said['place']}\n")
+                    tally.kept.setdefault(key, said["place"])
 
     def _line(self, seconds: float) -> bytes | None:
         deadline = time.monotonic() + seconds
@@ -249,14 +272,26 @@ def worker(settings: Settings) -> None:
                     continue
                 known.add(key)
                 say("minimising")
-                dies = found.outcome.kind == HANG or (found.outcome.kind == CRASH and alone is not None)
+                dies = found.outcome.kind == HANG or (
+                    found.outcome.kind == CRASH and alone is not None
+                )
                 small = smallest(front, found, settings.minimising, (10.0 if dies else None))
-                place = findings.write(settings.folder, asked["seed"], front, small.outcome, small.case)
-                say("kept", front=front, outcome=asdict(small.outcome), place=str(place))
+                place = findings.write(
+                    settings.folder, asked["seed"], front, small.outcome, small.case
+                )
+                say(
+                    "kept",
+                    front=front,
+                    outcome=asdict(small.outcome),
+                    place=str(place),
+                    signature=findings.signature(small.case),
+                )
         say("end")
 
 
-def _outcomes(front: str, seed: int, settings: Settings, alone: float | None, say: Any) -> list[Found]:
+def _outcomes(
+    front: str, seed: int, settings: Settings, alone: float | None, say: Any
+) -> list[Found]:
     jobs = jobs_of(front, seed, settings.targets, settings.share)
     found: list[Found] = []
     try:

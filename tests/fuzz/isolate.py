@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from .verdict import CRASH, HANG, Outcome
 
-
 NO_CASE = "no case"
 """What is said of a case that its own runtime does not run."""
 

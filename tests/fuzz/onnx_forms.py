@@ -51,7 +51,10 @@ def control(b: Builder) -> object:
         if draw.chance(0.3):
             own = b.name(WEIGHT)
             inside.append(numpy_helper.from_array(draw.normal(1), own))
-            nodes = [helper.make_node(op, first, [f"{out}_"]), helper.make_node("Add", [f"{out}_", own], [out])]
+            nodes = [
+                helper.make_node(op, first, [f"{out}_"]),
+                helper.make_node("Add", [f"{out}_", own], [out]),
+            ]
         if inputs:
             same = f"{out}_go"
             nodes.append(helper.make_node("Identity", [inputs[1].name], [same]))
@@ -69,7 +72,9 @@ def control(b: Builder) -> object:
             condition = made
         then = body("then", "Mul", [], [x, w])
         otherwise = body("else", draw.pick(["Add", "Sub"]), [], [x, w])
-        node = helper.make_node("If", [condition], [b.name("v")], then_branch=then, else_branch=otherwise)
+        node = helper.make_node(
+            "If", [condition], [b.name("v")], then_branch=then, else_branch=otherwise
+        )
         return b.append(node, [x, w])
     inputs = [
         helper.make_tensor_value_info(b.name("i"), onnx.TensorProto.INT64, []),
@@ -101,7 +106,9 @@ def _finished(b: Builder) -> OnnxCase | None:
         for name in b.inputs:
             for axis, symbol in enumerate("NCHWD"[: len(shapes[name])]):
                 if axis != 1 and draw.chance(0.6 if axis == 0 else 0.3):
-                    shapes[name][axis] = draw.weighted({f"{symbol}{shapes[name][axis]}": 5, None: 1})
+                    shapes[name][axis] = draw.weighted(
+                        {f"{symbol}{shapes[name][axis]}": 5, None: 1}
+                    )
     for attempt in range(2):
         case = _case(b, outputs, shapes, feeds)
         try:
@@ -127,13 +134,20 @@ def _captured(b: Builder) -> set[str]:
     }
 
 
-def _other_sizes(case: OnnxCase, shapes: dict[str, list[Any]], draw: Draw) -> list[dict[str, Array]]:
+def _other_sizes(
+    case: OnnxCase, shapes: dict[str, list[Any]], draw: Draw
+) -> list[dict[str, Array]]:
     """Inputs of other sizes, if the model runs on such."""
     if all(isinstance(d, int) for shape in shapes.values() for d in shape):
         return []
     more = draw.pick([1, 2])
     other = {
-        n: draw.normal(*(d if isinstance(d, int) else d0 + more for d, d0 in zip(shapes[n], a.shape, strict=True)))
+        n: draw.normal(
+            *(
+                d if isinstance(d, int) else d0 + more
+                for d, d0 in zip(shapes[n], a.shape, strict=True)
+            )
+        )
         for n, a in case.feeds[0].items()
     }
     try:
@@ -144,7 +158,9 @@ def _other_sizes(case: OnnxCase, shapes: dict[str, list[Any]], draw: Draw) -> li
     return [other] if tame else []
 
 
-def _case(b: Builder, outputs: list[str], shapes: dict[str, Any], feeds: dict[str, Array]) -> OnnxCase:
+def _case(
+    b: Builder, outputs: list[str], shapes: dict[str, Any], feeds: dict[str, Array]
+) -> OnnxCase:
     draw = Draw(f"forms {len(b.nodes)} {b.opset} {outputs}")
     nodes = list(b.nodes)
     wanted = set(outputs) | _captured(b) | {n for node in nodes for n in node.input}
@@ -165,9 +181,7 @@ def _case(b: Builder, outputs: list[str], shapes: dict[str, Any], feeds: dict[st
     if draw.chance(0.05):
         nodes = draw.shuffled(nodes)
     full = all(isinstance(d, int) for shape in shapes.values() for d in shape) and draw.chance(0.6)
-    results = [
-        typed(n, b.values[n], None if full else [None] * b.values[n].ndim) for n in outputs
-    ]
+    results = [typed(n, b.values[n], None if full else [None] * b.values[n].ndim) for n in outputs]
     graph = helper.make_graph(nodes, "fuzz", inputs, results, initializers)
     if draw.chance(0.3):
         for node in graph.node:

@@ -83,7 +83,9 @@ class Builder:
         self.values[name] = self.constants[name] = np.asarray(array, dtype)
         return name
 
-    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> str | None:
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any
+    ) -> str | None:
         """Append a node if onnxruntime runs it and its values are tame; its first output, or nothing."""
         made = self.nodes_of(op, inputs, outputs, **attributes)
         return made[0] if made else None

@@ -96,14 +96,18 @@ class Prepared:
         feeds = {n: moved(a, rng) for n, a in self.case.feeds[which].items()}
         return Session(model).run(feeds)
 
-    def check(self, run: Callable[[Mapping[str, Array]], list[Array]], target: str, first: bool = False) -> None:
+    def check(
+        self, run: Callable[[Mapping[str, Array]], list[Array]], target: str, first: bool = False
+    ) -> None:
         """Hold a result against the original on all inputs, twice on the first."""
         for which, feeds in enumerate(self.case.feeds[: 1 if first else None]):
             got = run(feeds)
             compare(self.wanted[which], got, TOLERANCE[target], partial(self.nudged, which))
             if which == 0:
                 again = run(feeds)
-                same = all(np.array_equal(a, c, equal_nan=True) for a, c in zip(got, again, strict=True))
+                same = all(
+                    np.array_equal(a, c, equal_nan=True) for a, c in zip(got, again, strict=True)
+                )
                 if not same:
                     raise Wrong("two runs differ", "the same inputs gave other outputs")
 
@@ -232,7 +236,10 @@ def tflite(it: Prepared, **options: Any) -> None:
             for name, want in zip(names, it.wanted[0], strict=True):
                 order = orders["outputs"][name]
                 if made[name].ndim != len(order):
-                    raise Wrong("rank of an output", f"{name}: {want.shape} became {made[name].shape}, order {order}")
+                    raise Wrong(
+                        "rank of an output",
+                        f"{name}: {want.shape} became {made[name].shape}, order {order}",
+                    )
                 ordered.append(_as(want, np.transpose(made[name], np.argsort(order))))
             return ordered
 

@@ -141,7 +141,9 @@ def batch_norm(b: Builder) -> object:
 
 
 def _binary(b: Builder, left: str, right: str) -> object:
-    op = b.draw.weighted({"Add": 5, "Mul": 4, "Sub": 3, "Div": 1, "Max": 1, "Min": 1, "Mean": 0.3, "Sum": 0.5})
+    op = b.draw.weighted(
+        {"Add": 5, "Mul": 4, "Sub": 3, "Div": 1, "Max": 1, "Min": 1, "Mean": 0.3, "Sum": 0.5}
+    )
     op = "Add" if b.plain and op in ("Mean", "Sum") else op
     if op == "Div" and np.abs(b.values[right]).min(initial=1) < 0.1:
         op = "Mul"
@@ -164,7 +166,11 @@ def with_constant(b: Builder) -> object:
         case "map":
             other = shape
         case "raise":
-            other = (draw.pick([1, 1, 2]), *([1] * draw.whole(0, 1)), *(draw.pick([1, s]) for s in shape))
+            other = (
+                draw.pick([1, 1, 2]),
+                *([1] * draw.whole(0, 1)),
+                *(draw.pick([1, s]) for s in shape),
+            )
         case _:
             other = tuple(draw.pick([1, s]) for s in shape)
             other = other[draw.whole(0, len(other)) :]
@@ -216,7 +222,15 @@ def pool(b: Builder) -> object:
     if x is None:
         return None
     draw, (_, _, *size) = b.draw, b.shape(x)
-    kind = draw.weighted({"AveragePool": 4, "MaxPool": 3, "GlobalAveragePool": 2, "GlobalMaxPool": 0.5, "LpPool": 0.2})
+    kind = draw.weighted(
+        {
+            "AveragePool": 4,
+            "MaxPool": 3,
+            "GlobalAveragePool": 2,
+            "GlobalMaxPool": 0.5,
+            "LpPool": 0.2,
+        }
+    )
     if kind.startswith("Global"):
         return b.node(kind, [x])
     kernel = [draw.whole(1, 3) for _ in size]
@@ -245,7 +259,16 @@ def activation(b: Builder) -> object:
     x = b.pick(b.floats())
     if x is None:
         return None
-    op = b.draw.weighted({k: 0 if b.plain and k in ("Selu", "Shrink", "ThresholdedRelu") else 6 if k in ("Relu", "Sigmoid", "LeakyRelu") else 1 for k in ACTIVATIONS})
+    op = b.draw.weighted(
+        {
+            k: 0
+            if b.plain and k in ("Selu", "Shrink", "ThresholdedRelu")
+            else 6
+            if k in ("Relu", "Sigmoid", "LeakyRelu")
+            else 1
+            for k in ACTIVATIONS
+        }
+    )
     return b.node(op, [x], **b.draw.pick(ACTIVATIONS[op]))
 
 
@@ -253,7 +276,9 @@ def clip(b: Builder) -> object:
     x = b.pick(b.floats())
     if x is None:
         return None
-    low, high = b.draw.pick([(0.0, 6.0), (-1.0, 1.0), (0.0, None), (None, 0.5), (0.0, 1.0), (0.5, -0.5)])
+    low, high = b.draw.pick(
+        [(0.0, 6.0), (-1.0, 1.0), (0.0, None), (None, 0.5), (0.0, 1.0), (0.5, -0.5)]
+    )
     if b.opset < 11:
         return b.node("Clip", [x], min=low, max=high)
     ends = ["" if v is None else b.constant(v, np.float32) for v in (low, high)]
@@ -372,7 +397,9 @@ def matmul(b: Builder) -> object:
         case "right":
             y = b.node("MatMul", [x, weight(b, shape[-1], out, scale=shape[-1] ** -0.5)])
         case "stack":
-            y = b.node("MatMul", [x, weight(b, *shape[:-2], shape[-1], out, scale=shape[-1] ** -0.5)])
+            y = b.node(
+                "MatMul", [x, weight(b, *shape[:-2], shape[-1], out, scale=shape[-1] ** -0.5)]
+            )
         case "left":
             y = b.node("MatMul", [weight(b, out, shape[-2]), x])
         case "vector":
@@ -399,7 +426,13 @@ def gemm(b: Builder) -> object:
     trans_b, out = int(draw.chance(0.6)), draw.pick([1, 2, 4, 5, inner])
     given = [x, weight(b, out, inner) if trans_b else weight(b, inner, out, scale=inner**-0.5)]
     if draw.chance(0.7) or b.opset < 11:
-        given.append(weight(b, *draw.pick([(out,), (out,), (1, out), (1,), (rows, 1), (rows, out), ()]), scale=0.5))
+        given.append(
+            weight(
+                b,
+                *draw.pick([(out,), (out,), (1, out), (1,), (rows, 1), (rows, out), ()]),
+                scale=0.5,
+            )
+        )
     alpha, beta = (draw.pick([None, 0.5, 1.0]) for _ in "ab")
     return b.node("Gemm", given, transA=trans_a or None, transB=trans_b, alpha=alpha, beta=beta)
 
@@ -472,7 +505,9 @@ def view(b: Builder) -> object:
         case "back":
             perm = draw.shuffled(range(rank))
             y = b.node("Transpose", [x], perm=perm)
-            y = y and draw.pick([y, b.node("Relu", [y]), b.node("Add", [y, weight(b, b.shape(y)[-1], scale=1)])])
+            y = y and draw.pick(
+                [y, b.node("Relu", [y]), b.node("Add", [y, weight(b, b.shape(y)[-1], scale=1)])]
+            )
             return y and b.node("Transpose", [y], perm=[int(i) for i in np.argsort(perm)])
         case "squeeze":
             axes = [i for i, s in enumerate(shape) if s == 1]
@@ -503,12 +538,19 @@ def cut(b: Builder) -> object:
             start = draw.pick([0, 1, -2, -1, size - 1])
             end = draw.pick([size, -1, 2**31 - 1, max(1, size // 2), 1])
             if step < 0:
-                start, end = draw.pick([-1, size - 1, 2**31 - 1]), draw.pick([-(2**31), 0, -size - 1])
+                start, end = (
+                    draw.pick([-1, size - 1, 2**31 - 1]),
+                    draw.pick([-(2**31), 0, -size - 1]),
+                )
             if b.opset < 10:
                 return b.node("Slice", [x], starts=[start], ends=[end], axes=[axis])
-            return b.node("Slice", [x, *(b.constant([v], np.int64) for v in (start, end, axis, step))])
+            return b.node(
+                "Slice", [x, *(b.constant([v], np.int64) for v in (start, end, axis, step))]
+            )
         case "gather":
-            index = draw.pick([0, -1, [0], [size - 1, 0], list(range(size))[::-1], [[0, 0], [0, size - 1]]])
+            index = draw.pick(
+                [0, -1, [0], [size - 1, 0], list(range(size))[::-1], [[0, 0], [0, size - 1]]]
+            )
             return b.node("Gather", [x, b.constant(index, np.int64)], axis=axis)
         case how:
             if size < 2:
@@ -535,7 +577,9 @@ def concat(b: Builder) -> object:
     axis = draw.pick([1 % b.values[x].ndim, draw.whole(0, b.values[x].ndim - 1)])
     shape = b.shape(x)
     rest = shape[:axis] + shape[axis + 1 :]
-    fitting = [n for n in b.floats(len(shape)) if b.shape(n)[:axis] + b.shape(n)[axis + 1 :] == rest]
+    fitting = [
+        n for n in b.floats(len(shape)) if b.shape(n)[:axis] + b.shape(n)[axis + 1 :] == rest
+    ]
     others = [draw.pick(fitting) for _ in range(draw.whole(1, 2))]
     if draw.chance(0.15):
         others.append(weight(b, *shape[:axis], 1, *shape[axis + 1 :], scale=1))
@@ -547,7 +591,9 @@ def pad(b: Builder) -> object:
     if x is None:
         return None
     rank = b.values[x].ndim
-    pads = [draw.pick([0, 0, 1, 2]) if a % rank >= 2 or draw.chance(0.1) else 0 for a in range(2 * rank)]
+    pads = [
+        draw.pick([0, 0, 1, 2]) if a % rank >= 2 or draw.chance(0.1) else 0 for a in range(2 * rank)
+    ]
     if draw.chance(0.1):
         pads[draw.whole(0, 2 * rank - 1)] = -1
     mode = draw.weighted({"constant": 6, "reflect": 1, "edge": 0 if b.plain else 1})
@@ -566,7 +612,11 @@ def resize(b: Builder) -> object:
         return None
     rank = b.values[x].ndim
     scale = [1.0, 1.0, *(draw.pick([1.0, 2.0, 2.0, 1.5, 0.5]) for _ in range(rank - 2))]
-    mode = draw.pick(["nearest", "nearest", "linear", "linear" if b.plain else "cubic"] if b.opset >= 11 else ["nearest", "linear"])
+    mode = draw.pick(
+        ["nearest", "nearest", "linear", "linear" if b.plain else "cubic"]
+        if b.opset >= 11
+        else ["nearest", "linear"]
+    )
     factors = b.constant(scale, np.float32)
     if b.opset == 9:
         return b.node("Upsample", [x, factors], mode=mode)
@@ -594,7 +644,10 @@ def quantize(b: Builder) -> object:
         scale, point = np.float32(draw.real(0.02, 0.1)), np.asarray(0)
     elif b.opset >= 13 and draw.chance(0.3):
         axis = draw.whole(0, rank - 1)
-        scale, point = draw.uniform(0.02, 0.1, b.shape(x)[axis]), draw.integers(low, high, b.shape(x)[axis])
+        scale, point = (
+            draw.uniform(0.02, 0.1, b.shape(x)[axis]),
+            draw.integers(low, high, b.shape(x)[axis]),
+        )
     else:
         scale, point = np.float32(draw.real(0.02, 0.1)), np.asarray(draw.whole(low, high))
     ends = [b.constant(scale, np.float32), b.constant(point, kind)]
@@ -608,7 +661,11 @@ def choose(b: Builder) -> object:
         return None
     same = [n for n in b.floats() if b.shape(n) == b.shape(x)]
     y = draw.pick([*same, weight(b, 1, scale=1)])
-    op = draw.pick(["Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"] if b.opset >= 12 else ["Less", "Greater"])
+    op = draw.pick(
+        ["Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"]
+        if b.opset >= 12
+        else ["Less", "Greater"]
+    )
     kept = b.node(op, [x, y]) if b.opset >= 9 else None
     if kept is not None and draw.chance(0.2):
         kept = b.node("Not", [kept])
@@ -621,7 +678,12 @@ def arg(b: Builder) -> object:
     draw, x = b.draw, b.pick(b.floats(low=1))
     if x is None:
         return None
-    y = b.node(draw.pick(["ArgMax", "ArgMin"]), [x], axis=draw.whole(0, b.values[x].ndim - 1), keepdims=draw.pick([None, 0, 1]))
+    y = b.node(
+        draw.pick(["ArgMax", "ArgMin"]),
+        [x],
+        axis=draw.whole(0, b.values[x].ndim - 1),
+        keepdims=draw.pick([None, 0, 1]),
+    )
     return y and b.node("Cast", [y], to=FLOAT)
 
 
@@ -636,12 +698,20 @@ def norm(b: Builder) -> object:
         case "LayerNormalization":
             axis = draw.pick([-1, -2, 1])
             shape = b.shape(x)[axis:]
-            given = [x, weight(b, *shape, scale=1), *([weight(b, *shape, scale=0.5)] if draw.chance(0.7) else [])]
+            given = [
+                x,
+                weight(b, *shape, scale=1),
+                *([weight(b, *shape, scale=0.5)] if draw.chance(0.7) else []),
+            ]
             return b.node("LayerNormalization", given, axis=axis)
         case "GroupNormalization":
             groups = draw.pick([1, c])
             size = c if b.opset >= 21 else groups
-            return b.node("GroupNormalization", [x, weight(b, size, scale=1), weight(b, size, scale=0.5)], num_groups=groups)
+            return b.node(
+                "GroupNormalization",
+                [x, weight(b, size, scale=1), weight(b, size, scale=0.5)],
+                num_groups=groups,
+            )
         case op:
             return b.node(op, [x, weight(b, c, scale=1), weight(b, c, scale=0.5)], epsilon=1e-2)
 
@@ -663,7 +733,12 @@ def shuffle(b: Builder) -> object:
         case "deep":
             return b.node("SpaceToDepth", [x], blocksize=2)
         case _:
-            return b.node("DepthToSpace", [x], blocksize=2, mode=draw.pick([None, "DCR", "CRD"]) if b.opset >= 11 else None)
+            return b.node(
+                "DepthToSpace",
+                [x],
+                blocksize=2,
+                mode=draw.pick([None, "DCR", "CRD"]) if b.opset >= 11 else None,
+            )
 
 
 def expand(b: Builder) -> object:
@@ -698,12 +773,25 @@ def other(b: Builder) -> object:
     shape = b.shape(x)
     match draw.pick(["cumsum", "einsum", "topk", "range", "cast", "pow", "lstm"]):
         case "cumsum":
-            return b.node("CumSum", [x, b.constant(draw.whole(0, len(shape) - 1), np.int64)], exclusive=draw.pick([None, 1]), reverse=draw.pick([None, 1]))
+            return b.node(
+                "CumSum",
+                [x, b.constant(draw.whole(0, len(shape) - 1), np.int64)],
+                exclusive=draw.pick([None, 1]),
+                reverse=draw.pick([None, 1]),
+            )
         case "einsum":
             letters = "abc"[: len(shape)]
-            return b.node("Einsum", [x, weight(b, shape[-1], 3)], equation=f"{letters},{letters[-1]}d->{letters[:-1]}d")
+            return b.node(
+                "Einsum",
+                [x, weight(b, shape[-1], 3)],
+                equation=f"{letters},{letters[-1]}d->{letters[:-1]}d",
+            )
         case "topk":
-            made = b.nodes_of("TopK", [x, b.constant([1], np.int64)], 2, axis=-1) if b.opset >= 10 else []
+            made = (
+                b.nodes_of("TopK", [x, b.constant([1], np.int64)], 2, axis=-1)
+                if b.opset >= 10
+                else []
+            )
             return made and b.node("Add", [x, made[0]])
         case "cast":
             y = b.node("Cast", [x], to=11)

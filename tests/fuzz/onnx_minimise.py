@@ -28,20 +28,31 @@ def smaller(case: OnnxCase) -> Iterator[OnnxCase]:
                     yield _changed(case, lambda g, n=name: _set_outputs(g, [n], values))
     if len(outputs) > 1:
         for name in outputs:
-            yield _changed(case, lambda g, n=name: _set_outputs(g, [o for o in outputs if o != n], values))
+            yield _changed(
+                case, lambda g, n=name: _set_outputs(g, [o for o in outputs if o != n], values)
+            )
     # A value comes in as an input, or is a constant, and what made it goes.
-    inner = [n for node in reversed(graph.node) for n in node.output if n in values and n not in outputs]
+    inner = [
+        n for node in reversed(graph.node) for n in node.output if n in values and n not in outputs
+    ]
     many = list(case.feeds[1:])
     if not many:
         for name in inner:
-            if any(name in node.input for node in graph.node) and _producer(graph, name).op_type != "Constant":
+            if (
+                any(name in node.input for node in graph.node)
+                and _producer(graph, name).op_type != "Constant"
+            ):
                 yield _as_input(case, name, values[name])
     for i, node in enumerate(graph.node):
         if not node.output or node.output[0] not in values:
             continue
         out = values[node.output[0]]
         for name in dict.fromkeys(node.input):
-            alike = name in values and values[name].shape == out.shape and values[name].dtype == out.dtype
+            alike = (
+                name in values
+                and values[name].shape == out.shape
+                and values[name].dtype == out.dtype
+            )
             if alike:
                 yield _changed(case, lambda g, i=i, n=name: _bypass(g, i, n))
     if not many:
@@ -73,11 +84,24 @@ def _plainer(case: OnnxCase) -> Iterator[OnnxCase]:
         array = numpy_helper.to_array(stored)
         for plain in (np.ones_like(array), np.round(array * 2) / 2):
             if not np.array_equal(plain, array):
-                yield _changed(case, lambda g, i=i, p=plain: g.initializer[i].CopyFrom(numpy_helper.from_array(p.astype(p.dtype), g.initializer[i].name)))
+                yield _changed(
+                    case,
+                    lambda g, i=i, p=plain: g.initializer[i].CopyFrom(
+                        numpy_helper.from_array(p.astype(p.dtype), g.initializer[i].name)
+                    ),
+                )
                 break
-    rounded = [{n: np.round(a * 2) / 2 if a.dtype.kind == "f" else a for n, a in f.items()} for f in case.feeds]
-    rounded = [{n: np.asarray(a, f[n].dtype) for n, a in r.items()} for r, f in zip(rounded, case.feeds, strict=True)]
-    if any(not np.array_equal(r[n], f[n]) for r, f in zip(rounded, case.feeds, strict=True) for n in f):
+    rounded = [
+        {n: np.round(a * 2) / 2 if a.dtype.kind == "f" else a for n, a in f.items()}
+        for f in case.feeds
+    ]
+    rounded = [
+        {n: np.asarray(a, f[n].dtype) for n, a in r.items()}
+        for r, f in zip(rounded, case.feeds, strict=True)
+    ]
+    if any(
+        not np.array_equal(r[n], f[n]) for r, f in zip(rounded, case.feeds, strict=True) for n in f
+    ):
         yield OnnxCase(case.model, rounded)
 
 

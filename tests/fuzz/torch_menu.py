@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+
+import torch
 
 from .draw import Draw
 from .torch_programs import Grower, Program
@@ -43,7 +46,9 @@ def conv_transpose(g: Grower) -> object:
     groups = draw.pick([1, 1, c])
     k, s = draw.whole(1, 3), draw.pick([1, 2])
     more = f", padding={draw.whole(0, (k - 1) // 2)}, output_padding={draw.whole(0, s - 1)}, groups={groups}"
-    return g.module(f"nn.ConvTranspose{len(size)}d({c}, {groups * draw.whole(1, 2)}, {k}, stride={s}{more})", x)
+    return g.module(
+        f"nn.ConvTranspose{len(size)}d({c}, {groups * draw.whole(1, 2)}, {k}, stride={s}{more})", x
+    )
 
 
 def norm(g: Grower) -> object:
@@ -64,7 +69,9 @@ def norm(g: Grower) -> object:
             name = g.name("f")
             parts = ["mean", "var", "weight", "bias"]
             init = [f"self.register_buffer('{name}_{p}', torch.rand({c}) + 0.5)" for p in parts]
-            return g.step(f"F.batch_norm({x}, {', '.join(f'self.{name}_{p}' for p in parts)})", init)
+            return g.step(
+                f"F.batch_norm({x}, {', '.join(f'self.{name}_{p}' for p in parts)})", init
+            )
         case _:
             return g.module(f"nn.InstanceNorm{n}d({c}, affine={draw.chance(0.5)}, eps=0.01)", x)
 
@@ -75,7 +82,9 @@ def linear(g: Grower) -> object:
         return None
     draw = g.draw
     bias = "" if draw.chance(0.7) else ", bias=False"
-    return g.module(f"nn.Linear({g.shape(x)[-1]}, {draw.pick([1, 2, 4, 5, g.shape(x)[-1]])}{bias})", x)
+    return g.module(
+        f"nn.Linear({g.shape(x)[-1]}, {draw.pick([1, 2, 4, 5, g.shape(x)[-1]])}{bias})", x
+    )
 
 
 MODULES = (
@@ -108,7 +117,9 @@ def again(g: Grower) -> object:
     if not g.modules:
         return None
     name, shape = g.draw.pick(g.modules)
-    fitting = [n for n, v in g.values.items() if tuple(v.shape[1:]) == shape[1:] and v.is_floating_point()]
+    fitting = [
+        n for n, v in g.values.items() if tuple(v.shape[1:]) == shape[1:] and v.is_floating_point()
+    ]
     return g.step(f"self.{name}({g.draw.pick(fitting)})") if fitting else None
 
 
@@ -201,7 +212,17 @@ def residual(g: Grower) -> object:
         y = y and g.module(draw.pick([
             f"nn.Conv{n}d({c}, {c}, 3, padding=1)", f"nn.Conv{n}d({c}, {c}, 1, bias=False)", f"nn.BatchNorm{n}d({c})", "nn.ReLU()", f"nn.Conv{n}d({c}, {c}, 3, padding=1, groups={c})",
         ]), y)  # fmt: skip
-    return y and g.step(draw.pick([f"{x} + {y}", f"{y} + {x}", f"torch.add({y}, {x})", f"{y}.add_({x})", f"{x}.add({y}, alpha=2)"]))
+    return y and g.step(
+        draw.pick(
+            [
+                f"{x} + {y}",
+                f"{y} + {x}",
+                f"torch.add({y}, {x})",
+                f"{y}.add_({x})",
+                f"{x}.add({y}, alpha=2)",
+            ]
+        )
+    )
 
 
 def constant(g: Grower) -> object:
@@ -216,7 +237,18 @@ def constant(g: Grower) -> object:
         f"self.{name} = nn.Parameter({made})", f"self.register_buffer('{name}', {made})", f"self.register_buffer('{name}', {made}, persistent=False)",
         f"self.{name} = nn.Parameter({made}, requires_grad=False)",
     ])  # fmt: skip
-    text = draw.pick(["X * self.K", "X + self.K", "self.K - X", "X / self.K", "X * (self.K * 2 + 1)", "X * self.K.abs()", "torch.where(X > 0, X, self.K)", "X + self.K.to(X.dtype)"])
+    text = draw.pick(
+        [
+            "X * self.K",
+            "X + self.K",
+            "self.K - X",
+            "X / self.K",
+            "X * (self.K * 2 + 1)",
+            "X * self.K.abs()",
+            "torch.where(X > 0, X, self.K)",
+            "X + self.K.to(X.dtype)",
+        ]
+    )
     return g.step(text.replace("X", x).replace("K", name), [init])
 
 
@@ -227,14 +259,32 @@ def weights(g: Grower) -> object:
         return None
     draw, shape, name = g.draw, g.shape(x), g.name("w")
     keep = draw.pick(["nn.Parameter", "torch.Tensor.clone"])
-    stored = f"self.{name} = nn.Parameter" if keep == "nn.Parameter" else f"self.register_buffer('{name}', torch.Tensor.clone"
+    stored = (
+        f"self.{name} = nn.Parameter"
+        if keep == "nn.Parameter"
+        else f"self.register_buffer('{name}', torch.Tensor.clone"
+    )
     close = ")" if keep == "nn.Parameter" else "))"
     if len(shape) == 4 and draw.chance(0.6):
         made = f"torch.randn({draw.pick([2, shape[1]])}, {shape[1]}, 3, 3) * 0.2"
-        text = draw.pick(["F.conv2d(X, self.W, padding=1)", "F.conv2d(X, self.W * 2)", "torch.conv2d(X, self.W.flip(-1), None, 1, 1)"])
+        text = draw.pick(
+            [
+                "F.conv2d(X, self.W, padding=1)",
+                "F.conv2d(X, self.W * 2)",
+                "torch.conv2d(X, self.W.flip(-1), None, 1, 1)",
+            ]
+        )
     else:
         made = f"torch.randn({draw.pick([3, shape[-1]])}, {shape[-1]}) * 0.3"
-        text = draw.pick(["F.linear(X, self.W)", "X @ self.W.t()", "torch.matmul(X, self.W.T) + 0.5", "F.linear(X, self.W - self.W.mean())", "F.linear(X, self.W * self.W.abs())"])
+        text = draw.pick(
+            [
+                "F.linear(X, self.W)",
+                "X @ self.W.t()",
+                "torch.matmul(X, self.W.T) + 0.5",
+                "F.linear(X, self.W - self.W.mean())",
+                "F.linear(X, self.W * self.W.abs())",
+            ]
+        )
     return g.step(text.replace("X", x).replace("W", name), [f"{stored}({made}{close}"])
 
 
@@ -250,14 +300,28 @@ def heads(g: Grower) -> object:
         match draw.pick(["attention", "lstm", "encoder"]):
             case "attention":
                 name = g.name("m")
-                return g.step(f"self.{name}({x}, {x}, {x}, need_weights=False)[0]", [f"self.{name} = nn.MultiheadAttention({e}, 1, batch_first={draw.chance(0.7)})"])
+                return g.step(
+                    f"self.{name}({x}, {x}, {x}, need_weights=False)[0]",
+                    [
+                        f"self.{name} = nn.MultiheadAttention({e}, 1, batch_first={draw.chance(0.7)})"
+                    ],
+                )
             case "lstm":
                 name = g.name("m")
-                return g.step(f"self.{name}({x})[0]", [f"self.{name} = nn.LSTM({e}, 3, batch_first=True)"])
+                return g.step(
+                    f"self.{name}({x})[0]", [f"self.{name} = nn.LSTM({e}, 3, batch_first=True)"]
+                )
             case _:
                 return g.module(f"nn.TransformerEncoderLayer({e}, 1, 4, batch_first=True)", x)
     name = g.name("m")
-    inner = draw.pick([f"nn.Conv2d({c}, {c}, 1)", f"nn.Sequential(nn.Conv2d({c}, {c}, 3, padding=1), nn.BatchNorm2d({c}), nn.ReLU(inplace=True))", f"nn.BatchNorm2d({c})", "nn.Identity()"])
+    inner = draw.pick(
+        [
+            f"nn.Conv2d({c}, {c}, 1)",
+            f"nn.Sequential(nn.Conv2d({c}, {c}, 3, padding=1), nn.BatchNorm2d({c}), nn.ReLU(inplace=True))",
+            f"nn.BatchNorm2d({c})",
+            "nn.Identity()",
+        ]
+    )
     more = draw.pick(["", ", 2.0", ", add=1.5", f", scale={x}.mean()"])
     return g.step(f"self.{name}({x}{more})", [f"self.{name} = Wrapped({inner})"])
 
@@ -302,8 +366,24 @@ def torch_case(seed: int) -> Program:
         for _ in range(draw.pick([1, 3, 6, 10, 16])):
             draw.weighted(MENU)(g)
         if g.steps:
-            return _finished(g, inputs, seed)
+            program = _finished(g, inputs, seed)
+            if _runs(program):
+                return program
     raise AssertionError(f"seed {seed} gives no module")
+
+
+def _runs(program: Program) -> bool:
+    """Whether the module as a whole runs, twice."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            names = program.loaded()
+            model = names["make"](torch.float64)
+            for _ in range(2):
+                model(*names["inputs"](torch.float64))
+    except Exception:
+        return False
+    return True
 
 
 def _start(draw: Draw, batch: int) -> tuple[int, ...]:
@@ -319,7 +399,12 @@ def _finished(g: Grower, inputs: tuple[tuple[str, tuple[int, ...]], ...], seed: 
     draw = g.draw
     made = [n for n in g.values if n.startswith("y")] or [inputs[0][0]]
     text = " ".join(line.partition("=")[2] for step in g.steps for line in step.lines)
-    leaves = [n for n in made if f"{n}" not in text.replace(",", " ").replace(")", " ").replace("(", " ").replace(".", " ").split()]
+    leaves = [
+        n
+        for n in made
+        if f"{n}"
+        not in text.replace(",", " ").replace(")", " ").replace("(", " ").replace(".", " ").split()
+    ]
     results = (leaves or made[-1:])[-3:]
     if draw.chance(0.2):
         results.append(draw.pick(made))
@@ -330,11 +415,21 @@ def _finished(g: Grower, inputs: tuple[tuple[str, tuple[int, ...]], ...], seed: 
     else:
         joined = ", ".join(results)
         named = ", ".join(f"'{n}': {n}" for n in results)
-        returns = draw.pick([f"({joined},)", f"({joined},)", f"[{joined}]", f"{{{named}}}", f"({results[0]}, ({joined},), None)"])
+        returns = draw.pick(
+            [
+                f"({joined},)",
+                f"({joined},)",
+                f"[{joined}]",
+                f"{{{named}}}",
+                f"({results[0]}, ({joined},), None)",
+            ]
+        )
     options: list[str] = []
     steps = list(g.steps)
     if draw.chance(0.12):
-        name, value = draw.pick([("mask", "None"), ("scale", "1.0"), ("flag", "False"), ("flag", "True"), ("bias", "0")])
+        name, value = draw.pick(
+            [("mask", "None"), ("scale", "1.0"), ("flag", "False"), ("flag", "True"), ("bias", "0")]
+        )
         options.append(f"{name}={value}")
         last = results[-1]
         use = {
@@ -350,12 +445,29 @@ def _finished(g: Grower, inputs: tuple[tuple[str, tuple[int, ...]], ...], seed: 
     if g.modules and draw.chance(0.12):
         where = draw.pick(["model", f"model.{draw.pick(g.modules)[0]}"])
         if where != "model" or "," not in returns:
-            after.append(draw.pick([f"{where}.register_forward_hook(tripled)", f"{where}.register_forward_pre_hook(shifted)"]))
+            after.append(
+                draw.pick(
+                    [
+                        f"{where}.register_forward_hook(tripled)",
+                        f"{where}.register_forward_pre_hook(shifted)",
+                    ]
+                )
+            )
     if draw.chance(0.08):
         after.append("model.requires_grad_(False)")
     if draw.chance(0.06) and len(inputs[0][1]) == 4:
         after.append("model = model.to(memory_format=torch.channels_last)")
-    layers = [n for n, _ in g.modules if any(k in line for s in steps for line in s.init for k in ("Conv2d(", "Linear(") if line.startswith(f"self.{n} = nn.{k}"))]
+    layers = [
+        n
+        for n, _ in g.modules
+        if any(
+            k in line
+            for s in steps
+            for line in s.init
+            for k in ("Conv2d(", "Linear(")
+            if line.startswith(f"self.{n} = nn.{k}")
+        )
+    ]
     if layers and draw.chance(0.08):
         layer = draw.pick(layers)
         after.append(draw.pick([
@@ -363,5 +475,6 @@ def _finished(g: Grower, inputs: tuple[tuple[str, tuple[int, ...]], ...], seed: 
             f"nn.utils.prune.l1_unstructured(model.{layer}, 'weight', 0.5)",
             f"nn.utils.prune.l1_unstructured(model.{layer}, 'weight', 0.5); nn.utils.prune.remove(model.{layer}, 'weight')",
         ]))  # fmt: skip
-        after.insert(0, "import torch.nn.utils.prune")
-    return Program(seed, inputs, tuple(steps), returns, tuple(options), tuple(after), draw.chance(0.5))
+    return Program(
+        seed, inputs, tuple(steps), returns, tuple(options), tuple(after), draw.chance(0.5)
+    )

@@ -15,7 +15,9 @@ def smaller(program: Program) -> Iterator[Program]:
     outs = [step.out for step in program.steps if step.out]
     for i, step in enumerate(program.steps[:-1]):
         if step.out:
-            yield _pruned(replace(program, steps=program.steps[: i + 1], returns=step.out, options=()))
+            yield _pruned(
+                replace(program, steps=program.steps[: i + 1], returns=step.out, options=())
+            )
     for size in (8, 4, 2):
         for start in range(0, len(program.steps) - size + 1, size):
             kept = program.steps[:start] + program.steps[start + size :]
@@ -52,7 +54,12 @@ def _pruned(program: Program) -> Program:
     kept, read = [], program.returns
     for step in reversed(program.steps):
         text = " ".join(step.lines)
-        if step.out and not re.search(rf"\b{step.out}\b", read) and "_(" not in text and "inplace" not in text:
+        if (
+            step.out
+            and not re.search(rf"\b{step.out}\b", read)
+            and "_(" not in text
+            and "inplace" not in text
+        ):
             continue
         kept.append(step)
         read += " " + (text.partition("=")[2] if step.out else text)

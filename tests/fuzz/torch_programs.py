@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ MOST_NUMBERS = 6000
 
 PRELUDE = '''import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 
@@ -121,7 +124,9 @@ class Program:
         arguments = ", ".join(["self", *(n for n, _ in self.inputs), *self.options])
         init = [line for step in self.steps for line in step.init]
         body = [line for step in self.steps for line in step.lines]
-        made = ", ".join(f"torch.randn({', '.join(map(str, s)) or '()'}, dtype=dtype)" for _, s in self.inputs)
+        made = ", ".join(
+            f"torch.randn({', '.join(map(str, s)) or '()'}, dtype=dtype)" for _, s in self.inputs
+        )
         text = [
             "class Model(nn.Module):",
             "    def __init__(self):",
@@ -160,13 +165,22 @@ class Program:
         said = json.loads(text)
         steps = tuple(Step(s["out"], tuple(s["lines"]), tuple(s["init"])) for s in said["steps"])
         inputs = tuple((n, tuple(shape)) for n, shape in said["inputs"])
-        return cls(said["seed"], inputs, steps, said["returns"], tuple(said["options"]), tuple(said["after"]), said["free"])
+        return cls(
+            said["seed"],
+            inputs,
+            steps,
+            said["returns"],
+            tuple(said["options"]),
+            tuple(said["after"]),
+            said["free"],
+        )
 
     def loaded(self) -> dict[str, Any]:
         """The names that the source defines: ``Model``, ``make``, ``inputs``."""
-        found: dict[str, Any] = {"__name__": "fuzzed"}
-        exec(compile(self.source(), "<fuzzed>", "exec"), found)
-        return found
+        # A module of its own, so that what it defines can be pickled.
+        module = sys.modules["fuzzed"] = ModuleType("fuzzed")
+        exec(compile(self.source(), "<fuzzed>", "exec"), vars(module))
+        return vars(module)
 
     def without(self, place: int, instead: str | None) -> Program:
         """The same without a step; what read its value reads another."""
@@ -175,7 +189,9 @@ class Program:
         if not step.out or instead is None:
             return replace(self, steps=tuple(steps))
         word = re.compile(rf"\b{step.out}\b")
-        steps = [replace(s, lines=tuple(word.sub(instead, line) for line in s.lines)) for s in steps]
+        steps = [
+            replace(s, lines=tuple(word.sub(instead, line) for line in s.lines)) for s in steps
+        ]
         return replace(self, steps=tuple(steps), returns=word.sub(instead, self.returns))
 
 
@@ -231,7 +247,9 @@ class Grower:
         except Exception:
             for key, value in before.items():
                 if not torch.equal(self.values[key], value):
-                    self.values[key] = value  # Sharing is lost here, which matters to nothing but magnitudes.
+                    self.values[key] = (
+                        value  # Sharing is lost here, which matters to nothing but magnitudes.
+                    )
             return None
         self.steps.append(Step(name, lines, tuple(init)))
         if out:
@@ -262,7 +280,11 @@ class Grower:
 
     def like(self, x: str) -> list[str]:
         """Values of the same shape."""
-        return [n for n, v in self.values.items() if v.shape == self.values[x].shape and v.dtype == self.values[x].dtype]
+        return [
+            n
+            for n, v in self.values.items()
+            if v.shape == self.values[x].shape and v.dtype == self.values[x].dtype
+        ]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a value."""
@@ -270,6 +292,10 @@ class Grower:
 
 
 def _tame(value: Any) -> bool:
-    if not isinstance(value, torch.Tensor) or not 0 < value.numel() <= MOST_NUMBERS or value.ndim > 6:
+    if (
+        not isinstance(value, torch.Tensor)
+        or not 0 < value.numel() <= MOST_NUMBERS
+        or value.ndim > 6
+    ):
         return False
     return not value.is_floating_point() or bool((value.abs() < LARGEST).all())

@@ -27,6 +27,7 @@ class Front:
         smaller: Simpler cases.
         jobs: The jobs of a target.
         often: Jobs that every case does.
+        rare: Jobs that few cases do, for they are slow.
     """
 
     make: Callable[[int], Any]
@@ -34,21 +35,38 @@ class Front:
     smaller: Callable[[Any], Iterator[Any]]
     jobs: dict[str, tuple[str, ...]]
     often: tuple[str, ...]
+    rare: tuple[str, ...] = ()
 
 
 def front(name: str) -> Front:
     """The front of a name; torch is imported only for torch's."""
     if name == "onnx":
-        return Front(onnx_case, onnx_jobs.run_job, onnx_minimise.smaller, onnx_jobs.TARGETS, ("default", "respell"))
+        return Front(
+            onnx_case,
+            onnx_jobs.run_job,
+            onnx_minimise.smaller,
+            onnx_jobs.TARGETS,
+            ("default", "respell"),
+        )
     from . import torch_jobs, torch_minimise
     from .torch_menu import torch_case
 
-    return Front(torch_case, torch_jobs.run_job, torch_minimise.smaller, torch_jobs.TARGETS, torch_jobs.OFTEN)
+    return Front(
+        torch_case,
+        torch_jobs.run_job,
+        torch_minimise.smaller,
+        torch_jobs.TARGETS,
+        torch_jobs.OFTEN,
+        torch_jobs.RARE,
+    )
 
 
 def fronts(targets: Collection[str]) -> list[str]:
     """The fronts that targets need."""
-    return [*(["onnx"] if set(targets) - {"torch"} else []), *(["torch"] if "torch" in targets else [])]
+    return [
+        *(["onnx"] if set(targets) - {"torch"} else []),
+        *(["torch"] if "torch" in targets else []),
+    ]
 
 
 def jobs_of(name: str, seed: int, targets: Collection[str], share: float = 0.35) -> list[str]:
@@ -64,7 +82,8 @@ def jobs_of(name: str, seed: int, targets: Collection[str], share: float = 0.35)
     found = []
     for target, jobs in it.jobs.items():
         for job in jobs:
-            chosen = draw.chance(share) or job in it.often
+            chosen = draw.chance(share) and (job not in it.rare or share == 1 or draw.chance(0.2))
+            chosen = chosen or job in it.often
             if target in targets and chosen:
                 found.append(job)
     return found
@@ -126,4 +145,6 @@ def smallest(name: str, found: Found, seconds: float = 30.0, alone: float | None
 
 def broken_generator(name: str, error: BaseException) -> Outcome:
     """The outcome of a seed for which no case could be made: a fault of the fuzzer's own."""
-    return replace(Outcome(f"{name} generator", CRASH), what=type(error).__name__, detail=repr(error))
+    return replace(
+        Outcome(f"{name} generator", CRASH), what=type(error).__name__, detail=repr(error)
+    )

@@ -126,7 +126,9 @@ def _where(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         inside = frame.filename.startswith(_ROOT) and "site-packages" not in frame.filename
         if inside and "/tests/" not in frame.filename:
-            return f" in {Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.name}"
+            return (
+                f" in {Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.name}"
+            )
     return ""
 
 
