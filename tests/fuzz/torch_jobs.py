@@ -162,7 +162,9 @@ class Snapshot:
                 elif "hooks" in key and isinstance(value, dict):
                     facts[f"{name}.{key}"] = [id(v) for v in value.values()]
                 else:
-                    facts[f"{name}.{key}"] = id(value)
+                    # Plain values may be replaced by equal ones.
+                    plain = isinstance(value, str | int | float | bool | tuple | type(None))
+                    facts[f"{name}.{key}"] = repr(value) if plain else id(value)
             for key, value in [*module._parameters.items(), *module._buffers.items()]:
                 if value is not None:
                     facts[f"{name}.{key} tensor"] = (
