@@ -46,7 +46,7 @@ def test_operands_in_the_wrong_order_are_found_and_made_small(
     monkeypatch.setitem(onnx_spelling._RULES, ir.Sub, swapped)
     seed, first = found("respell", range(60), MISMATCH)
     assert first.outcome.what == "wrong numbers"
-    small = smallest("onnx", first, 20.0)
+    small = smallest("onnx", first, 60.0)
     assert small.outcome.like(first.outcome)
     assert [n.op_type for n in small.case.model.graph.node] == ["Sub"]
     place = findings.write(tmp_path, seed, "onnx", small.outcome, small.case)
@@ -67,7 +67,7 @@ def test_a_wrong_merge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     )
     _, first = found("merge-all", range(60), MISMATCH)
-    small = smallest("onnx", first, 20.0)
+    small = smallest("onnx", first, 60.0)
     assert len(small.case.model.graph.node) <= 3
 
 
@@ -78,7 +78,7 @@ def test_an_error_that_is_no_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(onnx_spelling._RULES, ir.Transpose, broken)
     _, first = found("respell", range(60), CRASH)
     assert "KeyError" in first.outcome.what
-    assert [n.op_type for n in smallest("onnx", first, 20.0).case.model.graph.node] == ["Transpose"]
+    assert [n.op_type for n in smallest("onnx", first, 60.0).case.model.graph.node] == ["Transpose"]
 
 
 def test_a_refusal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
