@@ -24,7 +24,7 @@ def test_a_wrong_spelling_is_found_and_made_small(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(fx._RULES, ir.Add, twice)
     for seed in range(40):
-        for outcome, case in trial("torch", seed, ["respell-no-inputs"]):
+        for outcome, case in trial("torch", seed, ["respell"]):
             if outcome.found and outcome.what == "wrong numbers":
                 small = smallest("torch", Found(outcome, case), 60.0)
                 assert small.outcome.like(outcome)
