@@ -163,7 +163,7 @@ class Snapshot:
                     facts[f"{name}.{key}"] = [id(v) for v in value.values()]
                 else:
                     # Plain values may be replaced by equal ones.
-                    plain = isinstance(value, str | int | float | bool | tuple | type(None))
+                    plain = isinstance(value, str | int | float | bool | tuple | list | type(None))
                     facts[f"{name}.{key}"] = repr(value) if plain else id(value)
             for key, value in [*module._parameters.items(), *module._buffers.items()]:
                 if value is not None:
