@@ -97,7 +97,7 @@ def judged(job: str, run: Callable[[], object]) -> Outcome:
             return Outcome(job, CRASH, f"{general(str(error))}{_where(error)}", _trace(error))
         return Outcome(job, REFUSAL, general(str(error)), str(error))
     except Exception as error:
-        said = f"{type(error).__name__}{_where(error)}"
+        said = f"{type(error).__name__}{_where(error) or ' in the fuzzer itself'}"
         return Outcome(job, CRASH, said, _trace(error))
     return Outcome(job, EQUAL)
 
@@ -189,5 +189,5 @@ def moved(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]
     if array.dtype.kind != "f":
         return array
     signs = rng.integers(-1, 2, array.shape).astype(array.dtype)
-    out: npt.NDArray[Any] = (array * (1 + signs * np.finfo(array.dtype).eps)).astype(array.dtype)
-    return out
+    step = 1 + signs * np.finfo(array.dtype).eps
+    return np.asarray(array * step, array.dtype)
