@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # PyTorch is installed first and alone, so that nothing else decides which build of it.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit bench setup clean
+.PHONY: demo test lint types unit bench fuzz setup clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Random models on all cores for MINUTES; TARGET is one of onnx, tensorrt, tflite, torch, SEED the first seed.
+MINUTES ?= 30
+fuzz: $(STAMP)
+	cd tests && ../$(BIN)/python -m fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TARGET),--target $(TARGET))
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

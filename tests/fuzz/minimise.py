@@ -1,0 +1,40 @@
+"""The smallest case that still fails in the same way: candidates are tried one after the other, large cuts first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+C = TypeVar("C")
+
+
+def minimise(
+    case: C,
+    smaller: Callable[[C], Iterator[C]],
+    fails: Callable[[C], bool],
+    seconds: float = 30.0,
+) -> C:
+    """Take any smaller case that fails, for as long as there is one.
+
+    Args:
+        case: What fails.
+        smaller: Gives simpler cases, those that leave most away first.
+        fails: Whether a case fails as the first one does; what it raises means no.
+        seconds: When to be content with what there is.
+    """
+    deadline = time.monotonic() + seconds
+    progress = True
+    while progress:
+        progress = False
+        for candidate in smaller(case):
+            if time.monotonic() > deadline:
+                return case
+            try:
+                failed = fails(candidate)
+            except Exception:
+                continue
+            if failed:
+                case, progress = candidate, True
+                break
+    return case

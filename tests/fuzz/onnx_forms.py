@@ -1,0 +1,195 @@
+"""Whole ONNX models: a grown graph, and the odd forms that files of old and new exporters have."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from .draw import Draw
+from .onnx_graphs import FLOAT, WEIGHT, Array, Builder, OnnxCase, model_of, typed
+from .onnx_menu import MENU, start, weight
+from .ort import OrtError, run_model
+
+OPSETS = {7: 1, 8: 1, 9: 2, 10: 2, 11: 3, 12: 2, 13: 4, 14: 1, 15: 1, 16: 1, 17: 4, 18: 3, 19: 1, 20: 3, 21: 2, 22: 1}  # fmt: skip
+
+
+def onnx_case(seed: int) -> OnnxCase:
+    """The model of a seed."""
+    for attempt in range(20):
+        draw = Draw(f"onnx {seed} {attempt}")
+        b = Builder(draw, draw.weighted(OPSETS), plain=draw.chance(0.5))
+        b.add_input(start(b))
+        if draw.chance(0.2):
+            b.add_input(start(b))
+        for _ in range(draw.pick([2, 4, 7, 12, 20])):
+            entry = draw.weighted(MENU)
+            entry(b)
+            if draw.chance(0.05) and not b.plain:
+                control(b)
+        if b.nodes:
+            made = _finished(b)
+            if made is not None:
+                return made
+    raise AssertionError(f"seed {seed} gives no model")
+
+
+def control(b: Builder) -> object:
+    """An If or a Loop whose bodies capture values and weights from outside."""
+    draw, x = b.draw, b.pick(b.floats(low=1))
+    if x is None or b.opset < 11:
+        return None
+    w = weight(b, *([1] * b.values[x].ndim), scale=1)
+
+    def body(name: str, op: str, inputs: list[Any], first: list[str]) -> onnx.GraphProto:
+        out = b.name("o")
+        nodes = [helper.make_node(op, first, [out])]
+        outputs = [helper.make_tensor_value_info(out, FLOAT, None)]
+        inside = []
+        if draw.chance(0.3):
+            own = b.name(WEIGHT)
+            inside.append(numpy_helper.from_array(draw.normal(1), own))
+            nodes = [
+                helper.make_node(op, first, [f"{out}_"]),
+                helper.make_node("Add", [f"{out}_", own], [out]),
+            ]
+        if inputs:
+            same = f"{out}_go"
+            nodes.append(helper.make_node("Identity", [inputs[1].name], [same]))
+            outputs.insert(0, helper.make_tensor_value_info(same, onnx.TensorProto.BOOL, []))
+        return helper.make_graph(nodes, name, inputs, outputs, inside)
+
+    if draw.chance(0.6):
+        if draw.chance(0.5):
+            condition = b.constant(draw.chance(0.5), np.bool_)
+        else:
+            total = b.node("ReduceSum", [x], keepdims=0)
+            made = total and b.node("Greater", [total, b.constant(0.1, np.float32)])
+            if made is None:
+                return None
+            condition = made
+        then = body("then", "Mul", [], [x, w])
+        otherwise = body("else", draw.pick(["Add", "Sub"]), [], [x, w])
+        node = helper.make_node(
+            "If", [condition], [b.name("v")], then_branch=then, else_branch=otherwise
+        )
+        return b.append(node, [x, w])
+    inputs = [
+        helper.make_tensor_value_info(b.name("i"), onnx.TensorProto.INT64, []),
+        helper.make_tensor_value_info(b.name("k"), onnx.TensorProto.BOOL, []),
+        helper.make_tensor_value_info(b.name("s"), FLOAT, None),
+    ]
+    loop = body("body", "Add", inputs, [inputs[2].name, w])
+    trips, go = b.constant(2, np.int64), b.constant(True, np.bool_)
+    return b.append(helper.make_node("Loop", [trips, go, x], [b.name("v")], body=loop), [w])
+
+
+def _finished(b: Builder) -> OnnxCase | None:
+    """A model of the graph, with inputs for several sizes."""
+    draw = b.draw
+    read = {n for node in b.nodes for n in node.input} | _captured(b)
+    made = [n for node in b.nodes for n in node.output]
+    leaves = [n for n in made if n not in read]
+    outputs = leaves[-3:] if draw.chance(0.7) else draw.some(leaves)[:4]
+    if draw.chance(0.25):
+        outputs += [n for n in draw.some(made)[:2] if n not in outputs]
+    if draw.chance(0.03) and b.constants:
+        outputs.append(draw.pick(list(b.constants)))
+    if draw.chance(0.02):
+        outputs.append(b.inputs[0])
+    outputs = draw.shuffled(list(dict.fromkeys(outputs)))
+    shapes: dict[str, list[int | str | None]] = {n: list(b.shape(n)) for n in b.inputs}
+    feeds = {n: b.values[n] for n in b.inputs}
+    if draw.chance(0.35):
+        for name in b.inputs:
+            for axis, symbol in enumerate("NCHWD"[: len(shapes[name])]):
+                if axis != 1 and draw.chance(0.6 if axis == 0 else 0.3):
+                    shapes[name][axis] = draw.weighted(
+                        {f"{symbol}{shapes[name][axis]}": 5, None: 1}
+                    )
+    for attempt in range(2):
+        case = _case(b, outputs, shapes, feeds)
+        try:
+            run_model(case.model, feeds)
+        except OrtError:
+            if attempt:
+                return None
+            shapes = {n: list(b.shape(n)) for n in b.inputs}
+            continue
+        case.feeds += _other_sizes(case, shapes, draw)
+        return case
+    return None
+
+
+def _captured(b: Builder) -> set[str]:
+    return {
+        name
+        for node in b.nodes
+        for a in node.attribute
+        if a.HasField("g")
+        for inner in a.g.node
+        for name in inner.input
+    }
+
+
+def _other_sizes(
+    case: OnnxCase, shapes: dict[str, list[Any]], draw: Draw
+) -> list[dict[str, Array]]:
+    """Inputs of other sizes, if the model runs on such."""
+    if all(isinstance(d, int) for shape in shapes.values() for d in shape):
+        return []
+    more = draw.pick([1, 2])
+    other = {
+        n: draw.normal(
+            *(
+                d if isinstance(d, int) else d0 + more
+                for d, d0 in zip(shapes[n], a.shape, strict=True)
+            )
+        )
+        for n, a in case.feeds[0].items()
+    }
+    try:
+        made = run_model(case.model, other)
+    except OrtError:
+        return []
+    tame = all(np.all(np.abs(a) < 1e4) for a in made if a.dtype.kind == "f")
+    return [other] if tame else []
+
+
+def _case(
+    b: Builder, outputs: list[str], shapes: dict[str, Any], feeds: dict[str, Array]
+) -> OnnxCase:
+    draw = Draw(f"forms {len(b.nodes)} {b.opset} {outputs}")
+    nodes = list(b.nodes)
+    wanted = set(outputs) | _captured(b) | {n for node in nodes for n in node.input}
+    constants = {n: a for n, a in b.constants.items() if n in wanted or draw.chance(0.2)}
+    stored = dict(constants)
+    if draw.chance(0.25):
+        for name in draw.some(list(stored)) if stored else []:
+            if name not in outputs:
+                value = numpy_helper.from_array(np.asarray(stored.pop(name)), name)
+                nodes.insert(0, helper.make_node("Constant", [], [name], value=value))
+    initializers = [numpy_helper.from_array(a, n) for n, a in stored.items()]
+    inputs = [typed(n, a, shapes[n]) for n, a in feeds.items()]
+    version = None
+    if draw.chance(0.08) and stored:
+        names = draw.some(list(stored)) if draw.chance(0.5) else list(stored)
+        inputs += [typed(n, np.asarray(stored[n])) for n in names]
+        version = draw.pick([4, 6, 7]) if b.opset <= 12 else None
+    if draw.chance(0.05):
+        nodes = draw.shuffled(nodes)
+    full = all(isinstance(d, int) for shape in shapes.values() for d in shape) and draw.chance(0.6)
+    results = [typed(n, b.values[n], None if full else [None] * b.values[n].ndim) for n in outputs]
+    graph = helper.make_graph(nodes, "fuzz", inputs, results, initializers)
+    if draw.chance(0.3):
+        for node in graph.node:
+            node.name = ""
+    model = model_of(graph, b.opset, version)
+    if draw.chance(0.3):
+        # Where inference fails, the file's maker had none.
+        with contextlib.suppress(Exception):
+            model = onnx.shape_inference.infer_shapes(model)
+    return OnnxCase(model, [feeds])

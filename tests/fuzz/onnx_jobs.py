@@ -1,0 +1,288 @@
+"""What is done with an ONNX model, and what must be true of the result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from graphshrink import Rewriter, ShrinkResult, shrink
+from graphshrink.ir import Graph, Opaque
+
+from .onnx_graphs import WEIGHT, Array, OnnxCase
+from .ort import OrtError, Session
+from .verdict import Outcome, Wrong, compare, judged, moved
+
+TOLERANCE = {"onnx": 2e-5, "tensorrt": 2e-5, "tflite": 1e-4}
+"""The error that float32 may cause in any case, by target."""
+
+
+def respell(graph: Graph, rw: Rewriter) -> None:
+    """A pass that changes nothing, but has every node written anew instead of copied."""
+    for node in list(graph.nodes):
+        if not isinstance(node.op, Opaque):
+            rw.replace(node, node.op, node.inputs)
+
+
+EXACT: dict[str, Any] = {
+    "default": None,
+    "respell": [respell],
+    "fold-respell": ["fold-constants", respell, "prune-dead"],
+    "merge-all": "fold-constants,merge-linear{force=true,max-mac-growth=1000,max-growth-mb=64},prune-dead",
+    "merge-no-maps": "fold-constants,merge-linear{bias-maps=false},prune-dead",
+    "merge-only": "merge-linear",
+    "prune-only": "prune-dead",
+    "permute": "fold-constants,permute-channels{steps=20},prune-dead",
+    "expand": "fold-constants,expand-linear,merge-linear,prune-dead",
+    "expand-pw": "expand-linear{form=pw-dw-pw},merge-linear{force=true,max-mac-growth=1000}",
+    "pivot": "fold-constants,pivot{method=zeros,blocks=2,force=true},prune-dead",
+    "gates": "fold-constants,insert-gates{sites=[*]},prune-dead",
+}
+"""Pipelines that must not change the function, as the jobs are called."""
+
+Job = Callable[["Prepared"], None]
+
+
+@dataclass
+class Prepared:
+    """A case in a folder, with what the original computes.
+
+    Attributes:
+        case: The case.
+        folder: A folder for files.
+    """
+
+    case: OnnxCase
+    folder: Path
+
+    @cached_property
+    def path(self) -> Path:
+        """The file."""
+        path = self.folder / "model.onnx"
+        path.write_bytes(self.case.model.SerializeToString())
+        return path
+
+    @cached_property
+    def wanted(self) -> list[list[Array]]:
+        """What onnxruntime computes from the original, for each of the inputs.
+
+        Raises:
+            OrtError: If it does not run: the case is none.
+        """
+        session = Session(self.case.model)
+        return [session.run(feeds) for feeds in self.case.feeds]
+
+    def nudged(self, which: int, seed: int) -> list[Array]:
+        """What the original computes when inputs and weights are moved by rounding units."""
+        rng = np.random.default_rng(seed)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.case.model)
+        for stored in model.graph.initializer:
+            if stored.name.startswith(WEIGHT):
+                array = moved(numpy_helper.to_array(stored), rng)
+                stored.CopyFrom(numpy_helper.from_array(array, stored.name))
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.output[0].startswith(WEIGHT):
+                value = node.attribute[0].t
+                value.CopyFrom(numpy_helper.from_array(moved(numpy_helper.to_array(value), rng)))
+        feeds = {n: moved(a, rng) for n, a in self.case.feeds[which].items()}
+        return Session(model).run(feeds)
+
+    def check(
+        self, run: Callable[[Mapping[str, Array]], list[Array]], target: str, first: bool = False
+    ) -> None:
+        """Hold a result against the original on all inputs, twice on the first."""
+        for which, feeds in enumerate(self.case.feeds[: 1 if first else None]):
+            got = run(feeds)
+            compare(self.wanted[which], got, TOLERANCE[target], partial(self.nudged, which))
+            if which == 0:
+                again = run(feeds)
+                same = all(
+                    np.array_equal(a, c, equal_nan=True) for a, c in zip(got, again, strict=True)
+                )
+                if not same:
+                    raise Wrong("two runs differ", "the same inputs gave other outputs")
+
+    def check_model(self, model: onnx.ModelProto | Path, target: str = "onnx") -> None:
+        """Hold an ONNX result against the original."""
+        try:
+            session = Session(model)
+        except OrtError as error:
+            raise Wrong("result does not load", str(error)) from error
+        names = [o.name for o in self.case.model.graph.output]
+        if session.outputs != names:
+            raise Wrong("names of outputs", f"{names} became {session.outputs}")
+
+        def run(feeds: Mapping[str, Array]) -> list[Array]:
+            missing = [n for n in session.inputs if n not in feeds]
+            if missing or len(session.inputs) != len(feeds):
+                raise Wrong("names of inputs", f"{list(feeds)} became {session.inputs}")
+            try:
+                return session.run(feeds)
+            except OrtError as error:
+                raise Wrong("result does not run", str(error)) from error
+
+        self.check(run, target)
+
+
+def _shrunk(it: Prepared, passes: Any, target: str | None = None) -> ShrinkResult:
+    before = it.path.read_bytes()
+    result = shrink(it.path, passes, target=target)
+    if it.path.read_bytes() != before:
+        raise Wrong("the input file changed", str(it.path))
+    return result
+
+
+def exact(passes: Any, it: Prepared) -> None:
+    """A pipeline that must not change the function."""
+    it.check_model(_shrunk(it, passes).model)
+
+
+def given(it: Prepared) -> None:
+    """A model that is given as an object is not changed, and what is written loads."""
+    before = it.case.model.SerializeToString(deterministic=True)
+    out = it.folder / "out.onnx"
+    shrink(it.case.model).save(out)
+    if it.case.model.SerializeToString(deterministic=True) != before:
+        raise Wrong("the given model changed", "an object that was passed in is different")
+    it.check_model(out)
+
+
+def empty(it: Prepared) -> None:
+    """An empty pipeline gives an equal model; nodes that are out of order may be put in order."""
+    made = _shrunk(it, []).model
+    want, got = onnx.ModelProto(), onnx.ModelProto()
+    want.CopyFrom(it.case.model)
+    got.CopyFrom(made)
+    for model in (want, got):
+        nodes = sorted(model.graph.node, key=lambda n: list(n.output))
+        kept = [type(n).FromString(n.SerializeToString()) for n in nodes]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    if want.SerializeToString(deterministic=True) != got.SerializeToString(deterministic=True):
+        raise Wrong("empty pipeline", "the model is not equal")
+
+
+def again(it: Prepared) -> None:
+    """The pipeline once more on its own result."""
+    out = it.folder / "once.onnx"
+    _shrunk(it, None).save(out)
+    it.check_model(shrink(out).model)
+
+
+def hoisted(it: Prepared) -> None:
+    """Where padding is moved, what merges then must be what it was before merging."""
+    options = "{force=true,max-mac-growth=1000,max-growth-mb=64}"
+    first = _shrunk(it, f"fold-constants,hoist-padding{options},prune-dead").model
+    changed = Prepared(OnnxCase(first, it.case.feeds), it.folder / "hoisted")
+    changed.folder.mkdir(exist_ok=True)
+    try:
+        wanted = changed.wanted
+    except OrtError as error:
+        raise Wrong("result does not load", str(error)) from error
+    for a, c in zip(it.wanted[0], wanted[0], strict=True):
+        if a.shape != c.shape or a.dtype != c.dtype:
+            raise Wrong("shape of an output", f"{a.shape} became {c.shape}")
+    exact(f"merge-linear{options},prune-dead", changed)
+
+
+def tensorrt(it: Prepared) -> None:
+    """The file for TensorRT, in onnxruntime."""
+    out = it.folder / "trt.onnx"
+    profile = [f"{n}:{'x'.join(map(str, a.shape))}" for n, a in it.case.feeds[0].items() if a.ndim]
+    free = any(d.dim_param or not d.HasField("dim_value") for i in it.case.model.graph.input for d in i.type.tensor_type.shape.dim)  # fmt: skip
+    _shrunk(it, None, "tensorrt").save(out, "tensorrt", profile=tuple(profile) if free else ())
+    it.check_model(out, "tensorrt")
+
+
+def tflite(it: Prepared, **options: Any) -> None:
+    """The file for LiteRT, in LiteRT, with XNNPACK and without."""
+    from support.litert import KERNELS, interpreter
+
+    out = it.folder / "out.tflite"
+    fixed = {n: a.shape for n, a in it.case.feeds[0].items()}
+    result = shrink(it.path, target="tflite", fixed_shapes=fixed)
+    done = result.save(out, **options)
+    names = [o.name for o in it.case.model.graph.output]
+    orders = done.data
+    if list(orders["outputs"]) != names:
+        raise Wrong("names of outputs", f"{names} became {list(orders['outputs'])}")
+    for kernels in KERNELS:
+        try:
+            runner = interpreter(out, kernels).get_signature_runner("serving_default")
+        except Exception as error:
+            raise Wrong("result does not load", str(error)) from error
+
+        def run(feeds: Mapping[str, Array], runner: Any = runner) -> list[Array]:
+            ready = {}
+            for name, detail in runner.get_input_details().items():
+                if name not in feeds:
+                    raise Wrong("names of inputs", f"{list(feeds)} became {name}")
+                stored = feeds[name].transpose(orders["inputs"][name])
+                ready[name] = np.ascontiguousarray(stored.astype(detail["dtype"]))
+            try:
+                made = runner(**ready)
+            except Exception as error:
+                raise Wrong("result does not run", str(error)) from error
+            ordered = []
+            for name, want in zip(names, it.wanted[0], strict=True):
+                order = orders["outputs"][name]
+                if made[name].ndim != len(order):
+                    raise Wrong(
+                        "rank of an output",
+                        f"{name}: {want.shape} became {made[name].shape}, order {order}",
+                    )
+                ordered.append(_as(want, np.transpose(made[name], np.argsort(order))))
+            return ordered
+
+        it.check(run, "tflite", first=True)
+
+
+def _as(want: Array, got: Array) -> Array:
+    """Whole numbers are int32 there and int64 here."""
+    return got.astype(want.dtype) if want.dtype.kind == got.dtype.kind else got
+
+
+JOBS: dict[str, Job] = {
+    **{name: partial(exact, passes) for name, passes in EXACT.items()},
+    "given": given,
+    "empty": empty,
+    "again": again,
+    "hoisted": hoisted,
+    "tensorrt": tensorrt,
+    "tflite": tflite,
+    "tflite-nchw": partial(tflite, keep_nchw_io=True),
+}
+
+TARGETS: dict[str, tuple[str, ...]] = {
+    "onnx": tuple(n for n in JOBS if n not in ("tensorrt", "tflite", "tflite-nchw")),
+    "tensorrt": ("tensorrt",),
+    "tflite": ("tflite", "tflite-nchw"),
+}
+"""Jobs by target."""
+
+
+@contextmanager
+def prepared(case: OnnxCase) -> Iterator[Prepared]:
+    """A case in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        yield Prepared(case, Path(folder))
+
+
+def run_job(case: OnnxCase, job: str) -> Outcome:
+    """Do one job with a case.
+
+    Raises:
+        OrtError: If onnxruntime does not run the case itself.
+    """
+    with prepared(case) as it:
+        it.wanted  # noqa: B018 - a case that does not run is none
+        return judged(job, lambda: JOBS[job](it))
