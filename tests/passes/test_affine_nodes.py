@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from graphshrink.ir import (
+    Add,
     ArrayTensor,
+    Conv,
+    Dequantize,
     DType,
     Graph,
     Linear,
     Rewriter,
     Scale,
     TensorType,
+    Value,
     parse,
 )
 from graphshrink.passes import Context
@@ -242,3 +246,108 @@ def test_a_negative_padding_is_refused(kind: str) -> None:
     )
     assert ops(graph) == [kind, "Scale"]
     assert "negative padding" in rw.refusals[0].reason
+
+
+@pytest.mark.parametrize("pads", ["0, 0, 0, 0, 0, 1, 0, 0", "0, 0, 0, 0, 1, 0, 0, 0", "1, 0, 0, 0, 0, 0, 0, 0"])  # fmt: skip
+def test_padding_of_batches_and_channels_stays_on_either_side(pads: str) -> None:
+    channels = 3 if pads.split(", ")[5] == "1" else 2
+    text = f"""graph g(%x: f64[2, 2, 3, 2]) {{
+      %w: f64[4, {channels}, 1, 1] = random 1
+      %a: f64[*] = Pad(%x) {{pads=[{pads}]}}
+      %b: f64[*] = Conv(%a, %w) {POINTWISE}
+      return y=%b
+    }}"""
+    assert ops(agree(text, X)) == ["Pad", "Conv"]
+
+
+@pytest.mark.parametrize("layer", ["Conv", "ConvTranspose", "Linear"])
+def test_a_number_in_front_of_a_layer_of_unknown_input(layer: str) -> None:
+    """The layer alone tells how many channels there are."""
+    shape = {"Conv": "3, 2, 1, 2", "ConvTranspose": "2, 3, 1, 1", "Linear": "3, 2"}[layer]
+    window = "" if layer == "Linear" else POINTWISE
+    text = f"""graph g(%x: f64[*]) {{
+      %k: f64[1] = dense [2.5]
+      %w: f64[{shape}] = random 1
+      %a: f64[*] = Scale(%x, %k, none)
+      %b: f64[*] = {layer}(%a, %w) {window}
+      %c: f64[*] = Scale(%b, %k, none)
+      return y=%c
+    }}"""
+    assert ops(agree(text, X)) == [layer]
+
+
+def test_what_a_value_says_in_between_counts() -> None:
+    """The input has no known size; what the second layer reads has."""
+    text = f"""graph g(%x: f64[*]) {{
+      %w: f64[2, 24, 3, 3] = random 1
+      %s: f64[24] = random 2
+      %a: f64[2, 24, 5, 5] = Scale(%x, %s, %s)
+      %b: f64[2, 2, 5, 5] = Conv(%a, %w) {POINTWISE.replace("0, 0, 0, 0", "1, 1, 1, 1")}
+      return y=%b
+    }}"""
+    x = np.random.default_rng(3).standard_normal((2, 24, 5, 5))
+    assert ops(agree(text, x)) == ["Conv", "Add"]
+
+
+def test_computed_scales_stay_and_say_why() -> None:
+    graph, rw = ran(
+        f"""graph g(%x: f64[2, 2, 3, 2], %s: f64[2]) {{
+          %w: f64[4, 2, 1, 1] = random 1
+          %v: f64[2, 2, 1, 1] = random 2
+          %z: f64[2, 2, 3, 2] = Conv(%x, %v) {POINTWISE} as "first"
+          %a: f64[2, 2, 3, 2] = Scale(%z, none, %s) as "second"
+          %b: f64[2, 4, 3, 2] = Conv(%a, %w) {POINTWISE} as "third"
+          return y=%b
+        }}"""
+    )
+    assert ops(graph) == ["Conv", "Scale", "Conv"]
+    assert [(r.node, r.reason) for r in rw.refusals] == [
+        ("second", "not merged with first: its weight %s is not a constant")
+    ]
+
+
+def quantised(place: str) -> Graph:
+    """Two layers; one number or weight of the second stands for integers."""
+    graph = Graph()
+    x = graph.add_input("x", TensorType(DType.F32, (1, 2, 3, 3)))
+    rng = np.random.default_rng(0)
+
+    def floats(*shape: int) -> Value:
+        return graph.add_constant(ArrayTensor(rng.standard_normal(shape).astype(np.float32)))
+
+    def integers(*shape: int) -> Value:
+        numbers = graph.add_constant(ArrayTensor(rng.integers(-9, 9, shape, dtype=np.int8)))
+        step = graph.add_constant(ArrayTensor(np.array(0.5, np.float32)))
+        made = graph.append(Dequantize(), [numbers, step]).output
+        made.data = ArrayTensor(numbers.data.numpy() * np.float32(0.5))  # type: ignore[union-attr]
+        return made
+
+    conv = Conv((1, 1), (0, 0, 0, 0), (1, 1))
+    value = graph.append(conv, [x, floats(2, 2, 1, 1)]).output
+    match place:
+        case "weight":
+            value = graph.append(conv, [value, integers(2, 2, 1, 1)]).output
+        case "bias":
+            value = graph.append(conv, [value, floats(2, 2, 1, 1), integers(2)]).output
+        case "factor":
+            value = graph.append(Scale(1), [value, integers(2), None]).output
+        case "shift":
+            value = graph.append(Scale(1), [value, None, integers(2)]).output
+        case "map":
+            value = graph.append(Add(), [value, integers(1, 2, 3, 3)]).output
+            value = graph.append(conv, [value, floats(2, 2, 1, 1)]).output
+        case _:
+            value = graph.append(Scale(1), [value, floats(2), None]).output
+    graph.add_output(value, "y")
+    return graph
+
+
+@pytest.mark.parametrize("place", ["weight", "bias", "factor", "shift", "map", "none"])
+def test_numbers_that_stand_for_integers_are_not_merged(place: str) -> None:
+    graph = quantised(place)
+    before = ops(graph)
+    rw = Rewriter(graph)
+    MergeLinear().run(graph, rw, Context())
+    assert ops(graph) == (["Conv"] if place == "none" else before)
+    if place not in ("none", "map"):
+        assert "is quantised" in rw.refusals[-1].reason
