@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -128,7 +128,7 @@ def _resize(s: Speller, op: ir.Resize) -> None:
     # Opset 11 asks for a region even where it means nothing.
     region = "" if s.opset >= 13 else s.new_constant(ArrayTensor(np.zeros(0, np.float32)), "roi")
     if op.scales:
-        s.emit("Resize", [s.inputs[0], region, _scales(s, op)], s.outputs[0], **attrs)
+        s.emit("Resize", [s.inputs[0], region, _scales(s, op.scales)], s.outputs[0], **attrs)
         return
     sizes = list(op.sizes)
     x = s.node.inputs[0]
@@ -144,24 +144,38 @@ def _resize(s: Speller, op: ir.Resize) -> None:
     s.emit("Resize", [s.inputs[0], region, empty, known], s.outputs[0], **attrs)
 
 
-def _scales(s: Speller, op: ir.Resize) -> str:
-    return s.new_constant(ArrayTensor(np.array(op.scales, np.float32)), "scales")
+def _scales(s: Speller, scales: Sequence[float]) -> str:
+    return s.new_constant(ArrayTensor(np.array(scales, np.float32)), "scales")
 
 
 def _resize_older(s: Speller, op: ir.Resize) -> None:
-    smaller = any(scale < 1.0 for scale in op.scales)
+    scales = op.scales or _scales_of_sizes(s, op)
+    smaller = any(scale < 1.0 for scale in scales)
     rounding = "ceil" if smaller else "floor"
-    plain = op.mode == "linear" or (op.mode == "nearest" and op.rounding == rounding)
-    mixed = smaller and any(scale > 1.0 for scale in op.scales)
-    if not op.scales or op.coordinates != "asymmetric" or not plain or mixed:
+    mixed = smaller and any(scale > 1.0 for scale in scales)
+    nearest = op.mode == "nearest" and op.rounding == rounding and not mixed
+    if not scales or op.coordinates != "asymmetric" or not (op.mode == "linear" or nearest):
         raise s.refuse("of this kind does not exist")
     kind = "Resize" if s.opset == 10 else "Upsample"
     if kind == "Upsample" and smaller:
         raise s.refuse("to a smaller size does not exist")
     if s.opset < 9:
-        s.emit(kind, s.inputs, s.outputs[0], mode=op.mode, scales=list(op.scales))
+        s.emit(kind, s.inputs, s.outputs[0], mode=op.mode, scales=list(scales))
     else:
-        s.emit(kind, [s.inputs[0], _scales(s, op)], s.outputs[0], mode=op.mode)
+        s.emit(kind, [s.inputs[0], _scales(s, scales)], s.outputs[0], mode=op.mode)
+
+
+def _scales_of_sizes(s: Speller, op: ir.Resize) -> tuple[float, ...]:
+    """The scales that lead to the sizes of a Resize; none where they are not known, or would be rounded to others."""
+    x = s.node.inputs[0]
+    found = []
+    for axis, size in enumerate(op.sizes):
+        own = x.type.dim(axis) if x is not None and size is not None else 1
+        goal = 1 if size is None else size
+        if not own or int(np.float32(goal / own) * np.float32(own)) != goal:
+            return ()
+        found.append(goal / own)
+    return tuple(found)
 
 
 def _depth_to_space(s: Speller, op: ir.DepthToSpace) -> None:

@@ -673,6 +673,22 @@ def test_branches_that_broadcast_stay() -> None:
 # Never wrong.
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_branches_along_different_axes_stay(swapped: bool) -> None:
+    """Both keep the shape, so that their sizes do not tell them apart."""
+    graph, rw = merged(
+        f"""graph g(%x: f64[2, 4, 4]) {{
+          {constants(w="4x4", s="4")}
+          %y = Linear(%x, %w)
+          %z = Scale(%x, %s, none) {{axis=1}}
+          %r = {"Add(%z, %y)" if swapped else "Add(%y, %z)"}
+          return y=%r
+        }}"""
+    )
+    assert sorted(ops(graph)) == ["Add", "Linear", "Scale"]
+    assert "different axes" in reason(rw)
+
+
 def test_a_value_with_two_users_stays() -> None:
     graph, rw = merged(
         f"""graph g(%x: f64[1, 2, 5, 5]) {{
