@@ -33,6 +33,7 @@ from ..nn_masks import Constant, plain_type
 from .fx_call import DTYPES, Call, Step, Steps
 from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
+from .fx_copy import ModuleCopy, containers_kept
 from .fx_ops import (
     ALLOCATES,
     CALLS,
@@ -44,6 +45,7 @@ from .fx_ops import (
 )
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
 from .fx_sizes import is_plain, known_sizes, placed
+from .fx_trace import StateError, trace, writes_tensors
 from .raising import raise_patterns
 
 
@@ -92,20 +94,10 @@ def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = Non
 
     Raises:
         ModelError: If a module is in training mode and would behave differently.
+        DoesNotRun: If it does not run on the inputs.
+        StateError: If it writes to its own tensors.
     """
     return _Importer(module, example_inputs).run()
-
-
-def trace(module: nn.Module) -> fx.GraphModule:
-    """``torch.fx.symbolic_trace``, but gates stay modules."""
-    tracer = _Tracer()
-    graph = tracer.trace(module)
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Gate, Constant)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def tensor_of(found: torch.Tensor) -> Tensor | None:
@@ -123,25 +115,67 @@ def tensor_of(found: torch.Tensor) -> Tensor | None:
     return LazyTensor(tuple(found.shape), dtype, load, found)
 
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph on fake tensors and keeps the type of every result."""
+class DoesNotRun(ModelError):
+    """A traced module does not run on its inputs."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph on fake tensors and keeps the type of every result.
+
+    The module's own tensors are fakes too, and modules that could change themselves are copies.
+    """
+
+    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
         super().__init__(module)
+        self.mode = mode
         self.found: dict[str, TensorType] = {}
         self.results: dict[str, Any] = {}
+        self.copies: dict[int, nn.Module] = {}
+        self.fakes: dict[int, tuple[str, Any, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op.startswith("call_") and call_name(n.target) in ("embedding", "embedding_bag"):
+            # With max_norm they write to their table, wherever they are called: the result does it too.
+            self.fakes = {k: (name, f, f._version) for k, (name, f, _) in self.fakes.items()}
         if is_plain(result):
             self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
         return result
 
+    def fetch_attr(self, target: str) -> Any:
+        found = super().fetch_attr(target)
+        if isinstance(found, torch.Tensor):
+            return self._fake(found, target)
+        known = type(found).__module__.startswith("torch.nn.modules.") and not hooked(found)
+        if known or not isinstance(found, nn.Module):
+            return found
+        if id(found) not in self.copies:
+            shared = ModuleCopy(found)
+            names = {id(t): f"{target}.{name}" for name, t in shared.tensors.items()}
+            made = ModuleCopy(found, lambda t: self._fake(t, names[id(t)]))
+            self.copies[id(found)] = made.module
+        return self.copies[id(found)]
+
+    def _fake(self, found: torch.Tensor, name: str) -> Any:
+        if id(found) not in self.fakes:
+            fake = self.mode.from_tensor(found)
+            self.fakes[id(found)] = name, fake, fake._version
+        return self.fakes[id(found)][1]
+
+    def written(self) -> list[str]:
+        """The module's tensors that were written to."""
+        return [name for name, fake, version in self.fakes.values() if fake._version != version]
+
 
 def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
-    """The types of all results, from a run on fake tensors."""
+    """The types of all results, from a run on fake tensors.
+
+    Raises:
+        DoesNotRun: If it does not run.
+        StateError: If it writes to its own tensors.
+    """
     return _fake_run(module, inputs).found
 
 
@@ -150,9 +184,15 @@ def _fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> _Shapes:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
-    interpreter = _Shapes(module)
-    with mode, torch.no_grad():
-        interpreter.run(*fakes)
+    interpreter = _Shapes(module, mode)
+    try:
+        with containers_kept(module), mode, torch.no_grad():
+            interpreter.run(*fakes)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DoesNotRun(f"the module does not run on example_inputs: {first}") from error
+    if interpreter.written():
+        raise StateError(writes_tensors(interpreter.written()))
     return interpreter
 
 
@@ -173,13 +213,10 @@ class _Importer:
         self.barrier: set[str] = set()
 
     def run(self) -> Graph:
+        self._check_mode()
         if self.inputs is not None:
-            try:
-                ran = _fake_run(self.module, self.inputs)
-                self.types, results = ran.found, ran.results
-            except Exception as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"the module does not run on example_inputs: {first}") from error
+            ran = _fake_run(self.module, self.inputs)
+            self.types, results = ran.found, ran.results
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
@@ -189,7 +226,6 @@ class _Importer:
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
         self.sizes = known_sizes(self.nodes, results)
-        self._check_mode()
         inplace, self.barrier = self._aliases()
         for node in self.nodes:
             if node.name not in self.pieces and node.name not in self.sizes:
@@ -261,6 +297,9 @@ class _Importer:
         inplace = {n.name for n in self.nodes if self._inplace(n)}
         if not inplace:
             return inplace, set()
+        written = [_state(n) for n in self.nodes if n.name in inplace]
+        if any(written):
+            raise StateError(writes_tensors([name for name in written if name]))
         position = {n.name: i for i, n in enumerate(self.nodes)}
         group: dict[str, str] = {}
 
@@ -570,6 +609,33 @@ _INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "
 """Where functions take ``inplace`` as a positional argument."""
 
 
+_VIEWS = {
+    "view", "reshape", "transpose", "permute", "t", "narrow", "select", "squeeze", "unsqueeze", "expand", "flatten",
+    "detach", "slice", "alias", "view_as",
+}  # fmt: skip
+"""Calls whose result is certainly the memory of a whole tensor's argument, or may be where that is contiguous."""
+
+
+def _state(node: fx.Node) -> str | None:
+    """The module's own tensor that an in-place call writes, through views or not."""
+    target = node.kwargs.get("out", node.args[0] if node.args else None)
+    while isinstance(target, fx.Node) and target.op != "get_attr":
+        name = (
+            call_name(target.target).removeprefix("aten.") if target.op.startswith("call_") else ""
+        )
+        part = target.args[1] if name == "getitem" else ()
+        inner = part if isinstance(part, tuple) else (part,)
+        if name not in _VIEWS and not (name == "getitem" and all(map(_basic, inner))):
+            return None
+        target = target.args[0] if target.args else None
+    return str(target.target) if isinstance(target, fx.Node) else None
+
+
+def _basic(index: Any) -> bool:
+    """Whether an index gives a view."""
+    return index is None or index is Ellipsis or isinstance(index, (int, slice))
+
+
 def _takes_piece(user: fx.Node, cut: fx.Node) -> bool:
     plain = user.op == "call_function" and user.target is operator.getitem
     return plain and user.args[0] is cut and type(user.args[1]) is int
@@ -603,4 +669,13 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return FxOrigin(nodes, tuple(inputs), tuple(outputs))
 
 
-__all__ = ["FxHost", "FxOrigin", "from_fx", "shapes_of", "tensor_of", "trace"]
+__all__ = [
+    "DoesNotRun",
+    "FxHost",
+    "FxOrigin",
+    "StateError",
+    "from_fx",
+    "shapes_of",
+    "tensor_of",
+    "trace",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -270,7 +269,8 @@ def load(
         from .frontends.fx import from_fx
 
         inputs = None if example_inputs is None else _as_tuple(example_inputs)
-        if "torch.fx.graph_module.GraphModule" in kinds:
+        hooks = (model._forward_hooks, model._forward_pre_hooks)
+        if "torch.fx.graph_module.GraphModule" in kinds and not any(hooks):
             return from_fx(model, inputs), "fx"
         return _traced(model, inputs), "fx"
     if _PROGRAM in kinds:
@@ -332,35 +332,44 @@ def _as_tuple(inputs: Any) -> tuple[Any, ...]:
 
 
 def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
-    """A module through ``torch.fx.symbolic_trace`` or, if that fails, through ``torch.export``."""
+    """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
     try:
-        import torch.fx
+        from .frontends.fx import DoesNotRun, from_fx
+        from .frontends.fx_trace import traced
     except ImportError as error:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
-    from .frontends.fx import from_fx, trace
 
+    name = type(model).__name__
+    failure: Exception
     try:
-        traced = trace(model)
+        found = traced(model, inputs)
+        graph = from_fx(found.module, inputs)
+        graph.notes += found.notes
+        return graph
+    except DoesNotRun as error:
+        reason, failure = f"what torch.fx traces of {name} does not run", error
+    except ModelError:
+        raise
     except Exception as error:
-        reason = f"torch.fx cannot trace {type(model).__name__} ({first_line(error)})"
+        reason, failure = f"torch.fx cannot trace {name} ({first_line(error)})", error
         if inputs is None:
             raise UsageError(
-                f"{reason}; give example_inputs, so that torch.export can be tried, or an "
-                "ExportedProgram"
+                f"{reason}; give example_inputs, so that torch.export can be tried, or an ExportedProgram"
             ) from error
-    else:
-        return from_fx(traced, inputs)
+    assert inputs is not None
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
         raise ModelError(f"{training} is in training mode: call model.eval() first")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # About torch's own internals, nothing to act upon.
-            program = torch.export.export(model, inputs)
-    except Exception as error:
-        raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    from .frontends.export import from_export
+    from .frontends.export import exported, from_export
 
+    try:
+        program = exported(model, inputs)
+    except ModelError:
+        raise
+    except Exception as error:
+        if isinstance(failure, DoesNotRun):
+            raise failure from error
+        raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
     graph = from_export(program)
     graph.notes.append(
         f"{reason}: torch.export was used, and what the model decides by its inputs is decided "
