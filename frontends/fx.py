@@ -76,6 +76,7 @@ class FxHost:
         order: Host nodes by name.
         inplace: Names of host nodes that work in place.
         sizes: Names of host nodes that compute sizes from shapes, and are no nodes of the IR.
+        exported: The inputs that a program was exported with, or ``None``.
     """
 
     module: fx.GraphModule
@@ -83,6 +84,7 @@ class FxHost:
     order: dict[str, fx.Node]
     inplace: frozenset[str]
     sizes: tuple[str, ...] = ()
+    exported: tuple[Any, ...] | None = None
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -275,11 +277,15 @@ class _Importer:
         if isinstance(node.target, torch._ops.OpOverload):
             return node.target._schema.is_mutable
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+        special = name.startswith("__") and name.endswith("__")  # Of a tensor of the module's own.
+        if special:
+            name = name.strip("_")
+        operator_call = getattr(node.target, "__module__", "") == "_operator"
+        if node.op.startswith("call") and (special or operator_call):
             return name in ("setitem", "delitem") or (name.startswith("i") and name in _AUGMENTED)
         if len(node.args) > 1 and name in _INPLACE_PLACE and len(node.args) > _INPLACE_PLACE[name]:
             return node.args[_INPLACE_PLACE[name]] is True
-        return node.op.startswith("call") and name.endswith("_") and not name.endswith("__")
+        return node.op.startswith("call") and name.endswith("_")
 
     def _fresh(self, node: fx.Node) -> bool:
         """Whether the result is new memory."""
@@ -618,17 +624,21 @@ _VIEWS = {
 
 def _state(node: fx.Node) -> str | None:
     """The module's own tensor that an in-place call writes, through views or not."""
-    target = node.kwargs.get("out", node.args[0] if node.args else None)
-    while isinstance(target, fx.Node) and target.op != "get_attr":
-        name = (
-            call_name(target.target).removeprefix("aten.") if target.op.startswith("call_") else ""
-        )
-        part = target.args[1] if name == "getitem" else ()
-        inner = part if isinstance(part, tuple) else (part,)
-        if name not in _VIEWS and not (name == "getitem" and all(map(_basic, inner))):
+    written = node.kwargs.get("out", node.args[0] if node.args else None)
+    while isinstance(written, fx.Node) and written.op != "get_attr":
+        if not written.op.startswith("call_") or not _is_view(written):
             return None
-        target = target.args[0] if target.args else None
-    return str(target.target) if isinstance(target, fx.Node) else None
+        written = written.args[0]
+    return str(written.target) if isinstance(written, fx.Node) else None
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return node.args[1] in ("data", "T", "mT")
+    if node.target in (operator.getitem, "__getitem__"):
+        index = node.args[1]
+        return all(map(_basic, index if isinstance(index, tuple) else (index,)))
+    return bool(node.args) and call_name(node.target).removeprefix("aten.") in _VIEWS
 
 
 def _basic(index: Any) -> bool:

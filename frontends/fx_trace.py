@@ -63,11 +63,13 @@ def traced(module: nn.Module, inputs: Sequence[Any] | None = None) -> Traced:
     """
     shared = ModuleCopy(module)
     tracer = _Tracer(module)
-    with containers_kept(module), tensors_kept(shared), random_kept():
+    with containers_kept(module), tensors_kept(shared), random_kept() as draws:
         graph = tracer.traced(shared.module, inputs)
         changed = shared.changed()
         if changed:
             changed = _read_again(tracer, graph, shared.module, inputs, changed)
+    if draws.any:
+        raise NotTraceable("it draws random numbers that would be constants")
     found = {n.target: n for n in graph.nodes if n.op in ("get_attr", "call_module")}
     parts = {name: shared.original(_member(shared.module, tracer, name)) for name in found}
     made = fx.GraphModule(parts, graph, type(module).__name__)
@@ -297,32 +299,37 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-@contextmanager
-def random_kept() -> Iterator[None]:
-    """Put the random numbers back where they were.
+@dataclass
+class Draws:
+    """Whether random numbers were drawn."""
 
-    Raises:
-        NotTraceable: If some were drawn: they would be constants of the graph.
-    """
-    torch_state, python_state, numpy_state = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state(),
-    )
-    drawn = False
+    any: bool = False
+
+
+@contextmanager
+def random_kept() -> Iterator[Draws]:
+    """Put the random numbers of torch, Python and NumPy back to where they were."""
+    draws, before = Draws(), _random_states()
     try:
-        yield
+        yield draws
     finally:
-        drawn = (
-            not torch.equal(torch.get_rng_state(), torch_state)
-            or random.getstate() != python_state
-            or not all(map(np.array_equal, np.random.get_state(), numpy_state))
-        )
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-    if drawn:
-        raise NotTraceable("random numbers that do not depend on the inputs are drawn in forward")
+        draws.any = not all(map(_equal_states, before, _random_states()))
+        torch.set_rng_state(before[0])
+        if before[1]:
+            torch.cuda.set_rng_state_all(before[1])
+        random.setstate(before[2])
+        np.random.set_state(before[3])
+
+
+def _random_states() -> tuple[Any, ...]:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), on_gpu, random.getstate(), np.random.get_state()
+
+
+def _equal_states(first: Any, second: Any) -> bool:
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(map(_equal_states, first, second))
+    return bool(np.array_equal(np.asarray(first), np.asarray(second)))
 
 
 # State that outlasts a call.
@@ -370,7 +377,9 @@ def acts_alike(module: nn.Module, made: nn.Module, inputs: Sequence[Any] | None)
     try:
         with containers_kept(module), random_kept(), tensors_kept(shared), torch.no_grad():
             shared.module(*tree_map(other, tuple(inputs)))
+            torch.manual_seed(0)
             want = shared.module(*_fresh(inputs))
+            torch.manual_seed(0)
             torch.testing.assert_close(made(*_fresh(inputs)), want, equal_nan=True)
     except Exception:
         return False
