@@ -259,6 +259,10 @@ class _Importer:
                 name = call_name(node.target)
                 place = 2 if name == "dropout" else 5
                 given = node.args[place] if len(node.args) > place else None
+                mean = 3 if name == "aten.batch_norm" else 1
+                found = node.args[mean] if len(node.args) > mean else None
+                if name != "dropout" and node.kwargs.get("running_mean", found) is None:
+                    continue  # Of the batch's own statistics in either mode.
                 if name in ("dropout", "batch_norm", "aten.batch_norm") and (
                     node.kwargs.get("training", node.kwargs.get("train", given)) is True
                 ):

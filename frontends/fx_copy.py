@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,6 +19,8 @@ TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
 class ModuleCopy:
     """A copy of a module in which every module and container is new and every tensor is the given one.
+
+    Hooks on gradients stay behind: copies are not differentiated.
 
     Args:
         model: The module; it is not changed.
@@ -46,6 +48,9 @@ class ModuleCopy:
         for _, part, twin in self._twins:
             if twin is not part:
                 twin.__dict__.update({k: self._copied(v) for k, v in part.__dict__.items()})
+                twin.__dict__.update(
+                    {k: OrderedDict() for k in _ON_GRADIENTS if k in twin.__dict__}
+                )
         self.module: nn.Module = self._memo[id(model)]
 
     @staticmethod
@@ -110,6 +115,8 @@ class ModuleCopy:
         seen.add(id(now))
         before, after = dict(_items(was)), dict(_items(now))
         for key in [*before, *(k for k in after if k not in before)]:
+            if key in _ON_GRADIENTS:
+                continue
             inner = path if key in _REGISTERED else _under(path, key)
             if key in before and key in after:
                 self._compare(inner, before[key], after[key], found, seen)
@@ -118,6 +125,7 @@ class ModuleCopy:
 
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
+_ON_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 

@@ -136,7 +136,7 @@ class _Tracer(fx.Tracer):
         root = self.root
 
         def called() -> Any:
-            return root._call_impl(*args, **keywords)
+            return root._call_impl(*args, **keywords)  # type: ignore[no-untyped-call]
 
         result = inspect.get_annotations(inspect.unwrap(root_fn)).get("return")
         called.__annotations__ = {} if result is None else {"return": result}
@@ -235,7 +235,7 @@ def _shown(value: Any) -> str:
 # What may not happen while a module is called.
 
 
-class _NoWrites(TorchDispatchMode):
+class _NoWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Stops a call that would write to one of the module's tensors."""
 
     supports_higher_order_operators = True
@@ -245,8 +245,8 @@ class _NoWrites(TorchDispatchMode):
         return False  # It would import the compiler.
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.names = {
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: dict[int | None, str] = {
             place: name for name, t in tensors.items() if (place := _storage(t)) is not None
         }
 
@@ -322,7 +322,8 @@ def random_kept() -> Iterator[Draws]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_gpu = torch.cuda.get_rng_state_all() if started else []
     return torch.get_rng_state(), on_gpu, random.getstate(), np.random.get_state()
 
 

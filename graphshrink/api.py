@@ -235,11 +235,11 @@ def _as_given(
             f"checked against what was read of the model, not against the model itself: {error}"
         )
         return outputs
-    error = relative_error(wanted, outputs)
-    limit = allowed(tolerance_of(graph), error, outputs, graph, nudged)
-    if error > limit:
+    moved = relative_error(wanted, outputs)
+    limit = allowed(tolerance_of(graph), moved, outputs, graph, nudged)
+    if moved > limit:
         raise ModelError(
-            f"the model is not read right: before any pass its outputs differ by {error:.2e} of their largest value "
+            f"the model is not read right: before any pass its outputs differ by {moved:.2e} of their largest value "
             f"from those of the model that was given (allowed {limit:.1g}); this is a fault of graphshrink, or the "
             "model gives other outputs each time"
         )
