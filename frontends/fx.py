@@ -45,7 +45,7 @@ from .fx_ops import (
 )
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
 from .fx_sizes import is_plain, known_sizes, placed
-from .fx_trace import StateError, trace, writes_tensors
+from .fx_trace import StateError, trace, version_of, writes_tensors
 from .raising import raise_patterns
 
 
@@ -139,7 +139,7 @@ class _Shapes(fx.Interpreter):
         result = super().run_node(n)
         if n.op.startswith("call_") and call_name(n.target) in ("embedding", "embedding_bag"):
             # With max_norm they write to their table, wherever they are called: the result does it too.
-            self.fakes = {k: (name, f, f._version) for k, (name, f, _) in self.fakes.items()}
+            self.fakes = {k: (name, f, version_of(f)) for k, (name, f, _) in self.fakes.items()}
         if is_plain(result):
             self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
@@ -163,12 +163,12 @@ class _Shapes(fx.Interpreter):
     def _fake(self, found: torch.Tensor, name: str) -> Any:
         if id(found) not in self.fakes:
             fake = self.mode.from_tensor(found)
-            self.fakes[id(found)] = name, fake, fake._version
+            self.fakes[id(found)] = name, fake, version_of(fake)
         return self.fakes[id(found)][1]
 
     def written(self) -> list[str]:
         """The module's tensors that were written to."""
-        return [name for name, fake, version in self.fakes.values() if fake._version != version]
+        return [name for name, fake, version in self.fakes.values() if version_of(fake) != version]
 
 
 def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:

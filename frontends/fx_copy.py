@@ -150,29 +150,46 @@ def _items(found: Any) -> Iterable[tuple[Any, Any]]:
 
 
 @contextmanager
-def containers_kept(module: nn.Module) -> Iterator[None]:
+def containers_kept(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
     """Put back what hooks and ``forward`` of a module, and of its parts, change in the dicts and lists around them.
 
     A hook that records activations would otherwise leave proxies and fake tensors in the caller's own dict.
+
+    Yields:
+        What tells those that are not as they were.
     """
     held: dict[int, tuple[Any, Any]] = {}
     for part in module.modules():
         for function in _functions(part):
             for found in _surroundings(function):
                 held.setdefault(id(found), (found, copy.copy(found)))
+
+    def changed() -> dict[str, Any]:
+        names = (
+            (f"a {type(found).__name__} outside of it", found)
+            for found, saved in held.values()
+            if _differs(found, saved)
+        )
+        return dict(names)
+
     try:
-        yield
+        yield changed
     finally:
         for found, saved in held.values():
-            _put_back(found, saved)
+            if _differs(found, saved):
+                found.clear()
+                (found.extend if isinstance(found, (list, deque)) else found.update)(saved)
 
 
-def _put_back(found: Any, saved: Any) -> None:
+def _differs(found: Any, saved: Any) -> bool:
+    if isinstance(found, set):
+        return bool(found != saved)
     now, was = list(_items(found)), list(_items(saved))
     pairs = zip(now, was, strict=False)
-    if len(now) != len(was) or any(a is not c or b is not d for (a, b), (c, d) in pairs):
-        found.clear()
-        (found.extend if isinstance(found, (list, deque)) else found.update)(saved)
+    in_order = isinstance(found, (list, deque))
+    return len(now) != len(was) or any(
+        (not in_order and a is not c) or b is not d for (a, b), (c, d) in pairs
+    )
 
 
 def _functions(part: nn.Module) -> Iterator[Any]:
@@ -187,11 +204,14 @@ def _surroundings(function: Any) -> Iterator[Any]:
     if isinstance(function, partial):
         yield from (x for x in (*function.args, *function.keywords.values()) if _container(x))
         function = function.func
-    if isinstance(function, MethodType):
-        own = getattr(function.__self__, "__dict__", {})
-        if not isinstance(function.__self__, nn.Module):
+    if not isinstance(function, FunctionType):
+        keeper = getattr(
+            function, "__self__", function
+        )  # Of a method; else an object that is called.
+        own = getattr(keeper, "__dict__", {})
+        if not isinstance(keeper, nn.Module):
             yield from (x for x in (own, *own.values()) if _container(x))
-        function = function.__func__
+        function = getattr(function, "__func__", None)
     if not isinstance(function, FunctionType):
         return
     for cell in function.__closure__ or ():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..ir import ModelError
 from ..nn import Gate
@@ -63,9 +63,9 @@ def traced(module: nn.Module, inputs: Sequence[Any] | None = None) -> Traced:
     """
     shared = ModuleCopy(module)
     tracer = _Tracer(module)
-    with containers_kept(module), tensors_kept(shared), random_kept() as draws:
+    with containers_kept(module) as around, tensors_kept(shared), random_kept() as draws:
         graph = tracer.traced(shared.module, inputs)
-        changed = shared.changed()
+        changed = shared.changed() | around()
         if changed:
             changed = _read_again(tracer, graph, shared.module, inputs, changed)
     if draws.any:
@@ -94,6 +94,7 @@ class _Tracer(fx.Tracer):
         self.given = given
         self.own: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.autocast = _autocast()
         # A graph that is traced once more, for its own hooks, keeps its modules.
         graph = given.graph if isinstance(given, fx.GraphModule) else None
         self.leaves = (
@@ -104,6 +105,11 @@ class _Tracer(fx.Tracer):
         if isinstance(m, (Gate, Constant)) or module_qualified_name in self.leaves:
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _autocast() != self.autocast:
+            raise NotTraceable("parts of it compute under autocast")
+        return super().create_node(*args, **kwargs)
 
     def get_fresh_qualname(self, prefix: str) -> str:
         name = super().get_fresh_qualname(prefix)
@@ -144,14 +150,25 @@ class _Tracer(fx.Tracer):
 
     def _given(self, name: str, default: Any, annotation: Any, value: Any) -> Any:
         made = self.create_proxy("placeholder", name, default, {}, type_expr=annotation)
-        if value is None or isinstance(value, (bool, str)):
-            # Not a number: it decides what is computed, and the result holds its caller to it.
+        if _decides(value):
+            # The result holds its caller to it.
             test = operator.eq if isinstance(value, str) else operator.is_
             same = self.create_proxy("call_function", test, (made, value), {})
             reason = f"{name} was {value!r} in example_inputs, which the module was shrunk for"
             self.create_proxy("call_function", torch._assert, (same, reason), {})
             return value
+        if any(_decides(x) for x in tree_leaves(value, is_leaf=lambda x: x is None)):
+            raise NotTraceable(f"{name} holds what is no number")
         return made
+
+
+def _decides(value: Any) -> bool:
+    """Whether an argument is no number: then it is for what is computed, not to compute with."""
+    return value is None or isinstance(value, (bool, str))
+
+
+def _autocast() -> tuple[bool, ...]:
+    return tuple(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
 
 @dataclass
@@ -281,12 +298,12 @@ def _storage(tensor: torch.Tensor) -> int | None:
 @contextmanager
 def tensors_kept(shared: ModuleCopy) -> Iterator[None]:
     """Refuse writes to the module's tensors before they happen; what goes past torch's dispatcher is undone."""
-    before = [(name, t, t.detach(), _version(t)) for name, t in shared.tensors.items()]
+    before = [(name, t, t.detach(), version_of(t)) for name, t in shared.tensors.items()]
     try:
         with _NoWrites(shared.tensors):
             yield
     finally:
-        written = [name for name, t, _, version in before if _version(t) != version]
+        written = [name for name, t, _, version in before if version_of(t) != version]
         for name, t, was, _ in before:
             if _storage(t) != _storage(was):
                 t.data = was
@@ -295,7 +312,8 @@ def tensors_kept(shared: ModuleCopy) -> Iterator[None]:
         raise StateError(writes_tensors(written))
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to, where torch counts that."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -466,5 +484,5 @@ def _lost_hooks(module: nn.Module, kept: set[str]) -> list[str]:
 
 __all__ = [
     "NotTraceable", "StateError", "Traced", "acts_alike", "arguments", "keeps_state", "random_kept", "tensors_kept", "trace",
-    "traced", "writes_tensors",
+    "traced", "version_of", "writes_tensors",
 ]  # fmt: skip

@@ -179,8 +179,19 @@ def test_a_forward_of_its_own() -> None:
 SEEN: dict[str, Any] = {}
 
 
+class Recorder:
+    def __init__(self) -> None:
+        self.last, self.all = None, []
+
+    def __call__(self, module: Any, args: Any, out: Any) -> None:
+        self.last = out
+        self.all.append(out)
+
+
 def test_hooks_that_record_keep_no_proxies() -> None:
-    model, inner, held = Net(), [], {}
+    model, inner, held, recorder = Net(), [], {}, Recorder()
+    model.conv.register_forward_hook(recorder)
+    model.register_forward_hook(recorder.__call__)
     model.conv.register_forward_hook(lambda m, args, out: inner.append(out))
     model.register_forward_hook(lambda m, args, out: SEEN.update(out=out))
     model.register_forward_hook(
@@ -188,6 +199,7 @@ def test_hooks_that_record_keep_no_proxies() -> None:
     )
     result = shrink(model, example_inputs=(X,), check=True).model
     assert (inner, SEEN, held) == ([], {}, {})
+    assert (recorder.last, recorder.all) == (None, [])
     same(model, result, X)
     assert len(inner) == 2  # The hook of the conv is still there.
     SEEN.clear()
@@ -259,7 +271,16 @@ def gathers(self: Any, x: Any) -> Any:
     return sum(self.history)
 
 
+CALLS = {"n": 0}
+
+
+def counts_elsewhere(self: Any, x: Any) -> Any:
+    CALLS["n"] += 1
+    return self.base(x) * CALLS["n"]
+
+
 STATE = [
+    counts_elsewhere,
     adds,
     copies,
     averages,
@@ -299,6 +320,7 @@ def test_models_with_state_are_refused_and_stay_as_they_were(forward: Any, shape
     with pytest.raises(ModelError, match=r"state an input and an output|sets .* and reads it"):
         shrink(model, example_inputs=(X,) if shaped else None)
     unchanged(before, state_of(model))
+    assert CALLS == {"n": 0}
 
 
 @pytest.mark.parametrize("forward", [copies, averages, writes_a_place, writes_a_view, clamps])
