@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -309,6 +310,7 @@ def load(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
         )
     if _MODULE in kinds:
+        _need_torch()
         from .frontends.fx import from_fx
 
         inputs = None if example_inputs is None else _as_tuple(example_inputs)
@@ -374,13 +376,17 @@ def _as_tuple(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, list) else (inputs,)
 
 
-def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
-    """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
+def _need_torch() -> None:
     try:
-        from .frontends.fx import DoesNotRun, from_fx
-        from .frontends.fx_trace import traced
+        import_module("torch")
     except ImportError as error:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
+
+
+def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
+    """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
+    from .frontends.fx import DoesNotRun, from_fx
+    from .frontends.fx_trace import traced
 
     name = type(model).__name__
     failure: Exception
