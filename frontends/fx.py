@@ -33,6 +33,7 @@ from ..nn_masks import Constant, plain_type
 from .fx_call import DTYPES, Call, Step, Steps
 from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
+from .fx_copy import ModuleCopy, containers_kept
 from .fx_ops import (
     ALLOCATES,
     CALLS,
@@ -44,6 +45,7 @@ from .fx_ops import (
 )
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
 from .fx_sizes import is_plain, known_sizes, placed
+from .fx_trace import StateError, trace, version_of, writes_tensors
 from .raising import raise_patterns
 
 
@@ -74,6 +76,7 @@ class FxHost:
         order: Host nodes by name.
         inplace: Names of host nodes that work in place.
         sizes: Names of host nodes that compute sizes from shapes, and are no nodes of the IR.
+        exported: The inputs that a program was exported with, or ``None``.
     """
 
     module: fx.GraphModule
@@ -81,6 +84,7 @@ class FxHost:
     order: dict[str, fx.Node]
     inplace: frozenset[str]
     sizes: tuple[str, ...] = ()
+    exported: tuple[Any, ...] | None = None
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -92,20 +96,10 @@ def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = Non
 
     Raises:
         ModelError: If a module is in training mode and would behave differently.
+        DoesNotRun: If it does not run on the inputs.
+        StateError: If it writes to its own tensors.
     """
     return _Importer(module, example_inputs).run()
-
-
-def trace(module: nn.Module) -> fx.GraphModule:
-    """``torch.fx.symbolic_trace``, but gates stay modules."""
-    tracer = _Tracer()
-    graph = tracer.trace(module)
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Gate, Constant)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def tensor_of(found: torch.Tensor) -> Tensor | None:
@@ -123,25 +117,67 @@ def tensor_of(found: torch.Tensor) -> Tensor | None:
     return LazyTensor(tuple(found.shape), dtype, load, found)
 
 
-class _Shapes(fx.Interpreter):
-    """Runs the graph on fake tensors and keeps the type of every result."""
+class DoesNotRun(ModelError):
+    """A traced module does not run on its inputs."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+
+class _Shapes(fx.Interpreter):
+    """Runs the graph on fake tensors and keeps the type of every result.
+
+    The module's own tensors are fakes too, and modules that could change themselves are copies.
+    """
+
+    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
         super().__init__(module)
+        self.mode = mode
         self.found: dict[str, TensorType] = {}
         self.results: dict[str, Any] = {}
+        self.copies: dict[int, nn.Module] = {}
+        self.fakes: dict[int, tuple[str, Any, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op.startswith("call_") and call_name(n.target) in ("embedding", "embedding_bag"):
+            # With max_norm they write to their table, wherever they are called: the result does it too.
+            self.fakes = {k: (name, f, version_of(f)) for k, (name, f, _) in self.fakes.items()}
         if is_plain(result):
             self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
         return result
 
+    def fetch_attr(self, target: str) -> Any:
+        found = super().fetch_attr(target)
+        if isinstance(found, torch.Tensor):
+            return self._fake(found, target)
+        known = type(found).__module__.startswith("torch.nn.modules.") and not hooked(found)
+        if known or not isinstance(found, nn.Module):
+            return found
+        if id(found) not in self.copies:
+            shared = ModuleCopy(found)
+            names = {id(t): f"{target}.{name}" for name, t in shared.tensors.items()}
+            made = ModuleCopy(found, lambda t: self._fake(t, names[id(t)]))
+            self.copies[id(found)] = made.module
+        return self.copies[id(found)]
+
+    def _fake(self, found: torch.Tensor, name: str) -> Any:
+        if id(found) not in self.fakes:
+            fake = self.mode.from_tensor(found)
+            self.fakes[id(found)] = name, fake, version_of(fake)
+        return self.fakes[id(found)][1]
+
+    def written(self) -> list[str]:
+        """The module's tensors that were written to."""
+        return [name for name, fake, version in self.fakes.values() if version_of(fake) != version]
+
 
 def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
-    """The types of all results, from a run on fake tensors."""
+    """The types of all results, from a run on fake tensors.
+
+    Raises:
+        DoesNotRun: If it does not run.
+        StateError: If it writes to its own tensors.
+    """
     return _fake_run(module, inputs).found
 
 
@@ -150,9 +186,15 @@ def _fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> _Shapes:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
-    interpreter = _Shapes(module)
-    with mode, torch.no_grad():
-        interpreter.run(*fakes)
+    interpreter = _Shapes(module, mode)
+    try:
+        with containers_kept(module), mode, torch.no_grad():
+            interpreter.run(*fakes)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DoesNotRun(f"the module does not run on example_inputs: {first}") from error
+    if interpreter.written():
+        raise StateError(writes_tensors(interpreter.written()))
     return interpreter
 
 
@@ -173,13 +215,10 @@ class _Importer:
         self.barrier: set[str] = set()
 
     def run(self) -> Graph:
+        self._check_mode()
         if self.inputs is not None:
-            try:
-                ran = _fake_run(self.module, self.inputs)
-                self.types, results = ran.found, ran.results
-            except Exception as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ModelError(f"the module does not run on example_inputs: {first}") from error
+            ran = _fake_run(self.module, self.inputs)
+            self.types, results = ran.found, ran.results
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
@@ -189,7 +228,6 @@ class _Importer:
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
         self.sizes = known_sizes(self.nodes, results)
-        self._check_mode()
         inplace, self.barrier = self._aliases()
         for node in self.nodes:
             if node.name not in self.pieces and node.name not in self.sizes:
@@ -221,6 +259,10 @@ class _Importer:
                 name = call_name(node.target)
                 place = 2 if name == "dropout" else 5
                 given = node.args[place] if len(node.args) > place else None
+                mean = 3 if name == "aten.batch_norm" else 1
+                found = node.args[mean] if len(node.args) > mean else None
+                if name != "dropout" and node.kwargs.get("running_mean", found) is None:
+                    continue  # Of the batch's own statistics in either mode.
                 if name in ("dropout", "batch_norm", "aten.batch_norm") and (
                     node.kwargs.get("training", node.kwargs.get("train", given)) is True
                 ):
@@ -239,11 +281,15 @@ class _Importer:
         if isinstance(node.target, torch._ops.OpOverload):
             return node.target._schema.is_mutable
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator":
+        special = name.startswith("__") and name.endswith("__")  # Of a tensor of the module's own.
+        if special:
+            name = name.strip("_")
+        operator_call = getattr(node.target, "__module__", "") == "_operator"
+        if node.op.startswith("call") and (special or operator_call):
             return name in ("setitem", "delitem") or (name.startswith("i") and name in _AUGMENTED)
         if len(node.args) > 1 and name in _INPLACE_PLACE and len(node.args) > _INPLACE_PLACE[name]:
             return node.args[_INPLACE_PLACE[name]] is True
-        return node.op.startswith("call") and name.endswith("_") and not name.endswith("__")
+        return node.op.startswith("call") and name.endswith("_")
 
     def _fresh(self, node: fx.Node) -> bool:
         """Whether the result is new memory."""
@@ -261,6 +307,9 @@ class _Importer:
         inplace = {n.name for n in self.nodes if self._inplace(n)}
         if not inplace:
             return inplace, set()
+        written = [_state(n) for n in self.nodes if n.name in inplace]
+        if any(written):
+            raise StateError(writes_tensors([name for name in written if name]))
         position = {n.name: i for i, n in enumerate(self.nodes)}
         group: dict[str, str] = {}
 
@@ -570,6 +619,37 @@ _INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "
 """Where functions take ``inplace`` as a positional argument."""
 
 
+_VIEWS = {
+    "view", "reshape", "transpose", "permute", "t", "narrow", "select", "squeeze", "unsqueeze", "expand", "flatten",
+    "detach", "slice", "alias", "view_as",
+}  # fmt: skip
+"""Calls whose result is certainly the memory of a whole tensor's argument, or may be where that is contiguous."""
+
+
+def _state(node: fx.Node) -> str | None:
+    """The module's own tensor that an in-place call writes, through views or not."""
+    written = node.kwargs.get("out", node.args[0] if node.args else None)
+    while isinstance(written, fx.Node) and written.op != "get_attr":
+        if not written.op.startswith("call_") or not _is_view(written):
+            return None
+        written = written.args[0]
+    return str(written.target) if isinstance(written, fx.Node) else None
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return node.args[1] in ("data", "T", "mT")
+    if node.target in (operator.getitem, "__getitem__"):
+        index = node.args[1]
+        return all(map(_basic, index if isinstance(index, tuple) else (index,)))
+    return bool(node.args) and call_name(node.target).removeprefix("aten.") in _VIEWS
+
+
+def _basic(index: Any) -> bool:
+    """Whether an index gives a view."""
+    return index is None or index is Ellipsis or isinstance(index, (int, slice))
+
+
 def _takes_piece(user: fx.Node, cut: fx.Node) -> bool:
     plain = user.op == "call_function" and user.target is operator.getitem
     return plain and user.args[0] is cut and type(user.args[1]) is int
@@ -603,4 +683,13 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return FxOrigin(nodes, tuple(inputs), tuple(outputs))
 
 
-__all__ = ["FxHost", "FxOrigin", "from_fx", "shapes_of", "tensor_of", "trace"]
+__all__ = [
+    "DoesNotRun",
+    "FxHost",
+    "FxOrigin",
+    "StateError",
+    "from_fx",
+    "shapes_of",
+    "tensor_of",
+    "trace",
+]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,16 @@ from .evaluate import (
     nudges,
     one_line,
     onnx_runner,
+    run_given_file,
+    run_given_module,
     run_session,
     running_inputs,
+    running_module,
 )
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
-from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
+from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
+from .passes.observers import allowed, tolerance_of
 from .report import Report, Size
 from .targets.emitted import Emitted
 
@@ -57,15 +61,16 @@ class ShrinkResult:
         """The shrunk model, of the kind that came in: ``ModelProto`` or ``GraphModule``.
 
         Made when it is first asked for: a file that is only saved again is never held in memory whole.
+
+        Raises:
+            ModelError: If it cannot be written, or a module does not run on the example inputs.
         """
         if self._kind == "onnx":
             from .targets.onnx import to_onnx
 
             with _text_is_text("the model"):
                 return to_onnx(self.graph)
-        from .targets.fx import to_fx
-
-        return to_fx(self.graph)
+        return running_module(self.graph)
 
     def save(
         self, path: str | os.PathLike[str], target: str | None = None, **options: Any
@@ -122,8 +127,8 @@ def shrink_graph(
         example_inputs: A tuple of inputs. For torch, shapes come from them; without them everything
             still works that needs no shapes. ``check`` runs the model on them; for ONNX they
             may be a dict by name too.
-        check: Run the model before and after every pass; raise if an exact pass moved the outputs.
-            Without ``example_inputs`` on random numbers of the known shapes, unknown sizes being 1.
+        check: Run the model as it was given, as it was read, and after every pass; raise if the first two differ, or if an
+            exact pass moved the outputs. Without ``example_inputs`` on random numbers of the known shapes, unknown sizes being 1.
         calibration: Data for passes that ask for them: a path, arrays, an iterable of batches, or a
             :class:`graphshrink.CalibrationData` that also says how they are read.
         seed: The seed of random check inputs and of passes that draw random numbers.
@@ -166,7 +171,7 @@ def shrink(
         model: What ``shrink_graph`` takes, or the path of an ONNX file.
         passes: As for ``shrink_graph``.
         example_inputs: As for ``shrink_graph``.
-        check: Run the model before and after every pass.
+        check: As for ``shrink_graph``; what a pass that fails it does is up to ``on_failure``.
         calibration: As for ``shrink_graph``.
         seed: The seed of random check inputs and of passes that draw random numbers.
         shapes: Input shapes for the check, by input name (ONNX).
@@ -200,8 +205,10 @@ def shrink(
         watching.append(Dump(Path(dump), inputs))
     if check:
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
-        run, nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
-        watching.append(Check(run, failure, nudged=nudged))
+        run, given, nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
+        watching.append(
+            Check(run, failure, nudged=nudged, reference=_as_given(graph, run, given, nudged))
+        )
     ctx = Context(seed=seed, target=target or kind)
     if progress is not None:
         ctx.progress = progress
@@ -218,6 +225,34 @@ def shrink(
 
 
 _Run = Callable[[Graph], list[Any]]
+_Given = Callable[[], list[Any]]
+
+
+def _as_given(
+    graph: Graph, run: _Run, given: _Given, nudged: Callable[[], list[_Run]]
+) -> list[Any]:
+    """The outputs of a graph on which no pass ran yet, held against those of the model that was given.
+
+    Raises:
+        ModelError: If they differ.
+    """
+    outputs = run(graph)
+    try:
+        wanted = given()
+    except ModelError as error:
+        graph.notes.append(
+            f"checked against what was read of the model, not against the model itself: {error}"
+        )
+        return outputs
+    moved = relative_error(wanted, outputs)
+    limit = allowed(tolerance_of(graph), moved, outputs, graph, nudged)
+    if moved > limit:
+        raise ModelError(
+            f"the model is not read right: before any pass its outputs differ by {moved:.2e} of their largest value "
+            f"from those of the model that was given (allowed {limit:.1g}); this is a fault of graphshrink, or the "
+            "model gives other outputs each time"
+        )
+    return outputs
 
 
 def _runners(
@@ -227,9 +262,9 @@ def _runners(
     given: Any,
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
-) -> tuple[_Run, Callable[[], list[_Run]]]:
-    """What runs a graph for the check: on the inputs; and, made when they are asked for, on inputs that rounding
-    alone tells from them.
+) -> tuple[_Run, _Given, Callable[[], list[_Run]]]:
+    """What runs a graph for the check; what runs the given model, both on the inputs; and, made when they are asked for,
+    what runs a graph on inputs that rounding alone tells from them.
     """
     if kind == "onnx":
         if given is not None:
@@ -239,14 +274,22 @@ def _runners(
                 feeds = running_inputs(
                     graph, shapes, seed, lambda x: run_session(loaded, x, "the model")
                 )
-        return onnx_runner(feeds), lambda: [onnx_runner(x) for x in nudges(feeds, seed)]
+        return (
+            onnx_runner(feeds),
+            lambda: run_given_file(model, feeds),
+            lambda: [onnx_runner(x) for x in nudges(feeds, seed)],
+        )
     if given is None:
         # An exported program keeps the inputs that it was exported with.
         kept = getattr(model, "example_inputs", None)
         if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
             given = kept[0]
     inputs = fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given)
-    return fx_runner(inputs), lambda: [fx_runner(x) for x in fx_nudges(inputs, seed)]
+    return (
+        fx_runner(inputs),
+        lambda: run_given_module(model, inputs),
+        lambda: [fx_runner(x) for x in fx_nudges(inputs, seed)],
+    )
 
 
 def load(
@@ -275,10 +318,12 @@ def load(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
         )
     if _MODULE in kinds:
+        _need_torch()
         from .frontends.fx import from_fx
 
         inputs = None if example_inputs is None else _as_tuple(example_inputs)
-        if "torch.fx.graph_module.GraphModule" in kinds:
+        hooks = (model._forward_hooks, model._forward_pre_hooks)
+        if "torch.fx.graph_module.GraphModule" in kinds and not any(hooks):
             return from_fx(model, inputs), "fx"
         return _traced(model, inputs), "fx"
     if _PROGRAM in kinds:
@@ -339,36 +384,49 @@ def _as_tuple(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, list) else (inputs,)
 
 
-def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
-    """A module through ``torch.fx.symbolic_trace`` or, if that fails, through ``torch.export``."""
+def _need_torch() -> None:
     try:
-        import torch.fx
+        import_module("torch")
     except ImportError as error:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
-    from .frontends.fx import from_fx, trace
 
+
+def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
+    """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
+    from .frontends.fx import DoesNotRun, from_fx
+    from .frontends.fx_trace import traced
+
+    name = type(model).__name__
+    failure: Exception
     try:
-        traced = trace(model)
+        found = traced(model, inputs)
+        graph = from_fx(found.module, inputs)
+        graph.notes += found.notes
+        return graph
+    except DoesNotRun as error:
+        reason, failure = f"what torch.fx traces of {name} does not run", error
+    except ModelError:
+        raise
     except Exception as error:
-        reason = f"torch.fx cannot trace {type(model).__name__} ({first_line(error)})"
+        reason, failure = f"torch.fx cannot trace {name} ({first_line(error)})", error
         if inputs is None:
             raise UsageError(
-                f"{reason}; give example_inputs, so that torch.export can be tried, or an "
-                "ExportedProgram"
+                f"{reason}; give example_inputs, so that torch.export can be tried, or an ExportedProgram"
             ) from error
-    else:
-        return from_fx(traced, inputs)
+    assert inputs is not None
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
         raise ModelError(f"{training} is in training mode: call model.eval() first")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # About torch's own internals, nothing to act upon.
-            program = torch.export.export(model, inputs)
-    except Exception as error:
-        raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    from .frontends.export import from_export
+    from .frontends.export import exported, from_export
 
+    try:
+        program = exported(model, inputs)
+    except ModelError:
+        raise
+    except Exception as error:
+        if isinstance(failure, DoesNotRun):
+            raise failure from error
+        raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
     graph = from_export(program)
     graph.notes.append(
         f"{reason}: torch.export was used, and what the model decides by its inputs is decided "

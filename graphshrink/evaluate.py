@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -311,26 +312,95 @@ def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
     """A function that emits a graph as FX and runs it in torch on ``inputs``."""
 
     def run(graph: Graph) -> list[Any]:
-        import torch
-        from torch.utils._pytree import tree_leaves
-
         from .targets.fx import to_fx
 
-        module = to_fx(graph)
-        # In-place modules may write into their inputs: every run gets its own.
-        fresh = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
-        try:
-            with torch.no_grad():
-                leaves = tree_leaves(module(*fresh))
-        except Exception as error:
-            raise ModelError(f"the module does not run: {one_line(error)}") from error
-        return [
-            leaf.detach().cpu().double().numpy() if leaf.is_floating_point() else leaf.cpu().numpy()
-            for leaf in leaves
-            if isinstance(leaf, torch.Tensor)
-        ]
+        return _run_module(to_fx(graph), inputs)
 
     return run
+
+
+def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The tensors that a module gives; random numbers are the same in every run."""
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    from .frontends.fx_copy import containers_kept
+    from .frontends.fx_trace import random_kept
+
+    # In-place modules may write into their inputs: every run gets its own.
+    fresh = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tuple(inputs))
+    try:
+        with containers_kept(module), random_kept(), torch.no_grad():
+            torch.manual_seed(0)
+            leaves = tree_leaves(module(*fresh))
+    except Exception as error:
+        raise ModelError(f"the module does not run: {one_line(error)}") from error
+    return [
+        leaf.detach().cpu().double().numpy() if leaf.is_floating_point() else leaf.cpu().numpy()
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor)
+    ]
+
+
+def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The tensors that a module or an exported program gives, as it was given; it is not changed.
+
+    Raises:
+        ModelError: If it does not run.
+    """
+    import torch
+
+    from .frontends.fx_copy import ModuleCopy
+
+    module = model if isinstance(model, torch.nn.Module) else model.module()
+    parameters = {id(p) for p in module.parameters()}
+    copied = ModuleCopy(module, lambda t: t if id(t) in parameters else t.clone())
+    return _run_module(copied.module, inputs)
+
+
+def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
+    """The outputs of an ONNX file, or of a ``ModelProto``, as it was given.
+
+    Raises:
+        ModelError: If onnxruntime does not take or run it.
+    """
+    import onnxruntime
+
+    if isinstance(model, str | os.PathLike):
+        return run_session(session(Path(model)), feeds, os.fspath(model))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        loaded = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime cannot load the model as it was given: {one_line(error)}"
+        ) from error
+    return run_session(loaded, feeds, "the model as it was given")
+
+
+def running_module(graph: Graph) -> Any:
+    """The module of an FX-born graph, held to running on the example inputs; nothing is computed on them.
+
+    Raises:
+        ModelError: If it does not run, or cannot be said in torch.
+    """
+    from .frontends.fx import DoesNotRun, shapes_of
+    from .targets.fx import to_fx
+
+    module = to_fx(graph)
+    inputs = graph.host.exported if graph.host.inputs is None else graph.host.inputs
+    if inputs is not None:
+        try:
+            shapes_of(module, inputs)
+        except DoesNotRun as error:
+            raise ModelError(
+                f"the shrunk module does not run on example_inputs, though the given one does: {one_line(error.__cause__ or error)}; "
+                "this is a fault of graphshrink"
+            ) from error
+    return module
 
 
 def first_line(error: BaseException) -> str:

@@ -115,8 +115,13 @@ def mask_of(module: nn.Module, name: str = "weight") -> Mask | None:
 
 def only_masked(module: nn.Module) -> bool:
     """Whether masks are all that a module's tensors are parametrized by."""
-    names = getattr(module, "parametrizations", {})
-    return all(mask_of(module, name) is not None for name in names)
+    return all(mask_of(module, name) is not None for name in _parametrized(module))
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    """The names of a module's tensors that are computed from others."""
+    # A module of an exported program may only be called so.
+    return list(module.parametrizations) if parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
 
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
@@ -127,7 +132,7 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 def masks(module: nn.Module) -> Iterator[tuple[str, Mask]]:
     """All masks of a module and its children, by the dotted name of their weights."""
     for prefix, child in module.named_modules():
-        for name in list(getattr(child, "parametrizations", {})):
+        for name in _parametrized(child):
             found = mask_of(child, name)
             if found is not None:
                 yield f"{prefix}.{name}" if prefix else name, found
@@ -157,7 +162,7 @@ def fold_masks(module: nn.Module) -> nn.Module:
     """
     check_masks(module)
     for child in list(module.modules()):
-        for name in list(getattr(child, "parametrizations", {})):
+        for name in _parametrized(child):
             if mask_of(child, name) is not None:
                 parametrize.remove_parametrizations(child, name, leave_parametrized=True)
     return module

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .api import load
+from .evaluate import running_module
 from .ir import Rewriter, UsageError
 from .ir.analysis import ChannelGroup, channel_groups
 from .passes import Context, PermuteChannels
@@ -62,9 +63,7 @@ def _emitted(graph: Any, target: str) -> Any:
         from .targets.onnx import to_onnx
 
         return to_onnx(graph)
-    from .targets.fx import to_fx
-
-    return to_fx(graph)
+    return running_module(graph)
 
 
 __all__ = ["reorder_alike"]

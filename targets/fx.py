@@ -133,7 +133,10 @@ class _Emitter:
         self.out.set_codegen(source.graph._codegen)
         self.out.lint()
         module = fx.GraphModule(self.root, self.out, type(source).__name__)
-        module.train(source.training)
+        own = set(source.modules())
+        for part in module.modules():
+            if part not in own:  # The others are the caller's.
+                part.training = source.training
         # Only what the emitted graph uses is carried over; nn.Module gives no other account of it.
         module.meta = dict(getattr(source, "meta", {}))
         if REORDERED in self.graph.notes:
