@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink.frontends.onnx import from_onnx
-from graphshrink.ir import Opaque, Rewriter
+from graphshrink.ir import DType, Opaque, Rewriter
 from graphshrink.targets.onnx import to_onnx
 from support.onnx_run import outputs_of
 
@@ -238,3 +238,12 @@ def test_forms(name: str) -> None:
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5 * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("exponent", [np.int64(3), np.full((1, 1), 3, np.int32), np.float32(3), np.full((1,), 3, np.float32)])  # fmt: skip
+def test_an_exponent_is_a_number_of_the_type_of_its_base(exponent: Any) -> None:
+    model, _ = Form("Pow", "Pow", (exponent,)).model()
+    (node,) = from_onnx(model).nodes
+    data = node.inputs[1].data if node.inputs[1] is not None else None
+    assert data is not None
+    assert (data.shape, data.dtype, float(data.numpy())) == ((), DType.F32, 3.0)
