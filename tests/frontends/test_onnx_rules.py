@@ -155,6 +155,12 @@ FORMS: dict[str, Form] = {
     "gelu": Form("Activation", "Gelu", opset=20), "gelu-tanh": Form("Activation", "Gelu", (), {"approximate": "tanh"}, 20),
     "prelu": Form("PRelu", "PRelu", (numbers(4, 1, 1),)), "prelu-last": Form("PRelu", "PRelu", (numbers(6),)),
     "prelu-one": Form("PRelu", "PRelu", (numbers(1),)), "prelu-map": Form("onnx:PRelu", "PRelu", (numbers(4, 6, 6),)),
+    **{f"lstm-{name}": Form(becomes, "LSTM", (numbers(d, 12, 4), numbers(d, 12, 3), *more), {"hidden_size": 3, **attributes}, 14, x=numbers(2, 1, 4))
+       for name, becomes, d, more, attributes in (
+           ("plain", "Lstm", 1, (), {}), ("bias", "Lstm", 1, (numbers(1, 24),), {}), ("back", "Lstm", 1, (), {"direction": "reverse"}),
+           ("both", "Lstm", 2, (numbers(2, 24), None, numbers(2, 1, 3), numbers(2, 1, 3)), {"direction": "bidirectional"}),
+           ("coupled", "onnx:LSTM", 1, (), {"input_forget": 1}), ("batch-first", "onnx:LSTM", 1, (), {"layout": 1}), ("clipped", "onnx:LSTM", 1, (), {"clip": 0.5}),
+           ("peepholes", "onnx:LSTM", 1, (None, None, None, None, numbers(1, 9)), {}), ("other-functions", "onnx:LSTM", 1, (), {"activations": ["Relu", "Tanh", "Tanh"]}))},
     "instance": Form("GroupNorm", "InstanceNormalization", (numbers(4), numbers(4)), {"epsilon": 0.25}),
     "layer": Form("LayerNorm", "LayerNormalization", (numbers(6), numbers(6)), {"epsilon": 0.25}),
     "layer-two-axes": Form("LayerNorm", "LayerNormalization", (numbers(6, 6), numbers(6, 6)), {"axis": 2}),

@@ -475,3 +475,18 @@ def test_channels_of_grouped_transposed_convolutions() -> None:
     assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE
     assert merged.output_size == tuple(apply(merged, x).shape[2:])
     assert isinstance(first.then(replace(second, weight=array(rng, 3, 4, 1))), Refused)
+
+
+@pytest.mark.parametrize("pads", [(1, -1), (-1, 1), (-2, -1), (2, 0), (1, 2)])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_bias_maps_where_the_second_map_crops(pads: Any, mapped: bool) -> None:
+    rng = np.random.default_rng(0)
+    first = kernel(1, 1, (0, 0))
+    if mapped:
+        first = replace(first, const=array(rng, 1, 4, 9))
+    second = kernel(3, 2, pads, 2, 2, 1)
+    x = torch.from_numpy(rng.standard_normal((2, 4, 9)))
+    merged = sized(first, x).then(second)
+    assert isinstance(merged, Affine)
+    assert merged.has_map == (mapped or max(pads) > 0)
+    assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE
