@@ -107,7 +107,7 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
                                                    ("hardsigmoid", nn.Hardsigmoid()), ("mish", nn.Mish()), ("softsign", nn.Softsign()))},
     **{f"{f.__name__}-call": (lambda x, f=f: f(x), 2 * X, "Activation") for f in (F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish, F.softsign)},
     "softmax": (nn.Softmax(-3), X, "Softmax"), "softmax-call": (lambda x: x.softmax(1), X, "Softmax"), "softmax-type": (lambda x: F.softmax(x, 1, dtype=torch.float64), X, "Opaque"),
-    "log-softmax": (nn.LogSoftmax(1), X, "LogSoftmax"), "dropout": (nn.Dropout(0.5), X, "Identity"), "dropout-call": (lambda x: F.dropout(x, 0.5, False), X, "Identity"), "identity": (nn.Identity(), X, "Identity"),
+    "log-softmax": (nn.LogSoftmax(1), X, "LogSoftmax"), "dropout": (nn.Dropout(0.5), X, "Identity"), "dropout-torch": (lambda x: torch.dropout(x, 0.5, False), X, "Identity"), "dropout-call": (lambda x: F.dropout(x, 0.5, False), X, "Identity"), "identity": (nn.Identity(), X, "Identity"),
     # Shapes.
     "flatten": (nn.Flatten(), X, "Flatten"), "flatten-2": (nn.Flatten(2), X, "Reshape"), "flatten-middle": (lambda x: x.flatten(1, 2), X, "Reshape"), "flatten-all": (lambda x: x.flatten(), X, "Reshape"), "flatten-front": (lambda x: torch.flatten(x, 0, 1), X, "Reshape"), "flatten-nothing": (lambda x: x.flatten(-1), X, "Opaque"),
     "view": (lambda x: x.view(2, 4, 36), X, "Reshape"), "view-list": (lambda x: x.view((2, -1)), X, "Flatten"), "view-batch": (lambda x: x.view(x.size(0), -1), X, "Flatten"), "view-type": (lambda x: x.view(torch.int32), X, "Opaque"), "reshape": (lambda x: torch.reshape(x, (2, 2, 2, -1)), X, "Reshape"), "view-kept": (lambda x: x.view(x.shape[0], x.shape[1], -1), X, "Reshape"),

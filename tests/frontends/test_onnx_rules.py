@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink.frontends.onnx import from_onnx
-from graphshrink.ir import Opaque, Rewriter
+from graphshrink.ir import DType, Opaque, Rewriter
 from graphshrink.targets.onnx import to_onnx
 from support.onnx_run import outputs_of
 
@@ -155,6 +155,12 @@ FORMS: dict[str, Form] = {
     "gelu": Form("Activation", "Gelu", opset=20), "gelu-tanh": Form("Activation", "Gelu", (), {"approximate": "tanh"}, 20),
     "prelu": Form("PRelu", "PRelu", (numbers(4, 1, 1),)), "prelu-last": Form("PRelu", "PRelu", (numbers(6),)),
     "prelu-one": Form("PRelu", "PRelu", (numbers(1),)), "prelu-map": Form("onnx:PRelu", "PRelu", (numbers(4, 6, 6),)),
+    **{f"lstm-{name}": Form(becomes, "LSTM", (numbers(d, 12, 4), numbers(d, 12, 3), *more), {"hidden_size": 3, **attributes}, 14, x=numbers(2, 1, 4))
+       for name, becomes, d, more, attributes in (
+           ("plain", "Lstm", 1, (), {}), ("bias", "Lstm", 1, (numbers(1, 24),), {}), ("back", "Lstm", 1, (), {"direction": "reverse"}),
+           ("both", "Lstm", 2, (numbers(2, 24), None, numbers(2, 1, 3), numbers(2, 1, 3)), {"direction": "bidirectional"}),
+           ("coupled", "onnx:LSTM", 1, (), {"input_forget": 1}), ("batch-first", "onnx:LSTM", 1, (), {"layout": 1}), ("clipped", "onnx:LSTM", 1, (), {"clip": 0.5}),
+           ("peepholes", "onnx:LSTM", 1, (None, None, None, None, numbers(1, 9)), {}), ("other-functions", "onnx:LSTM", 1, (), {"activations": ["Relu", "Tanh", "Tanh"]}))},
     "instance": Form("GroupNorm", "InstanceNormalization", (numbers(4), numbers(4)), {"epsilon": 0.25}),
     "layer": Form("LayerNorm", "LayerNormalization", (numbers(6), numbers(6)), {"epsilon": 0.25}),
     "layer-two-axes": Form("LayerNorm", "LayerNormalization", (numbers(6, 6), numbers(6, 6)), {"axis": 2}),
@@ -238,3 +244,12 @@ def test_forms(name: str) -> None:
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5 * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("exponent", [np.int64(3), np.full((1, 1), 3, np.int32), np.float32(3), np.full((1,), 3, np.float32)])  # fmt: skip
+def test_an_exponent_is_a_number_of_the_type_of_its_base(exponent: Any) -> None:
+    model, _ = Form("Pow", "Pow", (exponent,)).model()
+    (node,) = from_onnx(model).nodes
+    data = node.inputs[1].data if node.inputs[1] is not None else None
+    assert data is not None
+    assert (data.shape, data.dtype, float(data.numpy())) == ((), DType.F32, 3.0)

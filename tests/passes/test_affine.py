@@ -415,3 +415,78 @@ def test_a_large_scaled_kernel_is_written_in_blocks(dtype: DType) -> None:
     want = weight.float64().reshape(2, 256, 128, 3, 3) * columns
     want = want.reshape(512, 128, 3, 3) * after.weight.float64()
     np.testing.assert_allclose(merged.weight.float64(), want, rtol=1e-14)
+
+
+def kernel(
+    taps: int, dilation: int, pads: tuple[int, int], stride: int = 1, groups: int = 1, seed: int = 0
+) -> Affine:
+    """A convolution of one axis over four channels."""
+    rng = np.random.default_rng(seed)
+    weight = array(rng, 4, 4 // groups, taps)
+    return Affine(weight, array(rng, 4), (stride,), pads, (dilation,), groups, size=(None,))
+
+
+WINDOWS = [(1, 1, (0, 0)), (1, 3, (1, 1)), (2, 2, (1, 1)), (3, 1, (1, 1)), (3, 2, (2, 2)), (3, 3, (0, 6)), (3, 4, (4, 4)), (2, 6, (2, 4))]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", WINDOWS)
+@pytest.mark.parametrize("second", WINDOWS)
+def test_sums_on_a_common_grid(first: Any, second: Any) -> None:
+    one, two = kernel(*first, seed=1), kernel(*second, groups=2, seed=2)
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((1, 4, 13)))
+    wants = apply(one, x), apply(two, x)
+    total = sized(one, x) + sized(two, x)
+    if wants[0].shape != wants[1].shape:
+        assert isinstance(total, Refused)
+        return
+    assert isinstance(total, Affine)
+    assert total.groups == 1
+    assert error(apply(total, x), wants[0] + wants[1]) < TOLERANCE
+    # No more taps than the grid needs: one of them lies on each end.
+    numbers = np.abs(total.weight.float64()).sum((0, 1))
+    assert numbers[0] > 0
+    assert numbers[-1] > 0
+    assert sized(total, x).output_size == tuple(wants[0].shape[2:])
+
+
+@pytest.mark.parametrize("first", WINDOWS)
+@pytest.mark.parametrize(("taps", "dilation"), [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 3)])
+def test_compositions_on_a_common_grid(first: Any, taps: int, dilation: int, strides: Any) -> None:
+    one, two = kernel(*first, strides[0], seed=1), kernel(taps, dilation, (0, 0), strides[1], 2, 2)
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((1, 4, 19)))
+    merged = one.then(two)
+    assert isinstance(merged, Affine)
+    assert error(apply(merged, x), apply(two, apply(one, x))) < TOLERANCE
+    numbers = np.abs(merged.weight.float64()).sum((0, 1))
+    assert numbers[0] > 0
+    assert numbers[-1] > 0
+
+
+def test_channels_of_grouped_transposed_convolutions() -> None:
+    rng = np.random.default_rng(0)
+    first = Affine(array(rng, 6, 4, 3), array(rng, 8), (2,), (1, 1), (1,), 2, True, (1,), (5,))
+    assert (first.inputs, first.outputs) == (6, 8)
+    second = Affine(array(rng, 3, 8, 1), array(rng, 3), (1,), (0, 0), (1,), size=(None,))
+    merged = first.then(second)
+    assert isinstance(merged, Affine)
+    assert (merged.inputs, merged.outputs) == (6, 3)
+    x = torch.from_numpy(rng.standard_normal((2, 6, 5)))
+    assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE
+    assert merged.output_size == tuple(apply(merged, x).shape[2:])
+    assert isinstance(first.then(replace(second, weight=array(rng, 3, 4, 1))), Refused)
+
+
+@pytest.mark.parametrize("pads", [(1, -1), (-1, 1), (-2, -1), (2, 0), (1, 2)])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_bias_maps_where_the_second_map_crops(pads: Any, mapped: bool) -> None:
+    rng = np.random.default_rng(0)
+    first = kernel(1, 1, (0, 0))
+    if mapped:
+        first = replace(first, const=array(rng, 1, 4, 9))
+    second = kernel(3, 2, pads, 2, 2, 1)
+    x = torch.from_numpy(rng.standard_normal((2, 4, 9)))
+    merged = sized(first, x).then(second)
+    assert isinstance(merged, Affine)
+    assert merged.has_map == (mapped or max(pads) > 0)
+    assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE

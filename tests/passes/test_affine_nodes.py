@@ -14,6 +14,7 @@ from graphshrink.ir import (
     Dequantize,
     DType,
     Graph,
+    Identity,
     Linear,
     Rewriter,
     Scale,
@@ -185,14 +186,15 @@ def test_a_kernel_of_one_number_is_an_identity_where_that_is_one(value: float) -
         assert ops(agree(text, X)) == ["Conv"]
 
 
-def test_a_computed_weight_beside_a_value_of_unknown_type() -> None:
+@pytest.mark.parametrize("dtype", [None, DType.I32])
+def test_computed_weights_of_what_is_no_float_are_not_reported(dtype: DType | None) -> None:
     graph = Graph()
-    x = graph.add_input("x", TensorType())
-    w = graph.add_input("w", TensorType())
-    v = graph.add_constant(ArrayTensor(np.eye(2, dtype=np.int32)), "v")
-    first = graph.append(Linear(), [x, v])
+    x = graph.add_input("x", TensorType(dtype))
+    w, v = (graph.add_input(n, TensorType(dtype)) for n in ("w", "v"))
+    first = graph.append(Identity(), [x])
     second = graph.append(Linear(), [first.output, w])
-    graph.add_output(second.output, "y")
+    third = graph.append(Linear(), [second.output, v])
+    graph.add_output(third.output, "y")
     rw = Rewriter(graph)
     MergeLinear().run(graph, rw, Context())
     assert not rw.changed

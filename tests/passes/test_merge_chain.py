@@ -59,6 +59,15 @@ def test_a_segment_is_a_link_that_costs_what_its_map_costs() -> None:
     assert (dear.macs, dear.cost) == (80 * 16.0, sum(link.cost for link in links))
 
 
+def test_a_link_of_links_begins_with_the_first_and_ends_with_the_last() -> None:
+    options = MergeLinear(force=True)
+    links = links_of(parse(PAIR))
+    assert [(link.before, link.after) for link in links] == [(81.0, 49.0), (49.0, 25.0)]
+    (segment,) = plan(links, options)
+    made = as_link(segment, options)
+    assert (made.before, made.after, made.macs) == (81.0, 25.0, 100 * 25.0)
+
+
 def nodes_and_map(text: str) -> tuple[list[Node], Affine]:
     graph = parse(text)
     (segment,) = plan(links_of(graph), MergeLinear())
