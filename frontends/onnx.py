@@ -36,6 +36,7 @@ from ..ir.analysis.sizes import SizeRoots
 from .onnx_constants import Constants
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
+from .onnx_order import ordered
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
 from .onnx_sizes import KnownSizes
@@ -97,7 +98,13 @@ def from_onnx(
         if given:
             proto = ModelProto.FromString(proto.SerializeToString())
         fix_shapes(proto, fixed_shapes)
-    return _Importer(proto, folder).run()
+        given = False  # A copy, which may be changed further.
+    name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
+    proto, was_sorted = ordered(proto, name, copy=given)
+    graph = _Importer(proto, folder).run()
+    if was_sorted:
+        graph.notes.append("the model's nodes were not in topological order: they were sorted")
+    return graph
 
 
 class _Importer:
@@ -138,7 +145,7 @@ class _Importer:
         for index, node in enumerate(host.node):
             self._node(index, node)
         for item in host.output:
-            self.graph.add_output(self._value(item.name), item.name)
+            self.graph.add_output(self.values[item.name], item.name)
         idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
         self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
         raise_patterns(self.graph, _combine)
@@ -182,26 +189,20 @@ class _Importer:
         node.origin = OnnxOrigin((), (), (name,))
         self._define(node.output, name)
 
-    def _value(self, name: str) -> Value:
-        if name not in self.values:
-            # Not valid ONNX, or a name of an enclosing scope that we cannot see.
-            self._barrier_value(name)
-        return self.values[name]
-
     # Nodes.
 
     def _node(self, index: int, node: NodeProto) -> None:
         domain = node.domain in ("", "ai.onnx")
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
-        inputs = [self._value(n) if n else None for n in node.input]
+        inputs = [self.values[n] if n else None for n in node.input]
         lowered: Lowered | None = None
         known = (node.domain, node.op_type) not in self.functions and domain
         if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
             lowered = self._lower(node, inputs)
         if lowered is None:
             self._infer(node.output)
-            inputs += [self._value(name) for name in captures(node)]
+            inputs += [self.values[name] for name in captures(node)]
             pure = known and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
