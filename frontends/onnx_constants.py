@@ -25,7 +25,7 @@ _SMALL = 1 << 16
 """Tensors of up to this many bytes are kept once computed."""
 _LIMIT = 1 << 31
 """Nothing larger than this many bytes is computed."""
-_SHAPE_LIKE = 64
+SHAPE_LIKE = 64
 """Integer tensors of up to this many elements may be sizes: type inference sees their numbers."""
 
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
@@ -137,7 +137,7 @@ class Constants:
         """A model of one node; inputs have types, small integer ones their numbers when asked."""
         given, known = [], []
         for name, tensor in inputs.items():
-            if with_sizes and tensor.dtype.is_int and tensor.size <= _SHAPE_LIKE:
+            if with_sizes and tensor.dtype.is_int and tensor.size <= SHAPE_LIKE:
                 known.append(proto_of(tensor, name))
             else:
                 given.append(
@@ -282,4 +282,4 @@ def _run(prepared: tuple[ModelProto, dict[str, npt.NDArray[Any]]]) -> list[Any] 
     return results if all(isinstance(r, np.ndarray) for r in results) else "it is no tensor"
 
 
-__all__ = ["Constants", "NotComputable"]
+__all__ = ["SHAPE_LIKE", "Constants", "NotComputable"]

@@ -79,7 +79,7 @@ def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None
         except Exception as error:
             raise ModelError(f"onnx cannot inline the model's functions: {error}") from error
     # The inliner goes by types, those of constants included.
-    typed, lacking = _typed(draft.model), set()
+    typed, lacking = _typed(draft), set()
     for proto in typed.graph.initializer:
         typed.graph.value_info.append(
             onnx.helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
@@ -164,7 +164,7 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
     """Fold constants and shapes, inline decided branches, remove what nobody reads."""
     heavy = set(draft.tensors)
     heavy |= {p.name for p in draft.model.graph.initializer if is_external(p)}
-    typed = _typed(draft.model)
+    typed = _typed(draft)
     try:
         try:
             done = _by_surgeon(draft, typed, heavy, flatten=True)
@@ -249,19 +249,18 @@ def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
     return DerivedTensor(numbers.shape, scale.dtype, compute)
 
 
-def _typed(model: ModelProto) -> ModelProto:
-    """A copy with the shapes that onnx infers, which shape folding goes by."""
-    from ...frontends.onnx_tensors import code_of
-    from ...frontends.onnx_types import inferred_types
+def _typed(draft: Draft) -> ModelProto:
+    """A copy with the shapes that can be inferred, which shape folding goes by."""
+    from ...frontends.onnx_types import proto_of_type
 
     typed = ModelProto()
-    typed.CopyFrom(model)
-    stated = {v.name for v in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)}
-    for name, type_ in (inferred_types(model) or {}).items():
-        if name not in stated and type_.dtype is not None and type_.shape is not None:
-            typed.graph.value_info.append(
-                onnx.helper.make_tensor_value_info(name, code_of(type_.dtype), type_.shape)
-            )
+    typed.CopyFrom(draft.model)
+    graph = typed.graph
+    stated = {v.name for v in (*graph.value_info, *graph.output, *graph.input)}
+    made = {name for node in graph.node for name in node.output} - stated
+    for name, type_ in draft.types().items():
+        if name in made and type_.dtype is not None and type_.shape is not None:
+            graph.value_info.add(name=name, type=proto_of_type(type_))
     return typed
 
 
