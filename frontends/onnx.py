@@ -33,6 +33,7 @@ from ..ir import (
     Value,
 )
 from ..ir.analysis.sizes import SizeRoots
+from .onnx_bounds import check_bounds
 from .onnx_constants import SHAPE_LIKE, Constants
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
@@ -100,6 +101,7 @@ def from_onnx(
         fix_shapes(proto, fixed_shapes)
         given = False  # A copy, which may be changed further.
     name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
+    check_bounds(proto, name, None if isinstance(model, ModelProto) else os.path.getsize(model))
     proto, was_sorted = ordered(proto, name, copy=given)
     graph = _Importer(proto, folder).run()
     if was_sorted:

@@ -18,6 +18,7 @@ import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from ..ir import DType, LazyTensor, ModelError, Tensor
+from ..ir.errors import check_readable
 
 _DTYPES: dict[int, DType] = {
     getattr(TensorProto, name): DType(short)
@@ -167,6 +168,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
         raise ModelError(f"{file}: no such file")
     if file.is_dir():
         raise ModelError(f"{file} is a folder, not an ONNX file")
+    check_readable(file)
     if file.stat().st_size == 0:
         raise ModelError(f"{file} is empty")
     model = ModelProto()
@@ -174,7 +176,11 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
         model.ParseFromString(file.read_bytes())
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except MemoryError:
+        raise
     except Exception as error:
+        if "MaxDepth" in str(error):
+            raise ModelError(f"{file} nests bodies or types too deeply for protobuf") from error
         raise ModelError(f"{file} is truncated or not an ONNX file") from error
     if not model.HasField("graph") or not model.ir_version or not model.opset_import:
         raise ModelError(f"{file} is not an ONNX model (no graph, IR version or opset)")

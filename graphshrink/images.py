@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ir import DType, MissingExtra, TensorType, UsageError
+from .ir.errors import check_readable
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """The files that are taken for images."""
@@ -142,6 +143,7 @@ class Preprocess:
             with warnings.catch_warnings():
                 # A small file that claims to be a huge image is refused, not decoded.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
+                check_readable(path)
                 with Image.open(path) as file:
                     # Cameras note how they were held, and viewers turn the picture: so do we.
                     image = ImageOps.exif_transpose(file).convert(mode)

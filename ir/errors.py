@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Collection
 
 
@@ -30,6 +32,26 @@ class MissingExtra(GraphshrinkError):
         )
         self.extra = extra
         self.package = package
+
+
+def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:
+    """Check that reading a file will end. Whether it is there, and what it holds, is for the reader.
+
+    Args:
+        path: The file.
+        most: The most bytes that a file of its kind has.
+
+    Raises:
+        UsageError: If it is a device, a pipe or a socket, or larger.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"{path} is a device or a pipe: give a regular file")
+    if most is not None and found.st_size > most:
+        raise UsageError(f"{path} has {found.st_size:,} bytes, such a file has at most {most:,}")
 
 
 def check_input_name(name: str, known: Collection[str]) -> None:
