@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ir.errors import UsageError
+from .ir.errors import UsageError, read_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
     Raises:
         UsageError: If a text is malformed or a name is given twice.
     """
-    found = _shapes(texts, "--input", int)
+    found = _shapes(texts, "--input", _size)
     return {name: tuple(d for d in shape if d is not None) for name, shape in found.items()}
 
 
@@ -50,7 +50,19 @@ def fixed_shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int | None, 
     Raises:
         UsageError: If a text is malformed or a name is given twice.
     """
-    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else int(d))
+    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else _size(d))
+
+
+def _size(text: str) -> int:
+    """One size; ONNX and the runtimes keep sizes in 64 bits.
+
+    Raises:
+        ValueError: If it is no number, or larger.
+    """
+    size = int(read_number(text, int))
+    if size >= 1 << 63:
+        raise ValueError(text)
+    return size
 
 
 def _shapes(

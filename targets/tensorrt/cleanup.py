@@ -23,6 +23,8 @@ from .operators import Operators
 
 _FOLD_BYTES = 1 << 24
 """No constant larger than this is made by folding."""
+_SIZED = ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix", "Range")
+"""Operators whose results are as large as a number says that they read."""
 
 
 def require() -> Any:
@@ -164,6 +166,12 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
     """Fold constants and shapes, inline decided branches, remove what nobody reads."""
     heavy = set(draft.tensors)
     heavy |= {p.name for p in draft.model.graph.initializer if is_external(p)}
+    # Nor what is computed from constants and would not be stored: it may be larger than all memory.
+    types = draft.types()
+    for node in draft.model.graph.node:
+        sizes = [types[name].size for name in node.output if name in types]
+        if any(n > _FOLD_BYTES if n is not None else node.op_type in _SIZED for n in sizes):
+            heavy.update(node.output)
     typed = _typed(draft)
     try:
         try:
@@ -184,7 +192,7 @@ def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool)
     from onnx_graphsurgeon.logger import G_LOGGER
 
     def excluded(node: Any) -> bool:
-        return any(tensor.name in heavy for tensor in node.inputs)
+        return any(tensor.name in heavy for tensor in (*node.inputs, *node.outputs))
 
     level, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.CRITICAL
     try:
