@@ -41,7 +41,7 @@ from .onnx_order import ordered
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
 from .onnx_sizes import KnownSizes
-from .onnx_tensors import proto_of, read_model, tensor_of
+from .onnx_tensors import proto_of, read_model, tensor_of, text_of
 from .onnx_types import NodeTypes, proto_of_type, stated_types, type_of
 from .raising import raise_patterns
 
@@ -128,7 +128,7 @@ def value_types(
 class _Importer:
     def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
         self.model, self.base_dir = model, base_dir
-        self.graph = Graph(model.graph.name or "graph")
+        self.graph = Graph(text_of(model.graph.name) or "graph")
         versions = {o.domain: o.version for o in model.opset_import}
         self.opset = versions.get("", versions.get("ai.onnx", 1))
         self.functions = {(f.domain, f.name) for f in model.functions}
@@ -243,7 +243,7 @@ class _Importer:
             made = self.graph.append(
                 Opaque(kind, pure),
                 inputs,
-                name=node.name,
+                name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
                 output_names=[o or f"{node.op_type}_unused" for o in node.output],
             )
@@ -256,7 +256,7 @@ class _Importer:
             made = self.graph.append(
                 op,
                 arguments,
-                name=node.name,
+                name=text_of(node.name),
                 types=self._stated(node),
                 output_names=list(node.output),
             )

@@ -112,6 +112,8 @@ class _Orders:
                 if name:
                     self._define(made, name, index, nodes, where)
             needs.append([name for name in node.input if name])
+            if isinstance(node.op_type, bytes) or isinstance(node.domain, bytes):
+                raise self._error(f"the operator of {_label(node, index)} is not UTF-8")
             if has_bodies(node):
                 captured = self._captures(node, index)
                 needs[-1] += captured
@@ -204,6 +206,9 @@ class _Orders:
         """Note that an input, an initializer or a node (by its index) makes a name."""
         if not name:
             raise self._error(f"{by} of {where} has no name")
+        if isinstance(name, bytes):  # What protobuf hands out for text that is not UTF-8.
+            maker = by if isinstance(by, str) else _label(nodes[by], by)
+            raise self._error(f"{maker} of {where} has a name that is not UTF-8: {name!r}")
         if name in made:
             both = (p if isinstance(p, str) else _label(nodes[p], p) for p in (made[name], by))
             raise self._error(f"{where} makes {name!r} twice: {' and '.join(both)}")

@@ -35,6 +35,11 @@ _DTYPES: dict[int, DType] = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
+def text_of(text: str | bytes) -> str:
+    """Text of a model for people: protobuf hands out text that is not UTF-8 as bytes."""
+    return text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
+
+
 def dtype_of(code: int) -> DType | None:
     """The element type of an ONNX data type number; ``None`` when it is not one of ours."""
     return _DTYPES.get(code)
@@ -117,6 +122,8 @@ def external_location(proto: TensorProto, base_dir: Path) -> tuple[Path, int, in
     entry = {item.key: item.value for item in proto.external_data}
     where = f"external data of tensor {proto.name!r}"
     location = entry.get("location", "")
+    if not isinstance(location, str) or "\0" in location:
+        raise ModelError(f"{where} names no file: {location!r}")
     parts = PureWindowsPath(location)
     if not location or parts.drive or parts.root or ".." in parts.parts:
         raise ModelError(f"{where} points outside the model's folder: {location!r}")

@@ -9,7 +9,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, TypeProto, V
 
 from ..ir import UNKNOWN, Dim, TensorType
 from .onnx_scopes import bodies
-from .onnx_tensors import code_of, dtype_of
+from .onnx_tensors import code_of, dtype_of, text_of
 
 
 def type_of(proto: TypeProto) -> TensorType:
@@ -26,7 +26,7 @@ def type_of(proto: TypeProto) -> TensorType:
             dims.append(dim.dim_value if dim.dim_value >= 0 else None)
         else:
             # Some exporters write "?" for every size that they do not know: it is no symbol.
-            dims.append(None if dim.dim_param in ("", "?") else dim.dim_param)
+            dims.append(None if dim.dim_param in ("", "?") else text_of(dim.dim_param))
     return TensorType(dtype, tuple(dims))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,6 +102,13 @@ def _random(
             d if isinstance(d, int) else symbols.get(d or "", unknown if axis else 1)
             for axis, d in enumerate(value.type.shape)
         ]
+    # Random numbers are drawn as float64.
+    needed, have = math.prod(given) * max(dtype.numpy.itemsize, 8), _memory()
+    if needed > have:
+        raise UsageError(
+            f"input {value.name!r} of {_shown(given)} takes {needed:,} bytes, this machine has {have:,}; "
+            f"give other sizes by --input"
+        )
     if dtype is DType.BOOL:
         return rng.integers(0, 2, given).astype(bool)
     if dtype.is_float or dtype in (DType.C64, DType.C128):

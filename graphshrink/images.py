@@ -68,7 +68,7 @@ class Preprocess:
         for name in ("mean", "std", "scale"):
             numbers = getattr(self, name)
             for number in numbers if isinstance(numbers, tuple) else (numbers,):
-                if not math.isfinite(number):
+                if number is not None and not math.isfinite(number):
                     raise UsageError(f"preprocess: {name} must be finite, not {number}")
         if 0 in self.std or self.scale == 0:
             raise UsageError("preprocess: neither std nor scale may be 0")

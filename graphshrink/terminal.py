@@ -90,6 +90,8 @@ def writable(path: str, suffix: str | None = None) -> None:
         UsageError: If its suffix is wrong, it is a folder, or its folder is missing or read-only.
     """
     target = Path(path)
+    if "\0" in path:
+        raise UsageError(f"cannot write {path!r}: a path holds no NUL")
     if suffix is not None and target.suffix != suffix:
         raise UsageError(f"cannot write {path}: only {suffix} files can be written")
     if not target.parent.is_dir():

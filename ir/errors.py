@@ -47,8 +47,10 @@ def check_readable(path: str | os.PathLike[str], most: int | None = None) -> Non
     """
     try:
         found = os.stat(path)
-    except (OSError, ValueError):
+    except OSError:
         return
+    except ValueError as error:
+        raise UsageError(f"{os.fspath(path)!r} is no path: {error}") from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{path} is a device or a pipe: give a regular file")
     if most is not None and found.st_size > most:
