@@ -86,7 +86,8 @@ class _Orders:
         made: dict[str, str | int] = {}
         for value in graph.input:
             self._define(made, value.name, "an input", (), where)
-        inputs, tensors = set(made), {}
+        inputs = set(made)
+        tensors: dict[str, Any] = {}
         for tensor in (*graph.initializer, *graph.sparse_initializer):
             sparse = isinstance(tensor, SparseTensorProto)
             name = tensor.values.name if sparse else tensor.name

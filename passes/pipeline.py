@@ -225,13 +225,23 @@ def _parse_pass(text: str) -> Pass:
             values[name] = _convert(word, hints[name])
         except ValueError:
             shown = getattr(hints[name], "__name__", str(hints[name]))
+            hint = "; numbers are finite and in plain digits" if _is_odd_number(word) else ""
             raise PassError(
-                f"pass {cls.name!r}: option {key!r} takes {shown}, not {word!r}"
+                f"pass {cls.name!r}: option {key!r} takes {shown}, not {word!r}{hint}"
             ) from None
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise PassError(f"pass {cls.name!r}: {error}") from error
+
+
+def _is_odd_number(word: str) -> bool:
+    """Whether Python would take a word for a number that options do not take."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return not word.isascii() or not math.isfinite(float(word)) or "_" in word
 
 
 def _convert(word: str, hint: Any) -> Any:
