@@ -8,14 +8,14 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from ..ir import (
     UNKNOWN,
@@ -33,14 +33,23 @@ from ..ir import (
     Value,
 )
 from ..ir.analysis.sizes import SizeRoots
-from .onnx_constants import Constants
+from .onnx_bounds import check_bounds
+from .onnx_constants import SHAPE_LIKE, Constants
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
+from .onnx_order import ordered
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
 from .onnx_sizes import KnownSizes
-from .onnx_tensors import is_external, read_model, tensor_of, tensors_of_nodes
-from .onnx_types import inferred_types, stated_types, type_of
+from .onnx_tensors import (
+    is_external,
+    proto_of,
+    read_model,
+    tensor_of,
+    tensors_of_nodes,
+    text_of,
+)
+from .onnx_types import NodeTypes, proto_of_type, stated_types, type_of
 from .raising import raise_patterns
 
 
@@ -97,25 +106,58 @@ def from_onnx(
         if given:
             proto = ModelProto.FromString(proto.SerializeToString())
         fix_shapes(proto, fixed_shapes)
-    return _Importer(proto, folder).run()
+        given = False  # A copy, which may be changed further.
+    name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
+    check_bounds(proto, name, None if isinstance(model, ModelProto) else os.path.getsize(model))
+    proto, was_sorted = ordered(proto, name, copy=given)
+    graph = _Importer(proto, folder).run()
+    if was_sorted:
+        graph.notes.append("the model's nodes were not in topological order: they were sorted")
+    return graph
+
+
+def value_types(
+    model: ModelProto, tensors: Mapping[str, Tensor], base_dir: Path | None = None
+) -> dict[str, TensorType]:
+    """The types of all values of a model's graph, as far as they are stated or can be inferred.
+
+    Args:
+        model: The model, in order; its initializers need not have their numbers.
+        tensors: The numbers of initializers that do not.
+        base_dir: The folder of its external data.
+    """
+    importer = _Importer(model, base_dir)
+    importer.tensors = tensors
+    importer.read_graph()
+    return {name: value.type for name, value in importer.values.items()}
 
 
 class _Importer:
     def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
         self.model, self.base_dir = model, base_dir
-        self.graph = Graph(model.graph.name or "graph")
+        self.graph = Graph(text_of(model.graph.name) or "graph")
         versions = {o.domain: o.version for o in model.opset_import}
         self.opset = versions.get("", versions.get("ai.onnx", 1))
         self.functions = {(f.domain, f.name) for f in model.functions}
+        self.tensors: Mapping[str, Tensor] = {}
         self.values: dict[str, Value] = {}
         self.types: dict[str, TensorType] = {}
         self.constant_nodes: dict[str, int] = {}
         self.constants = Constants(model)
         self.read = self._read_names()
         self.sizes = KnownSizes(SizeRoots())
-        self.asked = False
+        self.node_types = NodeTypes(model)
+        self.others: dict[str, TypeProto] = {}
+        """The types of inputs and results that are no tensors."""
 
     def run(self) -> Graph:
+        """The graph, with patterns of several nodes raised."""
+        self.read_graph()
+        raise_patterns(self.graph, _combine)
+        return self.graph
+
+    def read_graph(self) -> None:
+        """Make one node of the IR for each node of the host."""
         host = self.model.graph
         self.types = stated_types(self.model)
         given = {v.name for v in host.input}
@@ -125,10 +167,12 @@ class _Importer:
             if item.name in initial and self.model.ir_version < 4:
                 continue
             self._define(self.graph.add_input(item.name, type_of(item.type)), item.name)
+            if item.type.WhichOneof("value") not in (None, "tensor_type"):
+                self.others[item.name] = item.type
         for name, proto in initial.items():
             if name in given and self.model.ir_version >= 4:
                 continue  # The caller may override it: an input with a default, not a constant.
-            data = tensor_of(proto, self.base_dir)
+            data = self.tensors.get(name) or tensor_of(proto, self.base_dir)
             if data is not None:
                 self._define(self.graph.add_constant(data, name), name)
             else:
@@ -138,11 +182,9 @@ class _Importer:
         for index, node in enumerate(host.node):
             self._node(index, node)
         for item in host.output:
-            self.graph.add_output(self._value(item.name), item.name)
+            self.graph.add_output(self.values[item.name], item.name)
         idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
         self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
-        raise_patterns(self.graph, _combine)
-        return self.graph
 
     # Names and types.
 
@@ -155,16 +197,21 @@ class _Importer:
                 read.update(captures(node))
         return read
 
-    def _infer(self, names: Iterable[str]) -> None:
-        """Ask onnx, once, for types of results that the model does not state."""
-        if self.asked or all(name in self.types for name in names if name):
+    def _infer(self, node: NodeProto, read: Mapping[str, Value]) -> None:
+        """Ask onnx for the types of results that the model does not state."""
+        if all(name in self.types for name in node.output if name):
             return
-        self.asked = True
-        found = inferred_types(self.model)
-        if found is None:
-            self.graph.notes.append("onnx could not infer the shapes of this model")
-        else:
-            self.types = {**found, **self.types}
+        known: dict[str, TypeProto] = {}
+        numbers: dict[str, TensorProto] = {}
+        for name, value in read.items():
+            data = value.data
+            if data is not None and data.dtype.is_int and data.size <= SHAPE_LIKE:
+                numbers[name] = proto_of(data, name)
+            known[name] = self.others.get(name) or proto_of_type(value.type)
+        for name, type_ in self.node_types.of(node, known, numbers).items():
+            self.types.setdefault(name, type_of(type_))
+            if type_.WhichOneof("value") not in (None, "tensor_type"):
+                self.others[name] = type_
 
     def _define(self, value: Value, name: str) -> None:
         value.host = name
@@ -182,19 +229,13 @@ class _Importer:
         node.origin = OnnxOrigin((), (), (name,))
         self._define(node.output, name)
 
-    def _value(self, name: str) -> Value:
-        if name not in self.values:
-            # Not valid ONNX, or a name of an enclosing scope that we cannot see.
-            self._barrier_value(name)
-        return self.values[name]
-
     # Nodes.
 
     def _node(self, index: int, node: NodeProto) -> None:
         domain = node.domain in ("", "ai.onnx")
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
-        inputs = [self._value(n) if n else None for n in node.input]
+        inputs = [self.values[n] if n else None for n in node.input]
         lowered: Lowered | None = None
         known = (node.domain, node.op_type) not in self.functions and domain
         # Whoever is asked about the node alone would look for the file in another folder.
@@ -202,15 +243,16 @@ class _Importer:
         if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
             lowered = self._lower(node, inputs)
         if lowered is None:
-            self._infer(node.output)
-            inputs += [self._value(name) for name in captures(node)]
+            captured = captures(node)
+            self._infer(node, {n: self.values[n] for n in (*node.input, *captured) if n})
+            inputs += [self.values[name] for name in captured]
             pure = known and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
                 Opaque(kind, pure),
                 inputs,
-                name=node.name,
+                name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
                 output_names=[o or f"{node.op_type}_unused" for o in node.output],
             )
@@ -223,7 +265,7 @@ class _Importer:
             made = self.graph.append(
                 op,
                 arguments,
-                name=node.name,
+                name=text_of(node.name),
                 types=self._stated(node),
                 output_names=list(node.output),
             )
@@ -347,4 +389,4 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx"]
+__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types"]

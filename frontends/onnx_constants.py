@@ -24,16 +24,21 @@ from .onnx_types import type_of
 _SMALL = 1 << 16
 """Tensors of up to this many bytes are kept once computed."""
 _LIMIT = 1 << 31
-"""Nothing larger than this many bytes is computed."""
-_SHAPE_LIKE = 64
+"""Nothing larger than this many bytes is computed, with all that is computed on the way to it."""
+SHAPE_LIKE = 64
 """Integer tensors of up to this many elements may be sizes: type inference sees their numbers."""
 
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 _NOT_TENSORS = ("Sequence", "Optional", "SplitToSequence", "ConcatFromSequence", "StringSplit")
-_GROWING = frozenset(
-    {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot"}
-)
-"""Operators whose results may be far larger than their inputs."""
+_NO_LARGER = frozenset(
+    {
+        "Compress", "Gather", "GatherElements", "GatherND", "NonZero", "NonMaxSuppression", "Reshape",
+        "Slice", "Split", "Squeeze", "TopK", "Unique", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators whose results have sizes that their inputs decide, and are not much larger than these."""
+_CHAIN = 1 << 26
+"""Results of this many bytes count when it is asked how much memory a constant takes on the way."""
 
 
 class NotComputable(ModelError):
@@ -56,6 +61,7 @@ class Constants:
         self._leaves: dict[str, Tensor] = {}
         self._types: dict[str, TensorType] = {}
         self._kept: dict[str, Tensor] = {}
+        self._large: dict[str, dict[str, int]] = {}
         self._runs: dict[Any, bool] = {}
 
     def results(
@@ -81,14 +87,21 @@ class Constants:
             return self._computed(node, inputs)
         if not all(map(_is_fetched, types)):
             return None
-        if any(_size(t) > _LIMIT for t in types):
+        large = self._large_before(inputs)
+        large |= {n: _size(t) for n, t in zip(node.output, types, strict=True) if _size(t) > _CHAIN}
+        if sum(large.values()) > _LIMIT:
             return None
         self._add(node, inputs, types)
+        self._large.update(dict.fromkeys(node.output, large) if large else {})
         return [
             LazyTensor(t.static_shape or (), t.dtype, partial(self._array, name))
             for t, name in zip(types, node.output, strict=True)
             if t.dtype is not None
         ]
+
+    def _large_before(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """The large results that lead to these, with their bytes."""
+        return {n: b for name in inputs for n, b in self._large.get(name, {}).items()}
 
     def _add(
         self, node: NodeProto, inputs: Mapping[str, Tensor], types: Sequence[TensorType]
@@ -105,7 +118,7 @@ class Constants:
         """Results whose sizes depend on numbers, computed at once while everything is small."""
         if sum(t.nbytes for t in inputs.values()) > _SMALL:
             return None
-        if node.op_type in _GROWING and not _is_short_range(node, inputs):
+        if node.op_type not in _NO_LARGER and not _is_short_range(node, inputs):
             return None
         arrays = _run(self._model([node], inputs, node.output))
         if isinstance(arrays, str):
@@ -137,7 +150,7 @@ class Constants:
         """A model of one node; inputs have types, small integer ones their numbers when asked."""
         given, known = [], []
         for name, tensor in inputs.items():
-            if with_sizes and tensor.dtype.is_int and tensor.size <= _SHAPE_LIKE:
+            if with_sizes and tensor.dtype.is_int and tensor.size <= SHAPE_LIKE:
                 known.append(proto_of(tensor, name))
             else:
                 given.append(
@@ -282,4 +295,4 @@ def _run(prepared: tuple[ModelProto, dict[str, npt.NDArray[Any]]]) -> list[Any] 
     return results if all(isinstance(r, np.ndarray) for r in results) else "it is no tensor"
 
 
-__all__ = ["Constants", "NotComputable"]
+__all__ = ["SHAPE_LIKE", "Constants", "NotComputable"]

@@ -57,8 +57,11 @@ class KnownSizes:
             return
         else:
             found = self._through(node)
+        if isinstance(node.op, ir.Opaque) and node.op.kind in _TARGETS:
+            self._shape_known(node, self.of(node.inputs[_TARGETS[node.op.kind]]))
         if found is None or found.size > MOST:
             return
+        node.output.type = node.output.type.refined(ir.TensorType(None, found.shape))
         dtype = node.output.type.dtype
         if dtype is not None and all(isinstance(n, int) for n in found.flat):
             data = ir.ArrayTensor(found.astype(dtype.numpy))
@@ -66,6 +69,13 @@ class KnownSizes:
                 node.output.data, node.output.type = data, data.type
         else:
             self._found[node.output] = found
+
+    @staticmethod
+    def _shape_known(node: Node, sizes: tuple[Size, ...] | None) -> None:
+        """Note the result's shape where only some sizes of the shape that is asked for are numbers."""
+        if sizes is not None and len(sizes) <= MOST:
+            shape = tuple(n if isinstance(n, int) and n > 0 else None for n in sizes)
+            node.output.type = node.output.type.refined(ir.TensorType(None, shape))
 
     def _numbers(self, value: Value | None) -> Sizes | None:
         if value is None or value.data is None:
@@ -111,6 +121,10 @@ class KnownSizes:
             return rule(node.op, *operands)
         except (IndexError, TypeError, ValueError):
             return None  # No shapes that fit: the model itself could not run.
+
+
+_TARGETS = {"onnx:ConstantOfShape": 0, "onnx:Reshape": 1}
+"""Kinds of nodes that read the shape of their result, and as which input; a size below 1 is no size."""
 
 
 def _slice(op: ir.Slice, x: Sizes) -> Sizes:

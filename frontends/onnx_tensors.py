@@ -28,6 +28,7 @@ from onnx import (
 )
 
 from ..ir import DType, LazyTensor, ModelError, Tensor
+from ..ir.errors import check_readable
 
 _DTYPES: dict[int, DType] = {
     getattr(TensorProto, name): DType(short)
@@ -46,6 +47,11 @@ _EMBEDDED = 1 << 16
 _EMBEDDED_ALL = 1 << 26
 """All of these together; what is larger stays external."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def text_of(text: str | bytes) -> str:
+    """Text of a model for people: protobuf hands out text that is not UTF-8 as bytes."""
+    return text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
 
 
 def dtype_of(code: int) -> DType | None:
@@ -267,9 +273,9 @@ def external_location(
 
 def _external_file(location: str, base_dir: Path, where: str) -> tuple[Path, int]:
     """The file at a location, links followed, and its size."""
+    if not isinstance(location, str) or "\0" in location:
+        raise ModelError(f"{where} names no file: {location!r}")
     parts = PureWindowsPath(location)
-    if "\0" in location:
-        raise ModelError(f"{where} has no valid file name: {location!r}")
     if not location or parts.drive or parts.root or ".." in parts.parts:
         raise ModelError(f"{where} points outside the model's folder: {location!r}")
     path = base_dir / location
@@ -316,6 +322,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
         raise ModelError(f"{file}: no such file")
     if file.is_dir():
         raise ModelError(f"{file} is a folder, not an ONNX file")
+    check_readable(file)
     if file.stat().st_size == 0:
         raise ModelError(f"{file} is empty")
     model = ModelProto()
@@ -323,7 +330,11 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
         model.ParseFromString(file.read_bytes())
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except MemoryError:
+        raise
     except Exception as error:
+        if "MaxDepth" in str(error):
+            raise ModelError(f"{file} nests bodies or types too deeply for protobuf") from error
         raise ModelError(f"{file} is truncated or not an ONNX file") from error
     if not model.HasField("graph") or not model.ir_version or not model.opset_import:
         raise ModelError(f"{file} is not an ONNX model (no graph, IR version or opset)")

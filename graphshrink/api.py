@@ -193,6 +193,8 @@ def shrink(
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
     if target is not None:
         known_target(target)
+    if dump is not None and "\0" in os.fspath(dump):
+        raise UsageError(f"cannot dump graphs into {os.fspath(dump)!r}: a path holds no NUL")
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     graph, kind = load(model, example_inputs, fixed_shapes)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from .images import SUFFIXES, Preprocess
 from .ir import TensorType, UsageError
+from .ir.errors import check_readable
 
 Array = npt.NDArray[Any]
 Block = list[Array]
@@ -77,6 +78,7 @@ class NpzSource(Source):
 
     def __init__(self, path: Path, inputs: Inputs) -> None:
         self.name, self.path, self.inputs = str(path), path, inputs
+        check_readable(path)
         try:
             with ZipFile(path) as file:
                 names = [n.removesuffix(".npy") for n in file.namelist()]
@@ -178,6 +180,7 @@ class NpyFolder(Source):
 
     @staticmethod
     def _read(path: Path) -> Array:
+        check_readable(path)
         try:
             array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except _UNREADABLE as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from .interrupts import Interrupts
 
@@ -19,6 +20,7 @@ COMMANDS = ("shrink", "inspect", "compare", "passes")
 
 def main() -> None:
     """Run the command line and exit."""
+    _open_streams()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if not debug:
@@ -31,6 +33,19 @@ def main() -> None:
     if message:
         _say(message)
     _leave(code)
+
+
+def _open_streams() -> None:
+    """Let closed standard streams lead nowhere: the next file that is opened would take their place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free: this one.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
@@ -123,18 +138,30 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return 2, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return 2, f"the output cannot be written: {error.strerror}"
     return 2, f"{name}: {error} (a fault of ours; --debug shows where)"
 
 
+_LONGEST = 1000
+"""Characters of the one line that a failure prints; names in files may have any length."""
+
+
 def _say(message: str) -> None:
-    sys.stderr.write(f"graphshrink: {' '.join(message.split())}\n")
-    sys.stderr.flush()
+    line = " ".join(message.split())
+    # Names in files may hold anything, such as the codes that control a terminal.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    with suppress(OSError):  # The exit code still tells.
+        sys.stderr.write(f"graphshrink: {line}\n")
+        sys.stderr.flush()
 
 
 def _leave(code: int | str | None) -> None:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Nobody reads any more; keep the interpreter from complaining about it at exit.
+    except OSError:
+        # Nobody reads any more, or it was said already; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(code)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .ir.errors import UsageError
+from .ir.errors import UsageError, read_number
 from .terminal import console, fixed_shapes_of, shapes_of, show, writable, write_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,39 @@ FixedShapes = Annotated[
         help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="The seed of random inputs.")]
+
+
+def _whole(least: int, most: int) -> Any:
+    """The settings of an option that takes whole numbers, written in plain digits."""
+
+    def number(text: str) -> int:
+        try:
+            found = int(read_number(str(text), int))
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a whole number") from None
+        if not least <= found <= most:
+            raise typer.BadParameter(f"{text} is not from {least} to {most}")
+        return found
+
+    return number
+
+
+def _share(text: str) -> float:
+    """A tolerance: finite, and not below 0."""
+    try:
+        found = float(read_number(str(text), float))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a finite number") from None
+    if found < 0:
+        raise typer.BadParameter(f"{text} is below 0")
+    return found
+
+
+_MANY = 2**63 - 1
+Seed = Annotated[
+    int,
+    typer.Option(parser=_whole(0, _MANY), metavar="N", help="The seed of random inputs."),
+]
 Calibration = Annotated[
     str | None,
     typer.Option(
@@ -49,10 +81,14 @@ Calibration = Annotated[
     ),
 ]
 CalibrationSamples = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Take at most so many calibration samples.")
+    int | None,
+    typer.Option(
+        parser=_whole(1, _MANY), metavar="N", help="Take at most so many calibration samples."
+    ),
 ]
 CalibrationBatch = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Run so many of them at a time.")
+    int | None,
+    typer.Option(parser=_whole(1, _MANY), metavar="N", help="Run so many of them at a time."),
 ]
 Recipe = Annotated[
     str | None,
@@ -405,12 +441,20 @@ def compare(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            parser=_share,
+            metavar="X",
             help="The error allowed, relative to the largest output; 1e-4 for float32 when not given.",
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed pairs of runs.")] = 30,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the runtime; 0 takes all.")] = 0,
+    runs: Annotated[
+        int, typer.Option(parser=_whole(1, 10**6), metavar="N", help="Timed pairs of runs.")
+    ] = 30,
+    threads: Annotated[
+        int,
+        typer.Option(
+            parser=_whole(0, 256), metavar="N", help="Threads of the runtime; 0 takes all."
+        ),
+    ] = 0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .evaluate import Arrays, named_inputs, nudges, running_inputs
 from .ir import Graph, UsageError
+from .ir.errors import check_readable
 from .latency import PairedLatency, paired_latency
 from .passes import relative_error
 from .passes.observers import MOST_NOISE, noise_limit
@@ -160,6 +161,7 @@ def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> 
 
 
 def _read_inputs(graph: Graph, data: Path) -> Arrays:
+    check_readable(data)
     try:
         with np.load(data, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -7,7 +7,7 @@ from typing import Any
 
 from .api import load
 from .emission import data_files
-from .evaluate import Arrays, run_session, session
+from .evaluate import Arrays, check_memory, run_session, session
 from .passes.observers import tolerance_of
 from .report import Size
 
@@ -34,6 +34,7 @@ class OnnxSide:
         self.output_types = [v.type for v in self.graph.outputs]
         self.size: Size | None = Size.of(self.graph)
         self.tolerance = tolerance_of(self.graph)
+        check_memory(self.graph, str(path))
         self._session = session(path, threads)
         self._feeds: Arrays = {}
 

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from .images import SUFFIXES
 from .ir import MissingExtra, UsageError
+from .ir.errors import check_readable
 
 try:
     import torch
@@ -284,6 +285,7 @@ def _cifar(place: Path, suffix: str, read: Any) -> LabelledImages:
 
 def _binary(path: Path) -> tuple[Array, Array]:
     width = 1 + 3 * _SIDE * _SIDE
+    check_readable(path)
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -311,6 +313,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _pickled(path: Path) -> tuple[Array, Array]:
+    check_readable(path)
     try:
         with path.open("rb") as file:
             data = _ArraysOnly(file, encoding="bytes").load()
@@ -323,6 +326,7 @@ def _pickled(path: Path) -> tuple[Array, Array]:
 
 
 def _npz(path: Path) -> LabelledImages:
+    check_readable(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

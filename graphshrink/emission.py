@@ -110,6 +110,8 @@ def emission(
         UsageError: If the target, the suffix or an option is wrong.
         MissingExtra: If the target needs a package that is not installed.
     """
+    if "\0" in os.fspath(path):
+        raise UsageError(f"cannot write {os.fspath(path)!r}: a path holds no NUL")
     chosen = _chosen(Path(path), target)
     module = _module(chosen)
     known = [f.name for f in fields(module.Options)]

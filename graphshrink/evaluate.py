@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,6 +102,13 @@ def _random(
             d if isinstance(d, int) else symbols.get(d or "", unknown if axis else 1)
             for axis, d in enumerate(value.type.shape)
         ]
+    # Random numbers are drawn as float64.
+    needed, have = math.prod(given) * max(dtype.numpy.itemsize, 8), _memory()
+    if needed > have:
+        raise UsageError(
+            f"input {value.name!r} of {_shown(given)} takes {needed:,} bytes, this machine has {have:,}; "
+            f"give other sizes by --input"
+        )
     if dtype is DType.BOOL:
         return rng.integers(0, 2, given).astype(bool)
     if dtype.is_float or dtype in (DType.C64, DType.C128):
@@ -213,6 +221,7 @@ def emitted_session(graph: Graph) -> Iterator[Any]:
     Raises:
         ModelError: If it cannot be emitted, or onnxruntime does not take it.
     """
+    check_memory(graph, "the model")
     # Before there is a temporary file that an interrupted import would leave behind.
     import_module("onnxruntime")
     from .targets.onnx import save_onnx
@@ -221,6 +230,36 @@ def emitted_session(graph: Graph) -> Iterator[Any]:
         path = Path(folder) / "check.onnx"
         save_onnx(graph, path)
         yield session(path, name="the model")
+
+
+def check_memory(graph: Graph, name: str) -> None:
+    """Check that no value of a graph alone is larger than the memory of this machine.
+
+    Args:
+        graph: The graph that is to be run.
+        name: What errors call it.
+
+    Raises:
+        ModelError: If one is; the message names it.
+    """
+    have = _memory()
+    results = (value for node in graph.nodes for value in node.outputs)
+    for value in (*graph.inputs, *results):
+        count, dtype = value.type.size, value.type.dtype
+        if count is None or dtype is None or count * max(dtype.bits, 8) // 8 <= have:
+            continue
+        raise ModelError(
+            f"{name} cannot be run here: {value.name!r} is {value.type}, {count * max(dtype.bits, 8) // 8:,} bytes; "
+            f"this machine has {have:,}"
+        )
+
+
+def _memory() -> int:
+    """The bytes of memory that this machine has; as good as without end where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
 
 
 def session(path: Path, threads: int = 0, name: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .ir import DType, MissingExtra, TensorType, UsageError
+from .ir.errors import check_readable, read_number
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """The files that are taken for images."""
 
+_LARGEST = 1 << 14
+"""The most pixels along one side that images are resized or cropped to."""
 PRESETS = {"imagenet": "resize=256,crop=224,mean=[0.485,0.456,0.406],std=[0.229,0.224,0.225]"}
 """Recipes by name."""
 
@@ -59,6 +63,13 @@ class Preprocess:
             size = getattr(self, name)
             if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
                 raise UsageError(f"preprocess: {name} must be at least 1, not {size}")
+            if size is not None and max(size if isinstance(size, tuple) else (size,)) > _LARGEST:
+                raise UsageError(f"preprocess: {name} must be at most {_LARGEST}, not {size}")
+        for name in ("mean", "std", "scale"):
+            numbers = getattr(self, name)
+            for number in numbers if isinstance(numbers, tuple) else (numbers,):
+                if number is not None and not math.isfinite(number):
+                    raise UsageError(f"preprocess: {name} must be finite, not {number}")
         if 0 in self.std or self.scale == 0:
             raise UsageError("preprocess: neither std nor scale may be 0")
 
@@ -142,6 +153,7 @@ class Preprocess:
             with warnings.catch_warnings():
                 # A small file that claims to be a huge image is refused, not decoded.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
+                check_readable(path)
                 with Image.open(path) as file:
                     # Cameras note how they were held, and viewers turn the picture: so do we.
                     image = ImageOps.exif_transpose(file).convert(mode)
@@ -191,11 +203,16 @@ def _items(text: str) -> list[str]:
 def _value(key: str, word: str) -> Any:
     if key in ("resize", "crop"):
         height, cross, width = word.partition("x")
-        return (int(height), int(width)) if cross else int(height)
+        sides = [int(read_number(side, int)) for side in ((height, width) if cross else (height,))]
+        return tuple(sides) if cross else sides[0]
     if key == "scale":
         above, slash, below = word.partition("/")
-        return float(above) / float(below) if slash else float(above)
+        part = read_number(above.strip(), float)
+        divisor = read_number(below.strip(), float) if slash else 1.0
+        if divisor == 0:
+            raise ValueError(word)
+        return part / divisor
     if key in ("mean", "std"):
         bare = word[1:-1] if word.startswith("[") and word.endswith("]") else word
-        return tuple(float(w) for w in bare.split(","))
+        return tuple(read_number(w.strip(), float) for w in bare.split(","))
     return word

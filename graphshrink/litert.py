@@ -17,6 +17,7 @@ import numpy as np
 
 from .evaluate import Arrays, one_line
 from .ir import DType, MissingExtra, ModelError, TensorType, UsageError
+from .ir.errors import check_readable
 from .targets.tflite.convert import METADATA
 from .targets.tflite.layout import channels_last
 from .terminal import show
@@ -294,6 +295,7 @@ def _hushed() -> Iterator[None]:
 
 
 def _read(path: Path) -> bytes:
+    check_readable(path)
     try:
         content = path.read_bytes()
     except OSError as error:

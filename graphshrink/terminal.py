@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ir.errors import UsageError
+from .ir.errors import UsageError, read_number
 from .ir.files import place, write_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
     Raises:
         UsageError: If a text is malformed or a name is given twice.
     """
-    found = _shapes(texts, "--input", int)
+    found = _shapes(texts, "--input", _size)
     return {name: tuple(d for d in shape if d is not None) for name, shape in found.items()}
 
 
@@ -48,7 +48,19 @@ def fixed_shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int | None, 
     Raises:
         UsageError: If a text is malformed or a name is given twice.
     """
-    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else int(d))
+    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else _size(d))
+
+
+def _size(text: str) -> int:
+    """One size; ONNX and the runtimes keep sizes in 64 bits.
+
+    Raises:
+        ValueError: If it is no number, or larger.
+    """
+    size = int(read_number(text, int))
+    if size >= 1 << 63:
+        raise ValueError(text)
+    return size
 
 
 def _shapes(
@@ -80,6 +92,8 @@ def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
     Raises:
         UsageError: If its suffix is wrong, or nothing can be written there.
     """
+    if "\0" in path:
+        raise UsageError(f"cannot write {path!r}: a path holds no NUL")
     if suffix is not None and Path(path).suffix != suffix:
         raise UsageError(f"cannot write {path}: only {suffix} files can be written")
     place(path, text)

@@ -48,7 +48,7 @@ class Pattern:
         Raises:
             ValueError: If the text is none.
         """
-        found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+        found = re.fullmatch(r"\s*([0-9]{1,6})\s*:\s*([0-9]{1,6})\s*", text)
         if found is None:
             raise ValueError(f"{text!r} is no pattern like 2:4")
         return cls(int(found[1]), int(found[2]))

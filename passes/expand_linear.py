@@ -51,6 +51,9 @@ from .base import Context, Pass, named_nodes, register
 from .gate_sites import check_plain
 from .insert_gates import gate_number
 
+_WIDEST = 1024
+"""The largest expansion."""
+
 
 @register
 @dataclass(frozen=True)
@@ -82,8 +85,10 @@ class ExpandLinear(Pass):
         check_gate(self.mode, self.value)
         if self.form not in ("kxk-pw", "pw-dw-pw"):
             raise ValueError(f"form is kxk-pw or pw-dw-pw, not {self.form!r}")
-        if not 1 <= self.expansion < math.inf:
-            raise ValueError(f"expansion must be at least 1, not {self.expansion:g}")
+        if not 1 <= self.expansion <= _WIDEST:
+            raise ValueError(
+                f"expansion must be at least 1 and at most {_WIDEST}, not {self.expansion:g}"
+            )
         check_plain("activation", self.activation)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:

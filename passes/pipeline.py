@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,7 @@ from types import UnionType
 from typing import Any, Protocol
 
 from ..ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
+from ..ir.errors import read_number
 from .base import (
     Context,
     FunctionPass,
@@ -147,6 +149,7 @@ def _flatten(steps: Any) -> list[Pass]:
     if isinstance(steps, Pipeline):
         return list(steps.passes)
     if isinstance(steps, Pass):
+        _check_finite(steps)
         return [steps]
     if isinstance(steps, type):
         if not issubclass(steps, Pass):
@@ -157,6 +160,16 @@ def _flatten(steps: Any) -> list[Pass]:
     if isinstance(steps, Iterable):
         return [step for item in steps for step in _flatten(item)]
     raise PassError(f"{steps!r} is not a pass, a pipeline, a text or a function")
+
+
+def _check_finite(step: Pass) -> None:
+    """Refuse options that are infinite or no number, which text cannot spell either."""
+    for option in option_fields(type(step)):
+        value = getattr(step, option.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                name = option.name.replace("_", "-")
+                raise PassError(f"pass {step.name!r}: option {name!r} takes no {number}")
 
 
 def _split(text: str, whole: str) -> list[str]:
@@ -212,13 +225,23 @@ def _parse_pass(text: str) -> Pass:
             values[name] = _convert(word, hints[name])
         except ValueError:
             shown = getattr(hints[name], "__name__", str(hints[name]))
+            hint = "; numbers are finite and in plain digits" if _is_odd_number(word) else ""
             raise PassError(
-                f"pass {cls.name!r}: option {key!r} takes {shown}, not {word!r}"
+                f"pass {cls.name!r}: option {key!r} takes {shown}, not {word!r}{hint}"
             ) from None
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise PassError(f"pass {cls.name!r}: {error}") from error
+
+
+def _is_odd_number(word: str) -> bool:
+    """Whether Python would take a word for a number that options do not take."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return not word.isascii() or not math.isfinite(float(word)) or "_" in word
 
 
 def _convert(word: str, hint: Any) -> Any:
@@ -249,7 +272,7 @@ def _convert(word: str, hint: Any) -> Any:
             raise ValueError(word)
         return word == "true"
     if hint in (int, float):
-        return hint(word)
+        return read_number(word, hint)
     if word.startswith('"') and word.endswith('"') and len(word) > 1:
         return re.sub(r"\\(.)", r"\1", word[1:-1], flags=re.DOTALL)
     return word

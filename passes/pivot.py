@@ -48,6 +48,9 @@ GRAMS_BYTES = 1 << 29
 _GATHER = "; gather=true gathers them at run time"
 
 
+_MOST_BLOCKS = 1 << 12
+
+
 @register
 @dataclass(frozen=True)
 class Pivot(Pass):
@@ -80,6 +83,8 @@ class Pivot(Pass):
     def __post_init__(self) -> None:
         if self.blocks < 2:
             raise ValueError(f"blocks must be at least 2, not {self.blocks}")
+        if self.blocks > _MOST_BLOCKS:
+            raise ValueError(f"blocks must be at most {_MOST_BLOCKS}, not {self.blocks}")
         if self.max_error is not None and not self.max_error >= 0:
             raise ValueError(f"max-error must be 0 or more, not {self.max_error}")
         for name, value, known in (

@@ -44,5 +44,8 @@ class PruneDead(Pass):
             return
         if result.use_count:
             with rw.rewrite("bypass Identity", node):
-                source.type = source.type.refined(result.type)
+                # The type of an input is what callers are promised: what is inferred behind it, such as
+                # a symbol that onnx made up for an unnamed size, does not narrow it.
+                if source.producer is not None:
+                    source.type = source.type.refined(result.type)
                 rw.replace_uses(result, source)

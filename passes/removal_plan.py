@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir import Activation, Gate, Graph, Node, PRelu, UsageError
+from ..ir.errors import check_readable
 from .gate_sites import SHOWN, site_names
 
 FORMAT = "graphshrink removal plan"
@@ -131,9 +132,8 @@ def read_plan(path: str) -> RemovalPlan:
     Raises:
         UsageError: If it cannot be read, is no plan, or its names and shapes were changed.
     """
+    check_readable(path, LARGEST)
     try:
-        if Path(path).stat().st_size > LARGEST:
-            raise UsageError(f"{path} is no removal plan: it is larger than {LARGEST} bytes")
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the plan {path}: {error.strerror or error}") from error

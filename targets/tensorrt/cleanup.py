@@ -23,6 +23,8 @@ from .operators import Operators
 
 _FOLD_BYTES = 1 << 24
 """No constant larger than this is made by folding."""
+_SIZED = ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix", "Range")
+"""Operators whose results are as large as a number says that they read."""
 
 
 def require() -> Any:
@@ -79,7 +81,7 @@ def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None
         except Exception as error:
             raise ModelError(f"onnx cannot inline the model's functions: {error}") from error
     # The inliner goes by types, those of constants included.
-    typed, lacking = _typed(draft.model), set()
+    typed, lacking = _typed(draft), set()
     for proto in typed.graph.initializer:
         typed.graph.value_info.append(
             onnx.helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
@@ -164,7 +166,13 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
     """Fold constants and shapes, inline decided branches, remove what nobody reads."""
     heavy = set(draft.tensors)
     heavy |= {p.name for p in draft.model.graph.initializer if is_external(p)}
-    typed = _typed(draft.model)
+    # Nor what is computed from constants and would not be stored: it may be larger than all memory.
+    types = draft.types()
+    for node in draft.model.graph.node:
+        sizes = [types[name].size for name in node.output if name in types]
+        if any(n > _FOLD_BYTES if n is not None else node.op_type in _SIZED for n in sizes):
+            heavy.update(node.output)
+    typed = _typed(draft)
     try:
         try:
             done = _by_surgeon(draft, typed, heavy, flatten=True)
@@ -184,7 +192,7 @@ def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool)
     from onnx_graphsurgeon.logger import G_LOGGER
 
     def excluded(node: Any) -> bool:
-        return any(tensor.name in heavy for tensor in node.inputs)
+        return any(tensor.name in heavy for tensor in (*node.inputs, *node.outputs))
 
     level, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.CRITICAL
     try:
@@ -249,19 +257,18 @@ def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
     return DerivedTensor(numbers.shape, scale.dtype, compute)
 
 
-def _typed(model: ModelProto) -> ModelProto:
-    """A copy with the shapes that onnx infers, which shape folding goes by."""
-    from ...frontends.onnx_tensors import code_of
-    from ...frontends.onnx_types import inferred_types
+def _typed(draft: Draft) -> ModelProto:
+    """A copy with the shapes that can be inferred, which shape folding goes by."""
+    from ...frontends.onnx_types import proto_of_type
 
     typed = ModelProto()
-    typed.CopyFrom(model)
-    stated = {v.name for v in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)}
-    for name, type_ in (inferred_types(model) or {}).items():
-        if name not in stated and type_.dtype is not None and type_.shape is not None:
-            typed.graph.value_info.append(
-                onnx.helper.make_tensor_value_info(name, code_of(type_.dtype), type_.shape)
-            )
+    typed.CopyFrom(draft.model)
+    graph = typed.graph
+    stated = {v.name for v in (*graph.value_info, *graph.output, *graph.input)}
+    made = {name for node in graph.node for name in node.output} - stated
+    for name, type_ in draft.types().items():
+        if name in made and type_.dtype is not None and type_.shape is not None:
+            graph.value_info.add(name=name, type=proto_of_type(type_))
     return typed
 
 

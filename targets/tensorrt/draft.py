@@ -8,11 +8,10 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from ...frontends.onnx import OnnxHost
+from ...frontends.onnx import OnnxHost, value_types
 from ...frontends.onnx_scopes import bodies
 from ...frontends.onnx_tensors import (
     code_of,
-    dtype_of,
     embed,
     inner_tensors,
     is_external,
@@ -20,7 +19,6 @@ from ...frontends.onnx_tensors import (
     tensor_of,
     tensors_in,
 )
-from ...frontends.onnx_types import inferred_types, type_of
 from ...ir import Graph, ModelError, Tensor, TensorType
 from ..onnx import INLINE_BYTES, emit
 
@@ -87,14 +85,7 @@ class Draft:
 
     def types(self) -> dict[str, TensorType]:
         """The types of inputs, constants and results, as far as they can be inferred."""
-        graph = self.model.graph
-        found = {v.name: type_of(v.type) for v in (*graph.value_info, *graph.output)}
-        found |= inferred_types(self.model) or {}
-        found |= {v.name: type_of(v.type) for v in graph.input}
-        found |= {
-            p.name: TensorType(dtype_of(p.data_type), tuple(p.dims)) for p in graph.initializer
-        }
-        return found
+        return value_types(self.model, self.tensors, self.base_dir)
 
     def name_nodes(self) -> None:
         """Give every node a name that no other has: what TensorRT reports is told by names."""

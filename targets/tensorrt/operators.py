@@ -89,7 +89,7 @@ def operators_of(version: str) -> Operators:
         UsageError: If it is no version, or older than every table.
     """
     known = versions()
-    if not re.fullmatch(r"\d+\.\d+", version):
+    if not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
         raise UsageError(f"{version!r} is no TensorRT version; give one such as {known[-1]}")
     older = [v for v in known if _key(v) <= _key(version)]
     if not older:

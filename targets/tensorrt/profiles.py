@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...frontends.onnx_types import type_of
 from ...ir import Shape, UsageError
+from ...ir.errors import read_number
 from .draft import Draft
 
 Sizes = tuple[int, ...]
@@ -42,7 +43,7 @@ class Profile:
         count = 3 if len(parts) >= 4 else 1
         try:
             name = ":".join(parts[:-count])
-            shapes = [tuple(int(d) for d in part.split("x")) for part in parts[-count:]]
+            shapes = [tuple(_size(d) for d in part.split("x")) for part in parts[-count:]]
         except ValueError:
             name, shapes = "", []
         if not name or any(d < 0 for shape in shapes for d in shape):
@@ -52,6 +53,14 @@ class Profile:
 
     def __str__(self) -> str:
         return ":".join([self.name, *map(shown, (self.min, self.opt, self.max))])
+
+
+def _size(text: str) -> int:
+    """One size; TensorRT keeps sizes in 32 bits."""
+    size = int(read_number(text, int))
+    if size >= 1 << 31:
+        raise ValueError(text)
+    return size
 
 
 def shown(sizes: Iterable[object]) -> str:

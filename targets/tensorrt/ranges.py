@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from ...ir import DType, ModelError, UsageError
+from ...ir.errors import check_readable
 from ..onnx_save import save_model
 from .draft import Draft
 
@@ -30,6 +31,7 @@ def feeds_of(calibration: Any) -> Iterable[Feeds]:
         UsageError: If it is nothing of these.
     """
     if isinstance(calibration, str | Path):
+        check_readable(calibration)
         try:
             with np.load(calibration, allow_pickle=False) as found:
                 return [{name: found[name] for name in found.files}]

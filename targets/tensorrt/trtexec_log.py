@@ -30,7 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import ModelError
+from ...ir.errors import check_readable
 
+_LARGEST = 1 << 30
+"""No log has more bytes."""
 _ELIGIBLE = re.compile(
     r"\(Sparsity\) (?:Layers eligible for sparse math|"
     r"Found (?P<count>\d+) layer\(s\) eligible to use sparse tactics):?(?P<names>.*)"
@@ -99,6 +102,7 @@ def read_report(path: str | Path) -> SparseReport:
     Raises:
         ModelError: If the file is missing or neither of them, or the layer information is not detailed.
     """
+    check_readable(path, _LARGEST)
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError as error:

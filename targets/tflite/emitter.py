@@ -272,6 +272,7 @@ class Emitter:
         self, name: str, shape: Sequence[int], dtype: str, data: Array | None = None
     ) -> FlatTensor:
         """A new tensor."""
+        _check_sizes(shape)
         return FlatTensor(self._free(name), tuple(shape), dtype, data)
 
     def constant(self, array: Any, dtype: str = "FLOAT32", name: str = "") -> FlatTensor:
@@ -469,6 +470,8 @@ def reordered(array: Array, inner: Inner) -> Array:
     return wide.transpose(order).reshape(array.shape)
 
 
+_LARGEST_SIZE = 2**31 - 1
+
 Factor = tuple[int, int, Dim]
 
 
@@ -491,7 +494,14 @@ def _known(dims: Any) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else DYNAMIC for d in dims)
 
 
+def _check_sizes(dims: Sequence[int]) -> None:
+    large = [d for d in dims if d > _LARGEST_SIZE]
+    if large:
+        raise Unsupported(f"a size of {large[0]:,}, and TFLite stores sizes as int32")
+
+
 def _sizes(dims: Sequence[int]) -> Array:
+    _check_sizes(dims)
     return np.asarray(dims, np.int32).reshape(len(dims))
 
 

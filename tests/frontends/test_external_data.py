@@ -187,7 +187,7 @@ def test_no_place_reads_what_it_must_not(
             shrink(source)
     for location, why in (
         ("no.bin", "is missing"),
-        ("a\0b", "no valid file name"),
+        ("a\0b", "names no file"),
         ("", "outside"),
     ):
         source = placed(folder, place(outside("w", SMALL, location), SMALL), SMALL)

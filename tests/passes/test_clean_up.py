@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper, parser
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from graphshrink import shrink
 from graphshrink.ir import Rewriter, parse, verify
@@ -83,6 +83,32 @@ def test_identities_go_unless_an_output_needs_them() -> None:
     left = parse(pruned(text))
     # An output that is the input itself keeps a node of its own.
     assert [n.op.name for n in left.nodes] == ["Activation", "Activation", "Identity"]
+
+
+@pytest.mark.parametrize("known", ["", "unk__7", "n"])
+@pytest.mark.parametrize("opset", [11, 17])
+def test_what_is_inferred_behind_an_input_does_not_narrow_it(opset: int, known: str) -> None:
+    """onnx names sizes that a model leaves unnamed, and files state such names for inner values."""
+    axes = "q = Unsqueeze(n, z1)" if opset > 11 else "q = Unsqueeze <axes = [0]> (n)"
+    before = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[?,2,H,W] x) => (float[A,B] r, float[C,2,H,W] y)
+        <int64 z = {{0}}, int64[1] z1 = {{0}}, int64[1] m = {{-1}}> {{
+            t = Shape(x)
+            n = Gather(t, z)
+            {axes}
+            s = Concat <axis = 0> (q, m)
+            r = Reshape(x, s)
+            i = Identity(x)
+            y = Relu(i)
+        }}""")
+    if known:
+        before.graph.value_info.append(
+            helper.make_tensor_value_info("i", TensorProto.FLOAT, [known, 2, "H", "W"])
+        )
+    after = shrink(before).model
+    assert [n.op_type for n in after.graph.node] == ["Reshape", "Relu"]
+    assert after.graph.input == before.graph.input
+    agree(before, after, feeds(3, 2, 5, 4))
 
 
 @pytest.mark.parametrize(("bound", "folded"), [(63 * 4, True), (63 * 4 - 1, False)])

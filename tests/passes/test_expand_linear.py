@@ -240,7 +240,7 @@ def test_computed_weights_stay() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ("form=pw-pw", "form"), ("expansion=0.5", "at least 1"), ("expansion=inf", "at least 1"),
+        ("form=pw-pw", "form"), ("expansion=0.5", "at least 1"), ("expansion=inf", "finite"),
         ("activation=leaky_relu", "activation is one of"), ("mode=hard", "mode"), ("value=2", "between 0 and 1"),
         ("mode=top-k,value=0.5", "0 or 1"),
     ],
