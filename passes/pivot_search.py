@@ -87,6 +87,8 @@ def search_blocks(
     count = len(rows.sizes)
     # Only ratios count: with a largest entry near 1 nothing leaves the range of single precision.
     saliency = np.ldexp(saliency, -math.frexp(saliency.max(initial=0.0))[1])
+    if not saliency.any():
+        steps = 0  # Nothing is kept or lost, whatever the order.
     if rows.fixed is not None or columns.fixed is not None:
         # One alternation settles it: nothing comes back to the fixed side.
         given = columns.fixed if columns.fixed is not None else in_order(columns.sizes)
