@@ -33,6 +33,7 @@ from ..ir import (
     Value,
 )
 from ..ir.analysis.sizes import SizeRoots
+from .norms import LeftAlone
 from .onnx_constants import Constants
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
@@ -196,9 +197,13 @@ class _Importer:
             return
         inputs = [self._value(n) if n else None for n in node.input]
         lowered: Lowered | None = None
+        reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
         if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
-            lowered = self._lower(node, inputs)
+            try:
+                lowered = self._lower(node, inputs)
+            except LeftAlone as error:
+                reason = str(error)
         if lowered is None:
             self._infer(node.output)
             inputs += [self._value(name) for name in captures(node)]
@@ -206,7 +211,7 @@ class _Importer:
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
-                Opaque(kind, pure),
+                Opaque(kind, pure, reason),
                 inputs,
                 name=node.name,
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
