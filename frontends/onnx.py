@@ -36,7 +36,7 @@ from ..ir.analysis.sizes import SizeRoots
 from .norms import LeftAlone
 from .onnx_constants import Constants
 from .onnx_fixed import Fixed, fix_shapes
-from .onnx_ops import RULES, TRAILING
+from .onnx_ops import CHANGED, RULES, TRAILING
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
 from .onnx_sizes import KnownSizes
@@ -199,7 +199,8 @@ class _Importer:
         lowered: Lowered | None = None
         reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
-        if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
+        current = self.opset >= CHANGED.get(node.op_type, 1)
+        if known and current and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
             try:
                 lowered = self._lower(node, inputs)
             except LeftAlone as error:
