@@ -242,7 +242,7 @@ class Graph:
         value = self._new_value(name, data.type, data)
         self._constants[value.name] = value
         if isinstance(data, DerivedTensor) and not data.label:
-            data.label = value.name
+            data.label = name
         return value
 
     def add_output(self, value: Value, name: str | None = None) -> None:
