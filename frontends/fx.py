@@ -46,6 +46,7 @@ from .fx_ops import (
 from .fx_shape_ops import PIECES, split_sizes, unbind_axis
 from .fx_sizes import is_plain, known_sizes, placed
 from .fx_trace import StateError, trace, version_of, writes_tensors
+from .norms import LeftAlone
 from .raising import raise_patterns
 
 
@@ -386,9 +387,13 @@ class _Importer:
             for leaf in node.all_input_nodes:
                 self.graph.add_output(self._value(leaf), leaf.name)
         elif barrier or not self._cut(node):
-            lowered = None if barrier else self._lower(node)
+            lowered, reason = None, ""
+            try:
+                lowered = None if barrier else self._lower(node)
+            except LeftAlone as error:
+                reason = str(error)
             if lowered is None:
-                self._opaque(node, barrier)
+                self._opaque(node, barrier, reason)
             elif isinstance(lowered, Steps):
                 self._steps(node, lowered)
             else:
@@ -596,11 +601,11 @@ class _Importer:
             self.shared[id(data.host)] = value
         return value
 
-    def _opaque(self, node: fx.Node, barrier: bool = False) -> None:
+    def _opaque(self, node: fx.Node, barrier: bool = False, reason: str = "") -> None:
         target = node.target if isinstance(node.target, str) else _qualified(node.target)
         pure = not barrier and not node.is_impure() and not self._inplace(node)
         made = self.graph.append(
-            Opaque(f"fx:{target}", pure),
+            Opaque(f"fx:{target}", pure, reason),
             [self._value(n) for n in node.all_input_nodes],
             name=node.name,
             types=[self.types.get(node.name, ir.UNKNOWN)],

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from .. import ir
-from ..ir import DerivedTensor, Value
+from ..ir import Value
 from .fx_call import Call, Lowered
+from .norms import batch_norm_scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +66,7 @@ def normalise(
         return None
     if bias is not None and beta is None:
         return None
-
-    def scale() -> Any:
-        root = np.sqrt(v.float64() + eps)
-        return (gamma.float64() if gamma is not None else 1.0) / root
-
-    def shift() -> Any:
-        return (beta.float64() if beta is not None else 0.0) - m.float64() * scale()
-
-    dtype = x.type.dtype or m.dtype
-    parts = DerivedTensor(m.shape, dtype, scale), DerivedTensor(m.shape, dtype, shift)
+    parts = batch_norm_scale(gamma, beta, m, v, eps, x.type.dtype or m.dtype)
     if module is not None:
         parts[0].host = BatchNormPart(module, "scale")
         parts[1].host = BatchNormPart(module, "shift")

@@ -33,10 +33,11 @@ from ..ir import (
     Value,
 )
 from ..ir.analysis.sizes import SizeRoots
+from .norms import LeftAlone
 from .onnx_bounds import check_bounds
 from .onnx_constants import SHAPE_LIKE, Constants
 from .onnx_fixed import Fixed, fix_shapes
-from .onnx_ops import RULES, TRAILING
+from .onnx_ops import CHANGED, RULES, TRAILING
 from .onnx_order import ordered
 from .onnx_scopes import captures, has_bodies
 from .onnx_site import Lowered, Site
@@ -237,11 +238,16 @@ class _Importer:
             return
         inputs = [self.values[n] if n else None for n in node.input]
         lowered: Lowered | None = None
+        reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
         # Whoever is asked about the node alone would look for the file in another folder.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
-        if known and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
-            lowered = self._lower(node, inputs)
+        current = self.opset >= CHANGED.get(node.op_type, 1)
+        if known and current and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
+            try:
+                lowered = self._lower(node, inputs)
+            except LeftAlone as error:
+                reason = str(error)
         if lowered is None:
             captured = captures(node)
             self._infer(node, {n: self.values[n] for n in (*node.input, *captured) if n})
@@ -250,7 +256,7 @@ class _Importer:
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
-                Opaque(kind, pure),
+                Opaque(kind, pure, reason),
                 inputs,
                 name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ir
 from ..ir import DerivedTensor, SplatTensor, Tensor, TensorType
+from .norms import batch_norm_scale
 from .onnx_site import Lowered, Operand, Rule, Site, reshaped, transposed
 
 
@@ -117,17 +118,7 @@ def _batch_norm(s: Site) -> Lowered | None:
     # onnx writes eps as float32; the shortest decimal is what its author meant.
     eps = s.number("epsilon", 1e-5)
     dtype = x.dtype or gamma.dtype
-
-    def scale() -> Any:
-        return gamma.float64() / np.sqrt(var.float64() + eps)
-
-    def shift() -> Any:
-        return beta.float64() - mean.float64() * scale()
-
-    shape = gamma.shape
-    return ir.Scale(1), [
-        s.input(0), DerivedTensor(shape, dtype, scale), DerivedTensor(shape, dtype, shift),
-    ]  # fmt: skip
+    return ir.Scale(1), [s.input(0), *batch_norm_scale(gamma, beta, mean, var, eps, dtype)]
 
 
 def _arithmetic(s: Site) -> Lowered | None:

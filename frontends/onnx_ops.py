@@ -183,5 +183,9 @@ RULES: dict[str, Rule] = {
     "ThresholdedRelu": _activation("thresholded_relu", ("alpha", 1.0)),
 }
 
+CHANGED = {"BatchNormalization": 7, "Concat": 4, "Dropout": 7, "Gemm": 7, "PRelu": 7, "Selu": 6}
+"""Below these opsets operators meant something else by the same attributes (training by default, other defaults, channels
+by axis 1 in place of broadcasting): they stay opaque."""
+
 TRAILING = frozenset({"Dropout", "LayerNormalization", "MaxPool"})
 """Operators whose further results change nothing about the first, so that unused ones do not matter."""

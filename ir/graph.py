@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import GraphshrinkError
 from .ops import Op
-from .tensor import Tensor
+from .tensor import DerivedTensor, Tensor
 from .types import UNKNOWN, TensorType
 
 
@@ -241,6 +241,8 @@ class Graph:
         """Add a constant."""
         value = self._new_value(name, data.type, data)
         self._constants[value.name] = value
+        if isinstance(data, DerivedTensor) and not data.label:
+            data.label = name
         return value
 
     def add_output(self, value: Value, name: str | None = None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import ModelError
 from .types import DType, TensorType
 
 Array = npt.NDArray[Any]
@@ -121,7 +122,7 @@ class DerivedTensor(Tensor):
             it receives an empty array of the storage type and fills it.
     """
 
-    __slots__ = ("_compute", "_kept", "_write")
+    __slots__ = ("_compute", "_kept", "_write", "label")
 
     def __init__(
         self,
@@ -134,6 +135,8 @@ class DerivedTensor(Tensor):
         self._compute = compute
         self._write = write
         self._kept: Array64 | None = None
+        self.label = ""
+        """The name of the constant that it became first, for messages."""
 
     def float64(self) -> Array64:
         if self._kept is not None:
@@ -146,11 +149,23 @@ class DerivedTensor(Tensor):
         return array
 
     def numpy(self) -> Array:
-        if self._write is not None and self._kept is None and self.size * 8 > _KEEP_BYTES:
-            out = np.empty(self.shape, self.dtype.numpy)
-            self._write(out)
-            return out
-        return self.float64().astype(self.dtype.numpy)
+        """The numbers in the storage type.
+
+        Raises:
+            ModelError: If finite numbers are beyond the range of that type.
+        """
+        try:
+            with np.errstate(over="raise", invalid="ignore"):
+                if self._write is not None and self._kept is None and self.size * 8 > _KEEP_BYTES:
+                    out = np.empty(self.shape, self.dtype.numpy)
+                    self._write(out)
+                    return out
+                return self.float64().astype(self.dtype.numpy)
+        except FloatingPointError as error:
+            raise ModelError(
+                f"{self.label or 'a constant'}: its computed numbers leave the range of "
+                f"{self.dtype.value}: leave out the pass that computes them, or scale the weights"
+            ) from error
 
 
 class MovedTensor(DerivedTensor):

@@ -92,7 +92,7 @@ def _node_text(node: Node, label: Any, names: bool) -> str:
     shown = []
     for f in fields(node.op):
         value = getattr(node.op, f.name)
-        if f.default is not MISSING and f.default == value:
+        if not f.compare or (f.default is not MISSING and f.default == value):
             continue
         shown.append(f"{f.name}={_literal(value)}")
     attributes = f" {{{', '.join(shown)}}}" if shown else ""

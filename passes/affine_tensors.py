@@ -95,6 +95,13 @@ def read_vector(tensor: Tensor) -> Array64 | None:
         return None
 
 
+def out_of_range(tensor: Tensor) -> bool:
+    """Whether numbers are not finite, or would not be any more once they are stored."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = tensor.float64().astype(tensor.dtype.numpy).astype(np.float64)
+    return not np.isfinite(stored).all()
+
+
 def is_ones(tensor: Tensor) -> bool:
     """True for the weight of an identity."""
     return isinstance(tensor, SplatTensor) and tensor.value == 1.0

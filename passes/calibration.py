@@ -124,7 +124,7 @@ class Calibration(ABC):
         total = self.batch_count
         for done, arrays in enumerate(self.stream(graph, values)):
             for value, array in zip(values, arrays, strict=True):
-                _check_finite(value, array)
+                _check_finite(value, array, done)
             for accumulator, places in taking:
                 accumulator.add(*(arrays[i] for i in places))
             self.progress(done + 1, total, "calibration batches")
@@ -154,8 +154,12 @@ def within(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
         yield run
 
 
-def _check_finite(value: Value, array: Array) -> None:
+def _check_finite(value: Value, array: Array, batch: int) -> None:
     # NumPy knows its own types only.
     wide = array.astype(np.float32) if array.dtype.kind == "V" else array
     if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
-        raise UsageError(f"%{value.name} is not finite everywhere on the calibration data")
+        made = "an input" if value.producer is None else f"the result of {value.producer.name}"
+        raise UsageError(
+            f"%{value.name}, {made}, is not finite everywhere on the calibration data (batch {batch}): "
+            "leave out samples with NaN or infinity, or mend the weights in front of it"
+        )

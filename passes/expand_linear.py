@@ -46,7 +46,7 @@ from ..ir import (
     check_gate,
 )
 from .affine_nodes import data_input, weight_problem
-from .affine_tensors import Array64, Derived
+from .affine_tensors import Array64, Derived, out_of_range
 from .base import Context, Pass, named_nodes, register
 from .gate_sites import check_plain
 from .insert_gates import gate_number
@@ -113,6 +113,8 @@ class ExpandLinear(Pass):
         if min(node.op.pads) < 0:
             return "it has negative padding"
         kernel = _Kernel.of(node)
+        if out_of_range(kernel.weight):
+            return "its weight is not finite everywhere"
         if self.form == "pw-dw-pw" and self.expansion < kernel.taps:
             return (
                 f"as pw-dw-pw, a kernel of {kernel.taps} taps takes an expansion of at least "

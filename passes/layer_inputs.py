@@ -66,9 +66,7 @@ class LayerInputs:
         total: Array64 | None = None
         for request in self.requests[weight]:
             gram = self.found[request]
-            matrix = gram.matrix
-            if self.centred(weight) and not raw:
-                matrix = matrix - gram.count * np.einsum("gi,gj->gij", gram.mean, gram.mean)
+            matrix = gram.scatter if self.centred(weight) and not raw else gram.matrix
             total = matrix if total is None else total + matrix
         assert total is not None
         return total
@@ -80,9 +78,8 @@ class LayerInputs:
         if isinstance(requests[0], GramMatrix):
             return np.diagonal(self.gram(weight), axis1=1, axis2=2)
         found = [self.found[request] for request in requests]
-        means = [f.count * f.mean**2 if self.centred(weight) else 0.0 for f in found]
-        total: Array64 = np.sum([f.squares - m for f, m in zip(found, means, strict=True)], axis=0)
-        return np.maximum(total, 0.0)
+        centred = self.centred(weight)
+        return np.asarray(np.sum([f.scatter if centred else f.squares for f in found], axis=0))
 
     def biases(self, weight: NmWeight, change: Array64) -> dict[Node, Tensor]:
         """The biases that make up for the mean of what a change of the weight does to the outputs."""

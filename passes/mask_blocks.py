@@ -9,6 +9,7 @@ layer keeps apart the next one mixes, or the same blocks where they cannot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -78,7 +79,11 @@ class MaskBlocks(Pass):
             return problem
         best, mass = None, -1.0
         weight = site.read()
-        saliency = site.per_unit((weight**2).sum(2))
+        if not np.isfinite(weight).all():
+            return "its weight is not finite everywhere"
+        # Only ratios count: with a largest number near 1 no square leaves the range of float64.
+        near_one = np.ldexp(weight, -math.frexp(np.abs(weight).max(initial=0.0))[1])
+        saliency = site.per_unit((near_one**2).sum(2))
         for blocks in self._candidates(site, saliency, ctx):
             found, _ = fits(site, blocks)
             kept = kept_mass(saliency, blocks)

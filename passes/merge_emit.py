@@ -68,7 +68,7 @@ class Merge:
             if vector.dtype.is_float and not _in_range(vector, dtype):
                 return f"a factor or bias beyond the range of {dtype.value} takes part"
         heavy = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
-        if len(heavy) > 1:
+        if not self._only_scales(heavy):
             for node in heavy:
                 weight = node.inputs[1]
                 if weight is not None and weight.data is not None and not _finite(weight.data):
@@ -77,6 +77,19 @@ class Merge:
         if dtype is DType.F16 or (len(heavy) > 1 and small) or not heavy or self._extreme():
             return _storage_problem(affine)
         return None
+
+    def _only_scales(self, heavy: Sequence[Node]) -> bool:
+        """Whether weights are only scaled, which is exact for infinity and NaN too: no need to read them."""
+        if len(heavy) != 1:
+            return not heavy
+        place = list(self.nodes).index(heavy[0])
+        for i, node in enumerate(self.nodes):
+            shift = node.input(2) is not None if isinstance(node.op, Scale) else False
+            if node is not heavy[0] and not isinstance(node.op, Scale | Identity | Pad):
+                return False
+            if shift and i < place:
+                return False
+        return True
 
     def _extreme(self) -> bool:
         """Whether the scales together may leave the range of float32."""

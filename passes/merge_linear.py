@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..ir import Add, Graph, Identity, Node, Refusal, Rewriter, Sub, Value
+from ..ir import Add, Graph, Identity, Node, Opaque, Refusal, Rewriter, Sub, Value
 from .affine import Affine, Refused, Rules
 from .affine_nodes import (
     ANY,
@@ -148,7 +148,12 @@ class Walk:
         return nodes[::-1]
 
     def dynamic(self, node: Node) -> None:
-        """Say so where a linear op has weights that are not known."""
+        """Say so where a linear op has weights that are not known, or such that the IR cannot stand for it."""
+        if isinstance(node.op, Opaque) and node.op.reason:
+            kind = node.op.kind.partition(":")[2]
+            reason = f"{kind} is not merged: {node.op.reason}"
+            self.reasons[node] = Refusal(node.name, reason, node.op.name)
+            return
         problem = weight_problem(node)
         value = node.inputs[0] if node.inputs else None
         if problem is None or value is None or value.producer is None:

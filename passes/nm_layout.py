@@ -170,7 +170,8 @@ class Problem:
         start = 0
         for weight, parts in _by_weight(self.parts):
             rows = magnitude(weight)
-            scale = _mean(rows)
+            # In float64: the mean of subnormal numbers is 0 in float32.
+            scale = np.float64(_mean(rows))
             for p in parts:
                 here = (sample >= start) & (sample < start + p.count)
                 own = rows[p.rows[0] + sample[here] - start]

@@ -21,11 +21,13 @@ from typing import Literal
 
 from ..ir import Conv, Exactness, Graph, Linear, Node, Rewriter
 from ..ir.analysis import ChannelGroup, channel_groups
+from .affine_tensors import exact, out_of_range
 from .base import Context, Pass, named_nodes, register
 from .cancel_reshapes import cancel_reshapes
 from .permute_apply import apply_permutations
 from .pivot_blocks import Array64
 from .pivot_choose import (
+    Choice,
     Site,
     best_blocks,
     exact_blocks,
@@ -231,11 +233,16 @@ class _Run:
             if self._is_moved(site):
                 continue
             layer = Layer(site.read(), _covariance(gram))
+            if layer.problem:
+                self._skip(site.node, layer.problem)
+                continue
             found = best_blocks(
                 site, layer, search=o.method != "identity", refit=o.refit, gather=o.gather, seed=self.ctx.seed,
             )  # fmt: skip
             if isinstance(found, str):
                 self._skip(site.node, found + _GATHER)
+            elif problem := _misfit(site, found):
+                self._skip(site.node, problem)
             elif o.max_error is not None and found.error > o.max_error:
                 self._skip(
                     site.node,
@@ -294,5 +301,19 @@ def _macs(site: Site) -> int:
     return math.prod(site.weight.shape) * (site.work.batch or 1)
 
 
+def _misfit(site: Site, found: Choice) -> str:
+    """What the numbers of chosen blocks have against them; empty when nothing."""
+    if not math.isfinite(found.error):
+        return (
+            "its outputs never vary on the calibration data, which therefore cannot say what blocks would cost: "
+            "give other data, or leave the refit on"
+        )
+    dtype = site.weight.dtype
+    bias = found.shift if site.bias is None else site.bias.float64() + found.shift
+    if out_of_range(exact(found.weight, dtype)) or out_of_range(exact(bias, dtype)):
+        return f"the refitted numbers would leave the range of {dtype.value}"
+    return ""
+
+
 def _covariance(gram: Gram) -> Covariance:
-    return Covariance.of_moments(gram.matrix[0] / max(1, gram.count), gram.mean[0])
+    return Covariance(gram.scatter[0] / max(1, gram.count), gram.mean[0])

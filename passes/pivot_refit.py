@@ -15,6 +15,7 @@ The error of a layer is the root of its unexplained over its whole output varian
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,6 @@ class Covariance:
         centred = x - mean
         return cls(centred.T @ centred / len(x), mean)
 
-    @classmethod
-    def of_moments(cls, second: Array64, mean: Array64) -> Covariance:
-        """From the mean of the outer products, of shape (inputs, inputs), and the mean."""
-        return cls(second - np.outer(mean, mean), mean)
-
 
 def taps(columns: Ids, count: int) -> Ids:
     """The places of channels in flattened patches of ``count`` taps."""
@@ -81,10 +77,21 @@ class Layer:
         # Derived once: they are asked for once a candidate.
         flat = self.weight.reshape(len(self.weight), n)
         object.__setattr__(self, "_flat", flat)
-        object.__setattr__(self, "_cross", flat @ self.inputs.matrix)
+        with np.errstate(all="ignore"):  # See :attr:`problem`.
+            object.__setattr__(self, "_cross", flat @ self.inputs.matrix)
 
     _flat: Array64 = None  # type: ignore[assignment]
     _cross: Array64 = None  # type: ignore[assignment]
+
+    @property
+    def problem(self) -> str:
+        """What its numbers have against other blocks; empty when nothing."""
+        if not np.isfinite(self._flat).all():
+            return "its weight is not finite everywhere"
+        with np.errstate(all="ignore"):
+            if not (np.isfinite(self.saliency()).all() and np.isfinite(self.variance).all()):
+                return "the variances of its outputs leave the range of float64"
+        return ""
 
     @property
     def variance(self) -> Array64:
@@ -108,9 +115,10 @@ class Layer:
     def _solved(self, cross: Array64, places: Ids) -> Array64:
         """``cross (S[C, C] + ridge)^-1``."""
         covariance = self.inputs.matrix
-        level = self.ridge * float(np.diagonal(covariance).mean()) or 1e-30
-        inner = covariance[np.ix_(places, places)] + level * np.eye(places.size)
-        return np.asarray(np.linalg.solve(inner, cross.T).T)
+        # Relative to the mean variance: whatever the unit of the inputs is, nothing leaves the range of float64.
+        size = float(np.diagonal(covariance).mean()) or 1.0
+        inner = covariance[np.ix_(places, places)] / size + self.ridge * np.eye(places.size)
+        return np.asarray(np.linalg.solve(inner, cross.T / size).T)
 
     def refitted(self, blocks: Blocks) -> tuple[Array64, Array64]:
         """The weight in blocks, zero elsewhere, and what is added to the bias."""
@@ -125,11 +133,22 @@ class Layer:
         return np.where(blocks.mask()[:, :, None], self.weight, 0.0), np.zeros(len(self.weight))
 
     def error(self, weight: Array64, shift: Array64) -> float:
-        """How far the outputs of another weight and bias are off; see the module."""
+        """How far the outputs of another weight and bias are off; see the module.
+
+        Infinite where outputs that never vary become others.
+        """
         rest = self._flat - weight.reshape(self._flat.shape)
-        bias = rest @ self.inputs.mean - shift
-        off = np.einsum("ij,ij->i", rest @ self.inputs.matrix, rest) + bias**2
-        return float(np.sqrt(max(off.sum(), 0.0) / max(float(self.variance.sum()), 1e-300)))
+        mean = rest @ self.inputs.mean
+        bias = mean - shift
+        # Means that cancel but for rounding.
+        bias[np.abs(bias) <= 1e-12 * (np.abs(rest) @ np.abs(self.inputs.mean) + np.abs(shift))] = (
+            0.0
+        )
+        off = float((np.einsum("ij,ij->i", rest @ self.inputs.matrix, rest) + bias**2).sum())
+        if off <= 0:
+            return 0.0
+        size = float(self.variance.sum())
+        return math.sqrt(off / size) if size > 0 else math.inf
 
 
 __all__ = ["RIDGE", "Covariance", "Layer", "taps"]

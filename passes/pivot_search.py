@@ -17,6 +17,7 @@ same channels already (:mod:`.pivot_order`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,10 @@ def search_blocks(
         steps: How many rounds of noise there are; 0 for none.
     """
     count = len(rows.sizes)
+    # Only ratios count: with a largest entry near 1 nothing leaves the range of single precision.
+    saliency = np.ldexp(saliency, -math.frexp(saliency.max(initial=0.0))[1])
+    if not saliency.any():
+        steps = 0  # Nothing is kept or lost, whatever the order.
     if rows.fixed is not None or columns.fixed is not None:
         # One alternation settles it: nothing comes back to the fixed side.
         given = columns.fixed if columns.fixed is not None else in_order(columns.sizes)
@@ -216,8 +221,11 @@ def _packed_by_affinity(
 
 
 def spectral(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
-    """Labels of the columns by balanced k-means on the first singular vectors."""
-    from scipy.sparse.linalg import svds
+    """Labels of the columns by balanced k-means on the first singular vectors.
+
+    The present order where these cannot be computed: it is one start of several.
+    """
+    from scipy.sparse.linalg import ArpackError, svds
 
     count = len(rows.sizes)
     rank = min(count, min(saliency.shape) - 1)
@@ -228,7 +236,10 @@ def spectral(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
     left = 1 / np.sqrt(np.maximum(damped.sum(1), 1e-30))
     right = 1 / np.sqrt(np.maximum(damped.sum(0), 1e-30))
     start = np.random.default_rng(seed).standard_normal(min(saliency.shape))
-    u, _, v = svds(left[:, None] * damped * right, k=rank, v0=start, tol=1e-3)
+    try:
+        u, _, v = svds(left[:, None] * damped * right, k=rank, v0=start, tol=1e-3)
+    except ArpackError:
+        return in_order(columns.sizes)
     points = np.concatenate([u * left[:, None], v.T * right[:, None]])
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-30)
     n = len(saliency)

@@ -26,7 +26,7 @@ from ..ir import (
     UsageError,
 )
 from .affine_fit import best_line
-from .affine_tensors import exact
+from .affine_tensors import exact, out_of_range
 from .base import Context, Pass, PassError, register, words
 from .gate_sites import check_plain, chosen, is_site, site_names, survey
 from .insert_gates import InsertGates
@@ -134,7 +134,13 @@ class RemoveActivations(Pass):
             dtype = node.output.type.dtype
             if dtype is None or not dtype.is_wide_float:
                 raise PassError(f"remove-activations: the element type of {node.name} is not known")
-            lines[node] = Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+            line = Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+            if out_of_range(line.slope) or out_of_range(line.offset):
+                raise PassError(
+                    f"remove-activations: the best line of {node.name} leaves the range of "
+                    f"{dtype.value}: name others, or use by=identity"
+                )
+            lines[node] = line
         return lines
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:

@@ -67,7 +67,9 @@ def wanda(weight: Array64, squares: Array64, keep: Keep) -> Mask:
         squares: ``(K,)``: the sums of squares of the inputs.
         keep: What stays.
     """
-    return keep.of_rows(np.abs(weight) * np.sqrt(squares))
+    # Only ratios count: with a largest square of 1 the scores are in the range of the weights.
+    sizes = np.sqrt(squares / (float(squares.max(initial=0.0)) or 1.0))
+    return keep.of_rows(np.abs(weight) * sizes)
 
 
 def sparsegpt(
@@ -120,10 +122,13 @@ def sparsegpt(
 
 
 def _upper_factor(gram: Array64, damping: float) -> tuple[Array64, float]:
-    """``U`` with ``U^T U = (G + damping * mean(diag G) * I)^-1``."""
-    scale = float(np.diagonal(gram).mean()) or 1.0
+    """``U`` with ``U^T U = (G + damping * I)^-1``, for ``G`` divided by the mean of its diagonal.
+
+    Only ratios of ``U`` count; so nothing leaves the range of float64, whatever the unit of the inputs is.
+    """
+    gram = gram / (abs(float(np.diagonal(gram).mean())) or 1.0)
     for _ in range(_RAISES):
-        damped = gram + damping * scale * np.eye(len(gram))
+        damped = gram + damping * np.eye(len(gram))
         try:
             # H = R R^T with an upper R, by the factor of the mirrored matrix; then U is the inverse of R.
             upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]

@@ -30,7 +30,7 @@ from ..ir import (
 )
 from ..ir.analysis.nm_weights import LIKELY_CHANNELS, NmWeight, nm_weights
 from ..ir.nm_pattern import Mask, Pattern, unstructured_mask
-from .affine_tensors import Array64
+from .affine_tensors import Array64, out_of_range
 from .base import Context, Pass, PassError, named_nodes, register, words
 from .calibration import Calibration, within
 from .im2col import restored, tap_major, weight_rows
@@ -222,6 +222,9 @@ class Sparsify(Pass):
         if error is not None:
             measures["output error"] = error
         biases = inputs.biases(weight, stored - old)
+        for tensor in biases.values():
+            if out_of_range(tensor):
+                raise ValueError(f"its refitted bias would leave the range of {tensor.dtype.value}")
         return _Pruned(weight, made, biases, f"make {keep} by {self.method}{note}", measures)
 
     def _by_data(
@@ -247,11 +250,12 @@ class Sparsify(Pass):
                 mask[group] = wanda(rows[group], sizes[order], self.keep)
         else:
             for group, gram in enumerate(inputs.gram(weight)):
-                made[group], mask[group], used = sparsegpt(
-                    rows[group], gram[np.ix_(order, order)], self.keep,
-                    damping=self.damping, block=self.block,
-                    rounded=lambda column: column.astype(data.dtype.numpy).astype(np.float64),
-                )  # fmt: skip
+                with np.errstate(all="ignore"):  # The result is checked below.
+                    made[group], mask[group], used = sparsegpt(
+                        rows[group], gram[np.ix_(order, order)], self.keep,
+                        damping=self.damping, block=self.block,
+                        rounded=lambda column: column.astype(data.dtype.numpy).astype(np.float64),
+                    )  # fmt: skip
                 damping = max(damping, used)
         made[:, :, order], mask[:, :, order] = made.copy(), mask.copy()
         kept = np.ascontiguousarray(restored(node, mask))

@@ -1,7 +1,8 @@
 """What passes may ask of calibration data: moments of channels and activations, Gram matrices of what layers read.
 
-All is accumulated in float64. Means and variances of batches are combined by the update of Chan, Golub and LeVeque
-(1979), which stays accurate where the mean is large beside the spread.
+All is accumulated in float64, as distances from the first number of each channel; batches are combined by the update of
+Chan, Golub and LeVeque (1979). So second moments are sums of squares and never negative, they stay accurate where the mean is
+large beside the spread, and a channel that is constant has a variance of exactly 0.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class ChannelMoments(Request[ChannelStats]):
         return (self.value,)
 
     def accumulator(self) -> Accumulator[ChannelStats]:
-        return _ChannelAccumulator(self.axis)
+        return _ChannelAccumulator(f"%{self.value.name}", self.axis)
 
 
 class _Spread:
@@ -92,7 +93,9 @@ class _Spread:
 
     def __init__(self, rows: int) -> None:
         self.count = 0
+        self.origins: list[Any] = [0.0] * rows
         self.means: list[Any] = [0.0] * rows
+        """Relative to the origins."""
         self.products: dict[tuple[int, int], Any] = {
             (i, j): 0.0 for i in range(rows) for j in range(i, rows)
         }
@@ -102,20 +105,42 @@ class _Spread:
         n = rows[0].shape[1]
         if not n:
             return
+        if not self.count:
+            self.origins = [r[:, 0].copy() for r in rows]
         total = self.count + n
-        means = [r.mean(1) for r in rows]
-        apart = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
-        shifts = [m - old for m, old in zip(means, self.means, strict=True)]
-        for i, j in self.products:
-            inner = np.einsum("cn,cn->c", apart[i], apart[j])
-            self.products[i, j] += inner + shifts[i] * shifts[j] * (self.count * n / total)
-        self.means = [old + s * (n / total) for old, s in zip(self.means, shifts, strict=True)]
+        with np.errstate(all="ignore"):  # Results are checked by :func:`_finite`.
+            rows = tuple(r - o[:, None] for r, o in zip(rows, self.origins, strict=True))
+            means = [r.mean(1) for r in rows]
+            apart = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
+            shifts = [m - old for m, old in zip(means, self.means, strict=True)]
+            for i, j in self.products:
+                inner = np.einsum("cn,cn->c", apart[i], apart[j])
+                self.products[i, j] += inner + shifts[i] * shifts[j] * (self.count * n / total)
+            self.means = [old + s * (n / total) for old, s in zip(self.means, shifts, strict=True)]
         self.count = total
+
+    def mean(self, i: int) -> Array64:
+        """The mean of row ``i``."""
+        found: Array64 = self.origins[i] + self.means[i]
+        return found
 
     def moment(self, i: int, j: int) -> Array64:
         """The covariance of rows ``i`` and ``j``."""
         found: Array64 = self.products[i, j] / max(1, self.count)
         return found
+
+
+def _finite(what: str, *arrays: Array64) -> None:
+    """Check statistics.
+
+    Raises:
+        UsageError: If sums of finite numbers have left the range of float64.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise UsageError(
+            f"{what}: on the calibration data the squares of its numbers leave the range of float64; "
+            "scale the data, or leave the layer out"
+        )
 
 
 def _by_channel(array: Array, axis: int) -> Array64:
@@ -124,8 +149,8 @@ def _by_channel(array: Array, axis: int) -> Array64:
 
 
 class _ChannelAccumulator(Accumulator[ChannelStats]):
-    def __init__(self, axis: int) -> None:
-        self.axis, self.spread = axis, _Spread(1)
+    def __init__(self, name: str, axis: int) -> None:
+        self.name, self.axis, self.spread = name, axis, _Spread(1)
         self.low: Any = np.inf
         self.high: Any = -np.inf
 
@@ -137,7 +162,9 @@ class _ChannelAccumulator(Accumulator[ChannelStats]):
 
     def result(self) -> ChannelStats:
         s = self.spread
-        return ChannelStats(s.count, s.means[0], s.moment(0, 0), self.low, self.high)
+        found = ChannelStats(s.count, s.mean(0), s.moment(0, 0), self.low, self.high)
+        _finite(self.name, found.mean, found.var)
+        return found
 
 
 # Activations.
@@ -205,12 +232,12 @@ class ActivationMoments(Request[Moments]):
             gate = 0.0 if number is None or number.data is None else number.data.float64().item()
             if not gate:
                 raise UsageError(f"gate {self.node.name} is 0 or computed: it shows no activation")
-        return _ActivationAccumulator(channel_axis(self.node), gate)
+        return _ActivationAccumulator(self.node.name, channel_axis(self.node), gate)
 
 
 class _ActivationAccumulator(Accumulator[Moments]):
-    def __init__(self, axis: int, gate: float) -> None:
-        self.axis, self.gate, self.spread = axis, gate, _Spread(2)
+    def __init__(self, name: str, axis: int, gate: float) -> None:
+        self.name, self.axis, self.gate, self.spread = name, axis, gate, _Spread(2)
 
     def add(self, *arrays: Array) -> None:
         x, y = (_by_channel(a, self.axis) for a in arrays)
@@ -218,7 +245,9 @@ class _ActivationAccumulator(Accumulator[Moments]):
 
     def result(self) -> Moments:
         s = self.spread
-        return Moments(self.axis, s.means[0], s.means[1], s.moment(0, 0), s.moment(0, 1))
+        found = Moments(self.axis, s.mean(0), s.mean(1), s.moment(0, 0), s.moment(0, 1))
+        _finite(self.name, found.mean_x, found.mean_y, found.var_x, found.cov_xy)
+        return found
 
 
 # What linear layers read.
@@ -237,25 +266,45 @@ class _OfColumns(Request[R]):
 
 
 class _ColumnAccumulator(Accumulator[R]):
-    """Adds up columns (``total``) and counts them."""
+    """The running mean of columns, relative to the first column of each group."""
 
     def __init__(self, node: Node) -> None:
-        self.node, self.total, self.count = node, np.zeros(columns_size(node)), 0
+        self.node, self.count = node, 0
+        self.origin = np.zeros(columns_size(node))
+        self.apart = np.zeros_like(self.origin)
 
     def add(self, *arrays: Array) -> None:
         for part in columns(self.node, arrays[0]):
-            self.take(part)
-            self.total += part.sum(2)
-            self.count += part.shape[2]
+            n = part.shape[2]
+            if not n:
+                continue
+            if not self.count:
+                self.origin = part[:, :, 0].copy()
+            total = self.count + n
+            with np.errstate(all="ignore"):  # Results are checked by :func:`_finite`.
+                part -= self.origin[:, :, None]
+                mean = part.mean(2)
+                part -= mean[:, :, None]
+                shift = mean - self.apart
+                self.take(part, shift, self.count * n / total)
+                self.apart += shift * (n / total)
+            self.count = total
 
-    def take(self, part: Array64) -> None:
-        """Add up what else is asked for, of columns ``(groups, K, n)``."""
+    def take(self, part: Array64, shift: Array64, weight: float) -> None:
+        """Add up what else is asked for.
+
+        Args:
+            part: Columns ``(groups, K, n)`` without their mean.
+            shift: How far their mean is from that of all columns before.
+            weight: What the square of the shift counts.
+        """
         raise NotImplementedError
 
     @property
     def mean(self) -> Array64:
         """The mean column."""
-        return self.total / max(1, self.count)
+        found: Array64 = self.origin + self.apart
+        return found
 
 
 @dataclass(frozen=True)
@@ -263,14 +312,19 @@ class Gram:
     """The Gram matrix of the columns that a layer reads (see :mod:`.im2col`), and their mean.
 
     Attributes:
-        matrix: ``(groups, K, K)``: the sum of ``x x^T`` over all columns ``x``.
+        scatter: ``(groups, K, K)``: the sum of ``(x - mean) (x - mean)^T`` over all columns ``x``.
         mean: ``(groups, K)``: the mean column.
         count: The number of columns.
     """
 
-    matrix: Array64
+    scatter: Array64
     mean: Array64
     count: int
+
+    @property
+    def matrix(self) -> Array64:
+        """``(groups, K, K)``: the sum of ``x x^T`` over all columns ``x``."""
+        return self.scatter + self.count * np.einsum("gi,gj->gij", self.mean, self.mean)
 
 
 @dataclass(frozen=True)
@@ -304,15 +358,22 @@ class GramMatrix(_OfColumns[Gram]):
 class _GramAccumulator(_ColumnAccumulator[Gram]):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        groups, k = self.total.shape
-        self.matrix = np.zeros((groups, k, k))
+        groups, k = self.origin.shape
+        self.scatter = np.zeros((groups, k, k))
 
-    def take(self, part: Array64) -> None:
-        for matrix, rows in zip(self.matrix, part, strict=True):
+    def take(self, part: Array64, shift: Array64, weight: float) -> None:
+        for matrix, rows, apart in zip(self.scatter, part, shift, strict=True):
             matrix += rows @ rows.T
+            if weight:
+                product = np.outer(apart, apart)
+                product *= weight
+                matrix += product
 
     def result(self) -> Gram:
-        return Gram(self.matrix, self.mean, self.count)
+        found = Gram(self.scatter, self.mean, self.count)
+        # The largest numbers of both matrices are on their diagonals.
+        _finite(self.node.name, *_squares(found.scatter, found.mean, found.count))
+        return found
 
 
 @dataclass(frozen=True)
@@ -320,14 +381,19 @@ class InputStats:
     """Statistics of each input of a layer's columns.
 
     Attributes:
-        squares: ``(groups, K)``: the sums of squares, the diagonal of the Gram matrix.
+        scatter: ``(groups, K)``: the sums of squared distances from the mean.
         mean: ``(groups, K)``: the mean column.
         count: The number of columns.
     """
 
-    squares: Array64
+    scatter: Array64
     mean: Array64
     count: int
+
+    @property
+    def squares(self) -> Array64:
+        """``(groups, K)``: the sums of squares, the diagonal of the Gram matrix."""
+        return self.scatter + self.count * self.mean**2
 
 
 @dataclass(frozen=True)
@@ -345,10 +411,21 @@ class InputMoments(_OfColumns[InputStats]):
 class _InputAccumulator(_ColumnAccumulator[InputStats]):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.squares = np.zeros_like(self.total)
+        self.scatter = np.zeros_like(self.origin)
 
-    def take(self, part: Array64) -> None:
-        self.squares += np.einsum("gkn,gkn->gk", part, part)
+    def take(self, part: Array64, shift: Array64, weight: float) -> None:
+        self.scatter += np.einsum("gkn,gkn->gk", part, part) + weight * shift**2
 
     def result(self) -> InputStats:
-        return InputStats(self.squares, self.mean, self.count)
+        found = InputStats(self.scatter, self.mean, self.count)
+        with np.errstate(all="ignore"):
+            squares = found.squares
+        _finite(self.node.name, found.mean, squares)
+        return found
+
+
+def _squares(scatter: Array64, mean: Array64, count: int) -> tuple[Array64, Array64]:
+    """The diagonals of a scatter matrix and of the Gram matrix."""
+    diagonal = np.diagonal(scatter, axis1=1, axis2=2)
+    with np.errstate(all="ignore"):
+        return diagonal, diagonal + count * mean**2

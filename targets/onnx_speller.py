@@ -11,6 +11,10 @@ from onnx import NodeProto, helper
 
 from ..ir import ArrayTensor, DType, ModelError, Node, Tensor
 
+_BROADCASTING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gemm", "And", "Or", "Equal"}
+)
+
 
 @dataclass
 class Speller:
@@ -38,7 +42,13 @@ class Speller:
     def emit(
         self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
     ) -> str:
-        """One ONNX node with one result."""
+        """One ONNX node with one result.
+
+        Raises:
+            ModelError: If it may broadcast, which operators have done since opset 7.
+        """
+        if self.opset < 7 and kind in _BROADCASTING:
+            raise self.refuse("is written with broadcasting, which does not exist")
         output = (
             output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
         )

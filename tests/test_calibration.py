@@ -506,6 +506,31 @@ def test_images_become_samples(pictures: Path, model: Path) -> None:
     assert few[0].shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_camera_was_held(
+    orientation: int, tmp_path: Path, model: Path
+) -> None:
+    """The eight orientations of EXIF, by the corner in which the first pixel of the file belongs."""
+    upright = RNG.integers(0, 256, (16, 16, 3), np.uint8)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: upright.swapaxes(0, 1)[::-1, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photos" / "0.png", exif=exif)
+    recipe = "resize=16,crop=16,mean=[0,0,0],std=[1,1,1]"
+    [got] = given(model, CalibrationData(tmp_path / "photos", preprocess=recipe))
+    np.testing.assert_allclose(got[0], upright.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
 def test_images_by_the_shape_of_the_input(pictures: Path) -> None:
     recipe = Preprocess(resize=(16, 18))
     path = pictures / "dogs" / "2.png"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..types import TensorType
 from .base import InputTypes, Op
@@ -15,10 +15,12 @@ class Opaque(Op):
     Attributes:
         kind: The host's name for it (``"onnx:TopK"``, ``"fx:torch.topk"``).
         pure: Whether it may go when nobody uses its results.
+        reason: Why the IR does not express an op that it otherwise knows; for reports alone.
     """
 
     kind: str
     pure: bool = True
+    reason: str = field(default="", compare=False, repr=False)
     arity = (0, None)
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...] | None:

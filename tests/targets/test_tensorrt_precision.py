@@ -420,3 +420,41 @@ def test_a_model_that_onnxruntime_quantized(onnx_files: Path, tmp_path: Path) ->
     assert far(before, tmp_path / "m.onnx", image, strict=False) < 1e-5
     assert TensorProto.INT32 in {p.data_type for p in before.graph.initializer}
     assert TensorProto.INT32 not in {p.data_type for p in after.graph.initializer}
+
+
+SUMS: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "InstanceNormalization": ({}, (np.ones(4, np.float32), np.zeros(4, np.float32))),
+    "LpNormalization": ({"axis": 1}, ()),
+    "LRN": ({"size": 3}, ()),
+    "LogSoftmax": ({"axis": 1}, ()),
+    "MeanVarianceNormalization": ({"axes": [0, 2, 3]}, ()),
+    "CumSum": ({}, (np.array(1, np.int64),)),
+    "Exp": ({}, ()),
+    "Log": ({}, ()),
+    "Pow": ({}, (np.array(2, np.float32),)),
+    **{f"Reduce{kind}": ({}, (np.array([1, 2], np.int64),))
+       for kind in ("L1", "L2", "LogSum", "LogSumExp", "Mean", "Prod", "Sum", "SumSquare")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SUMS)
+def test_what_adds_up_stays_in_float32(op: str, tmp_path: Path) -> None:
+    """An image whose numbers, or their squares, sum to more than float16 holds."""
+    attributes, arrays = SUMS[op]
+    names = [f"c{i}" for i in range(len(arrays))]
+    constants = {
+        "k": np.full((4, 4, 1, 1), 0.25, np.float32),
+        **dict(zip(names, arrays, strict=True)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["1"], name="conv"),
+        helper.make_node(op, ["1", *names], ["y"], name="sum", **attributes),
+    ]
+    out = [1, 1, 1, 8] if op.startswith("Reduce") else [1, 4, 8, 8]
+    model = model_of(nodes, constants, [1, 4, 8, 8], out)
+    written, kept = lowered(model, tmp_path / "m.onnx")
+    assert "conv" not in kept
+    assert kept["sum"].startswith("it adds up")
+    node = next(n for n in written.graph.node if n.name == "sum")
+    types = {n: i.data_type for i in written.graph.initializer for n in [i.name]}
+    assert all(types.get(n) != F16 for n in node.input)
