@@ -75,11 +75,12 @@ def aligned(e: Emitter, value: Value, layout: Layout, *, short: bool = True) -> 
     if not missing:
         return e.get(value, layout)
     tensor, own = e.placed[value]
-    wide = (1,) * missing + shape
-    placed = e.convert(
-        e.reshape(tensor, (1,) * missing + tensor.shape), wide, own.leading(missing), layout
-    )
+    own = own.leading(missing)
     # Axes of size 1 in front may be left out.
+    if own.perm[missing:] == layout.perm[missing:] and own.inner == layout.inner:
+        return tensor
+    wide = (1,) * missing + shape
+    placed = e.convert(e.reshape(tensor, (1,) * missing + tensor.shape), wide, own, layout)
     reshaped = placed.maker is not None and placed.maker.code == "RESHAPE"
     if reshaped and placed.shape == (1,) * missing + tensor.shape:
         return tensor

@@ -21,7 +21,7 @@ from graphshrink.targets.tflite import Options
 from graphshrink.targets.tflite.convert import flat_model
 from graphshrink.targets.tflite.emitter import Emitter
 from graphshrink.targets.tflite.write import to_bytes
-from support.litert import KERNELS, check_shapes, model_of, run
+from support.litert import KERNELS, check_shapes, compared, model_of, run
 from support.onnx_run import outputs_of
 
 pytest.importorskip("ai_edge_litert", reason='pip install "graphshrink[tflite]"')
@@ -248,3 +248,35 @@ def test_matrices() -> None:
         made = batch.add("MatMul", [left, right])
         batch.asked(made, (*np.broadcast_shapes(a, b), 2, 4))
     batch.compared()
+
+
+def test_open_sizes() -> None:
+    """Two sizes are known only when the model runs; the constant has axes of size 1 in front."""
+    feeds = {"x": np.random.default_rng(0).uniform(0.5, 2, (5, 2, 3)).astype(np.float32)}
+    weights = {"c": np.full((1, 1, 1, 3), 2, np.float32), "axis": np.array([1])}
+    nodes = [
+        helper.make_node("Mul", ["x", "c"], ["m"]),
+        helper.make_node("Greater", ["m", "c"], ["g"]),
+        helper.make_node("Where", ["g", "x", "c"], ["w"]),
+        helper.make_node("ReduceSum", ["w", "axis"], ["y"], keepdims=0),
+    ]
+    compared(model_of(nodes, feeds, ["y"], weights, {"x": ["n", "m", 3]}), feeds)
+
+
+def test_scalars() -> None:
+    """Values without axes: as inputs, behind every op that takes the last axis away, and between them."""
+    feeds = {"s": np.array(1.5, np.float32), "x": np.array([[0.5, 2, 3]], np.float32)}
+    tables = {"one": np.array(1), "first": np.array([0]), "none": np.zeros(0, np.int64)}
+    nodes = [
+        helper.make_node("Exp", ["s"], ["y0"]),
+        helper.make_node("ReduceMax", ["x"], ["y1"], keepdims=0),
+        helper.make_node("Squeeze", ["x", "first"], ["v"]),
+        helper.make_node("Gather", ["v", "one"], ["y2"]),
+        helper.make_node("Slice", ["v", "first", "last"], ["v1"]),
+        helper.make_node("Squeeze", ["v1"], ["y3"]),
+        helper.make_node("Reshape", ["v1", "none"], ["y4"]),
+        helper.make_node("Mul", ["y3", "y4"], ["y5"]),
+        helper.make_node("Add", ["y5", "x"], ["y6"]),
+    ]
+    tables["last"] = np.array([1])
+    compared(model_of(nodes, feeds, [f"y{i}" for i in range(7)], tables), feeds)
