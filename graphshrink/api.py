@@ -26,7 +26,7 @@ from .evaluate import (
     run_session,
     running_inputs,
 )
-from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
+from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing
 from .report import Report, Size
 from .targets.emitted import Emitted
@@ -194,7 +194,7 @@ def shrink(
         failure: Literal["raise", "rollback"] = "raise" if on_failure == "raise" else "rollback"
         run, nudged = _runners(graph, kind, model, example_inputs, shapes, seed)
         watching.append(Check(run, failure, nudged=nudged))
-    ctx = Context(seed=seed, target=target or kind)
+    ctx = Context(seed=seed, target=target or kind, unwritable=_unwritable(graph, kind))
     if progress is not None:
         ctx.progress = progress
     if calibration is not None:
@@ -207,6 +207,17 @@ def shrink(
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     report = Report(str(pipeline), before, after, records, notes)
     return ShrinkResult(graph, report, kind, target)
+
+
+def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
+    """Why a node cannot be written for the host that the graph came from."""
+    if kind == "onnx":
+        from .targets.onnx import unwritable
+
+        return unwritable(graph)
+    from .targets.fx import problem
+
+    return problem
 
 
 _Run = Callable[[Graph], list[Any]]
