@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..ir import (
 )
 from ..ir.analysis.sizes import SizeRoots
 from .onnx_constants import Constants
+from .onnx_defaults import defaults, hold_defaults
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import RULES, TRAILING
 from .onnx_scopes import captures, has_bodies
@@ -69,6 +70,7 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read from the start.
+        held: Inputs that had a default and are constants now.
     """
 
     model: ModelProto
@@ -76,16 +78,21 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    held: tuple[str, ...] = ()
 
 
 def from_onnx(
-    model: ModelProto | str | os.PathLike[str], fixed_shapes: Fixed | None = None
+    model: ModelProto | str | os.PathLike[str],
+    fixed_shapes: Fixed | None = None,
+    *,
+    constant_defaults: bool = False,
 ) -> Graph:
     """Import an ONNX model.
 
     Args:
         model: The model, or the path of a file; external data is mapped, not read.
         fixed_shapes: Sizes of inputs to fix before anything else, by input name.
+        constant_defaults: Inputs that have a default become constants.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
@@ -93,11 +100,29 @@ def from_onnx(
     """
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
+    held = defaults(proto) if constant_defaults else ()
+    if given and (fixed_shapes or held):
+        proto = ModelProto.FromString(proto.SerializeToString())
+    if held:
+        hold_defaults(proto)
     if fixed_shapes:
-        if given:
-            proto = ModelProto.FromString(proto.SerializeToString())
         fix_shapes(proto, fixed_shapes)
-    return _Importer(proto, folder).run()
+    graph = _Importer(proto, folder).run()
+    graph.host = replace(graph.host, held=held)
+    return graph
+
+
+def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
+    """An ONNX-born graph without inputs that have a default, which are constants.
+
+    Args:
+        graph: The graph.
+        model: What it is as an ONNX model. It is changed.
+    """
+    held = hold_defaults(model)
+    made = _Importer(model, graph.host.base_dir).run()
+    made.host = replace(made.host, held=(*graph.host.held, *held))
+    return made
 
 
 class _Importer:
@@ -345,4 +370,4 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx"]
+__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "with_constant_defaults"]

@@ -185,7 +185,8 @@ def shrink(
         known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    graph, kind = load(model, example_inputs, fixed_shapes)
+    constant_defaults = target is not None and not known_target(target).defaults
+    graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -256,6 +257,8 @@ def load(
     model: Any,
     example_inputs: Any = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    *,
+    constant_defaults: bool = False,
 ) -> tuple[Graph, str]:
     """Import whatever was given; the second part is ``"onnx"`` or ``"fx"``.
 
@@ -263,16 +266,18 @@ def load(
         model: What ``shrink`` takes.
         example_inputs: As for ``shrink_graph``.
         fixed_shapes: As for ``shrink``.
+        constant_defaults: Inputs that have a default become constants (ONNX).
 
     Raises:
         UsageError: If it is nothing that can be imported, or fixed shapes do not fit.
         ModelError: If it cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
-        return _from_onnx(os.fspath(model), f"{os.fspath(model)}", fixed_shapes), "onnx"
+        path = os.fspath(model)
+        return _from_onnx(path, path, fixed_shapes, constant_defaults), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, constant_defaults), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -308,12 +313,14 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(model: Any, name: str, fixed_shapes: Any = None) -> Graph:
+def _from_onnx(
+    model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
+) -> Graph:
     from .frontends.onnx import from_onnx
 
     try:
         with _text_is_text(name):
-            return from_onnx(model, fixed_shapes)
+            return from_onnx(model, fixed_shapes, constant_defaults=constant_defaults)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

@@ -127,6 +127,10 @@ def compare_models(
     else:
         a = _side(first, threads)
         b = _side(second, threads, like=a)
+    for side, other in ((a, b), (b, a)):
+        # What only one of them lets the caller give keeps its default.
+        left_out = side.optional - set(other.types)
+        side.types = {name: t for name, t in side.types.items() if name not in left_out}
     if (
         list(a.types) != list(b.types)
         or len(a.outputs) != len(b.outputs)

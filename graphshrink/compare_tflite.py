@@ -32,17 +32,23 @@ class LiteSide:
     outputs: list[str]
     output_types: list[TensorType]
 
+    optional: frozenset[str] = frozenset()
+
     def __init__(self, path: Path, threads: int, like: OnnxSide | LiteSide | None) -> None:
         self.path = path
         self.model = LiteModel(path, threads)
         inputs, outputs = self.model.inputs, self.model.outputs
         names = [p.name for p in inputs]
         others: list[TensorType | None] = [None] * len(inputs)
-        if like is not None and len(names) == len(like.types):
-            if set(names) == set(like.types):
-                place = {name: i for i, name in enumerate(like.types)}
+        wished: dict[str, TensorType] = {}
+        if like is not None:
+            left_out = like.optional - set(names)
+            wished = {name: t for name, t in like.types.items() if name not in left_out}
+        if like is not None and len(names) == len(wished):
+            if set(names) == set(wished):
+                place = {name: i for i, name in enumerate(wished)}
                 inputs = sorted(inputs, key=lambda port: place[port.name])
-            names, others = list(like.types), list(like.types.values())
+            names, others = list(wished), list(wished.values())
         self._inputs = [
             (port, _order(path, port, t)) for port, t in zip(inputs, others, strict=True)
         ]

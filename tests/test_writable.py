@@ -64,7 +64,7 @@ def unknown_slope(graph: Graph, rw: Rewriter) -> None:
 
 
 def test_a_pass_of_somebody_else_is_named() -> None:
-    with pytest.raises(PassError, match="unknown-slope made relu.*PRelu of unknown rank"):
+    with pytest.raises(PassError, match=r"unknown-slope made relu.*PRelu of unknown rank"):
         shrink(norms(), [unknown_slope])
     result = shrink(norms(), [unknown_slope], check=True, example_inputs=FEEDS)
     assert result.report.passes[0].rolled_back
@@ -139,7 +139,7 @@ def test_torch_is_asked_too() -> None:
         node = next(n for n in graph.nodes if isinstance(n.op, ir.ConvTranspose))
         rw.replace(node, ir.ConvTranspose((2, 2), (1, 0, 0, 1), (1, 1)), node.inputs)
 
-    with pytest.raises(PassError, match="lopsided made up.*this ConvTranspose has no spelling"):
+    with pytest.raises(PassError, match=r"lopsided made up.*this ConvTranspose has no spelling"):
         shrink(Net().eval(), [lopsided])
     graph = from_fx(trace(Net().eval()), (torch.zeros(1, 2, 4, 4),))
     assert [fx_problem(node) for node in graph.nodes] == [None, None]
