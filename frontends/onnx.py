@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from ..ir.analysis.sizes import SizeRoots
 from .norms import LeftAlone
 from .onnx_bounds import check_bounds
 from .onnx_constants import SHAPE_LIKE, Constants
+from .onnx_defaults import defaults, hold_defaults
 from .onnx_fixed import Fixed, fix_shapes
 from .onnx_ops import CHANGED, RULES, TRAILING
 from .onnx_order import ordered
@@ -79,6 +80,7 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read from the start.
+        held: Inputs that had a default and are constants now.
     """
 
     model: ModelProto
@@ -86,16 +88,21 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    held: tuple[str, ...] = ()
 
 
 def from_onnx(
-    model: ModelProto | str | os.PathLike[str], fixed_shapes: Fixed | None = None
+    model: ModelProto | str | os.PathLike[str],
+    fixed_shapes: Fixed | None = None,
+    *,
+    constant_defaults: bool = False,
 ) -> Graph:
     """Import an ONNX model.
 
     Args:
         model: The model, or the path of a file; external data is mapped, not read.
         fixed_shapes: Sizes of inputs to fix before anything else, by input name.
+        constant_defaults: Inputs that have a default become constants.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
@@ -103,18 +110,35 @@ def from_onnx(
     """
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
-    if fixed_shapes:
-        if given:
-            proto = ModelProto.FromString(proto.SerializeToString())
-        fix_shapes(proto, fixed_shapes)
-        given = False  # A copy, which may be changed further.
     name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
     check_bounds(proto, name, None if isinstance(model, ModelProto) else os.path.getsize(model))
+    held = defaults(proto) if constant_defaults else ()
+    if given and (fixed_shapes or held):
+        proto = ModelProto.FromString(proto.SerializeToString())
+        given = False  # A copy, which may be changed further.
+    if held:
+        hold_defaults(proto)
+    if fixed_shapes:
+        fix_shapes(proto, fixed_shapes)
     proto, was_sorted = ordered(proto, name, copy=given)
     graph = _Importer(proto, folder).run()
+    graph.host = replace(graph.host, held=held)
     if was_sorted:
         graph.notes.append("the model's nodes were not in topological order: they were sorted")
     return graph
+
+
+def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
+    """An ONNX-born graph without inputs that have a default, which are constants.
+
+    Args:
+        graph: The graph.
+        model: What it is as an ONNX model. It is changed.
+    """
+    held = hold_defaults(model)
+    made = _Importer(model, graph.host.base_dir).run()
+    made.host = replace(made.host, held=(*graph.host.held, *held))
+    return made
 
 
 def value_types(
@@ -395,4 +419,4 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types"]
+__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types", "with_constant_defaults"]

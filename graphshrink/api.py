@@ -30,7 +30,7 @@ from .evaluate import (
     running_module,
 )
 from .guarded import files_read
-from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, UsageError
+from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.observers import allowed, tolerance_of
 from .report import Report, Size
@@ -197,7 +197,8 @@ def shrink(
         raise UsageError(f"cannot dump graphs into {os.fspath(dump)!r}: a path holds no NUL")
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    graph, kind = load(model, example_inputs, fixed_shapes)
+    constant_defaults = target is not None and not known_target(target).defaults
+    graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -211,7 +212,7 @@ def shrink(
         watching.append(
             Check(run, failure, nudged=nudged, reference=_as_given(graph, run, given, nudged))
         )
-    ctx = Context(seed=seed, target=target or kind)
+    ctx = Context(seed=seed, target=target or kind, unwritable=_unwritable(graph, kind))
     if progress is not None:
         ctx.progress = progress
     if calibration is not None:
@@ -224,6 +225,17 @@ def shrink(
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     report = Report(str(pipeline), before, after, records, notes)
     return ShrinkResult(graph, report, kind, target)
+
+
+def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
+    """Why a node cannot be written for the host that the graph came from."""
+    if kind == "onnx":
+        from .targets.onnx import unwritable
+
+        return unwritable(graph)
+    from .targets.fx import problem
+
+    return problem
 
 
 _Run = Callable[[Graph], list[Any]]
@@ -298,6 +310,8 @@ def load(
     model: Any,
     example_inputs: Any = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    *,
+    constant_defaults: bool = False,
 ) -> tuple[Graph, str]:
     """Import whatever was given; the second part is ``"onnx"`` or ``"fx"``.
 
@@ -305,16 +319,18 @@ def load(
         model: What ``shrink`` takes.
         example_inputs: As for ``shrink_graph``.
         fixed_shapes: As for ``shrink``.
+        constant_defaults: Inputs that have a default become constants (ONNX).
 
     Raises:
         UsageError: If it is nothing that can be imported, or fixed shapes do not fit.
         ModelError: If it cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
-        return _from_onnx(os.fspath(model), f"{os.fspath(model)}", fixed_shapes), "onnx"
+        path = os.fspath(model)
+        return _from_onnx(path, path, fixed_shapes, constant_defaults), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, constant_defaults), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -352,12 +368,14 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(model: Any, name: str, fixed_shapes: Any = None) -> Graph:
+def _from_onnx(
+    model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
+) -> Graph:
     from .frontends.onnx import from_onnx
 
     try:
         with _text_is_text(name):
-            return from_onnx(model, fixed_shapes)
+            return from_onnx(model, fixed_shapes, constant_defaults=constant_defaults)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

@@ -120,8 +120,18 @@ def compare_models(
         ModelError: If a file cannot be read or run.
         UsageError: If the inputs do not fit, or the models have different ones.
     """
-    a = _side(first, threads)
-    b = _side(second, threads, like=a)
+    a: OnnxSide | LiteSide
+    b: OnnxSide | LiteSide
+    if first.suffix == ".tflite" != second.suffix:
+        b = _side(second, threads)
+        a = _side(first, threads, like=b)
+    else:
+        a = _side(first, threads)
+        b = _side(second, threads, like=a)
+    for side, other in ((a, b), (b, a)):
+        # What only one of them lets the caller give keeps its default.
+        left_out = side.optional - set(other.types)
+        side.types = {name: t for name, t in side.types.items() if name not in left_out}
     if (
         list(a.types) != list(b.types)
         or len(a.outputs) != len(b.outputs)

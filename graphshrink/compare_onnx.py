@@ -8,6 +8,7 @@ from typing import Any
 from .api import load
 from .emission import data_files
 from .evaluate import Arrays, check_memory, run_session, session
+from .frontends.onnx_defaults import defaults
 from .passes.observers import tolerance_of
 from .report import Size
 
@@ -18,6 +19,7 @@ class OnnxSide:
     Attributes:
         path: The file.
         types: The types of the inputs, by name.
+        optional: The inputs that have a default, by name.
         outputs: The names of the outputs.
         named: Whether the names of the outputs are the model's own.
         size: How large the graph is.
@@ -30,6 +32,7 @@ class OnnxSide:
         self.path = path
         self.graph, _ = load(path)
         self.types = {v.name: v.type for v in self.graph.inputs}
+        self.optional = set(defaults(self.graph.host.model))
         self.outputs = list(self.graph.output_names)
         self.output_types = [v.type for v in self.graph.outputs]
         self.size: Size | None = Size.of(self.graph)

@@ -23,7 +23,7 @@ class LiteSide:
     """A .tflite file in LiteRT, which is given and gives arrays in the order of axes of the original model.
 
     A file that does not say how its axes are ordered is held against the other side: equal sizes are taken as they are, else
-    channels last is tried.
+    channels last is tried. Where the other side has floats of another size, arrays are converted: TFLite computes in float32.
 
     Attributes: as for :class:`OnnxSide`.
     """
@@ -32,23 +32,29 @@ class LiteSide:
     outputs: list[str]
     output_types: list[TensorType]
 
+    optional: frozenset[str] = frozenset()
+
     def __init__(self, path: Path, threads: int, like: OnnxSide | LiteSide | None) -> None:
         self.path = path
         self.model = LiteModel(path, threads)
         inputs, outputs = self.model.inputs, self.model.outputs
         names = [p.name for p in inputs]
         others: list[TensorType | None] = [None] * len(inputs)
-        if like is not None and len(names) == len(like.types):
-            if set(names) == set(like.types):
-                place = {name: i for i, name in enumerate(like.types)}
+        wished: dict[str, TensorType] = {}
+        if like is not None:
+            left_out = like.optional - set(names)
+            wished = {name: t for name, t in like.types.items() if name not in left_out}
+        if like is not None and len(names) == len(wished):
+            if set(names) == set(wished):
+                place = {name: i for i, name in enumerate(wished)}
                 inputs = sorted(inputs, key=lambda port: place[port.name])
-            names, others = list(like.types), list(like.types.values())
+            names, others = list(wished), list(wished.values())
         self._inputs = [
             (port, _order(path, port, t)) for port, t in zip(inputs, others, strict=True)
         ]
         self.types = {
-            name: _logical(port.type, order)
-            for name, (port, order) in zip(names, self._inputs, strict=True)
+            name: _float_of(_logical(port.type, order), other)
+            for name, (port, order), other in zip(names, self._inputs, others, strict=True)
         }
         self.named = self.model.written_by is not None
         results = {p.name: p for p in outputs}
@@ -59,7 +65,10 @@ class LiteSide:
                 outputs = [results[name] for name in like.outputs]
         self._outputs = [(p, _order(path, p, t)) for p, t in zip(outputs, wanted, strict=True)]
         self.outputs = [p.name for p in outputs]
-        self.output_types = [_logical(p.type, order) for p, order in self._outputs]
+        self.output_types = [
+            _float_of(_logical(port.type, order), other)
+            for (port, order), other in zip(self._outputs, wanted, strict=True)
+        ]
         self.size: Size | None = None
         self.tolerance = _ALLOWED[self.model.coarsest]
 
@@ -73,7 +82,12 @@ class LiteSide:
         self.model.invoke()
         places = {p.name: i for i, p in enumerate(self.model.outputs)}
         made = self.model.results()
-        return [made[places[p.name]].transpose(np.argsort(order)) for p, order in self._outputs]
+        results = []
+        for (port, order), type_ in zip(self._outputs, self.output_types, strict=True):
+            assert type_.dtype is not None
+            array = made[places[port.name]].transpose(np.argsort(order))
+            results.append(array.astype(type_.dtype.numpy, copy=False))
+        return results
 
     def again(self) -> None:
         """Run once more, to be timed."""
@@ -88,6 +102,14 @@ class LiteSide:
 def _logical(type_: TensorType, order: tuple[int, ...]) -> TensorType:
     assert type_.shape is not None
     return type_.with_shape(tuple(type_.shape[place] for place in np.argsort(order)))
+
+
+def _float_of(type_: TensorType, like: TensorType | None) -> TensorType:
+    """A floating-point type in the size that the other side has."""
+    mine, other = type_.dtype, None if like is None else like.dtype
+    if mine is None or other is None or not (mine.is_float and other.is_float):
+        return type_
+    return TensorType(other, type_.shape)
 
 
 def _order(path: Path, port: Port, like: TensorType | None) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -33,18 +33,20 @@ class Target:
         suffix: The suffix of its files.
         module: The module that writes it, relative to this package.
         beside: Suffixes of files that are written beside it, in place of its own.
+        defaults: Whether its files can have inputs that have a default.
     """
 
     name: str
     suffix: str
     module: str
     beside: tuple[str, ...] = ()
+    defaults: bool = False
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("onnx", ".onnx", ".targets.onnx"),
+        Target("onnx", ".onnx", ".targets.onnx", defaults=True),
         Target("tensorrt", ".onnx", ".targets.tensorrt", (".trt.json",)),
         Target("tflite", ".tflite", ".targets.tflite"),
     )
@@ -80,7 +82,17 @@ class Emission:
             UsageError: If a file cannot be written, or is one that the graph's numbers are read from.
         """
         keep_inputs(self.files, data_files(graph))
-        done: Emitted = _module(self.target).save(graph, self.path, self.options)
+        module = _module(self.target)
+        if self.target.defaults:
+            done: Emitted = module.save(graph, self.path, self.options)
+            return done
+        graph = _without_defaults(graph)
+        done = module.save(graph, self.path, self.options)
+        held = getattr(graph.host, "held", ())
+        if held:
+            shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
+            text = f"inputs that have a default are constants in this file: {shown}"
+            done = replace(done, notes=(*done.notes, text))
         return done
 
 
@@ -92,6 +104,19 @@ def data_files(graph: Graph) -> list[tuple[str, Path]]:
     from .frontends.onnx_tensors import external_files
 
     return [("the model's external data", path) for path in external_files(model, folder)]
+
+
+def _without_defaults(graph: Graph) -> Graph:
+    """The graph, or one like it whose inputs with a default are constants."""
+    if not hasattr(graph.host, "held"):
+        return graph  # Not from ONNX.
+    from .frontends.onnx import with_constant_defaults
+    from .frontends.onnx_defaults import defaults
+    from .targets.onnx import to_onnx
+
+    if not defaults(graph.host.model):
+        return graph
+    return with_constant_defaults(graph, to_onnx(graph))
 
 
 def emission(

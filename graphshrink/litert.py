@@ -183,7 +183,7 @@ class LiteModel:
                     self._loaded.resize_tensor_input(port.index, arrays[port.name].shape)
             self._loaded.allocate_tensors()
             for port in self.inputs:
-                self._loaded.set_tensor(port.index, np.ascontiguousarray(arrays[port.name]))
+                self._loaded.set_tensor(port.index, arrays[port.name].copy(order="C"))
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"LiteRT cannot run {self.path}: {one_line(error)}") from error
 

@@ -2,7 +2,7 @@
 
 from .errors import GraphshrinkError, MissingExtra, ModelError, TrainingError, UsageError
 from .exactness import Exactness
-from .graph import Graph, GraphError, Node, Value
+from .graph import Graph, GraphError, Node, Value, sketch
 from .masked import MaskedTensor, check_masks, remasked
 from .nm_pattern import Pattern, Reduction
 from .ops import (
@@ -188,5 +188,6 @@ __all__ = [
     "parse",
     "print_graph",
     "remasked",
+    "sketch",
     "verify",
 ]  # fmt: skip

@@ -135,6 +135,13 @@ class Node:
         return f"{outs} = {self.op!r}({ins})"
 
 
+def sketch(op: Op, inputs: Sequence[Value | None], name: str = "") -> Node:
+    """A node outside any graph, without results: to ask about it before it is made."""
+    node = Node(op, name or op.name)
+    node._inputs = tuple(inputs)
+    return node
+
+
 class Graph:
     """A program: inputs, nodes in topological order, outputs.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -51,12 +51,14 @@ class Rewriter:
         rewrites: What was done, oldest first.
         refusals: What was not done and why, oldest first; one line for one node and reason.
         mutations: The number of elementary changes; 0 means that the graph is as it was.
+        unwritable: Why the target cannot write a node, or ``None``; passes ask before they make a node that it may refuse.
     """
 
     graph: Graph
     exactness: Exactness = Exactness.EXACT
     rewrites: list[Rewrite] = field(default_factory=list)
     mutations: int = 0
+    unwritable: Callable[[Node], str | None] = lambda node: None
     _refusals: dict[Refusal, None] = field(default_factory=dict)
     _current: Rewrite | None = None
 

@@ -10,7 +10,7 @@ from .hoist_padding import HoistPadding
 from .insert_gates import InsertGates
 from .mask_blocks import MaskBlocks
 from .merge_linear import MergeLinear
-from .observers import Check, CheckFailed, Dump, Timing, Verify, relative_error
+from .observers import Check, CheckFailed, Dump, Timing, Verify, Writable, relative_error
 from .permute_channels import PermuteChannels
 from .pipeline import Observer, PassLike, PassRecord, Pipeline
 from .pivot import Pivot
@@ -33,6 +33,6 @@ __all__ = [
     "Context", "Dump", "ExpandLinear", "FoldConstants", "FoldMasks", "FunctionPass", "Gram", "GramMatrix",
     "HoistPadding", "InputMoments", "InputStats", "InsertGates", "MaskBlocks", "MergeLinear", "Moments",
     "Observer", "Pass", "PassError", "PassLike", "PassRecord", "PermuteChannels", "Pipeline", "Pivot",
-    "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Sparsify", "Timing", "Verify", "known_passes",
+    "PruneDead", "RemovalPlan", "RemoveActivations", "Request", "Sparsify", "Timing", "Verify", "Writable", "known_passes",
     "pass_class", "register", "relative_error",
 ]  # fmt: skip

@@ -32,12 +32,14 @@ class Context:
         target: What the graph will be emitted for: ``"fx"``, or the name of a target, such as ``"onnx"``.
         progress: Called with (done, total, what) by long passes.
         calibration: Calibration data and the statistics computed from it; ``None`` without such data.
+        unwritable: Why the host cannot write a node, or ``None``. A node that was not changed is never asked about.
     """
 
     seed: int = 0
     target: str = "onnx"
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     calibration: Calibration | None = None
+    unwritable: Callable[[Node], str | None] = lambda node: None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,9 +52,12 @@ class Pass(ABC):
     Attributes:
         name: The name in pipeline texts: lower case, words joined by hyphens.
         exactness: The promise for every input of the whole pass.
+        asks_first: The pass makes no node without asking ``Rewriter.unwritable`` (or makes none at all), so that no copy
+            of the graph is kept in case of one that cannot be written.
     """
 
     name: ClassVar[str] = ""
+    asks_first: ClassVar[bool] = False
     exactness: ClassVar[Exactness] = Exactness.EXACT
 
     @abstractmethod

@@ -22,6 +22,7 @@ class FoldConstants(Pass):
     """
 
     name = "fold-constants"
+    asks_first = True
     max_growth: int = 65536
 
     def __post_init__(self) -> None:

@@ -16,11 +16,13 @@ from ..ir import (
     Identity,
     Linear,
     Node,
+    Op,
     Pad,
     Rewriter,
     Scale,
     Tensor,
     Value,
+    sketch,
 )
 from .affine import Affine
 from .affine_nodes import op_of
@@ -102,6 +104,30 @@ class Merge:
                 low += min(0.0, float(np.log2(size.min())))
         return high > _EXTREME or low < -_EXTREME
 
+    def sketch(self) -> Node:
+        """The node that the merge would make, outside the graph."""
+        affine, form = self.affine, form_of(self.nodes, self.affine)
+        constants = [affine.weight] if affine.const is None else [affine.weight, affine.const]
+        if form == "pad":
+            half = affine.rank
+            op: Op = Pad((0, 0, *affine.pads[:half], 0, 0, *affine.pads[half:]))
+            constants = []
+        elif form == "scale":
+            op = Scale(self._scale_axis())
+            constants = [_flat(affine.weight), *constants[1:]]
+        else:
+            op = op_of(affine)
+            constants = constants[:1] if affine.has_map else constants
+        inputs = [self.source, *(Value(f"c{i}", c.type, c) for i, c in enumerate(constants))]
+        return sketch(op, inputs, self.nodes[-1].name)
+
+    def _scale_axis(self) -> int:
+        scales = [n for n in self.nodes if isinstance(n.op, Scale)]
+        wide = [
+            n for n in scales if any(v is not None and v.type.dim(0) != 1 for v in n.inputs[1:])
+        ]
+        return next((n.op.axis for n in wide or scales if isinstance(n.op, Scale)), 1)
+
     def emit(self, rw: Rewriter, temporary: set[Value]) -> Node:
         """Replace the nodes; returns the node that makes the result.
 
@@ -153,13 +179,6 @@ class Merge:
 
     def _emit_scale(self, rw: Rewriter, name: str) -> Node:
         affine, last = self.affine, self.nodes[-1]
-        scales = [n.op.axis for n in self.nodes if isinstance(n.op, Scale)]
-        vectors = [
-            n.op.axis
-            for n in self.nodes
-            if isinstance(n.op, Scale)
-            and any(v is not None and v.type.dim(0) != 1 for v in n.inputs[1:])
-        ]
         factors, shift = affine.weight, affine.const
         inputs: list[Value | None] = [self.source, None]
         array = None if is_ones(factors) else read_vector(factors)
@@ -169,7 +188,7 @@ class Merge:
             inputs.append(rw.constant(shift, f"{name}.shift"))
         if inputs == [self.source, None]:
             return rw.replace(last, Identity(), [self.source], name=name)
-        return rw.replace(last, Scale((vectors or scales or [1])[0]), inputs, name=name)
+        return rw.replace(last, Scale(self._scale_axis()), inputs, name=name)
 
 
 def _constants_of(node: Node) -> Iterator[Value]:

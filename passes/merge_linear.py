@@ -63,6 +63,7 @@ class MergeLinear(Pass):
     """
 
     name = "merge-linear"
+    asks_first = True
     max_kernel: int = 7
     allow_border: bool = False
     bias_maps: bool = True
@@ -204,13 +205,17 @@ class Walk:
 
     def replace(self, merge: Merge) -> bool:
         """Do a merge unless its numbers forbid it."""
-        problem = merge.problem()
+        problem = self.problem(merge)
         nodes = merge.nodes
         if problem is not None:
             self.missed(Missed(nodes[-2], nodes[-1], problem))
             return False
         self.emit_merge(merge)
         return True
+
+    def problem(self, merge: Merge) -> str | None:
+        """What its numbers or the target have against a merge."""
+        return merge.problem() or self.rw.unwritable(merge.sketch())
 
     def emit_merge(self, merge: Merge) -> None:
         """Do a merge that nothing is against."""
@@ -297,7 +302,7 @@ class Walk:
         if isinstance(verdict, str):
             return verdict
         merge = Merge(nodes, source, total)
-        problem = merge.problem()
+        problem = self.problem(merge)
         if problem is not None:
             return problem
         self.emit_merge(merge)

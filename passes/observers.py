@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,14 @@ from ..ir import (
     Exactness,
     Graph,
     GraphshrinkError,
+    Node,
+    Refusal,
     TensorType,
     VerificationError,
     verify,
 )
 from ..ir.files import keep_inputs, write_text
-from .base import Pass, PassError
+from .base import FunctionPass, Pass, PassError
 from .pipeline import PassRecord
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,69 @@ def _signature(
         tuple((v.name, v.type) for v in graph.inputs),
         tuple(graph.output_names),
         tuple(v.type for v in graph.outputs),
+    )
+
+
+@dataclass
+class Writable:
+    """Every node that a pass makes can be written by the host; always on.
+
+    A pass of this package that makes one which cannot be is undone, and the report has the reason. For a pass of somebody
+    else it is an error that names the pass.
+
+    Args:
+        unwritable: Why a node cannot be written, or ``None``.
+        leave_to_check: A :class:`Check` deals with passes that are not undone here.
+    """
+
+    unwritable: Callable[[Node], str | None]
+    leave_to_check: bool = False
+    _known: dict[Node, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    _backup: Graph | None = field(default=None, repr=False)
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Remember the nodes that the host did not say word for word, and the graph if it may be needed again."""
+        self._known = dict(_spelled(graph))
+        self._backup = graph.clone() if _is_ours(step) and not step.asks_first else None
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Ask about the nodes that are new or were changed.
+
+        Raises:
+            PassError: If one cannot be written and the pass cannot be undone.
+        """
+        backup, self._backup = self._backup, None
+        if not record.rewrites:
+            return
+        for node, meaning in _spelled(graph):
+            if self._known.get(node) == meaning:
+                continue
+            reason = self.unwritable(node)
+            if reason is None:
+                continue
+            if backup is None and self.leave_to_check:
+                return
+            if backup is None:
+                raise PassError(
+                    f"pass {step} made {node.name}, which cannot be written again: {reason}"
+                )
+            graph.adopt(backup)
+            text = f"{step} was undone: {reason}"
+            record.refusals.append(Refusal(node.name, text, node.op.name))
+            record.rewrites = []
+            return
+
+
+def _spelled(graph: Graph) -> Iterator[tuple[Node, tuple[Any, ...]]]:
+    """The nodes that have no host node to be copied from, each with what it computes."""
+    for node in graph.nodes:
+        if node.origin is None:
+            yield node, (node.op, *map(id, node.inputs))
+
+
+def _is_ours(step: Pass) -> bool:
+    return type(step).__module__.rpartition(".")[0] == __package__ and not isinstance(
+        step, FunctionPass
     )
 
 

@@ -90,7 +90,7 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run the passes on ``graph``, in place.
 
-        ``Verify`` always watches, after any observers that are given.
+        ``Verify`` and ``Writable`` always watch, before any observers that are given.
 
         Returns:
             One record for each pass.
@@ -98,18 +98,21 @@ class Pipeline:
         Raises:
             PassError: If a pass leaves the graph broken or raises; the message names the pass.
         """
-        from .observers import Timing, Verify
+        from .observers import Check, Timing, Verify, Writable
 
         ctx = ctx or Context()
         # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
         # else looks at a graph that is not verified.
-        watching: list[Observer] = [Verify(), *observers]
+        # A check runs what was written, and so sees for itself what cannot be.
+        checked = any(isinstance(observer, Check) for observer in observers)
+        writable = Writable(ctx.unwritable, leave_to_check=checked)
+        watching: list[Observer] = [Verify(), writable, *observers]
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
         records = []
         for step in self.passes:
             for observer in reversed(watching):
                 observer.before(step, graph)
-            rw = Rewriter(graph, exactness=step.exactness)
+            rw = Rewriter(graph, exactness=step.exactness, unwritable=ctx.unwritable)
             try:
                 step.run(graph, rw, ctx)
             except (PassError, MemoryError):

@@ -14,6 +14,7 @@ class PruneDead(Pass):
     """Remove unused pure nodes, unused constants and needless identities; exact."""
 
     name = "prune-dead"
+    asks_first = True
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         nodes = list(graph.nodes)

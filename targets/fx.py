@@ -92,6 +92,26 @@ def example_inputs_of(graph: Graph) -> tuple[Any, ...]:
     return tuple(made)
 
 
+def problem(node: Node) -> str | None:
+    """Why a node cannot be said in torch; ``None`` if it can. No module or call is made for the answer."""
+    if isinstance(node.op, ir.Conv | ir.Linear):
+        return None
+    try:
+        _rule(node)(_DRY, node, node.op)
+    except ModelError as error:
+        return str(error).removeprefix(f"{node.name}: ")
+    return None
+
+
+def _rule(node: Node) -> Callable[[_Emitter, Node, Any], fx.Node]:
+    if isinstance(node.op, Opaque):
+        raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
+    rule = _RULES.get(type(node.op))
+    if rule is None:
+        raise ModelError(f"{node.name}: {node.op.name} has no spelling in torch")
+    return rule
+
+
 class _Emitter:
     def __init__(self, graph: Graph, host: FxHost) -> None:
         self.graph, self.host = graph, host
@@ -240,12 +260,7 @@ class _Emitter:
     def _emit(self, node: Node, origin: object) -> None:
         if isinstance(origin, FxOrigin) and self._copy(node, origin):
             return
-        if isinstance(node.op, Opaque):
-            raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
-        rule = _RULES.get(type(node.op))
-        if rule is None:
-            raise ModelError(f"{node.name}: {node.op.name} has no spelling in torch")
-        made = rule(self, node, node.op)
+        made = _rule(node)(self, node, node.op)
         if len(node.outputs) == 1:
             self.nodes[node.output] = made
         else:
@@ -348,6 +363,10 @@ class _Emitter:
         name = self._place(self._free(node.name), made)
         return self.out.call_module(name, args)
 
+    def tensor(self, data: Tensor) -> torch.Tensor:
+        """A tensor on the device of the host's parameters."""
+        return _torch(data, self._like())
+
     def weights(self, node: Node) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias when both are constants."""
         weight, bias = node.input(1), node.input(2)
@@ -392,6 +411,35 @@ class _Emitter:
             # The tensor is kept, so that its id stays its own.
             self.parameters[id(data)] = data, nn.Parameter(_torch(data, self._like()))
         return self.parameters[id(data)][1]
+
+
+class _DryEmitter(_Emitter):
+    """Goes through a rule and makes nothing that stays: only what the rule refuses counts."""
+
+    def __init__(self) -> None:
+        self.stub = fx.Graph().placeholder("x")
+        self.host = FxHost(fx.GraphModule(nn.Module(), fx.Graph()), None, {}, frozenset())
+
+    def _value(self, value: Value) -> fx.Node:
+        return self.stub
+
+    def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.stub
+
+    def module(self, node: Node, made: nn.Module, *args: fx.Node) -> fx.Node:
+        return self.stub
+
+    def tensor(self, data: Tensor) -> torch.Tensor:
+        return torch.empty(data.shape, device="meta")
+
+    def switch(self, node: Node, mode: str) -> Switch:
+        value = node.inputs[1]
+        if value is None or value.data is None:
+            raise ModelError(f"{node.name}: a gate of a computed number has no spelling in torch")
+        return Switch(mode, 0.0)
+
+    def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
+        return
 
 
 def _names(node: Node, origin: FxOrigin) -> dict[str, Value] | None:
@@ -590,10 +638,8 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     for value in operands:
         if value is not None and value.data is None:
             raise ModelError(f"{node.name}: a Scale by a computed vector has no spelling in torch")
-        vectors.append(
-            None if value is None or value.data is None else _torch(value.data, e._like())
-        )
-    if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
+        vectors.append(None if value is None or value.data is None else e.tensor(value.data))
+    if x.type.rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
     return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
@@ -800,3 +846,5 @@ _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.Slice: _slice, ir.Split: _split, ir.Squeeze: _unary(torch.squeeze, "axes"), ir.Unsqueeze: _new_axes,
     ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),
 }  # fmt: skip
+
+_DRY = _DryEmitter()

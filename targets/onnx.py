@@ -10,7 +10,7 @@ host model. A graph made from text is spelled from nothing; an FX-born graph goe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ..frontends.onnx_tensors import code_of, is_external, proto_of, tensors_in
 from ..ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
 from .emitted import Emitted
 from .onnx_save import Saved, save_model
-from .onnx_spelling import NEWEST_OPSET, spell
+from .onnx_spelling import NEWEST_OPSET, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are written into the model at once, larger ones when it is saved."""
@@ -144,6 +144,18 @@ def _emitter(graph: Graph) -> _Emitter:
     if isinstance(graph.host, OnnxHost):
         return _Emitter(graph, graph.host)
     return _Emitter(graph, OnnxHost(_empty_model(graph), None, NEWEST_OPSET))
+
+
+def unwritable(graph: Graph) -> Callable[[Node], str | None]:
+    """What says why a node that has no host node to be copied from cannot be written; ``None`` if it can."""
+    opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+
+    def why(node: Node) -> str | None:
+        if isinstance(node.op, Opaque):
+            return f"{node.op.kind} was changed and cannot be written again"
+        return problem(node, opset)
+
+    return why
 
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:

@@ -75,9 +75,33 @@ class Speller:
         """A scalar of the node's element type as a constant."""
         return self.new_constant(ArrayTensor(np.array(value).astype(self.dtype.numpy)), hint)
 
+    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """One ONNX node with several results."""
+        self.made.append(helper.make_node(kind, list(inputs), list(outputs), **attrs))
+
     def refuse(self, why: str) -> ModelError:
         """The error for an op that this opset cannot spell."""
         return ModelError(
             f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
             "convert the model to a newer opset"
         )
+
+
+class DrySpeller(Speller):
+    """Goes through a rule and makes nothing: only what the rule refuses counts."""
+
+    def __init__(self, node: Node, opset: int) -> None:
+        names = [
+            f"i{place}" if value is not None else "" for place, value in enumerate(node.inputs)
+        ]
+        outputs = [f"o{place}" for place in range(max(1, len(node.outputs)))]
+        super().__init__(node, names, outputs, opset, lambda tensor, hint: hint, lambda hint: hint)
+
+    def emit(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
+    ) -> str:
+        """Nothing."""
+        return output if output is not None else self.outputs[0]
+
+    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """Nothing."""

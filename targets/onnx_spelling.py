@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from .. import ir
 from ..frontends.onnx_site import reshaped
@@ -24,7 +23,7 @@ from ..ir import (
     Tensor,
 )
 from .onnx_math_spelling import MATH_SPELLINGS
-from .onnx_speller import Speller
+from .onnx_speller import DrySpeller, Speller
 
 NEWEST_OPSET = 23
 """The opset of models that are made here from nothing; onnxruntime runs it."""
@@ -45,13 +44,26 @@ def spell(
         ModelError: If the opset has no way to say it.
     """
     speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
-    rule = _RULES.get(type(node.op)) or MATH_SPELLINGS.get(type(node.op))
-    if rule is None:
-        raise ModelError(f"{node.name}: {node.op.name} has no ONNX spelling")
-    rule(speller, node.op)
+    _rule(node)(speller, node.op)
     if speller.made:
         speller.made[-1].name = node.name
     return speller.made
+
+
+def problem(node: Node, opset: int) -> str | None:
+    """Why a node cannot be spelled in an opset; ``None`` if it can. No ONNX node is made for the answer."""
+    try:
+        _rule(node)(DrySpeller(node, opset), node.op)
+    except ModelError as error:
+        return str(error).removeprefix(f"{node.name}: ")
+    return None
+
+
+def _rule(node: Node) -> Callable[[Speller, Any], None]:
+    rule = _RULES.get(type(node.op)) or MATH_SPELLINGS.get(type(node.op))
+    if rule is None:
+        raise ModelError(f"{node.name}: {node.op.name} has no ONNX spelling")
+    return rule
 
 
 def _window(op: Any) -> dict[str, Any]:
@@ -183,7 +195,11 @@ _PLAIN_ACTIVATIONS = {
 
 
 def _activation(s: Speller, op: ir.Activation) -> None:
-    x, out = s.inputs[0], s.outputs[0]
+    _activate(s, op, s.outputs[0])
+
+
+def _activate(s: Speller, op: ir.Activation, out: str) -> None:
+    x = s.inputs[0]
     plain = _PLAIN_ACTIVATIONS.get(op.kind)
     if plain is not None and s.opset >= plain[1]:
         s.emit(plain[0], [x], out, **dict(zip(plain[2], op.params, strict=True)))
@@ -267,10 +283,9 @@ def _gate(s: Speller, op: ir.Gate) -> None:
         alpha = op.params[0] if op.params else 0.0
         s.emit("LeakyRelu", [x], s.outputs[0], alpha=g * alpha + (1 - g))
     else:
-        inner = replace(s, inputs=[x], outputs=[s.new_name(f"{s.outputs[0]}_act")])
-        _activation(inner, ir.Activation(op.kind, op.params))
-        s.made += inner.made
-        act = s.emit("Mul", [inner.outputs[0], s.scalar(g, "gate")])
+        act = s.new_name(f"{s.outputs[0]}_act")
+        _activate(s, ir.Activation(op.kind, op.params), act)
+        act = s.emit("Mul", [act, s.scalar(g, "gate")])
         rest = s.emit("Mul", [x, s.scalar(1 - g, "gate_rest")])
         s.emit("Add", [act, rest], s.outputs[0])
 
@@ -332,9 +347,7 @@ def _group_norm(s: Speller, op: ir.GroupNorm) -> None:
 
 
 def _lstm(s: Speller, op: ir.Lstm) -> None:
-    made = helper.make_node("LSTM", list(s.inputs), list(s.outputs), hidden_size=op.hidden)
-    made.attribute.append(helper.make_attribute("direction", op.direction))
-    s.made.append(made)
+    s.many("LSTM", s.inputs, s.outputs, hidden_size=op.hidden, direction=op.direction)
 
 
 def _layer_norm(s: Speller, op: ir.LayerNorm) -> None:
@@ -397,13 +410,10 @@ def _squeeze(s: Speller, op: ir.Squeeze) -> None:
 
 
 def _split(s: Speller, op: ir.Split) -> None:
-    outputs = list(s.outputs)
     if s.opset >= 13:
-        inputs = [s.inputs[0], s.ints(op.sizes, "split")]
-        s.made.append(helper.make_node("Split", inputs, outputs, axis=op.axis))
+        s.many("Split", [s.inputs[0], s.ints(op.sizes, "split")], s.outputs, axis=op.axis)
     else:
-        sizes = list(op.sizes)
-        s.made.append(helper.make_node("Split", [s.inputs[0]], outputs, axis=op.axis, split=sizes))
+        s.many("Split", [s.inputs[0]], s.outputs, axis=op.axis, split=list(op.sizes))
 
 
 def _slice(s: Speller, op: ir.Slice) -> None:

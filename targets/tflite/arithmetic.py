@@ -6,7 +6,7 @@ from ...ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
 from .emitter import Emitter, Unsupported, arranged, operand, rule
 from .flat import FlatTensor
 from .layout import Layout
-from .operands import aligned, broadcast, operand_layout
+from .operands import broadcast, broadcast_operands
 
 _FUSING: dict[type[Op], tuple[str, str]] = {
     Add: ("ADD", "AddOptions"), Sub: ("SUB", "SubOptions"),
@@ -22,10 +22,8 @@ _WIDEST = {"ADD": 6, "SUB": 6, "MUL": 6, "DIV": 5}
 
 
 def both(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
-    """The two operands, in the layout that the result will have."""
-    values = [v for v in node.inputs if v is not None]
-    layout = operand_layout(e, node.output, values)
-    return [aligned(e, v, layout) for v in values], layout
+    """The operands, in the layout that the result will have."""
+    return broadcast_operands(e, node.output, [v for v in node.inputs if v is not None])
 
 
 @rule(Add, Sub, Mul, Div)
@@ -38,7 +36,7 @@ def arithmetic(e: Emitter, node: Node) -> None:
         raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
     check_rank(_WIDEST[code], operands)
     act, result = e.fused(node) if dtype == "FLOAT32" else (0, node.output)
-    made = e.op(code, operands, wide(broadcast(*operands), layout), dtype,
+    made = e.op(code, operands, broadcast(*operands), dtype,
                 (options, {"fusedActivationFunction": act}))  # fmt: skip
     e.put(result, made, layout)
 
@@ -52,11 +50,6 @@ def check_rank(most: int, operands: list[FlatTensor]) -> None:
     rank = max(t.rank for t in operands)
     if rank > most and len({t.shape for t in operands}) > 1:
         raise Unsupported(f"it broadcasts {rank} axes, LiteRT at most {most}")
-
-
-def wide(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """A result's stored sizes with the axes of size 1 in front that operands may leave out."""
-    return (1,) * (layout.rank - len(shape)) + shape
 
 
 @rule(Scale)

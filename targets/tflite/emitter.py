@@ -323,7 +323,9 @@ class Emitter:
         Raises:
             Unsupported: If an operand has no elements.
         """
-        if any(tensor is not None and 0 in tensor.shape for tensor in inputs):
+        # The sizes of a RESHAPE to a scalar are an empty vector.
+        read = inputs[:1] if code == "RESHAPE" else inputs
+        if any(tensor is not None and 0 in tensor.shape for tensor in read):
             raise Unsupported("an operand has no elements")
         made = FlatOperation(code, tuple(inputs), tuple(outputs), options, self._source)
         for tensor in outputs:

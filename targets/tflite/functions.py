@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
 from .activations import Maker
-from .arithmetic import both, check_rank, wide
+from .arithmetic import both, check_rank
 from .emitter import Emitter, Unsupported, operand, rule
 from .flat import FlatTensor
 from .layout import Layout
@@ -137,7 +137,7 @@ def power(e: Emitter, node: Node) -> None:
             else e.op("CAST", [y], y.shape, "FLOAT32", ("CastOptions", {}))
         )  # fmt: skip
     check_rank(4, [x, y])
-    shape = wide(broadcast(x, y), layout)
+    shape = broadcast(x, y)
     e.put(node.output, e.op("POW", [x, y], shape, "FLOAT32", ("PowOptions", {})), layout)
 
 
@@ -159,7 +159,7 @@ def extremum(e: Emitter, node: Node) -> None:
         check_rank(5, [made, other])
         made = e.op(code, [made, other], broadcast(made, other), made.dtype,
                     ("MaximumMinimumOptions", {}))  # fmt: skip
-    e.put(node.output, e.reshape(made, wide(made.shape, layout)), layout)
+    e.put(node.output, made, layout)
 
 
 _COMPARISONS = {
@@ -198,7 +198,7 @@ def _boolean(
     e: Emitter, node: Node, code: str, options: str, operands: list[FlatTensor], layout: Layout
 ) -> None:
     check_rank(4, operands)
-    shape = wide(broadcast(*operands), layout)
+    shape = broadcast(*operands)
     e.put(node.output, e.op(code, operands, shape, "BOOL", (options, {})), layout)
 
 
@@ -210,5 +210,5 @@ def where(e: Emitter, node: Node) -> None:
     if dtype not in ("FLOAT32", "INT32", "INT64", "BOOL", "INT16", "INT8", "UINT8", "UINT32"):
         raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
     check_rank(5, operands)
-    shape = wide(broadcast(*operands), layout)
+    shape = broadcast(*operands)
     e.put(node.output, e.op("SELECT_V2", operands, shape, dtype, ("SelectV2Options", {})), layout)

@@ -37,29 +37,50 @@ def operand_layout(e: Emitter, out: Value, values: Sequence[Value]) -> Layout:
     return best if len(weights) == 1 else Layout(best.perm)
 
 
+def broadcast_operands(
+    e: Emitter, out: Value, values: Sequence[Value]
+) -> tuple[list[FlatTensor], Layout]:
+    """The operands of a broadcast as they are stored, and the layout of its result ``out``.
+
+    The runtime gives a result as many axes as its largest operand has, so one operand always has all axes of ``out``:
+    axes of size 1 in front of a constant are left out only beside a computed operand of that rank.
+    """
+    layout = operand_layout(e, out, values)
+    short = any(v.data is None and len(e.shape(v)) == layout.rank for v in values)
+    return [aligned(e, v, layout, short=short) for v in values], layout
+
+
 def _elements(e: Emitter, value: Value) -> int:
     return math.prod(d for d in e.shape(value) if isinstance(d, int))
 
 
-def aligned(e: Emitter, value: Value, layout: Layout) -> FlatTensor:
-    """An operand as NumPy's broadcasting needs it beside others that are stored in ``layout``."""
+def aligned(e: Emitter, value: Value, layout: Layout, *, short: bool = True) -> FlatTensor:
+    """An operand as NumPy's broadcasting needs it beside others that are stored in ``layout``.
+
+    Args:
+        e: The emitter.
+        value: The operand.
+        layout: How the result is stored.
+        short: Leave out axes of size 1 in front of a constant; another operand must then have all axes.
+    """
     shape = e.shape(value)
     missing = layout.rank - len(shape)
     if value.data is not None:
         array = e.numbers(value)
         array = array.reshape((1,) * missing + array.shape)
         array = arranged(array, layout)
-        while array.ndim > 1 and array.shape[0] == 1:
+        while short and array.ndim > 1 and array.shape[0] == 1:
             array = array[0]
         return e.constant(array, e.dtype(value), value.name)
     if not missing:
         return e.get(value, layout)
     tensor, own = e.placed[value]
-    wide = (1,) * missing + shape
-    placed = e.convert(
-        e.reshape(tensor, (1,) * missing + tensor.shape), wide, own.leading(missing), layout
-    )
+    own = own.leading(missing)
     # Axes of size 1 in front may be left out.
+    if own.perm[missing:] == layout.perm[missing:] and own.inner == layout.inner:
+        return tensor
+    wide = (1,) * missing + shape
+    placed = e.convert(e.reshape(tensor, (1,) * missing + tensor.shape), wide, own, layout)
     reshaped = placed.maker is not None and placed.maker.code == "RESHAPE"
     if reshaped and placed.shape == (1,) * missing + tensor.shape:
         return tensor

@@ -49,7 +49,7 @@ from .conv import Window, as_image, as_vector
 from .emitter import FUSED, FUSED_CODES, RULES, Emitter, Unsupported, operand, reordered, rule
 from .flat import Array, FlatTensor, Quantization
 from .layout import Inner, Layout, channels_last
-from .operands import aligned, broadcast, operand_layout
+from .operands import broadcast, broadcast_operands
 
 _SHIFT = {"INT8": 0, "UINT8": 128}
 _MOVING: tuple[type[Op], ...] = (
@@ -312,8 +312,7 @@ def _arithmetic(e: Emitter, s: _Site) -> Made | None:
         return None
     code = s.node.op.name.upper()
     with e.reading_integers(values):
-        layout = operand_layout(e, s.node.output, values)
-        a, b = (aligned(e, v, layout) for v in values)
+        (a, b), layout = broadcast_operands(e, s.node.output, values)
     shape = broadcast(a, b)
     if max(a.rank, b.rank) > 4 and a.shape != b.shape:
         return None

@@ -54,11 +54,21 @@ def run(
         array = np.asarray(feeds[name])
         if orders is not None:
             array = array.transpose(orders["inputs"][name])
-        given[name] = np.ascontiguousarray(array.astype(detail["dtype"]))
+        given[name] = array.astype(detail["dtype"]).copy(order="C")
     made = runner(**given)
     if orders is None:
         return dict(made)
     return {n: np.transpose(made[n], np.argsort(orders["outputs"][n])) for n in orders["outputs"]}
+
+
+def check_shapes(model: FlatModel, content: bytes) -> None:
+    """Hold the size of every tensor, as it was declared, against what LiteRT makes of it."""
+    loaded = interpreter(content)
+    loaded.allocate_tensors()
+    found = {d["name"]: tuple(d["shape"]) for d in loaded.get_tensor_details()}
+    for tensor in model.tensors():
+        if tensor.is_static and tensor.name in found:
+            assert found[tensor.name] == tensor.shape, (tensor.name, tensor.shape)
 
 
 def run_saved(done: Emitted, feeds: Any, kernels: str) -> list[Any]:
@@ -92,6 +102,8 @@ def compared(model: ModelProto, feeds: dict[str, Any], **options: Any) -> FlatMo
     Pipeline("fold-constants,prune-dead").run(graph)
     flat, _, orders = flat_model(graph, Options(**options))
     content = to_bytes(flat)
+    if all(tensor.is_static for _, tensor in flat.inputs):
+        check_shapes(flat, content)
     wanted = outputs_of(model, feeds, plain=True)
     for kernels in KERNELS:
         got = run(content, feeds, kernels, orders)

@@ -357,3 +357,27 @@ def test_inputs_and_constants_that_are_returned(tmp_path: Path) -> None:
         got = run(done.files[0], {"x": x}, kernels)
         for want, name in zip(outputs_of(model, {"x": x}), ("y", "x2", "k"), strict=True):
             np.testing.assert_array_equal(got[name], want)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.float32])
+def test_compare_takes_floats_of_other_sizes_and_scalars(dtype: Any, tmp_path: Path) -> None:
+    """A file computes in float32 what the model has in another size, and a scalar stays one."""
+    source, target = tmp_path / "in.onnx", tmp_path / "out.tflite"
+    feeds = {"x": np.array([[1, 2, 3]], dtype), "s": np.array(2, dtype)}
+    nodes = [helper.make_node("Mul", ["x", "s"], ["y"]), helper.make_node("Exp", ["s"], ["z"])]
+    onnx.save(model_of(nodes, feeds, ["y", "z"]), source)
+    succeeds(source, target)
+    error = json.loads(succeeds("compare", source, target, "--runs", 1, "--json"))["error"]
+    assert error < (2e-3 if dtype is np.float16 else 1e-6)
+    assert json.loads(succeeds("compare", target, source, "--runs", 1, "--json"))["equal"]
+    data = tmp_path / "data.npz"
+    np.savez(data, **feeds)
+    assert json.loads(succeeds("compare", source, target, "--data", data, "--json"))["equal"]
+
+
+def test_compare_without_inputs(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.onnx", tmp_path / "out.tflite"
+    weights = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 0.1])}
+    onnx.save(model_of([helper.make_node("Div", ["a", "b"], ["y"])], {}, ["y"], weights), source)
+    succeeds(source, target)
+    assert json.loads(succeeds("compare", source, target, "--runs", 1, "--json"))["equal"]
