@@ -30,6 +30,7 @@ from ..ir import (
 from ..ir.analysis.sizes import SizeRoots
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
+from . import fx_layout
 from .fx_call import DTYPES, Call, Step, Steps
 from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
@@ -74,6 +75,8 @@ class FxHost:
         order: Host nodes by name.
         inplace: Names of host nodes that work in place.
         sizes: Names of host nodes that compute sizes from shapes, and are no nodes of the IR.
+        in_rows: Names of host nodes whose results are known to lie in order, as ``contiguous`` makes them.
+        strided: Names of those that are known not to.
     """
 
     module: fx.GraphModule
@@ -81,6 +84,8 @@ class FxHost:
     order: dict[str, fx.Node]
     inplace: frozenset[str]
     sizes: tuple[str, ...] = ()
+    in_rows: frozenset[str] = frozenset()
+    strided: frozenset[str] = frozenset()
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -130,6 +135,7 @@ class _Shapes(fx.Interpreter):
         super().__init__(module)
         self.found: dict[str, TensorType] = {}
         self.results: dict[str, Any] = {}
+        self.in_rows: dict[str, bool] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -137,6 +143,8 @@ class _Shapes(fx.Interpreter):
             self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
+        if isinstance(result, torch.Tensor):
+            self.in_rows[n.name] = result.is_contiguous()
         return result
 
 
@@ -171,12 +179,13 @@ class _Importer:
         self.sizes: dict[str, Any] = {}
         self.roots = SizeRoots()
         self.barrier: set[str] = set()
+        self.in_rows: dict[str, bool] = {}
 
     def run(self) -> Graph:
         if self.inputs is not None:
             try:
                 ran = _fake_run(self.module, self.inputs)
-                self.types, results = ran.found, ran.results
+                self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
             except Exception as error:
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ModelError(f"the module does not run on example_inputs: {first}") from error
@@ -191,12 +200,20 @@ class _Importer:
         self.sizes = known_sizes(self.nodes, results)
         self._check_mode()
         inplace, self.barrier = self._aliases()
+        self._hold_layouts()
         for node in self.nodes:
             if node.name not in self.pieces and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
         order = {n.name: n for n in self.nodes}
+        self.in_rows |= {n.name: True for n in self.nodes if fx_layout.in_rows(n)}
         self.graph.host = FxHost(
-            self.module, self.inputs, order, frozenset(inplace), tuple(self.sizes)
+            self.module,
+            self.inputs,
+            order,
+            frozenset(inplace),
+            tuple(self.sizes),
+            frozenset(name for name, known in self.in_rows.items() if known),
+            frozenset(name for name, known in self.in_rows.items() if not known),
         )
         raise_patterns(self.graph, _combine)
         return self.graph
@@ -314,6 +331,17 @@ class _Importer:
             if any(position[name] > here for name in readers):
                 return False
         return True
+
+    def _hold_layouts(self) -> None:
+        """Leave alone what decides about strides that are read, or about what a written view can be a view of."""
+        readers = [n for n in self.nodes if fx_layout.reads(n)]
+        views = [n for n in self.nodes if n.name in self.barrier and fx_layout.views(n)]
+        held = fx_layout.held([*readers, *views])
+        if readers and held:
+            self.graph.notes.append(
+                f"{readers[0].name} depends on how its argument lies in memory: everything in front of it is left alone"
+            )
+        self.barrier |= held
 
     # Nodes.
 

@@ -21,6 +21,7 @@ from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from ..nn_masks import only_masked, plain_type
 from .fx_call import DTYPES, Call, Free, Lowered, ints
+from .fx_layout import keeps_format
 from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, factor, resized
 from .fx_norms import aten_batch_norm, batch_norm, normalise
 from .fx_shape_ops import SHAPE_CALLS
@@ -446,6 +447,11 @@ def identity(call: Call) -> Lowered | None:
     return ir.Identity(), [call.value(0)]
 
 
+def contiguous(call: Call) -> Lowered | None:
+    """``(x, memory_format)``: the value itself, unless another format is asked for."""
+    return identity(call) if keeps_format(call.get(1, "memory_format")) else None
+
+
 def upsample(module: Any, x: Value) -> Lowered | None:
     """An ``nn.Upsample`` and its kin."""
     if getattr(module, "recompute_scale_factor", False) and module.scale_factor is not None:
@@ -476,16 +482,17 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "elu": lambda c: activation("elu", ("alpha", 1.0))(Call(c.args[:2], c.kwargs)),
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
-    "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
+    "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape, "_unsafe_view": reshape,
     "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": matrix_transpose, "cat": concat, "concat": concat, "softmax": softmax(ir.Softmax), "log_softmax": softmax(ir.LogSoftmax),
     "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
     "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
-    "contiguous": identity, "alias": identity, "hardsigmoid":
+    "contiguous": contiguous, "alias": identity, "hardsigmoid":
         lambda c: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [c.value(0)]),
 }  # fmt: skip
 
 ALLOCATES = {
     *MATH_ALLOCATES,
+    "clone",
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
     "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean", "scaled_dot_product_attention", "stack",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import ir
+from ..frontends import fx_layout as layout
 from ..frontends.fx import FxHost, FxOrigin
 from ..ir import (
     DType,
@@ -110,6 +111,10 @@ class _Emitter:
         self.sizes = [name for name in host.sizes if name not in stated]
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
+        self.modules = dict(host.module.named_modules(remove_duplicate=False))
+        self.as_before: set[str] = set()
+        self.laid: dict[fx.Node, fx.Node] = {}
+        self.moved = self._moved(stated)
 
     def run(self) -> fx.GraphModule:
         source = self.host.module
@@ -122,7 +127,7 @@ class _Emitter:
             self._node(node)
         final = next(n for n in source.graph.nodes if n.op == "output")
         returned = {
-            name: self._value(value)
+            name: self._returned(name, value)
             for name, value in zip(self.graph.output_names, self.graph.outputs, strict=True)
         }
         copied = _typeless(self.out.node_copy(final, lambda n: returned[n.name]))
@@ -229,6 +234,7 @@ class _Emitter:
             if all(s.name in self.by_name or s.op == "get_attr" for s in sources):
                 copied = self.out.node_copy(found, self._by_name)
                 self.host_nodes[found.name] = self.by_name[found.name] = copied
+                self.as_before.add(found.name)
                 self.computed.append((copied, found))
 
     def _by_name(self, source: fx.Node) -> fx.Node:
@@ -290,7 +296,7 @@ class _Emitter:
                 continue
             if len(hosts) > 1 and self._written(found, mapped):
                 continue
-            copied = self.out.node_copy(found, mapped)
+            copied = self._copied(found, mapped, names)
             if all(v.host is None for v in node.outputs):
                 # It was resized: what the host knew of its results is no longer so.
                 copied.meta = {k: v for k, v in copied.meta.items() if k not in _STATED}
@@ -302,6 +308,69 @@ class _Emitter:
             if isinstance(name, str):
                 self.nodes[value] = self.host_nodes[name]
         return True
+
+    # How tensors lie in memory, of which the IR knows nothing.
+
+    def _moved(self, stated: set[str]) -> bool:
+        """Whether anything that decides about layouts went, or came."""
+        gone = any(n.name not in stated for n in self.host.order.values() if layout.decides(n))
+        return gone or any(
+            isinstance(n.op, (ir.Transpose, ir.Identity)) and n.origin is None
+            for n in self.graph.nodes
+        )
+
+    def _copied(
+        self,
+        found: fx.Node,
+        mapped: Callable[[fx.Node], fx.Node],
+        names: Mapping[str, Value],
+    ) -> fx.Node:
+        """A host call once more; one that depends on layouts as it must be called now."""
+        changed = [s for s in found.all_input_nodes if not self._is_as_before(s, mapped(s))]
+        if not changed:
+            self.as_before.add(found.name)
+            return self.out.node_copy(found, mapped)
+        reshaping = layout.reshaping(found)
+        if reshaping is not None:
+            kind, target, given = reshaping
+            args: Any = fx.map_arg(found.args, mapped)
+            kwargs: Any = fx.map_arg(given, mapped)
+            made = self.out.create_node(kind, target, args, kwargs, found.name)
+            made.meta = dict(found.meta)
+            return made
+        if not self.moved or not layout.may_want_rows(found, self.modules):
+            return self.out.node_copy(found, mapped)
+        rows = {s.name for s in changed if self._wants_rows(s, names.get(s.name))}
+        return self.out.node_copy(
+            found, lambda s: self._in_rows(mapped(s)) if s.name in rows else mapped(s)
+        )
+
+    def _is_as_before(self, source: fx.Node, made: fx.Node) -> bool:
+        """Whether what stands for a host node is that node, with everything in front of it."""
+        if source.op in ("placeholder", "get_attr"):
+            return source.op == made.op
+        return source.name in self.as_before and self.host_nodes.get(source.name) is made
+
+    def _wants_rows(self, source: fx.Node, value: Value | None) -> bool:
+        """Whether an argument that may have lain in order must be put in order, now that it may not."""
+        if source.name in self.host.strided or value is None or value.producer is None:
+            return False
+        is_tensor = source.name in self.host.in_rows or not isinstance(value.producer.op, Opaque)
+        return is_tensor and not _lies_in_rows(value)
+
+    def _in_rows(self, made: fx.Node) -> fx.Node:
+        if made not in self.laid:
+            self.laid[made] = self.call("contiguous", made)
+        return self.laid[made]
+
+    def _returned(self, name: str, value: Value) -> fx.Node:
+        """What the module returns; whoever reads it may count on its layout."""
+        made, source = self._value(value), self.host.order[name]
+        if not self.moved or self._is_as_before(source, made):
+            return made
+        # Without example inputs nobody knows for certain.
+        lay = name in self.host.in_rows or layout.is_put_in_rows(source)
+        return self._in_rows(made) if lay and self._wants_rows(source, value) else made
 
     def _written(self, found: fx.Node, mapped: Callable[[fx.Node], fx.Node]) -> bool:
         """Whether a host node that several of ours stand for is there already, with the same arguments."""
@@ -422,6 +491,18 @@ def _is_whole(found: list[Node]) -> bool:
     inner = [v for node in found[:-1] for v in node.outputs]
     alone = all(not v.is_output and set(v.users) <= set(found) for v in inner)
     return alone and len(found) == found[-1].origin.parts
+
+
+def _lies_in_rows(value: Value) -> bool:
+    """Whether a value lies in order whatever it was made from."""
+    while value.producer is not None and value.producer.inputs:
+        node, source = value.producer, value.producer.inputs[0]
+        if isinstance(node.op, ir.Linear | ir.MatMul):
+            return True
+        if not isinstance(node.op, ir.Activation | ir.Softmax | ir.Unary) or source is None:
+            return False
+        value = source
+    return False
 
 
 _STATED = ("val", "tensor_meta", "example_value")

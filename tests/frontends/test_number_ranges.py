@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from graphshrink import shrink_graph
-
 from support.fx_calls import traced
 
 VALUES = [-3.0, -0.7, -0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 60.0]
