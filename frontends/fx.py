@@ -31,6 +31,7 @@ from ..ir.analysis.sizes import SizeRoots
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
 from . import fx_layout
+from .fx_buffers import keep_temporary, temporary
 from .fx_call import DTYPES, Call, Step, Steps
 from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
@@ -105,7 +106,9 @@ def trace(module: nn.Module) -> fx.GraphModule:
     """``torch.fx.symbolic_trace``, but gates stay modules."""
     tracer = _Tracer()
     graph = tracer.trace(module)
-    return fx.GraphModule(tracer.root, graph, type(module).__name__)
+    made = fx.GraphModule(tracer.root, graph, type(module).__name__)
+    keep_temporary(made, temporary(module))
+    return made
 
 
 class _Tracer(fx.Tracer):

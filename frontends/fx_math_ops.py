@@ -44,7 +44,7 @@ def factor(found: int | float, dtype: DType) -> Tensor | None:
         return None
     if dtype in (DType.F32, DType.F64):
         return SplatTensor((), dtype, float(found))
-    return DerivedTensor((), dtype, lambda: np.array(np.float32(found), np.float64))
+    return DerivedTensor((), dtype, lambda: np.array(np.float32(found), np.float64), sources=())
 
 
 def _representable(found: float, dtype: DType) -> bool:

@@ -75,7 +75,10 @@ def normalise(
         return (beta.float64() if beta is not None else 0.0) - m.float64() * scale()
 
     dtype = x.type.dtype or m.dtype
-    parts = DerivedTensor(m.shape, dtype, scale), DerivedTensor(m.shape, dtype, shift)
+    parts = (
+        DerivedTensor(m.shape, dtype, scale, sources=(v, gamma)),
+        DerivedTensor(m.shape, dtype, shift, sources=tensors),
+    )
     if module is not None:
         parts[0].host = BatchNormPart(module, "scale")
         parts[1].host = BatchNormPart(module, "shift")

@@ -65,10 +65,10 @@ def _scale_operands(kind: str, swapped: bool, data: Tensor, size: int) -> list[O
     if kind == "Add":
         return [None, flat]
     if kind == "Div":
-        return [DerivedTensor(shape, dtype, lambda: 1.0 / flat.float64())]
+        return [DerivedTensor(shape, dtype, lambda: 1.0 / flat.float64(), sources=(flat,))]
     if swapped:
         return [SplatTensor(shape, dtype, -1.0), flat]
-    return [None, DerivedTensor(shape, dtype, lambda: -flat.float64())]
+    return [None, DerivedTensor(shape, dtype, lambda: -flat.float64(), sources=(flat,))]
 
 
 __all__ = ["scale_place", "scaled"]

@@ -130,7 +130,9 @@ def shortest(value: float) -> float:
 def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same numbers in another shape."""
     if isinstance(data, DerivedTensor):
-        return DerivedTensor(shape, data.dtype, lambda: data.float64().reshape(shape))
+        return DerivedTensor(
+            shape, data.dtype, lambda: data.float64().reshape(shape), sources=(data,)
+        )
     return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape), source=data)
 
 

@@ -187,7 +187,7 @@ def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) ->
 def _flat(tensor: Tensor) -> Tensor:
     array = read_vector(tensor)
     if array is not None:
-        return exact(array.reshape(-1), tensor.dtype)
+        return exact(array.reshape(-1), tensor.dtype, tensor)
     return Derived((tensor.size,), tensor.dtype, lambda: tensor.float64().reshape(-1), (tensor,))
 
 

@@ -6,6 +6,7 @@ the dotted name of what they replace, so that the result trains, pickles, export
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,10 @@ from torch import fx, nn
 from .. import ir
 from ..frontends import fx_layout as layout
 from ..frontends.fx import FxHost, FxOrigin
+from ..frontends.fx_buffers import keep_temporary, temporary
 from ..ir import (
     DType,
     Graph,
-    LazyTensor,
     MaskedTensor,
     ModelError,
     Node,
@@ -102,7 +103,8 @@ class _Emitter:
         self.constants: dict[Value, fx.Node] = {}
         self.host_nodes: dict[str, fx.Node] = {}
         self.switches: dict[Value, Switch] = {}
-        self.parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}
+        self.tensors: dict[int, tuple[Tensor, torch.Tensor]] = {}
+        self.temporary = temporary(host.module)
         self.masks: dict[int, Mask] = {}
         self.reserved = _reserved(host.module)
         self.by_name: dict[str, fx.Node] = {}
@@ -139,6 +141,7 @@ class _Emitter:
         self.out.lint()
         module = fx.GraphModule(self.root, self.out, type(source).__name__)
         module.train(source.training)
+        keep_temporary(module, self.temporary)
         # Only what the emitted graph uses is carried over; nn.Module gives no other account of it.
         module.meta = dict(getattr(source, "meta", {}))
         if REORDERED in self.graph.notes:
@@ -159,20 +162,21 @@ class _Emitter:
     def _constant(self, value: Value) -> fx.Node:
         assert value.data is not None
         if isinstance(value.data, MaskedTensor) and value.data.lasting:
-            held = Constant(self.parameter(value.data))
+            held = Constant(nn.Parameter(torch.empty(0), requires_grad=False))
+            hold(held, "weight", self.tensor(value.data))
             self.masked(held, value.data)
             return self.out.call_module(self._place(self._free(value.name), held))
         if isinstance(value.data.host, torch.Tensor) and isinstance(value.host, tuple):
             name = self._place(str(value.host[1]), value.data.host)
         else:
             name = self._free(value.name.replace("/", "."))
-            trained = isinstance(_source(value.data).host, nn.Parameter)
-            made = self.parameter(value.data) if trained else _torch(value.data, self._like())
-            name = self._place(name, made)
+            known = value.data.hosts is not None
+            name = self._place(name, self.tensor(value.data) if known else self._made(value.data))
         return self.out.get_attr(name)
 
     def _like(self) -> torch.Tensor | None:
-        return next(iter(self.host.module.parameters()), None)
+        module = self.host.module
+        return next(itertools.chain(module.parameters(), module.buffers()), None)
 
     def _place(self, name: str, found: Any) -> str:
         """Register a module, parameter or buffer under a dotted name, or a free one like it."""
@@ -191,7 +195,7 @@ class _Emitter:
         elif isinstance(found, nn.Parameter):
             holder.register_parameter(leaf, found)
         else:
-            holder.register_buffer(leaf, found)
+            holder.register_buffer(leaf, found, persistent=id(found) not in self.temporary)
         return name
 
     def _free(self, hint: str) -> str:
@@ -438,10 +442,10 @@ class _Emitter:
 
     def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
         """Give a new module its numbers, on the device of the host's parameters."""
-        made.weight = self.parameter(weight)
+        hold(made, "weight", self.tensor(weight))
         self.masked(made, weight)
         if bias is not None:
-            made.bias = self.parameter(bias)
+            hold(made, "bias", self.tensor(bias))
 
     def masked(self, made: nn.Module, weight: Tensor) -> None:
         """Let the mask of a new module's weight last; modules that share a weight share its mask."""
@@ -452,12 +456,55 @@ class _Emitter:
             self.masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
         mask_weight(made, self.masks[id(weight)])
 
-    def parameter(self, data: Tensor) -> nn.Parameter:
-        """A new parameter, one for all modules that read the same tensor: tied weights stay tied."""
-        if id(data) not in self.parameters:
-            # The tensor is kept, so that its id stays its own.
-            self.parameters[id(data)] = data, nn.Parameter(_torch(data, self._like()))
-        return self.parameters[id(data)][1]
+    def tensor(self, data: Tensor) -> torch.Tensor:
+        """The numbers of a constant, one tensor for all that read the same: tied weights stay tied.
+
+        What is the host's own stays that. What is made of parameters is a parameter, and learns if one of them does;
+        what is made of buffers and numbers is a buffer.
+        """
+        if isinstance(data.host, torch.Tensor):
+            return data.host
+        if id(data) not in self.tensors:
+            made = self._made(data)
+            hosts = data.hosts
+            sources = self.host.module.parameters() if hosts is None else hosts
+            found = [p for p in sources if isinstance(p, nn.Parameter)]
+            if (found or hosts is None) and made.is_floating_point():
+                made = nn.Parameter(made, any(p.requires_grad for p in found))
+            # The constant is kept, so that its id stays its own.
+            self.tensors[id(data)] = data, made
+        return self.tensors[id(data)][1]
+
+    def _made(self, data: Tensor) -> torch.Tensor:
+        """The numbers on the device, and in the memory format, of what they are made from."""
+        sources = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
+        made = _torch(data, next((h for h in sources if h.device.type != "meta"), self._like()))
+        form = next(
+            (f for h in sources if (f := _last(h)) is not None and h.ndim == made.ndim), None
+        )
+        if form is None:
+            return made
+        return torch.empty_like(made, memory_format=form).copy_(made)
+
+
+def hold(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Give a new module a parameter or a buffer in the place of a tensor of its own."""
+    module._parameters.pop(name, None)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def _last(tensor: torch.Tensor) -> torch.memory_format | None:
+    """The format of a tensor whose channels are its innermost axis."""
+    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = forms.get(tensor.ndim)
+    if form is None or not tensor.is_contiguous(memory_format=form):
+        return None
+    # Axes of size 1 leave it open; torch then goes by the strides.
+    rows = torch.empty(tensor.shape, device="meta").stride()
+    return form if tensor.stride() != rows else None
 
 
 def _names(node: Node, origin: FxOrigin) -> dict[str, Value] | None:
@@ -513,18 +560,6 @@ _ALLOCATING = (
     ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.GroupNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
     ir.GlobalAveragePool, ir.Unary, ir.Pow, ir.Max, ir.Min, ir.Compare, ir.Logical, ir.Where, ir.LogSoftmax, ir.Resize,
 )  # fmt: skip
-
-
-def _source(data: Tensor) -> Tensor:
-    """The tensor that this one is a rearrangement or a part of."""
-    while True:
-        match data:
-            case MaskedTensor(weight=weight):
-                data = weight
-            case LazyTensor(source=Tensor() as source):
-                data = source
-            case _:
-                return data
 
 
 def _word(text: str) -> str:
@@ -663,18 +698,21 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     norm = reordered_norm(node)
     if norm is not None:
         return e.module(node, norm, e._value(x))
-    operands = [node.input(1), node.input(2)]
     vectors: list[torch.Tensor | None] = []
-    for value in operands:
+    for value in (node.input(1), node.input(2)):
         if value is not None and value.data is None:
             raise ModelError(f"{node.name}: a Scale by a computed vector has no spelling in torch")
-        vectors.append(
-            None if value is None or value.data is None else _torch(value.data, e._like())
-        )
+        vectors.append(None if value is None or value.data is None else e.tensor(value.data))
     if x.type.rank is None and any(v is not None and v.numel() != 1 for v in vectors):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
-    return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
+    made = Scale(None, None, trailing)
+    for name, vector in zip(("scale", "shift"), vectors, strict=True):
+        if vector is not None:
+            shaped = vector.detach().clone().reshape(-1, *[1] * trailing)
+            learned = isinstance(vector, nn.Parameter)
+            hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
+    return e.module(node, made, e._value(x))
 
 
 def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
@@ -702,10 +740,7 @@ def _prelu_module(e: _Emitter, node: Node, axis: int, slope: Value | None) -> nn
     if slope.data.size != 1 and axis != 1 and (rank is None or axis % rank != 1):
         raise ModelError(f"{node.name}: a PRelu along axis {axis} has no spelling in torch")
     made = nn.PReLU(slope.data.size, device="meta", dtype=_DTYPES[slope.data.dtype])
-    if isinstance(slope.data.host, nn.Parameter):
-        made.weight = slope.data.host
-    else:
-        e.fill(made, slope.data, None)
+    e.fill(made, slope.data, None)
     return made
 
 
