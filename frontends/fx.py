@@ -271,7 +271,7 @@ class _Importer:
             found = self.modules[str(node.target)]
             kind = plain_type(found)
             known = kind.__module__.startswith("torch.nn.modules") or kind in (Gate, Scale)
-            return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
+            return known and not isinstance(found, (*SHARES_MEMORY, fx.GraphModule))
         if node.op in ("call_function", "call_method"):
             return call_name(node.target).removeprefix("aten.") in ALLOCATES
         return False
@@ -291,7 +291,8 @@ class _Importer:
             return name
 
         for node in self.nodes:
-            if node.name in self.sizes:
+            # The output reads, and is no memory of its own.
+            if node.name in self.sizes or node.op == "output":
                 continue
             if node.name in inplace or not self._fresh(node):
                 for source in node.all_input_nodes:
@@ -326,7 +327,7 @@ class _Importer:
         here = position[node.name]
         later = {n.name for n in shared if position[n.name] >= here}
         for member in shared:
-            if member.op in ("placeholder", "get_attr", "output"):
+            if member.op in ("placeholder", "get_attr"):
                 return False
             if member.name in later:
                 continue
@@ -596,8 +597,11 @@ _AUGMENTED = {
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
     "ilshift", "irshift", "iconcat",
 }  # fmt: skip
-_INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1,
-                  "leaky_relu": 2, "elu": 2, "dropout": 3, "hardtanh": 3}  # fmt: skip
+_INPLACE_PLACE = {
+    "relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1, "selu": 1,
+    "leaky_relu": 2, "elu": 2, "celu": 2, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
+    "alpha_dropout": 3, "feature_alpha_dropout": 3, "hardtanh": 3, "threshold": 3, "rrelu": 4,
+}  # fmt: skip
 """Where functions take ``inplace`` as a positional argument."""
 
 

@@ -620,8 +620,11 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Any], Lowered | None]] = {
     nn.ConstantPad2d: lambda m, x: pad(Call((x, m.padding, "constant", m.value))),
 }
 
-SHARES_MEMORY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten)
-"""Modules that the IR knows and whose result may be the argument itself."""
+SHARES_MEMORY = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
+)  # fmt: skip
+"""Modules of torch whose result may be the argument itself, or a view of it."""
 
 
 def type_of(found: Any) -> TensorType:
