@@ -67,6 +67,11 @@ PRIVATE: dict[str, Callable[[Net, Tensor], Any]] = {
     "scales that cancel twice": lambda m, x: (
         m.relu((y := m.conv(x)).mul(2.0).mul(0.5)) + m.relu(y.mul(4.0).mul(0.25).neg()) + y
     ),
+    "activation of scales that cancel": lambda m, x: m.relu((y := m.conv(x)) * 2.0 * 0.5) + y,
+    "activation of scales of the input": lambda m, x: (m.relu(x * 2.0 * 0.5) + 1.0, m.conv(x)),
+    "activation of an input that nobody reads": lambda m, x: m.relu(x * 2.0 * 0.5) + 1.0,
+    "input that is written last": lambda m, x: m.conv(x) + x.mul(3.0) + torch.relu_(x),
+    "parameter's copy": lambda m, x: torch.relu_(m.conv.bias * 2.0 * 0.5) + m.conv(x).sum(),
     "scales of the input": lambda m, x: (act(x.mul(2.0).mul(0.5)), m.conv(x)),
     "copy of the input": lambda m, x: (act(x.clone()), x + 1.0),
     "shift that cancels": lambda m, x: act((y := m.conv(x)).add(1.0).sub(1.0)) + y,
