@@ -30,6 +30,7 @@ from ..ir import (
 from ..ir.analysis.sizes import SizeRoots
 from ..nn import RANDOM, Gate, Scale, mask_of
 from ..nn_masks import Constant, plain_type
+from . import fx_layout
 from .fx_call import DTYPES, Call, Step, Steps
 from .fx_composite_ops import COMPOSITE_CALLS
 from .fx_constants import fold_view
@@ -78,6 +79,8 @@ class FxHost:
         inplace: Names of host nodes that work in place.
         sizes: Names of host nodes that compute sizes from shapes, and are no nodes of the IR.
         exported: The inputs that a program was exported with, or ``None``.
+        in_rows: Names of host nodes whose results are known to lie in order, as ``contiguous`` makes them.
+        strided: Names of those that are known not to.
     """
 
     module: fx.GraphModule
@@ -86,6 +89,8 @@ class FxHost:
     inplace: frozenset[str]
     sizes: tuple[str, ...] = ()
     exported: tuple[Any, ...] | None = None
+    in_rows: frozenset[str] = frozenset()
+    strided: frozenset[str] = frozenset()
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -135,6 +140,7 @@ class _Shapes(fx.Interpreter):
         self.results: dict[str, Any] = {}
         self.copies: dict[int, nn.Module] = {}
         self.fakes: dict[int, tuple[str, Any, int]] = {}
+        self.in_rows: dict[str, bool] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -145,6 +151,8 @@ class _Shapes(fx.Interpreter):
             self.results[n.name] = result
         # In-place views may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
+        if isinstance(result, torch.Tensor):
+            self.in_rows[n.name] = result.is_contiguous()
         return result
 
     def fetch_attr(self, target: str) -> Any:
@@ -214,12 +222,13 @@ class _Importer:
         self.sizes: dict[str, Any] = {}
         self.roots = SizeRoots()
         self.barrier: set[str] = set()
+        self.in_rows: dict[str, bool] = {}
 
     def run(self) -> Graph:
         self._check_mode()
         if self.inputs is not None:
             ran = _fake_run(self.module, self.inputs)
-            self.types, results = ran.found, ran.results
+            self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
@@ -230,12 +239,20 @@ class _Importer:
                 )
         self.sizes = known_sizes(self.nodes, results)
         inplace, self.barrier = self._aliases()
+        self._hold_layouts()
         for node in self.nodes:
             if node.name not in self.pieces and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
         order = {n.name: n for n in self.nodes}
+        self.in_rows |= {n.name: True for n in self.nodes if fx_layout.in_rows(n)}
         self.graph.host = FxHost(
-            self.module, self.inputs, order, frozenset(inplace), tuple(self.sizes)
+            self.module,
+            self.inputs,
+            order,
+            frozenset(inplace),
+            tuple(self.sizes),
+            frozenset(name for name, known in self.in_rows.items() if known),
+            frozenset(name for name, known in self.in_rows.items() if not known),
         )
         raise_patterns(self.graph, _combine)
         return self.graph
@@ -298,7 +315,7 @@ class _Importer:
             found = self.modules[str(node.target)]
             kind = plain_type(found)
             known = kind.__module__.startswith("torch.nn.modules") or kind in (Gate, Scale)
-            return known and not isinstance(found, (*SHARES_MEMORY, nn.Unflatten, fx.GraphModule))
+            return known and not isinstance(found, (*SHARES_MEMORY, fx.GraphModule))
         if node.op in ("call_function", "call_method"):
             return call_name(node.target).removeprefix("aten.") in ALLOCATES
         return False
@@ -321,7 +338,8 @@ class _Importer:
             return name
 
         for node in self.nodes:
-            if node.name in self.sizes:
+            # The output reads, and is no memory of its own.
+            if node.name in self.sizes or node.op == "output":
                 continue
             if node.name in inplace or not self._fresh(node):
                 for source in node.all_input_nodes:
@@ -356,7 +374,7 @@ class _Importer:
         here = position[node.name]
         later = {n.name for n in shared if position[n.name] >= here}
         for member in shared:
-            if member.op in ("placeholder", "get_attr", "output"):
+            if member.op in ("placeholder", "get_attr"):
                 return False
             if member.name in later:
                 continue
@@ -364,6 +382,17 @@ class _Importer:
             if any(position[name] > here for name in readers):
                 return False
         return True
+
+    def _hold_layouts(self) -> None:
+        """Leave alone what decides about strides that are read, or about what a written view can be a view of."""
+        readers = [n for n in self.nodes if fx_layout.reads(n)]
+        views = [n for n in self.nodes if n.name in self.barrier and fx_layout.views(n)]
+        held = fx_layout.held([*readers, *views])
+        if readers and held:
+            self.graph.notes.append(
+                f"{readers[0].name} depends on how its argument lies in memory: everything in front of it is left alone"
+            )
+        self.barrier |= held
 
     # Nodes.
 
@@ -619,8 +648,11 @@ _AUGMENTED = {
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
     "ilshift", "irshift", "iconcat",
 }  # fmt: skip
-_INPLACE_PLACE = {"relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1,
-                  "leaky_relu": 2, "elu": 2, "dropout": 3, "hardtanh": 3}  # fmt: skip
+_INPLACE_PLACE = {
+    "relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1, "selu": 1,
+    "leaky_relu": 2, "elu": 2, "celu": 2, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
+    "alpha_dropout": 3, "feature_alpha_dropout": 3, "hardtanh": 3, "threshold": 3, "rrelu": 4,
+}  # fmt: skip
 """Where functions take ``inplace`` as a positional argument."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from .. import ir
-from ..ir import ArrayTensor, DType, Tensor, Value
+from ..ir import ArrayTensor, DerivedTensor, DType, SplatTensor, Tensor, Value
 from ..ir.ops.base import axis_of
 from .fx_call import DTYPES, Call, Free, Lowered, Operand, ints
 from .onnx_math_ops import OF_ANY_NUMBER
@@ -27,8 +28,30 @@ def number(found: Any, dtype: DType | None) -> Tensor | None:
     fits = dtype is DType.BOOL if kind == "bool" else dtype.is_wide_float or dtype.is_int
     if not fits or (kind == "float" and dtype.is_int):
         return None
+    if dtype.is_float and not _representable(float(found), dtype):
+        return None
     made = np.array(found).astype(dtype.numpy)
-    return ArrayTensor(made) if kind != "int" or int(made) == found else None
+    return ArrayTensor(made) if kind != "int" or dtype.is_float or int(made) == found else None
+
+
+def factor(found: int | float, dtype: DType) -> Tensor | None:
+    """A Python number as torch computes with it, which is in float32 where the tensor has 16 bits.
+
+    Returns:
+        A constant without axes; ``None`` where the element type cannot hold the number.
+    """
+    if not dtype.is_wide_float or not _representable(float(found), dtype):
+        return None
+    if dtype in (DType.F32, DType.F64):
+        return SplatTensor((), dtype, float(found))
+    return DerivedTensor((), dtype, lambda: np.array(np.float32(found), np.float64), sources=())
+
+
+def _representable(found: float, dtype: DType) -> bool:
+    """Whether a number is none that overflows, nor one of so few digits that torch may make zero of it."""
+    if found == 0 or not math.isfinite(found):
+        return True
+    return dtype.smallest_normal <= abs(found) <= dtype.largest
 
 
 def _operands(found: Sequence[Any]) -> list[Operand] | None:

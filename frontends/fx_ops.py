@@ -16,15 +16,16 @@ import torch
 from torch import nn
 
 from .. import ir
-from ..ir import LazyTensor, SplatTensor, Tensor, TensorType, Value
+from ..ir import LazyTensor, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
 from ..nn import Gate, Scale, Switch
 from ..nn_masks import only_masked, plain_type
 from .fx_call import DTYPES, Call, Free, Lowered, ints
-from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, number, resized
+from .fx_layout import keeps_format
+from .fx_math_ops import MATH_ALLOCATES, MATH_CALLS, factor, resized
 from .fx_norms import aten_batch_norm, batch_norm, normalise
 from .fx_shape_ops import SHAPE_CALLS
-from .onnx_linear_ops import scale_operands, scale_place
+from .lowering import scaled
 from .onnx_shape_ops import reshaping
 from .onnx_site import reshaped, transposed
 
@@ -88,37 +89,35 @@ def arithmetic(kind: str) -> Callable[[Call], Lowered | None]:
 
     def rule(call: Call) -> Lowered | None:
         a, b = call.get(0, "input"), call.get(1, "other")
-        if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("rounding_mode") is not None:
+        alpha = call.get(2, "alpha", 1)
+        if len(call.args) > 3 or alpha != 1 or call.kwargs.get("rounding_mode") is not None:
             return None
-        for swapped in (False, True):
-            x, c = (b, a) if swapped else (a, b)
-            if not isinstance(x, Value) or x.data is not None or (swapped and kind == "Div"):
-                continue
-            data = c.data if isinstance(c, Value) else None
-            if isinstance(c, (int, float)) and not isinstance(c, bool):
-                if x.type.dtype is None or not x.type.dtype.is_wide_float:
-                    return None
-                data = SplatTensor((), x.type.dtype, float(c))
-            place = scale_place(x.type, data) if data is not None else None
-            if data is not None and place is not None:
-                axis, size = place
-                return ir.Scale(axis), [x, *scale_operands(kind, swapped, data, size)]
-        if kind == "Div" and isinstance(b, Value) and b.data is None:
-            # What is divided is a number: no scale.
-            if a == 1 and type(a) in (int, float):
-                return CALLS["reciprocal"](Call((b,)))
-            dividend = number(a, b.type.dtype)
-            if dividend is not None and b.type.dtype is not None and b.type.dtype.is_wide_float:
-                return ir.Div(), [dividend, b]
-        if not isinstance(a, Value) or not isinstance(b, Value):
+        dtype = next((v.type.dtype for v in (a, b) if isinstance(v, Value)), None)
+        if dtype is None:
             return None
-        if a.type.dtype is None or a.type.dtype is not b.type.dtype:
+        a, b = (_number_or_value(v, dtype) for v in (a, b))
+        if a is None or b is None:
             return None
-        if kind == "Div" and not a.type.dtype.is_wide_float:
+        found = scaled(kind, a, b)
+        if found is not None:
+            return found
+        if kind == "Div" and not dtype.is_wide_float:
             return None  # torch's true division makes floats of integers.
-        return getattr(ir, kind)(), [a, b]
+        if kind == "Div" and not isinstance(a, Value):
+            # What is divided is a number: no scale.
+            return CALLS["reciprocal"](Call((b,))) if a.float64() == 1 else (ir.Div(), [a, b])
+        if not isinstance(a, Value) or (kind != "Div" and not isinstance(b, Value)):
+            return None
+        return (getattr(ir, kind)(), [a, b]) if a.type.dtype is b.type.dtype else None
 
     return rule
+
+
+def _number_or_value(found: Any, dtype: ir.DType) -> Value | Tensor | None:
+    if isinstance(found, Value):
+        return found
+    plain = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return factor(found, dtype) if plain else None
 
 
 def activation(kind: str, *parameters: tuple[str, float]) -> Callable[[Call], Lowered | None]:
@@ -448,6 +447,11 @@ def identity(call: Call) -> Lowered | None:
     return ir.Identity(), [call.value(0)]
 
 
+def contiguous(call: Call) -> Lowered | None:
+    """``(x, memory_format)``: the value itself, unless another format is asked for."""
+    return identity(call) if keeps_format(call.get(1, "memory_format")) else None
+
+
 def upsample(module: Any, x: Value) -> Lowered | None:
     """An ``nn.Upsample`` and its kin."""
     if getattr(module, "recompute_scale_factor", False) and module.scale_factor is not None:
@@ -471,23 +475,24 @@ CALLS: dict[str, Callable[[Call], Lowered | None]] = {
     "aten.batch_norm": aten_batch_norm, "add": arithmetic("Add"), "sub": arithmetic("Sub"),
     "mul": arithmetic("Mul"), "div": arithmetic("Div"), "truediv": arithmetic("Div"),
     "multiply": arithmetic("Mul"), "subtract": arithmetic("Sub"), "divide": arithmetic("Div"),
-    "rsub": lambda c: arithmetic("Sub")(Call((c.args[1], c.args[0], *c.args[2:]), c.kwargs)), "relu": activation("relu"), "relu6": activation("relu6"),
+    "rsub": lambda c: arithmetic("Sub")(Call((c.get(1, "other"), c.get(0, "input"), c.get(2, "alpha", 1)))), "relu": activation("relu"), "relu6": activation("relu6"),
     "silu": activation("silu"), "sigmoid": activation("sigmoid"), "tanh": activation("tanh"),
     "hardswish": activation("hard_swish"), "mish": activation("mish"),
     "softsign": activation("softsign"), "leaky_relu": activation("leaky_relu", ("negative_slope", 0.01)),
     "elu": lambda c: activation("elu", ("alpha", 1.0))(Call(c.args[:2], c.kwargs)),
     "prelu": prelu, "gelu": gelu, "hardtanh": lambda c: clipped(
         c.value(0), c.get(1, "min_val", -1.0), c.get(2, "max_val", 1.0)),
-    "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape,
+    "clamp": clip, "clip": clip, "mean": mean, "flatten": flatten, "reshape": reshape, "view": reshape, "_unsafe_view": reshape,
     "embedding": embedding, "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": matrix_transpose, "cat": concat, "concat": concat, "softmax": softmax(ir.Softmax), "log_softmax": softmax(ir.LogSoftmax),
     "layer_norm": layer_norm, "group_norm": group_norm, "instance_norm": instance_norm,
     "aten.instance_norm": aten_instance_norm, "matmul": matmul, "dropout": dropout, "pad": pad,
-    "contiguous": identity, "alias": identity, "hardsigmoid":
+    "contiguous": contiguous, "alias": identity, "hardsigmoid":
         lambda c: (ir.Activation("hard_sigmoid", (1 / 6, 0.5)), [c.value(0)]),
 }  # fmt: skip
 
 ALLOCATES = {
     *MATH_ALLOCATES,
+    "clone",
     "linear", "convolution", "batch_norm", "add", "sub", "mul", "div", "truediv", "multiply", "relu",
     "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu",
     "elu", "prelu", "gelu", "hardtanh", "clamp", "clip", "cat", "concat", "softmax", "layer_norm", "group_norm", "instance_norm", "matmul", "mean", "scaled_dot_product_attention", "stack",
@@ -615,8 +620,11 @@ _MODULES: dict[type[nn.Module], Callable[[Any, Any], Lowered | None]] = {
     nn.ConstantPad2d: lambda m, x: pad(Call((x, m.padding, "constant", m.value))),
 }
 
-SHARES_MEMORY = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Flatten)
-"""Modules that the IR knows and whose result may be the argument itself."""
+SHARES_MEMORY = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle,
+)  # fmt: skip
+"""Modules of torch whose result may be the argument itself, or a view of it."""
 
 
 def type_of(found: Any) -> TensorType:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..ir import ModelError
 from ..nn import Gate
 from ..nn_masks import Constant
+from .fx_buffers import keep_temporary, temporary
 from .fx_copy import ModuleCopy, containers_kept
 
 
@@ -74,6 +75,7 @@ def traced(module: nn.Module, inputs: Sequence[Any] | None = None) -> Traced:
     parts = {name: shared.original(_member(shared.module, tracer, name)) for name in found}
     made = fx.GraphModule(parts, graph, type(module).__name__)
     made.training = module.training
+    keep_temporary(made, temporary(module))
     if changed and not acts_alike(module, made, inputs):
         raise StateError(keeps_state(module, changed))
     return Traced(made, [*tracer.notes, *_lost_hooks(module, set(parts))])

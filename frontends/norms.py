@@ -38,7 +38,10 @@ def batch_norm_scale(
     def shift() -> Array64:
         return np.asarray((0.0 if beta is None else beta.float64()) - mean.float64() * scale())
 
-    return DerivedTensor(mean.shape, dtype, scale), DerivedTensor(mean.shape, dtype, shift)
+    return (
+        DerivedTensor(mean.shape, dtype, scale, sources=(var, gamma)),
+        DerivedTensor(mean.shape, dtype, shift, sources=(mean, var, beta, gamma)),
+    )
 
 
 def _check(

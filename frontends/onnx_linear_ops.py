@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import ir
-from ..ir import DerivedTensor, SplatTensor, Tensor, TensorType
+from ..ir import DerivedTensor
+from .lowering import scaled
 from .norms import batch_norm_scale
 from .onnx_site import Lowered, Operand, Rule, Site, reshaped, transposed
 
@@ -123,60 +124,7 @@ def _batch_norm(s: Site) -> Lowered | None:
 
 def _arithmetic(s: Site) -> Lowered | None:
     plain = {"Add": ir.Add, "Sub": ir.Sub, "Mul": ir.Mul, "Div": ir.Div}[s.kind]()
-    for x, c in ((0, 1), (1, 0)):
-        data, value = s.data(c), s.input(x)
-        if data is None or value is None or value.data is not None or (x == 1 and s.kind == "Div"):
-            continue
-        place = scale_place(value.type, data)
-        if place is None or (s.kind == "Div" and not _invertible(data)):
-            continue
-        axis, size = place
-        return ir.Scale(axis), [value, *scale_operands(s.kind, x == 1, data, size)]
-    return plain, s.inputs
-
-
-def _invertible(data: Tensor) -> bool:
-    """Whether 1/c keeps its digits in the storage type: neither overflows nor goes subnormal."""
-    if data.size > 1 << 16:
-        return False
-    import ml_dtypes
-
-    limits: Any = ml_dtypes.finfo(data.dtype.numpy)  # type: ignore[no-untyped-call]
-    size = np.abs(data.float64())
-    low, high = 1.0 / float(limits.max), 1.0 / float(limits.smallest_normal)
-    return bool(np.all((size > low) & (size < high)))
-
-
-def scale_place(x: TensorType, constant: Tensor) -> tuple[int, int] | None:
-    """Where a constant operand scales ``x``: (axis, 1 or the size of that axis); ``None`` if it does not."""
-    if not x.rank or not constant.dtype.is_wide_float or x.dtype is not constant.dtype:
-        return None
-    if len(constant.shape) > x.rank:
-        return None
-    wide = [i for i, d in enumerate(constant.shape) if d != 1]
-    if not wide:
-        # A scalar has no axis of its own: the channel axis, by convention.
-        return (1 if x.rank > 1 else 0), 1
-    if len(wide) > 1:
-        return None
-    axis = x.rank - len(constant.shape) + wide[0]
-    size = constant.shape[wide[0]]
-    return (axis, size) if x.dim(axis) == size else None
-
-
-def scale_operands(kind: str, swapped: bool, data: Tensor, size: int) -> list[Operand]:
-    """The (scale, shift) of ``x kind data``, or of ``data kind x`` when swapped."""
-    shape, dtype = (size,), data.dtype
-    flat = reshaped(data, shape)
-    if kind == "Mul":
-        return [flat]
-    if kind == "Add":
-        return [None, flat]
-    if kind == "Div":
-        return [DerivedTensor(shape, dtype, lambda: 1.0 / flat.float64())]
-    if swapped:
-        return [SplatTensor(shape, dtype, -1.0), flat]
-    return [None, DerivedTensor(shape, dtype, lambda: -flat.float64())]
+    return scaled(s.kind, s.input(0), s.input(1)) or (plain, s.inputs)
 
 
 def _pool(s: Site) -> Lowered | None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from .. import ir
 from ..ir import DType
-from .onnx_linear_ops import LINEAR_RULES, scale_place
+from .lowering import scale_place
+from .onnx_linear_ops import LINEAR_RULES
 from .onnx_math_ops import MATH_RULES
 from .onnx_resize_ops import RESIZE_RULES
 from .onnx_shape_ops import SHAPE_RULES

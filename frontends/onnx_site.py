@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import LazyTensor, Op, Tensor, TensorType, Value
+from ..ir import DerivedTensor, LazyTensor, Op, Tensor, TensorType, Value
 from ..ir.ops.base import axis_of
 from .onnx_sizes import KnownSizes, Size
 
@@ -129,7 +129,11 @@ def shortest(value: float) -> float:
 
 def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same numbers in another shape."""
-    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape))
+    if isinstance(data, DerivedTensor):
+        return DerivedTensor(
+            shape, data.dtype, lambda: data.float64().reshape(shape), sources=(data,)
+        )
+    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape), source=data)
 
 
 def transposed(data: Tensor) -> Tensor:

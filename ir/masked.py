@@ -50,7 +50,7 @@ class MaskedTensor(DerivedTensor):
             raise ValueError("a pattern goes along a reduction, and a reduction has a pattern")
         if reduction is not None and reduction.shape != weight.shape:
             raise ValueError(f"a reduction of {reduction.shape} for a weight of {weight.shape}")
-        super().__init__(weight.shape, weight.dtype, self._masked, self._fill)
+        super().__init__(weight.shape, weight.dtype, self._masked, self._fill, (weight,))
         self.weight = weight
         self.pattern, self.reduction, self.lasting = pattern, reduction, lasting
         self._bits = np.packbits(mask)

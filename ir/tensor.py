@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,11 @@ class Tensor(ABC):
     def float64(self) -> Array64:
         """The numbers in float64, before any rounding to the storage type; read-only."""
         return self.numpy().astype(np.float64)
+
+    @property
+    def hosts(self) -> tuple[object, ...] | None:
+        """The host's own objects that the numbers come from; ``None`` where nobody has said."""
+        return () if self.host is None else (self.host,)
 
     @property
     def type(self) -> TensorType:
@@ -104,6 +109,10 @@ class LazyTensor(Tensor):
         self._load = load
         self.source = source
 
+    @property
+    def hosts(self) -> tuple[object, ...] | None:
+        return super().hosts if self.source is None else self.source.hosts
+
     def numpy(self) -> Array:
         array = self._load()
         if tuple(array.shape) != self.shape:
@@ -120,9 +129,10 @@ class DerivedTensor(Tensor):
         compute: Gives the numbers in float64; called on demand.
         write: An optional shortcut to the stored form for large tensors, that avoids the float64 copy:
             it receives an empty array of the storage type and fills it.
+        sources: The tensors that it is computed from, if that is known; empty for plain numbers.
     """
 
-    __slots__ = ("_compute", "_kept", "_write", "label")
+    __slots__ = ("_compute", "_hosts", "_kept", "_write", "label")
 
     def __init__(
         self,
@@ -130,13 +140,22 @@ class DerivedTensor(Tensor):
         dtype: DType,
         compute: Callable[[], Array64],
         write: Callable[[Array], None] | None = None,
+        sources: Iterable[Tensor | None] | None = None,
     ) -> None:
         super().__init__(shape, dtype)
+        # The host's objects alone: the tensors in between need not stay.
+        self._hosts = (
+            None if sources is None else _united(s.hosts for s in sources if s is not None)
+        )
         self._compute = compute
         self._write = write
         self._kept: Array64 | None = None
         self.label = ""
         """The name of the constant that it became first, for messages."""
+
+    @property
+    def hosts(self) -> tuple[object, ...] | None:
+        return self._hosts
 
     def float64(self) -> Array64:
         if self._kept is not None:
@@ -180,7 +199,18 @@ class MovedTensor(DerivedTensor):
 
     def __init__(self, source: Tensor, move: Callable[[Array], Array]) -> None:
         self.source, self.move = source, move
-        super().__init__(source.shape, source.dtype, lambda: move(source.float64()))
+        super().__init__(
+            source.shape, source.dtype, lambda: move(source.float64()), sources=(source,)
+        )
+
+
+def _united(parts: Iterable[tuple[object, ...] | None]) -> tuple[object, ...] | None:
+    found: dict[int, object] = {}
+    for part in parts:
+        if part is None:
+            return None
+        found.update((id(host), host) for host in part)
+    return tuple(found.values())
 
 
 class SplatTensor(Tensor):

@@ -82,6 +82,16 @@ class DType(Enum):
         """The NumPy type of an unpacked array of this element type."""
         return _numpy_dtype(self)
 
+    @property
+    def largest(self) -> float:
+        """The largest finite number of a floating-point type."""
+        return float(_limits(self).max)
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest positive number of a floating-point type that has all its digits."""
+        return float(_limits(self).smallest_normal)
+
     @classmethod
     def of(cls, dtype: Any) -> DType:
         """The element type of a NumPy (or ml_dtypes) dtype.
@@ -114,6 +124,13 @@ def _numpy_dtype(dtype: DType) -> np.dtype[Any]:
 
     extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype.value]))
     return extended
+
+
+@cache
+def _limits(dtype: DType) -> Any:
+    import ml_dtypes
+
+    return ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
 
 
 @cache

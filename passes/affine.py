@@ -466,6 +466,6 @@ def _pointwise_kernel(first: Affine, second: Affine) -> Tensor:
 
 def _multiplied(tensor: Tensor, factor: Tensor) -> Tensor:
     made = Derived(
-        tensor.shape, tensor.dtype, lambda: tensor.float64() * factor.float64(), (tensor,)
+        tensor.shape, tensor.dtype, lambda: tensor.float64() * factor.float64(), (tensor, factor)
     )
     return settled(made) if len(tensor.shape) == 1 else made

@@ -268,7 +268,7 @@ def _vector(tensor: Tensor, channels: int) -> Tensor | Refused | None:
         return None
     if array.shape != (channels,):
         array = np.broadcast_to(array, (channels,))
-    return exact(array, tensor.dtype)
+    return exact(array, tensor.dtype, tensor)
 
 
 def _from_scale(node: Node, identity: Affine) -> Affine | Refused:
@@ -288,7 +288,7 @@ def _from_scale(node: Node, identity: Affine) -> Affine | Refused:
             if not np.isfinite(array).all():
                 return Refused("it has factors that are not finite")
             full: Array64 = np.broadcast_to(array, (channels,)).reshape(shape)
-            weight = exact(full, identity.dtype)
+            weight = exact(full, identity.dtype, tensor)
     if shift is not None:
         assert shift.data is not None
         found = _vector(shift.data, channels)

@@ -33,7 +33,7 @@ class Derived(DerivedTensor):
         shape: The shape.
         dtype: The storage type.
         compute: Gives the numbers in float64.
-        sources: The tensors that ``compute`` reads.
+        sources: The tensors that ``compute`` reads; ``None`` if that is not known.
         write: See :class:`graphshrink.ir.DerivedTensor`.
     """
 
@@ -44,11 +44,11 @@ class Derived(DerivedTensor):
         shape: tuple[int, ...],
         dtype: DType,
         compute: Callable[[], Array64],
-        sources: Sequence[Tensor | None] = (),
+        sources: Sequence[Tensor | None] | None = (),
         write: Callable[[npt.NDArray[np.generic]], None] | None = None,
     ) -> None:
-        super().__init__(shape, dtype, compute, write)
-        self.depth = 1 + max((depth_of(s) for s in sources), default=0)
+        super().__init__(shape, dtype, compute, write, sources)
+        self.depth = 1 + max((depth_of(s) for s in sources or ()), default=0)
 
 
 def depth_of(tensor: Tensor | None) -> int:
@@ -60,9 +60,11 @@ def depth_of(tensor: Tensor | None) -> int:
     return tensor.depth if isinstance(tensor, Derived) else 0
 
 
-def exact(array: Array64, dtype: DType) -> Derived:
-    """A tensor whose float64 numbers are at hand."""
-    return Derived(array.shape, dtype, lambda: array)
+def exact(array: Array64, dtype: DType, source: Tensor | None = None) -> Derived:
+    """A tensor whose float64 numbers are at hand, and were made from another one, if that is given."""
+    made = Derived(array.shape, dtype, lambda: array, None if source is None else (source,))
+    made.depth = 1
+    return made
 
 
 def settled(tensor: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ def settled(tensor: Tensor) -> Tensor:
     try:
         # Whether the numbers stay in range is checked before a merge is made.
         with np.errstate(over="ignore", invalid="ignore"):
-            return remasked(tensor, exact(tensor.float64(), tensor.dtype))
+            return remasked(tensor, exact(tensor.float64(), tensor.dtype, tensor))
     except ValueError:
         return tensor
 

@@ -91,7 +91,7 @@ class LayerInputs:
             bias = _bias(node)
             assert bias is not None
             shift = np.einsum("grk,gk->gr", weight_rows(node, change), self.found[request].mean)
-            made[node] = exact(bias.float64() - shift.reshape(-1), bias.dtype)
+            made[node] = exact(bias.float64() - shift.reshape(-1), bias.dtype, bias)
         return made
 
     def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:

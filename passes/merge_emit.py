@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ..ir import (
     Add,
@@ -26,14 +27,16 @@ from ..ir import (
 )
 from .affine import Affine
 from .affine_nodes import op_of
-from .affine_tensors import EAGER_BYTES, Derived, exact, is_ones, read_vector
+from .affine_tensors import EAGER_BYTES, Array64, Derived, exact, is_ones, read_vector
 
 Form = Literal["kernel", "scale", "pad"]
 
 _EXTREME = 50.0
 """Factors beyond two to this power (or its inverse) may leave the range of float32."""
 
-_F16_NORMAL = 2.0**-14
+_HEADROOM = 2.0**24
+"""How large, or how small, the numbers may be that factors are applied to, where the type has room for it."""
+
 _CHUNK = 1 << 22
 
 
@@ -69,6 +72,8 @@ class Merge:
         for vector in _vectors(self.nodes):
             if vector.dtype.is_float and not _in_range(vector, dtype):
                 return f"a factor or bias beyond the range of {dtype.value} takes part"
+        if not _between_in_range(list(_factors(self.nodes)), dtype):
+            return f"numbers between the scales may leave the range of {dtype.value}"
         heavy = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
         if not self._only_scales(heavy):
             for node in heavy:
@@ -214,7 +219,7 @@ def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) ->
 def _flat(tensor: Tensor) -> Tensor:
     array = read_vector(tensor)
     if array is not None:
-        return exact(array.reshape(-1), tensor.dtype)
+        return exact(array.reshape(-1), tensor.dtype, tensor)
     return Derived((tensor.size,), tensor.dtype, lambda: tensor.float64().reshape(-1), (tensor,))
 
 
@@ -249,7 +254,37 @@ def _vectors(nodes: Sequence[Node]) -> Iterable[Tensor]:
 
 def _in_range(vector: Tensor, dtype: DType) -> bool:
     array = read_vector(vector)
-    return array is None or bool(np.isfinite(array).all())
+    if array is None:
+        return True
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(dtype.numpy)).all())
+
+
+def _between_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
+    """Whether what a run of scales makes of ordinary numbers on the way neither overflows nor loses digits.
+
+    What the last scale makes is the result itself, which overflows and underflows in a merged node as well; so does
+    what stays too small to the end.
+    """
+    headroom = 1.0 if dtype is DType.F16 else _HEADROOM
+    low, high = dtype.smallest_normal * headroom, dtype.largest / headroom
+    total: Array64 = np.ones(1)
+    lost: npt.NDArray[np.bool_] = np.zeros(1, bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i, factor in enumerate(factors):
+            array = read_vector(factor)
+            size = np.ones(1) if array is None else np.abs(array).reshape(-1)
+            if 1 not in (total.size, size.size) and total.size != size.size:
+                # Other channels: only what holds for all of them is known.
+                total, size = total.max(keepdims=True), size.max(keepdims=True)
+                lost = lost.all(keepdims=True)
+            total = total * size
+            if i < len(factors) - 1 and (total > high).any():
+                return False
+            if (lost & (total >= low)).any():
+                return False
+            lost = lost | ((total > 0) & (total < low))
+    return True
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -274,7 +309,6 @@ def _storage_problem(affine: Affine) -> str | None:
                 return f"the merged numbers would overflow {dtype.value}"
     # A kernel whose largest number is subnormal has lost digits; each output counts for itself.
     rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1, initial=0.0)
-    smallest = _F16_NORMAL if dtype is DType.F16 else 2.0**-126 if dtype is not DType.F64 else 0.0
-    if ((rows > 0) & (rows < smallest)).any():
+    if ((rows > 0) & (rows < dtype.smallest_normal)).any():
         return f"the merged numbers would underflow {dtype.value}"
     return None

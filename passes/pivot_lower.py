@@ -89,7 +89,9 @@ class BlockLayer:
         data = self.weight
         shape = (rows.size, columns.size, *data.shape[2:])
         if self.refitted is not None:
-            return exact(self.refitted[0].reshape(data.shape)[np.ix_(rows, columns)], data.dtype)
+            return exact(
+                self.refitted[0].reshape(data.shape)[np.ix_(rows, columns)], data.dtype, data
+            )
         if isinstance(data, DerivedTensor):
             place = np.ix_(rows, columns)
             return Derived(shape, data.dtype, lambda: data.float64()[place], (data,))
@@ -102,7 +104,7 @@ class BlockLayer:
         if shift is None or not shift.any():
             return None if bias is None else _taken(bias, rows)
         found = shift if bias is None else bias.float64() + shift
-        return exact(found[rows], self.weight.dtype)
+        return exact(found[rows], self.weight.dtype, self.weight if bias is None else bias)
 
 
 def _taken(data: Tensor, rows: Ids) -> Tensor:

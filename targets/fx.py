@@ -6,9 +6,10 @@ the dotted name of what they replace, so that the result trains, pickles, export
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .. import ir
+from ..frontends import fx_layout as layout
 from ..frontends.fx import FxHost, FxOrigin
+from ..frontends.fx_buffers import keep_temporary, temporary
 from ..ir import (
     DType,
     Graph,
-    LazyTensor,
     MaskedTensor,
     ModelError,
     Node,
@@ -121,7 +123,8 @@ class _Emitter:
         self.constants: dict[Value, fx.Node] = {}
         self.host_nodes: dict[str, fx.Node] = {}
         self.switches: dict[Value, Switch] = {}
-        self.parameters: dict[int, tuple[Tensor, nn.Parameter]] = {}
+        self.tensors: dict[int, tuple[Tensor, torch.Tensor]] = {}
+        self.temporary = temporary(host.module)
         self.masks: dict[int, Mask] = {}
         self.reserved = _reserved(host.module)
         self.by_name: dict[str, fx.Node] = {}
@@ -130,6 +133,10 @@ class _Emitter:
         self.sizes = [name for name in host.sizes if name not in stated]
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
+        self.modules = dict(host.module.named_modules(remove_duplicate=False))
+        self.as_before: set[str] = set()
+        self.laid: dict[fx.Node, fx.Node] = {}
+        self.moved = self._moved(stated)
 
     def run(self) -> fx.GraphModule:
         source = self.host.module
@@ -142,7 +149,7 @@ class _Emitter:
             self._node(node)
         final = next(n for n in source.graph.nodes if n.op == "output")
         returned = {
-            name: self._value(value)
+            name: self._returned(name, value)
             for name, value in zip(self.graph.output_names, self.graph.outputs, strict=True)
         }
         copied = _typeless(self.out.node_copy(final, lambda n: returned[n.name]))
@@ -157,6 +164,7 @@ class _Emitter:
         for part in module.modules():
             if part not in own:  # The others are the caller's.
                 part.training = source.training
+        keep_temporary(module, self.temporary)
         # Only what the emitted graph uses is carried over; nn.Module gives no other account of it.
         module.meta = dict(getattr(source, "meta", {}))
         if REORDERED in self.graph.notes:
@@ -177,20 +185,21 @@ class _Emitter:
     def _constant(self, value: Value) -> fx.Node:
         assert value.data is not None
         if isinstance(value.data, MaskedTensor) and value.data.lasting:
-            held = Constant(self.parameter(value.data))
+            held = Constant(nn.Parameter(torch.empty(0), requires_grad=False))
+            hold(held, "weight", self.tensor(value.data))
             self.masked(held, value.data)
             return self.out.call_module(self._place(self._free(value.name), held))
         if isinstance(value.data.host, torch.Tensor) and isinstance(value.host, tuple):
             name = self._place(str(value.host[1]), value.data.host)
         else:
             name = self._free(value.name.replace("/", "."))
-            trained = isinstance(_source(value.data).host, nn.Parameter)
-            made = self.parameter(value.data) if trained else _torch(value.data, self._like())
-            name = self._place(name, made)
+            known = value.data.hosts is not None
+            name = self._place(name, self.tensor(value.data) if known else self._made(value.data))
         return self.out.get_attr(name)
 
     def _like(self) -> torch.Tensor | None:
-        return next(iter(self.host.module.parameters()), None)
+        module = self.host.module
+        return next(itertools.chain(module.parameters(), module.buffers()), None)
 
     def _place(self, name: str, found: Any) -> str:
         """Register a module, parameter or buffer under a dotted name, or a free one like it."""
@@ -209,7 +218,7 @@ class _Emitter:
         elif isinstance(found, nn.Parameter):
             holder.register_parameter(leaf, found)
         else:
-            holder.register_buffer(leaf, found)
+            holder.register_buffer(leaf, found, persistent=id(found) not in self.temporary)
         return name
 
     def _free(self, hint: str) -> str:
@@ -252,6 +261,7 @@ class _Emitter:
             if all(s.name in self.by_name or s.op == "get_attr" for s in sources):
                 copied = self.out.node_copy(found, self._by_name)
                 self.host_nodes[found.name] = self.by_name[found.name] = copied
+                self.as_before.add(found.name)
                 self.computed.append((copied, found))
 
     def _by_name(self, source: fx.Node) -> fx.Node:
@@ -308,7 +318,7 @@ class _Emitter:
                 continue
             if len(hosts) > 1 and self._written(found, mapped):
                 continue
-            copied = self.out.node_copy(found, mapped)
+            copied = self._copied(found, mapped, names)
             if all(v.host is None for v in node.outputs):
                 # It was resized: what the host knew of its results is no longer so.
                 copied.meta = {k: v for k, v in copied.meta.items() if k not in _STATED}
@@ -320,6 +330,69 @@ class _Emitter:
             if isinstance(name, str):
                 self.nodes[value] = self.host_nodes[name]
         return True
+
+    # How tensors lie in memory, of which the IR knows nothing.
+
+    def _moved(self, stated: set[str]) -> bool:
+        """Whether anything that decides about layouts went, or came."""
+        gone = any(n.name not in stated for n in self.host.order.values() if layout.decides(n))
+        return gone or any(
+            isinstance(n.op, (ir.Transpose, ir.Identity)) and n.origin is None
+            for n in self.graph.nodes
+        )
+
+    def _copied(
+        self,
+        found: fx.Node,
+        mapped: Callable[[fx.Node], fx.Node],
+        names: Mapping[str, Value],
+    ) -> fx.Node:
+        """A host call once more; one that depends on layouts as it must be called now."""
+        changed = [s for s in found.all_input_nodes if not self._is_as_before(s, mapped(s))]
+        if not changed:
+            self.as_before.add(found.name)
+            return self.out.node_copy(found, mapped)
+        reshaping = layout.reshaping(found)
+        if reshaping is not None:
+            kind, target, given = reshaping
+            args: Any = fx.map_arg(found.args, mapped)
+            kwargs: Any = fx.map_arg(given, mapped)
+            made = self.out.create_node(kind, target, args, kwargs, found.name)
+            made.meta = dict(found.meta)
+            return made
+        if not self.moved or not layout.may_want_rows(found, self.modules):
+            return self.out.node_copy(found, mapped)
+        rows = {s.name for s in changed if self._wants_rows(s, names.get(s.name))}
+        return self.out.node_copy(
+            found, lambda s: self._in_rows(mapped(s)) if s.name in rows else mapped(s)
+        )
+
+    def _is_as_before(self, source: fx.Node, made: fx.Node) -> bool:
+        """Whether what stands for a host node is that node, with everything in front of it."""
+        if source.op in ("placeholder", "get_attr"):
+            return source.op == made.op
+        return source.name in self.as_before and self.host_nodes.get(source.name) is made
+
+    def _wants_rows(self, source: fx.Node, value: Value | None) -> bool:
+        """Whether an argument that may have lain in order must be put in order, now that it may not."""
+        if source.name in self.host.strided or value is None or value.producer is None:
+            return False
+        is_tensor = source.name in self.host.in_rows or not isinstance(value.producer.op, Opaque)
+        return is_tensor and not _lies_in_rows(value)
+
+    def _in_rows(self, made: fx.Node) -> fx.Node:
+        if made not in self.laid:
+            self.laid[made] = self.call("contiguous", made)
+        return self.laid[made]
+
+    def _returned(self, name: str, value: Value) -> fx.Node:
+        """What the module returns; whoever reads it may count on its layout."""
+        made, source = self._value(value), self.host.order[name]
+        if not self.moved or self._is_as_before(source, made):
+            return made
+        # Without example inputs nobody knows for certain.
+        lay = name in self.host.in_rows or layout.is_put_in_rows(source)
+        return self._in_rows(made) if lay and self._wants_rows(source, value) else made
 
     def _written(self, found: fx.Node, mapped: Callable[[fx.Node], fx.Node]) -> bool:
         """Whether a host node that several of ours stand for is there already, with the same arguments."""
@@ -363,10 +436,6 @@ class _Emitter:
         name = self._place(self._free(node.name), made)
         return self.out.call_module(name, args)
 
-    def tensor(self, data: Tensor) -> torch.Tensor:
-        """A tensor on the device of the host's parameters."""
-        return _torch(data, self._like())
-
     def weights(self, node: Node) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias when both are constants."""
         weight, bias = node.input(1), node.input(2)
@@ -391,10 +460,10 @@ class _Emitter:
 
     def fill(self, made: Any, weight: Tensor, bias: Tensor | None) -> None:
         """Give a new module its numbers, on the device of the host's parameters."""
-        made.weight = self.parameter(weight)
+        hold(made, "weight", self.tensor(weight))
         self.masked(made, weight)
         if bias is not None:
-            made.bias = self.parameter(bias)
+            hold(made, "bias", self.tensor(bias))
 
     def masked(self, made: nn.Module, weight: Tensor) -> None:
         """Let the mask of a new module's weight last; modules that share a weight share its mask."""
@@ -405,12 +474,55 @@ class _Emitter:
             self.masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
         mask_weight(made, self.masks[id(weight)])
 
-    def parameter(self, data: Tensor) -> nn.Parameter:
-        """A new parameter, one for all modules that read the same tensor: tied weights stay tied."""
-        if id(data) not in self.parameters:
-            # The tensor is kept, so that its id stays its own.
-            self.parameters[id(data)] = data, nn.Parameter(_torch(data, self._like()))
-        return self.parameters[id(data)][1]
+    def tensor(self, data: Tensor) -> torch.Tensor:
+        """The numbers of a constant, one tensor for all that read the same: tied weights stay tied.
+
+        What is the host's own stays that. What is made of parameters is a parameter, and learns if one of them does;
+        what is made of buffers and numbers is a buffer.
+        """
+        if isinstance(data.host, torch.Tensor):
+            return data.host
+        if id(data) not in self.tensors:
+            made = self._made(data)
+            hosts = data.hosts
+            sources = self.host.module.parameters() if hosts is None else hosts
+            found = [p for p in sources if isinstance(p, nn.Parameter)]
+            if (found or hosts is None) and made.is_floating_point():
+                made = nn.Parameter(made, any(p.requires_grad for p in found))
+            # The constant is kept, so that its id stays its own.
+            self.tensors[id(data)] = data, made
+        return self.tensors[id(data)][1]
+
+    def _made(self, data: Tensor) -> torch.Tensor:
+        """The numbers on the device, and in the memory format, of what they are made from."""
+        sources = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
+        made = _torch(data, next((h for h in sources if h.device.type != "meta"), self._like()))
+        form = next(
+            (f for h in sources if (f := _last(h)) is not None and h.ndim == made.ndim), None
+        )
+        if form is None:
+            return made
+        return torch.empty_like(made, memory_format=form).copy_(made)
+
+
+def hold(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Give a new module a parameter or a buffer in the place of a tensor of its own."""
+    module._parameters.pop(name, None)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def _last(tensor: torch.Tensor) -> torch.memory_format | None:
+    """The format of a tensor whose channels are its innermost axis."""
+    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = forms.get(tensor.ndim)
+    if form is None or not tensor.is_contiguous(memory_format=form):
+        return None
+    # Axes of size 1 leave it open; torch then goes by the strides.
+    rows = torch.empty(tensor.shape, device="meta").stride()
+    return form if tensor.stride() != rows else None
 
 
 class _DryEmitter(_Emitter):
@@ -475,6 +587,18 @@ def _is_whole(found: list[Node]) -> bool:
     return alone and len(found) == found[-1].origin.parts
 
 
+def _lies_in_rows(value: Value) -> bool:
+    """Whether a value lies in order whatever it was made from."""
+    while value.producer is not None and value.producer.inputs:
+        node, source = value.producer, value.producer.inputs[0]
+        if isinstance(node.op, ir.Linear | ir.MatMul):
+            return True
+        if not isinstance(node.op, ir.Activation | ir.Softmax | ir.Unary) or source is None:
+            return False
+        value = source
+    return False
+
+
 _STATED = ("val", "tensor_meta", "example_value")
 """What torch notes about the result of a call."""
 
@@ -483,18 +607,6 @@ _ALLOCATING = (
     ir.Activation, ir.PRelu, ir.Gate, ir.LayerNorm, ir.GroupNorm, ir.Softmax, ir.Concat, ir.AveragePool, ir.MaxPool,
     ir.GlobalAveragePool, ir.Unary, ir.Pow, ir.Max, ir.Min, ir.Compare, ir.Logical, ir.Where, ir.LogSoftmax, ir.Resize,
 )  # fmt: skip
-
-
-def _source(data: Tensor) -> Tensor:
-    """The tensor that this one is a rearrangement or a part of."""
-    while True:
-        match data:
-            case MaskedTensor(weight=weight):
-                data = weight
-            case LazyTensor(source=Tensor() as source):
-                data = source
-            case _:
-                return data
 
 
 def _word(text: str) -> str:
@@ -633,8 +745,8 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     norm = reordered_norm(node)
     if norm is not None:
         return e.module(node, norm, e._value(x))
-    operands = [node.input(1), node.input(2)]
     vectors: list[torch.Tensor | None] = []
+    operands = [node.input(1), node.input(2)]
     for value in operands:
         if value is not None and value.data is None:
             raise ModelError(f"{node.name}: a Scale by a computed vector has no spelling in torch")
@@ -642,7 +754,13 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
     if x.type.rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
         raise ModelError(f"{node.name}: a Scale of unknown rank has no spelling in torch")
     trailing = x.type.rank - op.axis % x.type.rank - 1 if x.type.rank else 0
-    return e.module(node, Scale(vectors[0], vectors[1], trailing), e._value(x))
+    made = Scale(None, None, trailing)
+    for name, vector in zip(("scale", "shift"), vectors, strict=True):
+        if vector is not None:
+            shaped = vector.detach().clone().reshape(-1, *[1] * trailing)
+            learned = isinstance(vector, nn.Parameter)
+            hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
+    return e.module(node, made, e._value(x))
 
 
 def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
@@ -670,10 +788,7 @@ def _prelu_module(e: _Emitter, node: Node, axis: int, slope: Value | None) -> nn
     if slope.data.size != 1 and axis != 1 and (rank is None or axis % rank != 1):
         raise ModelError(f"{node.name}: a PRelu along axis {axis} has no spelling in torch")
     made = nn.PReLU(slope.data.size, device="meta", dtype=_DTYPES[slope.data.dtype])
-    if isinstance(slope.data.host, nn.Parameter):
-        made.weight = slope.data.host
-    else:
-        e.fill(made, slope.data, None)
+    e.fill(made, slope.data, None)
     return made
 
 
