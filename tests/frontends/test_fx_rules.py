@@ -106,6 +106,8 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     **{name: (m, X, "Activation") for name, m in (("relu", nn.ReLU()), ("relu6", nn.ReLU6()), ("silu", nn.SiLU()), ("sigmoid", nn.Sigmoid()), ("tanh", nn.Tanh()), ("hardswish", nn.Hardswish()),
                                                    ("hardsigmoid", nn.Hardsigmoid()), ("mish", nn.Mish()), ("softsign", nn.Softsign()))},
     **{f"{f.__name__}-call": (lambda x, f=f: f(x), 2 * X, "Activation") for f in (F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish, F.softsign)},
+    "where-bool": (lambda x: torch.where(x > 0, x > 1, True), X, "Where"), "equal-bool": (lambda x: torch.eq(x, True), X, "Opaque"),
+    "where-integer": (lambda x: torch.where(x > 1, x, 7), IDS, "Where"), "where-fraction": (lambda x: torch.where(x > 1, x, 0.5), IDS, "Opaque"), "equal-large": (lambda x: torch.eq(x, 2**24 + 1), X, "Opaque"),
     "softmax": (nn.Softmax(-3), X, "Softmax"), "softmax-call": (lambda x: x.softmax(1), X, "Softmax"), "softmax-type": (lambda x: F.softmax(x, 1, dtype=torch.float64), X, "Opaque"),
     "log-softmax": (nn.LogSoftmax(1), X, "LogSoftmax"), "dropout": (nn.Dropout(0.5), X, "Identity"), "dropout-torch": (lambda x: torch.dropout(x, 0.5, False), X, "Identity"), "dropout-call": (lambda x: F.dropout(x, 0.5, False), X, "Identity"), "identity": (nn.Identity(), X, "Identity"),
     # Shapes.
