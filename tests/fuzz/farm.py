@@ -23,6 +23,9 @@ from .verdict import CRASH, HANG, REFUSAL, Outcome
 SEEDS_A_WORKER = 150
 """After so many seeds a worker is replaced, whatever has leaked."""
 
+PATIENCE = 6
+"""A worker that computes nothing is given up after so many times the limit."""
+
 ALIKE = 8
 """So many cases of one fault are made small and kept; the others are counted."""
 
@@ -127,7 +130,10 @@ def long_run(
         thread.start()
     said = time.monotonic()
     while any(thread.is_alive() for thread in threads):
-        time.sleep(0.2)
+        try:
+            time.sleep(0.2)
+        except KeyboardInterrupt:  # The workers end with their pipes.
+            break
         if time.monotonic() - said > 60:
             said = time.monotonic()
             with lock:
@@ -227,12 +233,19 @@ class _Worker:
                     tally.kept.setdefault(key, said["place"])
 
     def _line(self, seconds: float) -> bytes | None:
-        deadline = time.monotonic() + seconds
+        """The next answer; none if the worker ends, or takes so long that it hangs.
+
+        On a busy machine a worker may be slow and not hang: it is waited for until it has computed for so long, but
+        not for more than so many times that.
+        """
+        start, spent = time.monotonic(), self._computed()
         while b"\n" not in self._rest:
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([self._out], [], [], max(0.0, left))
+            ready, _, _ = select.select([self._out], [], [], 1.0)
             if not ready:
-                return None
+                waited, computed = time.monotonic() - start, self._computed() - spent
+                if waited > seconds and (computed > seconds or waited > PATIENCE * seconds):
+                    return None
+                continue
             part = os.read(self._out.fileno(), 1 << 16)
             if not part:
                 self._process.wait()
@@ -240,6 +253,14 @@ class _Worker:
             self._rest += part
         line, _, self._rest = self._rest.partition(b"\n")
         return line
+
+    def _computed(self) -> float:
+        """Seconds of CPU time so far; where the system does not tell, those of the clock."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return time.monotonic()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         """End the process."""

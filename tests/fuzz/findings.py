@@ -38,7 +38,7 @@ def signature(case: Case) -> str:
     """What a small case is made of, so that equal faults look equal."""
     if not isinstance(case, OnnxCase):
         lines = [
-            re.sub(r"\d+", "", line) for step in case.steps for line in (*step.init, *step.lines)
+            re.sub(r"\d+", "#", line) for step in case.steps for line in (*step.init, *step.lines)
         ]
         return "; ".join([*lines, *case.after])[:200]
     return " ".join(sorted(node.op_type for node in case.model.graph.node))[:200]
