@@ -324,7 +324,8 @@ class Gram:
     @property
     def matrix(self) -> Array64:
         """``(groups, K, K)``: the sum of ``x x^T`` over all columns ``x``."""
-        return self.scatter + self.count * np.einsum("gi,gj->gij", self.mean, self.mean)
+        found: Array64 = self.scatter + self.count * np.einsum("gi,gj->gij", self.mean, self.mean)
+        return found
 
 
 @dataclass(frozen=True)
