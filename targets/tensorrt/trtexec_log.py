@@ -110,7 +110,7 @@ def read_report(path: str | Path) -> SparseReport:
     if text.lstrip().startswith("{"):
         try:
             return parse_layers(json.loads(text))
-        except (json.JSONDecodeError, ModelError) as error:
+        except (ValueError, RecursionError, ModelError) as error:
             raise ModelError(f"{path}: {error}") from error
     try:
         return parse_log(text)
