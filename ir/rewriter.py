@@ -13,6 +13,10 @@ from .tensor import Tensor
 from .types import TensorType
 
 
+def _writes_all(node: Node) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A rewrite that was considered and not made."""
@@ -58,7 +62,7 @@ class Rewriter:
     exactness: Exactness = Exactness.EXACT
     rewrites: list[Rewrite] = field(default_factory=list)
     mutations: int = 0
-    unwritable: Callable[[Node], str | None] = lambda node: None
+    unwritable: Callable[[Node], str | None] = _writes_all
     _refusals: dict[Refusal, None] = field(default_factory=dict)
     _current: Rewrite | None = None
 

@@ -32,14 +32,15 @@ class Context:
         target: What the graph will be emitted for: ``"fx"``, or the name of a target, such as ``"onnx"``.
         progress: Called with (done, total, what) by long passes.
         calibration: Calibration data and the statistics computed from it; ``None`` without such data.
-        unwritable: Why the host cannot write a node, or ``None``. A node that was not changed is never asked about.
+        unwritable: Why the host cannot write a node, or ``None``. A node that was not changed is never asked about; without
+            this function nothing is.
     """
 
     seed: int = 0
     target: str = "onnx"
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     calibration: Calibration | None = None
-    unwritable: Callable[[Node], str | None] = lambda node: None
+    unwritable: Callable[[Node], str | None] | None = None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ def _signature(
 
 @dataclass
 class Writable:
-    """Every node that a pass makes can be written by the host; always on.
+    """Every node that a pass makes can be written by the host; on where the context has the host's answer.
 
     A pass of this package that makes one which cannot be is undone, and the report has the reason. For a pass of somebody
     else it is an error that names the pass.

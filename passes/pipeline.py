@@ -90,7 +90,7 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run the passes on ``graph``, in place.
 
-        ``Verify`` and ``Writable`` always watch, before any observers that are given.
+        ``Verify`` and, where the host can be asked, ``Writable`` watch before any observers that are given.
 
         Returns:
             One record for each pass.
@@ -103,16 +103,19 @@ class Pipeline:
         ctx = ctx or Context()
         # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
         # else looks at a graph that is not verified.
-        # A check runs what was written, and so sees for itself what cannot be.
-        checked = any(isinstance(observer, Check) for observer in observers)
-        writable = Writable(ctx.unwritable, leave_to_check=checked)
-        watching: list[Observer] = [Verify(), writable, *observers]
+        watching: list[Observer] = [Verify(), *observers]
+        if ctx.unwritable is not None:
+            # A check runs what was written, and so sees for itself what cannot be.
+            checked = any(isinstance(observer, Check) for observer in observers)
+            watching.insert(1, Writable(ctx.unwritable, leave_to_check=checked))
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
         records = []
         for step in self.passes:
             for observer in reversed(watching):
                 observer.before(step, graph)
-            rw = Rewriter(graph, exactness=step.exactness, unwritable=ctx.unwritable)
+            rw = Rewriter(graph, exactness=step.exactness)
+            if ctx.unwritable is not None:
+                rw.unwritable = ctx.unwritable
             try:
                 step.run(graph, rw, ctx)
             except (PassError, MemoryError):
