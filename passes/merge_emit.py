@@ -277,7 +277,7 @@ def _between_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
             if 1 not in (total.size, size.size) and total.size != size.size:
                 # Other channels: only what holds for all of them is known.
                 total, size = total.max(keepdims=True), size.max(keepdims=True)
-                lost = lost.all(keepdims=True)
+                lost = np.array([lost.all()])
             total = total * size
             if i < len(factors) - 1 and (total > high).any():
                 return False
