@@ -251,8 +251,8 @@ class _Importer:
             order,
             frozenset(inplace),
             tuple(self.sizes),
-            frozenset(name for name, known in self.in_rows.items() if known),
-            frozenset(name for name, known in self.in_rows.items() if not known),
+            in_rows=frozenset(name for name, known in self.in_rows.items() if known),
+            strided=frozenset(name for name, known in self.in_rows.items() if not known),
         )
         raise_patterns(self.graph, _combine)
         return self.graph
