@@ -28,7 +28,7 @@ lint: $(STAMP)
 # mypy does not see through editable installs: show it the installed layout.
 types: $(STAMP)
 	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/graphshrink
-	cd $(VENV)/types/graphshrink && ln -s $(CURDIR)/graphshrink/* $(foreach d,frontends ir passes targets,$(CURDIR)/$(d)) .
+	cd $(VENV)/types/graphshrink && ln -s $(CURDIR)/graphshrink/* $(foreach d,frontends hosts ir passes targets,$(CURDIR)/$(d)) .
 	$(BIN)/mypy
 
 unit: $(STAMP)

@@ -53,12 +53,12 @@ from graphshrink import (
     shrink_graph,
 )
 from graphshrink.api import load
+from graphshrink.cli.terminal import write_json
 from graphshrink.datasets import Batches, LabelledImages, read_images
-from graphshrink.evaluate import session
-from graphshrink.gating import switches
-from graphshrink.latency import median_interval, paired_latency
 from graphshrink.report import Size
-from graphshrink.terminal import write_json
+from graphshrink.running.latency import median_interval, paired_latency
+from graphshrink.running.sessions import session
+from graphshrink.training.gating import switches
 
 SEED = 0
 

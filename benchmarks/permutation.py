@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphshrink.ir import Pattern
-from graphshrink.passes.nm_search import search_order
-from graphshrink.passes.permute_channels import steps_for
+from graphshrink.passes.channels.nm_search import search_order
+from graphshrink.passes.channels.permute_channels import steps_for
 
 Matrix = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]

@@ -34,10 +34,10 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink import shrink
-from graphshrink.latency import PairedLatency, paired_latency_for
-from graphshrink.passes.pivot_assign import assign
-from graphshrink.passes.pivot_blocks import Blocks, capacities, in_order
-from graphshrink.passes.pivot_search import Side, kept_mass, search_blocks
+from graphshrink.passes.blocks.assign import assign
+from graphshrink.passes.blocks.blocks import Blocks, capacities, in_order
+from graphshrink.passes.blocks.search import Side, kept_mass, search_blocks
+from graphshrink.running.latency import PairedLatency, paired_latency_for
 
 BAR = 0.7
 """The speed-up that is wanted is this part of the number of blocks."""

@@ -44,8 +44,8 @@ from torch import nn
 
 from graphshrink import insert_blocks, shrink
 from graphshrink.api import ShrinkResult
-from graphshrink.latency import PairedLatency
-from graphshrink.terminal import write_json
+from graphshrink.cli.terminal import write_json
+from graphshrink.running.latency import PairedLatency
 
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -42,10 +42,10 @@ from torch import nn
 
 from graphshrink import recover, shrink
 from graphshrink.api import DEFAULT_PIPELINE
+from graphshrink.cli.terminal import write_json
 from graphshrink.datasets import Batches, LabelledImages, read_images
-from graphshrink.evaluate import session
-from graphshrink.latency import paired_latency_for
-from graphshrink.terminal import write_json
+from graphshrink.running.latency import paired_latency_for
+from graphshrink.running.sessions import session
 
 SEED = 0
 TRAINED_ON = "dense, trained on"

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from graphshrink.api import ShrinkResult
-from graphshrink.evaluate import session
-from graphshrink.latency import PairedLatency, paired_latency_for
+from graphshrink.running.latency import PairedLatency, paired_latency_for
+from graphshrink.running.sessions import session
 
 ROUND = 8
 """Widths are multiples of this: onnxruntime's convolutions are several times slower on others."""

@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from graphshrink import GraphshrinkError, ModelError, shrink
-from graphshrink.compare import compare_models
-from graphshrink.evaluate import session
+from graphshrink.running.compare import compare_models
+from graphshrink.running.sessions import session
 
 COLUMNS = ("model", "nodes", "MACs", "error", "speed, 95 % interval")
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from graphshrink.ir import Pattern
 from graphshrink.nn import use_sparse_kernels
-from graphshrink.sparse_kernels import CAPABILITY
+from graphshrink.training.sparse_kernels import CAPABILITY
 
 LAYERS = [(768, 768), (3072, 768), (1024, 4096), (4096, 4096), (11008, 4096), (8192, 8192)]
 """(outputs, inputs)"""

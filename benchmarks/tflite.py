@@ -98,8 +98,8 @@ def paired(first: Path, second: Path, threads: int, pairs: int) -> tuple[float, 
     """Median milliseconds of both, and the first's time over the second's with its interval."""
     import numpy as np
 
-    from graphshrink.latency import paired_latency
-    from graphshrink.litert import LiteModel
+    from graphshrink.running.latency import paired_latency
+    from graphshrink.running.litert import LiteModel
 
     models = []
     for path in (first, second):
@@ -123,7 +123,7 @@ def shrunk(folder: Path) -> tuple[Path, Path]:
     from zoo.models import make
 
     from graphshrink import shrink
-    from graphshrink.passes.remove_activations import RemoveActivations
+    from graphshrink.passes.depth.remove_activations import RemoveActivations
 
     x = torch.zeros(1, 3, SIZE, SIZE)
     plain, small = folder / "original.tflite", folder / "shrunk.tflite"

@@ -18,9 +18,9 @@ from rich.table import Table
 
 from graphshrink import shrink
 from graphshrink.api import load
-from graphshrink.latency import PairedLatency, paired_latency
 from graphshrink.passes import relative_error
 from graphshrink.report import Size
+from graphshrink.running.latency import PairedLatency, paired_latency
 
 BATCH = 32
 PAIRS = 60

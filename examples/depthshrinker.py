@@ -32,10 +32,10 @@ from graphshrink import (
     shrink_graph,
 )
 from graphshrink.accuracy import onnx_accuracy
-from graphshrink.compare import compare_models
 from graphshrink.datasets import ArrayImages, Batches, LabelledImages, read_images
 from graphshrink.processes import from_rank_0, join
 from graphshrink.report import Size
+from graphshrink.running.compare import compare_models
 
 BATCH = 32
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import ir
 from ..ir import DerivedTensor, SplatTensor, Tensor, TensorType, Value
-from .onnx_site import Lowered, Operand, reshaped
+from ..ir.tensor import reshaped
+from .onnx.node import Lowered, Operand
 
 
 def scaled(kind: str, a: Any, b: Any) -> Lowered | None:

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
-    from .calibration import CalibrationData
-    from .gating import (
-        GateSchedule,
-        gate_penalty,
-        gates,
-        insert_gates,
-        keep_top,
-        kept_at,
-        save_removal_plan,
-    )
+    from .data.calibration import CalibrationData
     from .ir import (
         Exactness,
         Graph,
@@ -32,11 +23,20 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
-    from .pivoting import insert_blocks
-    from .recovery import Recovered, recover
-    from .reorder import reorder_alike
     from .report import Report
-    from .savings import removal_savings
+    from .training.blocks import insert_blocks
+    from .training.gating import (
+        GateSchedule,
+        gate_penalty,
+        gates,
+        insert_gates,
+        keep_top,
+        kept_at,
+        save_removal_plan,
+    )
+    from .training.recovery.recovery import Recovered, recover
+    from .training.reorder import reorder_alike
+    from .training.savings import removal_savings
 
 __version__ = "0.1.0"
 
@@ -61,14 +61,14 @@ _HOMES = {
             "kept_at",
             "save_removal_plan",
         ),
-        ".gating",
+        ".training.gating",
     ),
-    "CalibrationData": ".calibration",
-    **dict.fromkeys(("Recovered", "recover"), ".recovery"),
+    "CalibrationData": ".data.calibration",
+    **dict.fromkeys(("Recovered", "recover"), ".training.recovery.recovery"),
     "Report": ".report",
-    "insert_blocks": ".pivoting",
-    "removal_savings": ".savings",
-    "reorder_alike": ".reorder",
+    "insert_blocks": ".training.blocks",
+    "removal_savings": ".training.savings",
+    "reorder_alike": ".training.reorder",
 }
 
 

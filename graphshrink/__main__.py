@@ -1,5 +1,5 @@
 """``python -m graphshrink``."""
 
-from .cli import main
+from .cli.entry import main
 
 main()

@@ -12,28 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .emission import Emission, data_files, emission, known_target
-from .evaluate import (
-    check_shapes,
+from .guarded import files_read
+from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
+from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
+from .passes.infra.tolerance import allowed, tolerance_of
+from .report import Report, Size
+from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
+from .running.sessions import (
     emitted_session,
     first_line,
-    fx_inputs,
-    fx_nudges,
     fx_runner,
-    named_inputs,
-    nudges,
     one_line,
     onnx_runner,
     run_given_file,
     run_given_module,
     run_session,
-    running_inputs,
     running_module,
 )
-from .guarded import files_read
-from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
-from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
-from .passes.observers import allowed, tolerance_of
-from .report import Report, Size
 from .targets.emitted import Emitted
 
 DEFAULT_PIPELINE = "fold-constants,merge-linear,prune-dead"
@@ -66,7 +61,7 @@ class ShrinkResult:
             ModelError: If it cannot be written, or a module does not run on the example inputs.
         """
         if self._kind == "onnx":
-            from .targets.onnx import to_onnx
+            from .targets.onnx.emitter import to_onnx
 
             with _text_is_text("the model"):
                 return to_onnx(self.graph)
@@ -216,7 +211,7 @@ def shrink(
     if progress is not None:
         ctx.progress = progress
     if calibration is not None:
-        from .calibration import calibrated
+        from .data.calibration import calibrated
 
         ctx.calibration = calibrated(graph, kind, calibration, progress)
     before = Size.of(graph)
@@ -230,10 +225,10 @@ def shrink(
 def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
     """Why a node cannot be written for the host that the graph came from."""
     if kind == "onnx":
-        from .targets.onnx import unwritable
+        from .targets.onnx.emitter import unwritable
 
         return unwritable(graph)
-    from .targets.fx import problem
+    from .targets.torch.emitter import problem
 
     return problem
 
@@ -337,7 +332,7 @@ def load(
         )
     if _MODULE in kinds:
         _need_torch()
-        from .frontends.fx import from_fx
+        from .frontends.torch.importer import from_fx
 
         inputs = None if example_inputs is None else _as_tuple(example_inputs)
         hooks = (model._forward_hooks, model._forward_pre_hooks)
@@ -345,7 +340,7 @@ def load(
             return from_fx(model, inputs), "fx"
         return _traced(model, inputs), "fx"
     if _PROGRAM in kinds:
-        from .frontends.export import from_export
+        from .frontends.torch.export import from_export
 
         return from_export(model), "fx"
     raise UsageError(
@@ -371,7 +366,7 @@ def is_torch(model: Any) -> bool:
 def _from_onnx(
     model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
 ) -> Graph:
-    from .frontends.onnx import from_onnx
+    from .frontends.onnx.importer import from_onnx
 
     try:
         with _text_is_text(name):
@@ -413,8 +408,8 @@ def _need_torch() -> None:
 
 def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
-    from .frontends.fx import DoesNotRun, from_fx
-    from .frontends.fx_trace import traced
+    from .frontends.torch.importer import DoesNotRun, from_fx
+    from .frontends.torch.trace import traced
 
     name = type(model).__name__
     failure: Exception
@@ -437,7 +432,7 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
         raise ModelError(f"{training} is in training mode: call model.eval() first")
-    from .frontends.export import exported, from_export
+    from .frontends.torch.export import exported, from_export
 
     try:
         program = exported(model, inputs)

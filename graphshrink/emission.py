@@ -20,7 +20,7 @@ from typing import Any
 
 from .ir import Graph, UsageError
 from .ir.files import keep_inputs
-from .passes.base import nearest
+from .passes.infra.contract import nearest
 from .targets.emitted import Emitted
 
 
@@ -101,7 +101,7 @@ def data_files(graph: Graph) -> list[tuple[str, Path]]:
     model, folder = getattr(graph.host, "model", None), getattr(graph.host, "base_dir", None)
     if model is None or folder is None:
         return []
-    from .frontends.onnx_tensors import external_files
+    from .hosts.onnx.tensors import external_files
 
     return [("the model's external data", path) for path in external_files(model, folder)]
 
@@ -110,9 +110,9 @@ def _without_defaults(graph: Graph) -> Graph:
     """The graph, or one like it whose inputs with a default are constants."""
     if not hasattr(graph.host, "held"):
         return graph  # Not from ONNX.
-    from .frontends.onnx import with_constant_defaults
-    from .frontends.onnx_defaults import defaults
-    from .targets.onnx import to_onnx
+    from .frontends.onnx.defaults import defaults
+    from .frontends.onnx.importer import with_constant_defaults
+    from .targets.onnx.emitter import to_onnx
 
     if not defaults(graph.host.model):
         return graph

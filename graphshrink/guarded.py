@@ -29,7 +29,7 @@ def check_outputs(
     Raises:
         UsageError: If something would be overwritten.
     """
-    from .targets.onnx_save import is_data_file
+    from .targets.onnx.save import is_data_file
 
     beside = [str(path) for path in chosen.files[1:]]
     others: list[str] = beside if report is None else [*beside, report]

@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .cli.terminal import show
 from .ir import Graph, Opaque, Rewrite
 from .passes import PassRecord
 from .targets.emitted import Emitted
-from .terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console

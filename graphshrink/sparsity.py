@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .ir import Graph, Pattern
-from .ir.analysis.nm_weights import NmWeight, nm_weights
+from .ir.analysis.weights import NmWeight, nm_weights
 from .passes import Pass, PermuteChannels, Pipeline
-from .passes.nm_layout import magnitude
+from .passes.channels.nm_layout import magnitude
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,8 +3,8 @@
 from .errors import GraphshrinkError, MissingExtra, ModelError, TrainingError, UsageError
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value, sketch
-from .masked import MaskedTensor, check_masks, remasked
-from .nm_pattern import Pattern, Reduction
+from .masks.masked_tensor import MaskedTensor, check_masks, remasked
+from .masks.nm_pattern import Pattern, Reduction
 from .ops import (
     ACTIVATIONS,
     COMPARISONS,

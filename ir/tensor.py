@@ -236,3 +236,17 @@ class ElidedTensor(Tensor):
             f"the numbers of this {self.type} constant were left out of the text; "
             "print the graph with graph.text(full=True) to keep them"
         )
+
+
+def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The same numbers in another shape."""
+    if isinstance(data, DerivedTensor):
+        return DerivedTensor(
+            shape, data.dtype, lambda: data.float64().reshape(shape), sources=(data,)
+        )
+    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape), source=data)
+
+
+def transposed(data: Tensor) -> Tensor:
+    """A matrix with rows and columns exchanged."""
+    return LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T, source=data)

@@ -1,6 +1,6 @@
 """Structural analyses of graphs."""
 
-from .channel_groups import (
+from .channels.groups import (
     REORDERED,
     ChannelGroup,
     ChannelGroups,

@@ -16,7 +16,7 @@ from typing import Any
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
 from ..emitted import Emitted
-from ..onnx_save import save_model
+from ..onnx.save import save_model
 from .cleanup import clean, require
 from .doubles import MODES, narrow
 from .draft import Draft

@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto
 
-from ...frontends.onnx_scopes import has_bodies
-from ...frontends.onnx_tensors import is_external
+from ...hosts.onnx.scopes import has_bodies
+from ...hosts.onnx.tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
 from .draft import DOMAINS, Draft, attributes, graphs, walk
 from .lint import lint
@@ -259,7 +259,7 @@ def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
 
 def _typed(draft: Draft) -> ModelProto:
     """A copy with the shapes that can be inferred, which shape folding goes by."""
-    from ...frontends.onnx_types import proto_of_type
+    from ...hosts.onnx.types import proto_of_type
 
     typed = ModelProto()
     typed.CopyFrom(draft.model)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import AttributeProto, TensorProto
 
-from ...frontends.onnx_tensors import proto_of, tensor_of
+from ...hosts.onnx.tensors import proto_of, tensor_of
 from ...ir import DType, LazyTensor, ModelError, Tensor, UsageError
 from .draft import Draft, attributes, graphs, walk
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from ...frontends.onnx import OnnxHost, value_types
-from ...frontends.onnx_scopes import bodies
-from ...frontends.onnx_tensors import (
+from ...frontends.onnx.importer import value_types
+from ...hosts.onnx.origins import OnnxHost
+from ...hosts.onnx.scopes import bodies
+from ...hosts.onnx.tensors import (
     code_of,
     embed,
     inner_tensors,
@@ -20,7 +21,7 @@ from ...frontends.onnx_tensors import (
     tensors_in,
 )
 from ...ir import Graph, ModelError, Tensor, TensorType
-from ..onnx import INLINE_BYTES, emit
+from ..onnx.emitter import INLINE_BYTES, emit
 
 _LARGE = 4096
 """Constants of this many bytes are no shapes or axes, whose numbers onnx's checker would look at."""

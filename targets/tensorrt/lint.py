@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, NodeProto
 
-from ...frontends.onnx_scopes import bodies
-from ...frontends.onnx_tensors import tensor_of
+from ...hosts.onnx.scopes import bodies
+from ...hosts.onnx.tensors import tensor_of
 from ...ir import DType, ModelError, Tensor
 from .draft import DOMAINS, Draft
 from .operators import Operator, Operators, type_name

@@ -27,8 +27,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
-from ...frontends.onnx_scopes import bodies, captures, has_bodies
-from ...frontends.onnx_tensors import code_of
+from ...hosts.onnx.scopes import bodies, captures, has_bodies
+from ...hosts.onnx.tensors import code_of
 from ...ir import DerivedTensor, DType, LazyTensor, ModelError, Tensor, TensorType, UsageError
 from .draft import DOMAINS, Draft
 from .operators import Operators, type_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ...frontends.onnx_types import type_of
+from ...hosts.onnx.types import type_of
 from ...ir import Shape, UsageError
 from ...ir.errors import read_number
 from .draft import Draft

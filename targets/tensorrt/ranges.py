@@ -12,7 +12,7 @@ from onnx import ModelProto, helper
 
 from ...ir import DType, ModelError, UsageError
 from ...ir.errors import check_readable
-from ..onnx_save import save_model
+from ..onnx.save import save_model
 from .draft import Draft
 
 _AT_ONCE = 32

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...frontends.onnx import from_onnx
-from ...frontends.onnx_types import type_of
-from ...ir.analysis.nm_weights import NmWeight, nm_weights
-from ...ir.nm_pattern import Pattern, Reduction
+from ...frontends.onnx.importer import from_onnx
+from ...hosts.onnx.types import type_of
+from ...ir.analysis.weights import NmWeight, nm_weights
+from ...ir.masks.nm_pattern import Pattern, Reduction
 from .draft import Draft
 from .operators import Operators, type_name
 from .precision import Lowered

@@ -38,16 +38,16 @@ def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
 def _exported(graph: Graph) -> Graph:
     import torch
 
-    from ...frontends.export import from_export
-    from ..fx import example_inputs_of, to_fx
+    from ...frontends.torch.export import from_export
+    from ..torch.emitter import example_inputs_of, to_fx
 
     program: Any = torch.export.export(to_fx(graph), example_inputs_of(graph))
     return _folded(from_export(program), graph)
 
 
 def _through_onnx(graph: Graph) -> Graph:
-    from ...frontends.onnx import from_onnx
-    from ..onnx import to_onnx
+    from ...frontends.onnx.importer import from_onnx
+    from ..onnx.emitter import to_onnx
 
     return _folded(from_onnx(to_onnx(graph)), graph)
 

@@ -35,7 +35,7 @@ def convert(graph: Graph) -> bytes:
     check_installed()
     import litert_torch
 
-    from ..fx import example_inputs_of, to_fx
+    from ..torch.emitter import example_inputs_of, to_fx
 
     module, inputs = to_fx(graph), example_inputs_of(graph)
     try:

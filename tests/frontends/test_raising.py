@@ -12,12 +12,12 @@ import torch
 from torch import fx, nn
 
 from graphshrink import Pipeline
-from graphshrink.frontends.export import from_export
-from graphshrink.frontends.fx import from_fx
-from graphshrink.frontends.onnx import from_onnx
+from graphshrink.frontends.onnx.importer import from_onnx
+from graphshrink.frontends.torch.export import from_export
+from graphshrink.frontends.torch.importer import from_fx
 from graphshrink.ir import Graph
-from graphshrink.targets.fx import to_fx
-from graphshrink.targets.onnx import to_onnx
+from graphshrink.targets.onnx.emitter import to_onnx
+from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.fx_calls import Call, body, ops, respelled
 

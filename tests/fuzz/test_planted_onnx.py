@@ -17,8 +17,8 @@ import pytest
 
 from graphshrink import ir
 from graphshrink.ir import GraphshrinkError
-from graphshrink.passes import affine
-from graphshrink.targets import onnx_spelling
+from graphshrink.passes.merge.algebra import affine
+from graphshrink.targets.onnx.spell import layers as onnx_spelling
 
 from . import findings, onnx_jobs
 from .isolate import in_child

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphshrink import ir
-from graphshrink.targets import fx
+from graphshrink.targets.torch import emitter as fx
 
 from . import torch_jobs
 from .torch_menu import torch_case

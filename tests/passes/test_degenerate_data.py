@@ -13,23 +13,15 @@ import pytest
 from graphshrink import ir
 from graphshrink.errors import GraphshrinkError
 from graphshrink.ir import ArrayTensor, DType, Graph, TensorType
-from graphshrink.passes import (
-    Context,
-    PassRecord,
-    Pipeline,
-    affine_fit,
-    mask_blocks,
-    pivot_choose,
-    statistics,
-)
-from graphshrink.passes.pivot_refit import Covariance, Layer
-from graphshrink.passes.pivot_search import search_blocks
-from graphshrink.passes.statistics import (
-    ActivationMoments,
-    ChannelMoments,
-    GramMatrix,
-    InputMoments,
-)
+from graphshrink.passes import Context, PassRecord, Pipeline
+from graphshrink.passes.blocks import choose as pivot_choose
+from graphshrink.passes.blocks import mask_blocks
+from graphshrink.passes.blocks.refit import Covariance, Layer
+from graphshrink.passes.blocks.search import search_blocks
+from graphshrink.passes.depth import affine_fit
+from graphshrink.passes.statistics import moments as statistics
+from graphshrink.passes.statistics.gram import GramMatrix, InputMoments
+from graphshrink.passes.statistics.moments import ActivationMoments, ChannelMoments
 from support.calibration import Oracle
 from support.evaluate import evaluate
 

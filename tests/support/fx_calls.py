@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphshrink.ir import Graph, Opaque
-from graphshrink.targets.fx import to_fx
+from graphshrink.targets.torch.emitter import to_fx
 
 CHECKS = ("fx:_guards_fn", "fx:aten._assert_tensor_metadata")
 """What torch.export adds to check its inputs."""

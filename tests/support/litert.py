@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from graphshrink.frontends.onnx import from_onnx
+from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.passes import Pipeline
 from graphshrink.targets.emitted import Emitted
 from graphshrink.targets.tflite import Options

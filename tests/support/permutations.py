@@ -6,7 +6,7 @@ import numpy as np
 
 from graphshrink.ir import Conv, ConvTranspose, Graph, Linear, Rewriter
 from graphshrink.ir.analysis import ChannelGroups, channel_groups
-from graphshrink.passes.permute_apply import apply_permutations
+from graphshrink.passes.channels.apply import apply_permutations
 
 
 def derangement(size: int, rng: np.random.Generator) -> np.ndarray:

@@ -63,7 +63,7 @@ def die() -> None:
 
 def main() -> None:
     """Run until killed."""
-    from graphshrink import checkpoints
+    from graphshrink.training.recovery import checkpoints
 
     folder, where = Path(sys.argv[1]), sys.argv[2]
     if where != "between":

@@ -23,8 +23,8 @@ from graphshrink.ir import (
     Rewriter,
     Scale,
 )
-from graphshrink.targets.fx import to_fx
-from graphshrink.targets.onnx import to_onnx
+from graphshrink.targets.onnx.emitter import to_onnx
+from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.onnx_run import outputs_of
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from graphshrink.frontends.onnx import from_onnx
+from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.passes import Pipeline
 from graphshrink.targets.tflite import Options
 from graphshrink.targets.tflite.convert import flat_model

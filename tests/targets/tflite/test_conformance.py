@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from graphshrink import DEFAULT_PIPELINE, ModelError, Pipeline
-from graphshrink.frontends.onnx import from_onnx
+from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.ir import Opaque
 from graphshrink.passes import relative_error
 from graphshrink.targets.tflite import Options

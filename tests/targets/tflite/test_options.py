@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from graphshrink import MissingExtra, ModelError, UsageError, shrink
-from graphshrink.litert import LiteModel
+from graphshrink.running.litert import LiteModel
 from graphshrink.targets.tflite import Options, convert, write
 from graphshrink.targets.tflite.flat import FlatModel, FlatOperation, FlatTensor
 from support.cli import call, fails, succeeds

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from zoo.exports import example, exported
 
 from graphshrink import ModelError, shrink
-from graphshrink.litert import LiteModel
+from graphshrink.running.litert import LiteModel
 from graphshrink.targets.emitted import Emitted
 from support.litert import KERNELS, relative, run, run_saved
 from support.onnx_run import outputs_of

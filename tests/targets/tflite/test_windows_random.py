@@ -117,7 +117,7 @@ def test_stride_two_needs_a_pad_and_stride_one_does_not() -> None:
 
 
 def test_grouped_convolutions_have_their_version_and_a_note() -> None:
-    from graphshrink.frontends.onnx import from_onnx
+    from graphshrink.frontends.onnx.importer import from_onnx
     from graphshrink.targets.tflite import Options
     from graphshrink.targets.tflite.convert import flat_model
     from graphshrink.targets.tflite.versions import version_of

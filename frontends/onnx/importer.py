@@ -1,0 +1,387 @@
+"""ONNX models to IR graphs.
+
+Every host node becomes one IR node, canonical where the IR knows it and ``Opaque`` elsewhere; then
+spread-out spellings are raised (see :mod:`..raising.patterns`). Values keep their ONNX names as ``host``, nodes keep
+the indices of their host nodes as ``origin``, so that the emitter can copy what was not changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
+
+from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
+from ...hosts.onnx.scopes import captures, has_bodies
+from ...hosts.onnx.tensors import (
+    is_external,
+    proto_of,
+    read_model,
+    tensor_of,
+    tensors_of_nodes,
+    text_of,
+)
+from ...hosts.onnx.types import NodeTypes, proto_of_type, stated_types, type_of
+from ...ir import (
+    UNKNOWN,
+    ArrayTensor,
+    DType,
+    Graph,
+    GraphError,
+    InferenceError,
+    LazyTensor,
+    ModelError,
+    Node,
+    Opaque,
+    Tensor,
+    TensorType,
+    Value,
+)
+from ...ir.analysis.sizes import SizeRoots
+from ..norms import LeftAlone
+from ..raising.patterns import raise_patterns
+from .bounds import check_bounds
+from .constants import SHAPE_LIKE, Constants
+from .defaults import defaults, hold_defaults
+from .fixed_sizes import Fixed, fix_shapes
+from .node import Lowered, Site
+from .order import ordered
+from .rules.layers import CHANGED, RULES, TRAILING
+from .sizes import KnownSizes
+
+
+def from_onnx(
+    model: ModelProto | str | os.PathLike[str],
+    fixed_shapes: Fixed | None = None,
+    *,
+    constant_defaults: bool = False,
+) -> Graph:
+    """Import an ONNX model.
+
+    Args:
+        model: The model, or the path of a file; external data is mapped, not read.
+        fixed_shapes: Sizes of inputs to fix before anything else, by input name.
+        constant_defaults: Inputs that have a default become constants.
+
+    Raises:
+        ModelError: If the file cannot be read or must not be.
+        UsageError: If fixed shapes do not fit the inputs.
+    """
+    given = isinstance(model, ModelProto)
+    proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
+    name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
+    check_bounds(proto, name, None if isinstance(model, ModelProto) else os.path.getsize(model))
+    held = defaults(proto) if constant_defaults else ()
+    if given and (fixed_shapes or held):
+        proto = ModelProto.FromString(proto.SerializeToString())
+        given = False  # A copy, which may be changed further.
+    if held:
+        hold_defaults(proto)
+    if fixed_shapes:
+        fix_shapes(proto, fixed_shapes)
+    proto, was_sorted = ordered(proto, name, copy=given)
+    graph = _Importer(proto, folder).run()
+    graph.host = replace(graph.host, held=held)
+    if was_sorted:
+        graph.notes.append("the model's nodes were not in topological order: they were sorted")
+    return graph
+
+
+def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
+    """An ONNX-born graph without inputs that have a default, which are constants.
+
+    Args:
+        graph: The graph.
+        model: What it is as an ONNX model. It is changed.
+    """
+    held = hold_defaults(model)
+    made = _Importer(model, graph.host.base_dir).run()
+    made.host = replace(made.host, held=(*graph.host.held, *held))
+    return made
+
+
+def value_types(
+    model: ModelProto, tensors: Mapping[str, Tensor], base_dir: Path | None = None
+) -> dict[str, TensorType]:
+    """The types of all values of a model's graph, as far as they are stated or can be inferred.
+
+    Args:
+        model: The model, in order; its initializers need not have their numbers.
+        tensors: The numbers of initializers that do not.
+        base_dir: The folder of its external data.
+    """
+    importer = _Importer(model, base_dir)
+    importer.tensors = tensors
+    importer.read_graph()
+    return {name: value.type for name, value in importer.values.items()}
+
+
+class _Importer:
+    def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
+        self.model, self.base_dir = model, base_dir
+        self.graph = Graph(text_of(model.graph.name) or "graph")
+        versions = {o.domain: o.version for o in model.opset_import}
+        self.opset = versions.get("", versions.get("ai.onnx", 1))
+        self.functions = {(f.domain, f.name) for f in model.functions}
+        self.tensors: Mapping[str, Tensor] = {}
+        self.values: dict[str, Value] = {}
+        self.types: dict[str, TensorType] = {}
+        self.constant_nodes: dict[str, int] = {}
+        self.constants = Constants(model)
+        self.read = self._read_names()
+        self.sizes = KnownSizes(SizeRoots())
+        self.node_types = NodeTypes(model)
+        self.others: dict[str, TypeProto] = {}
+        """The types of inputs and results that are no tensors."""
+
+    def run(self) -> Graph:
+        """The graph, with patterns of several nodes raised."""
+        self.read_graph()
+        raise_patterns(self.graph, _combine)
+        return self.graph
+
+    def read_graph(self) -> None:
+        """Make one node of the IR for each node of the host."""
+        host = self.model.graph
+        self.types = stated_types(self.model)
+        given = {v.name for v in host.input}
+        initial = {t.name: t for t in host.initializer}
+        for item in host.input:
+            # Before IR version 4 every initializer had to be listed as an input as well.
+            if item.name in initial and self.model.ir_version < 4:
+                continue
+            self._define(self.graph.add_input(item.name, type_of(item.type)), item.name)
+            if item.type.WhichOneof("value") not in (None, "tensor_type"):
+                self.others[item.name] = item.type
+        for name, proto in initial.items():
+            if name in given and self.model.ir_version >= 4:
+                continue  # The caller may override it: an input with a default, not a constant.
+            data = self.tensors.get(name) or tensor_of(proto, self.base_dir)
+            if data is not None:
+                self._define(self.graph.add_constant(data, name), name)
+            else:
+                self._barrier_value(name)
+        for sparse in host.sparse_initializer:
+            self._barrier_value(sparse.values.name)
+        for index, node in enumerate(host.node):
+            self._node(index, node)
+        for item in host.output:
+            self.graph.add_output(self.values[item.name], item.name)
+        idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
+        self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
+
+    # Names and types.
+
+    def _read_names(self) -> set[str]:
+        host = self.model.graph
+        read = {name for node in host.node for name in node.input}
+        read.update(v.name for v in host.output)
+        for node in host.node:
+            if has_bodies(node):
+                read.update(captures(node))
+        return read
+
+    def _infer(self, node: NodeProto, read: Mapping[str, Value]) -> None:
+        """Ask onnx for the types of results that the model does not state."""
+        if all(name in self.types for name in node.output if name):
+            return
+        known: dict[str, TypeProto] = {}
+        numbers: dict[str, TensorProto] = {}
+        for name, value in read.items():
+            data = value.data
+            if data is not None and data.dtype.is_int and data.size <= SHAPE_LIKE:
+                numbers[name] = proto_of(data, name)
+            known[name] = self.others.get(name) or proto_of_type(value.type)
+        for name, type_ in self.node_types.of(node, known, numbers).items():
+            self.types.setdefault(name, type_of(type_))
+            if type_.WhichOneof("value") not in (None, "tensor_type"):
+                self.others[name] = type_
+
+    def _define(self, value: Value, name: str) -> None:
+        value.host = name
+        self.values[name] = value
+
+    def _barrier_value(self, name: str) -> None:
+        """A value of the host that is no node's result and no tensor of ours."""
+        node = self.graph.append(
+            Opaque("onnx:initializer", pure=False),
+            [],
+            name=name,
+            types=[self.types.get(name, UNKNOWN)],
+            output_names=[name],
+        )
+        node.origin = OnnxOrigin((), (), (name,))
+        self._define(node.output, name)
+
+    # Nodes.
+
+    def _node(self, index: int, node: NodeProto) -> None:
+        domain = node.domain in ("", "ai.onnx")
+        if domain and node.op_type == "Constant" and self._constant(index, node):
+            return
+        inputs = [self.values[n] if n else None for n in node.input]
+        lowered: Lowered | None = None
+        reason = ""
+        known = (node.domain, node.op_type) not in self.functions and domain
+        # Whoever is asked about the node alone would look for the file in another folder.
+        known = known and not any(map(is_external, tensors_of_nodes([node])))
+        current = self.opset >= CHANGED.get(node.op_type, 1)
+        if known and current and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
+            try:
+                lowered = self._lower(node, inputs)
+            except LeftAlone as error:
+                reason = str(error)
+        if lowered is None:
+            captured = captures(node)
+            self._infer(node, {n: self.values[n] for n in (*node.input, *captured) if n})
+            inputs += [self.values[name] for name in captured]
+            pure = known and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
+            pure = pure and not has_bodies(node)
+            kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
+            made = self.graph.append(
+                Opaque(kind, pure, reason),
+                inputs,
+                name=text_of(node.name),
+                types=[self.types.get(o, UNKNOWN) for o in node.output],
+                output_names=[o or f"{node.op_type}_unused" for o in node.output],
+            )
+        else:
+            op, operands = lowered
+            arguments = [
+                self._derived(o, node, i, inputs) if isinstance(o, Tensor) else o
+                for i, o in enumerate(operands)
+            ]
+            made = self.graph.append(
+                op,
+                arguments,
+                name=text_of(node.name),
+                types=self._stated(node),
+                output_names=list(node.output),
+            )
+        for value, name in zip(made.outputs, node.output, strict=False):
+            if name:
+                self._define(value, name)
+        made.origin = OnnxOrigin(
+            (index,),
+            tuple(v.host if v is not None else None for v in made.inputs),
+            tuple(v.host for v in made.outputs),
+        )
+        if known:
+            self._fold(node, made)
+            self.sizes.see(made, node)
+
+    def _stated(self, node: NodeProto) -> list[TensorType]:
+        return [self.types.get(o, UNKNOWN) for o in node.output if o]
+
+    def _lower(self, node: NodeProto, inputs: list[Value | None]) -> Lowered | None:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        results = len(node.output)
+        if node.op_type in TRAILING and results > 1:
+            results = 1 if not any(o and o in self.read for o in node.output[1:]) else results
+        site = Site(node.op_type, inputs, results, attributes, self.opset, self.sizes)
+        try:
+            lowered = RULES[node.op_type](site)
+            if lowered is None or not site.understood:
+                return None
+            op, operands = lowered
+            types = [
+                o.type if isinstance(o, Tensor) else None if o is None else o.type for o in operands
+            ]
+            inferred = op.infer(types)
+        except (InferenceError, GraphError, ModelError, ValueError):
+            return None
+        stated = self._stated(node)
+        if inferred is None or len(inferred) != len(stated) or len(stated) != len(node.output):
+            return None
+        # Where onnx's own types disagree with ours, ours are wrong about this node.
+        if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
+            return None
+        return lowered
+
+    def _derived(
+        self, data: Tensor, node: NodeProto, place: int, inputs: list[Value | None]
+    ) -> Value:
+        value = self.graph.add_constant(data, f"{node.output[0]}_c{place}")
+        value.host = ("derived", node.output[0], place)
+        value.bases = tuple(v for v in inputs if v is not None and v.data is not None)
+        return value
+
+    def _constant(self, index: int, node: NodeProto) -> bool:
+        attribute = node.attribute[0] if len(node.attribute) == 1 else None
+        if attribute is None:
+            return False
+        data: Tensor | None
+        if attribute.name == "value":
+            data = tensor_of(attribute.t, self.base_dir)
+        elif attribute.name in ("value_float", "value_floats"):
+            data = ArrayTensor(np.array(helper.get_attribute_value(attribute), np.float32))
+        elif attribute.name in ("value_int", "value_ints"):
+            data = ArrayTensor(np.array(helper.get_attribute_value(attribute), np.int64))
+        else:
+            return False
+        if data is None:
+            return False
+        self._define(self.graph.add_constant(data, node.output[0]), node.output[0])
+        self.constant_nodes[node.output[0]] = index
+        return True
+
+    # Constants that are computed from constants.
+
+    def _fold(self, node: NodeProto, made: Node) -> None:
+        outputs = made.outputs
+        if node.op_type == "Shape" and node.input[0]:
+            shape = self.values[node.input[0]].type.static_shape
+            if shape is not None:
+                cut = {a.name: a.i for a in node.attribute}
+                part = shape[cut.get("start", 0) : cut.get("end", len(shape))]
+                outputs[0].data = ArrayTensor(np.array(part, np.int64))
+                outputs[0].type = outputs[0].data.type
+            return
+        if node.op_type == "CastLike":
+            # The type alone of the second input counts, so that it need not be known.
+            data, like = self.values[node.input[0]].data, self.values[node.input[1]].type.dtype
+            if data is not None and data.dtype is like:
+                outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
+                return
+            if data is not None and data.dtype.is_int and like is not None and like.is_wide_float:
+                cast = LazyTensor(data.shape, like, partial(_as_floats, data, like))
+                outputs[0].data, outputs[0].type = cast, cast.type
+                return
+        feeds: dict[str, Tensor] = {}
+        for name in filter(None, node.input):
+            data = self.values[name].data
+            if data is None:
+                return
+            feeds[name] = data
+        # What a model states about its results may be wrong; what an op infers is not.
+        certain = [UNKNOWN if isinstance(made.op, Opaque) else v.type for v in outputs]
+        results = self.constants.results(node, feeds, certain)
+        if results is None or len(results) != len(outputs):
+            return
+        for value, tensor in zip(outputs, results, strict=True):
+            if value.type.accepts(tensor.type):
+                value.data, value.type = tensor, tensor.type
+
+
+def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
+    """The numbers of a tensor without its identity in the host."""
+    return data.shape, data.dtype, data.numpy
+
+
+def _as_floats(data: Tensor, like: DType) -> Any:
+    return data.numpy().astype(like.numpy)
+
+
+def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
+    """The origin of a pattern that is made of several nodes."""
+    nodes = sorted(index for origin in origins for index in origin.nodes)
+    return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
+
+
+__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types", "with_constant_defaults"]

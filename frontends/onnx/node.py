@@ -1,0 +1,127 @@
+"""One ONNX node, as the rule of its operator sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...ir import Op, Tensor, TensorType, Value
+from ...ir.ops.base import axis_of
+from .sizes import KnownSizes, Size
+
+Operand = Value | Tensor | None
+Lowered = tuple[Op, Sequence[Operand]]
+Rule = Callable[["Site"], Lowered | None]
+"""Gives the op and its operands (values, or tensors that it derived), or ``None`` to leave the node opaque:
+an input that must be known is not, or the attributes ask for something the op cannot say."""
+
+_HARMLESS = frozenset({"momentum", "ratio", "seed", "num_outputs", "saturate", "round_mode"})
+"""Attributes that say nothing about what the ops of the IR compute."""
+
+
+@dataclass
+class Site:
+    """One host node.
+
+    Attributes:
+        kind: The operator.
+        inputs: What it reads; ``None`` for an input that is left out.
+        outputs: How many results it has; trailing ones that nobody reads may not count.
+        attributes: The host's attributes by name.
+        opset: The version of the operator set.
+        known: The sizes that the model computes.
+    """
+
+    kind: str
+    inputs: list[Value | None]
+    outputs: int
+    attributes: dict[str, Any]
+    opset: int
+    known: KnownSizes
+    _read: set[str] = field(default_factory=set)
+
+    @property
+    def understood(self) -> bool:
+        """Whether every attribute was looked at: one that was not may change the meaning."""
+        return not self.attributes or self.attributes.keys() <= self._read | _HARMLESS
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute as onnx gives it."""
+        self._read.add(name)
+        return self.attributes.get(name, default)
+
+    def input(self, index: int) -> Value | None:
+        """An input, ``None`` when it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def data(self, index: int) -> Tensor | None:
+        """An input's tensor, when it is known."""
+        value = self.input(index)
+        return value.data if value is not None else None
+
+    def type(self, index: int = 0) -> TensorType:
+        """An input's type."""
+        value = self.input(index)
+        return value.type if value is not None else TensorType()
+
+    def ints(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
+        """Integers from an attribute, or from a known input; ``None`` when absent or unknown."""
+        found = self.attribute(name)
+        if found is not None:
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+        data = self.data(index) if index is not None else None
+        if data is None or data.size > 64 or not data.dtype.is_int:
+            return None
+        return tuple(int(v) for v in data.numpy().reshape(-1))
+
+    def sizes(self, index: int) -> tuple[Size, ...] | None:
+        """The numbers of an input as far as they are known; ``None`` when nothing is."""
+        return self.known.of(self.input(index))
+
+    def is_own(self, axis: int, size: Size) -> bool:
+        """Whether a size that the model computes is that of an axis of the first input."""
+        x = self.input(0)
+        if x is None or not isinstance(size, tuple) or axis >= (x.type.rank or 0):
+            return False
+        return self.known.roots.root(x, axis) == size
+
+    def text(self, name: str, default: str) -> str:
+        """A string attribute."""
+        found = self.attribute(name, default)
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    def number(self, name: str, default: float) -> float:
+        """A float attribute as the shortest decimal that is the same float32."""
+        found = self.attribute(name)
+        return default if found is None else shortest(found)
+
+    def scalar(self, index: int) -> float | None:
+        """The number in a known input of one element; ``None`` when there is none."""
+        data = self.data(index)
+        if data is None or data.size != 1:
+            return None
+        number = data.numpy().reshape(-1)[0]
+        return shortest(number) if data.dtype.value == "f32" else float(number)
+
+    def flag(self, name: str, default: int = 0) -> bool:
+        """An integer attribute that means yes or no."""
+        return bool(self.attribute(name, default))
+
+    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Axes counted from the front.
+
+        Raises:
+            ValueError: If there is no such axis, or one is named twice.
+        """
+        found = tuple(axis_of(a, rank) for a in axes)
+        if len(set(found)) != len(found):
+            raise ValueError(f"axes {tuple(axes)} name one axis twice")
+        return found
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal that rounds to the same float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,1 @@
+"""Raising: patterns that hosts spell with several nodes become one op."""

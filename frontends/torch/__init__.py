@@ -1,0 +1,1 @@
+"""torch.fx graphs and torch.export programs to IR graphs."""

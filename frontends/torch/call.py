@@ -1,0 +1,96 @@
+"""One torch call, as the rule of its function sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...ir import Op, Tensor, Value
+from ...ir.analysis.sizes import Place, SizeRoots
+
+Operand = Value | Tensor | None
+Lowered = tuple[Op, Sequence[Operand]]
+"""The op and its operands: values, or tensors that a rule derived."""
+
+
+@dataclass(frozen=True)
+class Free:
+    """A size that may be another one the next time: of the axis of batches, or a symbol.
+
+    Attributes:
+        value: What it is of the example, or the symbol.
+        asked: The host node that was asked, and its axis, where the size is exactly that of an axis.
+        place: The earliest axis that has this size, once it is read.
+    """
+
+    value: int | float | str
+    asked: tuple[str, int] | None = None
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The result of an earlier one of several steps."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One call that is several ops, each with its operands, in order; the last one makes the result."""
+
+    parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
+
+
+@dataclass
+class Call:
+    """One call, with values in place of tensors.
+
+    Attributes:
+        args: Arguments by place.
+        kwargs: Arguments by name.
+        roots: What is known of the sizes of values.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    roots: SizeRoots = field(default_factory=SizeRoots, repr=False, compare=False)
+
+    def get(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument by place or by name."""
+        if place < len(self.args):
+            return self.args[place]
+        return self.kwargs.get(name, default)
+
+    def value(self, place: int, name: str = "input") -> Value:
+        """An argument that must be a tensor.
+
+        Raises:
+            TypeError: If it is not; the call then stays opaque.
+        """
+        found = self.get(place, name)
+        if not isinstance(found, Value):
+            raise TypeError(f"argument {name} is no tensor")
+        return found
+
+    def ints(self, place: int, name: str, default: Any, n: int) -> tuple[int, ...]:
+        """``n`` integers, one repeated where only one is given.
+
+        Raises:
+            TypeError: If they are not known integers.
+        """
+        return ints(self.get(place, name, default), n)
+
+
+def ints(found: Any, n: int) -> tuple[int, ...]:
+    """``n`` integers, one repeated where only one is given.
+
+    Raises:
+        TypeError: If they are not known integers.
+    """
+    if isinstance(found, int) and not isinstance(found, bool):
+        return (found,) * n
+    if not isinstance(found, (list, tuple)) or not all(type(d) is int for d in found):
+        raise TypeError(f"{found!r} is not {n} integers")
+    return tuple(found) * n if len(found) == 1 else tuple(found)

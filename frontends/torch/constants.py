@@ -1,0 +1,54 @@
+"""Views of a torch module's own tensors, and rows of its tables: constants too, whose numbers are only moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ... import ir
+from ...ir import LazyTensor, Node, Op
+
+_Move = Callable[[Any], Any]
+
+
+def fold_view(node: Node) -> None:
+    """Let the result of a view of a constant be known; the node stays and computes it."""
+    x = node.inputs[0] if node.inputs else None
+    if x is None or x.data is None or len(node.outputs) != 1:
+        return
+    if isinstance(node.op, ir.Embedding):
+        _fold_rows(node)
+        return
+    result, move, data = node.output.type.static_shape, _move(node.op), x.data
+    if result is None or move is None or any(v is not None for v in node.inputs[1:]):
+        return
+
+    def load() -> Any:
+        return move(data.numpy()).reshape(result)
+
+    node.output.data = LazyTensor(result, data.dtype, load, source=data)
+
+
+def _fold_rows(node: Node) -> None:
+    """Let the rows be known that constant ids take from a table, as the places of a transformer do."""
+    ids, table = node.inputs
+    result = node.output.type.static_shape
+    if ids is None or ids.data is None or table is None or table.data is None or result is None:
+        return
+    places, rows = ids.data, table.data
+
+    def load() -> Any:
+        return rows.numpy()[places.numpy()]
+
+    node.output.data = LazyTensor(result, rows.dtype, load, source=rows)
+
+
+def _move(op: Op) -> _Move | None:
+    match op:
+        case ir.Unsqueeze() | ir.Squeeze() | ir.Reshape() | ir.Flatten() | ir.Identity():
+            return lambda array: array
+        case ir.Transpose(perm):
+            return lambda array: np.transpose(array, perm)
+    return None

@@ -1,0 +1,167 @@
+"""The entry point of the command line: which command, and every failure as one line.
+
+Exit codes: 0 fine, 1 a check failed or two models differ, 2 wrong use or unreadable input, 130 interrupted, 143 and 129
+ended by SIGTERM and SIGHUP.
+The commands themselves are in :mod:`.commands`. Nothing heavy is imported before ``main`` is inside its
+``try``, so that an interrupted start-up is one line too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from .interrupts import Interrupts
+
+INTERRUPTED = 130
+COMMANDS = ("shrink", "inspect", "compare", "passes")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    _open_streams()
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    if not debug:
+        _quiet()
+    interrupts = Interrupts(lambda: _interrupted(interrupts.number))
+    with interrupts:
+        code, message = _outcome(arguments, debug)
+    if code == INTERRUPTED or (code and interrupts.number is not None):
+        _interrupted(interrupts.number)
+    if message:
+        _say(message)
+    _leave(code)
+
+
+def _open_streams() -> None:
+    """Let closed standard streams lead nowhere: the next file that is opened would take their place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free: this one.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
+    """Run a command; the exit code, and what there is to say about a failure."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        # The option parser itself turns a closed pipe into exit 1, which means something else here.
+        return (0 if isinstance(stop.__context__, BrokenPipeError) else stop.code), ""
+    except BrokenPipeError:
+        return 0, ""
+    except BaseException as error:
+        if debug:
+            raise
+        return _explained(error)
+    return code, ""
+
+
+def _interrupted(number: int | None) -> None:
+    """Leave as a shell reports a process that a signal ended."""
+    if number is None or 128 + number == INTERRUPTED:
+        _say("interrupted")
+        code = INTERRUPTED
+    else:
+        _say("ended by a signal")
+        code = 128 + number
+    # Not through Python's own exit, which may send the signal once more.
+    os._exit(code)
+
+
+def _quiet() -> None:
+    """What goes wrong is said once, by us: no warnings of libraries, no log lines."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("graphshrink").addHandler(logging.NullHandler())
+
+
+def _run(arguments: list[str]) -> int | str | None:
+    if arguments == ["--version"]:
+        from .. import __version__
+
+        sys.stdout.write(f"{__version__}\n")
+        return 0
+    if not arguments:
+        _command(["--help"])
+        return 2
+    # Two files without a command are the obvious thing.
+    if arguments[0] not in (*COMMANDS, "--help", "-h"):
+        _misspelt(arguments[0])
+        arguments = ["shrink", *arguments]
+    return _command(arguments)
+
+
+def _command(arguments: list[str]) -> int | None:
+    from .commands import app
+
+    code: int | None = app(args=arguments, prog_name="graphshrink", standalone_mode=False)
+    return code
+
+
+def _misspelt(word: str) -> None:
+    """Refuse a first word that is neither a file nor quite a command."""
+    if not word.isalpha() or os.path.exists(word):
+        return
+    import difflib
+
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    if close:
+        from ..ir.errors import UsageError
+
+        raise UsageError(f"there is no command or file {word!r}; did you mean {close[0]!r}?")
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what to tell the user."""
+    name = type(error).__name__
+    if isinstance(error, KeyboardInterrupt) or name == "Abort":
+        return INTERRUPTED, ""
+    if isinstance(error, MemoryError):
+        return 2, "out of memory"
+    if hasattr(error, "format_message"):  # The option parser's own, whichever it is built on.
+        said = str(error.format_message()).rstrip(".")
+        return 2, said if said.endswith(")") else f"{said} (--help shows the options)"
+    from ..ir.errors import GraphshrinkError
+
+    if isinstance(error, GraphshrinkError):
+        return 2, str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return 2, f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return 2, f"the output cannot be written: {error.strerror}"
+    return 2, f"{name}: {error} (a fault of ours; --debug shows where)"
+
+
+_LONGEST = 1000
+"""Characters of the one line that a failure prints; names in files may have any length."""
+
+
+def _say(message: str) -> None:
+    line = " ".join(message.split())
+    # Names in files may hold anything, such as the codes that control a terminal.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    with suppress(OSError):  # The exit code still tells.
+        sys.stderr.write(f"graphshrink: {line}\n")
+        sys.stderr.flush()
+
+
+def _leave(code: int | str | None) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Nobody reads any more, or it was said already; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(code)

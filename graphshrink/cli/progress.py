@@ -1,0 +1,126 @@
+"""Saying what goes on: a bar on a terminal; elsewhere a plain line a pass under ``-v``, a plain line an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from ..ir import Graph
+from ..passes import Pass, PassRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Lines:
+    """An observer that writes one line after every pass, or none."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+        self.start = 0.0
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Start the clock."""
+        self.start = time.perf_counter()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Write the line."""
+        if self.stream is not None:
+            self.stream.write(
+                f"{step}: {len(record.rewrites)} changes, {len(record.refusals)} left alone, "
+                f"{time.perf_counter() - self.start:.2f} s\n"
+            )
+
+    def progress_within(self, done: int, total: int, what: str) -> None:
+        """Nothing: a line for every batch would be too much."""
+
+
+class Bar:
+    """An observer that moves a bar on a terminal."""
+
+    def __init__(self, progress: Progress, task: TaskID, count: int) -> None:
+        self.progress, self.task, self.left = progress, task, count
+        self.inner: TaskID | None = None
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Name the pass that runs."""
+        self.progress.update(self.task, description=f"{step} ({len(graph):,} nodes)")
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """One pass further."""
+        self.left -= 1
+        what = f"{step} (done)" if self.left else "writing"
+        self.progress.update(self.task, advance=1, description=what)
+        if self.inner is not None:
+            self.progress.remove_task(self.inner)
+            self.inner = None
+
+    def progress_within(self, done: int, total: int, what: str) -> None:
+        """Move a second bar, for what goes on inside the pass; without a known total it only runs."""
+        if self.inner is None:
+            self.inner = self.progress.add_task(what)
+        self.progress.update(self.inner, description=what, completed=done, total=total or None)
+
+
+@contextmanager
+def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
+    """An observer that says on standard error what goes on, for as long as the block runs.
+
+    Args:
+        count: How many passes there will be.
+        verbose: Write plain lines where standard error is not a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield Lines(sys.stderr if verbose else None)
+        return
+    with _bar() as progress:
+        yield Bar(progress, progress.add_task("reading", total=count), count)
+
+
+class Training:
+    """Says how training goes: a line an epoch, and on a terminal a bar in between."""
+
+    def __init__(self, steps: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.progress: Progress | None = None
+        self.steps = steps
+
+    def __enter__(self) -> Training:
+        if not self.quiet and sys.stderr.isatty():
+            self.progress = _bar()
+            self.progress.start()
+            self.task = self.progress.add_task("training", total=self.steps)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def step(self, done: int, text: str) -> None:
+        """Say that ``done`` steps are done."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, description=text)
+
+    def line(self, text: str) -> None:
+        """Write a line that stays."""
+        if self.progress is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        elif not self.quiet:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)

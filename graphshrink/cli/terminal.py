@@ -1,0 +1,108 @@
+"""What the commands share: the console and its tables, shapes from text, files that are written whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..ir.errors import UsageError, read_number
+from ..ir.files import place, write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console() -> Console:
+    """The console on standard output: coloured on a terminal (unless ``NO_COLOR`` is set), else plain."""
+    from rich.console import Console
+
+    # Without a terminal there is no width to keep to: lines that wrap are hard to search.
+    return Console() if sys.stdout.isatty() else Console(width=200, highlight=False)
+
+
+def show(out: Console, table: Table) -> None:
+    """Print a table: ruled on a terminal, plain columns elsewhere."""
+    if not out.is_terminal:
+        table.box = None
+        table.pad_edge = False
+    out.print(table)
+
+
+def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name, from texts such as ``"x:1x3x224x224"``; ``"x:"`` is a scalar.
+
+    Raises:
+        UsageError: If a text is malformed or a name is given twice.
+    """
+    found = _shapes(texts, "--input", _size)
+    return {name: tuple(d for d in shape if d is not None) for name, shape in found.items()}
+
+
+def fixed_shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int | None, ...]]:
+    """Like :func:`shapes_of`; a size of ``?`` is left as it is (``None``).
+
+    Raises:
+        UsageError: If a text is malformed or a name is given twice.
+    """
+    return _shapes(texts, "--fix-shape", lambda d: None if d == "?" else _size(d))
+
+
+def _size(text: str) -> int:
+    """One size; ONNX and the runtimes keep sizes in 64 bits.
+
+    Raises:
+        ValueError: If it is no number, or larger.
+    """
+    size = int(read_number(text, int))
+    if size >= 1 << 63:
+        raise ValueError(text)
+    return size
+
+
+def _shapes(
+    texts: Iterable[str] | None, option: str, read: Callable[[str], int | None]
+) -> dict[str, tuple[int | None, ...]]:
+    found: dict[str, tuple[int | None, ...]] = {}
+    for text in texts or ():
+        name, colon, sizes = text.rpartition(":")
+        try:
+            shape = tuple(read(d) for d in sizes.split("x")) if sizes else ()
+        except ValueError:
+            colon = ""
+        if not colon or not name or any(d is not None and d < 0 for d in shape):
+            raise UsageError(f"{option} {text!r} is not NAME:SIZES, such as x:1x3x224x224")
+        if name in found:
+            raise UsageError(f"{option} gives the shape of {name!r} twice")
+        found[name] = shape
+    return found
+
+
+def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
+    """Check that a file can be written, without touching it.
+
+    Args:
+        path: The file.
+        suffix: The suffix that it must have.
+        text: Whether it may also be a standard stream or the null device.
+
+    Raises:
+        UsageError: If its suffix is wrong, or nothing can be written there.
+    """
+    if "\0" in path:
+        raise UsageError(f"cannot write {path!r}: a path holds no NUL")
+    if suffix is not None and Path(path).suffix != suffix:
+        raise UsageError(f"cannot write {path}: only {suffix} files can be written")
+    place(path, text)
+
+
+def write_json(path: str, data: Any) -> None:
+    """Write JSON, whole or not at all; ``/dev/stdout`` is standard output.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    write_text(path, json.dumps(data, indent=1) + "\n")

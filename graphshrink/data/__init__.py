@@ -1,0 +1,1 @@
+"""Samples: calibration data, images, labelled data sets."""

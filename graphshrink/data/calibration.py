@@ -1,0 +1,261 @@
+"""Calibration data for a model: opened, held against its inputs, cut into batches, and run through graphs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ir import DType, Graph, TensorType, UsageError, Value
+from ..passes import Calibration
+from ..running.inner_values import fx_values, onnx_values
+from .images import SUFFIXES, Preprocess
+from .sources import (
+    Array,
+    ArraySource,
+    Block,
+    ImageFolder,
+    Inputs,
+    IterableSource,
+    NpyFolder,
+    NpzSource,
+    Source,
+    files_of,
+    limited,
+    rebatch,
+)
+
+BATCH_SIZE = 32
+"""Samples in a batch where the model leaves it open."""
+
+CACHE_BYTES = 1 << 30
+"""Batches are kept in memory up to this size, so that images are decoded once."""
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Data that a model is run on to learn what its values look like, with how to read them.
+
+    Attributes:
+        data: An ``.npz`` file with arrays by input name; a folder of ``.npy`` files or images; a dict of arrays by
+            input name, or one array (the first axis is that of the samples); or any iterable of batches, each a
+            tuple, a dict by name, or one tensor or array.
+        samples: Take at most this many: of a folder of samples evenly spread ones, else the first.
+        batch_size: Samples that are run at a time; by the model where its inputs fix it, else 32. Batches of
+            an iterable are run as they are.
+        preprocess: How images become samples: a :class:`graphshrink.data.images.Preprocess` or its text.
+    """
+
+    data: Any
+    samples: int | None = None
+    batch_size: int | None = None
+    preprocess: Preprocess | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"calibration: {name} must be at least 1, not {value}")
+
+
+def calibrated(
+    graph: Graph,
+    kind: str,
+    data: Any,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Calibration:
+    """Calibration data as passes see them, for a graph that was just imported.
+
+    The first batch is read and checked at once.
+
+    Args:
+        graph: The graph.
+        kind: ``"onnx"`` or ``"fx"``.
+        data: A :class:`CalibrationData`, or what its ``data`` may be.
+        progress: Called with (done, total, what).
+
+    Raises:
+        UsageError: If there are no data, or they do not fit the inputs of the graph.
+    """
+    if isinstance(data, Calibration):
+        return data
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    return _Bound(graph, kind, given, progress)
+
+
+def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
+    """The batches of calibration data as inputs by name, for an ONNX-born graph.
+
+    Args:
+        graph: The graph, whose inputs are still those of the model.
+        data: As for :func:`calibrated`.
+
+    Raises:
+        UsageError: If there are no data, or they do not fit the inputs of the graph.
+    """
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    bound = _Bound(graph, "onnx", given, None)
+    names = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
+    for batch in bound._batches():
+        yield dict(zip(names, batch, strict=True))
+
+
+class _Bound(Calibration):
+    def __init__(
+        self,
+        graph: Graph,
+        kind: str,
+        given: CalibrationData,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        if progress is not None:
+            self.progress = progress  # type: ignore[method-assign]
+        self.run = fx_values if kind == "fx" else onnx_values
+        taken = [v for v in graph.inputs if kind == "onnx" or not graph.host.order[v.host].args]
+        if not taken:
+            raise UsageError("the model has no inputs to calibrate it on")
+        self.inputs = Inputs(tuple(v.name for v in taken), tuple(v.type for v in taken))
+        self.given = given
+        # A module that was traced on examples takes other sizes too.
+        self.loose = kind == "fx" and graph.host.inputs is not None
+        self.fixed = None if self.loose else _fixed_batch(self.inputs)
+        if self.fixed and given.batch_size not in (None, self.fixed):
+            raise UsageError(
+                f"the model takes batches of {self.fixed}, so batch_size cannot be {given.batch_size}"
+            )
+        self.size = self.fixed or given.batch_size or BATCH_SIZE
+        self.source = _opened(given, self.inputs)
+        self.kept: list[Block] | None = None
+        if isinstance(given.data, Iterator):
+            self.kept = _held(self._read())
+        if next(iter(self._batches()), None) is None:
+            few = (
+                f" enough for a batch of {self.fixed}" if self.fixed and self.source.samples else ""
+            )
+            raise UsageError(f"{self.source.name}: there are no samples{few}")
+
+    @property
+    def batch_count(self) -> int:
+        if self.kept is not None:
+            return len(self.kept)
+        samples = self.source.samples
+        if samples is None:
+            return 0
+        samples = samples if self.given.samples is None else min(samples, self.given.samples)
+        return samples // self.size if self.fixed else -(-samples // self.size)
+
+    def stream(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Array, ...]]:
+        yield from self.run(graph, values, self._batches())
+
+    def _batches(self) -> Iterator[Block]:
+        if self.kept is not None:
+            yield from self.kept
+            return
+        kept: list[Block] | None = []
+        size = 0
+        for batch in self._read():
+            size += sum(array.nbytes for array in batch)
+            if kept is not None and size <= CACHE_BYTES:
+                kept.append(batch)
+            else:
+                kept = None
+            yield batch
+        self.kept = kept
+
+    def _read(self) -> Iterator[Block]:
+        blocks = limited(self.source.blocks(self.size), self.given.samples)
+        if not self.source.whole:
+            blocks = rebatch(blocks, self.size, self.fixed is not None)
+        for batch in blocks:
+            for name, type_, array in zip(*vars(self.inputs).values(), batch, strict=True):
+                self._check(name, type_, array)
+            yield batch
+
+    def _check(self, name: str, type_: TensorType, array: Array) -> None:
+        where = f"{self.source.name}: input {name!r}"
+        wanted = type_.dtype
+        if wanted not in (None, DType.STRING) and array.dtype != wanted.numpy:
+            raise UsageError(
+                f"{where} takes {wanted.numpy}, not {array.dtype}; convert it with "
+                f".astype('{wanted.numpy}')"
+            )
+        shape = type_.shape
+        if self.loose and shape is not None:
+            shape = (None,) * len(shape)
+        if not type_.with_shape(shape).accepts(TensorType(wanted, array.shape)):
+            shown = "x".join(map(str, array.shape)) or "a scalar"
+            hint = (
+                ' (give --preprocess "resize=...,crop=...")'
+                if isinstance(self.source, ImageFolder)
+                else ""
+            )
+            raise UsageError(f"{where} takes {type_}, not {shown}{hint}")
+        if not array.size:
+            raise UsageError(f"{where} has no elements in a batch")
+        wide = array.astype(np.float32) if array.dtype.kind == "V" else array
+        if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
+            raise UsageError(f"{where} holds NaN or infinite numbers")
+
+
+def _fixed_batch(inputs: Inputs) -> int | None:
+    """The batch size that the inputs' shapes fix, if any."""
+    sizes = {t.dim(0) for t in inputs.types if t.rank}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return size or None
+
+
+def _opened(given: CalibrationData, inputs: Inputs) -> Source:
+    data, recipe = given.data, given.preprocess
+    if isinstance(recipe, str):
+        recipe = Preprocess.parse(recipe)
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        images = files_of(path, SUFFIXES) if path.is_dir() else []
+        arrays = files_of(path, {".npy"}) if path.is_dir() else []
+        if images and arrays:
+            raise UsageError(f"{path} has both images and .npy files: {images[0]}, {arrays[0]}")
+        if images:
+            return ImageFolder(path, inputs, recipe or Preprocess(), given.samples)
+        if recipe is not None:
+            raise UsageError(f"{path}: preprocess is for a folder of images, and there are none")
+        if arrays:
+            return NpyFolder(path, inputs, given.samples)
+        if path.is_dir():
+            raise UsageError(f"{path} has neither .npy files nor images")
+        if path.suffix != ".npz":
+            raise UsageError(
+                f"{path}: calibration data are an .npz file, or a folder of .npy files or images"
+            )
+        return NpzSource(path, inputs)
+    if recipe is not None:
+        raise UsageError("preprocess is for a folder of images")
+    if isinstance(data, Mapping):
+        return ArraySource(data, inputs)
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
+        if len(inputs.names) != 1:
+            names = ", ".join(inputs.names)
+            raise UsageError(f"one array was given for calibration, the model has inputs {names}")
+        return ArraySource({inputs.names[0]: data}, inputs)
+    if isinstance(data, Iterable):
+        return IterableSource(data, inputs)
+    raise UsageError(
+        f"a {type(data).__name__} is no calibration data: give a path, arrays, or an iterable of batches"
+    )
+
+
+def _held(batches: Iterator[Block]) -> list[Block]:
+    """What an iterator gives only once, kept for every run."""
+    kept, size = [], 0
+    for batch in batches:
+        size += sum(array.nbytes for array in batch)
+        if size > CACHE_BYTES:
+            raise UsageError(
+                f"the calibration data can be read only once and take more than {CACHE_BYTES >> 20} MiB: "
+                "give something that can be iterated again (a list, a DataLoader), or fewer samples"
+            )
+        kept.append(batch)
+    return kept

@@ -1,0 +1,1 @@
+"""Running models: inputs, sessions, values inside, comparisons, latency, accuracy."""

@@ -1,0 +1,182 @@
+"""Two models side by side: numbers, size, and latency as a paired ratio; ONNX in onnxruntime, .tflite in LiteRT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..cli.terminal import show
+from ..ir import Graph, UsageError
+from ..ir.errors import check_readable
+from ..passes import relative_error
+from ..passes.infra.tolerance import MOST_NOISE, noise_limit
+from ..report import Size, number, size_table
+from .inputs import Arrays, named_inputs, nudges, running_inputs
+from .latency import PairedLatency, paired_latency
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .compare_onnx import OnnxSide
+    from .compare_tflite import LiteSide
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two models compare.
+
+    Attributes:
+        error: The largest output error of B, relative to A's largest output.
+        tolerance: The error allowed.
+        sizes: The sizes of A and B; ``None`` for a .tflite file, whose operations are not the IR's.
+        file_bytes: Bytes of the two models, the files of their external data included.
+        latency: How fast B is beside A.
+    """
+
+    error: float
+    tolerance: float
+    sizes: tuple[Size | None, Size | None]
+    file_bytes: tuple[int, int]
+    latency: PairedLatency
+
+    @property
+    def equal(self) -> bool:
+        """True when the outputs differ by no more than the tolerance."""
+        return self.error <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "error": number(self.error),
+            "tolerance": self.tolerance,
+            "equal": self.equal,
+            "a": {**_fields(self.sizes[0]), "file_bytes": self.file_bytes[0]},
+            "b": {**_fields(self.sizes[1]), "file_bytes": self.file_bytes[1]},
+            "milliseconds": list(self.latency.milliseconds),
+            "speedup": {
+                "median": self.latency.speedup,
+                "low": self.latency.interval[0],
+                "high": self.latency.interval[1],
+            },
+        }
+
+    def render(self, console: Console, first: str, second: str) -> None:
+        """Print a table."""
+        table = _table(self.sizes, (first, second))
+        table.add_row("file bytes", *(f"{b:,}" for b in self.file_bytes))
+        table.add_row("latency (median ms)", *(f"{m:.3f}" for m in self.latency.milliseconds))
+        show(console, table)
+        console.print(f"speed of B beside A: {self.latency}")
+        console.print(
+            f"largest output error, relative: {self.error:.2e} (allowed {self.tolerance:.0e})"
+        )
+
+
+def _fields(size: Size | None) -> dict[str, Any]:
+    return {} if size is None else vars(size)
+
+
+def _table(sizes: tuple[Size | None, Size | None], titles: tuple[str, str]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    a, b = sizes
+    if a is not None and b is not None:
+        return size_table(a, b, titles=titles)
+    return Table("", *map(escape, titles))
+
+
+def compare_models(
+    first: Path,
+    second: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Path | None = None,
+    tolerance: float | None = None,
+    runs: int = 30,
+    threads: int = 0,
+    seed: int = 0,
+) -> Comparison:
+    """Run both models on the same inputs.
+
+    Args:
+        first: The reference.
+        second: The other model.
+        shapes: Input shapes by name, for random inputs.
+        data: An ``.npz`` file with inputs by name, instead of random ones.
+        tolerance: The error allowed. When not given, by the coarsest element type of the reference, or more where
+            rounding the inputs otherwise moves its own outputs further.
+        runs: Timed pairs of runs.
+        threads: Threads of the runtime; 0 takes all.
+        seed: The seed of random inputs.
+
+    Raises:
+        ModelError: If a file cannot be read or run.
+        UsageError: If the inputs do not fit, or the models have different ones.
+    """
+    a: OnnxSide | LiteSide
+    b: OnnxSide | LiteSide
+    if first.suffix == ".tflite" != second.suffix:
+        b = _side(second, threads)
+        a = _side(first, threads, like=b)
+    else:
+        a = _side(first, threads)
+        b = _side(second, threads, like=a)
+    for side, other in ((a, b), (b, a)):
+        # What only one of them lets the caller give keeps its default.
+        left_out = side.optional - set(other.types)
+        side.types = {name: t for name, t in side.types.items() if name not in left_out}
+    if (
+        list(a.types) != list(b.types)
+        or len(a.outputs) != len(b.outputs)
+        or (a.named and b.named and a.outputs != b.outputs)
+    ):
+        raise UsageError(f"{first} and {second} have different inputs or outputs")
+    graph = Graph("the inputs of both")
+    for name, type_ in a.types.items():
+        if not type_.accepts(b.types[name]):
+            raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
+        # Sizes that one of them leaves open may be fixed in the other.
+        graph.add_input(name, type_.refined(b.types[name]))
+    if data is None:
+        feeds = running_inputs(graph, shapes, seed, lambda x: (a.run(x), b.run(x)))
+    else:
+        feeds = _read_inputs(graph, data)
+    want, got = a.run(feeds), b.run(feeds)
+    error = relative_error(want, got)
+    if tolerance is None:
+        tolerance = max(a.tolerance, b.tolerance)
+        if tolerance < error < MOST_NOISE:
+            moved = (a.run(x) for x in nudges(feeds, seed))
+            tolerance = noise_limit(tolerance, want, moved)
+            a.run(feeds)
+    latency = paired_latency(a.again, b.again, pairs=runs)
+    return Comparison(error, tolerance, (a.size, b.size), (a.file_bytes, b.file_bytes), latency)
+
+
+def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> OnnxSide | LiteSide:
+    if path.suffix == ".tflite":
+        from .compare_tflite import LiteSide
+
+        return LiteSide(path, threads, like)
+    from .compare_onnx import OnnxSide
+
+    return OnnxSide(path, threads)
+
+
+def _read_inputs(graph: Graph, data: Path) -> Arrays:
+    check_readable(data)
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UsageError(f"{data}: {error.strerror or 'not an .npz file'}") from error
+    except (ValueError, AttributeError, BadZipFile) as error:
+        raise UsageError(f"{data} is not an .npz file of arrays") from error
+    return named_inputs(graph, arrays)

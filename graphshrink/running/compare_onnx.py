@@ -1,0 +1,59 @@
+"""An ONNX file as one side of a comparison, in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..api import load
+from ..emission import data_files
+from ..frontends.onnx.defaults import defaults
+from ..passes.infra.tolerance import tolerance_of
+from ..report import Size
+from .inputs import Arrays
+from .memory import check_memory
+from .sessions import run_session, session
+
+
+class OnnxSide:
+    """An ONNX file in onnxruntime.
+
+    Attributes:
+        path: The file.
+        types: The types of the inputs, by name.
+        optional: The inputs that have a default, by name.
+        outputs: The names of the outputs.
+        named: Whether the names of the outputs are the model's own.
+        size: How large the graph is.
+        tolerance: The error that its coarsest element type allows.
+    """
+
+    named = True
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        self.graph, _ = load(path)
+        self.types = {v.name: v.type for v in self.graph.inputs}
+        self.optional = set(defaults(self.graph.host.model))
+        self.outputs = list(self.graph.output_names)
+        self.output_types = [v.type for v in self.graph.outputs]
+        self.size: Size | None = Size.of(self.graph)
+        self.tolerance = tolerance_of(self.graph)
+        check_memory(self.graph, str(path))
+        self._session = session(path, threads)
+        self._feeds: Arrays = {}
+
+    def run(self, feeds: Arrays) -> list[Any]:
+        """Set the inputs and run."""
+        self._feeds = feeds
+        return run_session(self._session, feeds, str(self.path))
+
+    def again(self) -> None:
+        """Run once more, to be timed."""
+        self._session.run(None, self._feeds)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file and of its external data."""
+        files = {self.path, *(path for _, path in data_files(self.graph))}
+        return sum(file.stat().st_size for file in files)

@@ -1,0 +1,246 @@
+"""Inputs to run a graph on: random or given, of sizes with which it runs, and nudged by one rounding unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import DType, Graph, ModelError, TensorType, UsageError, Value
+from ..ir.errors import check_input_name
+from .memory import available_memory
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
+    """Hold given input shapes against the graph's inputs.
+
+    Returns:
+        The sizes that they give to symbols.
+
+    Raises:
+        UsageError: If a shape names no input or does not fit it, or two contradict each other.
+    """
+    known = {v.name: v.type for v in graph.inputs}
+    symbols: dict[str, int] = {}
+    for name, given in (shapes or {}).items():
+        check_input_name(name, known)
+        wanted = known[name].shape
+        if not known[name].accepts(TensorType(None, tuple(given))):
+            raise UsageError(f"input {name!r} takes {_shown(wanted)}, not {_shown(given)}")
+        for d, size in zip(wanted or (), given, strict=False):
+            if isinstance(d, str) and symbols.setdefault(d, size) != size:
+                raise UsageError(f"input {name!r}: {d} is both {symbols[d]} and {size}")
+    return symbols
+
+
+def _shown(shape: Sequence[Any] | None) -> str:
+    return "x".join("?" if d is None else str(d) for d in shape or ()) or "a scalar"
+
+
+SIZES = (64, 224, 512, 1024, 16000, 16, 1)
+"""What sizes that are not known are taken as, one after the other, until the model runs."""
+
+
+NUDGES = 3
+"""How many times inputs are moved by a rounding unit to see how sensitive a model is."""
+
+
+def random_inputs(
+    graph: Graph,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    unknown: int = 1,
+) -> Arrays:
+    """Inputs for a check: standard normal floats, zeros and ones for whole numbers and booleans.
+
+    Whole numbers stay that small because they are most often indices.
+
+    Args:
+        graph: Whose inputs.
+        shapes: Shapes by input name; else known sizes. Those that are not known are ``unknown``, but 1 along the
+            first axis of an input, and wherever the symbol of such an axis stands.
+        seed: The seed of the random numbers.
+        unknown: The size that unknown ones are taken as.
+
+    Raises:
+        UsageError: If a shape names no input, does not fit it, or is needed and missing.
+    """
+    symbols = check_shapes(graph, shapes)
+    for value in graph.inputs:
+        if value.type.shape and isinstance(value.type.shape[0], str):
+            symbols.setdefault(value.type.shape[0], 1)
+    rng = np.random.default_rng(seed)
+    return {
+        v.name: _random(v, (shapes or {}).get(v.name), symbols, unknown, rng) for v in graph.inputs
+    }
+
+
+def _random(
+    value: Value,
+    given: Sequence[int] | None,
+    symbols: Mapping[str, int],
+    unknown: int,
+    rng: np.random.Generator,
+) -> npt.NDArray[Any]:
+    dtype = value.type.dtype
+    if dtype is None or dtype is DType.STRING or (given is None and value.type.shape is None):
+        raise UsageError(
+            f"input {value.name!r} has no known shape and type; "
+            f"give its shape (--input {value.name}:1x3x224x224)"
+        )
+    if given is None:
+        assert value.type.shape is not None
+        given = [
+            d if isinstance(d, int) else symbols.get(d or "", unknown if axis else 1)
+            for axis, d in enumerate(value.type.shape)
+        ]
+    # Random numbers are drawn as float64.
+    needed, have = math.prod(given) * max(dtype.numpy.itemsize, 8), available_memory()
+    if needed > have:
+        raise UsageError(
+            f"input {value.name!r} of {_shown(given)} takes {needed:,} bytes, this machine has {have:,}; "
+            f"give other sizes by --input"
+        )
+    if dtype is DType.BOOL:
+        return rng.integers(0, 2, given).astype(bool)
+    if dtype.is_float or dtype in (DType.C64, DType.C128):
+        return rng.standard_normal(given).astype(dtype.numpy)
+    return rng.integers(0, 2, given).astype(dtype.numpy)
+
+
+def running_inputs(
+    graph: Graph,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+    run: Callable[[Arrays], object],
+) -> Arrays:
+    """Random inputs that an ONNX model runs on: sizes that are not known are tried, :data:`SIZES`.
+
+    Which ones were taken is added to the graph's notes.
+
+    Args:
+        graph: The graph of the model.
+        shapes: Shapes by input name.
+        seed: The seed of the random numbers.
+        run: Runs the model.
+
+    Raises:
+        ModelError: If it runs with none of them; the error is that of the first.
+        UsageError: As for :func:`random_inputs`.
+    """
+    failure: ModelError | None = None
+    tried: set[str] = set()
+    for size in SIZES:
+        feeds = random_inputs(graph, shapes, seed, size)
+        shown = shapes_text(feeds)
+        if shown in tried:
+            continue
+        tried.add(shown)
+        try:
+            run(feeds)
+        except ModelError as error:
+            failure = failure or error
+            continue
+        if any(v.type.static_shape is None and v.name not in (shapes or {}) for v in graph.inputs):
+            graph.notes.append(f"run on inputs {shown} (--input gives other shapes)")
+        return feeds
+    assert failure is not None
+    raise failure
+
+
+def nudge(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+    """An array of floats, each moved up or down by about one rounding unit; others as they are."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    step = np.asarray(np.finfo(array.dtype).eps, array.dtype)
+    signs = rng.integers(0, 2, array.shape).astype(array.dtype) * 2 - 1
+    moved: npt.NDArray[Any] = (array + array * signs * step).astype(array.dtype)
+    return moved
+
+
+def nudges(feeds: Arrays, seed: int) -> list[Arrays]:
+    """Inputs that differ from ``feeds`` by rounding units only."""
+    rng = np.random.default_rng(seed)
+    return [{n: nudge(a, rng) for n, a in feeds.items()} for _ in range(NUDGES)]
+
+
+def shapes_text(feeds: Arrays) -> str:
+    """The shapes of inputs as ``--input`` takes them."""
+    return ", ".join(f"{n}:{'x'.join(map(str, a.shape))}" for n, a in feeds.items())
+
+
+def named_inputs(graph: Graph, given: Any) -> Arrays:
+    """Inputs of an ONNX model, from arrays by name or in order, held against what the model takes.
+
+    Raises:
+        UsageError: If one is missing, unknown, or of another type or shape.
+    """
+    known = {v.name: v.type for v in graph.inputs}
+    if not isinstance(given, Mapping):
+        items = list(given) if isinstance(given, tuple | list) else [given]
+        if len(items) != len(known):
+            raise UsageError(f"the model has {len(known)} inputs, {len(items)} were given")
+        given = dict(zip(known, items, strict=True))
+    for name in given:
+        check_input_name(name, known)
+    missing = [name for name in known if name not in given]
+    if missing:
+        raise UsageError(f"no value was given for input {missing[0]!r}")
+    arrays: Arrays = {name: np.asarray(given[name]) for name in known}
+    check_shapes(graph, {name: array.shape for name, array in arrays.items()})
+    for name, array in arrays.items():
+        wanted = known[name].dtype
+        if wanted is None or wanted is DType.STRING or array.dtype == wanted.numpy:
+            continue
+        raise UsageError(f"input {name!r} takes {wanted.numpy}, not {array.dtype}")
+    return arrays
+
+
+def fx_inputs(
+    graph: Graph, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> tuple[Any, ...]:
+    """Random inputs for an FX-born graph, on the device of its weights.
+
+    Raises:
+        UsageError: If the shape of an input is not known.
+    """
+    import torch
+
+    from ..hosts.torch.dtypes import DTYPES
+
+    for value in graph.inputs:
+        if value.type.shape is None and value.name not in (shapes or {}):
+            raise UsageError(
+                f"the shape of input {value.name!r} is not known: a check needs example_inputs"
+            )
+    kinds = {ours: theirs for theirs, ours in DTYPES.items()}
+    weight = next(graph.host.module.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    made = []
+    for value, array in zip(graph.inputs, random_inputs(graph, shapes, seed).values(), strict=True):
+        # torch does not know NumPy's extension types; float32 holds all that they hold.
+        dtype = value.type.dtype
+        assert dtype is not None
+        plain = array.astype(np.float32) if array.dtype.kind == "V" else array
+        made.append(torch.from_numpy(np.ascontiguousarray(plain)).to(device, kinds[dtype]))
+    return tuple(made)
+
+
+def fx_nudges(inputs: Sequence[Any], seed: int) -> list[tuple[Any, ...]]:
+    """Inputs that differ from ``inputs`` by rounding units only; what is no tensor of floats stays."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            return x
+        signs = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
+        return x + x * signs * torch.finfo(x.dtype).eps
+
+    return [tuple(map(moved, inputs)) for _ in range(NUDGES)]

@@ -1,0 +1,189 @@
+"""Running graphs to compare their numbers: onnxruntime for ONNX, torch for FX."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..ir import Graph, ModelError
+from .inputs import Arrays, shapes_text
+from .memory import check_memory
+
+
+def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
+    """A function that emits a graph as ONNX and runs it in onnxruntime on ``feeds``."""
+
+    def run(graph: Graph) -> list[Any]:
+        with emitted_session(graph) as loaded:
+            return run_session(loaded, feeds, "the model")
+
+    return run
+
+
+@contextmanager
+def emitted_session(graph: Graph) -> Iterator[Any]:
+    """An onnxruntime session of a graph that is emitted as ONNX.
+
+    Raises:
+        ModelError: If it cannot be emitted, or onnxruntime does not take it.
+    """
+    check_memory(graph, "the model")
+    # Before there is a temporary file that an interrupted import would leave behind.
+    import_module("onnxruntime")
+    from ..targets.onnx.emitter import save_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
+        path = Path(folder) / "check.onnx"
+        save_onnx(graph, path)
+        yield session(path, name="the model")
+
+
+def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        path: The model file.
+        threads: Threads within an op; 0 takes all.
+        name: What errors call the model; the path when not given.
+
+    Raises:
+        ModelError: If onnxruntime does not take the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        what = f"onnxruntime cannot load {name or path}"
+        raise ModelError(
+            f"{what}: {one_line(error).replace(str(path), name or str(path))}"
+        ) from error
+
+
+def run_session(loaded: Any, feeds: Arrays, name: str) -> list[Any]:
+    """Run a session.
+
+    Raises:
+        ModelError: If the model does not run on these inputs.
+    """
+    try:
+        return list(loaded.run(None, feeds))
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime cannot run {name} on inputs {shapes_text(feeds)} (--input gives other shapes): "
+            f"{one_line(error)}"
+        ) from error
+
+
+def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
+    """A function that emits a graph as FX and runs it in torch on ``inputs``."""
+
+    def run(graph: Graph) -> list[Any]:
+        from ..targets.torch.emitter import to_fx
+
+        return _run_module(to_fx(graph), inputs)
+
+    return run
+
+
+def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The tensors that a module gives; random numbers are the same in every run."""
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    from ..frontends.torch.trace import random_kept
+    from ..hosts.torch.copies import containers_kept
+
+    # In-place modules may write into their inputs: every run gets its own.
+    fresh = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tuple(inputs))
+    try:
+        with containers_kept(module), random_kept(), torch.no_grad():
+            torch.manual_seed(0)
+            leaves = tree_leaves(module(*fresh))
+    except Exception as error:
+        raise ModelError(f"the module does not run: {one_line(error)}") from error
+    return [
+        leaf.detach().cpu().double().numpy() if leaf.is_floating_point() else leaf.cpu().numpy()
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor)
+    ]
+
+
+def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The tensors that a module or an exported program gives, as it was given; it is not changed.
+
+    Raises:
+        ModelError: If it does not run.
+    """
+    import torch
+
+    from ..hosts.torch.copies import ModuleCopy
+
+    module = model if isinstance(model, torch.nn.Module) else model.module()
+    parameters = {id(p) for p in module.parameters()}
+    copied = ModuleCopy(module, lambda t: t if id(t) in parameters else t.clone())
+    return _run_module(copied.module, inputs)
+
+
+def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
+    """The outputs of an ONNX file, or of a ``ModelProto``, as it was given.
+
+    Raises:
+        ModelError: If onnxruntime does not take or run it.
+    """
+    import onnxruntime
+
+    if isinstance(model, str | os.PathLike):
+        return run_session(session(Path(model)), feeds, os.fspath(model))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        loaded = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime cannot load the model as it was given: {one_line(error)}"
+        ) from error
+    return run_session(loaded, feeds, "the model as it was given")
+
+
+def running_module(graph: Graph) -> Any:
+    """The module of an FX-born graph, held to running on the example inputs; nothing is computed on them.
+
+    Raises:
+        ModelError: If it does not run, or cannot be said in torch.
+    """
+    from ..frontends.torch.importer import DoesNotRun, shapes_of
+    from ..targets.torch.emitter import to_fx
+
+    module = to_fx(graph)
+    inputs = graph.host.exported if graph.host.inputs is None else graph.host.inputs
+    if inputs is not None:
+        try:
+            shapes_of(module, inputs)
+        except DoesNotRun as error:
+            raise ModelError(
+                f"the shrunk module does not run on example_inputs, though the given one does: {one_line(error.__cause__ or error)}; "
+                "this is a fault of graphshrink"
+            ) from error
+    return module
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut where it gets long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

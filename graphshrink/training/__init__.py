@@ -1,0 +1,1 @@
+"""Training: gates in a loop, what they save, blocks, processes, recovery."""

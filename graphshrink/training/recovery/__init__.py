@@ -1,0 +1,1 @@
+"""Recovery: training that gives a shrunk network back what it lost."""

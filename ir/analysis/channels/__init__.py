@@ -1,0 +1,1 @@
+"""Channels: which may change places, followed through ops and reshapes."""

@@ -1,0 +1,1 @@
+"""Masked weights and their N:M patterns."""

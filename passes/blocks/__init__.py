@@ -1,0 +1,1 @@
+"""Passes that bring weights into dense blocks."""

@@ -1,0 +1,129 @@
+"""``mask-blocks``: weights under masks of permuted blocks, to be trained; then ``pivot`` makes them dense blocks exactly.
+
+For more than a few blocks no order of trained weights keeps what matters, while a network that is trained under the
+mask hardly loses anything (Supic et al., *MPDCompress: Matrix Permutation Decomposition Algorithm for Deep Neural Network
+Compression*, 2018). Masks are drawn at random as there, or follow the present weights. Either way layers that share
+channels are given masks that their common order serves: blocks that cut across each other evenly, so that what one
+layer keeps apart the next one mixes, or the same blocks where they cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ...ir import Conv, Exactness, Graph, Linear, MaskedTensor, Rewriter
+from ...ir.analysis import ChannelGroup, channel_groups
+from ..infra.contract import Context, Pass, named_nodes, register
+from .blocks import Array64, Blocks
+from .choose import Axis, Site, fits, moved, settle, site_of
+from .order import ChannelOrder
+from .search import Side, kept_mass, search_blocks
+
+
+@register
+@dataclass(frozen=True)
+class MaskBlocks(Pass):
+    """Put weights under masks of permuted blocks, for training.
+
+    Attributes:
+        blocks: The number of blocks.
+        draw: ``random`` draws the blocks, ``weights`` takes those that keep most of the squared weights.
+        layers: Names of layers, or patterns with * and ?; all dense layers and convolutions when not given.
+        divide: What to do where the number of channels is no multiple of blocks: ``refuse``, or ``pad``, which lets the last
+            block be smaller.
+    """
+
+    name = "mask-blocks"
+    exactness = Exactness.APPROXIMATE
+    blocks: int = 4
+    draw: Literal["random", "weights"] = "random"
+    layers: str | tuple[str, ...] = ()
+    divide: Literal["refuse", "pad"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.blocks < 2:
+            raise ValueError(f"blocks must be at least 2, not {self.blocks}")
+        for name, value, known in (
+            ("draw", self.draw, ("random", "weights")),
+            ("divide", self.divide, ("refuse", "pad")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        wanted = named_nodes(graph, self.layers, self.name) if self.layers else None
+        groups = channel_groups(graph)
+        orders: dict[ChannelGroup, ChannelOrder] = {}
+        for node in list(graph.nodes):
+            chosen = isinstance(node.op, (Linear, Conv)) if wanted is None else node in wanted
+            if not chosen:
+                continue
+            site = site_of(node, groups, orders, self.blocks, self.divide == "pad")
+            problem = site if isinstance(site, str) else self._mask(site, rw, ctx)
+            if problem:
+                rw.skip(node, f"not masked: {problem}")
+
+    def _mask(self, site: Site, rw: Rewriter, ctx: Context) -> str:
+        """Put one layer under a mask, or say why not."""
+        value = site.node.inputs[1]
+        assert value is not None
+        others = [node.name for node in value.users if node is not site.node]
+        if others:
+            return f"its weight is shared with {others[0]}, which would get a copy without a mask"
+        if problem := moved(site):
+            return problem
+        best, mass = None, -1.0
+        weight = site.read()
+        if not np.isfinite(weight).all():
+            return "its weight is not finite everywhere"
+        # Only ratios count: with a largest number near 1 no square leaves the range of float64.
+        near_one = np.ldexp(weight, -math.frexp(np.abs(weight).max(initial=0.0))[1])
+        saliency = site.per_unit((near_one**2).sum(2))
+        for blocks in self._candidates(site, saliency, ctx):
+            found, _ = fits(site, blocks)
+            kept = kept_mass(saliency, blocks)
+            # Of random ones the first; of others the one that keeps most.
+            if not found and (best is None or (self.draw == "weights" and kept > mass)):
+                best, mass = blocks, kept
+            problem = problem or found
+        if best is None:
+            return problem
+        settle(site, best)
+        mask = (
+            site.spread(best).mask().reshape(*weight.shape[:2], *[1] * (len(site.weight.shape) - 2))
+        )
+        masked = MaskedTensor(site.weight, np.broadcast_to(mask, site.weight.shape), lasting=True)
+        what = f"mask by {self.blocks} blocks, {mass:.0%} of the squared weights kept"
+        with rw.rewrite(what, site.node):
+            rw.set_input(site.node, 1, rw.constant(masked, value.name))
+            if value.producer is None and not value.use_count:
+                rw.erase_constant(value)
+        return ""
+
+    def _candidates(self, site: Site, saliency: Array64, ctx: Context) -> Iterator[Blocks]:
+        rows, columns, count = site.rows, site.columns, self.blocks
+        if rows.order is columns.order and rows.order.is_free:
+            # One order for both sides, which have the same blocks.
+            sides: Iterable[tuple[Side, Side]] = [(Side(rows.sizes), Side(columns.sizes))]
+        else:
+            sides = [(a, b) for a in _mixing_first(rows) for b in _mixing_first(columns)]
+        for across, along in sides:
+            if self.draw == "weights":
+                found = search_blocks(saliency, across, along, seed=ctx.seed)
+            else:
+                draws = [s.best(ctx.rng.random((s.size, count))) for s in (across, along)]
+                found = Blocks(draws[0], draws[1], count)
+            if rows.order is columns.order:
+                found = Blocks(found.columns, found.columns, count)
+            yield found
+
+
+def _mixing_first(axis: Axis) -> list[Side]:
+    """What an axis may choose from, blocks across those of the neighbours first."""
+    sides = axis.order.sides(axis.sizes, gather=False)
+    return sorted(sides, key=lambda side: side.fixed is not None)

@@ -1,0 +1,98 @@
+"""Turn values that are computed from constants into constants."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ...ir import Graph, LazyTensor, Node, Rewriter, Tensor, Value
+from ...ir.analysis.dequantized import is_dequantized
+from ..infra.contract import Context, Pass, PassError, register
+
+
+@register
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Store what constant subgraphs compute, within a bound on the growth of the file; exact.
+
+    Weights that are stored as integers with their scales stay so.
+
+    Attributes:
+        max_growth: How many bytes larger than the constants that it replaces one folded tensor may be.
+    """
+
+    name = "fold-constants"
+    asks_first = True
+    max_growth: int = 65536
+
+    def __post_init__(self) -> None:
+        if self.max_growth < 0:
+            raise PassError("fold-constants: max-growth must not be negative")
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        based = Counter(b for v in graph.constants if v.use_count for b in v.bases)
+        for node in graph.nodes:
+            if not node.outputs or any(v.data is None for v in node.outputs):
+                continue
+            for value in node.outputs:
+                # What only other folded nodes read goes away with them.
+                if any(self._needs(user.outputs) for user in value.users):
+                    self._fold(value, [node], based, rw)
+        for value in graph.constants:
+            makers = [b.producer for b in value.bases if b.producer is not None]
+            if makers and value.use_count:
+                self._fold(value, makers, based, rw)
+
+    @staticmethod
+    def _needs(outputs: tuple[Value, ...]) -> bool:
+        return not outputs or any(v.data is None for v in outputs)
+
+    def _fold(self, value: Value, makers: list[Node], based: Counter[Value], rw: Rewriter) -> None:
+        """Let a constant take the place of ``value``, which ``makers`` lead to."""
+        data = value.data
+        assert data is not None
+        if all(_is_view(v.data) for m in makers for v in m.outputs):
+            return  # The host's own parameter, only turned: a copy would part from it.
+        if any(is_dequantized(v) for m in makers for v in m.outputs):
+            rw.skip(makers[0], "folding would turn quantised numbers into floating-point ones")
+            return
+        results = [v for m in makers for v in m.outputs if v is not value]
+        stay = any(v.use_count or based[v] > (v in value.bases) for v in results)
+        stay = stay or value.is_output or based[value] > 0
+        growth = data.nbytes - (0 if stay else _freed(makers, based))
+        if growth > self.max_growth:
+            rw.skip(
+                makers[0],
+                f"folding would add {growth} bytes, more than max-growth={self.max_growth}",
+            )
+            return
+        with rw.rewrite(f"fold {makers[0].op.name} of constants", makers[0]):
+            constant = rw.constant(data, value.name)
+            for user, index in value.uses:
+                rw.set_input(user, index, constant)
+
+
+def _is_view(data: Tensor | None) -> bool:
+    """Whether a constant is a tensor of the host whose numbers are only moved."""
+    while isinstance(data, LazyTensor) and data.source is not None:
+        data = data.source
+        if data.host is not None:
+            return True
+    return False
+
+
+def _freed(makers: list[Node], based: Counter[Value]) -> int:
+    """Bytes of the constants that nobody reads once the results of ``makers`` are constants themselves."""
+    freed = 0
+    pending = list(makers)
+    while pending:
+        for value in dict.fromkeys(pending.pop().inputs):
+            if value is None or value.data is None or value.is_output:
+                continue
+            if len(value.users) > 1 or based[value]:
+                continue
+            if value.producer is None:
+                freed += value.data.nbytes
+            else:
+                pending.append(value.producer)
+    return freed

@@ -1,0 +1,255 @@
+"""``remove-activations``: activations become identities, or straight lines, so that what they kept apart merges.
+
+Which ones: those whose learned gates are below a threshold, all but the gates with the largest values, those
+of a saved plan (:mod:`.removal_plan`), or those that are named. Kept gates become the plain activation again. A gate
+that was learned to be exactly 0 or 1 is removed or kept without a change of the function; everything else changes it,
+and is to be recovered by training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...ir import (
+    Activation,
+    Add,
+    Exactness,
+    Gate,
+    Graph,
+    Identity,
+    Node,
+    Rewriter,
+    Scale,
+    Tensor,
+    UsageError,
+)
+from ..infra.contract import Context, Pass, PassError, register, words
+from ..merge.algebra.tensors import exact, out_of_range
+from ..statistics.moments import ActivationMoments, channel_axis
+from .affine_fit import best_line
+from .gate_sites import check_plain, chosen, is_site, site_names, survey
+from .insert_gates import InsertGates
+from .removal_plan import kind_of, read_plan
+
+
+@dataclass(frozen=True)
+class Line:
+    """``slope * x + offset``, vectors along ``axis``."""
+
+    axis: int
+    slope: Tensor
+    offset: Tensor
+
+
+@register
+@dataclass(frozen=True)
+class RemoveActivations(Pass):
+    """Remove activations, by their gates or by name.
+
+    Attributes:
+        names: Names of activations, or patterns with * and ?. Gates that are not named stay gates.
+        threshold: Remove the gates whose value is below this; 0.5 when nothing else is given.
+        keep: Keep this many gates, those with the largest values; tied gates count as one.
+        plan: A file that says which ones.
+        by: What takes their place: ``identity``, or ``affine``, for every channel the straight line ``a*x + b`` that
+            fits the activation best on calibration data.
+        ending: A kind of activation without parameters, such as relu6, to put behind each stretch that merges when
+            its activations go (behind the addition, where it ends in one), unless one stands there already.
+            Runs of merged stretches with nothing nonlinear between them do not recover well.
+    """
+
+    name = "remove-activations"
+    exactness = Exactness.APPROXIMATE
+    names: str | tuple[str, ...] = ()
+    threshold: float | None = None
+    keep: int | None = None
+    plan: str = ""
+    by: Literal["identity", "affine"] = "identity"
+    ending: str = ""
+
+    def __post_init__(self) -> None:
+        given = [
+            word
+            for word, value in (
+                ("names", self.names or None), ("threshold", self.threshold), ("keep", self.keep),
+                ("plan", self.plan or None),
+            )
+            if value is not None
+        ]  # fmt: skip
+        if len(given) > 1:
+            raise ValueError(f"give one of {' and '.join(given)}, not several")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep must be at least 0, not {self.keep}")
+        if self.by not in ("identity", "affine"):
+            raise ValueError(f"by is identity or affine, not {self.by!r}")
+        if self.ending:
+            check_plain("ending", self.ending)
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        if self.by == "affine" and ctx.calibration is None:
+            raise PassError(
+                "remove-activations: by=affine fits lines to calibration data, and none are given"
+            )
+        decided = self._decided(graph)
+        gone = [node for node, keep in decided.items() if not keep]
+        # All moments are of the network as it comes in.
+        lines = self._lines(gone, graph, ctx) if self.by == "affine" else {}
+        if self.ending:
+            self._end(gone, graph, rw)
+        for node, keep in decided.items():
+            if keep:
+                _keep(node, rw)
+            else:
+                _remove(node, rw, lines.get(node))
+        for node in graph.nodes:
+            if isinstance(node.op, Gate):
+                rw.skip(node, "the gate stays: neither named nor in the plan")
+
+    @staticmethod
+    def _lines(gone: Sequence[Node], graph: Graph, ctx: Context) -> dict[Node, Line]:
+        """The lines of all activations that a gate has not closed already."""
+        assert ctx.calibration is not None
+        requests = {node: ActivationMoments(node) for node in gone if _value(node) != 0}
+        for node in requests:
+            shape = node.output.type.shape
+            if shape is not None and node.output.type.dim(channel_axis(node)) is None:
+                raise PassError(
+                    f"remove-activations: the number of channels of {node.name} is not known"
+                )
+        found = ctx.calibration.collect(graph, requests.values())
+        lines = {}
+        for node, request in requests.items():
+            value = _value(node)
+            moments = found[request]
+            try:
+                slope, offset = best_line(moments, 1.0 if value is None else value)
+            except ValueError as error:
+                raise PassError(
+                    f"remove-activations: {node.name} has no best line: {error}"
+                ) from error
+            dtype = node.output.type.dtype
+            if dtype is None or not dtype.is_wide_float:
+                raise PassError(f"remove-activations: the element type of {node.name} is not known")
+            line = Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+            if out_of_range(line.slope) or out_of_range(line.offset):
+                raise PassError(
+                    f"remove-activations: the best line of {node.name} leaves the range of "
+                    f"{dtype.value}: name others, or use by=identity"
+                )
+            lines[node] = line
+        return lines
+
+    def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
+        """Put activations behind what merges when ``gone`` are removed."""
+        sites = {site.node: site for site in survey(graph, InsertGates().merging())}
+        for node in gone:
+            site = sites[node]
+            value = None if site.end is None else site.end.output
+            if value is not None and value.has_one_use and isinstance(value.users[0].op, Add):
+                value = value.users[0].output
+            if value is None or value.is_output or any(map(is_site, value.users)):
+                continue
+            uses = value.uses
+            name = ".".join([*site.name.split(".")[:-1], "ending"])
+            op = Activation(self.ending)
+            with rw.rewrite(f"end in {self.ending}", node, exactness=Exactness.APPROXIMATE):
+                made = rw.insert(op, [value], after=value.producer, name=name)
+                for user, index in uses:
+                    rw.set_input(user, index, made.output)
+
+    def _decided(self, graph: Graph) -> dict[Node, bool]:
+        """The activations that something is done about, and whether they stay."""
+        if self.names:
+            names = site_names(graph)
+            hits = chosen(names.values(), words(self.names), "remove-activations: name")
+            return {node: False for node, name in names.items() if name in hits}
+        if self.plan:
+            try:
+                return read_plan(self.plan).match(graph, self.plan)
+            except UsageError as error:
+                raise PassError(f"remove-activations: {error}") from error
+        values = gate_values(graph)
+        if not values:
+            raise PassError(
+                "remove-activations: the graph has no gates; insert and train gates first, or name "
+                "activations or a plan"
+            )
+        if self.keep is not None:
+            return _largest(values, self.keep)
+        threshold = 0.5 if self.threshold is None else self.threshold
+        return {node: value >= threshold for node, value in values.items()}
+
+
+def gate_values(graph: Graph) -> dict[Node, float]:
+    """The gates of a graph and their values, in order.
+
+    Raises:
+        PassError: If a gate's value is computed by the graph, or is not between 0 and 1.
+    """
+    found: dict[Node, float] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Gate):
+            number = node.inputs[1]
+            if number is None or number.data is None:
+                raise PassError(
+                    f"remove-activations: the value of gate {node.name} is not a constant"
+                )
+            found[node] = float(number.data.float64()[0])
+            if not 0 <= found[node] <= 1:
+                raise PassError(
+                    f"remove-activations: gate {node.name} is {found[node]}, not between 0 and 1"
+                )
+    return found
+
+
+def _largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
+    """Keep the largest values; tied gates stand and fall together."""
+    groups: dict[object, list[Node]] = {}
+    for node in values:
+        groups.setdefault(node.inputs[1], []).append(node)
+    ranked = sorted(groups.values(), key=lambda nodes: -values[nodes[0]])
+    if keep > len(ranked):
+        raise PassError(f"remove-activations: keep={keep}, but there are only {len(ranked)} gates")
+    if 0 < keep < len(ranked):
+        last, first = ranked[keep - 1][0], ranked[keep][0]
+        if values[last] == values[first]:
+            raise PassError(
+                f"remove-activations: keep={keep} would part {last.name} from {first.name}, whose "
+                f"gates are both {values[last]:g}; train them further, or choose by name or by a plan"
+            )
+    stay = {node for nodes in ranked[:keep] for node in nodes}
+    return {node: node in stay for node in values}
+
+
+def _value(node: Node) -> float | None:
+    number = node.inputs[1] if isinstance(node.op, Gate) else None
+    return None if number is None or number.data is None else float(number.data.float64()[0])
+
+
+def _keep(node: Node, rw: Rewriter) -> None:
+    """A gate becomes its activation; a plain activation stays as it is."""
+    if not isinstance(node.op, Gate):
+        return
+    value = _value(node)
+    exactness = Exactness.EXACT if value == 1 else Exactness.APPROXIMATE
+    with rw.rewrite(f"keep {node.op.kind} (gate {value:g})", node, exactness=exactness):
+        rw.replace(node, node.op.activation, [node.inputs[0], *node.inputs[2:]])
+
+
+def _remove(node: Node, rw: Rewriter, line: Line | None) -> None:
+    value = _value(node)
+    exactness = Exactness.EXACT if value == 0 else Exactness.APPROXIMATE
+    gate = "" if value is None else f" (gate {value:g})"
+    plain = line is None or value == 0
+    how = "" if plain else ", a line for each channel instead"
+    with rw.rewrite(f"remove {kind_of(node)}{gate}{how}", node, exactness=exactness):
+        if line is None or plain:
+            rw.replace(node, Identity(), node.inputs[:1])
+        else:
+            slope = rw.constant(line.slope, f"{node.name}.scale")
+            offset = rw.constant(line.offset, f"{node.name}.shift")
+            rw.replace(node, Scale(line.axis), [node.inputs[0], slope, offset])

@@ -1,0 +1,173 @@
+"""Pipelines: passes in order, their text form, and running them under observers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ...ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
+from .contract import (
+    Context,
+    FunctionPass,
+    Pass,
+    PassError,
+    option_fields,
+)
+from .pipeline_text import _parse_pass, _split
+
+PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
+"""What may stand in a pipeline: text, a pass, its class, or a function ``(graph, rewriter)``."""
+
+
+@dataclass
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        text: The pass with its options, as a pipeline text spells it.
+        rewrites: What it changed.
+        refusals: What it considered and left alone, with the reason.
+        exactness: The weakest promise among its rewrites.
+        seconds: How long it took (set by the Timing observer).
+        error: The largest output error against the graph before the pass, relative to the largest
+            output (set by the Check observer).
+        rolled_back: True when the Check observer undid it.
+        problem: Why it was undone, else empty.
+    """
+
+    text: str
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    exactness: Exactness = Exactness.EXACT
+    seconds: float | None = None
+    error: float | None = None
+    rolled_back: bool = False
+    problem: str = ""
+
+
+class Observer(Protocol):
+    """Sees a graph before and after every pass."""
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        """Called before ``step`` runs."""
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        """Called after ``step`` ran; may raise, or change the graph back."""
+
+
+class Pipeline:
+    """Passes in order.
+
+    Args:
+        steps: Passes, classes, functions, and texts such as ``"merge-linear{max-kernel=5},prune-dead"``.
+
+    Raises:
+        PassError: If a text names an unknown pass or option.
+    """
+
+    def __init__(self, steps: PassLike | Pipeline | Iterable[PassLike | Pipeline] = ()) -> None:
+        self.passes: tuple[Pass, ...] = tuple(_flatten(steps))
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """A pipeline from its text; ``str(pipeline)`` gives the text back.
+
+        Raises:
+            PassError: If the text is malformed or names an unknown pass or option.
+        """
+        return cls(text)
+
+    def run(
+        self, graph: Graph, ctx: Context | None = None, observers: Sequence[Observer] = ()
+    ) -> list[PassRecord]:
+        """Run the passes on ``graph``, in place.
+
+        ``Verify`` and, where the host can be asked, ``Writable`` watch before any observers that are given.
+
+        Returns:
+            One record for each pass.
+
+        Raises:
+            PassError: If a pass leaves the graph broken or raises; the message names the pass.
+        """
+        from .check import Check
+        from .observers import Timing, Verify, Writable
+
+        ctx = ctx or Context()
+        # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
+        # else looks at a graph that is not verified.
+        watching: list[Observer] = [Verify(), *observers]
+        if ctx.unwritable is not None:
+            # A check runs what was written, and so sees for itself what cannot be.
+            checked = any(isinstance(observer, Check) for observer in observers)
+            watching.insert(1, Writable(ctx.unwritable, leave_to_check=checked))
+        watching.sort(key=lambda observer: not isinstance(observer, Timing))
+        records = []
+        for step in self.passes:
+            for observer in reversed(watching):
+                observer.before(step, graph)
+            rw = Rewriter(graph, exactness=step.exactness)
+            if ctx.unwritable is not None:
+                rw.unwritable = ctx.unwritable
+            try:
+                step.run(graph, rw, ctx)
+            except (PassError, MemoryError):
+                raise
+            except Exception as error:
+                said = str(error) or type(error).__name__
+                kind = "" if isinstance(error, GraphshrinkError) else f"{type(error).__name__}: "
+                raise PassError(f"pass {step} failed: {kind}{said}") from error
+            record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
+            for observer in watching:
+                observer.after(step, graph, record)
+            records.append(record)
+        return records
+
+    def __add__(self, other: Pipeline | PassLike) -> Pipeline:
+        return Pipeline([*self.passes, *Pipeline(other).passes])
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.passes == other.passes
+
+    def __hash__(self) -> int:
+        return hash(self.passes)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+    def __repr__(self) -> str:
+        return f"Pipeline({str(self)!r})"
+
+
+def _flatten(steps: Any) -> list[Pass]:
+    if isinstance(steps, str):
+        return [_parse_pass(item) for item in _split(steps, steps)]
+    if isinstance(steps, Pipeline):
+        return list(steps.passes)
+    if isinstance(steps, Pass):
+        _check_finite(steps)
+        return [steps]
+    if isinstance(steps, type):
+        if not issubclass(steps, Pass):
+            raise PassError(f"{steps.__name__} is not a Pass")
+        return [steps()]
+    if callable(steps):
+        return [FunctionPass(steps)]
+    if isinstance(steps, Iterable):
+        return [step for item in steps for step in _flatten(item)]
+    raise PassError(f"{steps!r} is not a pass, a pipeline, a text or a function")
+
+
+def _check_finite(step: Pass) -> None:
+    """Refuse options that are infinite or no number, which text cannot spell either."""
+    for option in option_fields(type(step)):
+        value = getattr(step, option.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                name = option.name.replace("_", "-")
+                raise PassError(f"pass {step.name!r}: option {name!r} takes no {number}")

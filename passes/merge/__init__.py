@@ -1,0 +1,1 @@
+"""``merge-linear`` and what it is made of."""

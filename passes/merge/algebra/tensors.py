@@ -1,0 +1,152 @@
+"""Lazy tensors of the algebra: scaled and composed weights, vectors that are read at once.
+
+Weights stay lazy, so that a graph is rewritten from shapes alone and memory follows the tensor at hand.
+Vectors (biases, scales) are small: they are read at once where they can be, so that a long run of
+scales does not become a long chain of closures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ....ir import DerivedTensor, DType, MaskedTensor, MovedTensor, SplatTensor, Tensor, remasked
+
+Array64 = npt.NDArray[np.float64]
+
+EAGER_BYTES = 1 << 20
+"""Vectors of up to this many bytes in float64 are read at once."""
+
+MAX_DEPTH = 16
+"""Tensors derived from derived tensors deeper than this are computed instead of deferred further."""
+
+_CHUNK = 1 << 20
+
+
+class Derived(DerivedTensor):
+    """A derived tensor that knows how long its chain of sources is.
+
+    Args:
+        shape: The shape.
+        dtype: The storage type.
+        compute: Gives the numbers in float64.
+        sources: The tensors that ``compute`` reads; ``None`` if that is not known.
+        write: See :class:`graphshrink.ir.DerivedTensor`.
+    """
+
+    __slots__ = ("depth",)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType,
+        compute: Callable[[], Array64],
+        sources: Sequence[Tensor | None] | None = (),
+        write: Callable[[npt.NDArray[np.generic]], None] | None = None,
+    ) -> None:
+        super().__init__(shape, dtype, compute, write, sources)
+        self.depth = 1 + max((depth_of(s) for s in sources or ()), default=0)
+
+
+def depth_of(tensor: Tensor | None) -> int:
+    """How many derived tensors must be computed one inside the other."""
+    if isinstance(tensor, MaskedTensor):
+        return 1 + depth_of(tensor.weight)
+    if isinstance(tensor, MovedTensor):
+        return 1 + depth_of(tensor.source)
+    return tensor.depth if isinstance(tensor, Derived) else 0
+
+
+def exact(array: Array64, dtype: DType, source: Tensor | None = None) -> Derived:
+    """A tensor whose float64 numbers are at hand, and were made from another one, if that is given."""
+    made = Derived(array.shape, dtype, lambda: array, None if source is None else (source,))
+    made.depth = 1
+    return made
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """The same tensor with a short chain of sources; its numbers are read when it is a small one.
+
+    A tensor whose numbers cannot be read (they were left out of a text) stays as it is.
+    """
+    if tensor.size * 8 > EAGER_BYTES and depth_of(tensor) < MAX_DEPTH:
+        return tensor
+    try:
+        # Whether the numbers stay in range is checked before a merge is made.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return remasked(tensor, exact(tensor.float64(), tensor.dtype, tensor))
+    except ValueError:
+        return tensor
+
+
+def settled_deep(tensor: Tensor) -> Tensor:
+    """The same tensor, computed now when its chain of sources is long."""
+    return settled(tensor) if depth_of(tensor) >= MAX_DEPTH else tensor
+
+
+def read_vector(tensor: Tensor) -> Array64 | None:
+    """The numbers of a small vector, or ``None`` when it is large or has none."""
+    if tensor.size * 8 > EAGER_BYTES:
+        return None
+    try:
+        return tensor.float64()
+    except ValueError:
+        return None
+
+
+def out_of_range(tensor: Tensor) -> bool:
+    """Whether numbers are not finite, or would not be any more once they are stored."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = tensor.float64().astype(tensor.dtype.numpy).astype(np.float64)
+    return not np.isfinite(stored).all()
+
+
+def is_ones(tensor: Tensor) -> bool:
+    """True for the weight of an identity."""
+    return isinstance(tensor, SplatTensor) and tensor.value == 1.0
+
+
+def scale_kernel(
+    kernel: Tensor,
+    groups: int,
+    dtype: DType,
+    *,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+) -> Tensor:
+    """A kernel ``(O, I/groups, *taps)`` with every output and every input channel scaled.
+
+    Args:
+        kernel: The kernel.
+        groups: Its groups.
+        dtype: The storage type of the result.
+        rows: ``O`` factors.
+        columns: ``I`` factors.
+    """
+    outputs, fan_in = kernel.shape[:2]
+    tail = (1,) * (len(kernel.shape) - 2)
+
+    def factors(lo: int, hi: int) -> Array64:
+        found = np.ones((1, 1, *tail))
+        if rows is not None:
+            found = rows.float64().reshape(outputs, 1, *tail)[lo:hi]
+        if columns is not None:
+            group = np.arange(lo, hi) // (outputs // groups)
+            found = found * columns.float64().reshape(groups, fan_in, *tail)[group]
+        return found
+
+    def compute() -> Array64:
+        return kernel.float64() * factors(0, outputs)
+
+    def write(out: npt.NDArray[np.generic]) -> None:
+        # Row blocks: neither a float64 copy of a stored kernel nor of the result.
+        source = kernel.float64() if isinstance(kernel, DerivedTensor) else kernel.numpy()
+        step = max(1, _CHUNK // max(1, math.prod(kernel.shape[1:])))
+        for lo in range(0, outputs, step):
+            hi = min(lo + step, outputs)
+            out[lo:hi] = source[lo:hi].astype(np.float64) * factors(lo, hi)
+
+    return remasked(kernel, Derived(kernel.shape, dtype, compute, (kernel, rows, columns), write))

@@ -1,0 +1,32 @@
+"""``fold-masks``: masks that need not outlast training any more.
+
+A masked weight (:mod:`graphshrink.ir.masks.masked_tensor`) keeps its zeros either way; the FX target writes a lasting mask as a
+parametrization, and any other one as zeros in an ordinary parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir import Graph, MaskedTensor, Rewriter
+from ..infra.contract import Context, Pass, register
+
+
+@register
+@dataclass(frozen=True)
+class FoldMasks(Pass):
+    """Make weights with lasting masks ordinary ones with zeros. Run it when training is over."""
+
+    name = "fold-masks"
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        for value in graph.constants:
+            data = value.data
+            if not isinstance(data, MaskedTensor) or not data.lasting or not value.uses:
+                continue
+            with rw.rewrite("fold the mask of a weight", *value.users):
+                plain = rw.constant(data.plain(), value.name)
+                for node, index in value.uses:
+                    rw.set_input(node, index, plain)
+                if not value.use_count:
+                    rw.erase_constant(value)

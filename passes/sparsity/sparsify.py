@@ -1,0 +1,293 @@
+"""``sparsify``: weights of convolutions and dense layers get an N:M pattern, or lose a part of their numbers.
+
+Which weights can have a pattern, and along which axis, is said in :mod:`.nm_weights`; :mod:`.sparse_weights` has the
+methods. With calibration data, layers are made sparse one after the other, each by what it reads from the layers that are
+sparse already (:mod:`.layer_waves`), so that later layers make up for earlier ones.
+
+The order of a pipeline: fold and merge, permute, then sparsify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ...ir import (
+    Conv,
+    ConvTranspose,
+    Exactness,
+    Graph,
+    LazyTensor,
+    Linear,
+    MaskedTensor,
+    MatMul,
+    Node,
+    Rewriter,
+    Tensor,
+)
+from ...ir.analysis.weights import LIKELY_CHANNELS, NmWeight, nm_weights
+from ...ir.masks.nm_pattern import Mask, Pattern, unstructured_mask
+from ..infra.contract import Context, Pass, PassError, named_nodes, register, words
+from ..merge.algebra.tensors import Array64, out_of_range
+from ..statistics.im2col import restored, tap_major, weight_rows
+from ..statistics.requests import Calibration, within
+from .layer_inputs import LayerInputs, gram_bytes
+from .layer_waves import waves
+from .sparse_weights import Keep, sparsegpt, wanda
+
+OPS: dict[str, type] = {
+    "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
+}  # fmt: skip
+"""What the option ``ops`` may name."""
+
+SHOWN = 3
+"""How many reasons an error lists."""
+
+
+@register
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Make weights sparse: at most n of every m numbers along the reduction axis are kept.
+
+    Attributes:
+        n: How many numbers are kept.
+        m: Of how many.
+        sparsity: Instead of a pattern: the part of each weight's numbers that is pruned, wherever they stand.
+        method: How they are chosen: ``magnitude``; ``wanda``, magnitude times the size of the input; or
+            ``sparsegpt``, which also changes the numbers that stay so that the outputs change least. The latter two
+            need calibration data.
+        layers: Names of layers, or patterns with * and ?; all when not given.
+        skip: Names of layers, or patterns, that stay dense.
+        ops: Kinds of layers: conv, conv-transpose, linear, matmul; all when not given.
+        min_size: Weights with fewer numbers stay dense.
+        dense_fallback: Layers stay dense where sparse kernels are not likely to be faster (fewer than 256 channels
+            on either side, or groups).
+        sequential: Measure what a layer reads after the layers before it were made sparse. Otherwise all are measured
+            in one run, which takes less time.
+        refit_bias: With calibration data, let the biases that there are make up for the mean of what is lost; what is
+            left of the error is then chosen to vary least.
+        lasting: In torch, write masks as parametrizations, so that the zeros outlast training; fold-masks ends that.
+        damping: SparseGPT: what is added to the diagonal of the Hessian, relative to its mean.
+        block: SparseGPT: how many columns are updated together.
+    """
+
+    name = "sparsify"
+    exactness = Exactness.APPROXIMATE
+    n: int = 2
+    m: int = 4
+    sparsity: float | None = None
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
+    layers: str | tuple[str, ...] = ()
+    skip: str | tuple[str, ...] = ()
+    ops: str | tuple[str, ...] = ()
+    min_size: int = 0
+    dense_fallback: bool = False
+    sequential: bool = True
+    refit_bias: bool = True
+    lasting: bool = False
+    damping: float = 0.01
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        Pattern(self.n, self.m)
+        if self.method not in ("magnitude", "wanda", "sparsegpt"):
+            raise ValueError(f"method is magnitude, wanda or sparsegpt, not {self.method!r}")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise ValueError(f"sparsity is between 0 and 1, not {self.sparsity:g}")
+        for word in words(self.ops):
+            if word not in OPS:
+                raise ValueError(f"ops are {', '.join(OPS)}, not {word!r}")
+        if self.min_size < 0 or self.damping < 0 or self.block < 1:
+            raise ValueError("min_size and damping are at least 0, block at least 1")
+
+    @property
+    def keep(self) -> Keep:
+        """What stays of a weight."""
+        if self.sparsity is None:
+            return Keep(Pattern(self.n, self.m), self.n / self.m)
+        return Keep(None, 1 - self.sparsity)
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        if self.method != "magnitude" and ctx.calibration is None:
+            raise PassError(
+                f"sparsify: method={self.method} needs calibration data (--calibration, or calibration=...); "
+                "method=magnitude does without"
+            )
+        chosen = self._chosen(graph, rw)
+        done = 0
+        for wave in self._waves(graph, chosen, ctx.calibration):
+            made: list[_Pruned] = []
+            # All of a wave is measured before any of it changes, a part at a time where memory is short.
+            for part in within(wave, gram_bytes):
+                inputs = LayerInputs(graph, part, ctx.calibration, self.method, self.refit_bias)
+                for weight in part:
+                    try:
+                        made.append(self._pruned(weight, inputs))
+                    except ValueError as reason:
+                        rw.skip(weight.node, str(reason))
+                    done += 1
+                    ctx.progress(done, len(chosen), "layers made sparse")
+            for found in made:
+                found.put(rw)
+
+    def _waves(
+        self, graph: Graph, chosen: Sequence[NmWeight], calibration: Calibration | None
+    ) -> Iterator[Sequence[NmWeight]]:
+        if calibration is None or not self.sequential:
+            yield chosen
+            return
+        yield from waves(graph, {weight: weight.readers for weight in chosen})
+
+    def _chosen(self, graph: Graph, rw: Rewriter) -> list[NmWeight]:
+        """The weights that are to be made sparse; the others are refused.
+
+        Raises:
+            PassError: If there are none, or a name stands for nothing.
+        """
+        only = named_nodes(graph, self.layers, "sparsify: layers") if self.layers else None
+        without = named_nodes(graph, self.skip, "sparsify: skip") if self.skip else set()
+        kinds = tuple(OPS[word] for word in words(self.ops))
+        chosen: list[NmWeight] = []
+        refused: list[str] = []
+        for weight in nm_weights(graph):
+            if only is not None and only.isdisjoint(weight.readers):
+                continue
+            reason = self._reason(weight, without, kinds)
+            if reason is None:
+                chosen.append(weight)
+            else:
+                refused.append(f"{weight.name}: {reason}")
+                rw.skip(weight.node, reason)
+        if not chosen:
+            shown = "; ".join(refused[:SHOWN]) or "there are no convolutions or dense layers"
+            more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+            raise PassError(f"sparsify: no layer can be made {self.keep} ({shown}{more})")
+        return chosen
+
+    def _reason(self, weight: NmWeight, without: set[Node], kinds: tuple[type, ...]) -> str | None:
+        """Why a weight stays dense."""
+        if not without.isdisjoint(weight.readers):
+            return "it is to be skipped"
+        if kinds and not all(isinstance(node.op, kinds) for node in weight.readers):
+            return f"only {', '.join(words(self.ops))} are to be made sparse"
+        reason = weight.reason(Pattern(self.n, self.m), self.min_size)
+        if self.sparsity is not None and weight.problem is None:
+            size = (
+                0 if weight.reduction is None else weight.reduction.count * weight.reduction.length
+            )
+            reason = (
+                f"it has {size} numbers, fewer than {self.min_size}"
+                if size < self.min_size
+                else None
+            )
+        if reason is not None:
+            return reason
+        if self.dense_fallback and not weight.likely():
+            return (
+                "a sparse kernel is not likely to be faster: it has groups, or fewer than "
+                f"{LIKELY_CHANNELS} input or output channels"
+            )
+        return None
+
+    def _pruned(self, weight: NmWeight, inputs: LayerInputs) -> _Pruned:
+        """A weight made sparse.
+
+        Raises:
+            ValueError: If it stays dense; the reason.
+        """
+        value, reduction = weight.value, weight.reduction
+        assert value is not None
+        assert value.data is not None
+        assert reduction is not None
+        old = value.data.float64()
+        if not np.isfinite(old).all():
+            raise ValueError("its weight is not finite everywhere")
+        keep, note = self.keep, ""
+        weights: Tensor = value.data
+        if self.method != "magnitude":
+            weights, mask, note = self._by_data(weight, old, inputs)
+        elif keep.pattern is None:
+            mask = unstructured_mask(np.abs(old), keep.density)
+        else:
+            mask = reduction.mask(np.abs(old), keep.pattern)
+        total = np.abs(old).sum()
+        measures = {"magnitude kept": float(np.abs(old[mask]).sum() / total) if total else 1.0}
+        along = reduction if keep.pattern is not None else None
+        made = MaskedTensor(weights, mask, keep.pattern, along, self.lasting)
+        stored = made.numpy().astype(np.float64)
+        error = inputs.error(weight, old, stored)
+        if error is not None:
+            measures["output error"] = error
+        biases = inputs.biases(weight, stored - old)
+        for tensor in biases.values():
+            if out_of_range(tensor):
+                raise ValueError(f"its refitted bias would leave the range of {tensor.dtype.value}")
+        return _Pruned(weight, made, biases, f"make {keep} by {self.method}{note}", measures)
+
+    def _by_data(
+        self, weight: NmWeight, old: Array64, inputs: LayerInputs
+    ) -> tuple[Tensor, Mask, str]:
+        """A weight by what it reads, which of its numbers are kept, and what there is to say.
+
+        Raises:
+            ValueError: If there are no statistics, or they are of no use.
+        """
+        node = weight.node
+        problem = inputs.problems.get(weight)
+        if problem:
+            raise ValueError(problem)
+        order = tap_major(node)
+        assert weight.value is not None
+        data = weight.value.data
+        assert data is not None
+        rows = weight_rows(node, old)[:, :, order]
+        made, mask, damping = rows.copy(), np.empty(rows.shape, bool), self.damping
+        if self.method == "wanda":
+            for group, sizes in enumerate(inputs.squares(weight)):
+                mask[group] = wanda(rows[group], sizes[order], self.keep)
+        else:
+            for group, gram in enumerate(inputs.gram(weight)):
+                with np.errstate(all="ignore"):  # The result is checked below.
+                    made[group], mask[group], used = sparsegpt(
+                        rows[group], gram[np.ix_(order, order)], self.keep,
+                        damping=self.damping, block=self.block,
+                        rounded=lambda column: column.astype(data.dtype.numpy).astype(np.float64),
+                    )  # fmt: skip
+                damping = max(damping, used)
+        made[:, :, order], mask[:, :, order] = made.copy(), mask.copy()
+        kept = np.ascontiguousarray(restored(node, mask))
+        if self.method == "wanda":
+            return data, kept, ""
+        with np.errstate(over="ignore"):
+            stored = restored(node, made).astype(data.dtype.numpy, order="C")
+        if not np.isfinite(stored.astype(np.float64)).all():
+            raise ValueError(f"an updated number is beyond the range of {data.dtype.value}")
+        note = "" if damping == self.damping else f" (damping raised to {damping:g})"
+        # A form of the old weight: what was trained stays trainable.
+        return LazyTensor(data.shape, data.dtype, lambda: stored, source=data), kept, note
+
+
+@dataclass(frozen=True)
+class _Pruned:
+    """A weight made sparse, not yet put into the graph."""
+
+    weight: NmWeight
+    tensor: Tensor
+    biases: dict[Node, Tensor]
+    what: str
+    measures: dict[str, float]
+
+    def put(self, rw: Rewriter) -> None:
+        """Let all readers of the weight read the sparse one."""
+        value, readers = self.weight.value, self.weight.readers
+        assert value is not None
+        with rw.rewrite(self.what, *readers, measures=self.measures):
+            made = rw.constant(self.tensor, f"{value.name}.sparse")
+            for node, index in value.uses:
+                if node in readers:
+                    rw.set_input(node, index, made)
+            for node, tensor in self.biases.items():
+                rw.set_input(node, 2, rw.constant(tensor, f"{node.name}.bias"))

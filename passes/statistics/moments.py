@@ -1,0 +1,237 @@
+"""What passes may ask of calibration data: moments of channels and activations, Gram matrices of what layers read.
+
+All is accumulated in float64, as distances from the first number of each channel; batches are combined by the update of
+Chan, Golub and LeVeque (1979). So second moments are sums of squares and never negative, they stay accurate where the mean is
+large beside the spread, and a channel that is constant has a variance of exactly 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir import (
+    Activation,
+    Add,
+    AveragePool,
+    Cast,
+    Conv,
+    ConvTranspose,
+    Gate,
+    GroupNorm,
+    Identity,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    PRelu,
+    Scale,
+    Sub,
+    UsageError,
+    Value,
+)
+from ..depth.affine_fit import Moments
+from ..merge.algebra.tensors import Array64
+from .finite import check_finite
+from .im2col import Array
+from .requests import Accumulator, Request
+
+# Channel moments.
+
+
+@dataclass(frozen=True)
+class ChannelStats:
+    """Statistics of each channel (float64 vectors of one size).
+
+    Attributes:
+        count: How many numbers of each channel were seen.
+        mean: The means.
+        var: The variances (of the population: divided by ``count``).
+        min: The least numbers.
+        max: The largest numbers.
+    """
+
+    count: int
+    mean: Array64
+    var: Array64
+    min: Array64
+    max: Array64
+
+    @property
+    def second(self) -> Array64:
+        """The means of the squares."""
+        return self.var + self.mean**2
+
+
+@dataclass(frozen=True)
+class ChannelMoments(Request[ChannelStats]):
+    """Moments of a value along an axis, over all others.
+
+    Attributes:
+        value: The value.
+        axis: The axis of the channels; negative counts from the end.
+    """
+
+    value: Value
+    axis: int = 1
+
+    def values(self) -> tuple[Value, ...]:
+        return (self.value,)
+
+    def accumulator(self) -> Accumulator[ChannelStats]:
+        return _ChannelAccumulator(f"%{self.value.name}", self.axis)
+
+
+class _Spread:
+    """The running means of several rows of numbers, and the sums of their products about these means."""
+
+    def __init__(self, rows: int) -> None:
+        self.count = 0
+        self.origins: list[Any] = [0.0] * rows
+        self.means: list[Any] = [0.0] * rows
+        """Relative to the origins."""
+        self.products: dict[tuple[int, int], Any] = {
+            (i, j): 0.0 for i in range(rows) for j in range(i, rows)
+        }
+
+    def add(self, *rows: Array64) -> None:
+        """Take arrays ``(channels, n)`` of one shape."""
+        n = rows[0].shape[1]
+        if not n:
+            return
+        if not self.count:
+            self.origins = [r[:, 0].copy() for r in rows]
+        total = self.count + n
+        with np.errstate(all="ignore"):  # Results are checked by :func:`check_finite`.
+            rows = tuple(r - o[:, None] for r, o in zip(rows, self.origins, strict=True))
+            means = [r.mean(1) for r in rows]
+            apart = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
+            shifts = [m - old for m, old in zip(means, self.means, strict=True)]
+            for i, j in self.products:
+                inner = np.einsum("cn,cn->c", apart[i], apart[j])
+                self.products[i, j] += inner + shifts[i] * shifts[j] * (self.count * n / total)
+            self.means = [old + s * (n / total) for old, s in zip(self.means, shifts, strict=True)]
+        self.count = total
+
+    def mean(self, i: int) -> Array64:
+        """The mean of row ``i``."""
+        found: Array64 = self.origins[i] + self.means[i]
+        return found
+
+    def moment(self, i: int, j: int) -> Array64:
+        """The covariance of rows ``i`` and ``j``."""
+        found: Array64 = self.products[i, j] / max(1, self.count)
+        return found
+
+
+def _by_channel(array: Array, axis: int) -> Array64:
+    moved = np.moveaxis(array, axis, 0)
+    return moved.reshape(len(moved), -1).astype(np.float64)
+
+
+class _ChannelAccumulator(Accumulator[ChannelStats]):
+    def __init__(self, name: str, axis: int) -> None:
+        self.name, self.axis, self.spread = name, axis, _Spread(1)
+        self.low: Any = np.inf
+        self.high: Any = -np.inf
+
+    def add(self, *arrays: Array) -> None:
+        rows = _by_channel(arrays[0], self.axis)
+        self.spread.add(rows)
+        self.low = np.minimum(self.low, rows.min(1, initial=np.inf))
+        self.high = np.maximum(self.high, rows.max(1, initial=-np.inf))
+
+    def result(self) -> ChannelStats:
+        s = self.spread
+        found = ChannelStats(s.count, s.mean(0), s.moment(0, 0), self.low, self.high)
+        check_finite(self.name, found.mean, found.var)
+        return found
+
+
+# Activations.
+
+
+def channel_axis(node: Node) -> int:
+    """The axis along which an activation has its channels: that of the layers around it, else 1."""
+    if isinstance(node.op, PRelu) or (isinstance(node.op, Gate) and node.op.kind == "prelu"):
+        return node.op.axis
+    value = node.inputs[0]
+    assert value is not None
+    axis = _axis_behind(value)
+    if axis is None:
+        axis = next((a for a in map(_layer_axis, node.output.users) if a is not None), 1)
+    return axis % value.type.rank if value.type.rank else axis
+
+
+def _axis_behind(value: Value) -> int | None:
+    for _ in range(32):  # Through what works element by element.
+        node = value.producer
+        if node is None:
+            return None
+        axis = _layer_axis(node)
+        if axis is not None:
+            return axis
+        if not isinstance(node.op, Activation | Gate | Add | Sub | Mul | Identity | Cast):
+            return None
+        reading = next((v for v in node.inputs if v is not None and v.data is None), None)
+        if reading is None:
+            return None
+        value = reading
+    return None
+
+
+def _layer_axis(node: Node) -> int | None:
+    match node.op:
+        case Conv() | ConvTranspose() | AveragePool() | MaxPool() | GroupNorm():
+            return 1
+        case Linear() | LayerNorm():
+            return -1
+        case Scale() | PRelu():
+            return node.op.axis
+    return None
+
+
+@dataclass(frozen=True)
+class ActivationMoments(Request[Moments]):
+    """Moments of an activation's input and output, for every channel; those of the plain activation in a gate.
+
+    Attributes:
+        node: An activation, or a gate whose number is a constant and not 0.
+    """
+
+    node: Node
+
+    def values(self) -> tuple[Value, ...]:
+        (x, *_), y = self.node.inputs, self.node.output
+        assert x is not None
+        return x, y
+
+    def accumulator(self) -> Accumulator[Moments]:
+        gate = 1.0
+        if isinstance(self.node.op, Gate):
+            number = self.node.inputs[1]
+            gate = 0.0 if number is None or number.data is None else number.data.float64().item()
+            if not gate:
+                raise UsageError(f"gate {self.node.name} is 0 or computed: it shows no activation")
+        return _ActivationAccumulator(self.node.name, channel_axis(self.node), gate)
+
+
+class _ActivationAccumulator(Accumulator[Moments]):
+    def __init__(self, name: str, axis: int, gate: float) -> None:
+        self.name, self.axis, self.gate, self.spread = name, axis, gate, _Spread(2)
+
+    def add(self, *arrays: Array) -> None:
+        x, y = (_by_channel(a, self.axis) for a in arrays)
+        self.spread.add(x, x + (y - x) / self.gate)
+
+    def result(self) -> Moments:
+        s = self.spread
+        found = Moments(self.axis, s.mean(0), s.mean(1), s.moment(0, 0), s.moment(0, 1))
+        check_finite(self.name, found.mean_x, found.mean_y, found.var_x, found.cov_xy)
+        return found
+
+
+# What linear layers read.

@@ -1,0 +1,1 @@
+"""IR graphs to ONNX."""

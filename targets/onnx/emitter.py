@@ -1,0 +1,459 @@
+"""IR graphs to ONNX.
+
+An ONNX-born graph is edited natively: what was not changed is copied from the host model verbatim, names
+are remapped, changed nodes are spelled anew in the model's own opset, and everything else of the model
+(metadata, functions, doc strings, custom domains) stays. When nothing was changed the result equals the
+host model. A graph made from text is spelled from nothing; an FX-born graph goes through
+``torch.onnx.export(dynamo=True)``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import (
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+)
+
+from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
+from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
+from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
+from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
+from ..emitted import Emitted
+from .save import Saved, save_model
+from .spell.layers import NEWEST_OPSET, problem, spell
+
+INLINE_BYTES = 1 << 10
+"""New tensors up to this size are written into the model at once, larger ones when it is saved."""
+
+
+def to_onnx(graph: Graph) -> ModelProto:
+    """Emit a graph as an ONNX model in memory.
+
+    External data of the host model that was not changed stays external, by its old location.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+    """
+    model, tensors = emit(graph)
+    for proto in model.graph.initializer:
+        if proto.name in tensors:
+            proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
+    return model
+
+
+def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
+    """Emit a graph into a file, atomically; large tensors are streamed.
+
+    Returns:
+        What was left of the model that was replaced.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+        UsageError: If the file cannot be written.
+    """
+    model, tensors = emit(graph)
+    if not isinstance(graph.host, OnnxHost):
+        return save_model(model, path, tensors)
+    # A model that came with its data beside it goes out in the same way, and is streamed.
+    split = any(map(is_external, tensors_in(graph.host.model)))
+    return save_model(model, path, tensors, graph.host.base_dir, split)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Plain ONNX has no options."""
+
+
+def save(graph: Graph, path: Path, options: Options) -> Emitted:
+    """The target ``onnx``: see :func:`save_onnx`."""
+    return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
+
+
+def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[str]) -> list[str]:
+    """Write a model that gives these values instead of the graph's outputs, and computes nothing else.
+
+    bfloat16, which NumPy lacks, is given as float32.
+
+    Args:
+        graph: A graph that did not come from torch.
+        values: Inputs, and results of nodes.
+        path: The file to write.
+
+    Returns:
+        The names of the outputs, one for each value.
+
+    Raises:
+        ModelError: If something cannot be said in the model's opset.
+    """
+    emitter = _emitter(graph)
+    model, tensors = emitter.run()
+    names = []
+    for i, value in enumerate(values):
+        name = emitter.names[value]
+        if value.producer is None or value.type.dtype is DType.BF16:
+            to = TensorProto.FLOAT if value.type.dtype is DType.BF16 else None
+            made = f"{name}/value_{i}"
+            kind = helper.make_node("Identity", [name], [made])
+            model.graph.node.append(
+                kind if to is None else helper.make_node("Cast", [name], [made], to=to)
+            )
+            name = made
+        names.append(name)
+    _keep_only(model, names)
+    infos = [ValueInfoProto(name=name) for name in dict.fromkeys(names)]
+    del model.graph.output[:]
+    model.graph.output.extend(infos)
+    kept = {t.name for t in model.graph.initializer}
+    tensors = {name: t for name, t in tensors.items() if name in kept}
+    base = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
+    save_model(model, path, tensors, base)
+    return names
+
+
+def _keep_only(model: ModelProto, names: Sequence[str]) -> None:
+    """Drop what these values do not depend on."""
+    wanted, nodes = set(names), []
+    for node in reversed(model.graph.node):
+        if wanted.isdisjoint(node.output):
+            continue
+        nodes.append(node)
+        wanted.update(node.input, captures(node) if has_bodies(node) else ())
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    listed = {v.name for v in model.graph.input}
+    for field in (model.graph.initializer, model.graph.sparse_initializer):
+        for i in reversed(range(len(field))):
+            own = field[i]
+            name = own.values.name if isinstance(own, SparseTensorProto) else own.name
+            if name not in wanted and name not in listed:
+                del field[i]
+
+
+def _emitter(graph: Graph) -> _Emitter:
+    if isinstance(graph.host, OnnxHost):
+        return _Emitter(graph, graph.host)
+    return _Emitter(graph, OnnxHost(_empty_model(graph), None, NEWEST_OPSET))
+
+
+def unwritable(graph: Graph) -> Callable[[Node], str | None]:
+    """What says why a node that has no host node to be copied from cannot be written; ``None`` if it can."""
+    opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+
+    def why(node: Node) -> str | None:
+        if isinstance(node.op, Opaque):
+            return f"{node.op.kind} was changed and cannot be written again"
+        return problem(node, opset)
+
+    return why
+
+
+def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
+    """The model, with large new initializers as empty placeholders, and their tensors by name."""
+    check_masks(graph)
+    if graph.host is None or isinstance(graph.host, OnnxHost):
+        return _emitter(graph).run()
+    return _exported(graph), {}
+
+
+def _empty_model(graph: Graph) -> ModelProto:
+    made = helper.make_graph(
+        [],
+        graph.name,
+        [_value_info(v.name, v.type) for v in graph.inputs],
+        [_value_info(n, v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)],
+    )
+    opsets = [helper.make_opsetid("", NEWEST_OPSET)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=10, producer_name="graphshrink")
+
+
+def _value_info(name: str, type_: TensorType) -> Any:
+    code = code_of(type_.dtype) if type_.dtype is not None else TensorProto.UNDEFINED
+    return helper.make_tensor_value_info(name, code, type_.shape)
+
+
+def _exported(graph: Graph) -> ModelProto:
+    """An FX-born graph through torch's own exporter, without its stack traces."""
+    import torch
+
+    from ...hosts.torch.modules.masks import without_masks
+    from ..torch.emitter import example_inputs_of, to_fx
+
+    module = without_masks(to_fx(graph))
+    program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    assert program is not None
+    model: ModelProto = program.model_proto
+    for node in model.graph.node:
+        kept = [p for p in node.metadata_props if "stack_trace" not in p.key]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return model
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, host: OnnxHost) -> None:
+        self.graph, self.host = graph, host
+        self.source = host.model.graph
+        self.nodes: list[NodeProto] = []
+        self.spelled: list[NodeProto] = []
+        self.added: list[TensorProto] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.names: dict[Value, str] = {}
+        self.taken = self._host_names()
+        self.fresh = 0
+        self.verbatim: list[int] = []
+        self.copied: dict[int, NodeProto] = {}
+        self.kept_constants = {t.name for t in [*self.source.initializer]} | set(
+            host.constant_nodes
+        )
+        self.kept_constants |= {t.values.name for t in self.source.sparse_initializer}
+        self.made: set[str] = set()
+
+    def _host_names(self) -> set[str]:
+        taken = {v.name for v in [*self.source.input, *self.source.output]}
+        taken |= {t.name for t in self.source.initializer}
+        for node in self.source.node:
+            taken.update(node.output)
+            taken.update(node.input)
+            for body in bodies(node):
+                taken |= all_names(body)
+        return taken
+
+    def run(self) -> tuple[ModelProto, dict[str, Tensor]]:
+        self._name_outputs()
+        for value in self.graph.inputs:
+            self.names[value] = value.host if isinstance(value.host, str) else value.name
+            self.made.add(self.names[value])
+        for node in self.graph.nodes:
+            self._node(node)
+        for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            if self._name(value) != name:
+                self.nodes.append(helper.make_node("Identity", [self._name(value)], [name]))
+        self._name_nodes()
+        model = ModelProto()
+        if self._unchanged():
+            model.CopyFrom(self.host.model)
+            return model, {}
+        self._assemble(model)
+        return model, self.tensors
+
+    # Names.
+
+    def _name_outputs(self) -> None:
+        """A node's result that is returned carries the output's name; the rest get their host's name."""
+        outputs = set(self.graph.output_names)
+        for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            if value.producer is not None and self.names.get(value) != value.host:
+                self.names[value] = name
+        used = set(self.names.values())
+        for node in self.graph.nodes:
+            for value in node.outputs:
+                if value in self.names or not isinstance(value.host, str):
+                    continue
+                if value.host not in used and value.host not in outputs:
+                    self.names[value] = value.host
+
+    def _name_nodes(self) -> None:
+        """New nodes get names of their own: onnxruntime refuses a model where two are alike."""
+        new = {id(node) for node in self.spelled}
+        used = {node.name for node in self.nodes if id(node) not in new}
+        last: dict[str, int] = {}
+        for node in self.spelled:
+            hint = node.name
+            while node.name and node.name in used:
+                last[hint] = last.get(hint, 0) + 1
+                node.name = f"{hint}_{last[hint]}"
+            used.add(node.name)
+
+    def _new_name(self, hint: str) -> str:
+        name, count = hint, 0
+        while name in self.taken:
+            count += 1
+            name = f"{hint}_{count}"
+        self.taken.add(name)
+        return name
+
+    def _name(self, value: Value) -> str:
+        name = self.names.get(value)
+        if name is not None:
+            return name
+        if value.producer is None and value.data is not None:
+            if isinstance(value.host, str) and value.host in self.kept_constants:
+                name = value.host
+            else:
+                name = self._add_constant(value.data, value.name)
+        else:
+            name = self._new_name(value.name)
+        self.names[value] = name
+        return name
+
+    def _add_constant(self, data: Tensor, hint: str) -> str:
+        name = self._new_name(hint)
+        if data.nbytes <= INLINE_BYTES or data.dtype is DType.STRING or data.dtype.bits < 8:
+            self.added.append(proto_of(data, name))
+            return name
+        self.added.append(TensorProto(name=name, data_type=code_of(data.dtype), dims=data.shape))
+        self.tensors[name] = data
+        return name
+
+    # Nodes.
+
+    def _node(self, node: Node) -> None:
+        origin = node.origin
+        if isinstance(origin, OnnxOrigin) and self._copy(node, origin):
+            pass
+        elif isinstance(node.op, Opaque):
+            raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
+        else:
+            inputs = [self._name(v) if v is not None else "" for v in node.inputs]
+            outputs = [self._name(v) for v in node.outputs]
+            made = spell(
+                node,
+                inputs,
+                outputs,
+                opset=self.host.opset,
+                new_constant=self._add_constant,
+                new_name=self._new_name,
+            )
+            self.nodes += made
+            self.spelled += made
+        self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
+
+    def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
+        """Copy the host nodes with remapped names; ``False`` when they no longer say what is meant."""
+        if any(v.host is None for v in node.outputs) and any(
+            a.name == "auto_pad" for i in origin.nodes for a in self.source.node[i].attribute
+        ):
+            return False  # The node was resized, and what auto_pad means depends on the size.
+        mapping: dict[str, str] = {}
+        for value, was in zip(node.inputs, origin.inputs, strict=True):
+            if value is None or was is None:
+                if value is not None or was is not None:
+                    return False
+                continue
+            if not isinstance(was, str):
+                # A derived constant: the host node means it only while it is the same.
+                if value.host != was:
+                    return False
+                continue
+            if mapping.get(was, self._name(value)) != self._name(value):
+                return False
+            mapping[was] = self._name(value)
+        for value, was in zip(node.outputs, origin.outputs, strict=True):
+            if isinstance(was, str):
+                mapping[was] = self._name(value)
+        inner = {name for i in origin.nodes for name in self.source.node[i].output}
+        for index in origin.nodes:
+            source = self.source.node[index]
+            for name in source.input:
+                known = not name or name in mapping or name in inner or name in self.made
+                if not known and name not in self.kept_constants:
+                    return False
+        changed = {a: b for a, b in mapping.items() if a != b}
+        made: dict[int, NodeProto] = {}
+        for index in origin.nodes:
+            copied = NodeProto()
+            copied.CopyFrom(self.source.node[index])
+            if changed:
+                rename(copied, changed)
+            before = self.copied.get(index)
+            if before is None:
+                made[index] = copied
+            elif before != copied:
+                return False  # Several of ours stand for it, and they no longer agree.
+        self.copied.update(made)
+        self.nodes += made.values()
+        self.verbatim += [] if changed else made
+        return True
+
+    # The model.
+
+    def _unchanged(self) -> bool:
+        total = len(self.source.node) - len(self.host.constant_nodes)
+        if (
+            self.added
+            or len(self.nodes) != total
+            or sorted(self.verbatim)
+            != sorted(set(range(len(self.source.node))) - set(self.host.constant_nodes.values()))
+        ):
+            return False
+        return self.host.idle <= self._live_constants()
+
+    def _live_constants(self) -> set[str]:
+        return {v.host for v in self.graph.constants if isinstance(v.host, str)}
+
+    def _assemble(self, model: ModelProto) -> None:
+        host = self.host.model
+        _copy_fields(host, model, skip={"graph"})
+        _copy_fields(
+            self.source,
+            model.graph,
+            skip={"node", "initializer", "value_info", "sparse_initializer"},
+        )
+        read = {name for node in self.nodes for name in node.input}
+        for node in self.nodes:
+            if has_bodies(node):
+                read.update(captures(node))
+        read.update(v.name for v in self.source.output)
+        wanted = read | (self.host.idle & self._live_constants())
+        listed = {v.name for v in self.source.input}
+        for index in sorted(self.host.constant_nodes.values()):
+            if self.source.node[index].output[0] in wanted:
+                model.graph.node.append(self.source.node[index])
+        model.graph.node.extend(self.nodes)
+        for proto in self.source.initializer:
+            if proto.name in wanted or proto.name in listed:
+                model.graph.initializer.append(proto)
+        for sparse in self.source.sparse_initializer:
+            if sparse.values.name in wanted:
+                model.graph.sparse_initializer.append(sparse)
+        # Spelling may take another form of a tensor (a transposed weight) than the one it was named for.
+        added = [t for t in self.added if t.name in wanted]
+        model.graph.initializer.extend(added)
+        self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
+        if model.ir_version < 4:
+            # Until then, every initializer is listed as an input as well.
+            model.graph.input.extend(
+                helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in added
+            )
+        made = {name for node in model.graph.node for name in node.output}
+        # A name keeps its stated type only while the same value carries it.
+        same = {
+            name: value
+            for value, name in self.names.items()
+            if value.producer is not None and value.host == name
+        }
+        interior = {
+            name
+            for node in self.graph.nodes
+            if isinstance(node.origin, OnnxOrigin)
+            # What lies inside a node whose results were resized has other sizes too.
+            and tuple(v.host for v in node.outputs) == tuple(node.origin.outputs)
+            for index in node.origin.nodes
+            for name in self.source.node[index].output
+        }
+        for info in self.source.value_info:
+            if info.name in made and (info.name in same or info.name in interior):
+                model.graph.value_info.append(info)
+
+
+def _copy_fields(source: Any, target: Any, skip: set[str]) -> None:
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if isinstance(value, (int, float, str, bytes)):
+            setattr(target, descriptor.name, value)
+        elif hasattr(value, "extend"):
+            getattr(target, descriptor.name).extend(value)
+        else:
+            getattr(target, descriptor.name).CopyFrom(value)

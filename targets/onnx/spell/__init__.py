@@ -1,0 +1,1 @@
+"""How each op is spelled in ONNX, by family."""

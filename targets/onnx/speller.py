@@ -1,0 +1,107 @@
+"""Spells one IR node in ONNX: what the rules of all ops work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from ...ir import ArrayTensor, DType, ModelError, Node, Tensor
+
+_BROADCASTING = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gemm", "And", "Or", "Equal"}
+)
+
+
+@dataclass
+class Speller:
+    """Spells one node.
+
+    Attributes:
+        node: The node.
+        inputs: The ONNX names of its inputs; ``""`` for one that is left out.
+        outputs: The ONNX names of its results.
+        opset: The version of the default domain.
+        new_constant: Adds an initializer with a name like the hint and gives its name.
+        new_name: Gives a free value name like the hint.
+    """
+
+    node: Node
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    opset: int
+    new_constant: Callable[[Tensor, str], str]
+    new_name: Callable[[str], str]
+
+    def __post_init__(self) -> None:
+        self.made: list[NodeProto] = []
+
+    def emit(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
+    ) -> str:
+        """One ONNX node with one result.
+
+        Raises:
+            ModelError: If it may broadcast, which operators have done since opset 7.
+        """
+        if self.opset < 7 and kind in _BROADCASTING:
+            raise self.refuse("is written with broadcasting, which does not exist")
+        output = (
+            output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
+        )
+        inputs = list(inputs)
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        self.made.append(helper.make_node(kind, inputs, [output], **attrs))
+        return output
+
+    @property
+    def dtype(self) -> DType:
+        """The element type of the first input."""
+        first = self.node.inputs[0]
+        found = first.type.dtype if first is not None else None
+        if found is None:
+            raise ModelError(f"{self.node.name}: {self.node.op.name} of unknown element type")
+        return found
+
+    def ints(self, values: Sequence[int], hint: str) -> str:
+        """An int64 vector as a constant."""
+        return self.new_constant(ArrayTensor(np.array(values, np.int64)), hint)
+
+    def scalar(self, value: float, hint: str) -> str:
+        """A scalar of the node's element type as a constant."""
+        return self.new_constant(ArrayTensor(np.array(value).astype(self.dtype.numpy)), hint)
+
+    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """One ONNX node with several results."""
+        self.made.append(helper.make_node(kind, list(inputs), list(outputs), **attrs))
+
+    def refuse(self, why: str) -> ModelError:
+        """The error for an op that this opset cannot spell."""
+        return ModelError(
+            f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
+            "convert the model to a newer opset"
+        )
+
+
+class DrySpeller(Speller):
+    """Goes through a rule and makes nothing: only what the rule refuses counts."""
+
+    def __init__(self, node: Node, opset: int) -> None:
+        names = [
+            f"i{place}" if value is not None else "" for place, value in enumerate(node.inputs)
+        ]
+        outputs = [f"o{place}" for place in range(max(1, len(node.outputs)))]
+        super().__init__(node, names, outputs, opset, lambda tensor, hint: hint, lambda hint: hint)
+
+    def emit(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
+    ) -> str:
+        """Nothing."""
+        return output if output is not None else self.outputs[0]
+
+    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """Nothing."""

@@ -1,0 +1,1 @@
+"""How each op is spelled in TFLite, by family; the rules register themselves."""

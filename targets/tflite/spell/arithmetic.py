@@ -1,0 +1,106 @@
+"""Arithmetic of two operands, with broadcasting."""
+
+from __future__ import annotations
+
+from ....ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
+from ..emitter import Emitter, Unsupported, arranged, operand, rule
+from ..flat import FlatTensor
+from ..layout import Layout
+from ..operands import broadcast, broadcast_operands
+
+_FUSING: dict[type[Op], tuple[str, str]] = {
+    Add: ("ADD", "AddOptions"), Sub: ("SUB", "SubOptions"),
+    Mul: ("MUL", "MulOptions"), Div: ("DIV", "DivOptions"),
+}  # fmt: skip
+_TYPES = {
+    "ADD": {"FLOAT32", "INT32", "INT64"},
+    "SUB": {"FLOAT32", "INT32", "INT64"},
+    "MUL": {"FLOAT32", "INT32", "INT64"},
+    "DIV": {"FLOAT32", "INT32"},
+}
+_WIDEST = {"ADD": 6, "SUB": 6, "MUL": 6, "DIV": 5}
+
+
+def both(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
+    """The operands, in the layout that the result will have."""
+    return broadcast_operands(e, node.output, [v for v in node.inputs if v is not None])
+
+
+@rule(Add, Sub, Mul, Div)
+def arithmetic(e: Emitter, node: Node) -> None:
+    """ADD, SUB, MUL, DIV with a fused activation."""
+    code, options = _FUSING[type(node.op)]
+    operands, layout = both(e, node)
+    dtype = e.dtype(node.output)
+    if dtype not in _TYPES[code]:
+        raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
+    check_rank(_WIDEST[code], operands)
+    act, result = e.fused(node) if dtype == "FLOAT32" else (0, node.output)
+    made = e.op(code, operands, broadcast(*operands), dtype,
+                (options, {"fusedActivationFunction": act}))  # fmt: skip
+    e.put(result, made, layout)
+
+
+def check_rank(most: int, operands: list[FlatTensor]) -> None:
+    """Refuse what the kernels cannot broadcast.
+
+    Raises:
+        Unsupported: If operands of more than ``most`` axes differ.
+    """
+    rank = max(t.rank for t in operands)
+    if rank > most and len({t.shape for t in operands}) > 1:
+        raise Unsupported(f"it broadcasts {rank} axes, LiteRT at most {most}")
+
+
+@rule(Scale)
+def scale(e: Emitter, node: Node) -> None:
+    """MUL and ADD along one axis."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Scale)
+    layout = e.at(x)
+    tensor = e.get(x, layout)
+    steps = [
+        (code, v) for code, v in (("MUL", node.input(1)), ("ADD", node.input(2))) if v is not None
+    ]
+    act, result = e.fused(node) if steps else (0, node.output)
+    for i, (code, vector) in enumerate(steps):
+        factor = along(e, vector, layout, op.axis)
+        last = act if i == len(steps) - 1 else 0
+        tensor = e.op(code, [tensor, factor], tensor.shape, tensor.dtype,
+                      (f"{code.title()}Options", {"fusedActivationFunction": last}))  # fmt: skip
+    e.put(result, tensor, layout)
+
+
+def along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTensor:
+    """A vector that lies along one axis of a value stored in ``layout``."""
+    assert vector is not None
+    axis %= layout.rank
+    if vector.data is None:
+        tensor = e.get(vector, Layout((0,)))
+        place = layout.place(axis)
+        return e.reshape(tensor, (*tensor.shape, *(1,) * (layout.rank - place - 1)))
+    array = e.numbers(vector)
+    array = array.reshape(*(1,) * axis, array.size, *(1,) * (layout.rank - axis - 1))
+    array = arranged(array, layout)
+    while array.ndim > 1 and array.shape[0] == 1:
+        array = array[0]
+    return e.constant(array, e.dtype(vector), vector.name)
+
+
+@rule(Identity)
+def identity(e: Emitter, node: Node) -> None:
+    """Nothing."""
+    x = operand(node, 0)
+    e.put(node.output, e.first(x), e.at(x))
+
+
+@rule(Cast)
+def cast(e: Emitter, node: Node) -> None:
+    """CAST, where the stored types differ."""
+    x = operand(node, 0)
+    tensor, layout = e.first(x), e.at(x)
+    dtype = e.dtype(node.output)
+    e.widened(node.output)
+    if dtype != tensor.dtype:
+        tensor = e.op("CAST", [tensor], tensor.shape, dtype, ("CastOptions", {}))
+    e.put(node.output, tensor, layout)

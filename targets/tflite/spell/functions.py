@@ -1,0 +1,214 @@
+"""Functions of numbers, element by element; comparisons and logic.
+
+TFLite has no erf: it is computed by formula 7.1.26 of Abramowitz and Stegun (1964), whose error is below 1.5e-7. What is missing of
+the trigonometric and hyperbolic functions is written by the ones that are there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
+from ..emitter import Emitter, Unsupported, operand, rule
+from ..flat import FlatTensor
+from ..layout import Layout
+from ..operands import broadcast
+from .activations import Maker
+from .arithmetic import both, check_rank
+
+_DIRECT = {
+    "abs": ("ABS", "AbsOptions"), "neg": ("NEG", "NegOptions"), "sign": ("SIGN", "SignOptions"),
+    "exp": ("EXP", "ExpOptions"), "log": ("LOG", ""), "sqrt": ("SQRT", ""), "rsqrt": ("RSQRT", ""),
+    "floor": ("FLOOR", ""), "ceil": ("CEIL", ""), "round": ("ROUND", ""), "sin": ("SIN", ""),
+    "cos": ("COS", "CosOptions"), "not": ("LOGICAL_NOT", "LogicalNotOptions"),
+}  # fmt: skip
+_TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not": ("BOOL",)}
+"""What functions take beside float32."""
+
+
+@rule(Unary)
+def unary(e: Emitter, node: Node) -> None:
+    """A function of one number."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Unary)
+    layout = e.at(x)
+    tensor = e.get(x, layout)
+    if tensor.dtype != "FLOAT32" and tensor.dtype not in _TYPES.get(op.kind, ()):
+        raise Unsupported(f"{op.kind} of {tensor.dtype.lower()}: LiteRT has no such kernel")
+    e.put(node.output, _function(e, op.kind, tensor), layout)
+
+
+def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
+    m = Maker(e)
+    if kind in _DIRECT:
+        return m.one(_DIRECT[kind][0], x, _DIRECT[kind][1])
+
+    def call(name: str, of: FlatTensor) -> FlatTensor:
+        return _function(e, name, of)
+
+    def root(sign: float) -> FlatTensor:
+        """sqrt(x^2 + sign), or sqrt(1 - x^2)."""
+        square = m.two("MUL", x, x)
+        inside = m.two("ADD", square, sign) if sign else m.two("ADD", call("neg", square), 1.0)
+        return call("sqrt", inside)
+
+    match kind:
+        case "reciprocal":
+            return _divided(e, 1.0, x)
+        case "isnan":
+            return e.op("NOT_EQUAL", [x, x], x.shape, "BOOL", ("NotEqualOptions", {}))
+        case "tan":
+            return m.two("DIV", call("sin", x), call("cos", x))
+        case "atan":
+            return _atan2(e, x, _ones(e, x))
+        case "asin":
+            return _atan2(e, x, root(0))
+        case "acos":
+            return _atan2(e, root(0), x)
+        case "sinh" | "cosh":
+            grown, small = call("exp", x), call("exp", call("neg", x))
+            return m.two("MUL", m.two("SUB" if kind == "sinh" else "ADD", grown, small), 0.5)
+        case "asinh":
+            size = call("abs", x)
+            return m.two("MUL", call("sign", x), call("log", m.two("ADD", size, root(1))))
+        case "acosh":
+            return call("log", m.two("ADD", x, root(-1)))
+        case "atanh":
+            above, below = m.two("ADD", x, 1.0), m.two("ADD", call("neg", x), 1.0)
+            return m.two("MUL", call("log", m.two("DIV", above, below)), 0.5)
+        case "erf":
+            return _erf(e, x)
+    raise Unsupported(f"the function {kind}")
+
+
+def _divided(e: Emitter, number: float, x: FlatTensor) -> FlatTensor:
+    fields = {"fusedActivationFunction": 0}
+    return e.op("DIV", [e.constant(number), x], x.shape, x.dtype, ("DivOptions", fields))
+
+
+def _ones(e: Emitter, x: FlatTensor) -> FlatTensor:
+    """A tensor of ones of the shape of x (ATAN2 does not broadcast)."""
+    if x.is_static:
+        return e.constant(np.ones(x.shape, np.float32))
+    m = Maker(e)
+    return m.two("ADD", m.two("MUL", x, 0.0), 1.0)
+
+
+def _atan2(e: Emitter, y: FlatTensor, x: FlatTensor) -> FlatTensor:
+    return e.op("ATAN2", [y, x], y.shape, y.dtype)
+
+
+def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
+    m = Maker(e)
+    size = m.one("ABS", x, "AbsOptions")
+    t = _divided(e, 1.0, m.two("ADD", m.two("MUL", size, 0.3275911), 1.0))
+    series = m.two("ADD", m.two("MUL", t, 1.061405429), -1.453152027)
+    for term in (1.421413741, -0.284496736, 0.254829592):
+        series = m.two("ADD", m.two("MUL", series, t), term)
+    power = m.one("EXP", m.one("NEG", m.two("MUL", x, x), "NegOptions"), "ExpOptions")
+    rest = m.two("MUL", m.two("MUL", series, t), power)
+    above = m.two("ADD", m.one("NEG", rest, "NegOptions"), 1.0)
+    return m.two("MUL", m.one("SIGN", x, "SignOptions"), above)
+
+
+@rule(Pow)
+def power(e: Emitter, node: Node) -> None:
+    """POW; squares and roots by what is faster."""
+    base, exponent = operand(node, 0), operand(node, 1)
+    if e.dtype(base) != "FLOAT32":
+        raise Unsupported(f"of {e.dtype(base).lower()}: LiteRT's is for float32")
+    m, number = Maker(e), _number(e, exponent)
+    if number in (1.0, 2.0, 0.5, -0.5, -1.0) and e.shape(base) == e.shape(node.output):
+        layout = e.at(base)
+        x = e.get(base, layout)
+        made = {
+            1.0: lambda: x,
+            2.0: lambda: m.two("MUL", x, x),
+            0.5: lambda: m.one("SQRT", x),
+            -0.5: lambda: m.one("RSQRT", x),
+            -1.0: lambda: _divided(e, 1.0, x),
+        }[number]()
+        e.put(node.output, made, layout)
+        return
+    (x, y), layout = both(e, node)
+    if y.dtype != "FLOAT32":
+        y = (
+            e.constant(y.data, name=y.name) if y.data is not None
+            else e.op("CAST", [y], y.shape, "FLOAT32", ("CastOptions", {}))
+        )  # fmt: skip
+    check_rank(4, [x, y])
+    shape = broadcast(x, y)
+    e.put(node.output, e.op("POW", [x, y], shape, "FLOAT32", ("PowOptions", {})), layout)
+
+
+def _number(e: Emitter, value: Value) -> float | None:
+    if value.data is None or value.data.size != 1:
+        return None
+    return float(e.numbers(value).reshape(()))
+
+
+@rule(Max, Min)
+def extremum(e: Emitter, node: Node) -> None:
+    """MAXIMUM or MINIMUM, one operand after another."""
+    code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
+    operands, layout = both(e, node)
+    if operands[0].dtype not in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8"):
+        raise Unsupported(f"of {operands[0].dtype.lower()}: LiteRT has no such kernel")
+    made = operands[0]
+    for other in operands[1:]:
+        check_rank(5, [made, other])
+        made = e.op(code, [made, other], broadcast(made, other), made.dtype,
+                    ("MaximumMinimumOptions", {}))  # fmt: skip
+    e.put(node.output, made, layout)
+
+
+_COMPARISONS = {
+    "equal": ("EQUAL", "EqualOptions"), "not_equal": ("NOT_EQUAL", "NotEqualOptions"),
+    "less": ("LESS", "LessOptions"), "less_equal": ("LESS_EQUAL", "LessEqualOptions"),
+    "greater": ("GREATER", "GreaterOptions"), "greater_equal": ("GREATER_EQUAL", "GreaterEqualOptions"),
+}  # fmt: skip
+
+
+@rule(Compare)
+def compare(e: Emitter, node: Node) -> None:
+    """EQUAL and its kin."""
+    assert isinstance(node.op, Compare)
+    operands, layout = both(e, node)
+    allowed = {"FLOAT32", "INT32", "INT64"}
+    if node.op.kind in ("equal", "not_equal"):
+        allowed |= {"BOOL"}
+    if operands[0].dtype not in allowed:
+        raise Unsupported(f"of {operands[0].dtype.lower()}: LiteRT has no such kernel")
+    _boolean(e, node, *_COMPARISONS[node.op.kind], operands, layout)
+
+
+@rule(Logical)
+def logical(e: Emitter, node: Node) -> None:
+    """LOGICAL_AND, LOGICAL_OR; xor is NOT_EQUAL."""
+    assert isinstance(node.op, Logical)
+    operands, layout = both(e, node)
+    code, options = {
+        "and": ("LOGICAL_AND", "LogicalAndOptions"), "or": ("LOGICAL_OR", "LogicalOrOptions"),
+        "xor": ("NOT_EQUAL", "NotEqualOptions"),
+    }[node.op.kind]  # fmt: skip
+    _boolean(e, node, code, options, operands, layout)
+
+
+def _boolean(
+    e: Emitter, node: Node, code: str, options: str, operands: list[FlatTensor], layout: Layout
+) -> None:
+    check_rank(4, operands)
+    shape = broadcast(*operands)
+    e.put(node.output, e.op(code, operands, shape, "BOOL", (options, {})), layout)
+
+
+@rule(Where)
+def where(e: Emitter, node: Node) -> None:
+    """SELECT_V2."""
+    operands, layout = both(e, node)
+    dtype = operands[1].dtype
+    if dtype not in ("FLOAT32", "INT32", "INT64", "BOOL", "INT16", "INT8", "UINT8", "UINT32"):
+        raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
+    check_rank(5, operands)
+    shape = broadcast(*operands)
+    e.put(node.output, e.op("SELECT_V2", operands, shape, dtype, ("SelectV2Options", {})), layout)

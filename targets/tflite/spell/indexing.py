@@ -1,0 +1,148 @@
+"""Ops that find, pick or repeat elements along axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ....ir import ArgReduce, CumSum, Expand, Gather, Node, Value
+from ..emitter import Emitter, Unsupported, operand, rule
+from ..flat import DYNAMIC, FlatTensor
+from ..layout import Layout, plain
+from .slices import cut
+
+
+@rule(Gather)
+def gather(e: Emitter, node: Node) -> None:
+    """GATHER; the axes of the indices stand where the axis stood."""
+    op, data, indices = node.op, operand(node, 0), operand(node, 1)
+    assert isinstance(op, Gather)
+    layout = Layout(e.at(data).perm)
+    tensor = e.get(data, layout)
+    axis = op.axis % layout.rank
+    place = layout.place(axis)
+    count = len(e.shape(indices))
+    if indices.data is not None:
+        (size,) = e.sizes(data, [axis])
+        index = e.constant(e.numbers(indices).astype(np.int64) % size, "INT32", indices.name)
+    else:
+        index = from_the_end(e, e.get(indices, plain(count)), tensor.shape[place])
+    shape = (*tensor.shape[:place], *index.shape, *tensor.shape[place + 1 :])
+    made = e.op("GATHER", [tensor, index], shape, tensor.dtype,
+                ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
+    perm: list[int] = []
+    for old in layout.perm:
+        if old == axis:
+            perm += range(axis, axis + count)
+        else:
+            perm.append(old if old < axis else old - 1 + count)
+    e.put(node.output, made, Layout(tuple(perm)))
+
+
+def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
+    """Computed indices with those below zero counted from the end, which TFLite does not do."""
+    if index.dtype not in ("INT32", "INT64"):
+        index = e.op("CAST", [index], index.shape, "INT32", ("CastOptions", {}))
+    if size == DYNAMIC:
+        return index
+    return e.op("FLOOR_MOD", [index, e.constant(size, index.dtype)], index.shape, index.dtype,
+                ("FloorModOptions", {}))  # fmt: skip
+
+
+@rule(Expand)
+def expand(e: Emitter, node: Node) -> None:
+    """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
+    op, x, out = node.op, operand(node, 0), node.output
+    assert isinstance(op, Expand)
+    rank, own = len(e.shape(out)), Layout(e.at(x).perm)
+    layout = own.leading(rank - own.rank)
+    tensor = e.reshape(e.get(x, own), (1,) * (rank - own.rank) + e.stored(x, own))
+    shape = e.stored(out, layout)
+    wanted = (1,) * (rank - len(op.shape)) + op.shape
+    sizes = [wanted[axis] for axis in layout.perm]
+    if DYNAMIC not in shape:
+        if tensor.shape != shape:
+            tensor = _broadcast(e, tensor, e.constant(np.array(shape), "INT32"), shape)
+    elif op.like:
+        sizes = [have if d == 1 else d for d, have in zip(sizes, shape, strict=True)]
+        if DYNAMIC in sizes:
+            raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
+        axes = [op.like[wanted[:a].count(None)] for a in layout.perm if wanted[a] is None]
+        tensor = _broadcast(e, tensor, _sizes(e, operand(node, 1), sizes, axes), shape)
+    elif tensor.shape != shape:
+        if tensor.dtype != "FLOAT32":
+            raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
+        ones = e.constant(np.ones([1 if d is None else d for d in sizes], np.float32))
+        tensor = e.op("MUL", [tensor, ones], shape, tensor.dtype,
+                      ("MulOptions", {"fusedActivationFunction": 0}))  # fmt: skip
+    e.put(out, tensor, layout)
+
+
+def _broadcast(
+    e: Emitter, tensor: FlatTensor, sizes: FlatTensor, shape: Sequence[int]
+) -> FlatTensor:
+    return e.op("BROADCAST_TO", [tensor, sizes], shape, tensor.dtype, ("BroadcastToOptions", {}))
+
+
+def _sizes(
+    e: Emitter, second: Value, sizes: Sequence[int | None], axes: Sequence[int]
+) -> FlatTensor:
+    """Sizes as a tensor: those that are ``None`` are the sizes of some axes of a value, in order."""
+    layout, like = Layout(e.at(second).perm), iter(axes)
+    asked = e.op("SHAPE", [e.get(second, layout)], (layout.rank,), "INT32",
+                 ("ShapeOptions", {"outType": 2}))  # fmt: skip
+    parts = []
+    for size in sizes:
+        if size is not None:
+            parts.append(e.constant([size], "INT32"))
+        else:
+            place = layout.place(next(like))
+            parts.append(cut(e, asked, (place,), (place + 1,), (1,)))
+    if len(parts) == 1:
+        return parts[0]
+    return e.op("CONCATENATION", parts, (len(parts),), "INT32",
+                ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
+
+
+@rule(ArgReduce)
+def arg_reduce(e: Emitter, node: Node) -> None:
+    """ARG_MAX or ARG_MIN."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, ArgReduce)
+    layout = Layout(e.at(x).perm)
+    tensor = e.get(x, layout)
+    if tensor.dtype not in ("FLOAT32", "INT32"):
+        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+    place = layout.place(op.axis)
+    axis = e.constant(place, "INT32")
+    if op.last:
+        tensor = e.op("REVERSE_V2", [tensor, e.constant([place], "INT32")], tensor.shape,
+                      tensor.dtype, ("ReverseV2Options", {}))  # fmt: skip
+    code, options = (
+        ("ARG_MAX", "ArgMaxOptions") if op.kind == "max" else ("ARG_MIN", "ArgMinOptions")
+    )
+    shape = tuple(d for i, d in enumerate(tensor.shape) if i != place)
+    made = e.op(code, [tensor, axis], shape, "INT64", (options, {"outputType": 4}))
+    if op.last:
+        (size,) = e.sizes(x, [op.axis])
+        made = e.op("SUB", [e.constant(size - 1, "INT64"), made], shape, "INT64",
+                    ("SubOptions", {"fusedActivationFunction": 0}))  # fmt: skip
+    if op.keepdims:
+        made = e.reshape(made, (*shape[:place], 1, *shape[place:]))
+    e.put(node.output, made, layout if op.keepdims else layout.without([op.axis]))
+
+
+@rule(CumSum)
+def cumulative_sum(e: Emitter, node: Node) -> None:
+    """CUMSUM."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, CumSum)
+    layout = Layout(e.at(x).perm)
+    tensor = e.get(x, layout)
+    if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):
+        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+    axis = e.constant(layout.place(op.axis), "INT32")
+    made = e.op("CUMSUM", [tensor, axis], tensor.shape, tensor.dtype,
+                ("CumsumOptions", {"exclusive": op.exclusive, "reverse": op.reverse}))  # fmt: skip
+    e.put(node.output, made, layout)

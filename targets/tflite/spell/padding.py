@@ -1,0 +1,49 @@
+"""Pads of every axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ....ir import Node, Pad
+from ..emitter import Emitter, Unsupported, operand, rule
+from ..flat import DYNAMIC, FlatTensor
+from ..layout import Layout
+from .conv import pad
+from .slices import cut
+
+
+@rule(Pad)
+def pad_(e: Emitter, node: Node) -> None:
+    """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Pad)
+    layout = Layout(e.at(x).perm)
+    tensor = e.get(x, layout)
+    rank = layout.rank
+    pads = [(op.pads[axis], op.pads[rank + axis]) for axis in layout.perm]
+    for d, (begin, end) in zip(tensor.shape, pads, strict=True):
+        if d == DYNAMIC and (begin, end) != (0, 0):
+            raise Unsupported("it pads an axis whose size is not known")
+    if op.mode not in ("constant", "reflect"):
+        raise Unsupported(f"mode {op.mode}: LiteRT has constant and reflect")
+    cropped = cut(
+        e, tensor, [max(0, -b) for b, _ in pads],
+        [None if t >= 0 else d + t for d, (_, t) in zip(tensor.shape, pads, strict=True)],
+        [1] * rank,
+    )  # fmt: skip
+    grown = [(max(0, b), max(0, t)) for b, t in pads]
+    if op.mode == "constant":
+        made = pad(e, cropped, grown, None if op.value == 0 else op.value)
+    else:
+        made = _mirror(e, cropped, grown)
+    e.put(node.output, made, layout)
+
+
+def _mirror(e: Emitter, tensor: FlatTensor, pads: Sequence[tuple[int, int]]) -> FlatTensor:
+    if not any(map(any, pads)):
+        return tensor
+    shape = [d if d == DYNAMIC else d + b + t for d, (b, t) in zip(tensor.shape, pads, strict=True)]
+    return e.op("MIRROR_PAD", [tensor, e.constant(np.array(pads), "INT32")], shape, tensor.dtype,
+                ("MirrorPadOptions", {"mode": 0}))  # fmt: skip

@@ -1,0 +1,242 @@
+"""Ops that change the resolution of images.
+
+TFLite's RESIZE operators find positions by their own rule; where that gives the very positions that the model asks for, they are used.
+Any other interpolation is written as a sum over its taps: positions gathered along one axis, times their weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ....ir import DepthToSpace, Node, Resize, SpaceToDepth, Value
+from ..emitter import Emitter, Unsupported, operand, rule
+from ..flat import FlatTensor
+from ..layout import channels_last
+from .activations import Maker
+from .conv import as_image, as_vector
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@rule(Resize)
+def resize(e: Emitter, node: Node) -> None:
+    """RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, or GATHER and sums."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Resize)
+    rank = len(e.shape(x))
+    if rank not in (3, 4):
+        raise Unsupported(f"{rank - 2}-D: LiteRT resizes 1-D and 2-D images")
+    before, after = e.shape(x), e.shape(node.output)
+    if before[:2] != after[:2] and not {0, 1} <= set(op.kept(node.input_types)):
+        raise Unsupported("it resizes more than the spatial axes")
+    if e.dtype(x) != "FLOAT32":  # What is dequantised counts as float32.
+        raise Unsupported(f"of {e.dtype(x).lower()}: LiteRT's is for float32")
+    if op.antialias:
+        raise Unsupported("antialiasing: LiteRT has none")
+    sizes, out = (e.sizes(v, range(2, rank), "spatial size") for v in (x, node.output))
+    layout = channels_last(rank)
+    image = as_image(e, e.get(x, layout))
+    lead = 4 - rank
+    scales = [
+        op.scales[axis] if op.scales else o / s
+        for axis, s, o in zip(range(2, rank), sizes, out, strict=True)
+    ]
+    axes = [
+        (1 + lead + i, s, o, scale)
+        for i, (s, o, scale) in enumerate(zip(sizes, out, scales, strict=True))
+    ]
+    made = None
+    if op.mode != "cubic":
+        made = _by_operator(e, op, image, axes)
+    if made is None:
+        if image.dtype != "FLOAT32":
+            raise Unsupported("int8 by taps")
+        made = image
+        for place, size, count, scale in axes:
+            made = _by_taps(e, op, made, place, size, count, scale)
+    e.put(node.output, as_vector(e, made, rank - 2), layout)
+
+
+Axes = list[tuple[int, int, int, float]]
+"""Stored place, size before, size after, scale."""
+
+
+def _by_operator(e: Emitter, op: Resize, image: FlatTensor, axes: Axes) -> FlatTensor | None:
+    """A RESIZE operator whose positions are the model's, if one has them."""
+    for corners, centers in ((False, False), (False, True), (True, False), (True, True)):
+        if op.mode == "linear" and corners and centers:
+            continue
+        if all(_agrees(op, corners, centers, *axis[1:]) for axis in axes):
+            break
+    else:
+        return None
+    shape = list(image.shape)
+    for place, _, count, _ in axes:
+        shape[place] = count
+    code, options = {
+        "linear": ("RESIZE_BILINEAR", "ResizeBilinearOptions"),
+        "nearest": ("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions"),
+    }[op.mode]
+    size = e.constant(np.array(shape[1:3]), "INT32")
+    made = e.op(code, [image, size], shape, image.dtype,
+                (options, {"alignCorners": corners, "halfPixelCenters": centers}))  # fmt: skip
+    made.quantization = image.quantization
+    return made
+
+
+def _agrees(op: Resize, corners: bool, centers: bool, size: int, count: int, scale: float) -> bool:
+    step = (size - 1) / (count - 1) if corners and count > 1 else size / count
+    places = np.arange(count, dtype=np.float64)
+    wanted = _positions(op, size, count, scale)
+    if op.mode == "nearest":
+        offset = 0.5 if centers else 0.0
+        # As the kernel computes it: in float32.
+        raw = (places.astype(np.float32) + np.float32(offset)) * np.float32(step)
+        found = np.floor(raw + np.float32(0.5)) if corners else np.floor(raw)
+        chosen = _nearest(op, wanted, size)
+        return bool(np.array_equal(np.clip(found.astype(np.int64), 0, size - 1), chosen))
+    at = (places + 0.5) * step - 0.5 if centers else places * step
+    gap = np.clip(at, 0, size - 1) - np.clip(wanted, 0, size - 1)
+    return bool(np.abs(gap).max() <= 1e-6)
+
+
+def _positions(op: Resize, size: int, count: int, scale: float) -> Floats:
+    """The place in the input of every place in the output, by ONNX's rules."""
+    places = np.arange(count, dtype=np.float64)
+    match op.coordinates:
+        case "half_pixel":
+            return (places + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (places + 0.5) / scale - 0.5 if count > 1 else np.zeros(count)
+        case "half_pixel_symmetric":
+            # The centre stays in the middle when the scale gives no whole size.
+            offset = size / 2 * (1 - count / (scale * size))
+            return offset + (places + 0.5) / scale - 0.5
+        case "align_corners":
+            return places * ((size - 1) / (count - 1)) if count > 1 else np.zeros(count)
+    return places / scale
+
+
+def _nearest(op: Resize, at: Floats, size: int) -> Ints:
+    match op.rounding:
+        case "round_prefer_floor":
+            found = np.ceil(at - 0.5)
+        case "round_prefer_ceil":
+            found = np.floor(at + 0.5)
+        case "floor":
+            found = np.floor(at)
+        case _:
+            found = np.ceil(at)
+    return np.clip(found, 0, size - 1).astype(np.int64)
+
+
+def _taps(op: Resize, size: int, count: int, scale: float) -> tuple[Ints, Floats]:
+    """Positions and weights, (taps, count)."""
+    at = _positions(op, size, count, scale)
+    if op.mode == "nearest":
+        return _nearest(op, at, size)[None], np.ones((1, count))
+    low = np.floor(at)
+    part = at - low
+    if op.mode == "linear":
+        offsets, weights = np.arange(2), np.stack([1 - part, part])
+    else:
+        offsets = np.arange(-1, 3)
+        weights = np.stack([_cubic(np.abs(part - o), op.cubic) for o in offsets])
+    places = low[None] + offsets[:, None]
+    if op.exclude_outside:
+        weights = np.where((places < 0) | (places > size - 1), 0.0, weights)
+        weights = weights / weights.sum(0)
+    return np.clip(places, 0, size - 1).astype(np.int64), weights
+
+
+def _cubic(distance: Floats, a: float) -> Floats:
+    """Keys' kernel (1981)."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    found: Floats = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+    return found
+
+
+def _by_taps(
+    e: Emitter, op: Resize, image: FlatTensor, place: int, size: int, count: int, scale: float
+) -> FlatTensor:
+    places, weights = _taps(op, size, count, scale)
+    shape = tuple(count if i == place else d for i, d in enumerate(image.shape))
+    total: FlatTensor | None = None
+    m = Maker(e)
+    for index, weight in zip(places, weights, strict=True):
+        made = e.op("GATHER", [image, e.constant(index, "INT32")], shape, image.dtype,
+                    ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
+        if not np.all(weight == 1):
+            column = weight.astype(np.float32).reshape(count, *(1,) * (3 - place))
+            made = m.two("MUL", made, e.constant(column))
+        total = made if total is None else m.two("ADD", total, made)
+    assert total is not None
+    return total
+
+
+@rule(DepthToSpace)
+def depth_to_space(e: Emitter, node: Node) -> None:
+    """DEPTH_TO_SPACE, whose blocks come first; for torch's order, the channels are reordered in front."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, DepthToSpace)
+    layout = channels_last(4)
+    image = _floats(e, x)
+    if op.block == 1:
+        e.put(node.output, image, layout)
+        return
+    if op.mode == "CRD":
+        image = _reordered(
+            e, x, image, np.arange(image.shape[3]).reshape(-1, op.block**2).T.ravel()
+        )
+    made = e.op("DEPTH_TO_SPACE", [image], e.stored(node.output, layout), image.dtype,
+                ("DepthToSpaceOptions", {"blockSize": op.block}))  # fmt: skip
+    e.put(node.output, made, layout)
+
+
+@rule(SpaceToDepth)
+def space_to_depth(e: Emitter, node: Node) -> None:
+    """SPACE_TO_DEPTH; for torch's order, the channels are reordered behind."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, SpaceToDepth)
+    layout = channels_last(4)
+    image = _floats(e, x)
+    if op.block == 1:
+        e.put(node.output, image, layout)
+        return
+    made = e.op("SPACE_TO_DEPTH", [image], e.stored(node.output, layout), image.dtype,
+                ("SpaceToDepthOptions", {"blockSize": op.block}))  # fmt: skip
+    if op.mode == "CRD":
+        order = np.arange(made.shape[3]).reshape(op.block**2, -1).T.ravel()
+        made = _picked(e, made, order)
+    e.put(node.output, made, layout)
+
+
+def _floats(e: Emitter, x: Value) -> FlatTensor:
+    image = e.get(x, channels_last(4))
+    e.sizes(x, [1, 2, 3], "size")
+    return image
+
+
+def _reordered(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> FlatTensor:
+    """The channels in another order: by the weight of the convolution in front, or by GATHER."""
+    maker = image.maker
+    if maker is not None and maker.code == "CONV_2D" and x.has_one_use and not e.is_shared(image):
+        _, weight, bias = maker.inputs
+        assert weight is not None
+        assert bias is not None
+        if weight.data is not None and bias.data is not None:
+            maker.inputs = (
+                maker.inputs[0],
+                e.constant(weight.data[order], weight.dtype, weight.name),
+                e.constant(bias.data[order], bias.dtype, bias.name),
+            )
+            return image
+    return _picked(e, image, order)
+
+
+def _picked(e: Emitter, image: FlatTensor, order: Ints) -> FlatTensor:
+    return e.op("GATHER", [image, e.constant(order, "INT32")], image.shape, image.dtype,
+                ("GatherOptions", {"axis": 3, "batchDims": 0}))  # fmt: skip

@@ -1,0 +1,148 @@
+"""Slices, splits and joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ....ir import Concat, Node, Select, Slice, Split
+from ..emitter import Emitter, Unsupported, operand, rule
+from ..flat import DYNAMIC, NUMPY_TYPES, FlatTensor
+from ..layout import Layout
+from ..operands import common_layout
+
+
+def cut(
+    e: Emitter,
+    tensor: FlatTensor,
+    starts: Sequence[int],
+    stops: Sequence[int | None],
+    steps: Sequence[int],
+) -> FlatTensor:
+    """STRIDED_SLICE; a stop of ``None`` is the end, whatever the size is."""
+    begin_mask = sum(1 << i for i, start in enumerate(starts) if start == 0)
+    end_mask = sum(1 << i for i, stop in enumerate(stops) if stop is None)
+    shape = []
+    for d, start, stop, step in zip(tensor.shape, starts, stops, steps, strict=True):
+        if d == DYNAMIC and (start, stop, step) != (0, None, 1):
+            raise Unsupported("it cuts an axis whose size is not known")
+        shape.append(d if d == DYNAMIC else len(range(d)[start:stop:step]))
+    if tuple(shape) == tensor.shape:
+        return tensor
+    if 0 in shape:
+        return nothing(e, tensor, shape)
+    inputs = [tensor] + [
+        e.constant(np.array(numbers), "INT32")
+        for numbers in (starts, [0 if stop is None else stop for stop in stops], steps)
+    ]
+    made = e.op("STRIDED_SLICE", inputs, shape, tensor.dtype,
+                ("StridedSliceOptions", {"beginMask": begin_mask, "endMask": end_mask}))  # fmt: skip
+    made.quantization = tensor.quantization
+    return made
+
+
+def nothing(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
+    """A part without elements, which only a join may read."""
+    if DYNAMIC in shape:
+        raise Unsupported("nothing is left of it")
+    return e.constant(np.zeros(shape, NUMPY_TYPES[tensor.dtype]), tensor.dtype)
+
+
+@rule(Slice)
+def slice_(e: Emitter, node: Node) -> None:
+    """``x[..., start:end:step, ...]``."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Slice)
+    layout, shape = Layout(e.at(x).perm), e.shape(x)
+    rank = len(shape)
+    starts: list[int] = [0] * rank
+    stops: list[int | None] = [None] * rank
+    steps = [1] * rank
+    for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
+        place, size = layout.place(axis), shape[axis % rank]
+        if isinstance(size, int):
+            part = range(size)[start:end:step]
+            starts[place], steps[place] = part.start, step
+            stops[place] = None if part.stop >= size else part.stop
+        elif (start, step) != (0, 1) or end < 2**31 - 1:
+            raise Unsupported("it cuts an axis whose size is not known")
+    e.put(node.output, cut(e, e.get(x, layout), starts, stops, steps), layout)
+
+
+@rule(Select)
+def select(e: Emitter, node: Node) -> None:
+    """``x[:, index]``."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Select)
+    layout = Layout(e.at(x).perm)
+    place = layout.place(op.axis)
+    tensor = e.get(x, layout)
+    size = tensor.shape[place]
+    if size == DYNAMIC and op.index < 0:
+        raise Unsupported("it counts from the end of an axis whose size is not known")
+    rest = layout.without([op.axis])
+    shape = [d for i, d in enumerate(tensor.shape) if i != place]
+    if size == 1:
+        e.put(node.output, e.reshape(tensor, shape), rest)
+        return
+    index = op.index if size == DYNAMIC else op.index % size
+    made = e.op("GATHER", [tensor, e.constant(index, "INT32")], shape, tensor.dtype,
+                ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
+    if tensor.rank <= 5 and size != DYNAMIC:
+        starts = [index if i == place else 0 for i in range(tensor.rank)]
+        stops = [index + 1 if i == place else None for i in range(tensor.rank)]
+        made = e.reshape(cut(e, tensor, starts, stops, [1] * tensor.rank), shape)
+    e.put(node.output, made, rest)
+
+
+@rule(Concat)
+def concat(e: Emitter, node: Node) -> None:
+    """Join along one axis."""
+    op = node.op
+    assert isinstance(op, Concat)
+    values = [v for v in node.inputs if v is not None]
+    layout = common_layout(e, node.output, values)
+    place = layout.place(op.axis)
+    parts = [e.get(v, layout) for v in values]
+    shape = list(parts[0].shape)
+    for i in range(len(shape)):
+        if i != place:
+            shape[i] = max(part.shape[i] for part in parts)
+    sizes = [part.shape[place] for part in parts]
+    shape[place] = DYNAMIC if DYNAMIC in sizes else sum(sizes)
+    parts = [part for part in parts if 0 not in part.shape]
+    if len(parts) == 1:
+        e.put(node.output, parts[0], layout)
+        return
+    made = e.op("CONCATENATION", parts, shape, parts[0].dtype,
+                ("ConcatenationOptions", {"axis": place, "fusedActivationFunction": 0}))  # fmt: skip
+    made.quantization = parts[0].quantization
+    e.put(node.output, made, layout)
+
+
+@rule(Split)
+def split(e: Emitter, node: Node) -> None:
+    """Cut along one axis into pieces."""
+    op, x = node.op, operand(node, 0)
+    assert isinstance(op, Split)
+    layout = Layout(e.at(x).perm)
+    place = layout.place(op.axis)
+    tensor = e.get(x, layout)
+    outs = []
+    for value, size in zip(node.outputs, op.sizes, strict=True):
+        shape = [size if i == place else d for i, d in enumerate(tensor.shape)]
+        if size == 0:
+            e.put(value, nothing(e, tensor, shape), layout)
+            continue
+        out = e.tensor(value.name, shape, tensor.dtype)
+        out.quantization = tensor.quantization
+        outs.append(out)
+        e.put(value, out, layout)
+    axis = e.constant(place, "INT32")
+    sizes = [size for size in op.sizes if size]
+    if len(set(sizes)) == 1:
+        e.ops("SPLIT", [axis, tensor], outs, ("SplitOptions", {"numSplits": len(outs)}))
+    else:
+        table = e.constant(np.array(sizes), "INT32")
+        e.ops("SPLIT_V", [tensor, table, axis], outs, ("SplitVOptions", {"numSplits": len(outs)}))

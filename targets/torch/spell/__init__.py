@@ -1,0 +1,1 @@
+"""How each op is called in torch, by family."""

@@ -1,0 +1,506 @@
+"""Gates end to end: inserted into torch networks, trained, read, removed; frozen gates in ONNX."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo.models import make
+
+from graphshrink import (
+    GateSchedule,
+    ModelError,
+    PassError,
+    Pipeline,
+    Rewriter,
+    UsageError,
+    gate_penalty,
+    gates,
+    insert_gates,
+    keep_top,
+    kept_at,
+    removal_savings,
+    save_removal_plan,
+    shrink,
+    shrink_graph,
+)
+from graphshrink.frontends.onnx.importer import from_onnx
+from graphshrink.frontends.torch.importer import from_fx, trace
+from graphshrink.ir import ArrayTensor, Gate, Graph
+from graphshrink.targets.onnx.emitter import to_onnx
+from support.cli import fails, succeeds
+from support.onnx_run import outputs_of
+
+ACTIVATIONS: dict[str, nn.Module] = {
+    "relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "silu": nn.SiLU(), "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"), "hard_swish": nn.Hardswish(), "leaky_relu": nn.LeakyReLU(0.2),
+    "prelu": nn.PReLU(8), "prelu1": nn.PReLU(), "elu": nn.ELU(0.7), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(),
+    "mish": nn.Mish(), "softsign": nn.Softsign(), "hard_sigmoid": nn.Hardsigmoid(), "clip": nn.Hardtanh(),
+}  # fmt: skip
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+
+
+def net(act: Any, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), copy.deepcopy(act), nn.Conv2d(8, 4, 1)]
+    return nn.Sequential(*layers).to(dtype).eval()
+
+
+def set_gates(model: Any, *values: float) -> None:
+    with torch.no_grad():
+        for gate, value in zip(gates(model).values(), values, strict=True):
+            gate.switch.score.fill_(value)
+            if gate.mode == "top-k":
+                gate.switch.open.fill_(value)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_every_activation(kind: str) -> None:
+    model = net(ACTIVATIONS[kind])
+    gated = insert_gates(model, example_inputs=(X,))
+    assert list(gates(gated)) == ["1"]
+    assert type(gates(gated)["1"].activation) is type(model[1])
+    assert torch.equal(gated(X), model(X))
+    set_gates(gated, 0.3)
+    c = model[0](X)
+    want = model[2](0.3 * model[1](c.clone()) + 0.7 * c)
+    assert torch.allclose(gated(X), want, atol=1e-12)
+    # Read back: the same gate, and a network that is what the gate's ends say.
+    text = from_fx(gated, (X,)).text()
+    assert text.count("Gate(") == 1
+    off = shrink_graph(gated, "remove-activations,prune-dead", example_inputs=(X,))
+    assert torch.equal(off(X), model[2](c))
+    on = shrink_graph(gated, "remove-activations{threshold=0.2}", example_inputs=(X,))
+    assert torch.equal(on(X), model(X))
+    assert type(on.get_submodule("1")) is type(model[1])
+    merged = shrink_graph(off, example_inputs=(X,))
+    assert len(list(merged.modules())) < len(list(off.modules()))
+    assert torch.allclose(merged(X), off(X), atol=1e-10)
+
+
+@pytest.mark.parametrize("function", [F.relu, torch.tanh, lambda x: x * torch.sigmoid(x), "relu"])
+def test_functions_and_methods(function: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.a(x)
+            return self.b(getattr(y, function)() if isinstance(function, str) else function(y))
+
+    model, x = Net().eval(), torch.randn(5, 4)
+    gated = insert_gates(model, example_inputs=(x,))
+    assert len(gates(gated)) == 1
+    assert torch.allclose(gated(x), model(x), atol=1e-6)
+
+
+def test_a_module_that_is_called_twice_gets_two_gates() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.c(self.act(self.b(self.act(self.a(x)))))
+
+    model, x = Net().eval(), torch.randn(5, 4)
+    gated = insert_gates(model, example_inputs=(x,))
+    assert list(gates(gated)) == ["act_1", "act_2"]
+    assert torch.equal(gated(x), model(x))
+    off = shrink_graph(model, "remove-activations{names=act_2},prune-dead", example_inputs=(x,))
+    assert torch.equal(off(x), model.c(model.b(model.a(x).relu())))
+
+
+def test_prelu_keeps_its_parameter_and_scores_train_beside_weights() -> None:
+    model = net(nn.PReLU(8))
+    gated = insert_gates(model, example_inputs=(X,))
+    assert gates(gated)["1"].activation.weight is model[1].weight
+    assert gated.get_submodule("0").weight is model[0].weight
+    assert dict(gated.named_parameters()).keys() == {
+        "0.weight", "0.bias", "1.activation.weight", "1.switch.score", "2.weight", "2.bias"
+    }  # fmt: skip
+    assert gated.get_parameter("1.switch.score").dtype is torch.float64
+    gated.train()
+    gated(X).square().sum().backward()
+    assert all(p.grad is not None for p in gated.parameters())
+
+
+@pytest.mark.parametrize("mode", ["soft", "top-k", "hard-concrete"])
+def test_networks_of_the_zoo(mode: Any) -> None:
+    for name in ("mobilenet_v2", "resnet18") if mode == "soft" else ("resnet18",):
+        model = make(name, small=True).eval()
+        x = torch.randn(1, 3, 32, 32)
+        gated = insert_gates(model, example_inputs=(x,), mode=mode, tie="block")
+        assert torch.equal(gated(x), model(x))
+        assert all(g.mode == mode for g in gates(gated).values())
+        assert len(gates(gated)) > 3
+        for found in (pickle.loads(pickle.dumps(gated)), copy.deepcopy(gated), trace(gated)):
+            assert torch.equal(found(x), model(x))
+            switches = [{id(g.switch) for g in gates(m).values()} for m in (found, gated)]
+            assert len(switches[0]) == len(switches[1])
+        exported = torch.export.export(gated, (x,)).module()
+        assert torch.allclose(exported(x), model(x), atol=1e-5)
+
+
+def test_nested_gates_stay_gates() -> None:
+    gated = insert_gates(net(nn.ReLU()), example_inputs=(X,))
+    outer = nn.Sequential(gated, nn.ReLU()).eval()
+    graph = from_fx(trace(outer), (X,))
+    assert any(isinstance(n.op, Gate) for n in graph.nodes)
+    out = shrink_graph(outer, "remove-activations{names=0.1},prune-dead", example_inputs=(X,))
+    assert torch.allclose(
+        out(X), outer[0].get_submodule("2")(outer[0].get_submodule("0")(X)).relu()
+    )
+
+
+def test_tied_gates_read_back_as_tied() -> None:
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+    model = nn.Sequential(nn.Sequential(*layers)).eval()
+    x = torch.randn(2, 4)
+    gated = insert_gates(model, example_inputs=(x,), tie="*")
+    first, second = gates(gated).values()
+    assert first.switch is second.switch
+    numbers = {n.inputs[1] for n in from_fx(gated, (x,)).nodes if isinstance(n.op, Gate)}
+    assert len(numbers) == 1
+
+
+def test_random_gates_must_be_evaluated() -> None:
+    gated = insert_gates(net(nn.ReLU()), example_inputs=(X,), mode="hard-concrete").train()
+    with pytest.raises(ModelError, match="gate 1 draws random numbers in training mode"):
+        shrink(gated, example_inputs=(X,))
+
+
+# Reading, penalising, keeping.
+
+
+def three(mode: Any = "soft") -> Any:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [nn.Linear(4, 4), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(4, 2)).eval()
+    return insert_gates(model, example_inputs=(torch.randn(1, 4),), mode=mode)
+
+
+def test_the_penalty_rewards_removing_what_is_slow() -> None:
+    gated = three()
+    set_gates(gated, 0.9, 0.5, 0.1)
+    latency = {"1": 1.0, "3": 5.0, "5": 2.0}
+    penalty = gate_penalty(gated, latency)
+    assert penalty.item() == pytest.approx((0.9 * 1 + 0.5 * 5 + 0.1 * 2) / 8)
+    penalty.backward()
+    found = {name: gate.switch.score.grad.item() for name, gate in gates(gated).items()}
+    # Descending closes every gate, and the slowest one fastest.
+    assert found == pytest.approx({name: value / 8 for name, value in latency.items()})
+    assert gate_penalty(gated).item() == pytest.approx(0.5)
+    for mode, ends in (("soft", (1.0, 0.0)), ("top-k", (1.0, 0.0))):
+        gated = three(mode)
+        for end in ends:
+            set_gates(gated, end, end, end)
+            assert gate_penalty(gated, latency).item() == end
+
+
+def test_the_penalty_of_hard_concrete_gates_is_the_chance_to_be_open() -> None:
+    gated = three("hard-concrete")
+    set_gates(gated, 1.0, -1.0, 0.0)
+    want = [
+        torch.sigmoid(torch.tensor(s - 2 / 3 * np.log(0.1 / 1.1))).item() for s in (1.0, -1.0, 0.0)
+    ]
+    assert gate_penalty(gated).item() == pytest.approx(sum(want) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(("latency", "said"), [
+    ({"1": 1.0, "3": 1.0}, "has nothing for gate '5'"),
+    ({"1": 1.0, "3": 1.0, "5": 1.0, "7": 1.0}, "is about '7', which is no gate"),
+    ({"1": 1.0, "3": -1.0, "5": 1.0}, "the latency of '3' is -1.0"),
+    ({"1": 1.0, "3": float("nan"), "5": 1.0}, "the latency of '3' is nan"),
+    ({"1": 0.0, "3": 0.0, "5": 0.0}, "latency is 0 for every gate"),
+])  # fmt: skip
+def test_latencies_that_do_not_fit(latency: dict[str, float], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        gate_penalty(three(), latency)
+
+
+def test_top_k_keeps_exactly_k_over_the_whole_network() -> None:
+    gated = three("top-k")
+    for scores, keep, kept in (
+        ((0.1, 0.3, 0.2), 1, ["3"]), ((0.1, 0.3, 0.2), 2, ["3", "5"]), ((0.1, 0.3, 0.2), 0, []),
+        ((0.1, 0.1, 0.1), 2, ["1", "3"]), ((-5.0, 7.0, -6.0), 3, ["1", "3", "5"]),
+    ):  # fmt: skip
+        with torch.no_grad():
+            for gate, score in zip(gates(gated).values(), scores, strict=True):
+                gate.switch.score.fill_(score)
+        assert keep_top(gated, keep) == kept
+        assert [name for name, gate in gates(gated).items() if gate.kept] == kept
+        assert [gate.switch().item() for gate in gates(gated).values()].count(1.0) == keep
+
+
+def test_a_removed_top_k_gate_comes_back_by_training() -> None:
+    """The target needs the activation that was taken away."""
+    torch.manual_seed(0)
+    gated = three("top-k")
+    target = copy.deepcopy(gated)
+    set_gates(target, 0.0, 1.0, 0.0)
+    set_gates(gated, 1.0, 0.9, 0.8)
+    keep_top(gated, 1)
+    assert [g.kept for g in gates(gated).values()] == [True, False, False]
+    scores = [g.switch.score for g in gates(gated).values()]
+    optimizer = torch.optim.Adam(scores, lr=0.05)
+    for _ in range(60):
+        x = torch.randn(64, 4)
+        optimizer.zero_grad()
+        (gated(x) - target(x)).square().mean().backward()
+        optimizer.step()
+        keep_top(gated, 1)
+    assert [g.kept for g in gates(gated).values()] == [False, True, False]
+
+
+def test_tied_gates_are_kept_together() -> None:
+    model = nn.Sequential(
+        *(m for i in range(4) for m in (nn.Linear(4, 4), nn.ReLU())), nn.Linear(4, 2)
+    ).eval()
+    named = nn.ModuleDict({"a": model[:4], "b": model[4:]})
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = named
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.parts["b"](self.parts["a"](x))
+
+    gated = insert_gates(
+        Net().eval(), example_inputs=(torch.randn(1, 4),), mode="top-k", tie="parts.*"
+    )
+    assert keep_top(gated, 1) == ["parts.a.1", "parts.a.3"]
+    with pytest.raises(UsageError, match="cannot keep 3 of 2 gates"):
+        keep_top(gated, 3)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_schedules(shape: str) -> None:
+    kept = [kept_at(s, total=20, keep=4, steps=10, shape=shape) for s in range(13)]
+    assert kept[0] == 20
+    assert kept[10:] == [4, 4, 4]
+    assert kept[5] == 12
+    assert kept == sorted(kept, reverse=True)
+    if shape == "linear":
+        assert kept[:11] == [round(20 - 1.6 * s) for s in range(11)]
+    else:
+        assert kept[0] - kept[1] < kept[4] - kept[5]
+
+
+def test_the_schedule_drives_the_gates_and_resumes() -> None:
+    gated = three("top-k")
+    set_gates(gated, 0.1, 0.3, 0.2)
+    schedule = GateSchedule(gated, keep=1, steps=4, shape="linear")
+    counts = [schedule.kept]
+    for _ in range(3):
+        counts.append(schedule.step())
+        assert sum(g.kept for g in gates(gated).values()) == schedule.kept
+    assert counts == [3, 2, 2, 2]
+    state, weights = schedule.state_dict(), gated.state_dict()
+    other = three("top-k")
+    other.load_state_dict(weights)
+    again = GateSchedule(other, keep=1, steps=4, shape="linear")
+    again.load_state_dict(state)
+    assert again.step() == schedule.step() == 1
+    assert [g.kept for g in gates(other).values()] == [g.kept for g in gates(gated).values()]
+
+
+@pytest.mark.parametrize("call", [
+    lambda: keep_top(three("soft"), 1), lambda: keep_top(net(nn.ReLU()), 1), lambda: gate_penalty(net(nn.ReLU())),
+    lambda: keep_top(three("top-k"), 4), lambda: keep_top(three("top-k"), -1),
+    lambda: GateSchedule(three("top-k"), 4, 10), lambda: GateSchedule(three("top-k"), 1, 10, "square"),
+    lambda: insert_gates(three()), lambda: insert_gates("model.onnx"), lambda: gates("x"),
+    lambda: insert_gates(net(nn.ReLU()), example_inputs=(X,), mode="hard"),  # type: ignore[arg-type]
+    lambda: insert_gates(net(nn.Softmax(1)), example_inputs=(X,)),
+])  # fmt: skip
+def test_wrong_use_is_one_line(call: Any) -> None:
+    with pytest.raises((UsageError, PassError)) as found:
+        call()
+    assert "\n" not in str(found.value)
+
+
+def test_scores_that_diverged_are_an_error() -> None:
+    gated = three("top-k")
+    set_gates(gated, 0.0, float("nan"), 0.0)
+    with pytest.raises(UsageError, match="score of gate 3 is nan"):
+        keep_top(gated, 1)
+
+
+def test_wrappers_are_looked_through(tmp_path: Path) -> None:
+    import torch.distributed as dist
+
+    gated = three("top-k").train()
+    compiled: Any = torch.compile(gated, backend="eager")
+    assert list(gates(compiled)) == ["1", "3", "5"]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(gated)
+        assert list(gates(wrapped)) == ["1", "3", "5"]
+        keep_top(wrapped, 2)
+        (wrapped(torch.randn(3, 4)).square().sum() + gate_penalty(wrapped)).backward()
+        assert all(g.switch.score.grad is not None for g in gates(gated).values())
+    finally:
+        dist.destroy_process_group()
+
+
+# Plans.
+
+
+def test_a_plan_is_the_same_in_gated_and_plain_networks(tmp_path: Path) -> None:
+    model = make("mobilenet_v2", small=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    gated = insert_gates(model, example_inputs=(x,), mode="top-k", tie="block")
+    with torch.no_grad():
+        for i, gate in enumerate(gates(gated).values()):
+            gate.switch.score.fill_(float(np.sin(i)))
+    path = tmp_path / "plan.json"
+    save_removal_plan(gated, path, keep=3, example_inputs=(x,))
+    kept = [site["name"] for site in json.loads(path.read_text())["sites"] if site["keep"]]
+    assert kept == keep_top(gated, 3)
+    pipeline = f"remove-activations{{plan={path}}},prune-dead"
+    learned = shrink_graph(gated, "remove-activations,prune-dead", example_inputs=(x,))
+    for other in (model, gated, trace(model)):
+        assert torch.allclose(
+            shrink_graph(other, pipeline, example_inputs=(x,))(x), learned(x), atol=1e-6
+        )
+    shrink_graph(model, pipeline)  # Without shapes it fits too.
+    with pytest.raises(PassError, match="is for another network"):
+        shrink_graph(make("resnet18", small=True).eval(), pipeline, example_inputs=(x,))
+    for wrong in ({"keep": 99}, {"keep": 1, "threshold": 0.5}, {"threshold": 2.0}):
+        with pytest.raises(UsageError):
+            save_removal_plan(gated, path, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"only \.json"):
+        save_removal_plan(gated, tmp_path / "plan.txt")
+
+
+# ONNX.
+
+
+def exported(model: nn.Module, dtype: torch.dtype, path: Path) -> Any:
+    import onnx
+
+    torch.onnx.export(model, (X.to(dtype),), path, dynamo=True, verbose=False)
+    return onnx.load(path)
+
+
+def frozen(graph: Graph, value: float) -> None:
+    for node in graph.nodes:
+        if isinstance(node.op, Gate):
+            rw = Rewriter(graph)
+            assert node.inputs[1] is not None
+            dtype = node.inputs[1].type.dtype
+            assert dtype is not None
+            rw.set_input(node, 1, rw.constant(ArrayTensor(np.array([value], dtype.numpy)), "g"))
+
+
+def test_frozen_gates_in_onnx(tmp_path: Path) -> None:
+    """One network with an output for every kind of activation (torch spells softsign out)."""
+    kinds = {kind: act for kind, act in ACTIVATIONS.items() if kind != "softsign"}
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 8, 3) for _ in kinds)
+            self.acts = nn.ModuleList(copy.deepcopy(act) for act in kinds.values())
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return [a(c(x)) for a, c in zip(self.acts, self.convs, strict=True)]
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    proto = exported(model, torch.float32, tmp_path / "m.onnx")
+    x = X.float()
+    for value in (1.0, 0.0, 0.3):
+        graph = from_onnx(proto)
+        Pipeline("insert-gates{sites=*}").run(graph)
+        assert sum(isinstance(n.op, Gate) for n in graph.nodes) == len(kinds)
+        frozen(graph, value)
+        made = to_onnx(graph)
+        ops = [n.op_type for n in made.graph.node]
+        if value == 0.3:
+            assert (ops.count("LeakyRelu"), ops.count("PRelu"), ops.count("Relu")) == (2, 2, 0)
+        found = outputs_of(made, x.numpy())
+        for kind, act, conv, got in zip(kinds, model.acts, model.convs, found, strict=True):
+            c = conv(x)
+            want = (value * act(c.clone()) + (1 - value) * c).detach().numpy()
+            assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), (kind, value)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    exported(net(nn.ReLU(), torch.float32), torch.float32, source)
+    import onnx
+
+    [relu] = [n.name for n in onnx.load(source).graph.node if n.op_type == "Relu"]
+    text = succeeds(
+        source, out, "--passes", f'remove-activations{{names="{relu}"}},merge-linear,prune-dead'
+    )
+    assert [n.op_type for n in onnx.load(out).graph.node] == ["Conv"]
+    assert "approximate" in text or "out.onnx" in text
+    succeeds(source, out, "--passes", "remove-activations{names=*},merge-linear,prune-dead")
+    assert [n.op_type for n in onnx.load(out).graph.node] == ["Conv"]
+    assert "no activation" in fails(source, out, "--passes", "remove-activations{names=conv}")
+    assert "no gates" in fails(source, out, "--passes", "remove-activations")
+    missing = fails(source, out, "--passes", "remove-activations{plan=no.json}")
+    assert "cannot read the plan no.json" in missing
+    assert "insert-gates" in succeeds("passes")
+
+
+# What removing would save.
+
+
+def test_savings_are_measured_for_each_gate() -> None:
+    """The block with eight times the channels saves more, tied sites share it, and the penalty takes it."""
+
+    def block(channels: int) -> list[nn.Module]:
+        wide = 6 * channels
+        return [
+            nn.Conv2d(channels, wide, 1), nn.ReLU6(), nn.Conv2d(wide, wide, 3, padding=1, groups=wide), nn.ReLU6(),
+            nn.Conv2d(wide, channels, 1),
+        ]  # fmt: skip
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *block(4), nn.Softmax(1), nn.Conv2d(4, 32, 1), nn.Softmax(1), *block(32), nn.Softmax(1)
+    ).eval()
+    x = torch.randn(2, 4, 24, 24)
+    gated = insert_gates(model, example_inputs=(x,), mode="top-k", tie="block")
+    assert list(gates(gated)) == ["1", "3", "9", "11"]
+    saved = removal_savings(model, gated, example_inputs=(x,))
+    assert saved["1"] == saved["3"]
+    assert saved["9"] == saved["11"] > 2 * saved["1"] >= 0
+    assert gate_penalty(gated, saved).item() == pytest.approx(1.0)
+
+
+def test_savings_by_another_measure_and_with_ops_of_torch_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.b(self.act(self.a(x))).flip(1)
+
+    model, x = Net().eval(), torch.randn(64, 8)
+    gated = insert_gates(model, example_inputs=(x,))
+    counted = removal_savings(
+        model, gated, example_inputs=(x,),
+        measure=lambda a, b: float(a.report.after.macs - b.report.after.macs),
+    )  # fmt: skip
+    assert counted == {"act": 64 * (2 * 8 * 64 - 8 * 8)}
+    assert removal_savings(model, gated, example_inputs=(x,)).keys() == {"act"}
+    with pytest.raises(UsageError, match="has no gates"):
+        removal_savings(model, model, example_inputs=(x,))
