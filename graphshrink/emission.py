@@ -20,7 +20,7 @@ from typing import Any
 
 from .ir import Graph, UsageError
 from .ir.files import keep_inputs
-from .passes.infra.contract import nearest
+from .ir.options import suggestion
 from .targets.emitted import Emitted
 
 
@@ -145,7 +145,7 @@ def emission(
             spelled = name.replace("_", "-")
             names = [n.replace("_", "-") for n in known]
             raise UsageError(
-                f"target {chosen.name} has no option {spelled!r}{nearest(spelled, names)}"
+                f"target {chosen.name} has no option {spelled!r}{suggestion(spelled, names)}"
             )
     made = module.Options(**(options or {}))
     if hasattr(module, "ready"):

@@ -487,8 +487,9 @@ def compare(
 @app.command()
 def passes(as_json: Json = False) -> None:
     """List the passes, ours and those of installed packages."""
+    from ..ir.options import option_text
     from ..passes import known_passes
-    from ..passes.infra.contract import option_fields, option_text
+    from ..passes.infra.contract import option_fields
 
     rows: list[dict[str, Any]] = []
     for name, cls in known_passes().items():

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from ...ir import Conv, Exactness, Graph, Linear, MaskedTensor, Rewriter
 from ...ir.analysis import ChannelGroup, channel_groups
-from ..infra.contract import Context, Pass, named_nodes, register
+from ...ir.options import Bounds
+from ..infra.contract import Context, Pass, named_nodes
+from ..infra.registry import register
 from .blocks import Array64, Blocks
 from .choose import Axis, Site, fits, moved, settle, site_of
 from .order import ChannelOrder
@@ -40,20 +42,10 @@ class MaskBlocks(Pass):
 
     name = "mask-blocks"
     exactness = Exactness.APPROXIMATE
-    blocks: int = 4
+    blocks: Annotated[int, Bounds(at_least=2)] = 4
     draw: Literal["random", "weights"] = "random"
     layers: str | tuple[str, ...] = ()
     divide: Literal["refuse", "pad"] = "refuse"
-
-    def __post_init__(self) -> None:
-        if self.blocks < 2:
-            raise ValueError(f"blocks must be at least 2, not {self.blocks}")
-        for name, value, known in (
-            ("draw", self.draw, ("random", "weights")),
-            ("divide", self.divide, ("refuse", "pad")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         wanted = named_nodes(graph, self.layers, self.name) if self.layers else None

@@ -17,13 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ...ir import Conv, Exactness, Graph, Linear, Node, Rewriter
 from ...ir.analysis import ChannelGroup, channel_groups
+from ...ir.options import Bounds
 from ..channels.apply import apply_permutations
 from ..cleanup.cancel_reshapes import cancel_reshapes
-from ..infra.contract import Context, Pass, named_nodes, register
+from ..infra.contract import Context, Pass, named_nodes
+from ..infra.registry import register
 from ..merge.algebra.tensors import exact, out_of_range
 from ..statistics.gram import Gram, GramMatrix
 from .blocks import Array64
@@ -73,28 +75,14 @@ class Pivot(Pass):
 
     name = "pivot"
     exactness = Exactness.APPROXIMATE
-    blocks: int = 4
+    blocks: Annotated[int, Bounds(at_least=2, at_most=_MOST_BLOCKS)] = 4
     method: Literal["auto", "zeros", "search", "identity"] = "auto"
     layers: str | tuple[str, ...] = ()
-    max_error: float | None = None
+    max_error: Annotated[float, Bounds(at_least=0)] | None = None
     divide: Literal["refuse", "pad"] = "refuse"
     refit: bool = True
     gather: bool = False
     force: bool = False
-
-    def __post_init__(self) -> None:
-        if self.blocks < 2:
-            raise ValueError(f"blocks must be at least 2, not {self.blocks}")
-        if self.blocks > _MOST_BLOCKS:
-            raise ValueError(f"blocks must be at most {_MOST_BLOCKS}, not {self.blocks}")
-        if self.max_error is not None and not self.max_error >= 0:
-            raise ValueError(f"max-error must be 0 or more, not {self.max_error}")
-        for name, value, known in (
-            ("method", self.method, ("auto", "zeros", "search", "identity")),
-            ("divide", self.divide, ("refuse", "pad")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         _Run(self, graph, rw, ctx).run()

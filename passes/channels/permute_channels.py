@@ -13,13 +13,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from ...ir import Graph, MaskedTensor, Node, Pattern, Rewriter
 from ...ir.analysis import ChannelGroup, Placement, channel_groups
 from ...ir.analysis.weights import NmWeight, nm_weights
-from ..infra.contract import Context, Pass, register
+from ...ir.options import Bounds
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
 from .apply import Told, apply_permutations
 from .nm_layout import Part, Problem, kept, magnitude, parts_of
 from .nm_search import Ids, search_order
@@ -50,19 +53,17 @@ class PermuteChannels(Pass):
     name = "permute-channels"
     n: int = 2
     m: int = 4
-    steps: int = 0
-    rows: int = 1024
+    steps: Annotated[int, Bounds(at_least=0)] = 0
+    rows: Annotated[int, Bounds(at_least=1)] = 1024
     window: int = 512
-    seconds: float = 0.0
-    threads: int = 1
+    seconds: Annotated[float, Bounds(at_least=0)] = 0.0
+    threads: Annotated[int, Bounds(at_least=1)] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.pattern
-        for option, least in (("steps", 0), ("rows", 1), ("window", 2 * self.m), ("threads", 1)):
-            if getattr(self, option) < least:
-                raise ValueError(f"{option} must be at least {least}, not {getattr(self, option)}")
-        if not self.seconds >= 0:
-            raise ValueError(f"seconds must be 0 or more, not {self.seconds:g}")
+        if self.window < 2 * self.m:
+            raise ValueError(f"window must be at least {2 * self.m}, not {self.window}")
 
     @property
     def pattern(self) -> Pattern:

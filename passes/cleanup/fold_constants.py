@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
 from ...ir import Graph, LazyTensor, Node, Rewriter, Tensor, Value
 from ...ir.analysis.dequantized import is_dequantized
-from ..infra.contract import Context, Pass, PassError, register
+from ...ir.options import Bounds
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
 
 
 @register
@@ -23,11 +26,7 @@ class FoldConstants(Pass):
 
     name = "fold-constants"
     asks_first = True
-    max_growth: int = 65536
-
-    def __post_init__(self) -> None:
-        if self.max_growth < 0:
-            raise PassError("fold-constants: max-growth must not be negative")
+    max_growth: Annotated[int, Bounds(at_least=0)] = 65536
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         based = Counter(b for v in graph.constants if v.use_count for b in v.bases)

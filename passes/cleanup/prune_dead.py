@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import Graph, Identity, Node, Opaque, Rewriter
-from ..infra.contract import Context, Pass, register
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
 
 
 @register

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -45,7 +45,9 @@ from ...ir import (
     Value,
     check_gate,
 )
-from ..infra.contract import Context, Pass, named_nodes, register
+from ...ir.options import Bounds
+from ..infra.contract import Context, Pass, named_nodes
+from ..infra.registry import register
 from ..merge.algebra.nodes import data_input, weight_problem
 from ..merge.algebra.tensors import Array64, Derived, out_of_range
 from .gate_sites import check_plain
@@ -76,19 +78,14 @@ class ExpandLinear(Pass):
     name = "expand-linear"
     names: str | tuple[str, ...] = ()
     form: Literal["kxk-pw", "pw-dw-pw"] = "kxk-pw"
-    expansion: float = 2.0
+    expansion: Annotated[float, Bounds(at_least=1, at_most=_WIDEST)] = 2.0
     activation: str = "relu6"
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft"
     value: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_gate(self.mode, self.value)
-        if self.form not in ("kxk-pw", "pw-dw-pw"):
-            raise ValueError(f"form is kxk-pw or pw-dw-pw, not {self.form!r}")
-        if not 1 <= self.expansion <= _WIDEST:
-            raise ValueError(
-                f"expansion must be at least 1 and at most {_WIDEST}, not {self.expansion:g}"
-            )
         check_plain("activation", self.activation)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from ...ir import ACTIVATIONS, Activation, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
-from ..infra.contract import PassError, nearest
+from ...ir.options import suggestion
+from ..infra.contract import PassError
 from ..merge.algebra.affine import Refused
 from ..merge.algebra.nodes import data_input
 from ..merge.chain import (
@@ -100,7 +101,7 @@ def chosen(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str
         hits = [pattern] if pattern in known else [n for n in names if fnmatchcase(n, pattern)]
         if not hits:
             raise PassError(
-                f"{what} {pattern!r} is no activation of this graph{nearest(pattern, names)}"
+                f"{what} {pattern!r} is no activation of this graph{suggestion(pattern, names)}"
             )
         for name in hits:
             found.setdefault(name, pattern)

@@ -41,7 +41,8 @@ from ...ir import (
     Sub,
     Value,
 )
-from ..infra.contract import Context, Pass, named_nodes, register
+from ..infra.contract import Context, Pass, named_nodes
+from ..infra.registry import register
 from ..merge.algebra.nodes import data_input
 from ..merge.merge_linear import MergeLinear
 from ..merge.preview import Merged, preview
@@ -76,6 +77,7 @@ class HoistPadding(Pass):
     max_growth_mb: float = MergeLinear.max_growth_mb
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.merging()
 
     def merging(self) -> MergeLinear:

@@ -29,7 +29,9 @@ from ...ir import (
     Value,
     check_gate,
 )
-from ..infra.contract import Context, Pass, PassError, register, words
+from ..infra.conditions import NO_GATES
+from ..infra.contract import Context, Pass, PassError, name_list
+from ..infra.registry import register
 from ..merge.merge_linear import MergeLinear
 from .gate_sites import SHOWN, Site, chosen, survey
 
@@ -53,6 +55,7 @@ class InsertGates(Pass):
     """
 
     name = "insert-gates"
+    requires = (NO_GATES,)
     sites: str | tuple[str, ...] = ()
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft"
     tie: str | tuple[str, ...] = ()
@@ -61,6 +64,7 @@ class InsertGates(Pass):
     max_mac_growth: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.merging()  # Checks the limits.
         check_gate(self.mode, self.value)
 
@@ -71,12 +75,6 @@ class InsertGates(Pass):
         )
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        gated = next((n.name for n in graph.nodes if isinstance(n.op, Gate)), None)
-        if gated is not None:
-            raise PassError(
-                f"insert-gates: {gated} is a gate already; remove gates by remove-activations "
-                "before new ones are inserted"
-            )
         found = survey(graph, self.merging())
         if not found:
             raise PassError("insert-gates: the graph has no activations")
@@ -95,7 +93,7 @@ class InsertGates(Pass):
                 )
 
     def _wanted(self, found: Sequence[Site], rw: Rewriter) -> list[Site]:
-        patterns = words(self.sites)
+        patterns = name_list(self.sites)
         if patterns:
             names = chosen([site.name for site in found], patterns, "insert-gates: site")
             return [site for site in found if site.name in names]
@@ -114,7 +112,7 @@ class InsertGates(Pass):
 
     def _groups(self, sites: Sequence[Site]) -> dict[str, str]:
         """The name of the gate of each site: that of the first site it is tied to."""
-        patterns = words(self.tie)
+        patterns = name_list(self.tie)
         first: dict[object, str] = {}
         made: dict[str, str] = {}
         used: set[str] = set()

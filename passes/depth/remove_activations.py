@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from ...ir import (
     Activation,
@@ -25,7 +25,10 @@ from ...ir import (
     Tensor,
     UsageError,
 )
-from ..infra.contract import Context, Pass, PassError, register, words
+from ...ir.options import Bounds
+from ..infra.conditions import CALIBRATION_DATA, Condition
+from ..infra.contract import Context, Pass, PassError, name_list
+from ..infra.registry import register
 from ..merge.algebra.tensors import exact, out_of_range
 from ..statistics.moments import ActivationMoments, channel_axis
 from .affine_fit import best_line
@@ -63,13 +66,14 @@ class RemoveActivations(Pass):
     name = "remove-activations"
     exactness = Exactness.APPROXIMATE
     names: str | tuple[str, ...] = ()
-    threshold: float | None = None
-    keep: int | None = None
+    threshold: Annotated[float, Bounds(at_least=0, at_most=1)] | None = None
+    keep: Annotated[int, Bounds(at_least=0)] | None = None
     plan: str = ""
     by: Literal["identity", "affine"] = "identity"
     ending: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [
             word
             for word, value in (
@@ -80,20 +84,15 @@ class RemoveActivations(Pass):
         ]  # fmt: skip
         if len(given) > 1:
             raise ValueError(f"give one of {' and '.join(given)}, not several")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be between 0 and 1, not {self.threshold}")
-        if self.keep is not None and self.keep < 0:
-            raise ValueError(f"keep must be at least 0, not {self.keep}")
-        if self.by not in ("identity", "affine"):
-            raise ValueError(f"by is identity or affine, not {self.by!r}")
         if self.ending:
             check_plain("ending", self.ending)
 
+    @property
+    def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
+        """Lines are fitted to calibration data."""
+        return (CALIBRATION_DATA,) if self.by == "affine" else ()
+
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        if self.by == "affine" and ctx.calibration is None:
-            raise PassError(
-                "remove-activations: by=affine fits lines to calibration data, and none are given"
-            )
         decided = self._decided(graph)
         gone = [node for node, keep in decided.items() if not keep]
         # All moments are of the network as it comes in.
@@ -165,7 +164,7 @@ class RemoveActivations(Pass):
         """The activations that something is done about, and whether they stay."""
         if self.names:
             names = site_names(graph)
-            hits = chosen(names.values(), words(self.names), "remove-activations: name")
+            hits = chosen(names.values(), name_list(self.names), "remove-activations: name")
             return {node: False for node, name in names.items() if name in hits}
         if self.plan:
             try:

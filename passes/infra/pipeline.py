@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
+from ...ir.options import options_of
 from .contract import (
     Context,
     FunctionPass,
     Pass,
     PassError,
-    option_fields,
 )
-from .pipeline_text import _parse_pass, _split
+from .pipeline_text import parse_passes
+from .repeat import ROUNDS, Repeat
+
+log = logging.getLogger(__name__)
 
 PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
 """What may stand in a pipeline: text, a pass, its class, or a function ``(graph, rewriter)``."""
@@ -95,35 +99,19 @@ class Pipeline:
         from .check import Check
         from .observers import Timing, Verify, Writable
 
-        ctx = ctx or Context()
         # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
         # else looks at a graph that is not verified.
         watching: list[Observer] = [Verify(), *observers]
+        ctx = ctx or Context()
         if ctx.unwritable is not None:
             # A check runs what was written, and so sees for itself what cannot be.
             checked = any(isinstance(observer, Check) for observer in observers)
             watching.insert(1, Writable(ctx.unwritable, leave_to_check=checked))
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
-        records = []
+        run = _Run(graph, ctx, watching)
         for step in self.passes:
-            for observer in reversed(watching):
-                observer.before(step, graph)
-            rw = Rewriter(graph, exactness=step.exactness)
-            if ctx.unwritable is not None:
-                rw.unwritable = ctx.unwritable
-            try:
-                step.run(graph, rw, ctx)
-            except (PassError, MemoryError):
-                raise
-            except Exception as error:
-                said = str(error) or type(error).__name__
-                kind = "" if isinstance(error, GraphshrinkError) else f"{type(error).__name__}: "
-                raise PassError(f"pass {step} failed: {kind}{said}") from error
-            record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
-            for observer in watching:
-                observer.after(step, graph, record)
-            records.append(record)
-        return records
+            run.step(step)
+        return run.records
 
     def __add__(self, other: Pipeline | PassLike) -> Pipeline:
         return Pipeline([*self.passes, *Pipeline(other).passes])
@@ -144,9 +132,83 @@ class Pipeline:
         return f"Pipeline({str(self)!r})"
 
 
+@dataclass
+class _Run:
+    """One run of a pipeline."""
+
+    graph: Graph
+    ctx: Context
+    watching: Sequence[Observer]
+    records: list[PassRecord] = field(default_factory=list)
+
+    def step(self, step: Pass) -> bool:
+        """Run one pass, or a repeated group of them; whether anything changed.
+
+        Raises:
+            PassError: If it raises, leaves the graph broken, or one of its conditions does not hold.
+        """
+        if isinstance(step, Repeat):
+            return self._repeat(step)
+        for condition in step.requires:
+            problem = condition.problem(self.graph, self.ctx)
+            if problem:
+                raise PassError(f"{step.name} needs {condition}: {problem}; {condition.remedy}")
+        for observer in reversed(self.watching):
+            observer.before(step, self.graph)
+        rw = Rewriter(self.graph, exactness=step.exactness)
+        if self.ctx.unwritable is not None:
+            rw.unwritable = self.ctx.unwritable
+        try:
+            step.run(self.graph, rw, self.ctx)
+        except (PassError, MemoryError):
+            raise
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            kind = "" if isinstance(error, GraphshrinkError) else f"{type(error).__name__}: "
+            raise PassError(f"pass {step} failed: {kind}{text}") from error
+        for condition in step.ensures:
+            problem = condition.problem(self.graph, self.ctx)
+            if problem:
+                raise PassError(f"pass {step} promises {condition}, but {problem}")
+        record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
+        for observer in self.watching:
+            observer.after(step, self.graph, record)
+        _log(record)
+        self.records.append(record)
+        return bool(record.rewrites) and not record.rolled_back
+
+    def _repeat(self, group: Repeat) -> bool:
+        changed = False
+        for _ in range(ROUNDS):
+            outcomes = [self.step(step) for step in group.passes]
+            if not any(outcomes):
+                return changed
+            changed = True
+        self.graph.notes.append(
+            f"{group} still changed something after {ROUNDS} rounds; it was stopped"
+        )
+        return changed
+
+
+def _log(record: PassRecord) -> None:
+    seconds = "" if record.seconds is None else f", {record.seconds:.3f} s"
+    log.info(
+        "%s: %d changes, %d left alone%s",
+        record.text,
+        len(record.rewrites),
+        len(record.refusals),
+        seconds,
+    )
+    if log.isEnabledFor(logging.DEBUG):
+        for rewrite in record.rewrites:
+            log.debug("%s: %s: %s", record.text, rewrite.what, ", ".join(rewrite.nodes))
+        for refusal in record.refusals:
+            log.debug("%s: left %s alone: %s", record.text, refusal.node, refusal.reason)
+
+
 def _flatten(steps: Any) -> list[Pass]:
     if isinstance(steps, str):
-        return [_parse_pass(item) for item in _split(steps, steps)]
+        return parse_passes(steps)
     if isinstance(steps, Pipeline):
         return list(steps.passes)
     if isinstance(steps, Pass):
@@ -165,9 +227,8 @@ def _flatten(steps: Any) -> list[Pass]:
 
 def _check_finite(step: Pass) -> None:
     """Refuse options that are infinite or no number, which text cannot spell either."""
-    for option in option_fields(type(step)):
-        value = getattr(step, option.name)
+    for option in options_of(type(step)):
+        value = getattr(step, option.field)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                name = option.name.replace("_", "-")
-                raise PassError(f"pass {step.name!r}: option {name!r} takes no {number}")
+                raise PassError(f"pass {step.name!r}: option {option.name!r} takes no {number}")

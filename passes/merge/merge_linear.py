@@ -15,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Annotated
 
 from ...ir import Add, Graph, Identity, Node, Opaque, Refusal, Rewriter, Sub, Value
-from ..infra.contract import Context, Pass, register
+from ...ir.options import Bounds
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
 from .algebra.affine import Affine, Refused, Rules
 from .algebra.nodes import (
     ANY,
@@ -64,18 +67,12 @@ class MergeLinear(Pass):
 
     name = "merge-linear"
     asks_first = True
-    max_kernel: int = 7
+    max_kernel: Annotated[int, Bounds(at_least=1)] = 7
     allow_border: bool = False
     bias_maps: bool = True
     force: bool = False
-    max_mac_growth: float = 1.0
+    max_mac_growth: Annotated[float, Bounds(above=0)] = 1.0
     max_growth_mb: float = 16.0
-
-    def __post_init__(self) -> None:
-        if self.max_kernel < 1:
-            raise ValueError(f"max-kernel must be at least 1, not {self.max_kernel}")
-        if not self.max_mac_growth > 0:
-            raise ValueError(f"max-mac-growth must be above 0, not {self.max_mac_growth}")
 
     @property
     def rules(self) -> Rules:

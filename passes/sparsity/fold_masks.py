@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import Graph, MaskedTensor, Rewriter
-from ..infra.contract import Context, Pass, register
+from ..infra.conditions import NO_LASTING_MASKS
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
 
 
 @register
@@ -18,6 +20,7 @@ class FoldMasks(Pass):
     """Make weights with lasting masks ordinary ones with zeros. Run it when training is over."""
 
     name = "fold-masks"
+    ensures = (NO_LASTING_MASKS,)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         for value in graph.constants:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -30,7 +30,10 @@ from ...ir import (
 )
 from ...ir.analysis.weights import LIKELY_CHANNELS, NmWeight, nm_weights
 from ...ir.masks.nm_pattern import Mask, Pattern, unstructured_mask
-from ..infra.contract import Context, Pass, PassError, named_nodes, register, words
+from ...ir.options import Bounds
+from ..infra.conditions import CALIBRATION_DATA, Condition
+from ..infra.contract import Context, Pass, PassError, name_list, named_nodes
+from ..infra.registry import register
 from ..merge.algebra.tensors import Array64, out_of_range
 from ..statistics.im2col import restored, tap_major, weight_rows
 from ..statistics.requests import Calibration, within
@@ -38,7 +41,9 @@ from .layer_inputs import LayerInputs, gram_bytes
 from .layer_waves import waves
 from .sparse_weights import Keep, sparsegpt, wanda
 
-OPS: dict[str, type] = {
+Kind = Literal["conv", "conv-transpose", "linear", "matmul"]
+
+OPS: dict[Kind, type] = {
     "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
 }  # fmt: skip
 """What the option ``ops`` may name."""
@@ -78,30 +83,22 @@ class Sparsify(Pass):
     exactness = Exactness.APPROXIMATE
     n: int = 2
     m: int = 4
-    sparsity: float | None = None
+    sparsity: Annotated[float, Bounds(above=0, below=1)] | None = None
     method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude"
     layers: str | tuple[str, ...] = ()
     skip: str | tuple[str, ...] = ()
-    ops: str | tuple[str, ...] = ()
-    min_size: int = 0
+    ops: Kind | tuple[Kind, ...] = ()
+    min_size: Annotated[int, Bounds(at_least=0)] = 0
     dense_fallback: bool = False
     sequential: bool = True
     refit_bias: bool = True
     lasting: bool = False
-    damping: float = 0.01
-    block: int = 128
+    damping: Annotated[float, Bounds(at_least=0)] = 0.01
+    block: Annotated[int, Bounds(at_least=1)] = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Pattern(self.n, self.m)
-        if self.method not in ("magnitude", "wanda", "sparsegpt"):
-            raise ValueError(f"method is magnitude, wanda or sparsegpt, not {self.method!r}")
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise ValueError(f"sparsity is between 0 and 1, not {self.sparsity:g}")
-        for word in words(self.ops):
-            if word not in OPS:
-                raise ValueError(f"ops are {', '.join(OPS)}, not {word!r}")
-        if self.min_size < 0 or self.damping < 0 or self.block < 1:
-            raise ValueError("min_size and damping are at least 0, block at least 1")
 
     @property
     def keep(self) -> Keep:
@@ -110,12 +107,12 @@ class Sparsify(Pass):
             return Keep(Pattern(self.n, self.m), self.n / self.m)
         return Keep(None, 1 - self.sparsity)
 
+    @property
+    def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
+        """Magnitudes need no data."""
+        return () if self.method == "magnitude" else (CALIBRATION_DATA,)
+
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        if self.method != "magnitude" and ctx.calibration is None:
-            raise PassError(
-                f"sparsify: method={self.method} needs calibration data (--calibration, or calibration=...); "
-                "method=magnitude does without"
-            )
         chosen = self._chosen(graph, rw)
         done = 0
         for wave in self._waves(graph, chosen, ctx.calibration):
@@ -149,7 +146,7 @@ class Sparsify(Pass):
         """
         only = named_nodes(graph, self.layers, "sparsify: layers") if self.layers else None
         without = named_nodes(graph, self.skip, "sparsify: skip") if self.skip else set()
-        kinds = tuple(OPS[word] for word in words(self.ops))
+        kinds = tuple(OPS[word] for word in name_list(self.ops))
         chosen: list[NmWeight] = []
         refused: list[str] = []
         for weight in nm_weights(graph):
@@ -172,7 +169,7 @@ class Sparsify(Pass):
         if not without.isdisjoint(weight.readers):
             return "it is to be skipped"
         if kinds and not all(isinstance(node.op, kinds) for node in weight.readers):
-            return f"only {', '.join(words(self.ops))} are to be made sparse"
+            return f"only {', '.join(name_list(self.ops))} are to be made sparse"
         reason = weight.reason(Pattern(self.n, self.m), self.min_size)
         if self.sparsity is not None and weight.problem is None:
             size = (

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from graphshrink import Context, Exactness, Graph, Pass, PassError, Pipeline, Rewriter, register
 from graphshrink.ir import Activation, parse
-from graphshrink.passes.infra import contract as base
+from graphshrink.passes.infra import registry as base
 
 TEXT = """graph g(%x: f32[1, 4]) {
   %y: f32[1, 4] = Activation(%x) {kind="silu"}

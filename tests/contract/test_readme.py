@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from graphshrink import MissingExtra
-from graphshrink.passes.infra import contract as base
+from graphshrink.passes.infra import registry as base
 from support.cli import small_model, succeeds
 
 ROOT = Path(__file__).parents[2]

@@ -44,7 +44,7 @@ from graphshrink.passes import (
     register,
     relative_error,
 )
-from graphshrink.passes.infra import contract as base
+from graphshrink.passes.infra import registry as base
 from support.evaluate import evaluate
 
 TEXT = """graph g(%x: f64[1, 4]) {

@@ -1,0 +1,131 @@
+"""Which passes there are: ours, loaded when they are first asked for, registered ones, and those of other packages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from ...ir import Exactness, Graph, Rewriter
+from ...ir.options import suggestion
+from .contract import Context, Pass, PassError
+
+ENTRY_POINTS = "graphshrink.passes"
+"""The entry point group that other packages publish passes under."""
+
+OURS = {
+    "expand-linear": "depth.expand_linear",
+    "fold-constants": "cleanup.fold_constants",
+    "fold-masks": "sparsity.fold_masks",
+    "hoist-padding": "depth.hoist_padding",
+    "insert-gates": "depth.insert_gates",
+    "mask-blocks": "blocks.mask_blocks",
+    "merge-linear": "merge.merge_linear",
+    "permute-channels": "channels.permute_channels",
+    "pivot": "blocks.pivot",
+    "prune-dead": "cleanup.prune_dead",
+    "remove-activations": "depth.remove_activations",
+    "sparsify": "sparsity.sparsify",
+}
+"""The module of each of our passes, inside ``graphshrink.passes``; it is imported when the pass is first asked for."""
+
+_PACKAGE = __name__.rsplit(".", 2)[0]
+_REGISTRY: dict[str, type[Pass]] = {}
+_published: dict[str, Any] | None = None
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass known by its name (use as a decorator).
+
+    A class that is defined again in the same module, as when a notebook cell runs twice, replaces the first one.
+
+    Raises:
+        PassError: If the name is malformed or already taken by another class.
+    """
+    name = cls.name
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        raise PassError(f"{cls.__qualname__}: {name!r} is no pass name (words-joined-by-hyphens)")
+    owner = _owner(name)
+    if owner is not None and owner not in (_place(cls), cls.__module__):
+        raise PassError(f"the pass name {name!r} is taken by {owner}; rename {_place(cls)}")
+    _REGISTRY[name] = cls
+    return cls
+
+
+def _entry_points() -> dict[str, Any]:
+    """Entry points by pass name, read once."""
+    global _published
+    if _published is None:
+        from importlib.metadata import entry_points
+
+        _published = {}
+        for point in entry_points(group=ENTRY_POINTS):
+            other = _published.get(point.name)
+            owner = _owner(point.name) or (other and other.value.replace(":", "."))
+            # A package may both decorate its class and publish it; that is one pass.
+            if owner is not None and owner != point.value.replace(":", "."):
+                raise PassError(
+                    f"the pass name {point.name!r} is published by {point.value} "
+                    f"but taken by {owner}; uninstall one of them"
+                )
+            _published[point.name] = point
+    return _published
+
+
+def known_passes() -> dict[str, type[Pass]]:
+    """All passes by name: ours, registered ones, and those of installed packages."""
+    for name in (*OURS, *_entry_points()):
+        pass_class(name)
+    return dict(sorted(_REGISTRY.items()))
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass of this name.
+
+    Raises:
+        PassError: If there is none (the nearest name is suggested), or its package does not load.
+    """
+    found = _REGISTRY.get(name)
+    if found is not None:
+        return found
+    if name in OURS:
+        import_module(f"{_PACKAGE}.{OURS[name]}")  # It registers itself.
+        return _REGISTRY[name]
+    point = _entry_points().get(name)
+    if point is not None:
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise PassError(f"pass {name!r} ({point.value}) does not load: {error}") from error
+        if not isinstance(loaded, type) and callable(loaded):
+            loaded = _class_of_function(name, loaded)
+        if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+            raise PassError(f"pass {name!r} ({point.value}) is not a Pass or a function")
+        if loaded.name != name:
+            raise PassError(f"entry point {name!r} ({point.value}) names itself {loaded.name!r}")
+        return register(loaded)
+    known = sorted({*OURS, *_REGISTRY, *_entry_points()})
+    raise PassError(f"unknown pass {name!r}{suggestion(name, known)}")
+
+
+def _owner(name: str) -> str | None:
+    """Who has a name: the class, or the module of one of our passes that is not loaded yet."""
+    if name in _REGISTRY:
+        return _place(_REGISTRY[name])
+    return f"{_PACKAGE}.{OURS[name]}" if name in OURS else None
+
+
+def _place(cls: type[Pass]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _class_of_function(name: str, function: Callable[[Graph, Rewriter], None]) -> type[Pass]:
+    def run(self: Pass, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        function(graph, rw)
+
+    body = {
+        "name": name, "exactness": Exactness.APPROXIMATE, "run": run,
+        "__doc__": function.__doc__, "__module__": function.__module__,
+    }  # fmt: skip
+    return type(getattr(function, "__name__", "Function"), (Pass,), body)
