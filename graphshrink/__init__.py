@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .training.reorder import reorder_alike
     from .training.savings import removal_savings
 
-__version__ = "0.1.0"
+from .targets.version import __version__ as __version__
 
 __all__ = [
     "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph",

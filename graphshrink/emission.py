@@ -3,7 +3,8 @@
 A target is a module of :mod:`graphshrink.targets` with
 
 - ``Options``: a frozen dataclass; its fields are the target's options, and bad values raise ``UsageError`` when it is made,
-- ``save(graph, path, options)``: writes the files, whole or not at all, and returns a :class:`.targets.emitted.Emitted`,
+- ``save(graph, path, options, readers)``: writes the files, whole or not at all, and returns a
+  :class:`.targets.emitted.Emitted`; ``readers`` (:class:`.targets.emitted.Readers`) reads models again,
 - optionally ``Options.beside``: suffixes of files that the options add beside the model,
 - optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from .ir import Graph, UsageError
 from .ir.files import keep_inputs
 from .ir.options import suggestion
+from .readers import HostReaders
 from .targets.emitted import Emitted
 
 
@@ -84,10 +86,10 @@ class Emission:
         keep_inputs(self.files, data_files(graph))
         module = _module(self.target)
         if self.target.defaults:
-            done: Emitted = module.save(graph, self.path, self.options)
+            done: Emitted = module.save(graph, self.path, self.options, HostReaders())
             return done
         graph = _without_defaults(graph)
-        done = module.save(graph, self.path, self.options)
+        done = module.save(graph, self.path, self.options, HostReaders())
         held = getattr(graph.host, "held", ())
         if held:
             shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")

@@ -10,12 +10,15 @@ functions that change the links; nothing else may write to them. Passes change a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import GraphshrinkError
 from .ops import Op
 from .tensor import DerivedTensor, Tensor
 from .types import UNKNOWN, TensorType
+
+if TYPE_CHECKING:
+    import networkx
 
 
 class GraphError(GraphshrinkError):
@@ -128,6 +131,17 @@ class Node:
     def input(self, index: int) -> Value | None:
         """An input, or ``None`` when it is left out."""
         return self._inputs[index] if index < len(self._inputs) else None
+
+    def required(self, index: int) -> Value:
+        """An input that the op always has.
+
+        Raises:
+            GraphError: If it is left out.
+        """
+        value = self.input(index)
+        if value is None:
+            raise GraphError(f"{self.name}: {self.op.name} has no input {index}")
+        return value
 
     def __repr__(self) -> str:
         outs = ", ".join(f"%{v.name}" for v in self._outputs)
@@ -436,6 +450,25 @@ class Graph:
         while place is not None:
             place.graph = self
             place = place._next
+
+    def to_networkx(self, constants: bool = False) -> networkx.MultiDiGraph[Any]:
+        """The graph as a networkx multigraph, to analyse or draw it with the ecosystem's tools.
+
+        Nodes are named like the graph's nodes, inputs and outputs (with ``_1``, ``_2``, ... behind names that occur
+        again) and carry ``op`` (``"Conv"``; ``"Input"``, ``"Output"``, ``"Constant"``), ``payload`` (the op with its
+        attributes), ``type`` (element type and shape of the results) and ``macs`` (where they are known). An edge for
+        each tensor that is read carries ``tensor``, ``type`` and ``input``, the place among the reader's inputs. All
+        attributes are strings and integers, which every format of networkx can store.
+
+        Args:
+            constants: Give constants nodes of their own.
+
+        Raises:
+            MissingExtra: If networkx is not installed.
+        """
+        from .to_networkx import to_networkx
+
+        return to_networkx(self, constants)
 
     def text(self, *, full: bool = False, names: bool = True) -> str:
         """The text form; see :func:`graphshrink.ir.text.print_graph`."""

@@ -80,7 +80,7 @@ _HOMES = {
         (
             "Dump",
             "Timing",
-            "Verify", "Writable",
+            "Verify",
             "Writable",
         ),
         ".infra.observers",

@@ -1,10 +1,23 @@
-"""What a target gives back when it has written its files."""
+"""What the driver hands to a target, and what a target gives back when it has written its files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from ..ir import Graph
+
+
+class Readers(Protocol):
+    """Reading models, for targets that need it; they import no frontends themselves."""
+
+    def file(self, path: Path) -> Graph:
+        """The graph of an ONNX file, to judge what was written."""
+
+    def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
+        """Other readings of a torch model, each with its name, for calls that the IR does not know in the first one."""
 
 
 @dataclass(frozen=True)

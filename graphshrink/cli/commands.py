@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect as inspect_module
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -357,11 +356,12 @@ def inspect(
 
 def _sparse_kernels(source: str, log: str, as_json: bool) -> None:
     """Which weights of a model have the 2:4 pattern, and what TensorRT did with them."""
+    from ..api import load
     from ..targets.tensorrt.sidecar import sparse_layers
     from ..targets.tensorrt.trtexec_log import joined, read_report
 
     report = read_report(log)
-    rows = joined(sparse_layers(Path(source)), report)
+    rows = joined(sparse_layers(load(source)[0]), report)
     if as_json:
         found = {key: value for key, value in report.to_dict().items() if key != "layers"}
         typer.echo(json.dumps({**found, "weights": rows}, indent=1))
@@ -487,21 +487,20 @@ def compare(
 @app.command()
 def passes(as_json: Json = False) -> None:
     """List the passes, ours and those of installed packages."""
-    from ..ir.options import option_text
+    from ..ir.options import option_text, options_of
     from ..passes import known_passes
-    from ..passes.infra.contract import option_fields
 
     rows: list[dict[str, Any]] = []
     for name, cls in known_passes().items():
         doc = inspect_module.getdoc(cls) or ""
-        said = _attributes(doc)
         options = [
             {
-                "name": field.name.replace("_", "-"),
-                "default": option_text(field.default),
-                "doc": said.get(field.name, ""),
+                "name": option.name,
+                "takes": option.takes,
+                "default": option_text(option.default),
+                "doc": option.help,
             }
-            for field in option_fields(cls)
+            for option in options_of(cls)
         ]
         exactness = str(cls.exactness)
         first = doc.splitlines()[0] if doc else ""
@@ -519,20 +518,3 @@ def passes(as_json: Json = False) -> None:
             setting = escape(f"  {option['name']}={option['default']}")
             table.add_row(setting, "", escape(option["doc"]))
     show(console(), table)
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """What a Google-style docstring says of each attribute, each on one line."""
-    _, _, section = doc.partition("\nAttributes:\n")
-    found: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        start = re.match(r"    (\w+)(?: \([^)]*\))?: (.*)", line)
-        if start:
-            name = start[1]
-            found[name] = start[2]
-        elif name and line.startswith("     "):
-            found[name] += f" {line.strip()}"
-        else:
-            break
-    return found

@@ -69,9 +69,9 @@ class Pass(ABC):
             PassError: If an option is of the wrong type, none of its choices or out of bounds.
         """
         try:
-            check_options(self)
+            check_options(self, f"pass {self.name!r}")
         except OptionError as error:
-            raise PassError(f"pass {self.name!r}: {error}") from None
+            raise PassError(str(error)) from None
 
     @abstractmethod
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:

@@ -30,9 +30,9 @@ def _parse_pass(text: str) -> Pass:
         return Repeat(tuple(parse_passes(inner or "")))
     cls = pass_class(name)
     try:
-        values = parse_options(cls, option_pairs(inner or "", text))
+        values = parse_options(cls, option_pairs(inner or "", text), f"pass {name!r}")
     except OptionError as error:
-        raise PassError(f"pass {name!r}: {error}") from None
+        raise PassError(str(error)) from None
     try:
         return cls(**values)
     except PassError:

@@ -15,20 +15,20 @@ ENTRY_POINTS = "graphshrink.passes"
 """The entry point group that other packages publish passes under."""
 
 OURS = {
-    "expand-linear": "depth.expand_linear",
-    "fold-constants": "cleanup.fold_constants",
-    "fold-masks": "sparsity.fold_masks",
-    "hoist-padding": "depth.hoist_padding",
-    "insert-gates": "depth.insert_gates",
-    "mask-blocks": "blocks.mask_blocks",
-    "merge-linear": "merge.merge_linear",
-    "permute-channels": "channels.permute_channels",
-    "pivot": "blocks.pivot",
-    "prune-dead": "cleanup.prune_dead",
-    "remove-activations": "depth.remove_activations",
-    "sparsify": "sparsity.sparsify",
+    "expand-linear": "depth.expand_linear:ExpandLinear",
+    "fold-constants": "cleanup.fold_constants:FoldConstants",
+    "fold-masks": "sparsity.fold_masks:FoldMasks",
+    "hoist-padding": "depth.hoist_padding:HoistPadding",
+    "insert-gates": "depth.insert_gates:InsertGates",
+    "mask-blocks": "blocks.mask_blocks:MaskBlocks",
+    "merge-linear": "merge.merge_linear:MergeLinear",
+    "permute-channels": "channels.permute_channels:PermuteChannels",
+    "pivot": "blocks.pivot:Pivot",
+    "prune-dead": "cleanup.prune_dead:PruneDead",
+    "remove-activations": "depth.remove_activations:RemoveActivations",
+    "sparsify": "sparsity.sparsify:Sparsify",
 }
-"""The module of each of our passes, inside ``graphshrink.passes``; it is imported when the pass is first asked for."""
+"""The module and class of each of our passes, inside ``graphshrink.passes``; imported when first asked for."""
 
 _PACKAGE = __name__.rsplit(".", 2)[0]
 _REGISTRY: dict[str, type[Pass]] = {}
@@ -47,7 +47,7 @@ def register(cls: type[Pass]) -> type[Pass]:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise PassError(f"{cls.__qualname__}: {name!r} is no pass name (words-joined-by-hyphens)")
     owner = _owner(name)
-    if owner is not None and owner not in (_place(cls), cls.__module__):
+    if owner is not None and owner != _place(cls):
         raise PassError(f"the pass name {name!r} is taken by {owner}; rename {_place(cls)}")
     _REGISTRY[name] = cls
     return cls
@@ -62,9 +62,9 @@ def _entry_points() -> dict[str, Any]:
         _published = {}
         for point in entry_points(group=ENTRY_POINTS):
             other = _published.get(point.name)
-            owner = _owner(point.name) or (other and other.value.replace(":", "."))
+            owner = _owner(point.name) or (other and other.value)
             # A package may both decorate its class and publish it; that is one pass.
-            if owner is not None and owner != point.value.replace(":", "."):
+            if owner is not None and owner != point.value:
                 raise PassError(
                     f"the pass name {point.name!r} is published by {point.value} "
                     f"but taken by {owner}; uninstall one of them"
@@ -90,8 +90,10 @@ def pass_class(name: str) -> type[Pass]:
     if found is not None:
         return found
     if name in OURS:
-        import_module(f"{_PACKAGE}.{OURS[name]}")  # It registers itself.
-        return _REGISTRY[name]
+        module, _, attribute = OURS[name].partition(":")
+        # Importing the module registers it; it is taken from there, whatever became of the registry.
+        ours: type[Pass] = getattr(import_module(f"{_PACKAGE}.{module}"), attribute)
+        return _REGISTRY.setdefault(name, ours)
     point = _entry_points().get(name)
     if point is not None:
         try:
@@ -110,14 +112,14 @@ def pass_class(name: str) -> type[Pass]:
 
 
 def _owner(name: str) -> str | None:
-    """Who has a name: the class, or the module of one of our passes that is not loaded yet."""
+    """The module and class that has a name; one of ours may not be loaded yet."""
     if name in _REGISTRY:
         return _place(_REGISTRY[name])
     return f"{_PACKAGE}.{OURS[name]}" if name in OURS else None
 
 
 def _place(cls: type[Pass]) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _class_of_function(name: str, function: Callable[[Graph, Rewriter], None]) -> type[Pass]:

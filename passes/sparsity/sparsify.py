@@ -146,7 +146,7 @@ class Sparsify(Pass):
         """
         only = named_nodes(graph, self.layers, "sparsify: layers") if self.layers else None
         without = named_nodes(graph, self.skip, "sparsify: skip") if self.skip else set()
-        kinds = tuple(OPS[word] for word in name_list(self.ops))
+        kinds = tuple(kind for word, kind in OPS.items() if word in name_list(self.ops))
         chosen: list[NmWeight] = []
         refused: list[str] = []
         for weight in nm_weights(graph):

@@ -28,7 +28,7 @@ from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
 from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
 from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
 from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
-from ..emitted import Emitted
+from ..emitted import Emitted, Readers
 from .save import Saved, save_model
 from .spell.layers import NEWEST_OPSET, problem, spell
 
@@ -74,7 +74,7 @@ class Options:
     """Plain ONNX has no options."""
 
 
-def save(graph: Graph, path: Path, options: Options) -> Emitted:
+def save(graph: Graph, path: Path, options: Options, readers: Readers | None = None) -> Emitted:
     """The target ``onnx``: see :func:`save_onnx`."""
     return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
-from ..emitted import Emitted
+from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
 from .cleanup import clean, require
 from .doubles import MODES, narrow
@@ -98,7 +98,7 @@ def ready(options: Options) -> None:
         require_tensorrt()
 
 
-def save(graph: Graph, path: Path, options: Options) -> Emitted:
+def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitted:
     """Write a graph for TensorRT: the model, and its side-car beside it.
 
     Raises:
@@ -125,7 +125,7 @@ def save(graph: Graph, path: Path, options: Options) -> Emitted:
     saved = save_model(
         draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]
     )
-    data = sidecar(draft, operators, profiles, lowered, path)
+    data = sidecar(draft, operators, profiles, lowered, path, readers.file(path))
     write_bytes(beside, (json.dumps(data, indent=1) + "\n").encode())
     if options.build:
         from .engine import build

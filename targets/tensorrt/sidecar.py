@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...frontends.onnx.importer import from_onnx
 from ...hosts.onnx.types import type_of
+from ...ir import Graph
 from ...ir.analysis.weights import NmWeight, nm_weights
 from ...ir.masks.nm_pattern import Pattern, Reduction
 from .draft import Draft
@@ -31,6 +31,7 @@ def sidecar(
     profiles: Sequence[Profile],
     lowered: Lowered,
     path: Path,
+    written: Graph,
 ) -> dict[str, Any]:
     """What the side-car holds.
 
@@ -40,8 +41,9 @@ def sidecar(
         profiles: The profiles of its inputs.
         lowered: What was done for precision.
         path: The file that was written.
+        written: The graph of that file.
     """
-    layers = sparse_layers(path)
+    layers = sparse_layers(written)
     sparse = any(layer["eligible"] for layer in layers)
     return {
         "schema": SCHEMA,
@@ -108,12 +110,12 @@ def _quoted(name: str) -> str:
     return f"'{name}'" if ":" in name else name
 
 
-def sparse_layers(path: Path) -> list[dict[str, Any]]:
+def sparse_layers(graph: Graph) -> list[dict[str, Any]]:
     """For each weight that is multiplied: shape, whether 2:4 holds, and whether TensorRT could gain by it.
 
-    The file is read again: what is judged is what was written.
+    Args:
+        graph: The graph of the written file, read again: what is judged is what was written.
     """
-    graph = from_onnx(path)
     return [
         _layer(weight, weight.reduction)
         for weight in nm_weights(graph)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
-from ..emitted import Emitted
+from ..emitted import Emitted, Readers
 from . import litert_torch
 from .convert import flat_model
 from .spell import (
@@ -74,17 +74,21 @@ def ready(options: Options) -> None:
         schema()
 
 
-def to_tflite(graph: Graph, options: Options | None = None) -> bytes:
+def to_tflite(
+    graph: Graph, options: Options | None = None, readers: Readers | None = None
+) -> bytes:
     """The bytes of a .tflite file.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
         MissingExtra: If the extra is not installed.
     """
-    return _content(graph, options or Options())[0]
+    return _content(graph, options or Options(), readers)[0]
 
 
-def save(graph: Graph, path: str | os.PathLike[str], options: Options) -> Emitted:
+def save(
+    graph: Graph, path: str | os.PathLike[str], options: Options, readers: Readers | None = None
+) -> Emitted:
     """Write a graph as a .tflite file, whole or not at all.
 
     Raises:
@@ -92,16 +96,18 @@ def save(graph: Graph, path: str | os.PathLike[str], options: Options) -> Emitte
         UsageError: If the file cannot be written.
     """
     place(path)  # Before the work.
-    content, notes, data = _content(graph, options)
+    content, notes, data = _content(graph, options, readers)
     write_bytes(path, content)
     return Emitted((Path(path),), tuple(notes), data)
 
 
-def _content(graph: Graph, options: Options) -> tuple[bytes, list[str], dict[str, Any]]:
+def _content(
+    graph: Graph, options: Options, readers: Readers | None
+) -> tuple[bytes, list[str], dict[str, Any]]:
     """The file, notes, and data for the report."""
     if options.via == "litert-torch":
         if options != Options(via=options.via):
             raise UsageError("via='litert-torch' takes none of the other options")
         return litert_torch.convert(graph), ["written by litert-torch"], {}
-    model, notes, data = flat_model(graph, options)
+    model, notes, data = flat_model(graph, options, readers)
     return to_bytes(model), notes, data

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError
+from ..emitted import Readers
+from ..version import __version__
 from .emitter import Emitter, Problem
 from .flat import FlatModel, FlatTensor
-from .from_torch import is_from_torch, readings
 from .layout import Layout, channels_last
 
 if TYPE_CHECKING:
@@ -20,17 +22,22 @@ METADATA = "graphshrink"
 """The name of our entry in the file's metadata: JSON with the version and the layout of every input and output."""
 
 
-def flat_model(graph: Graph, options: Options) -> tuple[FlatModel, list[str], dict[str, Any]]:
+def flat_model(
+    graph: Graph, options: Options, readers: Readers | None = None
+) -> tuple[FlatModel, list[str], dict[str, Any]]:
     """The flat model, notes for the user, and data for the report.
+
+    Args:
+        graph: The graph.
+        options: The target's options.
+        readers: Reads a torch model again where the graph has calls that TFLite lacks; not done without it.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
     """
-    emitter, ways = _emitted(graph, options)
+    emitter, ways = _emitted(graph, options, readers)
     model = emitter.model
     described = _signature(emitter)
-    from ... import __version__
-
     said = ", ".join(described[kind] for kind in ("inputs_text", "outputs_text"))
     model.description = f"graphshrink {__version__}; {said}"
     content = {
@@ -47,7 +54,7 @@ def flat_model(graph: Graph, options: Options) -> tuple[FlatModel, list[str], di
     return model, [said, *ways, *emitter.notes], data
 
 
-def _emitted(graph: Graph, options: Options) -> tuple[Emitter, list[str]]:
+def _emitted(graph: Graph, options: Options, readers: Readers | None) -> tuple[Emitter, list[str]]:
     """What wrote the graph, or the first other reading of its torch model that can be written whole."""
 
     def emit(read: Graph) -> Emitter:
@@ -58,8 +65,8 @@ def _emitted(graph: Graph, options: Options) -> tuple[Emitter, list[str]]:
     first = emit(graph)
     if not first.problems:
         return first, []
-    if is_from_torch(graph):
-        for name, other in readings(graph):
+    if readers is not None and is_from_torch(graph):
+        for name, other in readers.again(graph):
             second = emit(other)
             if not second.problems:
                 return second, [

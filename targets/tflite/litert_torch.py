@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ...hosts.torch import is_from_torch
 from ...ir import Graph, MissingExtra, ModelError, UsageError
-from .from_torch import is_from_torch
 
 
 def check_installed() -> None:

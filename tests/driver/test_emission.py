@@ -15,7 +15,7 @@ from graphshrink import Graph, Rewriter, UsageError, shrink
 from graphshrink import emission as module
 from graphshrink.emission import TARGETS, Target, emission
 from graphshrink.passes import Context, Pass
-from graphshrink.targets.emitted import Emitted
+from graphshrink.targets.emitted import Emitted, Readers
 from support.cli import fails, small_model, succeeds
 
 
@@ -28,7 +28,7 @@ class Options:
             raise UsageError("level may not be negative")
 
 
-def save(graph: Graph, path: Path, options: Options) -> Emitted:
+def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitted:
     path.write_text(str(options.level))
     path.with_suffix(".json").write_text("{}")
     return Emitted((path, path.with_suffix(".json")), ("it is a toy",), {"level": options.level})

@@ -157,13 +157,13 @@ def test_ways_to_say_the_same() -> None:
     ("{max-kernel=3}", "is not a pass"),
     ("merge-linear{kernel=3}", "no option 'kernel'; did you mean 'max-kernel'"),
     ("prune-dead{deep=true}", "'prune-dead' has no option 'deep'; there are none"),
-    ("merge-linear{max-kernel=three}", "'max-kernel' takes int, not 'three'"),
-    ("merge-linear{max-kernel=3.5}", "takes int, not '3.5'"),
-    ("merge-linear{max-kernel}", "takes int, not 'true'"),
+    ("merge-linear{max-kernel=three}", "'max-kernel' takes int, at least 1, not 'three'"),
+    ("merge-linear{max-kernel=3.5}", "takes int, at least 1, not '3.5'"),
+    ("merge-linear{max-kernel}", "takes int, at least 1, not 'true'"),
     ("merge-linear{max-kernel=3,max-kernel=5}", "given twice"),
-    ("fold-constants{max-growth=-1}", "must not be negative"),
+    ("fold-constants{max-growth=-1}", "must be at least 0, not -1"),
     ("test-options{deep-copy=yes}", "takes bool, not 'yes'"),
-    ("test-options{kind=medium}", "takes .*, not 'medium'"),
+    ("test-options{kind=medium}", "is one of .*, not 'medium'"),
     ("test-options{sizes=3}", "takes .*, not '3'"),
     ("test-options{sizes=[a]}", "takes"),
     ("test-options{maybe=x}", "takes"),
@@ -201,9 +201,17 @@ def test_malformed_names(name: Any) -> None:
 def test_names_are_taken_once() -> None:
     first = register(make("test-taken"))
     assert register(first) is first
-    with pytest.raises(PassError, match=r"'test-taken' is taken by .*Made; rename .*Made"):
-        register(make("test-taken"))
+    with pytest.raises(PassError, match=r"'test-taken' is taken by .*Made; rename far:Made"):
+        register(make("test-taken", __module__="far"))
+    with pytest.raises(PassError, match=r"'pivot' is taken by graphshrink.passes.blocks.pivot"):
+        register(make("pivot"))
     assert known_passes()["test-taken"] is first
+
+
+def test_a_class_that_is_defined_again_replaces_the_first_one() -> None:
+    register(make("test-again"))
+    second = register(make("test-again"))
+    assert known_passes()["test-again"] is second
 
 
 def test_ours_are_known() -> None:

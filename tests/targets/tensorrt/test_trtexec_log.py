@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import ModelError
 from graphshrink.targets.tensorrt.sidecar import sparse_layers
 from graphshrink.targets.tensorrt.trtexec_log import (
@@ -121,14 +122,14 @@ def test_kernels_that_are_called_dense_are_not_sparse() -> None:
 
 
 def test_weights_beside_what_the_engine_did(model: Path) -> None:
-    rows = joined(sparse_layers(model), read_report(DATA / "new.log"))
+    rows = joined(sparse_layers(from_onnx(model)), read_report(DATA / "new.log"))
     assert [(r["nodes"], r["valid"], r["engine"]) for r in rows] == [
         (["conv1"], True, "sparse"),
         (["conv2"], True, "dense"),
         (["conv3"], True, "dense"),
         (["conv4"], False, None),
     ]
-    rows = joined(sparse_layers(model), read_report(DATA / "layers-11.json"))
+    rows = joined(sparse_layers(from_onnx(model)), read_report(DATA / "layers-11.json"))
     assert [r["engine"] for r in rows] == ["sparse", "dense", "not eligible", None]
 
 

@@ -1,6 +1,6 @@
-"""Other readings of a torch model, for calls that the IR does not know in the first one.
+"""Reading models again on behalf of targets, which import no frontends.
 
-A traced module computes shapes in Python (``x.shape[0]``) and holds modules that are one call (``nn.LSTM``);
+For calls that the IR does not know in the first reading of a torch model there are others. A traced module computes shapes in Python (``x.shape[0]``) and holds modules that are one call (``nn.LSTM``);
 ``torch.export`` resolves the former, ``torch.onnx`` spells out the latter. Both start from the module that the graph
 stands for after all passes.
 """
@@ -11,14 +11,24 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from ...ir import Graph
+from .ir import Graph
 
 
-def is_from_torch(graph: Graph) -> bool:
-    """Whether a graph came from a torch model; says so without importing torch."""
-    return type(graph.host).__name__ == "FxHost"
+class HostReaders:
+    """Reads files and torch models; see :class:`graphshrink.targets.emitted.Readers`."""
+
+    def file(self, path: Path) -> Graph:
+        """The graph of an ONNX file."""
+        from .frontends.onnx import from_onnx
+
+        return from_onnx(path)
+
+    def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
+        """The same model read by ``torch.export``, then as ONNX, each with its name; what fails is left out."""
+        return readings(graph)
 
 
 def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
@@ -38,23 +48,23 @@ def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
 def _exported(graph: Graph) -> Graph:
     import torch
 
-    from ...frontends.torch.export import from_export
-    from ..torch.emitter import example_inputs_of, to_fx
+    from .frontends.torch.export import from_export
+    from .targets.torch.emitter import example_inputs_of, to_fx
 
     program: Any = torch.export.export(to_fx(graph), example_inputs_of(graph))
     return _folded(from_export(program), graph)
 
 
 def _through_onnx(graph: Graph) -> Graph:
-    from ...frontends.onnx.importer import from_onnx
-    from ..onnx.emitter import to_onnx
+    from .frontends.onnx import from_onnx
+    from .targets.onnx import to_onnx
 
     return _folded(from_onnx(to_onnx(graph)), graph)
 
 
 def _folded(found: Graph, graph: Graph) -> Graph:
     """The reading with constants computed, under the names of the graph that it stands for."""
-    from ...passes import Pipeline
+    from .passes import Pipeline
 
     Pipeline("fold-constants,prune-dead").run(found)
     if len(found.inputs) == len(graph.inputs):
