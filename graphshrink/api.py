@@ -77,7 +77,8 @@ class ShrinkResult:
 
         Args:
             path: The file to write.
-            target: What to write: see ``graphshrink.emission.TARGETS``. Without it the target that the passes ran for,
+            target: What to write, with options in braces if any (``"tflite{weights=float16}"``): see
+                ``graphshrink.emission.TARGETS``. Without it the target that the passes ran for,
                 if this is one of its files; else the suffix decides.
             options: The target's own options, such as ``fp16=True``.
 
@@ -92,7 +93,7 @@ class ShrinkResult:
         """
         if target is None and self._target is not None:
             own = known_target(self._target)
-            target = own.name if Path(path).suffix == own.suffix else None
+            target = self._target if Path(path).suffix == own.suffix else None
         return self.emit(emission(path, target, options))
 
     def emit(self, chosen: Emission) -> Emitted:
@@ -186,10 +187,9 @@ def shrink(
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     if on_failure not in ("rollback", "raise"):
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
-    if target is not None:
-        known_target(target)
     if dump is not None and "\0" in os.fspath(dump):
         raise UsageError(f"cannot dump graphs into {os.fspath(dump)!r}: a path holds no NUL")
+    kind_of_file = None if target is None else known_target(target).name
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     constant_defaults = target is not None and not known_target(target).defaults
@@ -207,7 +207,7 @@ def shrink(
         watching.append(
             Check(run, failure, nudged=nudged, reference=_as_given(graph, run, given, nudged))
         )
-    ctx = Context(seed=seed, target=target or kind, unwritable=_unwritable(graph, kind))
+    ctx = Context(seed=seed, target=kind_of_file or kind, unwritable=_unwritable(graph, kind))
     if progress is not None:
         ctx.progress = progress
     if calibration is not None:

@@ -1,19 +1,24 @@
 """Which targets there are, and how one is chosen, given its options and run.
 
-A target is a module of :mod:`graphshrink.targets` with
+A target is a module, ours or one that another package publishes under the entry point group ``graphshrink.targets``, with
 
-- ``Options``: a frozen dataclass; its fields are the target's options, and bad values raise ``UsageError`` when it is made,
+- ``Options``: a frozen dataclass; its fields are the target's options (see :mod:`graphshrink.ir.options`), and a combination
+  that makes no sense raises ``UsageError`` when it is made,
 - ``save(graph, path, options, readers)``: writes the files, whole or not at all, and returns a
   :class:`.targets.emitted.Emitted`; ``readers`` (:class:`.targets.emitted.Readers`) reads models again,
 - optionally ``Options.beside``: suffixes of files that the options add beside the model,
-- optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done.
+- optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done,
+- in a published module ``SUFFIX``, the suffix of its files, and optionally ``BESIDE``, those of files that are written beside.
+
+Options are given by name, or in the target's text: ``"tflite{weights=float16}"``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +26,15 @@ from typing import Any
 
 from .ir import Graph, UsageError
 from .ir.files import keep_inputs
-from .ir.options import suggestion
+from .ir.options import (
+    OptionError,
+    check_options,
+    option_pairs,
+    options_of,
+    parse_options,
+    split_named,
+    suggestion,
+)
 from .readers import HostReaders
 from .targets.emitted import Emitted
 
@@ -53,7 +66,10 @@ TARGETS: dict[str, Target] = {
         Target("tflite", ".tflite", ".targets.tflite"),
     )
 }
-"""All targets by name. A suffix alone means the first target that has it."""
+"""Our targets by name. A suffix alone means the first target that has it."""
+
+ENTRY_POINTS = "graphshrink.targets"
+"""The entry point group that other packages publish targets under."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,8 @@ def emission(
 
     Args:
         path: The file to write.
-        target: The target's name; chosen by the suffix when not given.
+        target: The target's name, with options in braces if any: ``"tflite{weights=float16}"``; chosen by the suffix
+            when not given.
         options: The target's options by name.
 
     Raises:
@@ -139,38 +156,82 @@ def emission(
     """
     if "\0" in os.fspath(path):
         raise UsageError(f"cannot write {os.fspath(path)!r}: a path holds no NUL")
-    chosen = _chosen(Path(path), target)
+    name, inner = (target, None) if target is None else _split(target)
+    chosen = _chosen(Path(path), name)
     module = _module(chosen)
-    known = [f.name for f in fields(module.Options)]
-    for name in options or {}:
-        if name not in known:
-            spelled = name.replace("_", "-")
-            names = [n.replace("_", "-") for n in known]
-            raise UsageError(
-                f"target {chosen.name} has no option {spelled!r}{suggestion(spelled, names)}"
-            )
-    made = module.Options(**(options or {}))
+    owner = f"target {chosen.name}"
+    try:
+        values = parse_options(module.Options, option_pairs(inner or "", str(target)), owner)
+        known = [o.field for o in options_of(module.Options)]
+        for option, value in (options or {}).items():
+            field = option.replace("-", "_")
+            if field not in known:
+                names = [n.replace("_", "-") for n in known]
+                spelled = option.replace("_", "-")
+                raise OptionError(f"{owner} has no option {spelled!r}{suggestion(spelled, names)}")
+            if field in values:
+                raise OptionError(f"{owner}: option {option!r} is given twice")
+            values[field] = value
+        made = module.Options(**values)
+        check_options(made, owner)
+    except OptionError as error:
+        raise UsageError(str(error)) from None
     if hasattr(module, "ready"):
         module.ready(made)
     return Emission(chosen, Path(path), made)
 
 
-def known_target(name: str) -> Target:
-    """The target of this name.
+def known_target(text: str) -> Target:
+    """The target of this name; options behind it do not matter.
 
     Raises:
         UsageError: If there is none.
     """
-    if name not in TARGETS:
-        raise UsageError(f"there is no target {name!r}; there are {_listed()}")
-    return TARGETS[name]
+    name, _ = _split(text)
+    if name in TARGETS:
+        return TARGETS[name]
+    if name in _published():
+        return _published()[name]
+    raise UsageError(f"there is no target {name!r}; there are {_listed()}")
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    try:
+        return split_named(text)
+    except OptionError:
+        raise UsageError(f"{text!r} is no target; write name or name{{option=value,...}}") from None
+
+
+@cache
+def _published() -> dict[str, Target]:
+    """The targets of other packages, by name."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, Target] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in TARGETS or point.name in found:
+            raise UsageError(
+                f"the target name {point.name!r}, published by {point.value}, is taken; uninstall one of them"
+            )
+        try:
+            module = point.load()
+            found[point.name] = Target(
+                point.name, module.SUFFIX, point.value, tuple(getattr(module, "BESIDE", ()))
+            )
+        except Exception as error:
+            raise UsageError(
+                f"target {point.name!r} ({point.value}) does not load: {error}"
+            ) from error
+    return found
 
 
 def _chosen(path: Path, name: str | None) -> Target:
     if name is None:
-        for target in TARGETS.values():
-            if path.suffix == target.suffix:
-                return target
+        # Other packages are only asked for suffixes that we do not write.
+        for known in (TARGETS, _published):
+            for target in (known if isinstance(known, dict) else known()).values():
+                if path.suffix == target.suffix:
+                    return target
         raise UsageError(f"cannot write {path}: only {_listed()} files can be written")
     target = known_target(name)
     if path.suffix != target.suffix:
@@ -183,7 +244,7 @@ def _chosen(path: Path, name: str | None) -> Target:
 def _listed() -> str:
     """The suffixes with their targets: ``.onnx (onnx, tensorrt)``."""
     names: dict[str, list[str]] = {}
-    for target in TARGETS.values():
+    for target in (*TARGETS.values(), *_published().values()):
         names.setdefault(target.suffix, []).append(target.name)
     return ", ".join(f"{suffix} ({', '.join(found)})" for suffix, found in names.items())
 

@@ -11,14 +11,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
+from ...ir.options import PythonOnly
 from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
 from .cleanup import clean, require
-from .doubles import MODES, narrow
+from .doubles import narrow
 from .draft import Draft
 from .lint import check_opset, lint
 from .operators import newest, operators_of
@@ -42,7 +43,7 @@ class Options:
         bf16: Compute in bfloat16 where that is safe.
         keep_float32: Operators and nodes that stay in float32 all the same, by name or pattern.
         ranges: Data to see how large activations get: an .npz file, a dict of arrays or an iterable of dicts.
-        float64: ``"refuse"`` float64, or ``"cast"`` it to float32.
+        float64: Refuse float64, or cast it to float32.
         allow_op: Operators that are let pass although TensorRT lacks them: plugins.
         build: Build the engine, time it and read back its layers; needs TensorRT and a GPU.
     """
@@ -52,8 +53,8 @@ class Options:
     fp16: bool = False
     bf16: bool = False
     keep_float32: tuple[str, ...] = ()
-    ranges: Any = None
-    float64: str = "refuse"
+    ranges: Annotated[Any, PythonOnly()] = None
+    float64: Literal["refuse", "cast"] = "refuse"
     allow_op: tuple[str, ...] = ()
     build: bool = False
 
@@ -73,8 +74,6 @@ class Options:
             for name in ("keep_float32", "ranges"):
                 if getattr(self, name):
                     raise UsageError(f"{name.replace('_', '-')} needs fp16 or bf16")
-        if self.float64 not in MODES:
-            raise UsageError(f"float64 is one of {', '.join(MODES)}, not {self.float64!r}")
 
     @property
     def beside(self) -> tuple[str, ...]:

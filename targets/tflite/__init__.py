@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
+from ...ir.options import PythonOnly
 from ..emitted import Emitted, Readers
 from . import litert_torch
 from .convert import flat_model
@@ -35,12 +36,6 @@ from .spell import (
 )
 from .write import schema, to_bytes
 
-WEIGHTS = ("float32", "float16")
-"""How weights can be stored."""
-
-WAYS = ("graphshrink", "litert-torch")
-"""Who can write the file."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -48,18 +43,13 @@ class Options:
 
     Attributes:
         keep_nchw_io: Inputs and outputs keep the model's own order of axes, at the price of a TRANSPOSE each.
-        weights: How weights are stored, one of :data:`WEIGHTS`.
-        via: Who writes the file, one of :data:`WAYS`; ``litert-torch`` takes torch models only.
+        weights: Store weights as float32 or as float16.
+        via: Who writes the file; ``litert-torch`` takes torch models only.
     """
 
     keep_nchw_io: bool = False
-    weights: str = "float32"
-    via: str = "graphshrink"
-
-    def __post_init__(self) -> None:
-        for option, value, known in (("weights", self.weights, WEIGHTS), ("via", self.via, WAYS)):
-            if value not in known:
-                raise UsageError(f"{option} is one of {', '.join(known)}, not {value!r}")
+    weights: Literal["float32", "float16"] = "float32"
+    via: Annotated[Literal["graphshrink", "litert-torch"], PythonOnly()] = "graphshrink"
 
 
 def ready(options: Options) -> None:

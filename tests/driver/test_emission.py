@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +75,72 @@ def test_wrong_targets_suffixes_and_options(toy: None) -> None:
         emission("m.onnx", None, {"level": 1})
     with pytest.raises(UsageError, match="level may not be negative"):
         emission("m.onnx", "toy", {"level": -1})
+
+
+def test_options_stand_behind_the_target(toy: None) -> None:
+    assert emission("m.onnx", "toy{level=3}").options == Options(3)
+    assert emission("m.tflite", "tflite{weights=float16,keep-nchw-io}").options.keep_nchw_io
+    assert emission("m.onnx", "tensorrt{keep-float32=[a,b],fp16}").options.keep_float32 == (
+        "a",
+        "b",
+    )
+    for text, message in (
+        ("toy{levle=3}", "target toy has no option 'levle'; did you mean 'level'"),
+        ("toy{level=high}", "target toy: option 'level' takes int, not 'high'"),
+        ("toy{level=1", "is no target; write name or name"),
+        ("tensorrt{ranges=x}", "has no option 'ranges'"),
+        ("tensorrt{float64=keep}", "option 'float64' is one of refuse, cast, not 'keep'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            emission("m.onnx", text)
+    with pytest.raises(UsageError, match="option 'level' is given twice"):
+        emission("m.onnx", "toy{level=3}", {"level": 3})
+    with pytest.raises(
+        UsageError, match="'weights' is one of float32, float16, not 'float61'; did you mean"
+    ):
+        emission("m.tflite", None, {"weights": "float61"})
+
+
+def published(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    """Let a module be installed that publishes a target."""
+    found = ModuleType("far_target")
+    vars(found).update(members)
+    monkeypatch.setitem(sys.modules, "far_target", found)
+    point = EntryPoint(name, "far_target", module.ENTRY_POINTS)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
+    module._published.cache_clear()
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    yield
+    module._published.cache_clear()
+
+
+def test_other_packages_publish_targets(
+    monkeypatch: pytest.MonkeyPatch, nothing_stays: None, tmp_path: Path
+) -> None:
+    published(monkeypatch, "far", Options=Options, save=save, SUFFIX=".far", BESIDE=(".json",))
+    chosen = emission(tmp_path / "m.far")
+    assert chosen.target.name == "far"
+    assert chosen.files == (tmp_path / "m.far", tmp_path / "m.json")
+    result = shrink(small_model(tmp_path / "in.onnx"), target="far{level=2}")
+    assert result.save(tmp_path / "m.far").data == {"level": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "message"),
+    [
+        ("onnx", {"SUFFIX": ".far"}, "'onnx', published by far_target, is taken"),
+        ("far", {}, "target 'far' \\(far_target\\) does not load"),
+    ],
+)
+def test_published_targets_that_are_refused(
+    monkeypatch: pytest.MonkeyPatch, nothing_stays: None, name: str, members: Any, message: str
+) -> None:
+    published(monkeypatch, name, **members)
+    with pytest.raises(UsageError, match=message):
+        emission("m.far")
 
 
 def test_passes_know_the_target(toy: None, tmp_path: Path) -> None:
