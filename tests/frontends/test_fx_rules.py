@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from graphshrink.frontends.fx import from_fx
 from graphshrink.ir import Graph, Opaque
@@ -170,3 +170,15 @@ def test_pieces_by_the_names_of_arguments(function: Any) -> None:
         isinstance(n.op, Opaque) for n in graph.nodes if "split" in n.name or "chunk" in n.name
     )
     torch.testing.assert_close(respelled_or_copied(graph)(X), module(X))
+
+
+@fx.wrap
+def relu(x: Any) -> Any:
+    return x + 100
+
+
+def test_a_function_that_carries_the_name_of_one_of_torchs() -> None:
+    module = traced(lambda x: relu(x))
+    graph = from_fx(module, (X,))
+    assert [n.op.name for n in graph.nodes] == ["Opaque"]
+    assert torch.equal(to_fx(graph)(X), X + 100)
