@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .ir import Graph
+from .ir import Graph, Tensor, TensorType
 
 
 class HostReaders:
@@ -25,6 +25,14 @@ class HostReaders:
         from .frontends.onnx import from_onnx
 
         return from_onnx(path)
+
+    def types(
+        self, model: Any, tensors: Mapping[str, Tensor], base_dir: Path | None
+    ) -> dict[str, TensorType]:
+        """The types of all values of an ONNX model."""
+        from .frontends.onnx.importer import value_types
+
+        return value_types(model, tensors, base_dir)
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
         """The same model read by ``torch.export``, then as ONNX, each with its name; what fails is left out."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..ir import Graph
+from ..ir import Graph, Tensor, TensorType
 
 
 class Readers(Protocol):
@@ -15,6 +15,17 @@ class Readers(Protocol):
 
     def file(self, path: Path) -> Graph:
         """The graph of an ONNX file, to judge what was written."""
+
+    def types(
+        self, model: Any, tensors: Mapping[str, Tensor], base_dir: Path | None
+    ) -> dict[str, TensorType]:
+        """The types of all values of an ONNX model, as far as they are stated or can be inferred.
+
+        Args:
+            model: The ``ModelProto``, in order; its initializers need not have their numbers.
+            tensors: The numbers of initializers that do not.
+            base_dir: The folder of its external data.
+        """
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
         """Other readings of a torch model, each with its name, for calls that the IR does not know in the first one."""

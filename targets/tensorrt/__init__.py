@@ -106,7 +106,7 @@ def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitte
     """
     operators = operators_of(options.trt_version)
     allowed = frozenset(options.allow_op)
-    draft = Draft.of(graph)
+    draft = Draft.of(graph, readers)
     check_opset(draft, operators)
     clean(draft, operators, allowed)
     narrow(draft, options.float64)

@@ -214,7 +214,7 @@ def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool)
     model.graph.CopyFrom(graph)
     live = {p.name for p in graph.initializer}
     tensors = {name: t for name, t in draft.tensors.items() if name in live}
-    done = Draft(model, tensors, draft.base_dir, draft.external, draft.notes)
+    done = Draft(model, tensors, draft.readers, draft.base_dir, draft.external, draft.notes)
     done.checked()
     return done
 

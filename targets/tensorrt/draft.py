@@ -8,7 +8,6 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from ...frontends.onnx.importer import value_types
 from ...hosts.onnx.origins import OnnxHost
 from ...hosts.onnx.scopes import bodies
 from ...hosts.onnx.tensors import (
@@ -21,6 +20,7 @@ from ...hosts.onnx.tensors import (
     tensors_in,
 )
 from ...ir import Graph, ModelError, Tensor, TensorType
+from ..emitted import Readers
 from ..onnx.emitter import INLINE_BYTES, emit
 
 _LARGE = 4096
@@ -37,6 +37,7 @@ class Draft:
     Attributes:
         model: The model; initializers named in ``tensors`` are placeholders without numbers.
         tensors: The numbers of the placeholders.
+        readers: Reads models; it knows the types of values.
         base_dir: The folder that external data lies in.
         external: Whether the model came with external data.
         notes: What the user should know, one sentence each.
@@ -44,12 +45,13 @@ class Draft:
 
     model: ModelProto
     tensors: dict[str, Tensor]
+    readers: Readers
     base_dir: Path | None = None
     external: bool = False
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, graph: Graph) -> Draft:
+    def of(cls, graph: Graph, readers: Readers) -> Draft:
         """Emit a graph as ONNX: an ONNX-born one natively, an FX-born one through torch's exporter."""
         model, tensors = emit(graph)
         base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
@@ -57,7 +59,7 @@ class Draft:
         if base_dir is not None:
             # onnx's checker and graphsurgeon look into bodies, and for their files in the folder of the process.
             embed(inner_tensors(model), base_dir)
-        return cls(model, dict(tensors), base_dir, split)
+        return cls(model, dict(tensors), readers, base_dir, split)
 
     @property
     def opset(self) -> int:
@@ -86,7 +88,7 @@ class Draft:
 
     def types(self) -> dict[str, TensorType]:
         """The types of inputs, constants and results, as far as they can be inferred."""
-        return value_types(self.model, self.tensors, self.base_dir)
+        return self.readers.types(self.model, self.tensors, self.base_dir)
 
     def name_nodes(self) -> None:
         """Give every node a name that no other has: what TensorRT reports is told by names."""

@@ -367,7 +367,9 @@ def softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax]) -> Callable[[Call], Lo
 
     def rule(call: Call) -> Lowered | None:
         x, dim = call.value(0), call.get(1, "dim")
-        if dim is None or call.kwargs.get("dtype") is not None:
+        # The type to compute in is the third argument of torch.softmax, the fourth of F.softmax.
+        stated = any(isinstance(a, torch.dtype) for a in (*call.args, *call.kwargs.values()))
+        if dim is None or stated:
             return None
         return kind(dim % x.type.rank if x.type.rank else dim), [x]
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import Opaque
+from graphshrink.ir import Graph, Opaque
+from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.fx_calls import respelled, traced
 
@@ -138,3 +139,46 @@ def test_forms(name: str) -> None:
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     (oracle,) = evaluate(graph, [x.double().numpy() if x.is_floating_point() else x.numpy()])
     torch.testing.assert_close(torch.from_numpy(oracle).to(want.dtype), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: torch.softmax(x, 1, torch.float64), lambda x: x.softmax(1, torch.float64), lambda x: x.softmax(1, dtype=torch.float64),
+    lambda x: F.softmax(x, 1, dtype=torch.float64), lambda x: torch.log_softmax(x, 1, torch.float64), lambda x: x.sum(1, dtype=torch.float64),
+    lambda x: x.mean(1, dtype=torch.float64), lambda x: x.cumsum(1, dtype=torch.float64),
+])  # fmt: skip
+def test_a_type_to_compute_in_is_kept_where_types_are_not_known(function: Any) -> None:
+    graph = from_fx(traced(function))
+    assert [n.op.name for n in graph.nodes] == ["Opaque"]
+    torch.testing.assert_close(respelled_or_copied(graph)(X), function(X))
+
+
+def respelled_or_copied(graph: Graph) -> Any:
+    """The module, what is understood written anew."""
+    for node in graph.nodes:
+        if not isinstance(node.op, Opaque):
+            node.origin = None
+    return to_fx(graph)
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: torch.split(x, split_size_or_sections=2, dim=1), lambda x: x.split(split_size=2, dim=1), lambda x: x.chunk(chunks=2, dim=1), lambda x: torch.split(x, (1, 3), 1),
+])  # fmt: skip
+def test_pieces_by_the_names_of_arguments(function: Any) -> None:
+    module = traced(lambda x: function(x)[0] * 2 + function(x)[1].mean())
+    graph = from_fx(module, (X,))
+    assert not any(
+        isinstance(n.op, Opaque) for n in graph.nodes if "split" in n.name or "chunk" in n.name
+    )
+    torch.testing.assert_close(respelled_or_copied(graph)(X), module(X))
+
+
+@fx.wrap
+def relu(x: Any) -> Any:
+    return x + 100
+
+
+def test_a_function_that_carries_the_name_of_one_of_torchs() -> None:
+    module = traced(lambda x: relu(x))
+    graph = from_fx(module, (X,))
+    assert [n.op.name for n in graph.nodes] == ["Opaque"]
+    assert torch.equal(to_fx(graph)(X), X + 100)

@@ -426,7 +426,7 @@ def kernel(
     return Affine(weight, array(rng, 4), (stride,), pads, (dilation,), groups, size=(None,))
 
 
-WINDOWS = [(1, 1, (0, 0)), (1, 3, (1, 1)), (2, 2, (1, 1)), (3, 1, (1, 1)), (3, 2, (2, 2)), (3, 3, (0, 6)), (3, 4, (4, 4)), (2, 6, (2, 4))]  # fmt: skip
+WINDOWS = [(1, 1, (0, 0)), (1, 3, (1, 1)), (2, 2, (1, 1)), (3, 1, (1, 1)), (3, 2, (2, 2)), (3, 3, (0, 6)), (3, 4, (4, 4)), (2, 6, (2, 4)), (2, 1, (0, 1)), (1, 3, (0, 0))]  # fmt: skip
 
 
 @pytest.mark.parametrize("first", WINDOWS)
@@ -442,10 +442,10 @@ def test_sums_on_a_common_grid(first: Any, second: Any) -> None:
     assert isinstance(total, Affine)
     assert total.groups == 1
     assert error(apply(total, x), wants[0] + wants[1]) < TOLERANCE
-    # No more taps than the grid needs: one of them lies on each end.
-    numbers = np.abs(total.weight.float64()).sum((0, 1))
-    assert numbers[0] > 0
-    assert numbers[-1] > 0
+    # No more taps than the grid needs: one of them lies on each end, and no coarser grid has them all.
+    (used,) = np.abs(total.weight.float64()).sum((0, 1)).nonzero()
+    assert (used[0], used[-1]) == (0, total.taps[0] - 1)
+    assert np.gcd.reduce(used) in (0, 1)
     assert sized(total, x).output_size == tuple(wants[0].shape[2:])
 
 
@@ -458,9 +458,9 @@ def test_compositions_on_a_common_grid(first: Any, taps: int, dilation: int, str
     merged = one.then(two)
     assert isinstance(merged, Affine)
     assert error(apply(merged, x), apply(two, apply(one, x))) < TOLERANCE
-    numbers = np.abs(merged.weight.float64()).sum((0, 1))
-    assert numbers[0] > 0
-    assert numbers[-1] > 0
+    (used,) = np.abs(merged.weight.float64()).sum((0, 1)).nonzero()
+    assert (used[0], used[-1]) == (0, merged.taps[0] - 1)
+    assert np.gcd.reduce(used) in (0, 1)
 
 
 def test_channels_of_grouped_transposed_convolutions() -> None:
@@ -489,4 +489,15 @@ def test_bias_maps_where_the_second_map_crops(pads: Any, mapped: bool) -> None:
     merged = sized(first, x).then(second)
     assert isinstance(merged, Affine)
     assert merged.has_map == (mapped or max(pads) > 0)
+    assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE
+
+
+def test_a_bias_map_where_every_side_is_padded_otherwise() -> None:
+    rng = np.random.default_rng(0)
+    first = Affine(array(rng, 4, 4, 1, 1), array(rng, 4), (1, 1), (0,) * 4, (1, 1), size=(6, 7))
+    second = Affine(array(rng, 2, 2, 3, 2), None, (2, 1), (1, 0, 2, 3), (1, 2), 2, size=(6, 7))
+    x = torch.from_numpy(rng.standard_normal((2, 4, 6, 7)))
+    merged = first.then(second)
+    assert isinstance(merged, Affine)
+    assert merged.has_map
     assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE

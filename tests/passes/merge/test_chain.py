@@ -165,3 +165,11 @@ def test_previews_give_reasons_of_nodes_that_stay(cost: float | None) -> None:
     found = preview(graph, options)
     assert len(found.merged) == (cost is None)
     assert [n.name for n in found.reasons] == ([] if cost is None else [graph.value("b").producer.name])  # type: ignore[union-attr]  # fmt: skip
+
+
+def test_previews_know_no_nodes_that_a_merge_would_make() -> None:
+    text = PAIR.replace("return y=%b", "%s: f64[2] = random 3\n  %c: f64[1, 2, 5, 5] = Scale(%b, %s, none)\n  return y=%c")  # fmt: skip
+    graph = parse(text)
+    found = preview(graph, MergeLinear(max_kernel=4, force=True))
+    assert [[n.op.name for n in m.nodes] for m in found.merged] == [["Conv", "Scale"]]
+    assert all(n.graph is graph for n in found.reasons)

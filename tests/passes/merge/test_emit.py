@@ -191,3 +191,18 @@ def test_constants_of_merges_that_merge_again_do_not_stay() -> None:
     )
     read = {v for n in graph.nodes for v in n.inputs}
     assert {v.name for v in graph.constants if v not in read} <= {"w", "v", "s"}
+
+
+@pytest.mark.parametrize(("size", "why"), [(2.0**70, "overflow f32"), (2.0**-70, "underflow f32"), (2.0**60, None)])  # fmt: skip
+def test_two_layers_that_leave_the_range_together(size: float, why: str | None) -> None:
+    graph, rw = merged(
+        f"""graph g(%x: f32[1, 4]) {{
+          %w: f32[4, 4] = splat {size!r}
+          %a: f32[1, 4] = Linear(%x, %w)
+          %b: f32[1, 4] = Linear(%a, %w)
+          return a=%b
+        }}""",
+        compare=False,
+    )
+    assert len(graph) == (1 if why is None else 2)
+    assert [r.reason.partition("would ")[2] for r in rw.refusals] == ([why] if why else [])
