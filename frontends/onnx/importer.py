@@ -44,13 +44,14 @@ from ...ir import (
     Value,
 )
 from ...ir.analysis.sizes import SizeRoots
+from ..lowering import Lowered
 from ..norms import LeftAlone
 from ..raising.patterns import raise_patterns
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, hold_defaults
 from .fixed_sizes import Fixed, fix_shapes
-from .node import Lowered, Site
+from .node import Site
 from .order import ordered
 from .rules.layers import CHANGED, RULES, TRAILING
 from .sizes import KnownSizes

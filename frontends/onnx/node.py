@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Op, Tensor, TensorType, Value
+from ...ir import Tensor, TensorType, Value
 from ...ir.ops.base import axis_of
+from ..lowering import Lowered
 from .sizes import KnownSizes, Size
 
-Operand = Value | Tensor | None
-Lowered = tuple[Op, Sequence[Operand]]
 Rule = Callable[["Site"], Lowered | None]
 """Gives the op and its operands (values, or tensors that it derived), or ``None`` to leave the node opaque:
 an input that must be known is not, or the attributes ask for something the op cannot say."""

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...ir import Op, Tensor, Value
+from ...ir import Op, Value
 from ...ir.analysis.sizes import Place, SizeRoots
+from ..lowering import Operand
 
-Operand = Value | Tensor | None
-Lowered = tuple[Op, Sequence[Operand]]
 """The op and its operands: values, or tensors that a rule derived."""
 
 

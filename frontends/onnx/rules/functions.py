@@ -9,10 +9,8 @@ from ....hosts.onnx.operators import FUNCTIONS
 from ....hosts.onnx.tensors import dtype_of
 from ....ir import ArrayTensor, DType, Tensor, TensorType
 from ....ir.ops.quantize import QUANTIZED
-from ..node import Lowered, Operand, Rule, Site
-
-OF_ANY_NUMBER = ("abs", "neg", "sign")
-"""The functions that the IR knows of integers too."""
+from ...lowering import OF_ANY_NUMBER, Lowered, Operand
+from ..node import Rule, Site
 
 
 def _function(kind: str) -> Rule:

@@ -13,8 +13,8 @@ from .... import ir
 from ....hosts.onnx.tensors import dtype_of
 from ....ir import DType
 from ....ir.tensor import reshaped
-from ...lowering import scale_place
-from ..node import Lowered, Rule, Site
+from ...lowering import Lowered, scale_place
+from ..node import Rule, Site
 from .functions import MATH_RULES
 from .linear import LINEAR_RULES
 from .resample import RESIZE_RULES

@@ -10,9 +10,9 @@ import numpy as np
 from .... import ir
 from ....ir import DerivedTensor
 from ....ir.tensor import reshaped, transposed
-from ...lowering import scaled
+from ...lowering import Lowered, Operand, scaled
 from ...norms import batch_norm_scale
-from ..node import Lowered, Operand, Rule, Site
+from ..node import Rule, Site
 
 
 def _window(s: Site, kernel: Sequence[int], ceil_mode: bool = False) -> dict[str, Any] | None:

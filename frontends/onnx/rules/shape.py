@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from .... import ir
-from ....ir import Op, TensorType, Value
-from ....ir.analysis.sizes import Place, SizeRoots
 from ....ir.ops.base import axis_of
-from ..node import Lowered, Rule, Site
+from ...lowering import Lowered, expanding, reshaping, slicing
+from ..node import Rule, Site
 
 
 def _reduce(kind: str) -> Rule:
@@ -47,26 +43,6 @@ def _reshape(s: Site) -> Lowered | None:
             # What is the size of the same axis already is copied; another one is what is left.
             target.append(None if s.is_own(axis, size) else -1)
     return (reshaping(s.type(), tuple(target)), s.inputs[:1]) if target.count(-1) < 2 else None
-
-
-def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
-    """A reshape, which is a Flatten where it keeps the first axis and joins the rest.
-
-    A first axis that stays as it is is copied, so that it says nothing about the size of batches.
-    """
-    rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
-    known = x.rank is not None and x.rank > 1 and len(rest) == x.rank - 1 and 0 not in rest
-    # With all others as they are, what is left is the first axis.
-    stays = target[:1] == (-1,) and known and None not in target
-    if stays and math.prod(d or 0 for d in target[1:]) == math.prod(rest):
-        target = (None, *target[1:])
-    if known and len(rest) > 1 and len(target) == 2 and x.dim(0) != 0:
-        batch, joined = target
-        if batch in (x.dim(0), None) and joined in (math.prod(rest), -1):
-            return ir.Flatten(1)
-    if target and target[0] is not None and target[0] > 0 and target[0] == x.dim(0):
-        target = (None, *target[1:])
-    return ir.Reshape(target)
 
 
 def _flatten(s: Site) -> Lowered | None:
@@ -147,34 +123,6 @@ def _slice(s: Site) -> Lowered | None:
     return slicing(s.type(), starts, ends, s.axes(axes, rank), steps), s.inputs[:1]
 
 
-def slicing(
-    x: TensorType,
-    starts: Sequence[int],
-    ends: Sequence[int],
-    axes: Sequence[int],
-    steps: Sequence[int],
-) -> Op:
-    """A Slice that names only the axes that it cuts; an Identity where it takes everything.
-
-    torch.export writes ``x[:, 1]`` with a slice of everything in front of it, up to version 2.8.
-    """
-    parts = [
-        (start, end, axis, step)
-        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
-        if not (start == 0 and step == 1 and end >= _size(x, axis))
-    ]
-    if not parts:
-        return ir.Identity()
-    begin, end, cut, step = zip(*parts, strict=True)
-    return ir.Slice(begin, end, cut, step)
-
-
-def _size(x: TensorType, axis: int) -> int:
-    """The size of an axis; where it is not known, the smallest end that is certainly behind it."""
-    size = x.dim(axis)
-    return size if isinstance(size, int) else 2**31 - 1
-
-
 def _gather(s: Site) -> Lowered | None:
     index, rank, axis = s.data(1), s.type().rank, s.attribute("axis", 0)
     table = s.data(0)
@@ -191,46 +139,6 @@ def _gather(s: Site) -> Lowered | None:
 def _expand(s: Site) -> Lowered | None:
     sizes = s.sizes(1)
     return None if sizes is None else expanding(s.inputs[0], sizes, s.known.roots)
-
-
-def expanding(
-    x: Value | None, sizes: Sequence[int | Place | None], roots: SizeRoots
-) -> Lowered | None:
-    """An Expand that names only the axes that grow; an Identity where none does.
-
-    Args:
-        x: What is expanded.
-        sizes: The sizes: numbers, or the earliest axes that have them.
-        roots: What is known of the sizes of values.
-
-    Returns:
-        The op and its inputs; ``None`` where a size is not known, or where sizes come from several values.
-    """
-    if x is None:
-        return None
-    first = len(sizes) - x.type.rank if x.type.rank is not None else len(sizes)
-    shape: list[int | None] = []
-    like: list[int] = []
-    second: Value | None = None
-    for axis, size in enumerate(sizes):
-        own = axis - first
-        if isinstance(size, tuple) and own >= 0 and roots.root(x, own) == size:
-            size = 1
-        elif isinstance(size, tuple):
-            value, place = size
-            if value.data is not None:
-                size = value.data.shape[place]
-            elif second not in (None, value):
-                return None
-            else:
-                second, size = value, None
-                like.append(place)
-        elif size is None:
-            return None
-        shape.append(1 if own >= 0 and size == x.type.dim(own) and size is not None else size)
-    if first <= 0 and all(d == 1 for d in shape):
-        return ir.Identity(), [x]
-    return ir.Expand(tuple(shape), tuple(like)), [x] if second is None else [x, second]
 
 
 def _arg(kind: str) -> Rule:

@@ -10,7 +10,8 @@ import numpy as np
 from .... import ir
 from ....ir import ArrayTensor, Tensor, Value
 from ....ir.ops.base import axis_of
-from ..call import Call, Operand, Step, Steps
+from ...lowering import Operand
+from ..call import Call, Step, Steps
 
 _Part = tuple[ir.Op, Sequence[Operand | Step]]
 

@@ -13,10 +13,8 @@ from .... import ir
 from ....hosts.torch.dtypes import DTYPES
 from ....ir import ArrayTensor, DerivedTensor, DType, SplatTensor, Tensor, Value
 from ....ir.ops.base import axis_of
-from ...onnx.rules.functions import OF_ANY_NUMBER
-from ...onnx.rules.resample import resizing
-from ...onnx.rules.shape import expanding
-from ..call import Call, Free, Lowered, Operand, ints
+from ...lowering import OF_ANY_NUMBER, Lowered, Operand, expanding, resizing
+from ..call import Call, Free, ints
 
 Rule = Callable[[Call], Lowered | None]
 

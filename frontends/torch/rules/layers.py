@@ -24,9 +24,8 @@ from ....hosts.torch.modules.scale import Scale
 from ....ir import LazyTensor, Tensor, TensorType, Value
 from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped, transposed
-from ...lowering import scaled
-from ...onnx.rules.shape import reshaping
-from ..call import Call, Free, Lowered, ints
+from ...lowering import Lowered, reshaping, scaled
+from ..call import Call, Free, ints
 from .functions import MATH_ALLOCATES, MATH_CALLS, factor, resized
 from .norms import aten_batch_norm, batch_norm, normalise
 from .shape import SHAPE_CALLS

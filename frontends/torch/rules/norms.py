@@ -13,8 +13,9 @@ from torch import nn
 from .... import ir
 from ....hosts.torch.origins import BatchNormPart
 from ....ir import Value
+from ...lowering import Lowered
 from ...norms import batch_norm_scale
-from ..call import Call, Lowered
+from ..call import Call
 
 
 def batch_norm(call: Call) -> Lowered | None:

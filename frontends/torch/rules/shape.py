@@ -11,8 +11,8 @@ from typing import Any
 from .... import ir
 from ....ir import Value
 from ....ir.ops.base import axis_of
-from ...onnx.rules.shape import slicing
-from ..call import Call, Lowered, ints
+from ...lowering import Lowered, slicing
+from ..call import Call, ints
 
 _END = 2**63 - 1
 """An end that is open, as ONNX and ATen write it."""
