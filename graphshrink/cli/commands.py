@@ -142,8 +142,14 @@ def shrink(
         typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say what was left alone, and why.")
-    ] = False,
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Say what was left alone, and why; -vv logs each pass.",
+        ),
+    ] = 0,
     target: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What to write; without it the suffix of OUT decides."),
@@ -213,7 +219,7 @@ def shrink(
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     check_outputs(chosen, report, source, files_read(calibration, pipeline))
     data = _calibration(calibration, calibration_samples, calibration_batch, preprocess)
-    with watch_passes(len(pipeline), verbose=verbose) as watch:
+    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
         result = run(
             source,
             pipeline,
@@ -235,7 +241,7 @@ def shrink(
     if as_json:
         typer.echo(json.dumps(result.report.to_dict(), indent=1))
     elif verbose or sys.stdout.isatty():
-        result.report.render(console(), verbose=verbose)
+        result.report.render(console(), verbose=bool(verbose))
     else:
         typer.echo(_summary(result.report, out))
         for note in result.report.emitted.notes if result.report.emitted else ():

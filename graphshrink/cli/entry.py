@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 
 from .interrupts import Interrupts
+from .logs import start_logging
 
 INTERRUPTED = 130
 COMMANDS = ("shrink", "inspect", "compare", "passes")
@@ -78,15 +79,14 @@ def _interrupted(number: int | None) -> None:
 
 
 def _quiet() -> None:
-    """What goes wrong is said once, by us: no warnings of libraries, no log lines."""
-    import logging
+    """Hide the warnings of libraries: what goes wrong is said once, by us."""
     import warnings
 
     warnings.simplefilter("ignore")
-    logging.getLogger("graphshrink").addHandler(logging.NullHandler())
 
 
 def _run(arguments: list[str]) -> int | str | None:
+    start_logging(arguments)
     if arguments == ["--version"]:
         from .. import __version__
 

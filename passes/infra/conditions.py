@@ -60,7 +60,7 @@ def _lasting_mask(graph: Graph, ctx: Context) -> str:
 
 
 def _no_calibration(graph: Graph, ctx: Context) -> str:
-    return "no calibration data were given" if ctx.calibration is None else ""
+    return "none were given" if ctx.calibration is None else ""
 
 
 KNOWN_RANKS = Condition(

@@ -152,7 +152,7 @@ class _Run:
         for condition in step.requires:
             problem = condition.problem(self.graph, self.ctx)
             if problem:
-                raise PassError(f"{step.name} needs {condition}: {problem}; {condition.remedy}")
+                raise PassError(f"pass {step} needs {condition}: {problem}; {condition.remedy}")
         for observer in reversed(self.watching):
             observer.before(step, self.graph)
         rw = Rewriter(self.graph, exactness=step.exactness)

@@ -126,7 +126,10 @@ def _upper_factor(gram: Array64, damping: float) -> tuple[Array64, float]:
 
     Only ratios of ``U`` count; so nothing leaves the range of float64, whatever the unit of the inputs is.
     """
-    gram = gram / (abs(float(np.diagonal(gram).mean())) or 1.0)
+    sizes = np.diagonal(gram)
+    if (sizes < 0).any():
+        raise ValueError("its Gram matrix is not positive definite with any damping")
+    gram = gram / (float(sizes.mean()) or 1.0)
     for _ in range(_RAISES):
         damped = gram + damping * np.eye(len(gram))
         try:

@@ -35,7 +35,7 @@ for line in sys.stdin.read().splitlines():
 def limited(*calls: tuple[object, ...]) -> list[tuple[int, str]]:
     """Exit code and error of each call, all in one process that may not take much memory or time."""
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parents[1])],
         input="\n".join("|".join(map(str, arguments)) for arguments in calls),
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from graphshrink.passes.blocks import mask_blocks
 from graphshrink.passes.blocks.refit import Covariance, Layer
 from graphshrink.passes.blocks.search import search_blocks
 from graphshrink.passes.depth import affine_fit
-from graphshrink.passes.statistics import moments as statistics
+from graphshrink.passes.statistics import gram as statistics
 from graphshrink.passes.statistics.gram import GramMatrix, InputMoments
 from graphshrink.passes.statistics.moments import ActivationMoments, ChannelMoments
 from support.calibration import Oracle

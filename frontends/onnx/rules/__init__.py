@@ -1,1 +1,1 @@
-"""What each ONNX operator is in the IR, by family; the rules register themselves with ``@reads``."""
+"""What each ONNX operator is in the IR, by family."""

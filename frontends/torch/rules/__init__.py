@@ -1,1 +1,1 @@
-"""What each torch call is in the IR, by family; the rules register themselves with ``@reads``."""
+"""What each torch call is in the IR, by family."""

@@ -230,3 +230,22 @@ def test_a_terminal_gets_bars_tables_and_colours_unless_told_not_to(model: Path)
     plain = run_on_terminal(model, out, NO_COLOR="1")
     assert "┃" in plain
     assert "\x1b[3" not in plain
+
+
+def test_logging_by_variable_and_by_option(tmp_path: Path) -> None:
+    source = small_model(tmp_path / "in.onnx")
+
+    def run(*words: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "graphshrink", *map(str, words)]
+        environment = {**os.environ, **variables}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    out = tmp_path / "out.onnx"
+    assert (
+        "passes.infra.pipeline: merge-linear: " in run(source, out, GRAPHSHRINK_LOG="info").stderr
+    )
+    assert "DEBUG graphshrink.passes.infra.pipeline" in run(source, out, "-vv").stderr
+    assert "graphshrink." not in run(source, out, "-v").stderr
+    wrong = run(source, out, GRAPHSHRINK_LOG="loud")
+    assert wrong.returncode == 2
+    assert "GRAPHSHRINK_LOG is one of error, warning, info, debug, not 'loud'" in wrong.stderr

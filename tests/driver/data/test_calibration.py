@@ -383,7 +383,7 @@ def test_options_without_data(model: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"{name} must be at least 1, not 0"):
             CalibrationData(X, **{name: 0})
     line = fails(model, tmp_path / "o.onnx", "--passes", "remove-activations{names=*,by=affine}")
-    assert "fits lines to calibration data, and none are given" in line
+    assert "needs calibration data: none were given; give --calibration PATH" in line
 
 
 def test_data_that_can_be_read_once_are_kept_within_bounds(

@@ -659,7 +659,7 @@ def test_too_few_channels_and_several_groups_of_them() -> None:
 
 
 def test_a_gram_matrix_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphshrink.passes.statistics import moments as statistics
+    from graphshrink.passes.statistics import gram as statistics
 
     monkeypatch.setattr(statistics, "GRAM_BYTES", 100)
     graph = mlp(Net(1).weight(16, 16), batch=8)
@@ -670,10 +670,10 @@ def test_a_gram_matrix_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("blocks=1", "blocks must be at least 2, not 1"),
-        ("max-error=-1", "max-error must be 0 or more, not -1"),
-        ("method=magic", "option 'method' takes"),
-        ("divide=never", "option 'divide' takes"),
+        ("blocks=1", "option 'blocks' must be at least 2 and at most 4096, not 1"),
+        ("max-error=-1", "option 'max-error' must be at least 0, not -1"),
+        ("method=magic", "option 'method' is one of"),
+        ("divide=never", "option 'divide' is one of"),
         ("layers=nothing", "no node is named 'nothing'"),
     ],
 )
@@ -839,7 +839,7 @@ def test_shared_weights_are_not_masked() -> None:
 def test_wrong_options_of_masks() -> None:
     for options, message in (
         ("blocks=0", "at least 2"),
-        ("draw=lots", "takes"),
+        ("draw=lots", "is one of random, weights"),
         ("layers=x*y", "no node"),
     ):
         with pytest.raises(PassError, match=message):

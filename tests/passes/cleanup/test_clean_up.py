@@ -177,6 +177,6 @@ def test_a_constant_output_stays_an_output() -> None:
 
 
 def test_option_errors() -> None:
-    with pytest.raises(ValueError, match="max-growth must not be negative"):
+    with pytest.raises(ValueError, match="'max-growth' must be at least 0"):
         FoldConstants(-1)
     assert str(Pipeline("fold-constants{max-growth=5}")) == "fold-constants{max-growth=5}"

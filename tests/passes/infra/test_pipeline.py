@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphshrink.ir import (
+    UNKNOWN,
     Activation,
     DType,
     Exactness,
@@ -27,17 +28,23 @@ from graphshrink.ir import (
     parse,
 )
 from graphshrink.passes import (
+    CALIBRATION_DATA,
+    KNOWN_RANKS,
+    NO_GATES,
     Check,
     CheckFailed,
+    Condition,
     Context,
     Dump,
     FoldConstants,
+    FunctionPass,
     MergeLinear,
     Pass,
     PassError,
     PassRecord,
     Pipeline,
     PruneDead,
+    Repeat,
     Timing,
     Verify,
     known_passes,
@@ -45,6 +52,7 @@ from graphshrink.passes import (
     relative_error,
 )
 from graphshrink.passes.infra import registry as base
+from graphshrink.passes.infra.repeat import ROUNDS
 from support.evaluate import evaluate
 
 TEXT = """graph g(%x: f64[1, 4]) {
@@ -97,7 +105,7 @@ WORDS = st.one_of(
 OPTIONS = st.builds(
     Options,
     count=st.integers(),
-    ratio=st.floats(allow_nan=False),
+    ratio=st.floats(allow_nan=False, allow_infinity=False),
     deep_copy=st.booleans(),
     title=WORDS,
     maybe=st.none() | st.integers(),
@@ -284,6 +292,80 @@ def test_a_class_may_be_decorated_and_published(monkeypatch: pytest.MonkeyPatch)
     cls = register(make("both-ways", __module__="far"))
     published(monkeypatch, ("both-ways", "far:Made", cls))
     assert known_passes()["both-ways"] is cls
+
+
+# Conditions and repetition.
+
+
+def test_conditions_are_checked_before_and_after(graph: Graph) -> None:
+    asked: list[str] = []
+
+    @dataclass(frozen=True)
+    class Careful(Pass):
+        name = "test-careful"
+        requires = (Condition("sums", lambda g, ctx: "there is no sum", "add one"),)
+
+        def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+            asked.append("ran")
+
+    with pytest.raises(PassError, match="pass test-careful needs sums: there is no sum; add one"):
+        Pipeline(Careful()).run(graph)
+    assert not asked
+
+    class Promising(Careful):
+        requires = ()
+        ensures = (Condition("sums", lambda g, ctx: "there is no sum", "add one"),)
+
+    with pytest.raises(PassError, match="test-careful promises sums, but there is no sum"):
+        Pipeline(Promising()).run(graph)
+    assert asked == ["ran"]
+
+
+def test_known_conditions(graph: Graph) -> None:
+    ctx = Context()
+    assert KNOWN_RANKS.problem(graph, ctx) == ""
+    assert NO_GATES.problem(graph, ctx) == ""
+    assert CALIBRATION_DATA.problem(graph, ctx) == "none were given"
+    next(iter(graph.nodes)).output.type = UNKNOWN
+    assert "is not known" in KNOWN_RANKS.problem(graph, ctx)
+
+
+def countdown(count: int) -> tuple[Callable[[Graph, Rewriter], None], list[int]]:
+    """A pass that changes something so many times, and the list of its runs."""
+    runs: list[int] = []
+
+    def step(graph: Graph, rw: Rewriter) -> None:
+        runs.append(len(runs))
+        if len(runs) <= count:
+            relu = next(n for n in graph.nodes if isinstance(n.op, Activation))
+            with rw.rewrite("again", relu):
+                rw.replace(relu, Activation("tanh" if len(runs) % 2 else "relu"), relu.inputs)
+
+    return step, runs
+
+
+def test_repeat_ends_when_nothing_changes(graph: Graph) -> None:
+    step, runs = countdown(3)
+    other, others = countdown(0)
+    records = Pipeline(Repeat((FunctionPass(step), FunctionPass(other)))).run(graph)
+    assert (len(runs), len(others), len(records)) == (4, 4, 8)
+    assert not graph.notes
+
+
+def test_repeat_that_never_ends_is_stopped_and_said(graph: Graph) -> None:
+    step, runs = countdown(10**6)
+    Pipeline(Repeat((FunctionPass(step),))).run(graph)
+    assert len(runs) == ROUNDS
+    assert "still changed something after 20 rounds" in graph.notes[-1]
+
+
+def test_repeat_in_text() -> None:
+    text = "fold-constants,repeat{merge-linear{max-kernel=5},repeat{prune-dead}}"
+    assert str(Pipeline(text)) == text
+    assert Pipeline(text).passes[1].exactness is Exactness.EXACT
+    for wrong in ("repeat", "repeat{}", "repeat{merge-linear", "repeat{max-kernel=5}"):
+        with pytest.raises(PassError):
+            Pipeline(wrong)
 
 
 # Observers.

@@ -891,7 +891,7 @@ def test_running_again_changes_nothing() -> None:
 def test_options_round_trip_and_are_checked() -> None:
     text = "merge-linear{max-kernel=5,allow-border=true,max-mac-growth=1.5}"
     assert str(Pipeline(text)) == text
-    with pytest.raises(ValueError, match="max-kernel must be at least 1"):
+    with pytest.raises(ValueError, match="'max-kernel' must be at least 1"):
         MergeLinear(max_kernel=0)
     with pytest.raises(ValueError, match="max-mac-growth"):
         MergeLinear(max_mac_growth=0.0)

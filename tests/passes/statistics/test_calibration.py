@@ -26,7 +26,7 @@ from graphshrink.ir import (
     UsageError,
 )
 from graphshrink.passes import ActivationMoments, ChannelMoments, GramMatrix, InputMoments
-from graphshrink.passes.statistics import moments as statistics
+from graphshrink.passes.statistics import gram as statistics
 from graphshrink.passes.statistics import requests as calibration
 from graphshrink.passes.statistics.im2col import (
     columns,

@@ -219,7 +219,7 @@ def test_float64_is_refused_or_cast(tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     with pytest.raises(ModelError, match=r"TensorRT has no float64, which w, .*--float64 cast"):
         shrink(source, target="tensorrt").save(out)
-    with pytest.raises(UsageError, match="float64 is one of refuse, cast, not 'maybe'"):
+    with pytest.raises(UsageError, match="option 'float64' is one of refuse, cast, not 'maybe'"):
         shrink(source, target="tensorrt").save(out, float64="maybe")
     data = saved(source, out, float64="cast")
     assert any("float64 became float32" in note for note in data["notes"])

@@ -318,9 +318,9 @@ def test_litert_torch_is_missing(tmp_path: Path) -> None:
 
 def test_wrong_options(tmp_path: Path) -> None:
     result = shrink(small_net(), example_inputs=(X,))
-    with pytest.raises(UsageError, match="weights is one of float32, float16, not 'int4'"):
+    with pytest.raises(UsageError, match="option 'weights' is one of float32, float16, not 'int4'"):
         result.save(tmp_path / "m.tflite", weights="int4")
-    with pytest.raises(UsageError, match="via is one of"):
+    with pytest.raises(UsageError, match="option 'via' is one of"):
         result.save(tmp_path / "m.tflite", via="magic")
     with pytest.raises(UsageError, match="does not exist"):
         result.save(tmp_path / "none" / "m.tflite")
