@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import ir
-from ..ir import DerivedTensor, SplatTensor, Tensor, TensorType, Value
+from ..ir import DerivedTensor, Op, SplatTensor, Tensor, TensorType, Value
 from ..ir.tensor import reshaped
-from .onnx.node import Lowered, Operand
+
+Operand = Value | Tensor | None
+Lowered = tuple[Op, Sequence[Operand]]
+"""The op and its operands: values, or tensors that a rule derived."""
 
 
 def scaled(kind: str, a: Any, b: Any) -> Lowered | None:
