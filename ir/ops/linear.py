@@ -344,7 +344,13 @@ class MaxPool(_Windowed):
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Op):
-    """Mean over all spatial axes, kept as axes of size 1."""
+    """Mean over all spatial axes, kept as axes of size 1.
+
+    Attributes:
+        spatial: How many axes these are, the last ones; said only where the rank of the input is not known.
+    """
+
+    spatial: int | None = None
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)

@@ -254,7 +254,7 @@ def adaptive_pool(call: Call, n: int) -> Lowered | None:
     x = call.value(0)
     if ints(size, n) != (1,) * n or x.type.rank not in (None, n + 2):
         return None
-    return ir.GlobalAveragePool(), [x]
+    return ir.GlobalAveragePool(n if x.type.rank is None else None), [x]
 
 
 def mean(call: Call) -> Lowered | None:
