@@ -265,7 +265,7 @@ def mean(call: Call) -> Lowered | None:
     if rank is None or dim is None or call.kwargs.get("dtype") is not None:
         return None
     axes = tuple(sorted(a % rank for a in ints(dim, 1)))
-    if keep and rank >= 3 and axes == tuple(range(2, rank)):
+    if keep and rank in ir.GlobalAveragePool.RANKS and axes == tuple(range(2, rank)):
         return ir.GlobalAveragePool(), [x]
     return ir.Reduce("mean", axes, keep), [x]
 
