@@ -20,18 +20,16 @@ EXAMPLE = "example type"
 
 
 def _written(name: str) -> Callable[[Any, Any], Any]:
-    """An augmented assignment; to a number it binds a new one, and into a tensor it writes."""
+    """An augmented assignment; to a number it binds a new one, and into a tensor it writes.
+
+    The method is what tracing the result again shows too, as unpickling does; and a number that is taken for a tensor does not
+    have it, so that nothing wrong is computed from it.
+    """
     plain = getattr(operator, name.removeprefix("i"), None) or getattr(operator, f"{name[1:]}_")
 
     def write(self: Any, other: Any) -> Any:
-        kind = _kind(self.node)
-        if kind is _NUMBER:
+        if _is_number(self.node):
             return plain(self, other)
-        if kind is _TENSOR:
-            return self.tracer.create_proxy(
-                "call_function", getattr(operator, name), (self, other), {}
-            )
-        # A number does not have the method, so that nothing wrong is computed from it.
         return self.tracer.create_proxy("call_method", f"__{name}__", (self, other), {})
 
     return write
@@ -44,7 +42,7 @@ class _Tensorlike:
     _is_param = _is_buffer = False
 
     def __setitem__(self: Any, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+        self.tracer.create_proxy("call_method", "__setitem__", (self, index, value), {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OF_TENSORS:
@@ -68,12 +66,9 @@ class TensorProxy(_Tensorlike, fx.Proxy):
 
     @property
     def __class__(self) -> type:
-        node = self.node
-        container = node.op == "placeholder" and EXAMPLE in node.meta
-        kind = _kind(node)
-        return (
-            torch.Tensor if kind is _TENSOR or (kind is _EITHER and not container) else type(self)
-        )
+        example = self.node.meta.get(EXAMPLE, torch.Tensor)
+        other = _is_number(self.node) or not issubclass(example, torch.Tensor)
+        return type(self) if other else torch.Tensor
 
 
 class _Attribute(_Tensorlike, fx.proxy.Attribute):
@@ -81,45 +76,32 @@ class _Attribute(_Tensorlike, fx.proxy.Attribute):
 
     @property
     def __class__(self) -> type:
-        return (
-            torch.Tensor
-            if self.attr in ("T", "mT", "H", "mH", "data", "real", "imag")
-            else type(self)
-        )
+        tensors = ("T", "mT", "H", "mH", "data", "real", "imag")
+        return torch.Tensor if self.attr in tensors else type(self)
 
 
 _OF_TENSORS = {
     name for name in dir(torch.Tensor) if not name.startswith("_") and name not in ("requires_grad", "grad")
 }  # fmt: skip
-_NUMBER, _TENSOR, _EITHER = "number", "tensor", "either"
 
 
-def _kind(node: fx.Node) -> str:
-    """Whether a value is a number, or several, a tensor, or perhaps either."""
-    match node.op:
-        case "placeholder":
-            example = node.meta.get(EXAMPLE)
-            if example is None or not issubclass(example, (torch.Tensor, int, float)):
-                return _EITHER
-            return _TENSOR if issubclass(example, torch.Tensor) else _NUMBER
-        case "get_attr" | "call_module":
-            return _TENSOR
-        case "call_method":
-            return _NUMBER if node.target in _ASKING else _TENSOR
-    name, module = (getattr(node.target, a, None) or "" for a in ("__name__", "__module__"))
+def _is_number(node: fx.Node) -> bool:
+    """Whether a value is certainly a number, or several."""
+    if node.op == "placeholder":
+        return issubclass(node.meta.get(EXAMPLE, torch.Tensor), (int, float))
+    if node.op == "call_method":
+        return node.target in _ASKING
+    if node.op != "call_function":
+        return False
     if node.target is getattr:
-        return _NUMBER if node.args[1] in _ASKING else _TENSOR
+        return node.args[1] in _ASKING
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _is_number(node.args[0])
+    name, module = (getattr(node.target, a, None) or "" for a in ("__name__", "__module__"))
     if node.target in (len, int, float, bool) or name.startswith("sym_"):
-        return _NUMBER
-    if (
-        module in ("_operator", "operator", "math", "builtins")
-        or node.target in vars(math).values()
-    ):
-        kinds = {_kind(source) for source in node.all_input_nodes}
-        if name == "getitem" and isinstance(node.args[0], fx.Node):
-            kinds = {_kind(node.args[0])}
-        return next(k for k in (_TENSOR, _EITHER, _NUMBER) if k in kinds or k is _NUMBER)
-    return _TENSOR if module.startswith("torch") or module == "" else _EITHER
+        return True
+    computed = module == "_operator" or node.target in vars(math).values()
+    return computed and all(map(_is_number, node.all_input_nodes))
 
 
 _ASKING = {

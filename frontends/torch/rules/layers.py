@@ -514,8 +514,8 @@ def call_name(target: Any) -> str:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if not isinstance(target, str) and not _is_torch(target):
         return ""
-    if target in _OPERATORS:
-        return _OPERATORS[target]
+    if target in _OPERATORS or name in _AUGMENTED:
+        return _OPERATORS.get(target) or _AUGMENTED[name]
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
 
@@ -525,6 +525,8 @@ _OTHER_ORDER = ("batch_norm", "instance_norm")
 _OPERATORS = {
     operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
 }  # fmt: skip
+
+_AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div"}
 
 
 def _is_torch(target: Any) -> bool:
