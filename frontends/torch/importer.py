@@ -374,8 +374,16 @@ class _Importer:
             assert held is not None
             self.values[node.name] = held
         elif node.op == "output":
-            for leaf in node.all_input_nodes:
-                self.graph.add_output(self._value(leaf), leaf.name)
+            leaves: list[fx.Node] = []
+            fx.map_arg(node.args, leaves.append)
+            taken = {leaf.name for leaf in leaves}
+            for i, leaf in enumerate(leaves):
+                # A value that is returned more than once is that many outputs.
+                name = f"{leaf.name}_{i}" if leaf in leaves[:i] else leaf.name
+                while name != leaf.name and name in taken:
+                    name = f"{name}_"
+                taken.add(name)
+                self.graph.add_output(self._value(leaf), name)
         elif barrier or not self._cut(node):
             lowered, reason = None, ""
             try:

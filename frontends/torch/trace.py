@@ -25,6 +25,7 @@ from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...hosts.torch.modules.gates import Gate
 from ...hosts.torch.modules.masks import Constant
 from ...ir import ModelError
+from .proxies import EXAMPLE, TensorProxy
 
 
 class StateError(ModelError):
@@ -113,6 +114,12 @@ class _Tracer(fx.Tracer):
             raise NotTraceable("parts of it compute under autocast")
         return super().create_node(*args, **kwargs)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TensorProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
     def get_fresh_qualname(self, prefix: str) -> str:
         name = super().get_fresh_qualname(prefix)
         self.own[name] = None
@@ -152,6 +159,8 @@ class _Tracer(fx.Tracer):
 
     def _given(self, name: str, default: Any, annotation: Any, value: Any) -> Any:
         made = self.create_proxy("placeholder", name, default, {}, type_expr=annotation)
+        if value is not _UNKNOWN:
+            made.node.meta[EXAMPLE] = type(value)
         if _decides(value):
             # The result holds its caller to it.
             test = operator.eq if isinstance(value, str) else operator.is_

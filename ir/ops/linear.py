@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..types import Dim, TensorType
 from .base import (
@@ -344,7 +345,16 @@ class MaxPool(_Windowed):
 
 @dataclass(frozen=True)
 class GlobalAveragePool(Op):
-    """Mean over all spatial axes, kept as axes of size 1."""
+    """Mean over all spatial axes, kept as axes of size 1.
+
+    Attributes:
+        spatial: How many axes these are, the last ones; said only where the rank of the input is not known.
+    """
+
+    RANKS: ClassVar[tuple[int, ...]] = (3, 4, 5)
+    """Ranks of which all hosts have a global pool; a mean over more axes is a ``Reduce``."""
+
+    spatial: int | None = None
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)

@@ -149,9 +149,12 @@ class _Emitter:
         for node in self.graph.nodes:
             self._node(node)
         final = next(n for n in source.graph.nodes if n.op == "output")
+        # A value that is returned more than once is an output for each time, the first under its own name.
+        own_names = {n.name for n in final.all_input_nodes}
         returned = {
             name: self._returned(name, value)
             for name, value in zip(self.graph.output_names, self.graph.outputs, strict=True)
+            if name in own_names
         }
         copied = _typeless(self.out.node_copy(final, lambda n: returned[n.name]))
         copied.meta = dict(final.meta)
@@ -840,7 +843,12 @@ def _reshape(e: _Emitter, node: Node, op: ir.Reshape) -> fx.Node:
 def _global(e: _Emitter, node: Node, op: ir.GlobalAveragePool) -> fx.Node:
     rank = _first(node).type.rank
     if rank is None:
-        return e.call(F.adaptive_avg_pool2d, e._value(_first(node)), 1)
+        pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+        if op.spatial not in pools:
+            raise ModelError(
+                f"{node.name}: how many axes a global pool averages is not known: give example_inputs"
+            )
+        return e.call(pools[op.spatial], e._value(_first(node)), 1)
     return e.call(torch.mean, e._value(_first(node)), tuple(range(2, rank)), True)
 
 

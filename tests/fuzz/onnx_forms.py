@@ -103,10 +103,17 @@ def _finished(b: Builder) -> OnnxCase | None:
     outputs = draw.shuffled(list(dict.fromkeys(outputs)))
     shapes: dict[str, list[int | str | None]] = {n: list(b.shape(n)) for n in b.inputs}
     feeds = {n: b.values[n] for n in b.inputs}
+    for name in b.inputs:
+        if name.startswith("s"):
+            shapes[name] = [None]
     if draw.chance(0.35):
         for name in b.inputs:
             for axis, symbol in enumerate("NCHWD"[: len(shapes[name])]):
-                if axis != 1 and draw.chance(0.6 if axis == 0 else 0.3):
+                if (
+                    not name.startswith("s")
+                    and axis != 1
+                    and draw.chance(0.6 if axis == 0 else 0.3)
+                ):
                     shapes[name][axis] = draw.weighted(
                         {f"{symbol}{shapes[name][axis]}": 5, None: 1}
                     )
@@ -120,6 +127,10 @@ def _finished(b: Builder) -> OnnxCase | None:
             shapes = {n: list(b.shape(n)) for n in b.inputs}
             continue
         case.feeds += _other_sizes(case, shapes, draw)
+        if draw.chance(0.06):
+            case = with_function(case, draw) or case
+        if draw.chance(0.06):
+            case = of_type(case, draw.pick([np.float64, np.float64, np.float16])) or case
         return case
     return None
 
@@ -141,6 +152,8 @@ def _other_sizes(
     """Inputs of other sizes, if the model runs on such."""
     if all(isinstance(d, int) for shape in shapes.values() for d in shape):
         return []
+    if any(a.dtype.kind != "f" for a in case.feeds[0].values()):
+        return []  # Sizes that are an input go with these inputs alone.
     more = draw.pick([1, 2])
     other = {
         n: draw.normal(
@@ -157,6 +170,72 @@ def _other_sizes(
         return []
     tame = all(np.all(np.abs(a) < 1e4) for a in made if a.dtype.kind == "f")
     return [other] if tame else []
+
+
+def with_function(case: OnnxCase, draw: Draw) -> OnnxCase | None:
+    """Some nodes in a row as one call of a local function, if onnxruntime runs that."""
+    graph = case.model.graph
+    first = draw.whole(0, len(graph.node) - 1)
+    inside = list(graph.node[first : first + draw.whole(1, 4)])
+    if any(a.HasField("g") for node in inside for a in node.attribute):
+        return None
+    made = [n for node in inside for n in node.output if n]
+    given = list(dict.fromkeys(n for node in inside for n in node.input if n and n not in made))
+    if not given:
+        return None
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    del model.graph.node[first : first + len(inside)]
+    call = helper.make_node("Part", given, made, domain="local", name="call")
+    model.graph.node.insert(first, call)
+    del model.graph.value_info[:]
+    part = helper.make_function("local", "Part", given, made, inside, list(case.model.opset_import))
+    model.functions.append(part)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.ir_version = max(8, model.ir_version)
+    return _running(OnnxCase(model, case.feeds))
+
+
+def of_type(case: OnnxCase, dtype: Any) -> OnnxCase | None:
+    """The case in another float type, if onnxruntime runs it."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    graph = model.graph
+    if any(a.HasField("g") for node in graph.node for a in node.attribute):
+        return None
+
+    def converted(stored: onnx.TensorProto) -> None:
+        if stored.data_type == FLOAT:
+            array = numpy_helper.to_array(stored).astype(dtype)
+            stored.CopyFrom(numpy_helper.from_array(array, stored.name))
+
+    for stored in graph.initializer:
+        converted(stored)
+    for node in [*graph.node, *(n for f in model.functions for n in f.node)]:
+        for a in node.attribute:
+            if a.HasField("t"):
+                converted(a.t)
+            elif node.op_type == "Cast" and a.name == "to" and a.i == FLOAT:
+                a.i = kind
+    for value in [*graph.input, *graph.output]:
+        if value.type.tensor_type.elem_type == FLOAT:
+            value.type.tensor_type.elem_type = kind
+    del graph.value_info[:]
+    feeds = [
+        {n: a.astype(dtype) if a.dtype == np.float32 else a for n, a in f.items()}
+        for f in case.feeds
+    ]
+    return _running(OnnxCase(model, feeds))
+
+
+def _running(case: OnnxCase) -> OnnxCase | None:
+    """The case, if onnxruntime runs it and its numbers are tame."""
+    try:
+        made = [a for feeds in case.feeds for a in run_model(case.model, feeds)]
+    except OrtError:
+        return None
+    return case if all(np.all(np.abs(a) < 1e4) for a in made if a.dtype.kind == "f") else None
 
 
 def _case(

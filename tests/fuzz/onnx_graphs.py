@@ -52,6 +52,7 @@ class Builder:
         constants: Names of initializers.
         inputs: Names of inputs.
         fresh: Values in order of their making, which nodes are hung on.
+        largest: A value with a larger number is not kept.
     """
 
     draw: Draw
@@ -62,6 +63,7 @@ class Builder:
     constants: dict[str, Array] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
+    largest: float = LARGEST
     _count: int = 0
 
     def name(self, prefix: str) -> str:
@@ -117,7 +119,7 @@ class Builder:
         for array in made:
             if not isinstance(array, np.ndarray) or array.size > MOST_NUMBERS or array.ndim > 6:
                 return []
-            if array.dtype.kind == "f" and not np.all(np.abs(array) < LARGEST):
+            if array.dtype.kind == "f" and not np.all(np.abs(array) < self.largest):
                 return []
         self.nodes.append(node)
         self.values.update(zip(node.output, made, strict=True))

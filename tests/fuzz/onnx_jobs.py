@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from graphshrink.ir import Graph, Opaque
 
 from .onnx_graphs import WEIGHT, Array, OnnxCase
 from .ort import OrtError, Session
-from .verdict import Outcome, Wrong, compare, judged, moved
+from .verdict import Outcome, Unsupported, Wrong, compare, judged, moved
 
 TOLERANCE = {"onnx": 2e-5, "tensorrt": 2e-5, "tflite": 1e-4}
 """The error that float32 may cause in any case, by target."""
@@ -178,6 +179,78 @@ def again(it: Prepared) -> None:
     it.check_model(shrink(out).model)
 
 
+def external(it: Prepared) -> None:
+    """A file whose weights lie beside it, shrunk beside it, renamed, and shrunk in its own place."""
+    given = it.folder / "external"
+    given.mkdir(exist_ok=True)
+    source = given / "in.onnx"
+    model = onnx.ModelProto()
+    model.CopyFrom(it.case.model)
+    one = len(model.graph.node) % 2 == 0
+    onnx.save_model(
+        model, source, save_as_external_data=True, all_tensors_to_one_file=one, size_threshold=0,
+        convert_attribute=len(model.graph.node) % 3 == 0, **({"location": "in.data"} if one else {}),
+    )  # fmt: skip
+    before = {p.name: p.read_bytes() for p in given.iterdir()}
+    try:
+        it.check_model(source)
+    except Wrong as error:
+        raise Unsupported("external data: onnxruntime does not load it") from error
+    shrink(source).save(given / "out.onnx")
+    it.check_model(given / "out.onnx")
+    # A copy must stay what it is when the original is written again.
+    (given / "kept.onnx").write_bytes((given / "out.onnx").read_bytes())
+    shrink(source, []).save(given / "out.onnx")
+    it.check_model(given / "out.onnx")
+    it.check_model(given / "kept.onnx")
+    after = {p.name: p.read_bytes() for p in given.iterdir() if p.name in before}
+    if after != before:
+        raise Wrong("files of the input changed", ", ".join(n for n in before if after.get(n) != before[n]))  # fmt: skip
+    shrink(source).save(source)
+    it.check_model(source)
+    it.check_model(given / "kept.onnx")
+
+
+def calibrated(passes: str, it: Prepared) -> None:
+    """A pass that looks at samples, on channels that are dead or never change: what it writes is finite."""
+    samples = [{n: np.array(a) for n, a in it.case.feeds[0].items()} for _ in range(3)]
+    for sample in samples[1:]:
+        for array in sample.values():
+            if array.dtype.kind == "f" and array.ndim > 1:
+                array[:, 0] = 0
+                array[:, 1:2] = 0.5
+    try:
+        wanted = Session(it.case.model).run(samples[0])
+    except OrtError as error:
+        raise Unsupported("does not run on constant channels") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        made = shrink(it.path, passes, calibration=samples, on_failure="raise").model
+    for stored in made.graph.initializer:
+        array = numpy_helper.to_array(stored)
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise Wrong("weights that are not finite", stored.name)
+    got = Session(made).run(samples[0])
+    for a, c in zip(wanted, got, strict=True):
+        if a.shape != c.shape:
+            raise Wrong("shape of an output", f"{a.shape} became {c.shape}")
+        if a.dtype.kind == "f" and np.all(np.isfinite(a)) and not np.all(np.isfinite(c)):
+            raise Wrong("numbers that are not finite", f"{_count(c)} of {c.size}")
+
+
+def _count(array: Array) -> int:
+    return int(np.sum(~np.isfinite(array)))
+
+
+CALIBRATED = {
+    "wanda": "fold-constants,sparsify{method=wanda},prune-dead",
+    "sparsegpt": "fold-constants,sparsify{method=sparsegpt},prune-dead",
+    "pivot-search": "fold-constants,pivot{method=search,blocks=2,force=true},prune-dead",
+    "pivot-identity": "fold-constants,pivot{method=identity,blocks=2,force=true},prune-dead",
+}
+"""Pipelines that look at samples, as the jobs are called."""
+
+
 def hoisted(it: Prepared) -> None:
     """Where padding is moved, what merges then must be what it was before merging."""
     options = "{force=true,max-mac-growth=1000,max-growth-mb=64}"
@@ -256,6 +329,8 @@ JOBS: dict[str, Job] = {
     "given": given,
     "empty": empty,
     "again": again,
+    "external": external,
+    **{name: partial(calibrated, passes) for name, passes in CALIBRATED.items()},
     "hoisted": hoisted,
     "tensorrt": tensorrt,
     "tflite": tflite,

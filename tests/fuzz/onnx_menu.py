@@ -134,8 +134,10 @@ def batch_norm(b: Builder) -> object:
         return None
     draw, c = b.draw, b.shape(x)[1]
     variance = draw.uniform(0.2, 2.0, c)
-    if draw.chance(0.05):
-        variance[draw.whole(0, c - 1)] = 0
+    if draw.chance(0.15):
+        # Of a channel that died, that rounding made negative, or that is hardly one.
+        odd = draw.pick([0, 0, 1e-12, 1e-30, 1e-39, -5e-6, -1e-12, 1e12, 1e30])
+        variance[draw.whole(0, c - 1)] = odd
     given = [x, weight(b, c, scale=1), weight(b, c, scale=0.5), weight(b, c, scale=0.5), b.constant(variance)]  # fmt: skip
     return b.node("BatchNormalization", given, epsilon=draw.pick([1e-5, 1e-3, 0.1]))
 
@@ -175,6 +177,52 @@ def with_constant(b: Builder) -> object:
             other = tuple(draw.pick([1, s]) for s in shape)
             other = other[draw.whole(0, len(other)) :]
     return _binary(b, x, weight(b, *other, scale=1))
+
+
+def far_factors(b: Builder) -> object:
+    """Factors at the ends of what float32 holds, undone behind the next node or two."""
+    draw, x = b.draw, b.pick(b.floats(low=1))
+    if x is None:
+        return None
+    far = draw.pick([1e-45, 1e-40, 1e-39, 2e-38, 1e-30, 1e-20, 1e20, 1e30, 2e38])
+    first, second = draw.pick([("Mul", "Div"), ("Div", "Mul"), ("Mul", "Mul"), ("Div", "Div")])
+    other = far if first != second else 1 / far
+    if abs(other) > 3e38:
+        return None
+    shape = draw.pick([(), (1,), tuple([1] * len(b.shape(x)))])
+
+    def factor(value: float) -> str:
+        return b.constant(np.full(shape, value), np.float32, WEIGHT)
+
+    limit, b.largest = b.largest, np.inf
+    before = len(b.fresh)
+    y = b.node(first, [x, factor(far)])
+    if y is not None and draw.chance(0.5):
+        between = draw.pick(["Neg", "Relu", "Identity", "Reshape"])
+        sizes = [b.constant(list(b.shape(x)), np.int64)] if between == "Reshape" else []
+        y = b.node(between, [y, *sizes])
+    b.largest = limit
+    z = y and b.node(second, [y, factor(other)])
+    # What lies between is no size to go on with.
+    b.fresh[before:] = [z] if z else []
+    return z
+
+
+def given_sizes(b: Builder) -> object:
+    """A reshape to sizes that are an input: from here on no rank is known."""
+    x = b.pick(b.floats(low=1))
+    if x is None or sum(n.startswith("s") for n in b.inputs) > 1:
+        return None
+    sizes = list(b.shape(x))
+    if b.draw.chance(0.3):
+        sizes = [*sizes, 1]
+    name = b.name("s")
+    b.values[name] = np.array(sizes, np.int64)
+    b.inputs.append(name)
+    made = b.node("Reshape", [x, name])
+    if made is None:
+        b.inputs.remove(name)
+    return made
 
 
 def two_values(b: Builder) -> object:
@@ -831,7 +879,7 @@ MENU: dict[Entry, float] = {
     conv: 9, affine_run: 5, batch_norm: 5, with_constant: 6, two_values: 5, residual: 4, pool: 3, activation: 4, clip: 1.5, prelu: 1,
     conv_transpose: 2, written_out: 2, reduce: 2.5, softmax: 1.5, matmul: 4, gemm: 3, dense_run: 1, reshape: 3,
     computed_reshape: 1, view: 4, cut: 3, concat: 2.5, pad: 2.5, resize: 1.5, quantize: 1.5, choose: 1.5, arg: 0.4, norm: 1.2,
-    shuffle: 1.5, expand: 1, twice: 0.7, other: 1,
+    shuffle: 1.5, expand: 1, twice: 0.7, other: 1, far_factors: 0.8, given_sizes: 0.25,
 }  # fmt: skip
 
 

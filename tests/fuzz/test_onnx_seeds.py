@@ -6,7 +6,7 @@ import pytest
 
 from .trial import TARGETS, jobs_of, trial
 
-SEEDS = [seed for seed in range(62) if seed not in (18, 56)]
+SEEDS = range(60)
 CHUNK = 6
 
 

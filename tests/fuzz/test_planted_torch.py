@@ -49,7 +49,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, change: Any) -> Outcome:
 
 
 CHANGES: dict[str, Any] = {
-    "training": lambda model, _: model.train(),
+    "training": lambda model, _: setattr(model, "training", True),
     "hooks": lambda model, _: model.m.register_forward_hook(lambda *_: None),
     "attributes": lambda model, _: setattr(model, "more", 1),
     "versions": lambda model, _: model.m.running_mean.mul_(1),

@@ -7,7 +7,7 @@ import torch
 
 from .trial import jobs_of, trial
 
-SEEDS = [seed for seed in range(30) if seed not in (4, 11, 14, 22, 23, 24, 25, 26, 27, 28)]
+SEEDS = range(30)
 CHUNK = 4
 
 

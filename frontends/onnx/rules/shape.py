@@ -20,7 +20,7 @@ def _reduce(kind: str) -> Rule:
                 return None
             axes = tuple(range(rank))
         axes = tuple(sorted(s.axes(axes, rank)))
-        spatial = rank >= 3 and axes == tuple(range(2, rank))
+        spatial = rank in ir.GlobalAveragePool.RANKS and axes == tuple(range(2, rank))
         if kind == "mean" and keep and spatial and x.dtype is not None and x.dtype.is_wide_float:
             return ir.GlobalAveragePool(), s.inputs[:1]
         return ir.Reduce(kind, axes, keep), s.inputs[:1]

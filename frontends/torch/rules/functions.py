@@ -30,7 +30,7 @@ def number(found: Any, dtype: DType | None) -> Tensor | None:
     if dtype.is_float and not _representable(float(found), dtype):
         return None
     made = np.array(found).astype(dtype.numpy)
-    return ArrayTensor(made) if kind != "int" or dtype.is_float or int(made) == found else None
+    return ArrayTensor(made) if kind != "int" or int(made) == found else None
 
 
 def factor(found: int | float, dtype: DType) -> Tensor | None:

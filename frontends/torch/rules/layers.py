@@ -253,7 +253,7 @@ def adaptive_pool(call: Call, n: int) -> Lowered | None:
     x = call.value(0)
     if ints(size, n) != (1,) * n or x.type.rank not in (None, n + 2):
         return None
-    return ir.GlobalAveragePool(), [x]
+    return ir.GlobalAveragePool(n if x.type.rank is None else None), [x]
 
 
 def mean(call: Call) -> Lowered | None:
@@ -264,7 +264,7 @@ def mean(call: Call) -> Lowered | None:
     if rank is None or dim is None or call.kwargs.get("dtype") is not None:
         return None
     axes = tuple(sorted(a % rank for a in ints(dim, 1)))
-    if keep and rank >= 3 and axes == tuple(range(2, rank)):
+    if keep and rank in ir.GlobalAveragePool.RANKS and axes == tuple(range(2, rank)):
         return ir.GlobalAveragePool(), [x]
     return ir.Reduce("mean", axes, keep), [x]
 
@@ -515,8 +515,8 @@ def call_name(target: Any) -> str:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if not isinstance(target, str) and not _is_torch(target):
         return ""
-    if target in _OPERATORS:
-        return _OPERATORS[target]
+    if target in _OPERATORS or name in _AUGMENTED:
+        return _OPERATORS.get(target) or _AUGMENTED[name]
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
 
@@ -526,6 +526,8 @@ _OTHER_ORDER = ("batch_norm", "instance_norm")
 _OPERATORS = {
     operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
 }  # fmt: skip
+
+_AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div"}
 
 
 def _is_torch(target: Any) -> bool:

@@ -178,6 +178,7 @@ FORMS: dict[str, Form] = {
     **{f"reduce-{kind}-{keep}-{axes}": Form("GlobalAveragePool" if (kind, keep, axes) == ("Mean", 1, (2, 3)) else "Reduce",
        f"Reduce{kind}", (), {"keepdims": keep, **({"axes": list(axes)} if axes else {})}, 12)
        for kind in ("Mean", "Sum", "Max", "Min", "Prod", "L1", "L2") for keep in (0, 1) for axes in ((2, 3), (-1, 1), None)},
+    "reduce-6d": Form("Reduce", "ReduceMean", (), {"axes": [2, 3, 4, 5]}, 12, numbers(2, 3, 2, 1, 2, 2)),
     "reduce-noop": Form("onnx:ReduceSum", "ReduceSum", (), {"noop_with_empty_axes": 1}),
     "reduce-input": Form("Reduce", "ReduceSum", (ints(1, -1),)),
     **{f"reshape-{'.'.join(map(str, s))}": Form(becomes, "Reshape", (ints(*s),))

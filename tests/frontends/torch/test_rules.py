@@ -96,7 +96,7 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     "global": (nn.AdaptiveAvgPool2d(1), X, "GlobalAveragePool"), "global-pair": (nn.AdaptiveAvgPool2d((1, 1)), X, "GlobalAveragePool"), "global-1d": (nn.AdaptiveAvgPool1d(1), Y, "GlobalAveragePool"),
     "adaptive": (nn.AdaptiveAvgPool2d(3), X, "Opaque"), "adaptive-half": (nn.AdaptiveAvgPool2d((1, 2)), X, "Opaque"),
     "mean-global": (lambda x: x.mean((3, 2), keepdim=True), X, "GlobalAveragePool"), "mean-flat": (lambda x: x.mean((2, 3)), X, "Reduce"),
-    "mean-one": (lambda x: x.mean(-1, True), X, "Reduce"), "mean-last": (lambda x: x.mean((-1,), keepdim=True), Y, "GlobalAveragePool"), "mean-matrix": (lambda x: x.mean(1, keepdim=True), M, "Reduce"),
+    "mean-6d": (lambda x: x[..., None, None].mean((2, 3, 4, 5), keepdim=True), X, "Reduce"), "mean-one": (lambda x: x.mean(-1, True), X, "Reduce"), "mean-last": (lambda x: x.mean((-1,), keepdim=True), Y, "GlobalAveragePool"), "mean-matrix": (lambda x: x.mean(1, keepdim=True), M, "Reduce"),
     # Functions.
     "leaky": (nn.LeakyReLU(0.3), X, "Activation"), "leaky-call": (lambda x: F.leaky_relu(x), X, "Activation"), "leaky-slope": (lambda x: F.leaky_relu(x, negative_slope=0.3), X, "Activation"),
     "elu": (nn.ELU(0.5), X, "Activation"), "elu-call": (lambda x: F.elu(x, 0.5), X, "Activation"), "elu-plain": (lambda x: F.elu(x), X, "Activation"),

@@ -381,3 +381,17 @@ def test_compare_without_inputs(tmp_path: Path) -> None:
     onnx.save(model_of([helper.make_node("Div", ["a", "b"], ["y"])], {}, ["y"], weights), source)
     succeeds(source, target)
     assert json.loads(succeeds("compare", source, target, "--runs", 1, "--json"))["equal"]
+
+
+def test_a_value_that_torch_returns_twice_is_two_outputs(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Any) -> Any:
+            y = torch.relu(x)
+            return y, y, x * 2.0
+
+    x = torch.randn(2, 3)
+    done = shrink(Twice().eval(), example_inputs=(x,)).save(tmp_path / "m.tflite")
+    assert len(done.data["outputs"]) == 3
+    for kernels in KERNELS:
+        for got, want in zip(run_saved(done, x.numpy(), kernels), Twice()(x), strict=True):
+            assert np.array_equal(got, want.numpy())

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphshrink import ir
+from graphshrink import PassError, ir, shrink_graph
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import ArrayTensor, Graph, ModelError, Rewriter
+from graphshrink.frontends.torch.trace import trace
+from graphshrink.ir import ArrayTensor, Graph, ModelError, Opaque, Rewriter
 from graphshrink.targets.torch.emitter import example_inputs_of, to_fx, to_fx_values
 from support.evaluate import evaluate
 
@@ -129,7 +130,7 @@ def test_what_torch_does_not_have(name: str) -> None:
 @pytest.mark.parametrize(
     ("op", "constants"),
     [(ir.Scale(1), (numbers(4),)), (ir.PRelu(-1), (numbers(4),)), (ir.LayerNorm(-1), (numbers(5),)),
-     (ir.Slice((0,), (1,), (-1,), (1,)), ()), (ir.Unsqueeze((-1,)), ())],
+     (ir.Slice((0,), (1,), (-1,), (1,)), ()), (ir.Unsqueeze((-1,)), ()), (ir.GlobalAveragePool(), ())],
 )  # fmt: skip
 def test_what_needs_the_rank(op: ir.Op, constants: Any) -> None:
     with pytest.raises(ModelError, match="place: "):
@@ -138,7 +139,7 @@ def test_what_needs_the_rank(op: ir.Op, constants: Any) -> None:
 
 @pytest.mark.parametrize(
     ("op", "constants"),
-    [(ir.Scale(1), (numbers(1),)), (ir.PRelu(-1), (numbers(1),)), (ir.PRelu(1), (numbers(4),)), (ir.GlobalAveragePool(), ()),
+    [(ir.Scale(1), (numbers(1),)), (ir.PRelu(-1), (numbers(1),)), (ir.PRelu(1), (numbers(4),)), (ir.GlobalAveragePool(2), ()),
      (ir.Slice((0, 1), (1, 3), (0, 2), (1, 1)), ()), (ir.Unsqueeze((1, 3)), ())],
 )  # fmt: skip
 def test_what_needs_no_rank(op: ir.Op, constants: Any) -> None:
@@ -223,3 +224,54 @@ def test_a_tensor_that_two_new_modules_read_stays_one_parameter() -> None:
     first, second = (m for m in made.modules() if isinstance(m, nn.Linear))
     assert first is not second
     assert first.weight is second.weight
+
+
+def respell(graph: Graph, rw: Rewriter) -> None:
+    for node in list(graph.nodes):
+        if not isinstance(node.op, Opaque):
+            rw.replace(node, node.op, node.inputs)
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AdaptiveAvgPool1d(1), (2, 4, 6)),
+        (nn.AdaptiveAvgPool2d(1), (2, 4, 5, 3)),
+        (nn.AdaptiveAvgPool2d(1), (4, 5, 3)),
+        (nn.AdaptiveAvgPool3d(1), (2, 4, 3, 2, 3)),
+    ],
+)
+def test_global_pools_average_as_many_axes_as_they_did(
+    pool: nn.Module, shape: tuple[int, ...]
+) -> None:
+    x = torch.randn(shape)
+    model = nn.Sequential(nn.ReLU(), pool).eval()
+    for inputs in (None, (x,)):
+        small = shrink_graph(model, [respell], example_inputs=inputs)
+        torch.testing.assert_close(small(x), model(x))
+
+
+def test_a_global_pool_of_nobody_knows_how_many_axes_is_refused() -> None:
+    def forgotten(graph: Graph, rw: Rewriter) -> None:
+        for node in list(graph.nodes):
+            if isinstance(node.op, ir.GlobalAveragePool):
+                rw.replace(node, ir.GlobalAveragePool(), node.inputs)
+
+    model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)).eval()
+    with pytest.raises(PassError, match="give example_inputs"):
+        shrink_graph(model, [forgotten])
+
+
+def test_a_value_that_is_returned_twice_is_two_outputs() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = torch.relu(x)
+            return y, {"again": y, "twice": x * 2.0, "input": x}, [y]
+
+    x = torch.randn(2, 3)
+    model = Twice().eval()
+    graph = from_fx(trace(model, (x,)), (x,))
+    assert len(graph.outputs) == len(set(graph.output_names)) == 5
+    for passes in (None, [respell]):
+        small = shrink_graph(model, passes, example_inputs=(x,), check=True)
+        torch.testing.assert_close(small(x), model(x))

@@ -1,0 +1,113 @@
+"""What stands for tensors while a module is traced, so that writes into memory are seen.
+
+``y += x`` on a ``Proxy`` of torch.fx is ``y = y + x``: whatever shares memory with ``y`` would keep its old numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir import ModelError
+
+EXAMPLE = "example type"
+"""The meta entry of a placeholder that says of which type its example is."""
+
+
+def _written(name: str) -> Callable[[Any, Any], Any]:
+    """An augmented assignment; to a number it binds a new one, and into a tensor it writes.
+
+    The method is what tracing the result again shows too, as unpickling does; and a number that is taken for a tensor does not
+    have it, so that nothing wrong is computed from it.
+    """
+    plain = getattr(operator, name.removeprefix("i"), None) or getattr(operator, f"{name[1:]}_")
+
+    def write(self: Any, other: Any) -> Any:
+        if _is_number(self.node):
+            return plain(self, other)
+        return self.tracer.create_proxy("call_method", f"__{name}__", (self, other), {})
+
+    return write
+
+
+class _Tensorlike:
+    """What the proxies of torch.fx lack: writes into memory, and that they are tensors to ``isinstance``."""
+
+    # isinstance asks a tensor for these to tell parameters and buffers.
+    _is_param = _is_buffer = False
+
+    def __setitem__(self: Any, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_method", "__setitem__", (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OF_TENSORS:
+            raise ModelError(
+                f"forward sets .{name} of a tensor, which no graph shows: write into the tensor, with copy_, or use another one"
+            )
+        super().__setattr__(name, value)
+
+    def __getattr__(self: Any, name: str) -> Any:
+        return _Attribute(self, name)
+
+
+for _name in (
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift",
+):  # fmt: skip
+    setattr(_Tensorlike, f"__{_name}__", _written(_name))
+
+
+class TensorProxy(_Tensorlike, fx.Proxy):
+    """A value of a module that is traced: a tensor, unless it is known to be something else."""
+
+    @property
+    def __class__(self) -> type:
+        example = self.node.meta.get(EXAMPLE, torch.Tensor)
+        other = _is_number(self.node) or not issubclass(example, torch.Tensor)
+        return type(self) if other else torch.Tensor
+
+
+class _Attribute(_Tensorlike, fx.proxy.Attribute):
+    """An attribute of a value: ``x.shape``, ``x.T``, or a method that is called."""
+
+    @property
+    def __class__(self) -> type:
+        tensors = ("T", "mT", "H", "mH", "data", "real", "imag")
+        return torch.Tensor if self.attr in tensors else type(self)
+
+
+_OF_TENSORS = {
+    name for name in dir(torch.Tensor) if not name.startswith("_") and name not in ("requires_grad", "grad")
+}  # fmt: skip
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a value is certainly a number, or several."""
+    if node.op == "placeholder":
+        return issubclass(node.meta.get(EXAMPLE, torch.Tensor), (int, float))
+    if node.op == "call_method":
+        return node.target in _ASKING
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _ASKING
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and _is_number(node.args[0])
+    name, module = (getattr(node.target, a, None) or "" for a in ("__name__", "__module__"))
+    if node.target in (len, int, float, bool) or name.startswith("sym_"):
+        return True
+    computed = module == "_operator" or node.target in vars(math).values()
+    return computed and all(map(_is_number, node.all_input_nodes))
+
+
+_ASKING = {
+    "shape", "ndim", "itemsize", "nbytes", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "item",
+    "tolist", "is_contiguous", "get_device", "__len__",
+}  # fmt: skip
+
+
+__all__ = ["EXAMPLE", "TensorProxy"]
