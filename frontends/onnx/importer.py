@@ -77,7 +77,9 @@ def from_onnx(
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
     name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
-    check_bounds(proto, name, None if isinstance(model, ModelProto) else os.path.getsize(model))
+    # Small external data of bodies and attributes is in the model by now.
+    size = None if isinstance(model, ModelProto) else max(os.path.getsize(model), proto.ByteSize())
+    check_bounds(proto, name, size)
     held = defaults(proto) if constant_defaults else ()
     if given and (fixed_shapes or held):
         proto = ModelProto.FromString(proto.SerializeToString())
