@@ -459,7 +459,7 @@ class _Importer:
 
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
-        return Call(tuple(arguments), dict(keywords), self.roots)
+        return Call(tuple(arguments), dict(keywords), self.roots, self.inputs is not None)
 
     def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | Steps | None:
         try:

@@ -307,7 +307,7 @@ def reshape(call: Call) -> Lowered | None:
             target.append(None)
         else:
             target += [-1] if free else ints(size, 1)
-    return (reshaping(x.type, tuple(target)), [x]) if target.count(-1) < 2 else None
+    return (reshaping(call.certain(x), tuple(target)), [x]) if target.count(-1) < 2 else None
 
 
 def permute(call: Call) -> Lowered | None:
