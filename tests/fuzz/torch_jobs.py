@@ -219,6 +219,10 @@ def whole(passes: Any, it: Prepared, inputs: bool = True, way: str = "module") -
             given = torch.fx.symbolic_trace(model)
         except Exception as error:
             raise Unsupported(f"symbolic_trace: {type(error).__name__}") from error
+        try:
+            it.check_all(given, free=True)
+        except Wrong as error:
+            raise Unsupported("symbolic_trace: another function") from error
     elif way.startswith("export"):
         given = _exported(model, examples, "free" in way)
     owner = model if way.startswith("export") else given
