@@ -295,6 +295,10 @@ def copied(it: Prepared) -> None:
     made = result.model
     it.check(copy.deepcopy(made), it.inputs())
     made.load_state_dict(made.state_dict())
+    try:
+        pickle.dumps(it.made())
+    except Exception as error:
+        raise Unsupported(f"pickle: {type(error).__name__}") from error
     if not _was_exported(result):
         made = pickle.loads(pickle.dumps(made))
     it.check(made, it.inputs())
