@@ -64,8 +64,8 @@ for _name in (
 class TensorProxy(_Tensorlike, fx.Proxy):
     """A value of a module that is traced: a tensor, unless it is known to be something else."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         example = self.node.meta.get(EXAMPLE, torch.Tensor)
         other = _is_number(self.node) or not issubclass(example, torch.Tensor)
         return type(self) if other else torch.Tensor
@@ -74,8 +74,8 @@ class TensorProxy(_Tensorlike, fx.Proxy):
 class _Attribute(_Tensorlike, fx.proxy.Attribute):
     """An attribute of a value: ``x.shape``, ``x.T``, or a method that is called."""
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         tensors = ("T", "mT", "H", "mH", "data", "real", "imag")
         return torch.Tensor if self.attr in tensors else type(self)
 
