@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...ir import Op, Value
+from ...ir import Op, Opaque, TensorType, Value
 from ...ir.analysis.sizes import Place, SizeRoots
 from ..lowering import Operand
-
-"""The op and its operands: values, or tensors that a rule derived."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,22 @@ class Call:
         args: Arguments by place.
         kwargs: Arguments by name.
         roots: What is known of the sizes of values.
+        example: Whether sizes of values are those of example inputs, whose first axis may be longer the next time.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     roots: SizeRoots = field(default_factory=SizeRoots, repr=False, compare=False)
+    example: bool = False
+
+    def certain(self, x: Value) -> TensorType:
+        """The type of a value without a first size that is that of the example only."""
+        if not self.example or not x.type.shape:
+            return x.type
+        source, axis = self.roots.root(x, 0)
+        opaque = source.producer is None or isinstance(source.producer.op, Opaque)
+        free = source.data is None and opaque and axis == 0
+        return x.type.with_shape((None, *x.type.shape[1:])) if free else x.type
 
     def get(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by place or by name."""

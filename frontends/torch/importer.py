@@ -281,6 +281,14 @@ class _Importer:
             return call_name(node.target).removeprefix("aten.") in ALLOCATES
         return False
 
+    def _shares(self, node: fx.Node, inplace: bool) -> list[fx.Node]:
+        """The arguments whose memory a result may be: of an in-place call that is understood, the one that it writes."""
+        first = node.args[0] if node.args else None
+        known = node.op != "call_module" and call_name(node.target) in CALLS
+        if inplace and known and node.kwargs.get("out") is None and isinstance(first, fx.Node):
+            return [first]
+        return node.all_input_nodes
+
     def _aliases(self) -> tuple[set[str], set[str]]:
         """The nodes that work in place, and those that must be barriers because of it."""
         inplace = {n.name for n in self.nodes if self._inplace(n)}
@@ -303,7 +311,7 @@ class _Importer:
             if node.name in self.sizes or node.op == "output":
                 continue
             if node.name in inplace or not self._fresh(node):
-                for source in node.all_input_nodes:
+                for source in self._shares(node, node.name in inplace):
                     group[find(node.name)] = find(source.name)
         members: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
@@ -459,7 +467,7 @@ class _Importer:
 
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
-        return Call(tuple(arguments), dict(keywords), self.roots)
+        return Call(tuple(arguments), dict(keywords), self.roots, self.inputs is not None)
 
     def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | Steps | None:
         try:

@@ -22,6 +22,7 @@ from onnx import (
     TensorProto,
     ValueInfoProto,
     helper,
+    shape_inference,
 )
 
 from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
@@ -197,7 +198,36 @@ def _exported(graph: Graph) -> ModelProto:
         kept = [p for p in node.metadata_props if "stack_trace" not in p.key]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
+    _check_exported(model)
     return model
+
+
+def _check_exported(model: ModelProto) -> None:
+    """Refuse a model that runtimes refuse: torch's exporter writes some, as a Squeeze of what is longer than one.
+
+    Raises:
+        ModelError: If shapes do not fit.
+    """
+    graph = model.graph
+    bare = ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    bare.graph.node.extend(graph.node)
+    bare.graph.input.extend(graph.input)
+    bare.graph.output.extend(graph.output)
+    for stored in graph.initializer:
+        # Large ones hold neither shapes nor axes.
+        large = stored.ByteSize() > INLINE_BYTES
+        kept = TensorProto(name=stored.name, dims=stored.dims, data_type=stored.data_type)
+        bare.graph.initializer.append(kept if large else stored)
+    try:
+        shape_inference.infer_shapes(bare, strict_mode=True)
+    except shape_inference.InferenceError as error:
+        found = " ".join(str(error).split())
+        raise ModelError(
+            f"torch.onnx writes a model that no runtime loads ({found[:200]}): change the call in question, or export the "
+            "model in another way and shrink the ONNX file"
+        ) from error
 
 
 class _Emitter:

@@ -23,7 +23,7 @@ def weight(b: Builder, *shape: int, scale: float | None = None) -> str:
     if alike and draw.chance(0.15):
         return draw.pick(alike)
     fan = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-    array = draw.normal(*shape, scale=(fan**-0.5 if scale is None else scale))
+    array = np.asarray(draw.normal(*shape, scale=(fan**-0.5 if scale is None else scale)))
     if shape and shape[0] > 1 and draw.chance(0.08):
         array[draw.whole(0, shape[0] - 1)] = 0
     if draw.chance(0.03):

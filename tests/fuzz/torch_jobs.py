@@ -219,6 +219,10 @@ def whole(passes: Any, it: Prepared, inputs: bool = True, way: str = "module") -
             given = torch.fx.symbolic_trace(model)
         except Exception as error:
             raise Unsupported(f"symbolic_trace: {type(error).__name__}") from error
+        try:
+            it.check_all(given, free=True)
+        except Wrong as error:
+            raise Unsupported("symbolic_trace: another function") from error
     elif way.startswith("export"):
         given = _exported(model, examples, "free" in way)
     owner = model if way.startswith("export") else given
@@ -291,6 +295,10 @@ def copied(it: Prepared) -> None:
     made = result.model
     it.check(copy.deepcopy(made), it.inputs())
     made.load_state_dict(made.state_dict())
+    try:
+        pickle.dumps(it.made())
+    except Exception as error:
+        raise Unsupported(f"pickle: {type(error).__name__}") from error
     if not _was_exported(result):
         made = pickle.loads(pickle.dumps(made))
     it.check(made, it.inputs())

@@ -59,7 +59,7 @@ def norm(g: Grower) -> object:
     n = max(1, len(size))
     match draw.weighted({"batch": 7, "group": 1, "layer": 1.5, "instance": 0.7, "function": 1}):
         case "batch":
-            affine = draw.pick(["", "", ", affine=False", ", eps=0.1"])
+            affine = draw.pick(["", "", ", affine=False", ", eps=0.1", ", eps=1e-30"])
             return g.module(f"nn.BatchNorm{n}d({c}{affine})", x)
         case "group":
             return g.module(f"nn.GroupNorm({draw.pick([1, c])}, {c})", x)
@@ -139,6 +139,9 @@ FUNCTIONS = (
     "F.interpolate(X, scale_factor=2, mode='bilinear', align_corners=False)", "F.avg_pool2d(X, 2)", "F.max_pool2d(X, 2)", "F.adaptive_avg_pool2d(X, 1)", "torch.rsqrt(X.abs() + 0.5)",
     "F.scaled_dot_product_attention(X, X, X)", "X @ X.transpose(-1, -2)", "torch.einsum('...i,...j->...ij', X, X)", "F.glu(X, 1)", "F.pixel_shuffle(X, 2)", "torch.roll(X, 1, -1)", "X.flip(-1)",
     "torch.stack([X, X * 2], 1)", "torch.cat([X, X], 1)", "torch.cat([X, X.relu()], dim=-1)", "X.repeat_interleave(2, 0)", "F.unfold(X, 2)", "X.clone()", "torch.bmm(X, X.transpose(1, 2))",
+    "(X * 2 if isinstance(X, torch.Tensor) else X * 3)", "(X + 1 if torch.is_tensor(X) else X)", "X * 1e-310 * 1e308 * 100", "X / 1e-310 * 1e-310", "X * 1e-39 / 1e-39", "X / 1e300 * 1e300",
+    "X / 3e-40 / 1e39", "torch.where(torch.isfinite(X), X, X * 0)", "X.to(torch.float32).to(X.dtype)", "F.batch_norm(X, X.mean(0).flatten()[:1].expand(X.shape[1]), torch.full((X.shape[1],), 1e-12, dtype=X.dtype))",
+    "X.expand_as(X)", "X.reshape(1, -1)", "X[:1] * 2", "X.repeat(2, *([1] * (X.dim() - 1)))", "X.tile((2,))", "X.var(-1, keepdim=True)", "X.std(0)", "X.prod(-1)", "X.cumsum(0)", "X.sort(-1)[0]", "X.topk(1, -1)[0]",
 )  # fmt: skip
 
 VIEWS = (
@@ -188,7 +191,11 @@ def in_place(g: Grower) -> object:
         "X.add_(0.5)", "X.mul_(0.5)", "X.relu_()", "X += Y", "X -= 0.25", "X *= 0.5", "X.clamp_(min=0)", "X.sigmoid_()", "X[:, 0] = 0.5", "X[:, :1] += 1", "X[..., 0] *= 2",
         "X[0] = Y[0] * 2", "X.copy_(Y)", "X.zero_()", "X.add_(Y, alpha=0.5)", "torch.relu_(X)", "F.relu(X, inplace=True)", "X.fill_(0.5)", "X.masked_fill_(X < 0, 0.1)",
         "X.view(-1).mul_(0.7)", "X.transpose(0, -1).add_(0.3)", "X.neg_()", "X /= 2", "X.tanh_()", "torch.add(X, Y, out=X) if False else X.add_(Y)", "X.squeeze_()", "X.unsqueeze_(0)",
+        "X **= 2", "X //= 0.3", "X %= 0.7", "X += X.shape[-1]", "X *= Y", "X @= X.transpose(-1, -2)", "X.mT.mul_(0.5)", "X.data.add_(1)", "X[X > 0.5] = 0.1",
+        "X[0] += Y[0]", "X[:, None] *= 0.5", "X.t().mul_(0.3)", "X[..., -1].neg_()", "V = X.view(-1)\nV += 1", "V = X.data\nV *= 0.5", "N = X.shape[0]\nN += 1\nX *= N",
     ])  # fmt: skip
+    if "\n" in text:
+        text = text.replace("V", g.name("v")).replace("N", g.name("n"))
     return g.step(text.replace("X", x).replace("Y", y), out=False)
 
 
@@ -410,6 +417,8 @@ def _finished(g: Grower, inputs: tuple[tuple[str, tuple[int, ...]], ...], seed: 
         results.append(draw.pick(made))
     if draw.chance(0.03):
         results.append(inputs[0][0])
+    if draw.chance(0.05):
+        results.append(results[0])
     if len(results) == 1 and draw.chance(0.8):
         returns = results[0]
     else:

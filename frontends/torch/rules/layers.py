@@ -306,7 +306,9 @@ def reshape(call: Call) -> Lowered | None:
             target.append(None)
         else:
             target += [-1] if free else ints(size, 1)
-    return (reshaping(x.type, tuple(target)), [x]) if target.count(-1) < 2 else None
+    # Numbers alone fit no other batch; beside -1 they would be as they are for any.
+    kind = call.certain(x) if -1 in target else x.type
+    return (reshaping(kind, tuple(target)), [x]) if target.count(-1) < 2 else None
 
 
 def permute(call: Call) -> Lowered | None:

@@ -51,7 +51,7 @@ def narrow(call: Call) -> Lowered | None:
     )
     if start < 0:
         return None
-    return slicing(x.type, (start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
+    return slicing(call.certain(x), (start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
 
 
 def slice_(call: Call) -> Lowered | None:
@@ -59,7 +59,7 @@ def slice_(call: Call) -> Lowered | None:
     x, rank = _ranked(call)
     axis = axis_of(call.get(1, "dim", 0), rank)
     return _sliced(
-        x, {axis: slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1))}
+        call, x, {axis: slice(call.get(2, "start"), call.get(3, "end"), call.get(4, "step", 1))}
     )
 
 
@@ -81,13 +81,13 @@ def getitem(call: Call) -> Lowered | None:
     if not plain or bool(cut) + bool(numbers) + bool(new) != 1 or len(numbers) > 1:
         return None
     if cut:
-        return _sliced(x, cut)
+        return _sliced(call, x, cut)
     if numbers:
         return ir.Select(numbers[0], parts[numbers[0]]), [x]
     return ir.Unsqueeze(new), [x]
 
 
-def _sliced(x: Value, cut: dict[int, slice]) -> Lowered | None:
+def _sliced(call: Call, x: Value, cut: dict[int, slice]) -> Lowered | None:
     starts, ends, steps = [], [], []
     for part in cut.values():
         start = 0 if part.start is None else part.start
@@ -99,7 +99,7 @@ def _sliced(x: Value, cut: dict[int, slice]) -> Lowered | None:
     n = len(cut)
     if min(ints(steps, n)) < 1:
         return None
-    return slicing(x.type, ints(starts, n), ints(ends, n), tuple(cut), steps), [x]
+    return slicing(call.certain(x), ints(starts, n), ints(ends, n), tuple(cut), steps), [x]
 
 
 def unsqueeze(call: Call) -> Lowered | None:
@@ -136,7 +136,7 @@ def split_sizes(name: str, call: Call) -> tuple[tuple[int, ...], int] | None:
     """The sizes and the axis of ``split`` and ``chunk``; ``None`` where they are not known."""
     x, rank = _ranked(call)
     axis = axis_of(call.get(2, "dim", 0), rank)
-    total = x.type.dim(axis)
+    total = call.certain(x).dim(axis)
     given = call.get(1, "chunks" if name == "chunk" else "split_size_or_sections", call.kwargs.get(
         "split_size", call.kwargs.get("split_sizes")))  # fmt: skip
     if isinstance(given, (list, tuple)) and name != "chunk":

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from graphshrink import shrink_graph
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import Opaque
+from graphshrink.ir import Graph, Opaque, Rewriter
 from graphshrink.targets.torch.emitter import to_fx
 from support.fx_calls import Call, body, ops, respelled, traced
 
@@ -145,3 +147,41 @@ def test_pieces_written_in_place_are_left_alone() -> None:
     graph = from_fx(module, (X,))
     assert all(isinstance(n.op, Opaque) for n in graph.nodes)
     assert torch.equal(to_fx(graph)(X), function(X))
+
+
+def respell(graph: Graph, rw: Rewriter) -> None:
+    for node in list(graph.nodes):
+        if not isinstance(node.op, Opaque):
+            rw.replace(node, node.op, node.inputs)
+
+
+STATED: dict[str, Any] = {
+    "all that there is": lambda x: x[:1],
+    "more than there is": lambda x: x[:3],
+    "from the end": lambda x: x[-1:],
+    "its size": lambda x: x[: x.shape[0]],
+    "of a layer": lambda x: torch.relu(x)[:1] * 2.0,
+    "narrow": lambda x: x.narrow(0, 0, 1),
+    "split": lambda x: torch.split(x, 1)[0],
+    "split of what is known": lambda x: x.transpose(0, 1).split(2, 0)[1],
+    "chunk": lambda x: x.chunk(2, 0)[0],
+    "reshape": lambda x: x.reshape(1, -1),
+    "squeeze": lambda x: x.squeeze(0),
+    "squeeze all": lambda x: x.squeeze(),
+}
+"""Numbers that are written down beside the size of batches, which is one in the example."""
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_numbers_that_are_written_down_are_not_the_size_of_the_batch(name: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = STATED[name](x)
+            return made * 3.0
+
+    x = torch.randn(4, 6, 3)
+    for passes in (None, [respell]):
+        small = shrink_graph(Net().eval(), passes, example_inputs=(x[:1],))
+        for given in (x, x[:1], x[:2]):
+            want = Net()(given)
+            assert torch.equal(small(given), want)

@@ -362,3 +362,15 @@ def test_values_are_tensors_when_they_are_asked() -> None:
     x = torch.randn(2, 4)
     small = shrink_graph(Asks().eval(), example_inputs=(x,))
     torch.testing.assert_close(small(x), Asks()(x))
+
+
+def test_what_is_only_added_in_place_is_not_written() -> None:
+    def block(m: Net, x: Tensor) -> Tensor:
+        y = m.norm(m.conv(x))
+        y += x
+        return m.relu(y)
+
+    agree(block)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    small = shrink_graph(Net(block), example_inputs=(x,))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in small.modules())
