@@ -120,10 +120,12 @@ def _spelled(graph: Graph) -> Iterator[tuple[Node, tuple[Any, ...]]]:
             yield node, (node.op, *map(id, node.inputs))
 
 
+_PASSES = __name__.rsplit(".", 2)[0]
+"""The package that our passes lie in."""
+
+
 def _is_ours(step: Pass) -> bool:
-    return type(step).__module__.rpartition(".")[0] == __package__ and not isinstance(
-        step, FunctionPass
-    )
+    return type(step).__module__.startswith(f"{_PASSES}.") and not isinstance(step, FunctionPass)
 
 
 @dataclass

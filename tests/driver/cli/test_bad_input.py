@@ -87,9 +87,12 @@ def test_wrong_options(model: Path, out: Path) -> None:
         ((model, out, "--seed", "x"), "'--seed'"),
         ((model, out, "--passes", "prun-dead"), "did you mean 'prune-dead'"),
         ((model, out, "--passes", "merge-linear{max-kernal=5}"), "did you mean 'max-kernel'"),
-        ((model, out, "--passes", "merge-linear{max-kernel=big}"), "takes int, not 'big'"),
+        (
+            (model, out, "--passes", "merge-linear{max-kernel=big}"),
+            "takes int, at least 1, not 'big'",
+        ),
         ((model, out, "--passes", "merge-linear{max-kernel=5"), "do not match"),
-        ((model, out, "--passes", "fold-constants{max-growth=-1}"), "must not be negative"),
+        ((model, out, "--passes", "fold-constants{max-growth=-1}"), "must be at least 0"),
         ((model, out, "--input", "xx:1x3x16x16"), "did you mean 'x'"),
         ((model, out, "--input", "x=1x3"), "is not NAME:"),
         ((model, out, "--input", "x:1x-3x16x16"), "is not NAME:"),
@@ -332,7 +335,7 @@ def test_handlers_of_others_stay(model: Path, out: Path) -> None:
 STARTING = """
 import sys
 from graphshrink import cli
-from graphshrink.interrupts import Interrupts
+from graphshrink.cli.interrupts import Interrupts
 enter = Interrupts.__enter__
 def entered(self):
     enter(self)

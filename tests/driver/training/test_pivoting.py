@@ -309,7 +309,7 @@ def test_one_shot_on_the_command_line(tmp_path: Any, monkeypatch: pytest.MonkeyP
     assert after.ByteSize() < before.ByteSize()
     want, got = (outputs_of(m, x.numpy())[0] for m in (before, after))
     assert 1e-6 < np.abs(want - got).max() < np.abs(want).max()
-    assert "blocks must be at least 2" in fails(
+    assert "'blocks' must be at least 2" in fails(
         "in.onnx", "out.onnx", "--passes", "pivot{blocks=1}"
     )
     output = succeeds("in.onnx", "out.onnx", "--passes", "pivot{blocks=2,force=true}", "-v")
@@ -350,7 +350,7 @@ def test_wrong_use() -> None:
     net, x = mlp()
     with pytest.raises(UsageError, match="give a torch model, not a int"):
         insert_blocks(3)
-    with pytest.raises(UsageError, match="blocks must be at least 2"):
+    with pytest.raises(UsageError, match="'blocks' must be at least 2"):
         insert_blocks(net, 1)
     with pytest.raises(UsageError, match="draw is one of random, weights"):
         insert_blocks(net, draw="best")  # type: ignore[arg-type]
