@@ -121,9 +121,8 @@ def _spelled(graph: Graph) -> Iterator[tuple[Node, tuple[Any, ...]]]:
 
 
 def _is_ours(step: Pass) -> bool:
-    return type(step).__module__.rpartition(".")[0] == __package__ and not isinstance(
-        step, FunctionPass
-    )
+    passes = __package__.rpartition(".")[0]
+    return type(step).__module__.startswith(f"{passes}.") and not isinstance(step, FunctionPass)
 
 
 @dataclass
