@@ -39,8 +39,15 @@ class FoldConstants(Pass):
                     self._fold(value, [node], based, rw)
         for value in graph.constants:
             makers = [b.producer for b in value.bases if b.producer is not None]
-            if makers and value.use_count:
-                self._fold(value, makers, based, rw)
+            if not makers or not value.use_count:
+                continue
+            # Another form of what they make: whoever reads it is written anew.
+            reasons = ((user, rw.unwritable(user)) for user in value.users)
+            refused = next(((user, why) for user, why in reasons if why is not None), None)
+            if refused is not None:
+                rw.skip(refused[0], refused[1])
+                continue
+            self._fold(value, makers, based, rw)
 
     @staticmethod
     def _needs(outputs: tuple[Value, ...]) -> bool:

@@ -56,6 +56,18 @@ def test_a_merge_that_needs_the_rank_is_left_alone_with_the_reason() -> None:
     assert "Scale of a value of unknown rank" in refusal.reason
 
 
+def test_weights_that_nodes_compute_stay_computed_where_the_reader_cannot_be_written() -> None:
+    model = norms()
+    stored = next(t for t in model.graph.initializer if t.name == "b")
+    wide = numpy_helper.to_array(stored).astype(np.float64)
+    stored.CopyFrom(numpy_helper.from_array(wide, "wide"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["wide"], ["b"], to=TensorProto.FLOAT))
+    result = shrink(model)
+    assert result.model == model
+    (folding,) = [r for r in result.report.passes if r.text == "fold-constants"]
+    assert {r.node for r in folding.refusals} == {"first", "second"}
+
+
 def unknown_slope(graph: Graph, rw: Rewriter) -> None:
     """A PReLU with a slope for each channel, of a value whose rank is not known."""
     node = next(n for n in graph.nodes if n.name == "relu")

@@ -188,7 +188,7 @@ def external(it: Prepared) -> None:
     model.CopyFrom(it.case.model)
     one = len(model.graph.node) % 2 == 0
     for stored in model.graph.initializer:
-        if stored.data_type == onnx.TensorProto.FLOAT and stored.raw_data:
+        if stored.name.startswith(WEIGHT) and stored.raw_data:
             place = "in.data" if one else f"{stored.name}.bin"
             external_data_helper.set_external_data(stored, place)
     onnx.save_model(external_data_helper.write_external_data_tensors(model, str(given)), source)

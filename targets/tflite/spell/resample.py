@@ -36,6 +36,8 @@ def resize(e: Emitter, node: Node) -> None:
     if op.antialias:
         raise Unsupported("antialiasing: LiteRT has none")
     sizes, out = (e.sizes(v, range(2, rank), "spatial size") for v in (x, node.output))
+    if 0 in (*sizes, *out):
+        raise Unsupported("it has no elements")
     layout = channels_last(rank)
     image = as_image(e, e.get(x, layout))
     lead = 4 - rank

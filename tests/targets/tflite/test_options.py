@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from graphshrink import MissingExtra, ModelError, UsageError, shrink
+from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.running.litert import LiteModel
 from graphshrink.targets.tflite import Options, convert, write
 from graphshrink.targets.tflite.flat import FlatModel, FlatOperation, FlatTensor
@@ -395,3 +396,11 @@ def test_a_value_that_torch_returns_twice_is_two_outputs(tmp_path: Path) -> None
     for kernels in KERNELS:
         for got, want in zip(run_saved(done, x.numpy(), kernels), Twice()(x), strict=True):
             assert np.array_equal(got, want.numpy())
+
+
+def test_a_resize_to_nothing_is_refused() -> None:
+    scales = np.array([1, 1, 2, 0.5], np.float32)
+    node = helper.make_node("Resize", ["x", "", "scales"], ["y"])
+    model = model_of([node], {"x": np.zeros((1, 2, 4, 1), np.float32)}, ["y"], {"scales": scales})
+    with pytest.raises(ModelError, match=r"Resize .*it has no elements"):
+        convert.flat_model(from_onnx(model), Options())
