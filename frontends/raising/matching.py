@@ -15,10 +15,9 @@ _DIGITS = {"f64": 1e-12, "f32": 1e-6, "f16": 1e-3}
 
 
 def producer(value: Value | None) -> Node | None:
-    """The node that makes a value which nobody else reads."""
-    if value is None or not value.has_one_use or value.producer is None:
-        return None
-    return value.producer if len(value.producer.outputs) == 1 else None
+    """The node that computes a value, which nobody else reads, from its inputs; ``None`` for one without inputs."""
+    node = value.producer if value is not None and value.has_one_use else None
+    return node if node is not None and node.inputs and len(node.outputs) == 1 else None
 
 
 def near(found: Sequence[float], wanted: Sequence[float]) -> bool:

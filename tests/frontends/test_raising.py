@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphshrink import Pipeline
+from graphshrink import Pipeline, shrink_graph
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
@@ -189,3 +189,13 @@ def test_gelu_of_doubles_has_all_their_digits() -> None:
     for function, wanted in ((GELUS["pow"], ["Activation"]), (GELUS["products"], None)):
         found = ops(from_fx(fx.symbolic_trace(Call(function)), (X.double(),)))
         assert (found == ["Activation"]) == (wanted is not None)
+
+
+def test_sums_of_what_has_no_inputs_are_no_pattern() -> None:
+    class Offset(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x * (torch.arange(8.0) + 1) + (torch.ones(3, 1, 1) + 1) * x
+
+    x = torch.randn(2, 3, 8, 8)
+    small = shrink_graph(torch.export.export(Offset(), (x,)), check=True)
+    assert torch.allclose(small(x), Offset()(x), atol=1e-6)
