@@ -52,6 +52,9 @@ class _Tensorlike:
         super().__setattr__(name, value)
 
     def __getattr__(self: Any, name: str) -> Any:
+        if name == "data" and isinstance(self, torch.Tensor):
+            # The same memory; torch's exporters die of writes to the other spelling.
+            return self.detach()
         return _Attribute(self, name)
 
 
@@ -76,7 +79,7 @@ class _Attribute(_Tensorlike, fx.proxy.Attribute):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        tensors = ("T", "mT", "H", "mH", "data", "real", "imag")
+        tensors = ("T", "mT", "H", "mH", "real", "imag")
         return torch.Tensor if self.attr in tensors else type(self)
 
 

@@ -40,3 +40,17 @@ def test_a_model_that_loads_is_written(tmp_path: Path) -> None:
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_writes_to_data_are_written(tmp_path: Path) -> None:
+    class Data(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2.0
+            y.data.add_(1.0)
+            return y.relu()
+
+    path, x = tmp_path / "m.onnx", torch.randn(2, 3)
+    shrink(Data().eval(), example_inputs=(x,)).save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_array_equal(got, Data()(x).numpy())
