@@ -352,7 +352,7 @@ def test_wrong_use() -> None:
         insert_blocks(3)
     with pytest.raises(UsageError, match="'blocks' must be at least 2"):
         insert_blocks(net, 1)
-    with pytest.raises(UsageError, match="draw is one of random, weights"):
+    with pytest.raises(UsageError, match="option 'draw' is one of random, weights"):
         insert_blocks(net, draw="best")  # type: ignore[arg-type]
     with pytest.raises(PassError, match=r"no layer can be masked .*do not divide into 7 blocks"):
         insert_blocks(net.eval(), 7, example_inputs=(x,))
