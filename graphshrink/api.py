@@ -189,10 +189,10 @@ def shrink(
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
     if dump is not None and "\0" in os.fspath(dump):
         raise UsageError(f"cannot dump graphs into {os.fspath(dump)!r}: a path holds no NUL")
-    kind_of_file = None if target is None else known_target(target).name
+    chosen = None if target is None else known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    constant_defaults = target is not None and not known_target(target).defaults
+    constant_defaults = chosen is not None and not chosen.defaults
     graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
@@ -207,7 +207,11 @@ def shrink(
         watching.append(
             Check(run, failure, nudged=nudged, reference=_as_given(graph, run, given, nudged))
         )
-    ctx = Context(seed=seed, target=kind_of_file or kind, unwritable=_unwritable(graph, kind))
+    ctx = Context(
+        seed=seed,
+        target=chosen.name if chosen is not None else kind,
+        unwritable=_unwritable(graph, kind),
+    )
     if progress is not None:
         ctx.progress = progress
     if calibration is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,9 +13,10 @@ from ...ir import (
     GraphshrinkError,
 )
 from .contract import Pass, PassError
-from .observers import log
 from .pipeline import PassRecord
 from .tolerance import Nudged, Outputs, allowed, relative_error, tolerance_of
+
+log = logging.getLogger(__name__)
 
 
 class CheckFailed(PassError):

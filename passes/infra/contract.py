@@ -68,6 +68,14 @@ class Pass(ABC):
         Raises:
             PassError: If an option is of the wrong type, none of its choices or out of bounds.
         """
+        self.check_options()
+
+    def check_options(self) -> None:
+        """Check the options against their declarations; pipelines do so too, for passes that never called it.
+
+        Raises:
+            PassError: If an option is of the wrong type, none of its choices or out of bounds.
+        """
         try:
             check_options(self, f"pass {self.name!r}")
         except OptionError as error:

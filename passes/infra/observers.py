@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,6 @@ from ...ir import (
 from ...ir.files import keep_inputs, write_text
 from .contract import FunctionPass, Pass, PassError
 from .pipeline import PassRecord
-
-log = logging.getLogger(__name__)
 
 
 @dataclass

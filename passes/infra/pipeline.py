@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...ir import Exactness, Graph, GraphshrinkError, Refusal, Rewrite, Rewriter
-from ...ir.options import options_of
 from .contract import (
     Context,
     FunctionPass,
@@ -212,7 +210,7 @@ def _flatten(steps: Any) -> list[Pass]:
     if isinstance(steps, Pipeline):
         return list(steps.passes)
     if isinstance(steps, Pass):
-        _check_finite(steps)
+        steps.check_options()
         return [steps]
     if isinstance(steps, type):
         if not issubclass(steps, Pass):
@@ -223,12 +221,3 @@ def _flatten(steps: Any) -> list[Pass]:
     if isinstance(steps, Iterable):
         return [step for item in steps for step in _flatten(item)]
     raise PassError(f"{steps!r} is not a pass, a pipeline, a text or a function")
-
-
-def _check_finite(step: Pass) -> None:
-    """Refuse options that are infinite or no number, which text cannot spell either."""
-    for option in options_of(type(step)):
-        value = getattr(step, option.field)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise PassError(f"pass {step.name!r}: option {option.name!r} takes no {number}")

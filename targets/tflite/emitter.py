@@ -440,13 +440,6 @@ def live_nodes(graph: Graph) -> list[Node]:
     return found[::-1]
 
 
-def operand(node: Node, index: int) -> Value:
-    """An input that an op always has."""
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
 def kind_of(node: Node) -> str:
     """What to call a node's op: the host's name where the IR has none."""
     return str(getattr(node.op, "kind", node.op.name)) if node.op.name == "Opaque" else node.op.name

@@ -672,7 +672,7 @@ _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: 
 
 
 def _conv(e: _Emitter, node: Node, op: ir.Conv) -> fx.Node:
-    x, n = e._value(_first(node)), op.spatial_rank
+    x, n = e._value(node.required(0)), op.spatial_rank
     pads, given = op.pads, e.weights(node)
     if pads[:n] != pads[n:]:
         x = e.call(F.pad, x, [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])])
@@ -700,7 +700,7 @@ def _conv(e: _Emitter, node: Node, op: ir.Conv) -> fx.Node:
 
 
 def _conv_transpose(e: _Emitter, node: Node, op: ir.ConvTranspose) -> fx.Node:
-    x, n, given = e._value(_first(node)), op.spatial_rank, e.weights(node)
+    x, n, given = e._value(node.required(0)), op.spatial_rank, e.weights(node)
     if given is None or op.pads[:n] != op.pads[n:]:
         raise ModelError(f"{node.name}: this ConvTranspose has no spelling in torch")
     weight, bias = given
@@ -723,7 +723,7 @@ def _conv_transpose(e: _Emitter, node: Node, op: ir.ConvTranspose) -> fx.Node:
 
 
 def _linear(e: _Emitter, node: Node, op: ir.Linear) -> fx.Node:
-    x, given = e._value(_first(node)), e.weights(node)
+    x, given = e._value(node.required(0)), e.weights(node)
     if given is None:
         rest = [e._value(v) if v is not None else None for v in (node.input(1), node.input(2))]
         return e.call(F.linear, x, *rest)
@@ -735,7 +735,7 @@ def _linear(e: _Emitter, node: Node, op: ir.Linear) -> fx.Node:
 
 
 def _embedding(e: _Emitter, node: Node, op: ir.Embedding) -> fx.Node:
-    ids, given = e._value(_first(node)), e.weights(node)
+    ids, given = e._value(node.required(0)), e.weights(node)
     if given is None:
         raise ModelError(f"{node.name}: an Embedding of a computed table has no spelling in torch")
     rows, features = given[0].shape
@@ -745,7 +745,7 @@ def _embedding(e: _Emitter, node: Node, op: ir.Embedding) -> fx.Node:
 
 
 def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
-    x = _first(node)
+    x = node.required(0)
     norm = reordered_norm(node)
     if norm is not None:
         return e.module(node, norm, e._value(x))
@@ -768,7 +768,7 @@ def _scale(e: _Emitter, node: Node, op: ir.Scale) -> fx.Node:
 
 
 def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
-    x, p = e._value(_first(node)), op.params
+    x, p = e._value(node.required(0)), op.params
     made = activation_module(op.kind, p)
     if made is not None:
         return e.module(node, made, x)
@@ -782,11 +782,13 @@ def _activation(e: _Emitter, node: Node, op: ir.Activation) -> fx.Node:
 
 
 def _prelu(e: _Emitter, node: Node, op: ir.PRelu) -> fx.Node:
-    return e.module(node, _prelu_module(e, node, op.axis, node.input(1)), e._value(_first(node)))
+    return e.module(
+        node, _prelu_module(e, node, op.axis, node.input(1)), e._value(node.required(0))
+    )
 
 
 def _prelu_module(e: _Emitter, node: Node, axis: int, slope: Value | None) -> nn.Module:
-    rank = _first(node).type.rank
+    rank = node.required(0).type.rank
     if slope is None or slope.data is None:
         raise ModelError(f"{node.name}: a PRelu of a computed slope has no spelling in torch")
     if slope.data.size != 1 and axis != 1 and (rank is None or axis % rank != 1):
@@ -804,11 +806,11 @@ def _gate(e: _Emitter, node: Node, op: ir.Gate) -> fx.Node:
     if inner is None:
         raise ModelError(f"{node.name}: a gate of {op.kind} has no spelling in torch")
     inner.train(e.host.module.training)
-    return e.module(node, Gate(inner, e.switch(node, op.mode)), e._value(_first(node)))
+    return e.module(node, Gate(inner, e.switch(node, op.mode)), e._value(node.required(0)))
 
 
 def _pool(e: _Emitter, node: Node, op: Any) -> fx.Node:
-    x, n = e._value(_first(node)), op.spatial_rank
+    x, n = e._value(node.required(0)), op.spatial_rank
     if op.pads[:n] != op.pads[n:]:
         raise ModelError(f"{node.name}: an asymmetric pool has no spelling in torch")
     head = (x, op.kernel, op.strides, op.pads[:n])
@@ -822,7 +824,7 @@ def _pool(e: _Emitter, node: Node, op: Any) -> fx.Node:
 def _pad(e: _Emitter, node: Node, op: ir.Pad) -> fx.Node:
     rank = len(op.pads) // 2
     amounts = [p for i in reversed(range(rank)) for p in (op.pads[i], op.pads[rank + i])]
-    return e.call(F.pad, e._value(_first(node)), amounts, op.mode, op.value)
+    return e.call(F.pad, e._value(node.required(0)), amounts, op.mode, op.value)
 
 
 def _reduce(e: _Emitter, node: Node, op: ir.Reduce) -> fx.Node:
@@ -831,31 +833,25 @@ def _reduce(e: _Emitter, node: Node, op: ir.Reduce) -> fx.Node:
     function = kinds.get(op.kind)
     if function is None:
         raise ModelError(f"{node.name}: Reduce {op.kind} has no spelling in torch")
-    return e.call(function, e._value(_first(node)), op.axes, op.keepdims)
+    return e.call(function, e._value(node.required(0)), op.axes, op.keepdims)
 
 
 def _reshape(e: _Emitter, node: Node, op: ir.Reshape) -> fx.Node:
-    made = e._value(_first(node))
+    made = e._value(node.required(0))
     sizes = [e.call("size", made, i) if d is None else d for i, d in enumerate(op.shape)]
     return e.call(torch.reshape, made, tuple(sizes))
 
 
 def _global(e: _Emitter, node: Node, op: ir.GlobalAveragePool) -> fx.Node:
-    rank = _first(node).type.rank
+    rank = node.required(0).type.rank
     if rank is None:
         pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
         if op.spatial not in pools:
             raise ModelError(
                 f"{node.name}: how many axes a global pool averages is not known: give example_inputs"
             )
-        return e.call(pools[op.spatial], e._value(_first(node)), 1)
-    return e.call(torch.mean, e._value(_first(node)), tuple(range(2, rank)), True)
-
-
-def _first(node: Node) -> Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
+        return e.call(pools[op.spatial], e._value(node.required(0)), 1)
+    return e.call(torch.mean, e._value(node.required(0)), tuple(range(2, rank)), True)
 
 
 def _binary(function: Callable[..., Any]) -> Callable[[_Emitter, Node, Any], fx.Node]:
@@ -867,17 +863,17 @@ def _binary(function: Callable[..., Any]) -> Callable[[_Emitter, Node, Any], fx.
 
 def _unary(function: Any, *fields: str) -> Callable[[_Emitter, Node, Any], fx.Node]:
     def rule(e: _Emitter, node: Node, op: Any) -> fx.Node:
-        return e.call(function, e._value(_first(node)), *(getattr(op, f) for f in fields))
+        return e.call(function, e._value(node.required(0)), *(getattr(op, f) for f in fields))
 
     return rule
 
 
 def _identity(e: _Emitter, node: Node, op: Any) -> fx.Node:
-    return e.module(node, nn.Identity(), e._value(_first(node)))
+    return e.module(node, nn.Identity(), e._value(node.required(0)))
 
 
 def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
-    x = _first(node)
+    x = node.required(0)
     shape = x.type.shape[op.axis :] if x.type.shape is not None else ()
     if not shape or not all(isinstance(d, int) for d in shape):
         raise ModelError(f"{node.name}: a LayerNorm of unknown size has no spelling in torch")
@@ -897,7 +893,7 @@ def _layer_norm(e: _Emitter, node: Node, op: ir.LayerNorm) -> fx.Node:
 
 
 def _group_norm(e: _Emitter, node: Node, op: ir.GroupNorm) -> fx.Node:
-    x, given = _first(node), e.weights(node)
+    x, given = node.required(0), e.weights(node)
     n = (x.type.rank or 0) - 2
     if given is not None and given[1] is not None and (op.groups or n in _INSTANCE_NORMS):
         size = given[0].shape[0]
@@ -925,12 +921,12 @@ def _concat(e: _Emitter, node: Node, op: ir.Concat) -> fx.Node:
 
 
 def _split(e: _Emitter, node: Node, op: ir.Split) -> fx.Node:
-    made = e.call(torch.split, e._value(_first(node)), list(op.sizes), op.axis)
+    made = e.call(torch.split, e._value(node.required(0)), list(op.sizes), op.axis)
     return e.call(operator.getitem, made, 0) if len(op.sizes) == 1 else made
 
 
 def _slice(e: _Emitter, node: Node, op: ir.Slice) -> fx.Node:
-    rank = _first(node).type.rank
+    rank = node.required(0).type.rank
     if rank is None and min(op.axes) < 0:
         raise ModelError(f"{node.name}: a Slice counted from the last axis needs the rank")
     axes = [a % rank if rank else a for a in op.axes]
@@ -939,11 +935,11 @@ def _slice(e: _Emitter, node: Node, op: ir.Slice) -> fx.Node:
         parts[axis] = slice(
             start or None, None if end >= 2**31 - 1 else end, None if step == 1 else step
         )
-    return e.call(operator.getitem, e._value(_first(node)), tuple(parts))
+    return e.call(operator.getitem, e._value(node.required(0)), tuple(parts))
 
 
 def _new_axes(e: _Emitter, node: Node, op: ir.Unsqueeze) -> fx.Node:
-    made, rank = e._value(_first(node)), _first(node).type.rank
+    made, rank = e._value(node.required(0)), node.required(0).type.rank
     if rank is None and min(op.axes) < 0:
         raise ModelError(f"{node.name}: an Unsqueeze counted from the last axis needs the rank")
     for axis in sorted(a % (rank + len(op.axes)) if rank is not None else a for a in op.axes):
@@ -955,7 +951,7 @@ def _cast(e: _Emitter, node: Node, op: ir.Cast) -> fx.Node:
     dtype = _DTYPES.get(ir.DType(op.to))
     if dtype is None:
         raise ModelError(f"{node.name}: torch has no element type {op.to}")
-    return e.call("to", e._value(_first(node)), dtype)
+    return e.call("to", e._value(node.required(0)), dtype)
 
 
 _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
@@ -966,7 +962,7 @@ _RULES: dict[type[ir.Op], Callable[[_Emitter, Node, Any], fx.Node]] = {
     ir.LayerNorm: _layer_norm, ir.Linear: _linear, ir.MatMul: _binary(torch.matmul),
     ir.MaxPool: _pool, ir.Mul: _binary(torch.mul), ir.PRelu: _prelu, ir.Pad: _pad, ir.Reduce: _reduce,
     ir.Reshape: _reshape, ir.Scale: _scale, ir.Softmax: _unary(torch.softmax, "axis"),
-    ir.Cast: _cast, ir.Select: lambda e, n, op: e.call(torch.select, e._value(_first(n)), op.axis, op.index),
+    ir.Cast: _cast, ir.Select: lambda e, n, op: e.call(torch.select, e._value(n.required(0)), op.axis, op.index),
     ir.Slice: _slice, ir.Split: _split, ir.Squeeze: _unary(torch.squeeze, "axes"), ir.Unsqueeze: _new_axes,
     ir.Sub: _binary(torch.sub), ir.Transpose: _unary(torch.permute, "perm"),
 }  # fmt: skip

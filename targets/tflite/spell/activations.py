@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ....ir import Activation, Gate, Node, PRelu, Value
-from ..emitter import FUSED, Emitter, Unsupported, operand, rule
+from ..emitter import FUSED, Emitter, Unsupported, rule
 from ..flat import FlatTensor
 from ..layout import Layout
 from .arithmetic import along
@@ -110,7 +110,7 @@ def activate(e: Emitter, op: Activation, x: FlatTensor) -> FlatTensor:
 @rule(Activation)
 def activation(e: Emitter, node: Node) -> None:
     """An activation that nothing in front could take in."""
-    x = operand(node, 0)
+    x = node.required(0)
     assert isinstance(node.op, Activation)
     tensor, layout = _floats(e, x)
     e.put(node.output, activate(e, node.op, tensor), layout)
@@ -119,7 +119,7 @@ def activation(e: Emitter, node: Node) -> None:
 @rule(PRelu)
 def prelu(e: Emitter, node: Node) -> None:
     """PRELU."""
-    x, slope = operand(node, 0), operand(node, 1)
+    x, slope = node.required(0), node.required(1)
     assert isinstance(node.op, PRelu)
     tensor, layout = _floats(e, x)
     alpha = along(e, slope, layout, node.op.axis)
@@ -129,7 +129,7 @@ def prelu(e: Emitter, node: Node) -> None:
 @rule(Gate)
 def gate(e: Emitter, node: Node) -> None:
     """``g * act(x) + (1 - g) * x``."""
-    op, x, g = node.op, operand(node, 0), operand(node, 1)
+    op, x, g = node.op, node.required(0), node.required(1)
     assert isinstance(op, Gate)
     if g.data is None:
         raise Unsupported("a gate that is computed by the model")

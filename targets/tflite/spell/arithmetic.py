@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
-from ..emitter import Emitter, Unsupported, arranged, operand, rule
+from ..emitter import Emitter, Unsupported, arranged, rule
 from ..flat import FlatTensor
 from ..layout import Layout
 from ..operands import broadcast, broadcast_operands
@@ -55,7 +55,7 @@ def check_rank(most: int, operands: list[FlatTensor]) -> None:
 @rule(Scale)
 def scale(e: Emitter, node: Node) -> None:
     """MUL and ADD along one axis."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Scale)
     layout = e.at(x)
     tensor = e.get(x, layout)
@@ -90,14 +90,14 @@ def along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTe
 @rule(Identity)
 def identity(e: Emitter, node: Node) -> None:
     """Nothing."""
-    x = operand(node, 0)
+    x = node.required(0)
     e.put(node.output, e.first(x), e.at(x))
 
 
 @rule(Cast)
 def cast(e: Emitter, node: Node) -> None:
     """CAST, where the stored types differ."""
-    x = operand(node, 0)
+    x = node.required(0)
     tensor, layout = e.first(x), e.at(x)
     dtype = e.dtype(node.output)
     e.widened(node.output)

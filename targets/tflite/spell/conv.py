@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ....ir import Conv, ConvTranspose, Node, Value
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import DYNAMIC, NUMPY_TYPES, Array, FlatTensor
 from ..layout import Layout, channels_last, plain
 from .slices import cut
@@ -27,7 +27,7 @@ SAME, VALID = 0, 1
 @rule(Conv)
 def conv(e: Emitter, node: Node) -> None:
     """CONV_2D or DEPTHWISE_CONV_2D."""
-    op, x, w = node.op, operand(node, 0), operand(node, 1)
+    op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, Conv)
     n = _spatial(op.spatial_rank)
     sizes = e.sizes(x, range(2, 2 + n), "spatial size")
@@ -67,7 +67,7 @@ def conv(e: Emitter, node: Node) -> None:
 @rule(ConvTranspose)
 def conv_transpose(e: Emitter, node: Node) -> None:
     """TRANSPOSE_CONV, one a group."""
-    op, x, w = node.op, operand(node, 0), operand(node, 1)
+    op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, ConvTranspose)
     n = _spatial(op.spatial_rank)
     sizes = e.sizes(x, range(2, 2 + n), "spatial size")

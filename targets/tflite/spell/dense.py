@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Embedding, Linear, MatMul, Node, Value
-from ..emitter import Emitter, Unsupported, operand, reordered, rule
+from ..emitter import Emitter, Unsupported, reordered, rule
 from ..flat import FlatTensor
 from ..layout import Inner, Layout, plain
 from ..operands import broadcast
@@ -14,7 +14,7 @@ from ..operands import broadcast
 @rule(Linear)
 def linear(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED over the last stored axis; a reordered last axis reorders the weight."""
-    x, w = operand(node, 0), operand(node, 1)
+    x, w = node.required(0), node.required(1)
     rank = len(e.shape(x))
     layout = e.at(x)
     inner = layout.inner
@@ -49,7 +49,7 @@ def linear(e: Emitter, node: Node) -> None:
 @rule(MatMul)
 def matmul(e: Emitter, node: Node) -> None:
     """BATCH_MATMUL; matrices that are stored transposed are read transposed."""
-    a, b = operand(node, 0), operand(node, 1)
+    a, b = node.required(0), node.required(1)
     if e.dtype(a) != "FLOAT32":
         raise Unsupported(f"of {e.dtype(a).lower()}: LiteRT's is for float32")
     left, flip_left = _matrix(e, a, row=True)
@@ -94,7 +94,7 @@ def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
 @rule(Embedding)
 def embedding(e: Emitter, node: Node) -> None:
     """GATHER of rows."""
-    ids, table = operand(node, 0), operand(node, 1)
+    ids, table = node.required(0), node.required(1)
     if table.data is None:
         raise Unsupported(f"its table {table.name} is computed by the model, not constant")
     layout = plain(len(e.shape(ids)))

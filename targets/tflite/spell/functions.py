@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import FlatTensor
 from ..layout import Layout
 from ..operands import broadcast
@@ -29,7 +29,7 @@ _TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not
 @rule(Unary)
 def unary(e: Emitter, node: Node) -> None:
     """A function of one number."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Unary)
     layout = e.at(x)
     tensor = e.get(x, layout)
@@ -114,7 +114,7 @@ def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
 @rule(Pow)
 def power(e: Emitter, node: Node) -> None:
     """POW; squares and roots by what is faster."""
-    base, exponent = operand(node, 0), operand(node, 1)
+    base, exponent = node.required(0), node.required(1)
     if e.dtype(base) != "FLOAT32":
         raise Unsupported(f"of {e.dtype(base).lower()}: LiteRT's is for float32")
     m, number = Maker(e), _number(e, exponent)

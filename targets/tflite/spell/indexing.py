@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import ArgReduce, CumSum, Expand, Gather, Node, Value
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, plain
 from .slices import cut
@@ -16,7 +16,7 @@ from .slices import cut
 @rule(Gather)
 def gather(e: Emitter, node: Node) -> None:
     """GATHER; the axes of the indices stand where the axis stood."""
-    op, data, indices = node.op, operand(node, 0), operand(node, 1)
+    op, data, indices = node.op, node.required(0), node.required(1)
     assert isinstance(op, Gather)
     layout = Layout(e.at(data).perm)
     tensor = e.get(data, layout)
@@ -53,7 +53,7 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
 @rule(Expand)
 def expand(e: Emitter, node: Node) -> None:
     """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
-    op, x, out = node.op, operand(node, 0), node.output
+    op, x, out = node.op, node.required(0), node.output
     assert isinstance(op, Expand)
     rank, own = len(e.shape(out)), Layout(e.at(x).perm)
     layout = own.leading(rank - own.rank)
@@ -69,7 +69,7 @@ def expand(e: Emitter, node: Node) -> None:
         if DYNAMIC in sizes:
             raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
         axes = [op.like[wanted[:a].count(None)] for a in layout.perm if wanted[a] is None]
-        tensor = _broadcast(e, tensor, _sizes(e, operand(node, 1), sizes, axes), shape)
+        tensor = _broadcast(e, tensor, _sizes(e, node.required(1), sizes, axes), shape)
     elif tensor.shape != shape:
         if tensor.dtype != "FLOAT32":
             raise Unsupported("a size is not known: fix it with --fix-shape or fixed_shapes")
@@ -108,7 +108,7 @@ def _sizes(
 @rule(ArgReduce)
 def arg_reduce(e: Emitter, node: Node) -> None:
     """ARG_MAX or ARG_MIN."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, ArgReduce)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)
@@ -136,7 +136,7 @@ def arg_reduce(e: Emitter, node: Node) -> None:
 @rule(CumSum)
 def cumulative_sum(e: Emitter, node: Node) -> None:
     """CUMSUM."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, CumSum)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)

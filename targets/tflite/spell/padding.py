@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import Node, Pad
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout
 from .conv import pad
@@ -17,7 +17,7 @@ from .slices import cut
 @rule(Pad)
 def pad_(e: Emitter, node: Node) -> None:
     """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Pad)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)

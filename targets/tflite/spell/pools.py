@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Activation, AveragePool, GlobalAveragePool, MaxPool, Node, Value
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import NUMPY_TYPES, Array, FlatTensor
 from ..layout import channels_last
 from .conv import VALID, Window, as_image, as_vector
@@ -49,7 +49,7 @@ def _pool(
 @rule(MaxPool)
 def max_pool(e: Emitter, node: Node) -> None:
     """MAX_POOL_2D."""
-    x = operand(node, 0)
+    x = node.required(0)
     window, n = _window(e, node, x)
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
@@ -78,7 +78,7 @@ def _not_negative(value: Value) -> bool:
 @rule(AveragePool)
 def average_pool(e: Emitter, node: Node) -> None:
     """AVERAGE_POOL_2D."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, AveragePool)
     window, n = _window(e, node, x)
     layout = channels_last(n + 2)
@@ -120,7 +120,7 @@ def _ratio(op: AveragePool, window: Window, rank: int) -> Array:
 @rule(GlobalAveragePool)
 def global_average_pool(e: Emitter, node: Node) -> None:
     """MEAN over the spatial axes."""
-    x = operand(node, 0)
+    x = node.required(0)
     rank = len(e.shape(x))
     layout = channels_last(rank)
     tensor = e.get(x, layout)

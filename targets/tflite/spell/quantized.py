@@ -45,7 +45,7 @@ from ....ir import (
     Unsqueeze,
     Value,
 )
-from ..emitter import FUSED, FUSED_CODES, RULES, Emitter, Unsupported, operand, reordered, rule
+from ..emitter import FUSED, FUSED_CODES, RULES, Emitter, Unsupported, reordered, rule
 from ..flat import Array, FlatTensor, Quantization
 from ..layout import Inner, Layout, channels_last
 from ..operands import broadcast, broadcast_operands
@@ -61,7 +61,7 @@ _MOVING: tuple[type[Op], ...] = (
 @rule(Quantize)
 def quantize(e: Emitter, node: Node) -> None:
     """The int8 kernel in front, or QUANTIZE."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Quantize)
     scheme = _scheme(e, node, op.dtype)
     if x.data is None:
@@ -82,7 +82,7 @@ def quantize(e: Emitter, node: Node) -> None:
 @rule(Dequantize)
 def dequantize(e: Emitter, node: Node) -> None:
     """DEQUANTIZE, which is dropped when only int8 kernels read on."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Dequantize)
     if x.data is not None:
         raise Unsupported("a constant that is no weight of a layer")
@@ -246,7 +246,7 @@ def _kernel(e: Emitter, numbers: Array, scales: Array, axis: int, name: str) -> 
 
 
 def _conv(e: Emitter, s: _Site) -> Made | None:
-    op, x, w = s.node.op, operand(s.node, 0), operand(s.node, 1)
+    op, x, w = s.node.op, s.node.required(0), s.node.required(1)
     assert isinstance(op, Conv)
     weight, found = _weight(e, w), _integer(e, x)
     if weight is None or found is None or found[0].quantization is None:
@@ -283,7 +283,7 @@ def _conv(e: Emitter, s: _Site) -> Made | None:
 
 
 def _linear(e: Emitter, s: _Site) -> Made | None:
-    x, w = operand(s.node, 0), operand(s.node, 1)
+    x, w = s.node.required(0), s.node.required(1)
     weight, found = _weight(e, w), _integer(e, x)
     rank = len(e.shape(x))
     if weight is None or found is None or found[0].quantization is None or rank < 2:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Lstm, Node, Value
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import Array, FlatTensor
 from ..layout import Layout
 
@@ -20,7 +20,7 @@ _MOST_STEPS = 1024
 @rule(Lstm)
 def lstm(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED for the inputs, then one for the state at every step."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Lstm)
     weights = [_constant(e, node.input(i)) for i in (1, 2)]
     if node.input(4) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, channels_last, plain
 from ..operands import aligned
@@ -37,7 +37,7 @@ def reduced(
 @rule(Reduce)
 def reduce(e: Emitter, node: Node) -> None:
     """MEAN, SUM, REDUCE_MAX and so on, over the axes as they are stored."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Reduce)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)
@@ -66,7 +66,7 @@ def reduce(e: Emitter, node: Node) -> None:
 @rule(Softmax, LogSoftmax)
 def softmax(e: Emitter, node: Node) -> None:
     """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another one the same by hand, which moves nothing."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Softmax | LogSoftmax)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)
@@ -96,7 +96,7 @@ def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: f
 @rule(LayerNorm)
 def layer_norm(e: Emitter, node: Node) -> None:
     """Layer normalisation as arithmetic."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, LayerNorm)
     layout = Layout(e.at(x).perm)
     tensor = e.get(x, layout)
@@ -112,7 +112,7 @@ def layer_norm(e: Emitter, node: Node) -> None:
 @rule(GroupNorm)
 def group_norm(e: Emitter, node: Node) -> None:
     """Group and instance normalisation as arithmetic, channels last."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, GroupNorm)
     layout = channels_last(len(e.shape(x))) if len(e.shape(x)) > 2 else plain(2)
     tensor = e.get(x, layout)

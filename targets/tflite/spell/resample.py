@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....ir import DepthToSpace, Node, Resize, SpaceToDepth, Value
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import FlatTensor
 from ..layout import channels_last
 from .activations import Maker
@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 @rule(Resize)
 def resize(e: Emitter, node: Node) -> None:
     """RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, or GATHER and sums."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Resize)
     rank = len(e.shape(x))
     if rank not in (3, 4):
@@ -182,7 +182,7 @@ def _by_taps(
 @rule(DepthToSpace)
 def depth_to_space(e: Emitter, node: Node) -> None:
     """DEPTH_TO_SPACE, whose blocks come first; for torch's order, the channels are reordered in front."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, DepthToSpace)
     layout = channels_last(4)
     image = _floats(e, x)
@@ -201,7 +201,7 @@ def depth_to_space(e: Emitter, node: Node) -> None:
 @rule(SpaceToDepth)
 def space_to_depth(e: Emitter, node: Node) -> None:
     """SPACE_TO_DEPTH; for torch's order, the channels are reordered behind."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, SpaceToDepth)
     layout = channels_last(4)
     image = _floats(e, x)

@@ -17,7 +17,7 @@ from ....ir import (
     Value,
 )
 from ....ir.types import Shape
-from ..emitter import Emitter, operand, rule
+from ..emitter import Emitter, rule
 from ..flat import FlatTensor
 from ..layout import (
     Group,
@@ -35,7 +35,7 @@ from ..layout import (
 @rule(Transpose)
 def transpose(e: Emitter, node: Node) -> None:
     """Nothing moves: the axes are counted in another order."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Transpose)
     e.put(node.output, e.first(x), e.at(x).transposed(op.perm))
 
@@ -43,7 +43,7 @@ def transpose(e: Emitter, node: Node) -> None:
 @rule(Reshape, Flatten, Squeeze, Unsqueeze)
 def reshape(e: Emitter, node: Node) -> None:
     """RESHAPE, behind a TRANSPOSE only where axes that are joined lie apart or in another order."""
-    x, out = operand(node, 0), node.output
+    x, out = node.required(0), node.output
     before, after = e.shape(x), e.shape(out)
     parts = groups(before, after)
     layout = e.at(x)
@@ -143,7 +143,7 @@ def _opened(
     """A reordered axis that is cut again just as it was joined."""
     inner = layout.inner
     assert inner is not None
-    x, after = operand(node, 0), e.shape(node.output)
+    x, after = node.required(0), e.shape(node.output)
     outs = next((outs for ins, outs in parts if ins == (inner.axis,)), None)
     if outs is None or tuple(after[a] for a in outs) != inner.sizes:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import Concat, Node, Select, Slice, Split
-from ..emitter import Emitter, Unsupported, operand, rule
+from ..emitter import Emitter, Unsupported, rule
 from ..flat import DYNAMIC, NUMPY_TYPES, FlatTensor
 from ..layout import Layout
 from ..operands import common_layout
@@ -52,7 +52,7 @@ def nothing(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
 @rule(Slice)
 def slice_(e: Emitter, node: Node) -> None:
     """``x[..., start:end:step, ...]``."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Slice)
     layout, shape = Layout(e.at(x).perm), e.shape(x)
     rank = len(shape)
@@ -73,7 +73,7 @@ def slice_(e: Emitter, node: Node) -> None:
 @rule(Select)
 def select(e: Emitter, node: Node) -> None:
     """``x[:, index]``."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Select)
     layout = Layout(e.at(x).perm)
     place = layout.place(op.axis)
@@ -124,7 +124,7 @@ def concat(e: Emitter, node: Node) -> None:
 @rule(Split)
 def split(e: Emitter, node: Node) -> None:
     """Cut along one axis into pieces."""
-    op, x = node.op, operand(node, 0)
+    op, x = node.op, node.required(0)
     assert isinstance(op, Split)
     layout = Layout(e.at(x).perm)
     place = layout.place(op.axis)
