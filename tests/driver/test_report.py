@@ -54,7 +54,7 @@ def test_a_symbolic_batch_counts_as_one() -> None:
     assert Size.of(parse(text % ("batch, 3, 9, 9", "batch, 6, 5, 5"))).macs == 6 * 75 * 25
     unknown = Size.of(parse(text % ("1, 3, h, w", "1, 6, ?, ?")))
     assert unknown.macs is None
-    assert unknown.notes == ["MACs are unknown, because the sizes at Conv y are"]
+    assert unknown.notes == ["MACs are unknown, because the shapes at Conv y are unknown"]
 
 
 def test_without_shapes_the_report_says_what_was_missed() -> None:
