@@ -132,7 +132,7 @@ def rendered(report: Report, *, terminal: bool = False, verbose: bool = False) -
 def test_refusals_are_shown_when_asked_for_and_texts_are_no_markup() -> None:
     report = odd_report()
     short, long = rendered(report), rendered(report, verbose=True)
-    assert "run again with -v" in short
+    assert "-v shows them with the reasons" in short
     assert "two" not in short
     assert "odd: [swap] (exact): y" in long
     assert "odd: left Identity z: it has [bold]two[/bold] users" in long
