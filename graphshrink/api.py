@@ -440,12 +440,6 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     try:
         found = traced(model, inputs)
         graph = from_fx(found.module, inputs)
-        graph.notes += found.notes
-        for (
-            note
-        ) in found.notes:  # Points in which the result does not behave like the given module.
-            warnings.warn(f"{name}: {note}", stacklevel=_frames_inside() + 1)
-        return graph
     except DoesNotRun as error:
         reason, failure = f"the torch.fx trace of {name} does not run", error
     except ModelError:
@@ -456,6 +450,12 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
             raise UsageError(
                 f"{reason}; give example_inputs, so that torch.export can be tried, or an ExportedProgram"
             ) from error
+    else:
+        graph.notes += found.notes
+        # Points in which the result does not behave like the given module.
+        for note in found.notes:
+            warnings.warn(f"{name}: {note}", stacklevel=_frames_inside() + 1)
+        return graph
     assert inputs is not None
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:

@@ -52,7 +52,7 @@ def _parameter(field: str, owners: Mapping[str, Option]) -> inspect.Parameter:
     if any(other.hint != first.hint for other in others):
         raise TypeError(f"option {first.name} is of different types in {', '.join(owners)}")
     flag = f"--{first.name}"
-    text = "; ".join(_help(target, option) for target, option in owners.items())
+    text = "; ".join(_help(target, option) for target, option in owners.items()) + "."
     kind: Any
     if first.hint is bool:
         if first.default:
@@ -70,7 +70,7 @@ def _parameter(field: str, owners: Mapping[str, Option]) -> inspect.Parameter:
 
 
 def _help(target: str, option: Option) -> str:
-    text = option.help.replace("`", "")
+    text = option.help.replace("`", "").removesuffix(".")
     return f"{target}: {text[:1].lower()}{text[1:]}"
 
 
