@@ -62,6 +62,17 @@ class Bounds:
         return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
 
 
+@dataclass(frozen=True)
+class Metavar:
+    """How help texts show a value, as an annotation: ``Annotated[str, Metavar("NAME:1x3x224x224")]``.
+
+    Attributes:
+        text: The form of the value.
+    """
+
+    text: str
+
+
 class PythonOnly:
     """An annotation: the option is for Python calls, and neither text nor the command line has it."""
 
@@ -97,6 +108,18 @@ class Option:
     def python_only(self) -> bool:
         """Whether it can be given in Python alone."""
         return any(isinstance(m, PythonOnly) or m is PythonOnly for m in _bare(self.hint)[1])
+
+    @property
+    def metavar(self) -> str:
+        """How help texts show a value: ``"refuse|cast"``, ``"NAME"``, ``"INT"``."""
+        plain, extra = _bare(self.hint)
+        for given in extra:
+            if isinstance(given, Metavar):
+                return given.text
+        if self.choices:
+            return "|".join(option_text(c) for c in self.choices)
+        names = {int: "INT", float: "NUMBER", str: "TEXT"}
+        return names.get(plain, "VALUE")
 
     @property
     def takes(self) -> str:
@@ -430,6 +453,6 @@ def _shown(hint: Any) -> str:
 
 
 __all__ = [
-    "Bounds", "Option", "OptionError", "PythonOnly", "check_options", "option_pairs", "option_text", "options_of",
+    "Bounds", "Metavar", "Option", "OptionError", "PythonOnly", "check_options", "option_pairs", "option_text", "options_of",
     "options_text", "parse_options", "parse_value", "split_items", "split_named", "suggestion",
 ]  # fmt: skip

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .channels.permute_channels import PermuteChannels
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.prune_dead import PruneDead
-    from .depth.affine_fit import Moments
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
         NO_LASTING_MASKS,
         Condition,
     )
-    from .infra.contract import Context, FunctionPass, Pass, PassError
-    from .infra.observers import Dump, Timing, Verify, Writable
+    from .infra.contract import Context, Pass, PassError
+    from .infra.observers import Dump, Timing, Verify
     from .infra.pipeline import Observer, PassLike, PassRecord, Pipeline
-    from .infra.registry import known_passes, pass_class, register
+    from .infra.registry import known_passes, register
     from .infra.repeat import Repeat
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
@@ -152,7 +151,6 @@ __all__ = [
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
-    "FunctionPass",
     "Gram",
     "GramMatrix",
     "HoistPadding",
@@ -161,7 +159,6 @@ __all__ = [
     "InsertGates",
     "MaskBlocks",
     "MergeLinear",
-    "Moments",
     "Observer",
     "Pass",
     "PassError",
@@ -177,9 +174,8 @@ __all__ = [
     "Request",
     "Sparsify",
     "Timing",
-    "Verify", "Writable",
+    "Verify",
     "known_passes",
-    "pass_class",
     "register",
     "relative_error",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One order of channels for several networks of the same layers: a trained one, and its earlier checkpoints."""
+"""The same order of channels for several networks with the same layers: a trained network and its earlier checkpoints."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def reorder_alike(
     order: PermuteChannels | None = None,
     example_inputs: Any = None,
 ) -> list[Any]:
-    """Reorder the channels of a network for N:M sparsity, and those of others in the same way.
+    """Reorder the channels of a network for N:M sparsity, and those of other networks in the same way.
 
-    What is learned of the first can then be applied to the others: masks of pruned weights, above all, to an early
-    checkpoint that surviving weights are to be rewound to. None of the models is changed.
+    Masks of the pruned first network then fit the others, such as an early checkpoint to which the remaining weights are
+    rewound. None of the given models is changed.
 
     Args:
-        model: The module or ``ModelProto`` whose weights decide.
-        others: Networks of the same layers, of other numbers.
-        order: The search and its options; ``PermuteChannels()`` when not given.
+        model: The module or ``ModelProto`` whose weights determine the order.
+        others: Networks with the same layers and other weights.
+        order: The search and its options; ``PermuteChannels()`` if not given.
         example_inputs: As for :func:`graphshrink.shrink_graph`.
 
     Returns:
         The reordered networks, the first one first.
 
     Raises:
-        UsageError: If another network has other channels.
+        UsageError: If another network has different channels.
     """
     graph, kind = load(model, example_inputs)
     found = (order or PermuteChannels()).orders(graph, Rewriter(graph), Context(target=kind))
@@ -49,7 +49,7 @@ def reorder_alike(
             same: ChannelGroup | None = groups.get(str(places_of(group)))
             if same is None:
                 raise UsageError(
-                    f"network {i} of others has no such channels as {group.name}: "
+                    f"network {i} of others has no channel group like {group.name}: "
                     "it must have the same layers, under the same names"
                 )
             orders.append((same, permutation))

@@ -106,7 +106,7 @@ class Writable:
             graph.adopt(backup)
             text = f"{step} was undone: {reason}"
             record.refusals.append(Refusal(node.name, text, node.op.name))
-            record.rewrites = []
+            record.rewrites, record.problem = [], text
             return
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
 from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
 from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
 from ..emitted import Emitted, Readers
+from ..options import OnnxOptions
 from .save import Saved, save_model
 from .spell.layers import NEWEST_OPSET, problem, spell
 
@@ -70,12 +70,7 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
     return save_model(model, path, tensors, graph.host.base_dir, split)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Plain ONNX has no options."""
-
-
-def save(graph: Graph, path: Path, options: Options, readers: Readers | None = None) -> Emitted:
+def save(graph: Graph, path: Path, options: OnnxOptions, readers: Readers | None = None) -> Emitted:
     """The target ``onnx``: see :func:`save_onnx`."""
     return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
 

@@ -8,14 +8,13 @@ it have the rules of the ops by family, ``flat`` is the model in memory, ``versi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
-from ...ir.options import PythonOnly
 from ..emitted import Emitted, Readers
+from ..options import TFLiteOptions
 from . import litert_torch
 from .convert import flat_model
 from .spell import (
@@ -36,23 +35,10 @@ from .spell import (
 )
 from .write import schema, to_bytes
 
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the target.
-
-    Attributes:
-        keep_nchw_io: Inputs and outputs keep the model's own order of axes, at the price of a TRANSPOSE each.
-        weights: Store weights as float32 or as float16.
-        via: Who writes the file; ``litert-torch`` takes torch models only.
-    """
-
-    keep_nchw_io: bool = False
-    weights: Literal["float32", "float16"] = "float32"
-    via: Annotated[Literal["graphshrink", "litert-torch"], PythonOnly()] = "graphshrink"
+Options = TFLiteOptions
 
 
-def ready(options: Options) -> None:
+def ready(options: TFLiteOptions) -> None:
     """Check that what writes the file is installed.
 
     Raises:
@@ -65,7 +51,7 @@ def ready(options: Options) -> None:
 
 
 def to_tflite(
-    graph: Graph, options: Options | None = None, readers: Readers | None = None
+    graph: Graph, options: TFLiteOptions | None = None, readers: Readers | None = None
 ) -> bytes:
     """The bytes of a .tflite file.
 
@@ -73,11 +59,14 @@ def to_tflite(
         ModelError: If there are ops that cannot be written; it names all of them.
         MissingExtra: If the extra is not installed.
     """
-    return _content(graph, options or Options(), readers)[0]
+    return _content(graph, options or TFLiteOptions(), readers)[0]
 
 
 def save(
-    graph: Graph, path: str | os.PathLike[str], options: Options, readers: Readers | None = None
+    graph: Graph,
+    path: str | os.PathLike[str],
+    options: TFLiteOptions,
+    readers: Readers | None = None,
 ) -> Emitted:
     """Write a graph as a .tflite file, whole or not at all.
 
@@ -92,11 +81,11 @@ def save(
 
 
 def _content(
-    graph: Graph, options: Options, readers: Readers | None
+    graph: Graph, options: TFLiteOptions, readers: Readers | None
 ) -> tuple[bytes, list[str], dict[str, Any]]:
     """The file, notes, and data for the report."""
     if options.via == "litert-torch":
-        if options != Options(via=options.via):
+        if options != TFLiteOptions(via=options.via):
             raise UsageError("via='litert-torch' takes none of the other options")
         return litert_torch.convert(graph), ["written by litert-torch"], {}
     model, notes, data = flat_model(graph, options, readers)

@@ -11,19 +11,19 @@ from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError
 from ..emitted import Readers
 from ..version import __version__
-from .emitter import Emitter, Problem
+from .emitter import HALF_FROM, Emitter, Problem
 from .flat import FlatModel, FlatTensor
 from .layout import Layout, channels_last
 
 if TYPE_CHECKING:
-    from . import Options
+    from ..options import TFLiteOptions
 
 METADATA = "graphshrink"
 """The name of our entry in the file's metadata: JSON with the version and the layout of every input and output."""
 
 
 def flat_model(
-    graph: Graph, options: Options, readers: Readers | None = None
+    graph: Graph, options: TFLiteOptions, readers: Readers | None = None
 ) -> tuple[FlatModel, list[str], dict[str, Any]]:
     """The flat model, notes for the user, and data for the report.
 
@@ -51,10 +51,17 @@ def flat_model(
         "inputs": described["inputs"], "outputs": described["outputs"],
         "operations": dict(sorted(codes.items())),
     }  # fmt: skip
-    return model, [said, *ways, *emitter.notes], data
+    notes = [said, *ways, *emitter.notes]
+    if options.weights == "float16" and not emitter.halved:
+        notes.append(
+            f"no weight became float16: only float32 weights of {HALF_FROM} numbers or more do"
+        )
+    return model, notes, data
 
 
-def _emitted(graph: Graph, options: Options, readers: Readers | None) -> tuple[Emitter, list[str]]:
+def _emitted(
+    graph: Graph, options: TFLiteOptions, readers: Readers | None
+) -> tuple[Emitter, list[str]]:
     """What wrote the graph, or the first other reading of its torch model that can be written whole."""
 
     def emit(read: Graph) -> Emitter:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...ir import Activation, DType, Graph, Node, Op, Value
+from ...ir import Activation, DType, Graph, Node, Op, Opaque, Value
 from ...ir.types import Dim, Shape
 from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTensor, Quantization
 from .layout import Inner, Layout, channels_last, plain
@@ -45,7 +45,7 @@ FUSED = {
 FUSED_CODES = {None: 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 """The schema's ActivationFunctionType."""
 
-_HALF_FROM = 256
+HALF_FROM = 256
 """Weights of fewer elements stay float32 when weights are written as float16: they would save nothing."""
 
 
@@ -60,6 +60,11 @@ class Problem:
     op: str
     node: str
     reason: str
+
+
+def _reason(node: Node) -> str:
+    """Why the IR does not know the op of a node, where the frontend says so."""
+    return node.op.reason if isinstance(node.op, Opaque) else ""
 
 
 def rule(*ops: type[Op]) -> Callable[[R], R]:
@@ -80,6 +85,7 @@ class Emitter:
         graph: The graph.
         keep_nchw: Inputs and outputs keep the model's own order of axes.
         half: Weights are stored as float16.
+        halved: The number of weights that are stored as float16.
         model: What is written so far.
         integers: For values that are dequantised: the int8 tensor that they are read from.
         problems: What could not be written.
@@ -88,6 +94,7 @@ class Emitter:
 
     def __init__(self, graph: Graph, *, keep_nchw: bool = False, half: bool = False) -> None:
         self.graph, self.keep_nchw, self.half = graph, keep_nchw, half
+        self.halved = 0
         self.model = FlatModel(graph.name)
         self.problems: list[Problem] = []
         self.notes: dict[str, None] = {}
@@ -139,11 +146,11 @@ class Emitter:
         read = [v for v in node.inputs if v is not None]
         if any(v.data is None and v not in self.placed for v in read):
             if found is None:
-                self.problems.append(Problem(kind_of(node), node.name, ""))
+                self.problems.append(Problem(kind_of(node), node.name, _reason(node)))
             return  # What comes before it is the problem.
         try:
             if found is None:
-                raise Unsupported("")
+                raise Unsupported(_reason(node))
             found(self, node)
         except Unsupported as reason:
             self.problems.append(Problem(kind_of(node), node.name, str(reason)))
@@ -287,12 +294,13 @@ class Emitter:
 
     def weight(self, array: Array, name: str) -> FlatTensor:
         """A weight: float32, or float16 that the runtime widens once."""
-        if not self.half or array.size < _HALF_FROM or array.dtype != np.float32:
+        if not self.half or array.size < HALF_FROM or array.dtype != np.float32:
             return self.constant(array, str(_names(array)), name)
         if float(np.abs(array).max(initial=0)) > float(np.finfo(np.float16).max):
             self.notes[f"{name} stays float32: its numbers are too large for float16"] = None
             return self.constant(array, name=name)
         narrow = self.constant(array.astype(np.float16), "FLOAT16", f"{name}_f16")
+        self.halved += 1
         return self.op("DEQUANTIZE", [narrow], array.shape, "FLOAT32", ("DequantizeOptions", {}),
                        name=name)  # fmt: skip
 

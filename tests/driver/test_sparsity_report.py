@@ -128,8 +128,8 @@ def test_reasons_for_no_sparse_kernel() -> None:
         "host": "it is on the device cpu: move it to a CUDA device",
         "masked": "its weight is parametrized: fold_masks first",
     }
-    assert found.skipped["wide"].startswith("there are kernels for ")
-    assert found.skipped["wide"].endswith(", and it is float64")
+    assert found.skipped["wide"].startswith("torch has kernels for ")
+    assert found.skipped["wide"].endswith("; its type is float64")
 
 
 def test_conversion_and_what_torch_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,24 @@ def test_half_weights(tmp_path: Path) -> None:
         assert 1e-6 < error < 2e-3
 
 
+def test_a_note_says_when_nothing_became_half(tmp_path: Path) -> None:
+    small = shrink(nn.Linear(4, 3).eval(), example_inputs=(torch.randn(2, 4),))
+    note = "no weight became float16: only float32 weights of 256 numbers or more do"
+    assert note in small.save(tmp_path / "small.tflite", weights="float16").notes
+    assert note not in small.save(tmp_path / "full.tflite").notes
+    large = shrink(small_net(), example_inputs=(X,))
+    assert note not in large.save(tmp_path / "large.tflite", weights="float16").notes
+
+
+def test_an_odd_batch_norm_is_refused_with_its_reason(tmp_path: Path) -> None:
+    tensors = {n: np.ones(3, np.float32) for n in ("scale", "bias", "mean")}
+    tensors["var"] = np.array([1, -1, 1], np.float32)
+    nodes = [helper.make_node("BatchNormalization", ["x", *tensors], ["y"], name="odd")]
+    result = shrink(model_of(nodes, {"x": numbers(1, 3, 4, 4)}, ["y"], tensors))
+    with pytest.raises(ModelError, match=r"BatchNormalization \(odd: its variance is -1 somewhere"):
+        result.save(tmp_path / "m.tflite")
+
+
 def test_weights_that_half_floats_cannot_hold_stay() -> None:
     weight = numbers(4, 8, 3, 3)
     weight[0] = 1e5
