@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .channels.permute_channels import PermuteChannels
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.prune_dead import PruneDead
-    from .depth.affine_fit import Moments
+    from .depth.affine_fit import ActivationStats
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
@@ -44,7 +44,7 @@ _HOMES = {
     **dict.fromkeys(("PermuteChannels",), ".channels.permute_channels"),
     **dict.fromkeys(("FoldConstants",), ".cleanup.fold_constants"),
     **dict.fromkeys(("PruneDead",), ".cleanup.prune_dead"),
-    **dict.fromkeys(("Moments",), ".depth.affine_fit"),
+    **dict.fromkeys(("ActivationStats",), ".depth.affine_fit"),
     **dict.fromkeys(("ExpandLinear",), ".depth.expand_linear"),
     **dict.fromkeys(("HoistPadding",), ".depth.hoist_padding"),
     **dict.fromkeys(("InsertGates",), ".depth.insert_gates"),
@@ -141,6 +141,7 @@ __all__ = [
     "NO_LASTING_MASKS",
     "Accumulator",
     "ActivationMoments",
+    "ActivationStats",
     "Calibration",
     "ChannelMoments",
     "ChannelStats",
@@ -161,7 +162,6 @@ __all__ = [
     "InsertGates",
     "MaskBlocks",
     "MergeLinear",
-    "Moments",
     "Observer",
     "Pass",
     "PassError",
@@ -177,7 +177,8 @@ __all__ = [
     "Request",
     "Sparsify",
     "Timing",
-    "Verify", "Writable",
+    "Verify",
+    "Writable",
     "known_passes",
     "pass_class",
     "register",
