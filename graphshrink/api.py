@@ -17,7 +17,7 @@ from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
-from .passes.infra.tolerance import allowed, tolerance_of
+from .passes.infra.tolerance import allowed_error, tolerance_of
 from .report import Report, Size
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
@@ -267,7 +267,7 @@ def _as_given(
         )
         return outputs
     moved = relative_error(wanted, outputs)
-    limit = allowed(tolerance_of(graph), moved, outputs, graph, nudged)
+    limit = allowed_error(tolerance_of(graph), moved, outputs, graph, nudged)
     if moved > limit:
         raise ModelError(
             f"the model was read wrongly: before any pass its outputs differ by {moved:.2e} of their largest value "

@@ -10,7 +10,7 @@ from ..ir import Rewriter, UsageError
 from ..ir.analysis import ChannelGroup, channel_groups
 from ..passes import Context, PermuteChannels
 from ..passes.channels.apply import apply_permutations
-from ..passes.channels.permute_channels import places_of
+from ..passes.channels.permute_channels import group_key
 from ..running.sessions import running_module
 
 
@@ -43,10 +43,10 @@ def reorder_alike(
     made = []
     for i, other in enumerate([model, *others]):
         own, target = (graph, kind) if i == 0 else load(other, example_inputs)
-        groups = {str(places_of(g)): g for g in channel_groups(own)}
+        groups = {str(group_key(g)): g for g in channel_groups(own)}
         orders = []
         for group, permutation, _ in found:
-            same: ChannelGroup | None = groups.get(str(places_of(group)))
+            same: ChannelGroup | None = groups.get(str(group_key(group)))
             if same is None:
                 raise UsageError(
                     f"network {i} of others has no channel group like {group.name}: "
