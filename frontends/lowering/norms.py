@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..ir import DerivedTensor, DType, Tensor
+from ...ir import DerivedTensor, DType, Tensor
+from ..support import LeftAlone
 
 Array64 = npt.NDArray[np.float64]
 
@@ -14,10 +15,6 @@ _LARGE = 1 << 17
 
 _CANCELLED = 64
 """How many times a negative variance may be larger than its sum with epsilon: then float32 loses 6 bits of it."""
-
-
-class LeftAlone(Exception):
-    """A node whose operator is known, but whose numbers are such that the IR cannot stand for it; says why."""
 
 
 def batch_norm_scale(
@@ -63,4 +60,4 @@ def _check(
         raise LeftAlone(f"its variance is {least:.6g} somewhere, with an epsilon of {eps:g}")
 
 
-__all__ = ["LeftAlone", "batch_norm_scale"]
+__all__ = ["batch_norm_scale"]
