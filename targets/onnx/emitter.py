@@ -31,7 +31,7 @@ from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
 from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
 from ..emitted import Emitted, Readers
 from .save import Saved, save_model
-from .spell.layers import NEWEST_OPSET, problem, spell
+from .spell import NEWEST_OPSET, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are written into the model at once, larger ones when it is saved."""

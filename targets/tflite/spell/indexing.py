@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import ArgReduce, CumSum, Expand, Gather, Node, Value
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, plain
 from .slices import cut
 
 
-@rule(Gather)
+@spells(Gather)
 def gather(e: Emitter, node: Node) -> None:
     """GATHER; the axes of the indices stand where the axis stood."""
     op, data, indices = node.op, node.required(0), node.required(1)
@@ -50,7 +50,7 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
                 ("FloorModOptions", {}))  # fmt: skip
 
 
-@rule(Expand)
+@spells(Expand)
 def expand(e: Emitter, node: Node) -> None:
     """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
     op, x, out = node.op, node.required(0), node.output
@@ -105,7 +105,7 @@ def _sizes(
                 ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
 
 
-@rule(ArgReduce)
+@spells(ArgReduce, kinds=("max", "min"))
 def arg_reduce(e: Emitter, node: Node) -> None:
     """ARG_MAX or ARG_MIN."""
     op, x = node.op, node.required(0)
@@ -133,7 +133,7 @@ def arg_reduce(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout if op.keepdims else layout.without([op.axis]))
 
 
-@rule(CumSum)
+@spells(CumSum)
 def cumulative_sum(e: Emitter, node: Node) -> None:
     """CUMSUM."""
     op, x = node.op, node.required(0)

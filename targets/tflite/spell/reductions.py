@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, channels_last, plain
 from ..operands import aligned
@@ -34,7 +34,7 @@ def reduced(
     return e.op(code, [tensor, axes], shape, tensor.dtype, ("ReducerOptions", {"keepDims": keep}))
 
 
-@rule(Reduce)
+@spells(Reduce, kinds=(*_CODES, "l1", "l2"))
 def reduce(e: Emitter, node: Node) -> None:
     """MEAN, SUM, REDUCE_MAX and so on, over the axes as they are stored."""
     op, x = node.op, node.required(0)
@@ -63,7 +63,7 @@ def reduce(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout if op.keepdims else layout.without(op.axes))
 
 
-@rule(Softmax, LogSoftmax)
+@spells(Softmax, LogSoftmax)
 def softmax(e: Emitter, node: Node) -> None:
     """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another one the same by hand, which moves nothing."""
     op, x = node.op, node.required(0)
@@ -93,7 +93,7 @@ def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: f
     return m.two("MUL", centred, m.one("RSQRT", m.two("ADD", variance, epsilon)))
 
 
-@rule(LayerNorm)
+@spells(LayerNorm)
 def layer_norm(e: Emitter, node: Node) -> None:
     """Layer normalisation as arithmetic."""
     op, x = node.op, node.required(0)
@@ -109,7 +109,7 @@ def layer_norm(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
-@rule(GroupNorm)
+@spells(GroupNorm)
 def group_norm(e: Emitter, node: Node) -> None:
     """Group and instance normalisation as arithmetic, channels last."""
     op, x = node.op, node.required(0)
