@@ -114,7 +114,7 @@ _COMPOSED = (
 """The activations that :func:`activate` writes beside the plain ones."""
 
 
-@spells(Activation, kinds=(*_PLAIN, *_COMPOSED), note="float32")
+@spells(Activation, kinds=(*_PLAIN, *_COMPOSED), note="of float32")
 def activation(e: Emitter, node: Node) -> None:
     """An activation that nothing in front could take in."""
     x = node.required(0)
