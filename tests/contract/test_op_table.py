@@ -81,7 +81,8 @@ def by_tensorrt(key: Key, folder: Path) -> list[Any]:
     sample, path = SAMPLES[key], folder / "m.onnx"
     graph = sample.graph()
     for value, name in zip(graph.outputs, graph.output_names, strict=True):
-        value.host = name  # Otherwise an Identity gives it the name, which TensorRT has for no int8.
+        # Otherwise an Identity gives it the name, which TensorRT has for no int8.
+        value.host = name
     tensorrt.save(graph, path, tensorrt.Options(), HostReaders())
     return outputs_of(path, {"x": sample.operands[0]}, plain=True)
 

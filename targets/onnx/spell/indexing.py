@@ -1,14 +1,10 @@
-"""How ops that find, pick or repeat elements along axes are written in ONNX."""
+"""How ops that pick or repeat elements along axes are written in ONNX."""
 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
-
-import numpy as np
 
 from .... import ir
-from ....ir import ArrayTensor
 from ..speller import Speller, spells
 
 _SHAPE_OF_SOME = 15
@@ -55,22 +51,3 @@ def _shape_by_parts(s: Speller, op: ir.Expand) -> str:
             axis = next(axes)
             parts.append(s.emit("Shape", [s.inputs[1]], start=axis, end=axis + 1))
     return s.emit("Concat", parts, axis=0) if len(parts) > 1 else parts[0]
-
-
-@spells(ir.ArgReduce, writes={"max": "ArgMax", "min": "ArgMin"})
-def arg_reduce(s: Speller, op: ir.ArgReduce) -> None:
-    """ArgMax or ArgMin."""
-    attrs: dict[str, Any] = {"axis": op.axis, "keepdims": int(op.keepdims)}
-    if op.last:
-        if s.opset < 12:
-            raise s.refuse("of the last place does not exist")
-        attrs["select_last_index"] = 1
-    s.plain(f"Arg{op.kind.capitalize()}", **attrs)
-
-
-@spells(ir.CumSum, writes="CumSum")
-def cumulative_sum(s: Speller, op: ir.CumSum) -> None:
-    """CumSum, whose axis is an input."""
-    axis = s.new_constant(ArrayTensor(np.array(op.axis, np.int64)), "axis")
-    attrs = {"exclusive": int(op.exclusive), "reverse": int(op.reverse)}
-    s.emit("CumSum", [s.inputs[0], axis], s.outputs[0], **attrs)

@@ -1,10 +1,14 @@
-"""How reductions over axes are written in ONNX."""
+"""How reductions over axes, places of extrema and running sums are written in ONNX."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from .... import ir
+from ....ir import ArrayTensor
 from ..speller import Speller, spells
 
 _OPERATORS = {
@@ -32,3 +36,22 @@ def _reduce(
         inputs = [x, s.ints(axes, "axes")]
         return s.emit(_OPERATORS[kind], inputs, output, keepdims=int(keepdims))
     return s.emit(_OPERATORS[kind], [x], output, axes=list(axes), keepdims=int(keepdims))
+
+
+@spells(ir.ArgReduce, writes={"max": "ArgMax", "min": "ArgMin"})
+def arg_reduce(s: Speller, op: ir.ArgReduce) -> None:
+    """ArgMax or ArgMin."""
+    attrs: dict[str, Any] = {"axis": op.axis, "keepdims": int(op.keepdims)}
+    if op.last:
+        if s.opset < 12:
+            raise s.refuse("of the last place does not exist")
+        attrs["select_last_index"] = 1
+    s.plain(f"Arg{op.kind.capitalize()}", **attrs)
+
+
+@spells(ir.CumSum, writes="CumSum")
+def cumulative_sum(s: Speller, op: ir.CumSum) -> None:
+    """CumSum, whose axis is an input."""
+    axis = s.new_constant(ArrayTensor(np.array(op.axis, np.int64)), "axis")
+    attrs = {"exclusive": int(op.exclusive), "reverse": int(op.reverse)}
+    s.emit("CumSum", [s.inputs[0], axis], s.outputs[0], **attrs)
