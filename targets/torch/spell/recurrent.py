@@ -50,12 +50,9 @@ def _state(s: Speller) -> tuple[fx.Node, fx.Node] | None:
     h, c = s.optional(5), s.optional(6)
     if h is None and c is None:
         return None
-    given: Any = h if h is not None else c
-    zeros = s.call(torch.zeros_like, given) if h is None or c is None else None
-    first, second = (zeros if part is None else part for part in (h, c))
-    assert first is not None
-    assert second is not None
-    return first, second
+    if h is None:
+        return s.call(torch.zeros_like, c), s.value(6)
+    return h, s.call(torch.zeros_like, h) if c is None else c
 
 
 def _fill(
