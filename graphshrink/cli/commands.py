@@ -1,4 +1,4 @@
-"""The commands: ``shrink``, ``inspect``, ``compare``, ``passes``; see :mod:`.entry` for how they are called."""
+"""The commands: ``shrink``, ``inspect``, ``compare``, ``passes``, ``ops``; see :mod:`.entry` for how they are called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..ir.errors import UsageError, read_number
+from .ops import ops
 from .terminal import console, fixed_shapes_of, shapes_of, show, writable, write_json
 
 if TYPE_CHECKING:
@@ -524,3 +525,6 @@ def passes(as_json: Json = False) -> None:
             setting = escape(f"  {option['name']}={option['default']}")
             table.add_row(setting, "", escape(option["doc"]))
     show(console(), table)
+
+
+app.command()(ops)

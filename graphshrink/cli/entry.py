@@ -16,7 +16,7 @@ from .interrupts import Interrupts
 from .logs import start_logging
 
 INTERRUPTED = 130
-COMMANDS = ("shrink", "inspect", "compare", "passes")
+COMMANDS = ("shrink", "inspect", "compare", "passes", "ops")
 
 
 def main() -> None:

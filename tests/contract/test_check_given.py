@@ -12,10 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 import graphshrink.api
-from graphshrink import ModelError, shrink, shrink_graph
+from graphshrink import ModelError, ir, shrink, shrink_graph
 from graphshrink.frontends.torch import importer as frontend
 from graphshrink.frontends.torch import trace as fx_trace
+from graphshrink.targets.support import Spelling
 from graphshrink.targets.torch import emitter as target
+from graphshrink.targets.torch.speller import spells
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -120,9 +122,7 @@ def test_an_onnx_model_that_is_read_wrongly(
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        target._RULES,
-        target.ir.Conv,
-        lambda e, node, op: e.call("view", e._value(node.inputs[0]), 7),
+        spells.table, (ir.Conv, None), Spelling(lambda s, op: s.call("view", s.value(), 7))
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ....ir import Conv, ConvTranspose, Node, Value
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, NUMPY_TYPES, Array, FlatTensor
 from ..layout import Layout, channels_last, plain
 from .slices import cut
@@ -24,7 +24,7 @@ SAME, VALID = 0, 1
 """The schema's Padding."""
 
 
-@rule(Conv)
+@spells(Conv)
 def conv(e: Emitter, node: Node) -> None:
     """CONV_2D or DEPTHWISE_CONV_2D."""
     op, x, w = node.op, node.required(0), node.required(1)
@@ -64,7 +64,7 @@ def conv(e: Emitter, node: Node) -> None:
     e.put(result, as_vector(e, made, n), layout)
 
 
-@rule(ConvTranspose)
+@spells(ConvTranspose)
 def conv_transpose(e: Emitter, node: Node) -> None:
     """TRANSPOSE_CONV, one a group."""
     op, x, w = node.op, node.required(0), node.required(1)

@@ -45,11 +45,11 @@ from ....ir import (
     Unsqueeze,
     Value,
 )
-from ..emitter import FUSED, FUSED_CODES, RULES, Emitter, Unsupported, reordered, rule
+from ..emitter import FUSED, FUSED_CODES, Emitter, Unsupported, reordered, spells
 from ..flat import Array, FlatTensor, Quantization
 from ..layout import Inner, Layout, channels_last
 from ..operands import broadcast, broadcast_operands
-from .conv import Window, as_image, as_vector
+from .convolutions import Window, as_image, as_vector
 
 _SHIFT = {"INT8": 0, "UINT8": 128}
 _MOVING: tuple[type[Op], ...] = (
@@ -58,7 +58,7 @@ _MOVING: tuple[type[Op], ...] = (
 """Ops whose result has the scale of their operand."""
 
 
-@rule(Quantize)
+@spells(Quantize)
 def quantize(e: Emitter, node: Node) -> None:
     """The int8 kernel in front, or QUANTIZE."""
     op, x = node.op, node.required(0)
@@ -79,7 +79,7 @@ def quantize(e: Emitter, node: Node) -> None:
     e.put(node.output, requantised(e, e.get(x, layout), scheme), layout)
 
 
-@rule(Dequantize)
+@spells(Dequantize)
 def dequantize(e: Emitter, node: Node) -> None:
     """DEQUANTIZE, which is dropped when only int8 kernels read on."""
     op, x = node.op, node.required(0)
@@ -337,7 +337,7 @@ def _moving(e: Emitter, s: _Site) -> Made | None:
         return None
     with e.reading_integers(values, s.out if isinstance(s.node.op, Concat) else None):
         try:
-            RULES[type(s.node.op)](e, s.node)
+            e.spell(s.node)
         except Unsupported:
             return None
         made, layout = e.placed[s.node.output]
@@ -353,7 +353,7 @@ def _average(e: Emitter, s: _Site) -> Made | None:
         return None
     with e.reading_integers([x]):
         before = len(e.model.operations)
-        RULES[type(s.node.op)](e, s.node)
+        e.spell(s.node)
         made, layout = e.placed[s.node.output]
         written = e.model.operations[before:]
     if {o.code for o in written} - {"MEAN", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE"}:

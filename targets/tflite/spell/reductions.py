@@ -1,4 +1,4 @@
-"""Reductions, softmax and normalisation."""
+"""Reductions, places of extrema, running sums, softmax and normalisation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir import GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
-from ..emitter import Emitter, Unsupported, rule
+from ....ir import ArgReduce, CumSum, GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, channels_last, plain
 from ..operands import aligned
@@ -34,7 +34,7 @@ def reduced(
     return e.op(code, [tensor, axes], shape, tensor.dtype, ("ReducerOptions", {"keepDims": keep}))
 
 
-@rule(Reduce)
+@spells(Reduce, kinds=(*_CODES, "l1", "l2"))
 def reduce(e: Emitter, node: Node) -> None:
     """MEAN, SUM, REDUCE_MAX and so on, over the axes as they are stored."""
     op, x = node.op, node.required(0)
@@ -63,7 +63,7 @@ def reduce(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout if op.keepdims else layout.without(op.axes))
 
 
-@rule(Softmax, LogSoftmax)
+@spells(Softmax, LogSoftmax)
 def softmax(e: Emitter, node: Node) -> None:
     """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another one the same by hand, which moves nothing."""
     op, x = node.op, node.required(0)
@@ -93,7 +93,7 @@ def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: f
     return m.two("MUL", centred, m.one("RSQRT", m.two("ADD", variance, epsilon)))
 
 
-@rule(LayerNorm)
+@spells(LayerNorm)
 def layer_norm(e: Emitter, node: Node) -> None:
     """Layer normalisation as arithmetic."""
     op, x = node.op, node.required(0)
@@ -109,7 +109,7 @@ def layer_norm(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
-@rule(GroupNorm)
+@spells(GroupNorm)
 def group_norm(e: Emitter, node: Node) -> None:
     """Group and instance normalisation as arithmetic, channels last."""
     op, x = node.op, node.required(0)
@@ -132,4 +132,47 @@ def group_norm(e: Emitter, node: Node) -> None:
     for code, value in (("MUL", node.input(1)), ("ADD", node.input(2))):
         if value is not None:
             made = Maker(e).two(code, made, along(e, value, layout, 1))
+    e.put(node.output, made, layout)
+
+
+@spells(ArgReduce, kinds=("max", "min"))
+def arg_reduce(e: Emitter, node: Node) -> None:
+    """ARG_MAX or ARG_MIN."""
+    op, x = node.op, node.required(0)
+    assert isinstance(op, ArgReduce)
+    layout = Layout(e.at(x).perm)
+    tensor = e.get(x, layout)
+    if tensor.dtype not in ("FLOAT32", "INT32"):
+        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+    place = layout.place(op.axis)
+    axis = e.constant(place, "INT32")
+    if op.last:
+        tensor = e.op("REVERSE_V2", [tensor, e.constant([place], "INT32")], tensor.shape,
+                      tensor.dtype, ("ReverseV2Options", {}))  # fmt: skip
+    code, options = (
+        ("ARG_MAX", "ArgMaxOptions") if op.kind == "max" else ("ARG_MIN", "ArgMinOptions")
+    )
+    shape = tuple(d for i, d in enumerate(tensor.shape) if i != place)
+    made = e.op(code, [tensor, axis], shape, "INT64", (options, {"outputType": 4}))
+    if op.last:
+        (size,) = e.sizes(x, [op.axis])
+        made = e.op("SUB", [e.constant(size - 1, "INT64"), made], shape, "INT64",
+                    ("SubOptions", {"fusedActivationFunction": 0}))  # fmt: skip
+    if op.keepdims:
+        made = e.reshape(made, (*shape[:place], 1, *shape[place:]))
+    e.put(node.output, made, layout if op.keepdims else layout.without([op.axis]))
+
+
+@spells(CumSum)
+def cumulative_sum(e: Emitter, node: Node) -> None:
+    """CUMSUM."""
+    op, x = node.op, node.required(0)
+    assert isinstance(op, CumSum)
+    layout = Layout(e.at(x).perm)
+    tensor = e.get(x, layout)
+    if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):
+        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+    axis = e.constant(layout.place(op.axis), "INT32")
+    made = e.op("CUMSUM", [tensor, axis], tensor.shape, tensor.dtype,
+                ("CumsumOptions", {"exclusive": op.exclusive, "reverse": op.reverse}))  # fmt: skip
     e.put(node.output, made, layout)

@@ -17,7 +17,7 @@ from ....ir import (
     Value,
 )
 from ....ir.types import Shape
-from ..emitter import Emitter, rule
+from ..emitter import Emitter, spells
 from ..flat import FlatTensor
 from ..layout import (
     Group,
@@ -32,7 +32,7 @@ from ..layout import (
 )
 
 
-@rule(Transpose)
+@spells(Transpose)
 def transpose(e: Emitter, node: Node) -> None:
     """Nothing moves: the axes are counted in another order."""
     op, x = node.op, node.required(0)
@@ -40,7 +40,7 @@ def transpose(e: Emitter, node: Node) -> None:
     e.put(node.output, e.first(x), e.at(x).transposed(op.perm))
 
 
-@rule(Reshape, Flatten, Squeeze, Unsqueeze)
+@spells(Reshape, Flatten, Squeeze, Unsqueeze)
 def reshape(e: Emitter, node: Node) -> None:
     """RESHAPE, behind a TRANSPOSE only where axes that are joined lie apart or in another order."""
     x, out = node.required(0), node.output

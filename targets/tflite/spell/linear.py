@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Embedding, Linear, MatMul, Node, Value
-from ..emitter import Emitter, Unsupported, reordered, rule
+from ..emitter import Emitter, Unsupported, reordered, spells
 from ..flat import FlatTensor
 from ..layout import Inner, Layout, plain
 from ..operands import broadcast
 
 
-@rule(Linear)
+@spells(Linear)
 def linear(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED over the last stored axis; a reordered last axis reorders the weight."""
     x, w = node.required(0), node.required(1)
@@ -46,7 +46,7 @@ def linear(e: Emitter, node: Node) -> None:
     e.put(result, made, Layout(layout.perm))
 
 
-@rule(MatMul)
+@spells(MatMul)
 def matmul(e: Emitter, node: Node) -> None:
     """BATCH_MATMUL; matrices that are stored transposed are read transposed."""
     a, b = node.required(0), node.required(1)
@@ -91,7 +91,7 @@ def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
     return e.get(value, plain(rank)), False
 
 
-@rule(Embedding)
+@spells(Embedding)
 def embedding(e: Emitter, node: Node) -> None:
     """GATHER of rows."""
     ids, table = node.required(0), node.required(1)
