@@ -18,27 +18,14 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .. import ir
 from ..ir import Op
+from ..ir.ops.rows import Key, rows
 
 HOSTS = ("onnx", "torch", "export")
 """ONNX operators; calls and modules of a traced torch module; ATen calls of an exported program."""
 
-Key = tuple[type[Op], str | None]
-"""One row of the table of ops: a class, and its kind if it has kinds."""
-
 Makes = type[Op] | tuple[type[Op], str]
 """How a registration names a row."""
-
-KINDS: dict[type[Op], tuple[str, ...]] = {
-    ir.Activation: tuple(ir.ACTIVATIONS),
-    ir.ArgReduce: ("max", "min"),
-    ir.Compare: ir.COMPARISONS,
-    ir.Logical: ir.LOGIC,
-    ir.Reduce: ir.REDUCTIONS,
-    ir.Unary: ir.UNARY,
-}
-"""The ops that have one row for each of their kinds."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +68,12 @@ def keys(makes: Makes | Sequence[Makes]) -> tuple[Key, ...]:
     Raises:
         ValueError: If a row has no kind where the op has kinds, or an unknown one.
     """
-    found = []
+    found: list[Key] = []
     for row in makes if isinstance(makes, list) else [makes]:
-        key: Key = (row[0], row[1]) if isinstance(row, tuple) else (row, None)
-        if key[1] not in KINDS.get(key[0], (None,)):
-            raise ValueError(f"{key[0].__name__} has no kind {key[1]!r}")
-        found.append(key)
+        op, kind = row if isinstance(row, tuple) else (row, None)
+        if kind not in (op.kinds or (None,)):
+            raise ValueError(f"{op.__name__} has no kind {kind!r}")
+        found.append((op, kind))
     return tuple(found)
 
 
@@ -105,16 +92,6 @@ def cannot_read(makes: Makes | Sequence[Makes], reason: str, *hosts: str) -> Non
     """Register why no rule of these hosts makes an op."""
     for host in hosts:
         _holes[host].update(dict.fromkeys(keys(makes), reason))
-
-
-def rows() -> list[Key]:
-    """All rows of the table of ops, by name and then in the IR's order of kinds."""
-    classes = sorted(set(Op.names.values()) - {ir.Opaque}, key=lambda op: op.__name__)
-    found: list[Key] = []
-    for op in classes:
-        if op.__module__.startswith(ir.__name__ + "."):
-            found += [(op, kind) for kind in KINDS.get(op, (None,))]
-    return found
 
 
 def table(host: str) -> dict[Key, list[Reading]]:
@@ -140,7 +117,6 @@ def _load(host: str) -> None:
 
 __all__ = [
     "HOSTS",
-    "KINDS",
     "Key",
     "LeftAlone",
     "Makes",

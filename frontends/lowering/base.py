@@ -59,7 +59,7 @@ class Builder:
         self.parts.append((op, operands))
         return Step(len(self.parts) - 1)
 
-    def chain(self, lowered: Lowered) -> Step:
+    def chain(self, lowered: tuple[Op, Sequence[Operand | Step]] | Lowered) -> Step:
         """Append what a rule returned."""
         op, operands = lowered
         return self.add(op, *operands)
@@ -69,9 +69,9 @@ class Builder:
         return Steps(tuple(self.parts), results)
 
 
-def is_float(value: Value) -> bool:
-    """Whether a value is certainly of floats of 16 bits or more."""
-    return value.type.dtype is not None and value.type.dtype.is_wide_float
+def first_of_several(lowered: Lowered | None) -> Steps | None:
+    """An op as a call that returns several tensors, of which it makes the first."""
+    return None if lowered is None else Steps((lowered,), {(0,): Step(0)})
 
 
-__all__ = ["Builder", "Lowered", "Operand", "Path", "Step", "Steps", "is_float"]
+__all__ = ["Builder", "Lowered", "Operand", "Path", "Step", "Steps", "first_of_several"]

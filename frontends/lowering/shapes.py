@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ... import ir
 from ...ir import Op, TensorType, Value
@@ -97,3 +98,12 @@ def expanding(
     if first <= 0 and all(d == 1 for d in shape):
         return ir.Identity(), [x]
     return ir.Expand(tuple(shape), tuple(like)), [x] if second is None else [x, second]
+
+
+MOST_COPIES = 16
+"""More copies of a tensor than these are not written as a Concat."""
+
+
+def repeated(x: Any, axis: int, times: int) -> tuple[Op, list[Any]]:
+    """Copies of a value, or of a step's result, side by side along an axis."""
+    return ir.Concat(axis), [x] * times

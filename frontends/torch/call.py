@@ -10,6 +10,7 @@ from torch import nn
 
 from ...ir import Opaque, TensorType, Value
 from ...ir.analysis.sizes import Place, SizeRoots
+from ..support import LeftAlone
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def ranked(call: Call) -> tuple[Value, int]:
     """The first argument and its number of axes.
 
     Raises:
-        TypeError: If it is not known; the call then stays opaque.
+        LeftAlone: If it is not known.
     """
     x = call.value(0)
     if x.type.rank is None:
-        raise TypeError("the rank is not known")
+        raise LeftAlone("the number of axes of its input is not known")
     return x, x.type.rank

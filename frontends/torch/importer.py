@@ -324,8 +324,11 @@ class _Importer:
             made = _inferred(steps)
         except _NOT_READ as error:
             raise LeftAlone(_limit(entry.note)) from error
-        if not made[-1][0].accepts(self.types.get(node.name, ir.UNKNOWN)):
-            raise LeftAlone("torch promotes the types of its operands")
+        stated = self.types.get(node.name, ir.UNKNOWN)
+        if not made[-1][0].accepts(stated):
+            raise LeftAlone(
+                f"it gives {stated}, where the IR's {_last(steps).name} gives {made[-1][0]}"
+            )
         return lowered
 
     def _pieces(self, node: fx.Node) -> bool:
@@ -334,24 +337,37 @@ class _Importer:
         entry = PIECES.get(known) if known else None
         if entry is None:
             return False
-        taken = _taken(node, entry.nested)
-        if not taken or any(user.name in self.barrier for user in taken.values()):
+        found = _taken(node, entry.nested)
+        # A step that nobody reads would go, and all steps of the call would have to be written anew.
+        read = {path for path, user in found.items() if user.users}
+        taken = {path: user for path, user in found.items() if path in read or not entry.several}
+        if not taken or any(user.name in self.barrier for user in found.values()):
             return False
         try:
             steps = entry.rule(self._call(node), list(taken))
-            if steps is None or steps.results is None or not taken.keys() <= steps.results.keys():
+            if steps is None or steps.results is None or not read <= steps.results.keys():
                 raise LeftAlone(_limit(entry.note))
+            taken = {path: user for path, user in taken.items() if path in steps.results}
             _inferred(steps)
         except _NOT_READ as error:
             raise LeftAlone(_limit(entry.note)) from error
-        self._results(node, steps, taken)
+        between = [n for user in found.values() for n in _between(user, node)]
+        self._results(node, steps, taken, [n.name for n in between])
         return True
 
-    def _results(self, node: fx.Node, steps: Steps, taken: Mapping[Path, fx.Node]) -> None:
-        """Append the steps of a call, whose results are the values of the calls that take them."""
+    def _results(
+        self, node: fx.Node, steps: Steps, taken: Mapping[Path, fx.Node], between: Sequence[str]
+    ) -> None:
+        """Append the steps of a call.
+
+        Args:
+            node: The call.
+            steps: What its rule makes of it.
+            taken: The calls that take its results, by place: their values are the results of the steps.
+            between: All calls that take anything of what it returns, in order.
+        """
         assert steps.results is not None
         names = {steps.results[path]: user.name for path, user in taken.items()}
-        between = {n.name: None for user in taken.values() for n in _between(user, node)}
         made: list[ir.Node] = []
         for number, (op, operands) in enumerate(steps.parts):
             inputs = self._operands(node, number, operands, made)
@@ -371,6 +387,7 @@ class _Importer:
                     output_names=[n or f"{own}_{i}" for i, n in enumerate(mine)],
                 )
             )
+            fold_view(made[-1])
             for i, (value, name) in enumerate(zip(made[-1].outputs, mine, strict=True)):
                 if name:
                     value.host = name
@@ -384,7 +401,7 @@ class _Importer:
                 part.origin = _origin(part, (node.name, part.output.host))
             return
         for part in made:
-            origin = _origin(part, (node.name, *between))
+            origin = _origin(part, (node.name, *dict.fromkeys(between)))
             part.origin = replace(origin, parts=len(made)) if len(made) > 1 else origin
 
     def _operands(
@@ -467,7 +484,7 @@ _NOT_READ = (TypeError, ValueError, KeyError, AttributeError, IndexError, Infere
 
 def _limit(note: str) -> str:
     """The reason of a call that its rule returned nothing for."""
-    return f"it is read only with {note}" if note else "it is not read with these arguments"
+    return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
 
 
 def _inferred(steps: Steps) -> list[tuple[TensorType, ...]]:
@@ -488,6 +505,10 @@ def _inferred(steps: Steps) -> list[tuple[TensorType, ...]]:
             raise TypeError(f"the result of {op.name} is not known")
         made.append(inferred)
     return made
+
+
+def _last(steps: Steps) -> ir.Op:
+    return steps.parts[-1][0]
 
 
 def _count(op: ir.Op, inputs: Sequence[Value | None]) -> int:

@@ -25,7 +25,11 @@ Rule = Callable[[Call], Lowered | Steps | None]
 """Returns the op and its operands, or several ops, or ``None`` to leave the call opaque."""
 
 
+RankRule = Callable[[Call, int], Lowered | Steps | None]
+"""A rule that takes the number of spatial axes too."""
+
 _R = TypeVar("_R", bound=Rule)
+_N = TypeVar("_N", bound=RankRule)
 
 PieceRule = Callable[[Call, Sequence[Path]], Steps | None]
 """A rule of a call that returns several tensors: takes which of them are read, and returns steps with at least these results."""
@@ -65,11 +69,13 @@ class PieceEntry:
     Attributes:
         rule: Its rule.
         nested: Which of its results are tuples themselves.
+        several: Whether one call becomes several nodes, none of which may be unread.
         note: The limit of the rule.
     """
 
     rule: PieceRule
     nested: tuple[int, ...] = ()
+    several: bool = False
     note: str = ""
 
 
@@ -151,20 +157,24 @@ def reads(
 
 
 def reads_ranks(
-    call: str, *, makes: Makes | Sequence[Makes], note: str = "", memory: Memory = Memory.NEW
-) -> Callable[[Callable[[Call, int], Lowered | Steps | None]], Callable[[Call, int], Lowered | Steps | None]]:  # fmt: skip
+    call: str,
+    *,
+    makes: Makes | Sequence[Makes],
+    note: str = "",
+    memory: Memory = Memory.NEW,
+) -> Callable[[_N], _N]:
     """Register one rule for 1 to 3 spatial axes: ``reads_ranks("conv{}d", ...)``; it takes their number too."""
 
-    def register(
-        rule: Callable[[Call, int], Lowered | Steps | None],
-    ) -> Callable[[Call, int], Lowered | Steps | None]:
+    def register(rule: _N) -> _N:
         for n in (1, 2, 3):
-            reads(call.format(n), makes=makes, note=note, memory=memory)(
-                lambda call, n=n: rule(call, n)  # type: ignore[misc]
-            )
+            reads(call.format(n), makes=makes, note=note, memory=memory)(_of_rank(rule, n))
         return rule
 
     return register
+
+
+def _of_rank(rule: RankRule, n: int) -> Rule:
+    return lambda call: rule(call, n)
 
 
 def reads_module(
@@ -227,7 +237,7 @@ def reads_pieces(
         for call in calls:
             if call in PIECES:
                 raise ValueError(f"call {call} has two rules")
-            PIECES[call] = PieceEntry(rule, nested, note)
+            PIECES[call] = PieceEntry(rule, nested, several, note)
             name = call if isinstance(call, str) else f"nn.{call.__name__}"
             reading = Reading(name, keys(makes), note, several)
             record(
@@ -254,8 +264,8 @@ def call_name(target: Any) -> str:
     """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
     if isinstance(target, torch._ops.OpOverload):
         name = target._schema.name.split("::")[1]
-        return f"aten.{name}" if name in _OTHER_ORDER else name.rstrip("_")
-    if target in (torch.batch_norm, torch.instance_norm):
+        return f"aten.{name}" if name in _ATEN_DIFFERS else name.rstrip("_")
+    if target in (torch.batch_norm, torch.instance_norm, torch.adaptive_max_pool1d):
         return f"aten.{target.__name__}"
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if not isinstance(target, str) and not _is_torch(target):
@@ -276,8 +286,10 @@ def is_torch_name(name: str) -> bool:
     return any(hasattr(home, name) for home in (F, torch, torch.Tensor, operator))
 
 
-_OTHER_ORDER = ("batch_norm", "instance_norm")
-"""Calls for which ATen, and ``torch`` itself, have another order of arguments than ``torch.nn.functional``."""
+_ATEN_DIFFERS = (
+    "batch_norm", "instance_norm", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+)  # fmt: skip
+"""Calls for which ATen, and ``torch`` itself, have other arguments or results than ``torch.nn.functional``."""
 
 _OPERATORS = {
     operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",

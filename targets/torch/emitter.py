@@ -275,9 +275,10 @@ class _Emitter:
                 self._get_attr(found)
             elif len(hosts) == 1 or not self._is_written(found, mapped):
                 self._copy_call(found, mapped, names, resized)
-        for value, name in zip(node.outputs, origin.outputs, strict=True):
-            if isinstance(name, str):
-                self.nodes[value] = self.host_nodes[name]
+        for part in self.whole[origin.nodes] if origin.parts > 1 else [node]:
+            for value, name in zip(part.outputs, part.origin.outputs, strict=True):
+                if isinstance(name, str):
+                    self.nodes[value] = self.by_name[name] = self.host_nodes[name]
         return True
 
     def _arguments(self, node: Node, origin: FxOrigin) -> dict[str, Value] | None:
@@ -388,7 +389,8 @@ def _is_whole(found: list[Node]) -> bool:
         own = _names(node, node.origin)
         if own is None or any(names.setdefault(k, v) is not v for k, v in own.items()):
             return False
-    inner = [v for node in found[:-1] for v in node.outputs]
+    # Values with a host's name are results of the call, which others read.
+    inner = [v for node in found[:-1] for v in node.outputs if not isinstance(v.host, str)]
     alone = all(not v.is_output and set(v.users) <= set(found) for v in inner)
     return alone and len(found) == found[-1].origin.parts
 

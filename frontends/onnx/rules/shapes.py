@@ -92,11 +92,11 @@ def _expand(node: OnnxNode) -> Lowered | None:
     return None if sizes is None else expanding(node.inputs[0], sizes, node.known.roots)
 
 
-@reads("Pad", makes=ir.Pad, note="constant amounts; modes constant, reflect and edge")
+@reads("Pad", makes=ir.Pad, note="constant amounts, floats")
 def _pad(node: OnnxNode) -> Lowered | None:
     pads, rank = node.ints("pads", 1), node.type().rank
     mode, dtype = node.text("mode", "constant"), node.type().dtype
-    if pads is None or mode not in ("constant", "reflect", "edge"):
+    if pads is None or mode not in ("constant", "reflect", "edge", "wrap"):
         return None
     if node.input(3) is not None:
         axes = node.ints("axes", 3)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from .... import ir
-from ....ir import SplatTensor, Value
-from ...lowering import Lowered, Operand, Step, Steps
+from ....ir import SplatTensor, Tensor, Value
+from ...lowering import Lowered, Step, Steps
 from ...lowering.base import Builder
 from ...lowering.products import matmul
 from ...support import LeftAlone
@@ -136,23 +136,24 @@ def _addmm(call: Call) -> Lowered | Steps | None:
     vector = shift.data is not None and shift.type.static_shape == (columns,)
     if isinstance(op, ir.Linear) and vector and beta == alpha == 1:
         return op, [*operands, shift]
-    made = Builder()
-    result: Step = made.chain(product)
-    result = _times(made, result, alpha, shift)
-    scaled = shift if beta == 1 else _times(made, shift, beta, shift)
-    made.add(ir.Add(), scaled, result)
+    made, axis = Builder(), 1 if a.type.rank else 0
+
+    def times(x: Value | Step, factor: Any) -> Value | Step:
+        if factor == 1:
+            return x
+        number = _number(factor, shift.type.dtype)
+        return made.add(ir.Scale(axis), x, number)
+
+    scaled = times(made.chain(product), alpha)
+    made.add(ir.Add(), times(shift, beta), scaled)
     return made.steps()
 
 
-def _times(made: Builder, x: Any, factor: Any, like: Value) -> Any:
-    """A step or a value times a Python number."""
-    if factor == 1:
-        return x
-    dtype = like.type.dtype
-    if type(factor) not in (int, float) or dtype is None or not dtype.is_wide_float or not factor:
+def _number(factor: Any, dtype: ir.DType | None) -> Tensor:
+    known = dtype is not None and dtype.is_wide_float
+    if type(factor) not in (int, float) or dtype is None or not known or not factor:
         raise LeftAlone(f"it is scaled by {factor}")
-    number: Operand = SplatTensor((1,), dtype, float(factor))
-    return made.add(ir.Scale(0), x, number)
+    return SplatTensor((1,), dtype, float(factor))
 
 
 @reads(

@@ -6,6 +6,7 @@ changes, the target can write a batch norm again, which still trains as one; a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -13,14 +14,17 @@ from torch import nn
 from .... import ir
 from ....hosts.torch.origins import BatchNormPart
 from ....ir import Value
-from ...lowering import Lowered
+from ...lowering import Lowered, Path, Steps
+from ...lowering.base import first_of_several
 from ...lowering.norms import batch_norm_scale
 from ...support import LeftAlone
 from ..call import Call
-from ..registry import reads, reads_module
+from ..registry import reads, reads_module, reads_pieces
+
+_EVALUATED = "in evaluation mode, with constant statistics"
 
 
-@reads("batch_norm", makes=ir.Scale, note="in evaluation mode, with constant statistics")
+@reads("batch_norm", makes=ir.Scale, note=_EVALUATED)
 def _batch_norm(call: Call) -> Lowered | None:
     """``(x, mean, var, weight, bias, training, momentum, eps)``."""
     if call.get(5, "training", False):
@@ -48,11 +52,21 @@ reads_module(nn.BatchNorm2d, call="batch_norm", fields=_OF_BATCHES)
 reads_module(nn.BatchNorm3d, call="batch_norm", fields=_OF_BATCHES)
 
 
-@reads("aten.batch_norm", makes=ir.Scale, note="in evaluation mode, with constant statistics")
+@reads("aten.batch_norm", makes=ir.Scale, note=_EVALUATED)
 def _aten_batch_norm(call: Call) -> Lowered | None:
     """ATen's order: ``(x, weight, bias, mean, var, training, momentum, eps, cudnn)``."""
     x, weight, bias, mean, var, training, momentum, eps, *_ = call.args
     return _batch_norm(call.again(x, mean, var, weight, bias, training, momentum, eps))
+
+
+@reads_pieces(
+    "_native_batch_norm_legit_no_training", "native_batch_norm", makes=ir.Scale, note=_EVALUATED
+)
+def _native_batch_norm(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, weight, bias, mean, var, momentum, eps)``, the second with ``training`` in front of the last two."""
+    x, weight, bias, mean, var, *training, momentum, eps = call.args
+    again = call.again(x, mean, var, weight, bias, any(training), momentum, eps)
+    return first_of_several(_batch_norm(again))
 
 
 @reads("layer_norm", makes=ir.LayerNorm)
@@ -70,11 +84,24 @@ def _layer_norm(call: Call) -> Lowered | None:
 reads_module(nn.LayerNorm, call="layer_norm", fields="normalized_shape weight bias eps")
 
 
+@reads_pieces("native_layer_norm", makes=ir.LayerNorm, note="without statistics")
+def _native_layer_norm(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, normalized_shape, weight, bias, eps)`` gives ``(y, mean, deviation)``."""
+    return first_of_several(_layer_norm(call))
+
+
 @reads("group_norm", makes=ir.GroupNorm)
 def _group_norm(call: Call) -> Lowered | None:
     """``(x, num_groups, weight, bias, eps)``."""
     vectors = [call.get(2, "weight"), call.get(3, "bias")]
     return _grouped(call.value(0), call.get(1, "num_groups"), vectors, call.get(4, "eps", 1e-5))
+
+
+@reads_pieces("native_group_norm", makes=ir.GroupNorm, note="without statistics")
+def _native_group_norm(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, weight, bias, N, C, positions, num_groups, eps)`` gives ``(y, mean, deviation)``."""
+    x, weight, bias, _, _, _, groups, eps = call.args
+    return first_of_several(_group_norm(call.again(x, groups, weight, bias, eps)))
 
 
 reads_module(nn.GroupNorm, call="group_norm", fields="num_groups weight bias eps")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from .... import ir
-from ...lowering import Lowered
+from ...lowering import Lowered, Path, Steps
+from ...lowering.base import first_of_several
 from ...lowering.pools import average_pool, global_max
 from ...support import LeftAlone
 from ..call import Call, ints
-from ..registry import reads_module, reads_ranks
+from ..registry import reads_module, reads_pieces, reads_ranks
 
 
 @reads_ranks("avg_pool{}d", makes=ir.AveragePool, note="without divisor_override")
@@ -60,6 +63,14 @@ reads_module(
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     call="max_pool{}d", fields=f"{_WINDOW} dilation return_indices",
 )  # fmt: skip
+
+
+@reads_pieces(
+    "max_pool2d_with_indices", "max_pool3d_with_indices", makes=ir.MaxPool, note="without indices"
+)
+def _max_with_indices(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, kernel, stride, padding, dilation, ceil_mode)`` gives ``(y, indices)``."""
+    return first_of_several(_max(call, 2 if "2d" in call.name else 3))
 
 
 def _windows(call: Call, n: int) -> tuple[int, ...] | None:
@@ -124,3 +135,15 @@ reads_module(
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     call="adaptive_max_pool{}d", fields="output_size return_indices",
 )  # fmt: skip
+
+
+@reads_pieces(
+    "aten.adaptive_max_pool1d",
+    "aten.adaptive_max_pool2d",
+    "aten.adaptive_max_pool3d",
+    makes=[(ir.Reduce, "max"), ir.MaxPool],
+    note="to sizes that divide the input, without indices",
+)
+def _aten_adaptive_max(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, output_size)`` gives ``(y, indices)``."""
+    return first_of_several(_adaptive_max(call.again(*call.args[:2]), int(call.name[-2])))

@@ -55,7 +55,7 @@ def _module(call: Call, taken: Sequence[Path]) -> Steps | None:
         for end in ends
     ]
     found = _Layers(tuple(weights), module.num_layers, module.bidirectional, module.batch_first)
-    return _lstm(call.value(0), call.get(1, "hx"), found, ((0,), (1, 0), (1, 1)))
+    return _lstm(call.value(0), call.get(1, "hx"), found, [(0,), (1, 0), (1, 1)], taken)
 
 
 @reads_pieces("lstm", makes=ir.Lstm, note=_LIMITS, several=True)
@@ -70,7 +70,7 @@ def _aten(call: Call, taken: Sequence[Path]) -> Steps | None:
         raise LeftAlone("it projects its states")
     weights = [_constants(values[i : i + width]) for i in range(0, len(values), width)]
     found = _Layers(tuple(weights), layers, bool(bidirectional), bool(batch_first))
-    return _lstm(x, state, found, ((0,), (1,), (2,)))
+    return _lstm(x, state, found, [(0,), (1,), (2,)], taken)
 
 
 def _check_dropout(dropout: float, training: bool, layers: int) -> None:
@@ -85,7 +85,10 @@ def _constants(values: Sequence[Value | None]) -> tuple[Tensor, ...]:
     return data
 
 
-def _lstm(x: Value, state: Any, found: _Layers, paths: Sequence[Path]) -> Steps | None:
+def _lstm(
+    x: Value, state: Any, found: _Layers, paths: Sequence[Path], taken: Sequence[Path]
+) -> Steps | None:
+    """One Lstm a layer, and what makes of their results those that are read."""
     if x.type.rank != 3:
         raise LeftAlone("its input is not batched")
     first = None if state is None or all(map(_is_zeros, state)) else list(state)
@@ -105,14 +108,16 @@ def _lstm(x: Value, state: Any, found: _Layers, paths: Sequence[Path]) -> Steps 
             operands += [_of_layer(made, s, layer, found.layers, directions) for s in first]
         step = made.add(op, *operands)
         last.append(step)
-        y = _joined(made, step, found.bidirectional, hidden)
-    if found.batch_first:
-        y = made.add(ir.Transpose((1, 0, 2)), y)
-    states = [
-        last[0].of(i) if len(last) == 1 else made.add(ir.Concat(0), *(s.of(i) for s in last))
-        for i in (1, 2)
-    ]
-    return made.steps(dict(zip(paths, (y, *states), strict=True)))
+        if layer + 1 < found.layers or paths[0] in taken:
+            y = _joined(made, step, found.bidirectional, hidden)
+    results: dict[Path, Step] = {}
+    if paths[0] in taken:
+        results[paths[0]] = made.add(ir.Transpose((1, 0, 2)), y) if found.batch_first else y
+    for number, path in enumerate(paths[1:], 1):
+        if path in taken:
+            ends = [step.of(number) for step in last]
+            results[path] = ends[0] if len(ends) == 1 else made.add(ir.Concat(0), *ends)
+    return made.steps(results)
 
 
 def _joined(made: Builder, y: Step, bidirectional: bool, hidden: int) -> Step:

@@ -14,7 +14,7 @@ from ....ir import Value
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
-from ...lowering.shapes import expanding, reshaping, slicing
+from ...lowering.shapes import MOST_COPIES, expanding, repeated, reshaping
 from ...support import LeftAlone
 from ..call import Call, Free, flattened, ints, ranked
 from ..registry import Memory, knows_memory, reads, reads_module
@@ -84,9 +84,9 @@ def _unflatten(call: Call) -> Lowered | None:
     sizes = call.get(2, "sizes", call.kwargs.get("unflattened_size"))
     inner: list[int] = [-1 if isinstance(size, Free) else ints(size, 1)[0] for size in sizes]
     certain = call.certain(x)
-    total, known = certain.dim(axis), [size for size in inner if size != -1]
-    if inner.count(-1) == 1 and isinstance(total, int) and math.prod(known):
-        inner[inner.index(-1)] = total // math.prod(known)
+    total, known = certain.dim(axis), math.prod(size for size in inner if size != -1)
+    if inner.count(-1) == 1 and isinstance(total, int) and known:
+        inner[inner.index(-1)] = total // known
     behind = [certain.dim(a) for a in range(axis + 1, rank)]
     if sum(not isinstance(d, int) for d in behind) + inner.count(-1) > 1:
         return None
@@ -214,23 +214,19 @@ def _expand_as(call: Call) -> Lowered | None:
     return expanding(call.value(0), targets, call.roots)
 
 
-_MOST_COPIES = 16
-"""More copies of a tensor than these are not written as a Concat."""
-
-
 @reads("repeat", "tile", makes=[ir.Concat, ir.Expand], note="up to 16 copies", several=True)
 def _repeat(call: Call) -> Lowered | Steps | None:
     """``(x, *repeats)``: copies side by side along each axis."""
     x, rank = ranked(call)
     found = flattened(call, 1, "repeats" if "repeats" in call.kwargs else "dims")
     times = ints(list(found), len(found))
-    if min(times) < 1 or len(times) > rank or max(times) > _MOST_COPIES:
+    if min(times) < 1 or len(times) > rank or max(times) > MOST_COPIES:
         raise LeftAlone(f"it repeats by {times} a tensor of {rank} axes")
     made = Builder()
     copied: Any = x
     for axis, count in enumerate(times, rank - len(times)):
         if count > 1:
-            copied = made.add(ir.Concat(axis), *[copied] * count)
+            copied = made.chain(repeated(copied, axis, count))
     return made.steps() if made.parts else (ir.Identity(), [x])
 
 
@@ -251,8 +247,8 @@ def _roll(call: Call) -> Steps | None:
         if amount % size == 0:
             continue
         cut = size - amount % size
-        back = made.add(slicing(certain, (cut,), (2**63 - 1,), (own,), (1,)), rolled)
-        front = made.add(slicing(certain, (0,), (cut,), (own,), (1,)), rolled)
+        front = made.add(ir.Slice((0,), (cut,), (own,), (1,)), rolled)
+        back = made.add(ir.Slice((cut,), (size,), (own,), (1,)), rolled)
         rolled = made.add(ir.Concat(own), back, front)
     if not made.parts:
         raise LeftAlone("it moves nothing")
