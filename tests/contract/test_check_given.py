@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ def test_an_exported_model_that_is_read_wrongly(monkeypatch: pytest.MonkeyPatch)
 def test_a_rule_that_is_wrong_is_seen_when_its_node_is_rewritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(found: nn.Module, x: Any, parameter: Any) -> Any:
-        op, operands = read(found, x, parameter)
-        return (op, [x, parameter("weight")]) if isinstance(found, nn.Conv2d) else (op, operands)
+    known = frontend.MODULES[nn.Conv2d]
 
-    read = frontend.module_call
-    monkeypatch.setattr(frontend, "module_call", wrong)
+    def wrong(call: Any) -> Any:
+        op, operands = known.rule(call)  # type: ignore[misc]
+        return op, [*operands[:2]]
+
+    monkeypatch.setitem(frontend.MODULES, nn.Conv2d, replace(known, rule=wrong))
     assert shrink(Net(), example_inputs=(X,), check=True).report.failed
 
 
