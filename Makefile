@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # PyTorch is installed first and alone, so that nothing else decides which build of it.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit bench fuzz setup clean
+.PHONY: demo test lint types unit bench fuzz setup clean docs/ops.md
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# The table of ops, from what rules and spellings are registered.
+docs/ops.md: $(STAMP)
+	$(BIN)/python -m graphshrink.op_table > $@
 
 # Random models on all cores for MINUTES; TARGET is one of onnx, tensorrt, tflite, torch, SEED the first seed.
 MINUTES ?= 30

@@ -1,4 +1,4 @@
-"""What the driver hands to a target, and what a target gives back when it has written its files."""
+"""The interface of targets: how they read models again, and the result of writing files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..ir import Graph, Tensor, TensorType
 
 
 class Readers(Protocol):
-    """Reading models, for targets that need it; they import no frontends themselves."""
+    """Reads models for targets, which do not import frontends."""
 
     def file(self, path: Path) -> Graph:
         """The graph of an ONNX file, to judge what was written."""
@@ -28,17 +28,17 @@ class Readers(Protocol):
         """
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """Other readings of a torch model, each with its name, for calls that the IR does not know in the first one."""
+        """Other ways to read a torch model, each with its name: one may know calls that were ``Opaque`` in the first."""
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """What was written.
+    """The files that a target wrote.
 
     Attributes:
         files: The files, the model first.
         notes: What the user should know of them, one sentence each.
-        data: What else there is to say, as plain data for JSON.
+        data: Further facts, as plain data for JSON.
     """
 
     files: tuple[Path, ...]

@@ -45,15 +45,16 @@ from ...ir import (
 )
 from ...ir.analysis.sizes import SizeRoots
 from ..lowering import Lowered
-from ..norms import LeftAlone
 from ..raising.patterns import raise_patterns
+from ..support import LeftAlone
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, hold_defaults
 from .fixed_sizes import Fixed, fix_shapes
-from .node import Site
+from .node import OnnxNode
 from .order import ordered
-from .rules.layers import CHANGED, RULES, TRAILING
+from .registry import Entry
+from .rules import RULES
 from .sizes import KnownSizes
 
 
@@ -234,10 +235,10 @@ class _Importer:
         known = (node.domain, node.op_type) not in self.functions and domain
         # Whoever is asked about the node alone would look for the file in another folder.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
-        current = self.opset >= CHANGED.get(node.op_type, 1)
-        if known and current and node.op_type in RULES and sum(bool(o) for o in node.output) >= 1:
+        entry = RULES.get(node.op_type) if known and any(node.output) else None
+        if entry is not None and self.opset >= entry.since:
             try:
-                lowered = self._lower(node, inputs)
+                lowered = self._lower(entry, node, inputs)
             except LeftAlone as error:
                 reason = str(error)
         if lowered is None:
@@ -282,15 +283,15 @@ class _Importer:
     def _stated(self, node: NodeProto) -> list[TensorType]:
         return [self.types.get(o, UNKNOWN) for o in node.output if o]
 
-    def _lower(self, node: NodeProto, inputs: list[Value | None]) -> Lowered | None:
+    def _lower(self, entry: Entry, node: NodeProto, inputs: list[Value | None]) -> Lowered | None:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         results = len(node.output)
-        if node.op_type in TRAILING and results > 1:
-            results = 1 if not any(o and o in self.read for o in node.output[1:]) else results
-        site = Site(node.op_type, inputs, results, attributes, self.opset, self.sizes)
+        if entry.idle_results and not any(o and o in self.read for o in node.output[1:]):
+            results = min(results, 1)
+        found = OnnxNode(node.op_type, inputs, results, attributes, self.opset, self.sizes)
         try:
-            lowered = RULES[node.op_type](site)
-            if lowered is None or not site.understood:
+            lowered = entry.rule(found)
+            if lowered is None or not found.understood:
                 return None
             op, operands = lowered
             types = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,20 +10,15 @@ import numpy as np
 
 from ...ir import Tensor, TensorType, Value
 from ...ir.ops.base import axis_of
-from ..lowering import Lowered
 from .sizes import KnownSizes, Size
 
-Rule = Callable[["Site"], Lowered | None]
-"""Gives the op and its operands (values, or tensors that it derived), or ``None`` to leave the node opaque:
-an input that must be known is not, or the attributes ask for something the op cannot say."""
-
 _HARMLESS = frozenset({"momentum", "ratio", "seed", "num_outputs", "saturate", "round_mode"})
-"""Attributes that say nothing about what the ops of the IR compute."""
+"""Attributes that do not change what the ops of the IR compute."""
 
 
 @dataclass
-class Site:
-    """One host node.
+class OnnxNode:
+    """One host node, as its rule reads it.
 
     Attributes:
         kind: The operator.
@@ -55,6 +50,17 @@ class Site:
     def input(self, index: int) -> Value | None:
         """An input, ``None`` when it is left out."""
         return self.inputs[index] if index < len(self.inputs) else None
+
+    def required(self, index: int) -> Value:
+        """An input that the operator cannot do without.
+
+        Raises:
+            ValueError: If it is left out; the node then stays opaque.
+        """
+        value = self.input(index)
+        if value is None:
+            raise ValueError(f"{self.kind} without input {index}")
+        return value
 
     def data(self, index: int) -> Tensor | None:
         """An input's tensor, when it is known."""

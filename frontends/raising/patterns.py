@@ -40,8 +40,9 @@ from ...ir import (
     Value,
 )
 from ...ir.ops.base import axis_of
+from ..support import reads_pattern
 from .gelu import gelu, gelu_halved, is_square
-from .matching import Found, near, producer
+from .matching import Found, near, producer, scales_by
 
 Combine = Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], Any]
 """Makes one origin from the origins of the parts, the host inputs and the host outputs."""
@@ -166,6 +167,16 @@ def _gated(node: Node) -> Found | None:
         if inner.op.kind == "hard_sigmoid" and near(inner.op.params, (1 / 6, 0.5)):
             return Activation("hard_swish"), [x], [inner]
     return None
+
+
+def _softsign(node: Node) -> Found | None:
+    """``x / (1 + abs(x))``."""
+    x, below = node.inputs
+    shifted = producer(below)
+    size = producer(shifted.inputs[0]) if scales_by(shifted, None, 1.0) and shifted else None
+    if node.op != Div() or shifted is None or size is None or size.op != Unary("abs"):
+        return None
+    return (Activation("softsign"), [x], [size, shifted]) if size.inputs[0] is x else None
 
 
 def _not_equal(node: Node) -> Found | None:
@@ -364,10 +375,25 @@ def _group_affine(node: Node) -> Found | None:
 
 
 _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
-    Div: (_layer_norm,),
+    Div: (_layer_norm, _softsign),
     Mul: (_gated, gelu, _layer_norm),
     Reshape: (_group_norm, _transposed),
     Scale: (_layer_affine, _group_affine, _bias, gelu_halved),
     Squeeze: (_selected,),
     Unary: (_not_equal, _rsqrt),
 }
+
+for _form, _makes in (
+    ("x * sigmoid(x)", (Activation, "silu")),
+    ("x * hard_sigmoid(x)", (Activation, "hard_swish")),
+    ("x / (1 + abs(x))", (Activation, "softsign")),
+    ("x * (1 + erf(x / sqrt(2))) / 2", (Activation, "gelu")),
+    ("x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2", (Activation, "gelu_tanh")),
+    ("1 / sqrt(x)", (Unary, "rsqrt")),
+    ("not (a == b)", (Compare, "not_equal")),
+):
+    reads_pattern(_form, _makes)
+reads_pattern("(x - mean(x)) / sqrt(mean((x - mean(x))**2) + epsilon)", LayerNorm)
+reads_pattern("groups of channels, normalised as one channel each", GroupNorm)
+reads_pattern("x @ w + b", Linear)
+reads_pattern("x[i : i + 1] without its axis", Select)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...ir import Op, Opaque, TensorType, Value
+from torch import nn
+
+from ...ir import Opaque, TensorType, Value
 from ...ir.analysis.sizes import Place, SizeRoots
-from ..lowering import Operand
+from ..support import LeftAlone
 
 
 @dataclass(frozen=True)
 class Free:
-    """A size that may be another one the next time: of the axis of batches, or a symbol.
+    """A size that the next call may change: that of the batch axis, or a symbol.
 
     Attributes:
-        value: What it is of the example, or the symbol.
+        value: Its value for the example inputs, or the symbol.
         asked: The host node that was asked, and its axis, where the size is exactly that of an axis.
         place: The earliest axis that has this size, once it is read.
     """
@@ -24,20 +26,6 @@ class Free:
     value: int | float | str
     asked: tuple[str, int] | None = None
     place: Place | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """The result of an earlier one of several steps."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Steps:
-    """One call that is several ops, each with its operands, in order; the last one makes the result."""
-
-    parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
 
 
 @dataclass
@@ -49,15 +37,41 @@ class Call:
         kwargs: Arguments by name.
         roots: What is known of the sizes of values.
         example: Whether sizes of values are those of example inputs, whose first axis may be longer the next time.
+        name: The plain name of the function.
+        aten: Whether ATen is called itself, whose arguments may mean something else.
+        module: The module that is called, if one is.
+        tensors: Returns the module's own tensors by name.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     roots: SizeRoots = field(default_factory=SizeRoots, repr=False, compare=False)
     example: bool = False
+    name: str = ""
+    aten: bool = False
+    module: nn.Module | None = None
+    tensors: Callable[[str], Value | None] | None = field(default=None, repr=False, compare=False)
+
+    def again(self, *args: Any, **kwargs: Any) -> Call:
+        """The same call with other arguments."""
+        return replace(self, args=args, kwargs=kwargs)
+
+    def inside(self, name: str, module: nn.Module) -> Call:
+        """A call of a part of the module with the same arguments."""
+        return replace(self, module=module, tensors=lambda own: self.tensor(f"{name}.{own}"))
+
+    def tensor(self, name: str) -> Value | None:
+        """A tensor of the module that is called.
+
+        Raises:
+            TypeError: If no module is called.
+        """
+        if self.tensors is None:
+            raise TypeError(f"a function has no {name} of its own")
+        return self.tensors(name)
 
     def certain(self, x: Value) -> TensorType:
-        """The type of a value without a first size that is that of the example only."""
+        """The type of a value; a batch size that only the example inputs have is left open."""
         if not self.example or not x.type.shape:
             return x.type
         source, axis = self.roots.root(x, 0)
@@ -102,3 +116,21 @@ def ints(found: Any, n: int) -> tuple[int, ...]:
     if not isinstance(found, (list, tuple)) or not all(type(d) is int for d in found):
         raise TypeError(f"{found!r} is not {n} integers")
     return tuple(found) * n if len(found) == 1 else tuple(found)
+
+
+def flattened(call: Call, place: int, name: str) -> Any:
+    """Arguments that may be given as one list or one by one: ``permute(x, 0, 1)`` or ``permute(x, (0, 1))``."""
+    found = call.args[place:] if len(call.args) > place + 1 else (call.get(place, name),)
+    return found[0] if len(found) == 1 and isinstance(found[0], (list, tuple)) else found
+
+
+def ranked(call: Call) -> tuple[Value, int]:
+    """The first argument and its number of axes.
+
+    Raises:
+        LeftAlone: If it is not known.
+    """
+    x = call.value(0)
+    if x.type.rank is None:
+        raise LeftAlone("the number of axes of its input is not known")
+    return x, x.type.rank

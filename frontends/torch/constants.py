@@ -1,4 +1,4 @@
-"""Views of a torch module's own tensors, and rows of its tables: constants too, whose numbers are only moved."""
+"""Views and pieces of a torch module's own tensors, and rows of its tables: constants too, whose numbers are only moved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import ir
-from ...ir import LazyTensor, Node, Op
+from ...ir import LazyTensor, Node, Op, Tensor
 
 _Move = Callable[[Any], Any]
 
@@ -16,7 +16,11 @@ _Move = Callable[[Any], Any]
 def fold_view(node: Node) -> None:
     """Let the result of a view of a constant be known; the node stays and computes it."""
     x = node.inputs[0] if node.inputs else None
-    if x is None or x.data is None or len(node.outputs) != 1:
+    if x is None or x.data is None:
+        return
+    if isinstance(node.op, ir.Split):
+        _fold_pieces(node, x.data, node.op)
+    if len(node.outputs) != 1 or node.output.data is not None:
         return
     if isinstance(node.op, ir.Embedding):
         _fold_rows(node)
@@ -29,6 +33,22 @@ def fold_view(node: Node) -> None:
         return move(data.numpy()).reshape(result)
 
     node.output.data = LazyTensor(result, data.dtype, load, source=data)
+
+
+def _fold_pieces(node: Node, data: Tensor, op: ir.Split) -> None:
+    """Let the pieces of a constant be known, as attention cuts one matrix into those of queries, keys and values."""
+    start = 0
+    for value, size in zip(node.outputs, op.sizes, strict=True):
+        shape = value.type.static_shape
+        if shape is not None:
+            value.data = LazyTensor(
+                shape, data.dtype, _piece(data, op.axis, start, size), source=data
+            )
+        start += size
+
+
+def _piece(data: Tensor, axis: int, start: int, size: int) -> Callable[[], Any]:
+    return lambda: data.numpy().take(range(start, start + size), axis)
 
 
 def _fold_rows(node: Node) -> None:

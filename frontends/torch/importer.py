@@ -8,7 +8,7 @@ reader could see the change, everything that touches that memory becomes a barri
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,9 @@ from torch import fx, nn
 
 from ... import ir
 from ...hosts.torch import layouts as fx_layout
-from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...hosts.torch.dtypes import DTYPES
 from ...hosts.torch.modules.gates import RANDOM, Gate
 from ...hosts.torch.modules.masks import Constant, mask_of, plain_type
-from ...hosts.torch.modules.scale import Scale
 from ...hosts.torch.origins import FxHost, FxOrigin
 from ...ir import (
     Graph,
@@ -35,23 +33,18 @@ from ...ir import (
     Value,
 )
 from ...ir.analysis.sizes import SizeRoots
-from ..norms import LeftAlone
+from ..lowering import Lowered, Operand, Path, Step, Steps
 from ..raising.patterns import raise_patterns
-from .call import Call, Step, Steps
+from ..support import LeftAlone
+from .call import Call
 from .constants import fold_view
-from .rules.composite import COMPOSITE_CALLS
-from .rules.layers import (
-    ALLOCATES,
-    CALLS,
-    SHARES_MEMORY,
-    call_name,
-    hooked,
-    module_call,
-    type_of,
-)
-from .rules.shape import PIECES, split_sizes, unbind_axis
+from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
+from .memory import find_writes, is_inplace
+from .modules import hooked
+from .registry import Entry, ModuleEntry, call_name
+from .rules import CALLS, MODULES, PIECES, REFUSED
 from .sizes import is_plain, known_sizes, placed
-from .trace import StateError, trace, version_of, writes_tensors
+from .trace import StateError, trace
 
 
 def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
@@ -84,90 +77,6 @@ def tensor_of(found: torch.Tensor) -> Tensor | None:
     return LazyTensor(tuple(found.shape), dtype, load, found)
 
 
-class DoesNotRun(ModelError):
-    """A traced module does not run on its inputs."""
-
-
-class _Shapes(fx.Interpreter):
-    """Runs the graph on fake tensors and keeps the type of every result.
-
-    The module's own tensors are fakes too, and modules that could change themselves are copies.
-    """
-
-    def __init__(self, module: fx.GraphModule, mode: Any) -> None:
-        super().__init__(module)
-        self.mode = mode
-        self.found: dict[str, TensorType] = {}
-        self.results: dict[str, Any] = {}
-        self.copies: dict[int, nn.Module] = {}
-        self.fakes: dict[int, tuple[str, Any, int]] = {}
-        self.in_rows: dict[str, bool] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op.startswith("call_") and call_name(n.target) in ("embedding", "embedding_bag"):
-            # With max_norm they write to their table, wherever they are called: the result does it too.
-            self.fakes = {k: (name, f, version_of(f)) for k, (name, f, _) in self.fakes.items()}
-        if is_plain(result):
-            self.results[n.name] = result
-        # In-place views may change a tensor's shape later: keep the type, not the tensor.
-        self.found[n.name] = type_of(result)
-        if isinstance(result, torch.Tensor):
-            self.in_rows[n.name] = result.is_contiguous()
-        return result
-
-    def fetch_attr(self, target: str) -> Any:
-        found = super().fetch_attr(target)
-        if isinstance(found, torch.Tensor):
-            return self._fake(found, target)
-        known = type(found).__module__.startswith("torch.nn.modules.") and not hooked(found)
-        if known or not isinstance(found, nn.Module):
-            return found
-        if id(found) not in self.copies:
-            shared = ModuleCopy(found)
-            names = {id(t): f"{target}.{name}" for name, t in shared.tensors.items()}
-            made = ModuleCopy(found, lambda t: self._fake(t, names[id(t)]))
-            self.copies[id(found)] = made.module
-        return self.copies[id(found)]
-
-    def _fake(self, found: torch.Tensor, name: str) -> Any:
-        if id(found) not in self.fakes:
-            fake = self.mode.from_tensor(found)
-            self.fakes[id(found)] = name, fake, version_of(fake)
-        return self.fakes[id(found)][1]
-
-    def written(self) -> list[str]:
-        """The module's tensors that were written to."""
-        return [name for name, fake, version in self.fakes.values() if version_of(fake) != version]
-
-
-def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
-    """The types of all results, from a run on fake tensors.
-
-    Raises:
-        DoesNotRun: If it does not run.
-        StateError: If it writes to its own tensors.
-    """
-    return _fake_run(module, inputs).found
-
-
-def _fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> _Shapes:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
-    interpreter = _Shapes(module, mode)
-    try:
-        with containers_kept(module), mode, torch.no_grad():
-            interpreter.run(*fakes)
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DoesNotRun(f"the module does not run on example_inputs: {first}") from error
-    if interpreter.written():
-        raise StateError(writes_tensors(interpreter.written()))
-    return interpreter
-
-
 class _Importer:
     def __init__(self, module: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
         self.module, self.inputs = module, inputs
@@ -179,7 +88,7 @@ class _Importer:
         self.modules = dict(module.named_modules())
         self.nodes = list(module.graph.nodes)
         self.types: dict[str, TensorType] = {}
-        self.pieces: set[str] = set()
+        self.taken: set[str] = set()
         self.sizes: dict[str, Any] = {}
         self.roots = SizeRoots()
         self.barrier: set[str] = set()
@@ -188,7 +97,7 @@ class _Importer:
     def run(self) -> Graph:
         self._check_mode()
         if self.inputs is not None:
-            ran = _fake_run(self.module, self.inputs)
+            ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
@@ -199,10 +108,12 @@ class _Importer:
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
         self.sizes = known_sizes(self.nodes, results)
-        inplace, self.barrier = self._aliases()
+        writes = find_writes(self.nodes, self.modules, self.sizes)
+        self.barrier = writes.barriers
+        self.graph.notes += writes.notes
         self._hold_layouts()
         for node in self.nodes:
-            if node.name not in self.pieces and node.name not in self.sizes:
+            if node.name not in self.taken and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
         order = {n.name: n for n in self.nodes}
         self.in_rows |= {n.name: True for n in self.nodes if fx_layout.in_rows(n)}
@@ -210,7 +121,7 @@ class _Importer:
             self.module,
             self.inputs,
             order,
-            frozenset(inplace),
+            frozenset(writes.inplace),
             tuple(self.sizes),
             in_rows=frozenset(name for name, known in self.in_rows.items() if known),
             strided=frozenset(name for name, known in self.in_rows.items() if not known),
@@ -249,108 +160,6 @@ class _Importer:
                         f"{node.name} calls {name} in training mode: call model.eval() "
                         "before it is traced"
                     )
-
-    # Memory.
-
-    def _inplace(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return bool(getattr(self.modules[str(node.target)], "inplace", False))
-        if node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None:
-            return True
-        if isinstance(node.target, torch._ops.OpOverload):
-            return node.target._schema.is_mutable
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        special = name.startswith("__") and name.endswith("__")  # Of a tensor of the module's own.
-        if special:
-            name = name.strip("_")
-        operator_call = getattr(node.target, "__module__", "") == "_operator"
-        if node.op.startswith("call") and (special or operator_call):
-            return name in ("setitem", "delitem") or (name.startswith("i") and name in _AUGMENTED)
-        if len(node.args) > 1 and name in _INPLACE_PLACE and len(node.args) > _INPLACE_PLACE[name]:
-            return node.args[_INPLACE_PLACE[name]] is True
-        return node.op.startswith("call") and name.endswith("_")
-
-    def _fresh(self, node: fx.Node) -> bool:
-        """Whether the result is new memory."""
-        if node.op == "call_module":
-            found = self.modules[str(node.target)]
-            kind = plain_type(found)
-            known = kind.__module__.startswith("torch.nn.modules") or kind in (Gate, Scale)
-            return known and not isinstance(found, (*SHARES_MEMORY, fx.GraphModule))
-        if node.op in ("call_function", "call_method"):
-            return call_name(node.target).removeprefix("aten.") in ALLOCATES
-        return False
-
-    def _shares(self, node: fx.Node, inplace: bool) -> list[fx.Node]:
-        """The arguments whose memory a result may be: of an in-place call that is understood, the one that it writes."""
-        first = node.args[0] if node.args else None
-        known = node.op != "call_module" and call_name(node.target) in CALLS
-        if inplace and known and node.kwargs.get("out") is None and isinstance(first, fx.Node):
-            return [first]
-        return node.all_input_nodes
-
-    def _aliases(self) -> tuple[set[str], set[str]]:
-        """The nodes that work in place, and those that must be barriers because of it."""
-        inplace = {n.name for n in self.nodes if self._inplace(n)}
-        if not inplace:
-            return inplace, set()
-        written = [_state(n) for n in self.nodes if n.name in inplace]
-        if any(written):
-            raise StateError(writes_tensors([name for name in written if name]))
-        position = {n.name: i for i, n in enumerate(self.nodes)}
-        group: dict[str, str] = {}
-
-        def find(name: str) -> str:
-            while group.setdefault(name, name) != name:
-                group[name] = group[group[name]]
-                name = group[name]
-            return name
-
-        for node in self.nodes:
-            # The output reads, and is no memory of its own.
-            if node.name in self.sizes or node.op == "output":
-                continue
-            if node.name in inplace or not self._fresh(node):
-                for source in self._shares(node, node.name in inplace):
-                    group[find(node.name)] = find(source.name)
-        members: dict[str, list[fx.Node]] = {}
-        for node in self.nodes:
-            if node.name in self.sizes:
-                continue
-            members.setdefault(find(node.name), []).append(node)
-        barrier: set[str] = set()
-        for found in members.values():
-            acting = [n for n in found if n.name in inplace]
-            if acting and not all(self._private(n, found, position) for n in acting):
-                barrier.update(n.name for n in found)
-                barrier.update(user.name for n in found for user in n.users)
-                self.graph.notes.append(
-                    f"{acting[0].name} changes memory in place that others read: "
-                    "everything that touches it is left alone"
-                )
-        return inplace, barrier
-
-    def _private(self, node: fx.Node, shared: list[fx.Node], position: dict[str, int]) -> bool:
-        """Whether nobody else can see what an in-place call writes.
-
-        The call must write its first argument, and only the call's own result may be read afterwards.
-        """
-        sources = node.all_input_nodes
-        if not sources or node.kwargs.get("out") is not None or not node.args:
-            return False
-        if call_name(node.target) not in CALLS and node.op != "call_module":
-            return False
-        here = position[node.name]
-        later = {n.name for n in shared if position[n.name] >= here}
-        for member in shared:
-            if member.op in ("placeholder", "get_attr"):
-                return False
-            if member.name in later:
-                continue
-            readers = (user.name for user in member.users if user.name not in self.sizes)
-            if any(position[name] > here for name in readers):
-                return False
-        return True
 
     def _hold_layouts(self) -> None:
         """Leave alone what decides about strides that are read, or about what a written view can be a view of."""
@@ -392,18 +201,24 @@ class _Importer:
                     name = f"{name}_"
                 taken.add(name)
                 self.graph.add_output(self._value(leaf), name)
-        elif barrier or not self._cut(node):
-            lowered, reason = None, ""
-            try:
-                lowered = None if barrier else self._lower(node)
-            except LeftAlone as error:
-                reason = str(error)
-            if lowered is None:
-                self._opaque(node, barrier, reason)
-            elif isinstance(lowered, Steps):
-                self._steps(node, lowered)
-            else:
-                self._canonical(node, *lowered)
+        elif barrier:
+            self._opaque(node, barrier)
+        else:
+            self._call_node(node)
+
+    def _call_node(self, node: fx.Node) -> None:
+        """Import a call: as its rule says, or opaque with the reason."""
+        try:
+            if self._pieces(node):
+                return
+            lowered = self._lower(node)
+        except LeftAlone as error:
+            self._opaque(node, reason=str(error))
+            return
+        if isinstance(lowered, Steps):
+            self._steps(node, lowered)
+        else:
+            self._canonical(node, *lowered)
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]
@@ -467,133 +282,175 @@ class _Importer:
 
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
-        return Call(tuple(arguments), dict(keywords), self.roots, self.inputs is not None)
-
-    def _lower(self, node: fx.Node) -> tuple[ir.Op, Sequence[Any]] | Steps | None:
-        try:
-            call = self._call(node)
-            if node.op == "call_module":
-                prefix, found = str(node.target), self.modules[str(node.target)]
-                if len(call.args) != 1 or call.kwargs or hooked(found):
-                    return None
-
-                def parameter(name: str) -> Value | None:
-                    return self._own(found, name, prefix)
-
-                lowered = module_call(found, call.args[0], parameter)
-            else:
-                name = call_name(node.target)
-                rule: Any = CALLS.get(name) or COMPOSITE_CALLS.get(name)
-                call.kwargs.pop("inplace", None)
-                lowered = rule(call) if rule else None
-            if lowered is None:
-                return None
-            parts = lowered.parts if isinstance(lowered, Steps) else (lowered,)
-            made: list[TensorType] = []
-            for op, operands in parts:
-                types = [
-                    made[o.number] if isinstance(o, Step) else o.type if o is not None else None
-                    for o in operands
-                ]
-                inferred = op.infer(types)
-                if inferred is None:
-                    return None
-                made.append(inferred[0])
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError):
-            return None
-        known = self.types.get(node.name, ir.UNKNOWN)
-        return lowered if made[-1].accepts(known) else None
-
-    def _cut(self, node: fx.Node) -> bool:
-        """Import a call that cuts a tensor together with the calls that take the pieces."""
-        name = call_name(node.target) if node.op in ("call_function", "call_method") else ""
-        if name not in PIECES and name != "unbind":
-            return False
-        taken = {int(user.args[1]): user for user in node.users if _takes_piece(user, node)}  # type: ignore[arg-type]
-        if not taken or len(taken) != len(node.users) or min(taken) < 0:
-            return False
-        if any(user.name in self.barrier for user in taken.values()):
-            return False
-        try:
-            call = self._call(node)
-            if name == "unbind":
-                return self._unbind(node, taken, *unbind_axis(call))
-            found = split_sizes(name, call)
-            if found is None or max(taken) >= len(found[0]):
-                return False
-            op, x = ir.Split(*found), call.value(0)
-            inferred = op.infer([x.type])
-        except (TypeError, ValueError, InferenceError):
-            return False
-        names = [taken[i].name if i in taken else "" for i in range(len(found[0]))]
-        types = [
-            self.types.get(n, ir.UNKNOWN) if n else t for n, t in zip(names, inferred, strict=True)
-        ]
-        shown = [n or f"{node.name}_{i}" for i, n in enumerate(names)]
-        made = self.graph.append(op, [x], name=node.name, types=types, output_names=shown)
-        for value, n in zip(made.outputs, names, strict=True):
-            if n:
-                value.host = n
-                self.values[n] = value
-        made.origin = _origin(made, (node.name, *(user.name for user in node.users)))
-        self.pieces.update(filter(None, names))
-        return True
-
-    def _unbind(self, node: fx.Node, taken: dict[int, fx.Node], x: Value, axis: int) -> bool:
-        size = x.type.dim(axis)
-        if isinstance(size, int) and max(taken) >= size:
-            return False
-        for index, user in taken.items():
-            made = self.graph.append(
-                ir.Select(axis, index),
-                [x],
-                name=user.name,
-                types=[self.types.get(user.name, ir.UNKNOWN)],
-                output_names=[user.name],
+        call = Call(tuple(arguments), dict(keywords), self.roots, self.inputs is not None)
+        if node.op == "call_module":
+            prefix, module = str(node.target), self.modules[str(node.target)]
+            return replace(
+                call, module=module, tensors=lambda name: self._own(module, name, prefix)
             )
-            self._define(user, made.output)
-            # All of them stand for the call that cuts; it is written once.
-            made.origin = _origin(made, (node.name, user.name))
-            self.pieces.add(user.name)
+        call.kwargs.pop("inplace", None)
+        aten = isinstance(node.target, torch._ops.OpOverload)
+        return replace(call, name=call_name(node.target), aten=aten)
+
+    def _known_as(self, node: fx.Node) -> str | type[nn.Module] | None:
+        """What rules know a call by: the plain name of its function, or the class of its module."""
+        if node.op != "call_module":
+            return call_name(node.target)
+        module = self.modules[str(node.target)]
+        return None if hooked(module) else plain_type(module)
+
+    def _lower(self, node: fx.Node) -> Lowered | Steps:
+        """What the rule of a call makes of it.
+
+        Raises:
+            LeftAlone: If there is no rule, or the IR cannot express the call; says why where that is known.
+        """
+        known = self._known_as(node)
+        entry: Entry | ModuleEntry | None
+        entry = MODULES.get(known) if isinstance(known, type) else CALLS.get(known or "")
+        if entry is None or entry.rule is None:
+            name = known.__name__ if isinstance(known, type) else known
+            raise LeftAlone(REFUSED.get(name or "", ""))
+        try:
+            call = self._call(node)
+            if isinstance(entry, ModuleEntry):
+                if len(call.args) != 1 or call.kwargs:
+                    raise LeftAlone("it is not called with one input")
+                call = entry.call(call)
+            lowered = entry.rule(call)
+            if lowered is None:
+                raise LeftAlone(_limit(entry.note))
+            steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
+            made = _inferred(steps)
+        except _NOT_READ as error:
+            raise LeftAlone(_limit(entry.note)) from error
+        stated = self.types.get(node.name, ir.UNKNOWN)
+        if not made[-1][0].accepts(stated):
+            raise LeftAlone(
+                f"it gives {stated}, where the IR's {_last(steps).name} gives {made[-1][0]}"
+            )
+        return lowered
+
+    def _pieces(self, node: fx.Node) -> bool:
+        """Import a call that returns several tensors together with the calls that take them."""
+        known = self._known_as(node)
+        entry = PIECES.get(known) if known else None
+        if entry is None:
+            return False
+        found = _taken(node, entry.nested)
+        # A step that nobody reads would go, and all steps of the call would have to be written anew.
+        read = {path for path, user in found.items() if user.users}
+        taken = {path: user for path, user in found.items() if path in read or not entry.several}
+        if not taken or any(user.name in self.barrier for user in found.values()):
+            return False
+        try:
+            steps = entry.rule(self._call(node), list(taken))
+            if steps is None or steps.results is None or not read <= steps.results.keys():
+                raise LeftAlone(_limit(entry.note))
+            taken = {path: user for path, user in taken.items() if path in steps.results}
+            _inferred(steps)
+        except _NOT_READ as error:
+            raise LeftAlone(_limit(entry.note)) from error
+        between = [n for user in found.values() for n in _between(user, node)]
+        self._results(node, steps, taken, [n.name for n in between])
         return True
 
-    def _canonical(self, node: fx.Node, op: ir.Op, operands: Sequence[Any]) -> None:
-        inputs = [
-            self._derived(o, node, i) if isinstance(o, Tensor) else o
+    def _results(
+        self, node: fx.Node, steps: Steps, taken: Mapping[Path, fx.Node], between: Sequence[str]
+    ) -> None:
+        """Append the steps of a call.
+
+        Args:
+            node: The call.
+            steps: What its rule makes of it.
+            taken: The calls that take its results, by place: their values are the results of the steps.
+            between: All calls that take anything of what it returns, in order.
+        """
+        assert steps.results is not None
+        names = {steps.results[path]: user.name for path, user in taken.items()}
+        made: list[ir.Node] = []
+        for number, (op, operands) in enumerate(steps.parts):
+            inputs = self._operands(node, number, operands, made)
+            inferred = op.infer([v.type if v is not None else None for v in inputs]) or ()
+            mine = [names.get(Step(number, i), "") for i in range(len(inferred))]
+            single = len(steps.parts) == 1
+            own = node.name if single else mine[0] or f"{node.name}_{op.name.lower()}_{number}"
+            made.append(
+                self.graph.append(
+                    op,
+                    inputs,
+                    name=own,
+                    types=[
+                        self.types.get(n, ir.UNKNOWN) if n else t
+                        for n, t in zip(mine, inferred, strict=True)
+                    ],
+                    output_names=[n or f"{own}_{i}" for i, n in enumerate(mine)],
+                )
+            )
+            fold_view(made[-1])
+            for i, (value, name) in enumerate(zip(made[-1].outputs, mine, strict=True)):
+                if name:
+                    value.host = name
+                    self.values[name] = value
+                elif not single:
+                    value.host = ("inner", node.name, number, i)
+        self.taken.update(between)
+        if all(len(n.outputs) == 1 and isinstance(n.output.host, str) for n in made):
+            # Each stands for the call and what takes its one result; the call is written once.
+            for part in made:
+                part.origin = _origin(part, (node.name, part.output.host))
+            return
+        for part in made:
+            origin = _origin(part, (node.name, *dict.fromkeys(between)))
+            part.origin = replace(origin, parts=len(made)) if len(made) > 1 else origin
+
+    def _operands(
+        self, node: fx.Node, number: int, operands: Sequence[Operand | Step], made: list[ir.Node]
+    ) -> list[Value | None]:
+        """The values that a step reads."""
+        return [
+            made[o.number].outputs[o.result] if isinstance(o, Step)
+            else self._derived(o, node, 8 * number + i) if isinstance(o, Tensor) else o
             for i, o in enumerate(operands)
-        ]
+        ]  # fmt: skip
+
+    def _canonical(self, node: fx.Node, op: ir.Op, operands: Sequence[Operand]) -> None:
         name = str(node.target) if node.op == "call_module" else node.name
         made = self.graph.append(
             op,
-            inputs,
+            self._operands(node, 0, operands, []),
             name=name,
             types=[self.types.get(node.name, ir.UNKNOWN)],
             output_names=[node.name],
         )
         self._define(node, made.output)
         made.origin = _origin(made, (node.name,))
-
         fold_view(made)
 
     def _steps(self, node: fx.Node, steps: Steps) -> None:
-        """One host call as several nodes, which stand for it together."""
+        """Append one host call as several nodes, which stand for it together."""
         made: list[ir.Node] = []
         last = len(steps.parts) - 1
+        own = str(node.target) if node.op == "call_module" else node.name
         for number, (op, operands) in enumerate(steps.parts):
-            inputs = [
-                made[o.number].output if isinstance(o, Step)
-                else self._derived(o, node, 8 * number + i) if isinstance(o, Tensor) else o
-                for i, o in enumerate(operands)
-            ]  # fmt: skip
             final = number == last
-            name = node.name if final else f"{node.name}_{op.name.lower()}_{number}"
+            inputs = self._operands(node, number, operands, made)
+            name = f"{own}_{op.name.lower()}_{number}"
+            result = node.name if final else f"{node.name}_{op.name.lower()}_{number}"
             types = [self.types.get(node.name, ir.UNKNOWN)] if final else None
-            made.append(self.graph.append(op, inputs, name=name, types=types, output_names=[name]))
+            names = [result, *(f"{result}_{i}" for i in range(1, _count(op, inputs)))]
+            made.append(
+                self.graph.append(
+                    op, inputs, name=own if final else name, types=types, output_names=names
+                )
+            )
             if not final:
-                made[-1].output.host = ("inner", node.name, number)
+                for i, value in enumerate(made[-1].outputs):
+                    value.host = ("inner", node.name, number, i)
         self._define(node, made[-1].output)
         for part in made:
-            part.origin = replace(_origin(part, (node.name,)), parts=len(made))
+            origin = _origin(part, (node.name,))
+            part.origin = replace(origin, parts=len(made)) if len(made) > 1 else origin
 
     def _derived(self, data: Tensor, node: fx.Node, place: int) -> Value:
         """One value for one host object; tensors that are computed here have none."""
@@ -609,7 +466,7 @@ class _Importer:
 
     def _opaque(self, node: fx.Node, barrier: bool = False, reason: str = "") -> None:
         target = node.target if isinstance(node.target, str) else _qualified(node.target)
-        pure = not barrier and not node.is_impure() and not self._inplace(node)
+        pure = not barrier and not node.is_impure() and not is_inplace(node, self.modules)
         made = self.graph.append(
             Opaque(f"fx:{target}", pure, reason),
             [self._value(n) for n in node.all_input_nodes],
@@ -621,52 +478,71 @@ class _Importer:
         made.origin = _origin(made, (node.name,))
 
 
-_AUGMENTED = {
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor",
-    "ilshift", "irshift", "iconcat",
-}  # fmt: skip
-_INPLACE_PLACE = {
-    "relu": 1, "relu6": 1, "silu": 1, "hardswish": 1, "mish": 1, "hardsigmoid": 1, "selu": 1,
-    "leaky_relu": 2, "elu": 2, "celu": 2, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3,
-    "alpha_dropout": 3, "feature_alpha_dropout": 3, "hardtanh": 3, "threshold": 3, "rrelu": 4,
-}  # fmt: skip
-"""Where functions take ``inplace`` as a positional argument."""
+_NOT_READ = (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError)
+"""What rules raise for arguments of a kind that they do not expect."""
 
 
-_VIEWS = {
-    "view", "reshape", "transpose", "permute", "t", "narrow", "select", "squeeze", "unsqueeze", "expand", "flatten",
-    "detach", "slice", "alias", "view_as",
-}  # fmt: skip
-"""Calls whose result is certainly the memory of a whole tensor's argument, or may be where that is contiguous."""
+def _limit(note: str) -> str:
+    """The reason of a call that its rule returned nothing for."""
+    return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
 
 
-def _state(node: fx.Node) -> str | None:
-    """The module's own tensor that an in-place call writes, through views or not."""
-    written = node.kwargs.get("out", node.args[0] if node.args else None)
-    while isinstance(written, fx.Node) and written.op != "get_attr":
-        if not written.op.startswith("call_") or not _is_view(written):
-            return None
-        written = written.args[0]
-    return str(written.target) if isinstance(written, fx.Node) else None
+def _inferred(steps: Steps) -> list[tuple[TensorType, ...]]:
+    """The types of the results of all steps.
+
+    Raises:
+        TypeError: If an op does not know them.
+        InferenceError: If operands do not fit an op.
+    """
+    made: list[tuple[TensorType, ...]] = []
+    for op, operands in steps.parts:
+        types = [
+            made[o.number][o.result] if isinstance(o, Step) else o.type if o is not None else None
+            for o in operands
+        ]
+        inferred = op.infer(types)
+        if inferred is None:
+            raise TypeError(f"the result of {op.name} is not known")
+        made.append(inferred)
+    return made
 
 
-def _is_view(node: fx.Node) -> bool:
-    if node.target is getattr:
-        return node.args[1] in ("data", "T", "mT")
-    if node.target in (operator.getitem, "__getitem__"):
-        index = node.args[1]
-        return all(map(_basic, index if isinstance(index, tuple) else (index,)))
-    return bool(node.args) and call_name(node.target).removeprefix("aten.") in _VIEWS
+def _last(steps: Steps) -> ir.Op:
+    return steps.parts[-1][0]
 
 
-def _basic(index: Any) -> bool:
-    """Whether an index gives a view."""
-    return index is None or index is Ellipsis or isinstance(index, (int, slice))
+def _count(op: ir.Op, inputs: Sequence[Value | None]) -> int:
+    return len(op.infer([v.type if v is not None else None for v in inputs]) or (None,))
 
 
-def _takes_piece(user: fx.Node, cut: fx.Node) -> bool:
-    plain = user.op == "call_function" and user.target is operator.getitem
-    return plain and user.args[0] is cut and type(user.args[1]) is int
+def _taken(node: fx.Node, nested: Sequence[int]) -> dict[Path, fx.Node]:
+    """The calls that take the tensors of a result, by place; empty if anything else reads it."""
+    found: dict[Path, fx.Node] = {}
+    pending: list[tuple[Path, fx.Node]] = [((), node)]
+    while pending:
+        path, source = pending.pop()
+        for user in source.users:
+            plain = user.op == "call_function" and user.target is operator.getitem
+            index = user.args[1] if plain else None
+            if type(index) is not int or index < 0 or user.args[0] is not source:
+                return {}
+            place = (*path, index)
+            if place in found:
+                return {}
+            if not path and index in nested:
+                pending.append((place, user))
+            else:
+                found[place] = user
+    return found
+
+
+def _between(user: fx.Node, call: fx.Node) -> list[fx.Node]:
+    """A call that takes a tensor, behind those that took the tuples around it."""
+    found = [user]
+    while (source := found[-1].args[0]) is not call:
+        assert isinstance(source, fx.Node)
+        found.append(source)
+    return found[::-1]
 
 
 def _origin(made: ir.Node, nodes: tuple[str, ...]) -> FxOrigin:

@@ -24,6 +24,7 @@ class Unary(Op):
     """A function of one number, element by element (``kind`` is one of :data:`UNARY`)."""
 
     kind: str
+    kinds = UNARY
 
     def __post_init__(self) -> None:
         if self.kind not in UNARY:
@@ -94,6 +95,7 @@ class Compare(_Broadcast):
 
     kind: str
     arity = (2, 2)
+    kinds = COMPARISONS
 
     def __post_init__(self) -> None:
         if self.kind not in COMPARISONS:
@@ -116,6 +118,7 @@ class Logical(_Broadcast):
 
     kind: str
     arity = (2, 2)
+    kinds = LOGIC
 
     def __post_init__(self) -> None:
         if self.kind not in LOGIC:

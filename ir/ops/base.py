@@ -44,6 +44,8 @@ class Op:
     names: ClassVar[dict[str, type[Op]]] = {}
     arity: ClassVar[tuple[int, int | None]] = (1, 1)
     """The smallest and largest number of inputs; ``None`` for any number."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """The values of the field ``kind``, where each is a function of its own; each has a row in the table of ops."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

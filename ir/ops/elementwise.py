@@ -39,6 +39,7 @@ class Activation(Op):
 
     kind: str
     params: tuple[float, ...] = ()
+    kinds = tuple(ACTIVATIONS)
 
     def __post_init__(self) -> None:
         if self.kind not in ACTIVATIONS:

@@ -126,9 +126,10 @@ class ArgReduce(Op):
     axis: int = 0
     keepdims: bool = True
     last: bool = False
+    kinds = ("max", "min")
 
     def __post_init__(self) -> None:
-        if self.kind not in ("max", "min"):
+        if self.kind not in self.kinds:
             raise ValueError(f"the place of the {self.kind!r}: it is max or min")
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:

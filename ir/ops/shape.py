@@ -315,6 +315,7 @@ class Reduce(Op):
     kind: str
     axes: tuple[int, ...]
     keepdims: bool = True
+    kinds = REDUCTIONS
 
     def __post_init__(self) -> None:
         if self.kind not in REDUCTIONS:

@@ -31,7 +31,7 @@ from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Va
 from ..emitted import Emitted, Readers
 from ..options import OnnxOptions
 from .save import Saved, save_model
-from .spell.layers import NEWEST_OPSET, problem, spell
+from .spell import NEWEST_OPSET, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are written into the model at once, larger ones when it is saved."""
@@ -43,7 +43,7 @@ def to_onnx(graph: Graph) -> ModelProto:
     External data of the host model that was not changed stays external, by its old location.
 
     Raises:
-        ModelError: If something cannot be said in the model's opset.
+        ModelError: If a node cannot be written in the model's opset.
     """
     model, tensors = emit(graph)
     for proto in model.graph.initializer:
@@ -59,7 +59,7 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
         What was left of the model that was replaced.
 
     Raises:
-        ModelError: If something cannot be said in the model's opset.
+        ModelError: If a node cannot be written in the model's opset.
         UsageError: If the file cannot be written.
     """
     model, tensors = emit(graph)
@@ -89,7 +89,7 @@ def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[s
         The names of the outputs, one for each value.
 
     Raises:
-        ModelError: If something cannot be said in the model's opset.
+        ModelError: If a node cannot be written in the model's opset.
     """
     emitter = _emitter(graph)
     model, tensors = emitter.run()
@@ -117,7 +117,7 @@ def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[s
 
 
 def _keep_only(model: ModelProto, names: Sequence[str]) -> None:
-    """Drop what these values do not depend on."""
+    """Drop nodes and initializers that these values do not depend on."""
     wanted, nodes = set(names), []
     for node in reversed(model.graph.node):
         if wanted.isdisjoint(node.output):
@@ -143,7 +143,7 @@ def _emitter(graph: Graph) -> _Emitter:
 
 
 def unwritable(graph: Graph) -> Callable[[Node], str | None]:
-    """What says why a node that has no host node to be copied from cannot be written; ``None`` if it can."""
+    """A function that gives the reason why a node cannot be written anew, and ``None`` if it can be."""
     opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
 
     def why(node: Node) -> str | None:
@@ -179,7 +179,7 @@ def _value_info(name: str, type_: TensorType) -> Any:
 
 
 def _exported(graph: Graph) -> ModelProto:
-    """An FX-born graph through torch's own exporter, without its stack traces."""
+    """The model that torch's own exporter makes of an FX-born graph, without stack traces."""
     import torch
 
     from ...hosts.torch.modules.masks import without_masks
@@ -211,7 +211,7 @@ def _check_exported(model: ModelProto) -> None:
     bare.graph.input.extend(graph.input)
     bare.graph.output.extend(graph.output)
     for stored in graph.initializer:
-        # Large ones hold neither shapes nor axes.
+        # Large tensors are neither shapes nor axes, so their numbers are not needed.
         large = stored.ByteSize() > INLINE_BYTES
         kept = TensorProto(name=stored.name, dims=stored.dims, data_type=stored.data_type)
         bare.graph.initializer.append(kept if large else stored)
@@ -275,7 +275,7 @@ class _Emitter:
     # Names.
 
     def _name_outputs(self) -> None:
-        """A node's result that is returned carries the output's name; the rest get their host's name."""
+        """Give results that are outputs the name of the output, and other results the name that they had in the host."""
         outputs = set(self.graph.output_names)
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
             if value.producer is not None and self.names.get(value) != value.host:
@@ -289,7 +289,7 @@ class _Emitter:
                     self.names[value] = value.host
 
     def _name_nodes(self) -> None:
-        """New nodes get names of their own: onnxruntime refuses a model where two are alike."""
+        """Make the names of new nodes unique: onnxruntime refuses a model with two nodes of one name."""
         new = {id(node) for node in self.spelled}
         used = {node.name for node in self.nodes if id(node) not in new}
         last: dict[str, int] = {}
@@ -355,11 +355,11 @@ class _Emitter:
         self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
 
     def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
-        """Copy the host nodes with remapped names; ``False`` when they no longer say what is meant."""
+        """Copy the host nodes with remapped names; ``False`` if they no longer compute what the IR node does."""
         if any(v.host is None for v in node.outputs) and any(
             a.name == "auto_pad" for i in origin.nodes for a in self.source.node[i].attribute
         ):
-            return False  # The node was resized, and what auto_pad means depends on the size.
+            return False  # The node was resized, and the pads that auto_pad asks for depend on the size.
         mapping: dict[str, str] = {}
         for value, was in zip(node.inputs, origin.inputs, strict=True):
             if value is None or was is None:
@@ -367,7 +367,7 @@ class _Emitter:
                     return False
                 continue
             if not isinstance(was, str):
-                # A derived constant: the host node means it only while it is the same.
+                # A constant that the frontend derived: the host node computes with it only while it is the same.
                 if value.host != was:
                     return False
                 continue
@@ -395,7 +395,7 @@ class _Emitter:
             if before is None:
                 made[index] = copied
             elif before != copied:
-                return False  # Several of ours stand for it, and they no longer agree.
+                return False  # Another IR node came from the same host node, and now needs other names.
         self.copied.update(made)
         self.nodes += made.values()
         self.verbatim += [] if changed else made
@@ -442,7 +442,7 @@ class _Emitter:
         for sparse in self.source.sparse_initializer:
             if sparse.values.name in wanted:
                 model.graph.sparse_initializer.append(sparse)
-        # Spelling may take another form of a tensor (a transposed weight) than the one it was named for.
+        # A spelling may read another form of a tensor (a transposed weight) than the one that was added first.
         added = [t for t in self.added if t.name in wanted]
         model.graph.initializer.extend(added)
         self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
@@ -462,7 +462,7 @@ class _Emitter:
             name
             for node in self.graph.nodes
             if isinstance(node.origin, OnnxOrigin)
-            # What lies inside a node whose results were resized has other sizes too.
+            # Values between the host nodes of a node whose results were resized have other sizes too.
             and tuple(v.host for v in node.outputs) == tuple(node.origin.outputs)
             for index in node.origin.nodes
             for name in self.source.node[index].output

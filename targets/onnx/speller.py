@@ -1,8 +1,8 @@
-"""Spells one IR node in ONNX: what the rules of all ops work with."""
+"""Writes one IR node as ONNX nodes: what the rules of all ops work with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,29 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from ...ir import ArrayTensor, DType, ModelError, Node, Tensor
+from ..support import Spellings
+
+Rule = Callable[["Speller", Any], None]
+"""Writes the node of a speller, whose op is the second argument."""
+
+spells: Spellings[Rule] = Spellings("ONNX")
+"""The rules of all ops; the files in ``spell/`` fill it."""
 
 _BROADCASTING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gemm", "And", "Or", "Equal"}
 )
 
+_SINCE = {
+    **dict.fromkeys(("Sin", "Cos", "Tan", "Asin", "Acos", "Atan"), 7),
+    **dict.fromkeys(("Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Sign", "IsNaN"), 9),
+    "Round": 11, "Where": 9, "CumSum": 11, "LessOrEqual": 12, "GreaterOrEqual": 12,
+}  # fmt: skip
+"""The opset in which an operator came."""
+
 
 @dataclass
 class Speller:
-    """Spells one node.
+    """Writes one node.
 
     Attributes:
         node: The node.
@@ -44,25 +58,61 @@ class Speller:
     ) -> str:
         """One ONNX node with one result.
 
+        Args:
+            kind: The operator.
+            inputs: The names of its inputs; empty ones at the end are dropped.
+            output: The name of its result; a new one when not given.
+            attrs: Its attributes.
+
+        Returns:
+            The name of the result.
+
         Raises:
-            ModelError: If it may broadcast, which operators have done since opset 7.
+            ModelError: If the opset lacks the operator, or it may broadcast, which operators have done since opset 7.
         """
         if self.opset < 7 and kind in _BROADCASTING:
             raise self.refuse("is written with broadcasting, which does not exist")
+        if self.opset < _SINCE.get(kind, 1):
+            raise self.refuse(f"needs {kind}, which does not exist")
         output = (
             output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
         )
         inputs = list(inputs)
         while inputs and not inputs[-1]:
             inputs.pop()
-        self.made.append(helper.make_node(kind, inputs, [output], **attrs))
+        self._write(kind, inputs, [output], attrs)
         return output
+
+    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
+        """One ONNX node with several results."""
+        self._write(kind, inputs, outputs, attrs)
+
+    def plain(self, kind: str, **attrs: Any) -> None:
+        """One ONNX node that reads and gives what the IR node does."""
+        self.emit(kind, self.inputs, self.outputs[0], **attrs)
+
+    def _write(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: Mapping[str, Any]
+    ) -> None:
+        self.made.append(helper.make_node(kind, list(inputs), list(outputs), **attrs))
+
+    def given(self, index: int) -> str:
+        """The name of an input that may be left out; ``""`` if it is."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the first input."""
+        return self.node.required(0).type.rank
 
     @property
     def dtype(self) -> DType:
-        """The element type of the first input."""
-        first = self.node.inputs[0]
-        found = first.type.dtype if first is not None else None
+        """The element type of the first input.
+
+        Raises:
+            ModelError: If it is not known.
+        """
+        found = self.node.required(0).type.dtype
         if found is None:
             raise ModelError(f"{self.node.name}: {self.node.op.name} of unknown element type")
         return found
@@ -75,10 +125,6 @@ class Speller:
         """A scalar of the node's element type as a constant."""
         return self.new_constant(ArrayTensor(np.array(value).astype(self.dtype.numpy)), hint)
 
-    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
-        """One ONNX node with several results."""
-        self.made.append(helper.make_node(kind, list(inputs), list(outputs), **attrs))
-
     def refuse(self, why: str) -> ModelError:
         """The error for an op that this opset cannot spell."""
         return ModelError(
@@ -88,7 +134,7 @@ class Speller:
 
 
 class DrySpeller(Speller):
-    """Goes through a rule and makes nothing: only what the rule refuses counts."""
+    """Runs a rule without making ONNX nodes, to learn whether it refuses and which operators it writes."""
 
     def __init__(self, node: Node, opset: int) -> None:
         names = [
@@ -96,12 +142,9 @@ class DrySpeller(Speller):
         ]
         outputs = [f"o{place}" for place in range(max(1, len(node.outputs)))]
         super().__init__(node, names, outputs, opset, lambda tensor, hint: hint, lambda hint: hint)
+        self.kinds: list[str] = []
 
-    def emit(
-        self, kind: str, inputs: Sequence[str], output: str | None = None, **attrs: Any
-    ) -> str:
-        """Nothing."""
-        return output if output is not None else self.outputs[0]
-
-    def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
-        """Nothing."""
+    def _write(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], attrs: Mapping[str, Any]
+    ) -> None:
+        self.kinds.append(kind)

@@ -15,24 +15,11 @@ from ...ir import Graph, UsageError
 from ...ir.files import place, write_bytes
 from ..emitted import Emitted, Readers
 from ..options import TFLiteOptions
-from . import litert_torch
-from .convert import flat_model
-from .spell import (
-    activations,  # noqa: F401 - the rules register themselves
-    arithmetic,  # noqa: F401 - the rules register themselves
-    conv,  # noqa: F401 - the rules register themselves
-    dense,  # noqa: F401 - the rules register themselves
-    functions,  # noqa: F401 - the rules register themselves
-    indexing,  # noqa: F401 - the rules register themselves
-    padding,  # noqa: F401 - the rules register themselves
-    pools,  # noqa: F401 - the rules register themselves
-    quantized,  # noqa: F401 - the rules register themselves
-    recurrent,  # noqa: F401 - the rules register themselves
-    reduce,  # noqa: F401 - the rules register themselves
-    resample,  # noqa: F401 - the rules register themselves
-    reshapes,  # noqa: F401 - the rules register themselves
-    slices,  # noqa: F401 - the rules register themselves
+from . import (
+    litert_torch,
+    spell,  # noqa: F401 - the rules register themselves
 )
+from .convert import flat_model
 from .write import schema, to_bytes
 
 Options = TFLiteOptions

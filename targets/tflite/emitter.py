@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from ...ir import Activation, DType, Graph, Node, Op, Opaque, Value
+from ...ir import Activation, DType, Graph, Node, Opaque, Value
 from ...ir.types import Dim, Shape
+from ..support import Spellings
 from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTensor, Quantization
 from .layout import Inner, Layout, channels_last, plain
 from .wishes import wishes
 
 Rule = Callable[["Emitter", Node], None]
-RULES: dict[type[Op], Rule] = {}
-"""How each op is written."""
 
-R = TypeVar("R", bound=Rule)
+spells: Spellings[Rule] = Spellings("TFLite")
+"""The rules of all ops; the files in ``spell/`` fill it."""
 
 _TYPES = {
     DType.F32: "FLOAT32", DType.F16: "FLOAT32", DType.BF16: "FLOAT32", DType.F64: "FLOAT32",
@@ -62,20 +62,9 @@ class Problem:
     reason: str
 
 
-def _reason(node: Node) -> str:
-    """Why the IR does not know the op of a node, where the frontend says so."""
-    return node.op.reason if isinstance(node.op, Opaque) else ""
-
-
-def rule(*ops: type[Op]) -> Callable[[R], R]:
-    """Register how ops are written."""
-
-    def add(function: R) -> R:
-        for op in ops:
-            RULES[op] = function
-        return function
-
-    return add
+def _reason(node: Node, registered: str) -> str:
+    """Why a node without a rule cannot be written: the frontend's reason for an opaque node, else the registered one."""
+    return node.op.reason if isinstance(node.op, Opaque) else registered
 
 
 class Emitter:
@@ -142,19 +131,29 @@ class Emitter:
 
     def _node(self, node: Node) -> None:
         self._source = node.name
-        found = RULES.get(type(node.op))
+        found = spells.find(node.op)
         read = [v for v in node.inputs if v is not None]
         if any(v.data is None and v not in self.placed for v in read):
-            if found is None:
-                self.problems.append(Problem(kind_of(node), node.name, _reason(node)))
+            if found.rule is None:
+                reason = _reason(node, found.reason)
+                self.problems.append(Problem(kind_of(node), node.name, reason))
             return  # What comes before it is the problem.
         try:
-            if found is None:
-                raise Unsupported(_reason(node))
-            found(self, node)
+            self.spell(node)
         except Unsupported as reason:
             self.problems.append(Problem(kind_of(node), node.name, str(reason)))
         self.done.add(node)
+
+    def spell(self, node: Node) -> None:
+        """Write a node by its rule.
+
+        Raises:
+            Unsupported: If there is none, or it cannot write the node.
+        """
+        found = spells.find(node.op)
+        if found.rule is None:
+            raise Unsupported(_reason(node, found.reason))
+        found.rule(self, node)
 
     def _output(self, value: Value, name: str) -> None:
         if value.data is None:

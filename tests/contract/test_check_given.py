@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 import graphshrink.api
-from graphshrink import ModelError, shrink, shrink_graph
+from graphshrink import ModelError, ir, shrink, shrink_graph
 from graphshrink.frontends.torch import importer as frontend
 from graphshrink.frontends.torch import trace as fx_trace
+from graphshrink.targets.support import Spelling
 from graphshrink.targets.torch import emitter as target
+from graphshrink.targets.torch.speller import spells
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -68,12 +71,13 @@ def test_an_exported_model_that_is_read_wrongly(monkeypatch: pytest.MonkeyPatch)
 def test_a_rule_that_is_wrong_is_seen_when_its_node_is_rewritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(found: nn.Module, x: Any, parameter: Any) -> Any:
-        op, operands = read(found, x, parameter)
-        return (op, [x, parameter("weight")]) if isinstance(found, nn.Conv2d) else (op, operands)
+    known = frontend.MODULES[nn.Conv2d]
 
-    read = frontend.module_call
-    monkeypatch.setattr(frontend, "module_call", wrong)
+    def wrong(call: Any) -> Any:
+        op, operands = known.rule(call)  # type: ignore[misc]
+        return op, [*operands[:2]]
+
+    monkeypatch.setitem(frontend.MODULES, nn.Conv2d, replace(known, rule=wrong))
     assert shrink(Net(), example_inputs=(X,), check=True).report.failed
 
 
@@ -120,9 +124,7 @@ def test_an_onnx_model_that_is_read_wrongly(
 
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        target._RULES,
-        target.ir.Conv,
-        lambda e, node, op: e.call("view", e._value(node.inputs[0]), 7),
+        spells.table, (ir.Conv, None), Spelling(lambda s, op: s.call("view", s.value(), 7))
     )
 
 

@@ -18,7 +18,8 @@ import pytest
 from graphshrink import ir
 from graphshrink.ir import GraphshrinkError
 from graphshrink.passes.merge.algebra import affine
-from graphshrink.targets.onnx.spell import layers as onnx_spelling
+from graphshrink.targets.onnx.speller import spells
+from graphshrink.targets.support import Spelling
 
 from . import findings, onnx_jobs
 from .isolate import in_child
@@ -44,7 +45,7 @@ def test_operands_in_the_wrong_order_are_found_and_made_small(
     def swapped(s: Any, op: ir.Sub) -> None:
         s.emit("Sub", s.inputs[::-1], s.outputs[0])
 
-    monkeypatch.setitem(onnx_spelling._RULES, ir.Sub, swapped)
+    monkeypatch.setitem(spells.table, (ir.Sub, None), Spelling(swapped))
     seed, first = found("respell", range(60), MISMATCH)
     assert first.outcome.what == "wrong numbers"
     small = smallest("onnx", first, 60.0)
@@ -76,7 +77,7 @@ def test_an_error_that_is_no_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -
     def broken(s: Any, op: ir.Transpose) -> None:
         raise KeyError("perm")
 
-    monkeypatch.setitem(onnx_spelling._RULES, ir.Transpose, broken)
+    monkeypatch.setitem(spells.table, (ir.Transpose, None), Spelling(broken))
     _, first = found("respell", range(60), CRASH)
     assert "KeyError" in first.outcome.what
     assert [n.op_type for n in smallest("onnx", first, 60.0).case.model.graph.node] == ["Transpose"]

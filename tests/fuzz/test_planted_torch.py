@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from graphshrink import ir
-from graphshrink.targets.torch import emitter as fx
+from graphshrink.targets.support import Spelling
+from graphshrink.targets.torch.speller import spells
 
 from . import torch_jobs
 from .torch_menu import torch_case
@@ -18,11 +19,11 @@ from .verdict import MISMATCH, UNSUPPORTED, Outcome
 
 
 def test_a_wrong_spelling_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice(emitter: Any, node: Any, op: Any) -> Any:
-        x, y = (emitter._value(v) for v in node.inputs)
-        return emitter.call(torch.add, x, emitter.call(torch.mul, y, 2))
+    def twice(s: Any, op: Any) -> Any:
+        x, y = s.values()
+        return s.call(torch.add, x, s.call(torch.mul, y, 2))
 
-    monkeypatch.setitem(fx._RULES, ir.Add, twice)
+    monkeypatch.setitem(spells.table, (ir.Add, None), Spelling(twice))
     for seed in range(8, 40):
         for outcome, case in trial("torch", seed, ["respell"]):
             if outcome.found and outcome.what == "wrong numbers":

@@ -272,7 +272,9 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             plain = plain if third is None else plain - _scales(third, x.ndim, op.axis)
             y = plain * _scales(second, x.ndim, op.axis)
         case ir.LayerNorm():
-            y = F.layer_norm(x, x.shape[op.axis :], second, third, op.epsilon)
+            y = F.layer_norm(x, x.shape[op.axis :], eps=op.epsilon)
+            y = y if second is None else y * second
+            y = y if third is None else y + third
         case ir.Lstm():
             return _lstm(op, operands)
         case ir.GroupNorm():

@@ -1,1 +1,37 @@
-"""What each ONNX operator is in the IR, by family."""
+"""What each ONNX operator is in the IR, by family. Importing this package registers all rules."""
+
+from .... import ir
+from ...support import cannot_read
+from ..registry import RULES
+from . import (
+    activations,
+    arithmetic,
+    casts,
+    indexing,
+    linear,
+    norms,
+    pools,
+    quantized,
+    recurrent,
+    reductions,
+    resample,
+    shapes,
+)
+
+__all__ = [
+    "RULES",
+    "activations",
+    "arithmetic",
+    "casts",
+    "indexing",
+    "linear",
+    "norms",
+    "pools",
+    "quantized",
+    "recurrent",
+    "reductions",
+    "resample",
+    "shapes",
+]
+
+cannot_read(ir.Gate, "ONNX has no modules: a learned gate is written as arithmetic", "onnx")

@@ -1,1 +1,86 @@
-"""How each op is spelled in ONNX, by family."""
+"""How each op is written in ONNX, in the opset that the model already uses; one file a family of ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnx import NodeProto
+
+from ....ir import ModelError, Node, Tensor
+from ..speller import DrySpeller, Rule, Speller, spells
+from . import (  # noqa: F401 - their rules register themselves
+    activations,
+    arithmetic,
+    convolutions,
+    indexing,
+    linear,
+    logic,
+    norms,
+    padding,
+    pools,
+    quantize,
+    recurrent,
+    reductions,
+    resample,
+    shapes,
+    slices,
+)
+
+NEWEST_OPSET = 23
+"""The opset of models that are made here from nothing; onnxruntime runs it."""
+
+
+def spell(
+    node: Node,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    opset: int,
+    new_constant: Callable[[Tensor, str], str],
+    new_name: Callable[[str], str],
+) -> list[NodeProto]:
+    """ONNX nodes that compute what an IR node computes.
+
+    Args:
+        node: The node.
+        inputs: The ONNX names of its inputs; ``""`` for one that is left out.
+        outputs: The ONNX names of its results.
+        opset: The version of the default domain.
+        new_constant: Adds an initializer with a name like the hint and gives its name.
+        new_name: Gives a free value name like the hint.
+
+    Raises:
+        ModelError: If the op cannot be written in this opset.
+    """
+    speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
+    _rule(node)(speller, node.op)
+    if speller.made:
+        speller.made[-1].name = node.name
+    return speller.made
+
+
+def problem(node: Node, opset: int) -> str | None:
+    """Why a node cannot be written in an opset; ``None`` if it can. Makes no ONNX node."""
+    try:
+        _rule(node)(DrySpeller(node, opset), node.op)
+    except ModelError as error:
+        return str(error).removeprefix(f"{node.name}: ")
+    return None
+
+
+def operators(node: Node, opset: int = NEWEST_OPSET) -> list[str]:
+    """The ONNX operators that a node is written with, in order.
+
+    Raises:
+        ModelError: If the op cannot be written in this opset.
+    """
+    speller = DrySpeller(node, opset)
+    _rule(node)(speller, node.op)
+    return speller.kinds
+
+
+def _rule(node: Node) -> Rule:
+    rule = spells.find(node.op).rule
+    if rule is None:
+        raise ModelError(f"{node.name}: {spells.refusal(node)}")
+    return rule

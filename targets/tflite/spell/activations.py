@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ....ir import Activation, Gate, Node, PRelu, Value
-from ..emitter import FUSED, Emitter, Unsupported, rule
+from ..emitter import FUSED, Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import Layout
 from .arithmetic import along
@@ -107,7 +107,14 @@ def activate(e: Emitter, op: Activation, x: FlatTensor) -> FlatTensor:
     raise Unsupported(f"the activation {op.kind}")
 
 
-@rule(Activation)
+_COMPOSED = (
+    "clip", "leaky_relu", "elu", "celu", "selu", "hard_sigmoid", "hard_swish", "silu", "gelu", "gelu_tanh",
+    "softplus", "softsign", "mish", "thresholded_relu", "relu", "relu6",
+)  # fmt: skip
+"""The activations that :func:`activate` writes beside the plain ones."""
+
+
+@spells(Activation, kinds=(*_PLAIN, *_COMPOSED), note="of float32")
 def activation(e: Emitter, node: Node) -> None:
     """An activation that nothing in front could take in."""
     x = node.required(0)
@@ -116,7 +123,7 @@ def activation(e: Emitter, node: Node) -> None:
     e.put(node.output, activate(e, node.op, tensor), layout)
 
 
-@rule(PRelu)
+@spells(PRelu)
 def prelu(e: Emitter, node: Node) -> None:
     """PRELU."""
     x, slope = node.required(0), node.required(1)
@@ -126,7 +133,7 @@ def prelu(e: Emitter, node: Node) -> None:
     e.put(node.output, e.op("PRELU", [tensor, alpha], tensor.shape, tensor.dtype), layout)
 
 
-@rule(Gate)
+@spells(Gate)
 def gate(e: Emitter, node: Node) -> None:
     """``g * act(x) + (1 - g) * x``."""
     op, x, g = node.op, node.required(0), node.required(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
-from ..emitter import Emitter, Unsupported, arranged, rule
+from ..emitter import Emitter, Unsupported, arranged, spells
 from ..flat import FlatTensor
 from ..layout import Layout
 from ..operands import broadcast, broadcast_operands
@@ -26,7 +26,7 @@ def both(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
     return broadcast_operands(e, node.output, [v for v in node.inputs if v is not None])
 
 
-@rule(Add, Sub, Mul, Div)
+@spells(Add, Sub, Mul, Div)
 def arithmetic(e: Emitter, node: Node) -> None:
     """ADD, SUB, MUL, DIV with a fused activation."""
     code, options = _FUSING[type(node.op)]
@@ -52,7 +52,7 @@ def check_rank(most: int, operands: list[FlatTensor]) -> None:
         raise Unsupported(f"it broadcasts {rank} axes, LiteRT at most {most}")
 
 
-@rule(Scale)
+@spells(Scale)
 def scale(e: Emitter, node: Node) -> None:
     """MUL and ADD along one axis."""
     op, x = node.op, node.required(0)
@@ -87,14 +87,14 @@ def along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTe
     return e.constant(array, e.dtype(vector), vector.name)
 
 
-@rule(Identity)
+@spells(Identity)
 def identity(e: Emitter, node: Node) -> None:
     """Nothing."""
     x = node.required(0)
     e.put(node.output, e.first(x), e.at(x))
 
 
-@rule(Cast)
+@spells(Cast)
 def cast(e: Emitter, node: Node) -> None:
     """CAST, where the stored types differ."""
     x = node.required(0)

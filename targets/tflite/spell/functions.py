@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import Layout
 from ..operands import broadcast
@@ -26,7 +26,13 @@ _TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not
 """What functions take beside float32."""
 
 
-@rule(Unary)
+_COMPOSED = (
+    "reciprocal", "isnan", "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
+)  # fmt: skip
+"""The functions that are written by several operations."""
+
+
+@spells(Unary, kinds=(*_DIRECT, *_COMPOSED))
 def unary(e: Emitter, node: Node) -> None:
     """A function of one number."""
     op, x = node.op, node.required(0)
@@ -111,7 +117,7 @@ def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
     return m.two("MUL", m.one("SIGN", x, "SignOptions"), above)
 
 
-@rule(Pow)
+@spells(Pow)
 def power(e: Emitter, node: Node) -> None:
     """POW; squares and roots by what is faster."""
     base, exponent = node.required(0), node.required(1)
@@ -147,7 +153,7 @@ def _number(e: Emitter, value: Value) -> float | None:
     return float(e.numbers(value).reshape(()))
 
 
-@rule(Max, Min)
+@spells(Max, Min)
 def extremum(e: Emitter, node: Node) -> None:
     """MAXIMUM or MINIMUM, one operand after another."""
     code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
@@ -169,7 +175,7 @@ _COMPARISONS = {
 }  # fmt: skip
 
 
-@rule(Compare)
+@spells(Compare, kinds=_COMPARISONS)
 def compare(e: Emitter, node: Node) -> None:
     """EQUAL and its kin."""
     assert isinstance(node.op, Compare)
@@ -182,16 +188,18 @@ def compare(e: Emitter, node: Node) -> None:
     _boolean(e, node, *_COMPARISONS[node.op.kind], operands, layout)
 
 
-@rule(Logical)
+_LOGIC = {
+    "and": ("LOGICAL_AND", "LogicalAndOptions"), "or": ("LOGICAL_OR", "LogicalOrOptions"),
+    "xor": ("NOT_EQUAL", "NotEqualOptions"),
+}  # fmt: skip
+
+
+@spells(Logical, kinds=_LOGIC)
 def logical(e: Emitter, node: Node) -> None:
     """LOGICAL_AND, LOGICAL_OR; xor is NOT_EQUAL."""
     assert isinstance(node.op, Logical)
     operands, layout = both(e, node)
-    code, options = {
-        "and": ("LOGICAL_AND", "LogicalAndOptions"), "or": ("LOGICAL_OR", "LogicalOrOptions"),
-        "xor": ("NOT_EQUAL", "NotEqualOptions"),
-    }[node.op.kind]  # fmt: skip
-    _boolean(e, node, code, options, operands, layout)
+    _boolean(e, node, *_LOGIC[node.op.kind], operands, layout)
 
 
 def _boolean(
@@ -202,7 +210,7 @@ def _boolean(
     e.put(node.output, e.op(code, operands, shape, "BOOL", (options, {})), layout)
 
 
-@rule(Where)
+@spells(Where)
 def where(e: Emitter, node: Node) -> None:
     """SELECT_V2."""
     operands, layout = both(e, node)

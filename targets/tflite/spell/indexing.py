@@ -1,4 +1,4 @@
-"""Ops that find, pick or repeat elements along axes."""
+"""Ops that pick or repeat elements along axes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir import ArgReduce, CumSum, Expand, Gather, Node, Value
-from ..emitter import Emitter, Unsupported, rule
+from ....ir import Expand, Gather, Node, Value
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, plain
 from .slices import cut
 
 
-@rule(Gather)
+@spells(Gather)
 def gather(e: Emitter, node: Node) -> None:
     """GATHER; the axes of the indices stand where the axis stood."""
     op, data, indices = node.op, node.required(0), node.required(1)
@@ -50,7 +50,7 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
                 ("FloorModOptions", {}))  # fmt: skip
 
 
-@rule(Expand)
+@spells(Expand)
 def expand(e: Emitter, node: Node) -> None:
     """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
     op, x, out = node.op, node.required(0), node.output
@@ -103,46 +103,3 @@ def _sizes(
         return parts[0]
     return e.op("CONCATENATION", parts, (len(parts),), "INT32",
                 ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
-
-
-@rule(ArgReduce)
-def arg_reduce(e: Emitter, node: Node) -> None:
-    """ARG_MAX or ARG_MIN."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, ArgReduce)
-    layout = Layout(e.at(x).perm)
-    tensor = e.get(x, layout)
-    if tensor.dtype not in ("FLOAT32", "INT32"):
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
-    place = layout.place(op.axis)
-    axis = e.constant(place, "INT32")
-    if op.last:
-        tensor = e.op("REVERSE_V2", [tensor, e.constant([place], "INT32")], tensor.shape,
-                      tensor.dtype, ("ReverseV2Options", {}))  # fmt: skip
-    code, options = (
-        ("ARG_MAX", "ArgMaxOptions") if op.kind == "max" else ("ARG_MIN", "ArgMinOptions")
-    )
-    shape = tuple(d for i, d in enumerate(tensor.shape) if i != place)
-    made = e.op(code, [tensor, axis], shape, "INT64", (options, {"outputType": 4}))
-    if op.last:
-        (size,) = e.sizes(x, [op.axis])
-        made = e.op("SUB", [e.constant(size - 1, "INT64"), made], shape, "INT64",
-                    ("SubOptions", {"fusedActivationFunction": 0}))  # fmt: skip
-    if op.keepdims:
-        made = e.reshape(made, (*shape[:place], 1, *shape[place:]))
-    e.put(node.output, made, layout if op.keepdims else layout.without([op.axis]))
-
-
-@rule(CumSum)
-def cumulative_sum(e: Emitter, node: Node) -> None:
-    """CUMSUM."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, CumSum)
-    layout = Layout(e.at(x).perm)
-    tensor = e.get(x, layout)
-    if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
-    axis = e.constant(layout.place(op.axis), "INT32")
-    made = e.op("CUMSUM", [tensor, axis], tensor.shape, tensor.dtype,
-                ("CumsumOptions", {"exclusive": op.exclusive, "reverse": op.reverse}))  # fmt: skip
-    e.put(node.output, made, layout)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import Node, Pad
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout
-from .conv import pad
+from .convolutions import pad
 from .slices import cut
 
 
-@rule(Pad)
+@spells(Pad)
 def pad_(e: Emitter, node: Node) -> None:
     """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
     op, x = node.op, node.required(0)

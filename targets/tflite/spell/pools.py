@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Activation, AveragePool, GlobalAveragePool, MaxPool, Node, Value
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import NUMPY_TYPES, Array, FlatTensor
 from ..layout import channels_last
-from .conv import VALID, Window, as_image, as_vector
+from .convolutions import VALID, Window, as_image, as_vector
 
 _NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid"}
 
@@ -46,7 +46,7 @@ def _pool(
     return made
 
 
-@rule(MaxPool)
+@spells(MaxPool)
 def max_pool(e: Emitter, node: Node) -> None:
     """MAX_POOL_2D."""
     x = node.required(0)
@@ -75,7 +75,7 @@ def _not_negative(value: Value) -> bool:
     return node is not None and isinstance(node.op, Activation) and node.op.kind in _NOT_NEGATIVE
 
 
-@rule(AveragePool)
+@spells(AveragePool)
 def average_pool(e: Emitter, node: Node) -> None:
     """AVERAGE_POOL_2D."""
     op, x = node.op, node.required(0)
@@ -117,7 +117,7 @@ def _ratio(op: AveragePool, window: Window, rank: int) -> Array:
     return ratio
 
 
-@rule(GlobalAveragePool)
+@spells(GlobalAveragePool)
 def global_average_pool(e: Emitter, node: Node) -> None:
     """MEAN over the spatial axes."""
     x = node.required(0)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from ....ir import Lstm, Node, Value
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import Array, FlatTensor
 from ..layout import Layout
 
 _MOST_STEPS = 1024
 
 
-@rule(Lstm)
+@spells(Lstm)
 def lstm(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED for the inputs, then one for the state at every step."""
     op, x = node.op, node.required(0)

@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ....ir import DepthToSpace, Node, Resize, SpaceToDepth, Value
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import channels_last
 from .activations import Maker
-from .conv import as_image, as_vector
+from .convolutions import as_image, as_vector
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-@rule(Resize)
+@spells(Resize)
 def resize(e: Emitter, node: Node) -> None:
     """RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, or GATHER and sums."""
     op, x = node.op, node.required(0)
@@ -179,7 +179,7 @@ def _by_taps(
     return total
 
 
-@rule(DepthToSpace)
+@spells(DepthToSpace)
 def depth_to_space(e: Emitter, node: Node) -> None:
     """DEPTH_TO_SPACE, whose blocks come first; for torch's order, the channels are reordered in front."""
     op, x = node.op, node.required(0)
@@ -198,7 +198,7 @@ def depth_to_space(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
-@rule(SpaceToDepth)
+@spells(SpaceToDepth)
 def space_to_depth(e: Emitter, node: Node) -> None:
     """SPACE_TO_DEPTH; for torch's order, the channels are reordered behind."""
     op, x = node.op, node.required(0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ....ir import Concat, Node, Select, Slice, Split
-from ..emitter import Emitter, Unsupported, rule
+from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, NUMPY_TYPES, FlatTensor
 from ..layout import Layout
 from ..operands import common_layout
@@ -49,7 +49,7 @@ def nothing(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
     return e.constant(np.zeros(shape, NUMPY_TYPES[tensor.dtype]), tensor.dtype)
 
 
-@rule(Slice)
+@spells(Slice)
 def slice_(e: Emitter, node: Node) -> None:
     """``x[..., start:end:step, ...]``."""
     op, x = node.op, node.required(0)
@@ -70,7 +70,7 @@ def slice_(e: Emitter, node: Node) -> None:
     e.put(node.output, cut(e, e.get(x, layout), starts, stops, steps), layout)
 
 
-@rule(Select)
+@spells(Select)
 def select(e: Emitter, node: Node) -> None:
     """``x[:, index]``."""
     op, x = node.op, node.required(0)
@@ -96,7 +96,7 @@ def select(e: Emitter, node: Node) -> None:
     e.put(node.output, made, rest)
 
 
-@rule(Concat)
+@spells(Concat)
 def concat(e: Emitter, node: Node) -> None:
     """Join along one axis."""
     op = node.op
@@ -121,7 +121,7 @@ def concat(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
-@rule(Split)
+@spells(Split)
 def split(e: Emitter, node: Node) -> None:
     """Cut along one axis into pieces."""
     op, x = node.op, node.required(0)

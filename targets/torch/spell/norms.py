@@ -1,60 +1,58 @@
-"""Write a Scale as the batch norm that it was, where only the order of its channels is another one."""
+"""How layer and group normalisation are written in torch."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import fx, nn
 
-from ....hosts.torch.origins import BatchNormPart
-from ....ir import MovedTensor, Node
+from .... import ir
+from ..speller import Speller, spells
 
-
-def reordered_norm(node: Node) -> nn.Module | None:
-    """A batch norm that computes what a Scale does, with its running statistics in the new order.
-
-    Args:
-        node: The Scale.
-
-    Returns:
-        A new module, or ``None`` if the Scale is no batch norm any more.
-    """
-    scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
-    if scale is None or shift is None:
-        return None
-    (module, order), (other, same) = scale, shift
-    if module is not other or not np.array_equal(order, same):
-        return None
-    made: Any = copy.deepcopy(module)
-    with torch.no_grad():
-        for tensor in (made.running_mean, made.running_var, made.weight, made.bias):
-            if tensor is not None:
-                tensor.copy_(tensor[torch.from_numpy(order).to(tensor.device)])
-    for tensor in (made.weight, made.bias):
-        if tensor is not None:
-            tensor.grad = None
-    found: nn.Module = made
-    return found
+_INSTANCE_NORMS: dict[int, Any] = {
+    1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d,
+}  # fmt: skip
 
 
-def _part(node: Node, place: int, part: str) -> tuple[nn.Module, npt.NDArray[np.int64]] | None:
-    """The batch norm that a constant is a part of, and the order of its channels."""
-    value = node.input(place)
-    data = value.data if value is not None else None
-    moves = []
-    while isinstance(data, MovedTensor):
-        moves.append(data.move)
-        data = data.source
-    if data is None or not isinstance(data.host, BatchNormPart) or data.host.part != part:
-        return None
-    order = np.arange(data.size, dtype=np.int64)
-    for move in reversed(moves):
-        order = move(order)
-    return data.host.module, order
+@spells(ir.LayerNorm, note="known sizes")
+def layer_norm(s: Speller, op: ir.LayerNorm) -> fx.Node:
+    """``nn.LayerNorm``; ``F.layer_norm`` where there is no weight, or it is computed."""
+    x = s.node.required(0)
+    shape = x.type.shape[op.axis :] if x.type.shape is not None else ()
+    if not shape or not all(isinstance(d, int) for d in shape):
+        raise s.refuse("of unknown size")
+    given = s.weights()
+    if given is not None and all(t is None or t.shape == shape for t in given):
+        weight, bias = given
+        rest = {"bias": bias is not None, **s.meta(weight.dtype)}
+        made = nn.LayerNorm(weight.shape, op.epsilon, **rest)
+        return s.module(s.filled(made, weight, bias), s.value())
+    vectors = [v for v in (s.node.input(1), s.node.input(2)) if v is not None]
+    if all(v.type.shape == shape for v in vectors):
+        return s.call(F.layer_norm, s.value(), shape, s.optional(1), s.optional(2), op.epsilon)
+    # A scale or a shift that is broadcast.
+    call = s.call(F.layer_norm, s.value(), shape, None, None, op.epsilon)
+    for index, function in ((1, torch.mul), (2, torch.add)):
+        operand = s.optional(index)
+        call = call if operand is None else s.call(function, call, operand)
+    return call
 
 
-__all__ = ["reordered_norm"]
+@spells(ir.GroupNorm)
+def group_norm(s: Speller, op: ir.GroupNorm) -> fx.Node:
+    """``nn.GroupNorm`` or ``nn.InstanceNorm2d`` and its kin; the function where a vector is missing or computed."""
+    given, n = s.weights(), (s.rank or 0) - 2
+    if given is not None and given[1] is not None and (op.groups or n in _INSTANCE_NORMS):
+        size, rest = given[0].shape[0], s.meta(given[0].dtype)
+        made: nn.Module
+        if op.groups:
+            made = nn.GroupNorm(op.groups, size, op.epsilon, **rest)
+        else:
+            made = _INSTANCE_NORMS[n](size, op.epsilon, affine=True, **rest)
+        return s.module(s.filled(made, *given), s.value())
+    x, weight, bias = s.value(), s.optional(1), s.optional(2)
+    if op.groups:
+        return s.call(F.group_norm, x, op.groups, weight, bias, op.epsilon)
+    return s.call(F.instance_norm, x, weight=weight, bias=bias, eps=op.epsilon)

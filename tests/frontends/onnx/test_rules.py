@@ -130,7 +130,7 @@ FORMS: dict[str, Form] = {
     "pad-crop": Form("Pad", "Pad", (ints(0, -1, 2, 0, 0, 0, 0, -3),)),
     "pad-reflect": Form("Pad", "Pad", (ints(0, 0, 2, 1, 0, 0, 1, 3),), {"mode": "reflect"}),
     "pad-edge": Form("Pad", "Pad", (ints(0, 0, 2, 1, 0, 0, 1, 3),), {"mode": "edge"}),
-    "pad-wrap": Form("onnx:Pad", "Pad", (ints(0, 0, 2, 1, 0, 0, 1, 3),), {"mode": "wrap"}, 19),
+    "pad-wrap": Form("Pad", "Pad", (ints(0, 0, 2, 1, 0, 0, 1, 3),), {"mode": "wrap"}, 19),
     "pad-axes": Form("Pad", "Pad", (ints(1, 2, 3, 4), np.float32(2.0), ints(-1, 1)), opset=18),
     "pad-not-a-number": Form("onnx:Pad", "Pad", (ints(0, 0, 0, 1, 0, 0, 0, 0), np.float32(np.nan))),
     "pad-of-attributes": Form("Pad", "Pad", (), {"pads": [0, 1, 2, 0, 1, 0, 0, 3], "value": 0.5}, 9),

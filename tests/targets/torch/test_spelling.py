@@ -58,6 +58,12 @@ def graph_of(op: ir.Op, x: Any, *constants: Any, shaped: bool = True) -> Graph:
 
 ONE, TWO = (1, 1), (2, 1)
 
+
+def lstm(ways: int) -> tuple[Any, ...]:
+    """A sequence, and weights and biases for a state of 3 numbers."""
+    return numbers(5, 2, 4), numbers(ways, 12, 4), numbers(ways, 12, 3), numbers(ways, 24)
+
+
 OPS: dict[str, tuple[Any, ...]] = {
     "conv": (ir.Conv(TWO, (1, 0, 1, 0), (1, 2)), IMAGE, numbers(6, 4, 3, 2), numbers(6)),
     "conv-uneven": (ir.Conv(TWO, (1, 0, 0, 2), (1, 2), 2), IMAGE, numbers(6, 2, 3, 2), numbers(6)),
@@ -92,6 +98,26 @@ OPS: dict[str, tuple[Any, ...]] = {
     "instance": (ir.GroupNorm(0, 0.25), IMAGE, numbers(4), numbers(4)), "instance-1d": (ir.GroupNorm(0), SIGNAL, numbers(4), numbers(4)),
     "instance-3d": (ir.GroupNorm(0), VOLUME, numbers(4), numbers(4)), "instance-weight": (ir.GroupNorm(0), IMAGE, numbers(4)), "instance-plain": (ir.GroupNorm(0, 0.5), IMAGE),
     "cast": (ir.Cast("i32"), 9 * IMAGE), "concat": (ir.Concat(2), IMAGE, IMAGE[:, :, :2]), "matmul": (ir.MatMul(), IMAGE, numbers(5, 3)),
+    "transposed-uneven": (ir.ConvTranspose(TWO, (1, 0, 0, 2), ONE, 2, (1, 0)), IMAGE, numbers(4, 3, 3, 2), numbers(6)),
+    "max-uneven": (ir.MaxPool(ONE, (2, 0, 0, 1), ONE, (3, 2)), IMAGE), "max-large": (ir.MaxPool(ONE, (2, 1, 2, 1), ONE, (3, 2)), IMAGE),
+    "avg-uneven": (ir.AveragePool(ONE, (2, 0, 0, 1), ONE, (3, 2), False, True), IMAGE),
+    "reduce-prod": (ir.Reduce("prod", (1, -1), True), IMAGE), "reduce-l1": (ir.Reduce("l1", (0, 2), False), IMAGE), "reduce-l2": (ir.Reduce("l2", (1,), True), IMAGE),
+    "prelu-last": (ir.PRelu(3), IMAGE, numbers(5)), "threshold": (ir.Activation("thresholded_relu", (0.5,)), IMAGE),
+    "selu": (ir.Activation("selu", (0.5, 2.0)), IMAGE), "selu-own": (ir.Activation("selu", (1.6732632423543772, 1.0507009873554805)), IMAGE),
+    "hard-sigmoid": (ir.Activation("hard_sigmoid", (0.5, 0.25)), IMAGE), "clip-empty": (ir.Activation("clip", (0.5, 0.5)), IMAGE),
+    "flatten-0": (ir.Flatten(0), IMAGE), "flatten-2": (ir.Flatten(2), IMAGE), "flatten-back": (ir.Flatten(-1), IMAGE), "flatten-4": (ir.Flatten(4), IMAGE),
+    "pad-reflect": (ir.Pad((0, 0, 1, 2, 0, 0, 3, 0), "reflect"), IMAGE), "pad-edge": (ir.Pad((0, 2, 1, 0, 0, 1), "edge"), SIGNAL), "pad-wrap": (ir.Pad((0, 0, 1, 2, 0, 0, 3, 0), "wrap"), IMAGE),
+    "layer-broadcast": (ir.LayerNorm(2), IMAGE, numbers(5), numbers(6, 1)),
+    "cumsum-exclusive": (ir.CumSum(1, True), IMAGE), "cumsum-reverse": (ir.CumSum(-1, False, True), IMAGE), "cumsum-both": (ir.CumSum(2, True, True), IMAGE),
+    "arg-last": (ir.ArgReduce("max", 1, True, True), np.round(IMAGE)), "arg-last-min": (ir.ArgReduce("min", -1, False, True), np.round(IMAGE)),
+    "depth-dcr": (ir.DepthToSpace(2), IMAGE), "space-dcr": (ir.SpaceToDepth(2), IMAGE[..., :4]),
+    "quantize": (ir.Quantize("i8"), 9 * IMAGE, np.float32([0.1, 0.2, 0.3, 0.4]), np.int8([1, -2, 3, 0])), "quantize-u8": (ir.Quantize("u8"), 9 * IMAGE, np.float32(0.1), np.uint8(100)),
+    "quantize-i16": (ir.Quantize("i16"), 9 * IMAGE, np.float32([0.001])), "dequantize": (ir.Dequantize(), IMAGE.astype(np.int8), np.float32([0.1, 0.2, 0.3, 0.4]), np.int8([100, -2, 3, 0])),
+    "dequantize-i32": (ir.Dequantize(), np.int32(99 * IMAGE), np.float32(0.1)),
+    "gather-bytes": (ir.Gather(-2), IMAGE, np.uint8([[0, 1], [1, 1]])), "div-integers": (ir.Div(), np.int32(9 * MATRIX), np.full((3, 4), -4, np.int32)),
+    "pow-integers": (ir.Pow(), np.int32([1, 2, 3]), np.float32([2, 0.5, 1.5])), "cumsum-integers": (ir.CumSum(0), np.int32(9 * MATRIX)), "sum-integers": (ir.Reduce("sum", (1,)), np.int32(9 * MATRIX)),
+    "lstm": (ir.Lstm(3), *lstm(1)), "lstm-both": (ir.Lstm(3, "bidirectional"), *lstm(2)), "lstm-back": (ir.Lstm(3, "reverse"), *lstm(1)), "lstm-plain": (ir.Lstm(3), *lstm(1)[:3]),
+    "lstm-state": (ir.Lstm(3, "bidirectional"), *lstm(2), None, numbers(2, 2, 3), None),
     **{op.name: (op, MATRIX, numbers(3, 4)) for op in (ir.Add(), ir.Sub(), ir.Mul(), ir.Div())},
     "identity": (ir.Identity(), MATRIX), "gate": (ir.Gate("relu"), IMAGE, np.array([0.25], np.float32)), "gate-prelu": (ir.Gate("prelu"), IMAGE, np.array([0.25], np.float32), numbers(4)),
 }  # fmt: skip
@@ -111,11 +137,12 @@ def test_ops(name: str) -> None:
 
 
 WITHOUT: dict[str, tuple[Any, ...]] = {
-    "transposed-uneven": (ir.ConvTranspose(ONE, (1, 0, 0, 0), ONE), IMAGE, numbers(4, 3, 3, 2)),
-    "pool-uneven": (ir.MaxPool(ONE, (1, 0, 0, 0), ONE, (3, 2)), IMAGE),
-    "reduce": (ir.Reduce("prod", (1,), True), IMAGE),
-    "prelu": (ir.PRelu(3), IMAGE, numbers(5)),
-    "threshold": (ir.Activation("thresholded_relu", (0.5,)), IMAGE),
+    "pool-uneven": (ir.MaxPool((2, 2), (1, 0, 0, 0), ONE, (3, 2), True), IMAGE),
+    "avg-dilated": (ir.AveragePool(ONE, (0, 0, 0, 0), (2, 1), (3, 2)), IMAGE),
+    "avg-uneven": (ir.AveragePool(ONE, (1, 0, 0, 0), ONE, (3, 2)), IMAGE),
+    "pad": (ir.Pad((0, 1, 0, 0, 0, 0, 0, 1), "wrap"), IMAGE),
+    "resize": (ir.Resize("linear", "asymmetric", (1.0, 1.0, 2.0, 2.0)), IMAGE),
+    "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
 }
 

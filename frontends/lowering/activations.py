@@ -1,0 +1,50 @@
+"""Activations in their one form: which kind, and which numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ... import ir
+from ...ir import Value
+from .base import Lowered
+
+HARD_SIGMOID = (1 / 6, 0.5)
+"""The numbers of torch's hard sigmoid, and of the one inside HardSwish."""
+
+
+def activation(kind: str, x: Value, params: Sequence[float] = ()) -> Lowered | None:
+    """An activation of floats; parameters that are those of torch's hard sigmoid in float32 are exactly these."""
+    if x.type.dtype is not None and not x.type.dtype.is_float:
+        return None
+    if kind == "hard_sigmoid" and _near(params, HARD_SIGMOID):
+        params = HARD_SIGMOID
+    return ir.Activation(kind, tuple(params)), [x]
+
+
+def clip(x: Value, low: Any, high: Any) -> Lowered | None:
+    """A clip between two numbers, open where one is ``None``; between 0 and 6 a ReLU6."""
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    if not all(isinstance(e, (int, float)) and not math.isnan(e) for e in ends):
+        return None
+    if x.type.dtype is not None and not x.type.dtype.is_wide_float:
+        return None
+    if ends == (0, 6):
+        return ir.Activation("relu6"), [x]
+    return ir.Activation("clip", (float(ends[0]), float(ends[1]))), [x]
+
+
+def gelu(x: Value, approximate: Any) -> Lowered | None:
+    """GELU, or its approximation by tanh where ``approximate`` is ``"tanh"``."""
+    return activation("gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+def softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax], x: Value, axis: int) -> Lowered:
+    """A softmax, or its logarithm, along an axis that is counted from the front where the rank is known."""
+    rank = x.type.rank
+    return kind(axis + rank if rank and axis < 0 else axis), [x]
+
+
+def _near(found: Sequence[float], wanted: Sequence[float]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, wanted, strict=True))

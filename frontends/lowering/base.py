@@ -1,0 +1,77 @@
+"""What a rule returns: an op with its operands, or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...ir import Op, Tensor, Value
+
+Operand = Value | Tensor | None
+"""What an op reads: a value, a tensor that a rule computed, or nothing."""
+
+Lowered = tuple[Op, Sequence[Operand]]
+"""An op and its operands: what a rule makes of one host node."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A result of an earlier one of several steps.
+
+    Attributes:
+        number: The step.
+        result: Which of its results.
+    """
+
+    number: int
+    result: int = 0
+
+    def of(self, result: int) -> Step:
+        """Another result of the same step."""
+        return Step(self.number, result)
+
+
+Path = tuple[int, ...]
+"""Where a tensor is in what a call returns: ``(1, 0)`` is the first of the second."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One call that becomes several ops, or that returns several tensors.
+
+    Attributes:
+        parts: The ops in order, each with its operands.
+        results: The tensors of a call that returns several; without them, it returns the last step's.
+    """
+
+    parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
+    results: Mapping[Path, Step] | None = None
+
+
+class Builder:
+    """Collects the steps of one call."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Op, Sequence[Operand | Step]]] = []
+
+    def add(self, op: Op, *operands: Operand | Step) -> Step:
+        """Append an op; the result is its first result, as an operand of later ones."""
+        self.parts.append((op, operands))
+        return Step(len(self.parts) - 1)
+
+    def chain(self, lowered: tuple[Op, Sequence[Operand | Step]] | Lowered) -> Step:
+        """Append what a rule returned."""
+        op, operands = lowered
+        return self.add(op, *operands)
+
+    def steps(self, results: Mapping[Path, Step] | None = None) -> Steps:
+        """All steps, and the results of a call that returns several."""
+        return Steps(tuple(self.parts), results)
+
+
+def first_of_several(lowered: Lowered | None) -> Steps | None:
+    """An op as a call that returns several tensors, of which it makes the first."""
+    return None if lowered is None else Steps((lowered,), {(0,): Step(0)})
+
+
+__all__ = ["Builder", "Lowered", "Operand", "Path", "Step", "Steps", "first_of_several"]

@@ -1,0 +1,63 @@
+"""Batch norms in evaluation mode as scales, for every host."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...ir import DerivedTensor, DType, Tensor
+from ..support import LeftAlone
+
+Array64 = npt.NDArray[np.float64]
+
+_LARGE = 1 << 17
+"""Vectors of more numbers are not looked at before they are needed."""
+
+_CANCELLED = 64
+"""How many times a negative variance may be larger than its sum with epsilon: then float32 loses 6 bits of it."""
+
+
+def batch_norm_scale(
+    gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float, dtype: DType
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm, computed in float64 when they are needed.
+
+    Raises:
+        LeftAlone: If a number is not finite, or a variance is so negative that adding epsilon does not make
+            a safe divisor of it: what such a batch norm computes depends on how its host rounds.
+    """
+    _check(gamma, beta, mean, var, eps)
+
+    def scale() -> Array64:
+        root = np.sqrt(var.float64() + eps)
+        return np.asarray((1.0 if gamma is None else gamma.float64()) / root)
+
+    def shift() -> Array64:
+        return np.asarray((0.0 if beta is None else beta.float64()) - mean.float64() * scale())
+
+    return (
+        DerivedTensor(mean.shape, dtype, scale, sources=(var, gamma)),
+        DerivedTensor(mean.shape, dtype, shift, sources=(mean, var, beta, gamma)),
+    )
+
+
+def _check(
+    gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> None:
+    if var.size > _LARGE:
+        return
+    try:
+        found = {"scale": gamma, "bias": beta, "mean": mean, "variance": var}
+        arrays = {what: data.float64() for what, data in found.items() if data is not None}
+    except (ValueError, RuntimeError):  # Its numbers are not there: a text, or a meta tensor.
+        return
+    for what, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise LeftAlone(f"its {what} is not finite everywhere")
+    divisor = arrays["variance"] + eps
+    if not (divisor > 0).all() or (np.abs(arrays["variance"]) > _CANCELLED * divisor).any():
+        least = arrays["variance"].min()
+        raise LeftAlone(f"its variance is {least:.6g} somewhere, with an epsilon of {eps:g}")
+
+
+__all__ = ["batch_norm_scale"]

@@ -1,0 +1,103 @@
+"""ONNX's activations and softmaxes."""
+
+from __future__ import annotations
+
+import math
+
+from .... import ir
+from ....ir.tensor import reshaped
+from ...lowering import Lowered
+from ...lowering.activations import activation, clip, gelu, softmax
+from ...lowering.arithmetic import scale_place
+from ..node import OnnxNode
+from ..registry import reads
+
+
+def _plain(operator: str, kind: str, *parameters: tuple[str, float]) -> None:
+    """Register an operator whose attributes, with their defaults, are the parameters of an activation."""
+
+    @reads(operator, makes=(ir.Activation, kind))
+    def rule(node: OnnxNode) -> Lowered | None:
+        params = [node.number(name, default) for name, default in parameters]
+        return activation(kind, node.required(0), params)
+
+
+_plain("Celu", "celu", ("alpha", 1.0))
+_plain("Elu", "elu", ("alpha", 1.0))
+_plain("HardSigmoid", "hard_sigmoid", ("alpha", 0.2), ("beta", 0.5))
+_plain("HardSwish", "hard_swish")
+_plain("LeakyRelu", "leaky_relu", ("alpha", 0.01))
+_plain("Mish", "mish")
+_plain("Relu", "relu")
+_plain("Sigmoid", "sigmoid")
+_plain("Softplus", "softplus")
+_plain("Softsign", "softsign")
+_plain("Tanh", "tanh")
+_plain("ThresholdedRelu", "thresholded_relu", ("alpha", 1.0))
+
+
+@reads("Selu", makes=(ir.Activation, "selu"), since=6)
+def _selu(node: OnnxNode) -> Lowered | None:
+    # Below opset 6 the defaults had fewer digits.
+    params = node.number("alpha", 1.6732632), node.number("gamma", 1.050701)
+    return activation("selu", node.required(0), params)
+
+
+@reads(
+    "Clip",
+    makes=[(ir.Activation, "clip"), (ir.Activation, "relu6")],
+    note="floats, between constant numbers",
+)
+def _clip(node: OnnxNode) -> Lowered | None:
+    low, high = node.number("min", -math.inf), node.number("max", math.inf)
+    for index in (1, 2):
+        if node.input(index) is None:
+            continue
+        number = node.scalar(index)
+        if number is None:
+            return None
+        low, high = (number, high) if index == 1 else (low, number)
+    if node.opset < 11:
+        # Old exporters write the float32 limits for an open end.
+        low = -math.inf if low <= -3.4e38 else low
+        high = math.inf if high >= 3.4e38 else high
+    return clip(node.required(0), low, high) if node.type().dtype is not None else None
+
+
+@reads("Gelu", makes=[(ir.Activation, "gelu"), (ir.Activation, "gelu_tanh")])
+def _gelu(node: OnnxNode) -> Lowered | None:
+    return gelu(node.required(0), node.text("approximate", "none"))
+
+
+@reads("Swish", makes=(ir.Activation, "silu"), note="alpha of 1")
+def _swish(node: OnnxNode) -> Lowered | None:
+    plain = node.number("alpha", 1.0) == 1.0
+    return activation("silu", node.required(0)) if plain else None
+
+
+@reads("PRelu", makes=ir.PRelu, note="constant slopes along one axis", since=7)
+def _prelu(node: OnnxNode) -> Lowered | None:
+    # Below opset 7 slopes lay along axis 1, without broadcasting.
+    slope = node.data(1)
+    place = scale_place(node.type(), slope) if slope is not None else None
+    if slope is None or place is None:
+        return None
+    return ir.PRelu(place[0]), [node.input(0), reshaped(slope, (place[1],))]
+
+
+@reads("Softmax", makes=ir.Softmax, note="below opset 13, along the last axis")
+def _softmax(node: OnnxNode) -> Lowered | None:
+    return _along_axis(ir.Softmax, node)
+
+
+@reads("LogSoftmax", makes=ir.LogSoftmax, note="below opset 13, along the last axis")
+def _log_softmax(node: OnnxNode) -> Lowered | None:
+    return _along_axis(ir.LogSoftmax, node)
+
+
+def _along_axis(kind: type[ir.Softmax] | type[ir.LogSoftmax], node: OnnxNode) -> Lowered | None:
+    axis, rank = node.attribute("axis", -1 if node.opset >= 13 else 1), node.type().rank
+    # Below opset 13 all axes from ``axis`` on are one: only the last axis means the same.
+    if node.opset < 13 and (not rank or axis not in (-1, rank - 1)):
+        return None
+    return softmax(kind, node.required(0), axis)

@@ -1,0 +1,34 @@
+"""ONNX operators that copy their input, or convert its element type."""
+
+from __future__ import annotations
+
+from .... import ir
+from ....hosts.onnx.tensors import dtype_of
+from ....ir import DType
+from ...lowering import Lowered
+from ..node import OnnxNode
+from ..registry import reads
+
+
+@reads("Cast", makes=ir.Cast, note="to types of 16 bits or more, i8, u8 and bool")
+def _cast(node: OnnxNode) -> Lowered | None:
+    to = dtype_of(node.attribute("to", 0))
+    plain = to is not None and (to.bits >= 16 or to in (DType.I8, DType.U8, DType.BOOL))
+    return (ir.Cast(to.value), node.inputs) if to is not None and plain else None
+
+
+@reads("Identity", makes=ir.Identity)
+def _identity(node: OnnxNode) -> Lowered | None:
+    return (ir.Identity(), node.inputs) if node.type().dtype is not None else None
+
+
+@reads("Dropout", makes=ir.Identity, note="not in training mode", since=7, idle_results=True)
+def _dropout(node: OnnxNode) -> Lowered | None:
+    # Below opset 7 it was in training mode by default.
+    if node.outputs != 1:
+        return None
+    if node.input(2) is not None:
+        training = node.data(2)
+        if training is None or bool(training.numpy().reshape(-1)[0]):
+            return None
+    return ir.Identity(), node.inputs[:1]

@@ -1,0 +1,51 @@
+"""ONNX's quantisation."""
+
+from __future__ import annotations
+
+from .... import ir
+from ....hosts.onnx.tensors import dtype_of
+from ....ir import DType
+from ....ir.ops.quantize import QUANTIZED
+from ...lowering import Lowered
+from ..node import OnnxNode
+from ..registry import reads
+
+
+@reads("QuantizeLinear", makes=ir.Quantize, note="not in blocks")
+def _quantize(node: OnnxNode) -> Lowered | None:
+    stated = dtype_of(node.attribute("output_dtype", 0))
+    if not _is_plain(node):
+        return None
+    zero_point = node.type(2).dtype if node.input(2) is not None else stated or DType.U8
+    dtype = node.type().dtype
+    if zero_point is None or zero_point.value not in QUANTIZED:
+        return None
+    axis = _scales_axis(node)
+    if axis is None or dtype is None or not dtype.is_wide_float:
+        return None
+    return ir.Quantize(zero_point.value, axis), node.inputs
+
+
+@reads("DequantizeLinear", makes=ir.Dequantize, note="not in blocks")
+def _dequantize(node: OnnxNode) -> Lowered | None:
+    stated = dtype_of(node.attribute("output_dtype", 0))
+    if not _is_plain(node) or node.type().dtype is None or node.type(1).dtype is None:
+        return None
+    axis = _scales_axis(node)
+    if axis is None or stated not in (None, node.type(1).dtype):
+        return None
+    return ir.Dequantize(axis), node.inputs
+
+
+def _is_plain(node: OnnxNode) -> bool:
+    """Whether it neither works in blocks nor computes in a precision of its own."""
+    return not node.attribute("block_size", 0) and not node.attribute("precision", 0)
+
+
+def _scales_axis(node: OnnxNode) -> int | None:
+    axis, rank, scale = node.attribute("axis", 1), node.type().rank, node.type(1)
+    if scale.static_shape in ((), (1,)):
+        return 1
+    if rank is None or scale.rank != 1:
+        return None
+    return node.axes([axis], rank)[0]

@@ -1,0 +1,60 @@
+"""ONNX's reductions, places of extrema and running sums."""
+
+from __future__ import annotations
+
+from .... import ir
+from ....ir.ops.base import axis_of
+from ...lowering import Lowered
+from ...lowering.pools import reduce
+from ...support import Makes
+from ..node import OnnxNode
+from ..registry import reads
+
+
+def _reduction(operator: str, kind: str) -> None:
+    rows: list[Makes] = [(ir.Reduce, kind), *([ir.GlobalAveragePool] if kind == "mean" else [])]
+
+    @reads(operator, makes=rows, note="along constant axes")
+    def rule(node: OnnxNode) -> Lowered | None:
+        axes, rank = node.ints("axes", 1), node.type().rank
+        keep, noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
+        if rank is None or (axes is None and node.input(1) is not None):
+            return None
+        if not axes and noop:
+            return None
+        return reduce(kind, node.required(0), node.axes(axes or range(rank), rank), keep)
+
+
+for _name, _kind in (
+    ("ReduceL1", "l1"),
+    ("ReduceL2", "l2"),
+    ("ReduceMax", "max"),
+    ("ReduceMean", "mean"),
+    ("ReduceMin", "min"),
+    ("ReduceProd", "prod"),
+    ("ReduceSum", "sum"),
+):
+    _reduction(_name, _kind)
+
+
+def _place(operator: str, kind: str) -> None:
+    @reads(operator, makes=(ir.ArgReduce, kind))
+    def rule(node: OnnxNode) -> Lowered | None:
+        axis, rank = node.attribute("axis", 0), node.type().rank
+        if not rank:
+            return None
+        keep, last = node.flag("keepdims", 1), node.flag("select_last_index")
+        return ir.ArgReduce(kind, axis_of(axis, rank), keep, last), node.inputs
+
+
+_place("ArgMax", "max")
+_place("ArgMin", "min")
+
+
+@reads("CumSum", makes=ir.CumSum, note="along a constant axis")
+def _cumsum(node: OnnxNode) -> Lowered | None:
+    axis, rank = node.ints("axis", 1), node.type().rank
+    if axis is None or len(axis) != 1 or not rank:
+        return None
+    op = ir.CumSum(axis_of(axis[0], rank), node.flag("exclusive"), node.flag("reverse"))
+    return op, node.inputs[:1]

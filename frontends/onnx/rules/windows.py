@@ -1,0 +1,41 @@
+"""Windows of ONNX's convolutions and pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..node import OnnxNode
+
+
+def window(node: OnnxNode, kernel: Sequence[int], ceil_mode: bool = False) -> dict[str, Any] | None:
+    """Strides, pads and dilations with ``auto_pad`` resolved; ``None`` when sizes are needed for it."""
+    n = len(kernel)
+    strides = node.ints("strides") or (1,) * n
+    dilations = node.ints("dilations") or (1,) * n
+    auto = node.text("auto_pad", "NOTSET")
+    pads = node.ints("pads") or (0,) * (2 * n)
+    if auto not in ("NOTSET", "") and ceil_mode:
+        return None  # Which of the two decides the size differs between versions.
+    if auto == "VALID":
+        pads = (0,) * (2 * n)
+    elif auto in ("SAME_UPPER", "SAME_LOWER"):
+        begins, ends = [], []
+        for i in range(n):
+            size = node.type().dim(2 + i)
+            span = dilations[i] * (kernel[i] - 1) + 1
+            if strides[i] == 1:
+                total = span - 1
+            elif size is None:
+                return None
+            else:
+                total = max((-(-size // strides[i]) - 1) * strides[i] + span - size, 0)
+            small, large = total // 2, total - total // 2
+            begins.append(small if auto == "SAME_UPPER" else large)
+            ends.append(large if auto == "SAME_UPPER" else small)
+        pads = (*begins, *ends)
+    elif auto not in ("NOTSET", ""):
+        return None
+    if any(p < 0 for p in pads) or len(pads) != 2 * n or len(strides) != n or len(dilations) != n:
+        return None
+    return {"strides": strides, "pads": pads, "dilations": dilations}

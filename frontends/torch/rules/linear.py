@@ -1,0 +1,208 @@
+"""torch's convolutions and matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .... import ir
+from ....ir import SplatTensor, Tensor, Value
+from ...lowering import Lowered, Step, Steps
+from ...lowering.base import Builder
+from ...lowering.products import matmul
+from ...support import LeftAlone
+from ..call import Call, ints
+from ..registry import reads, reads_module, reads_ranks
+from .shapes import PAD_MODES
+
+
+@reads_ranks("conv{}d", makes=ir.Conv)
+def conv(call: Call, n: int) -> Lowered | Steps | None:
+    """``(x, weight, bias, stride, padding, dilation, groups)``."""
+    x, w = call.value(0), call.value(1, "weight")
+    stride, dilation = call.ints(3, "stride", 1, n), call.ints(5, "dilation", 1, n)
+    shape = w.type.static_shape
+    if shape is None or len(shape) != n + 2 or x.type.rank not in (None, n + 2):
+        return None
+    padding = call.get(4, "padding", 0)
+    if padding == "valid":
+        pads: tuple[int, ...] = (0,) * (2 * n)
+    elif padding == "same":
+        total = [dilation[i] * (shape[2 + i] - 1) for i in range(n)]
+        pads = (*(t // 2 for t in total), *(t - t // 2 for t in total))
+    else:
+        pads = ints(padding, n) * 2
+    groups, bias = call.get(6, "groups", 1), call.get(2, "bias")
+    weights = [w] if bias is None else [w, bias]
+    mode = PAD_MODES[call.kwargs.get("padding_mode", "zeros")]
+    if mode == "constant" or not any(pads):
+        return ir.Conv(stride, pads, dilation, groups), [x, *weights]
+    made = Builder()
+    padded = made.add(ir.Pad((0, 0, *pads[:n], 0, 0, *pads[n:]), mode), x)
+    made.add(ir.Conv(stride, (0,) * (2 * n), dilation, groups), padded, *weights)
+    return made.steps()
+
+
+reads_module(
+    nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    call="conv{}d",
+    fields="weight bias stride padding dilation groups padding_mode",
+)  # fmt: skip
+
+
+@reads_ranks("conv_transpose{}d", makes=ir.ConvTranspose)
+def conv_transpose(call: Call, n: int) -> Lowered | None:
+    """``(x, weight, bias, stride, padding, output_padding, groups, dilation)``."""
+    x, w = call.value(0), call.value(1, "weight")
+    if x.type.rank not in (None, n + 2):
+        return None
+    extra = call.ints(5, "output_padding", 0, n)
+    op = ir.ConvTranspose(
+        call.ints(3, "stride", 1, n),
+        call.ints(4, "padding", 0, n) * 2,
+        call.ints(7, "dilation", 1, n),
+        call.get(6, "groups", 1),
+        extra if any(extra) else (),
+    )
+    bias = call.get(2, "bias")
+    return op, [x, w] if bias is None else [x, w, bias]
+
+
+reads_module(
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    call="conv_transpose{}d",
+    fields="weight bias stride padding output_padding groups dilation",
+)  # fmt: skip
+
+
+@reads("convolution", makes=[ir.Conv, ir.ConvTranspose])
+def _convolution(call: Call) -> Lowered | Steps | None:
+    """ATen's general form: ``(x, w, b, stride, padding, dilation, transposed, output_padding, groups)``."""
+    x, w, b, stride, padding, dilation, transposed, extra, groups = call.args
+    n = len(stride)
+    if transposed:
+        return conv_transpose(call.again(x, w, b, stride, padding, extra, groups, dilation), n)
+    return conv(call.again(x, w, b, stride, padding, dilation, groups), n)
+
+
+@reads("linear", makes=ir.Linear, note="a constant matrix")
+def _linear(call: Call) -> Lowered | None:
+    """``(x, weight, bias)``."""
+    w, bias = call.value(1, "weight"), call.get(2, "bias")
+    if w.type.rank != 2 or w.data is None:
+        return None
+    return ir.Linear(), [call.value(0), w] if bias is None else [call.value(0), w, bias]
+
+
+reads_module(nn.Linear, call="linear", fields="weight bias")
+
+
+@reads("matmul", makes=[ir.MatMul, ir.Linear])
+def _matmul(call: Call) -> Lowered | None:
+    """``(a, b)``."""
+    return _product(call.value(0), call.value(1, "other"))
+
+
+@reads("mm", "bmm", makes=[ir.MatMul, ir.Linear])
+def _bmm(call: Call) -> Lowered | None:
+    """``(a, b)`` of 2 or 3 axes each."""
+    return _product(call.value(0), call.value(1, "mat2"))
+
+
+def _product(a: Value, b: Value) -> Lowered | None:
+    if a.type.dtype is None or a.type.dtype is not b.type.dtype:
+        return None
+    return matmul(a, b)
+
+
+@reads(
+    "addmm",
+    "baddbmm",
+    makes=[ir.Linear, ir.MatMul, ir.Add],
+    note="operands of one type",
+    several=True,
+)
+def _addmm(call: Call) -> Lowered | Steps | None:
+    """``(x, a, b, beta, alpha)``: ``beta * x + alpha * (a @ b)``."""
+    shift, a = call.value(0), call.value(1, "batch1" if "batch1" in call.kwargs else "mat1")
+    b = call.value(2, "batch2" if "batch2" in call.kwargs else "mat2")
+    beta, alpha = call.get(3, "beta", 1), call.get(4, "alpha", 1)
+    product = _product(a, b)
+    if product is None or shift.type.dtype is not a.type.dtype:
+        return None
+    op, operands = product
+    columns = b.type.dim(-1)
+    vector = shift.data is not None and shift.type.static_shape == (columns,)
+    if isinstance(op, ir.Linear) and vector and beta == alpha == 1:
+        return op, [*operands, shift]
+    made, axis = Builder(), 1 if a.type.rank else 0
+
+    def times(x: Value | Step, factor: Any) -> Value | Step:
+        if factor == 1:
+            return x
+        number = _number(factor, shift.type.dtype)
+        return made.add(ir.Scale(axis), x, number)
+
+    scaled = times(made.chain(product), alpha)
+    made.add(ir.Add(), times(shift, beta), scaled)
+    return made.steps()
+
+
+def _number(factor: Any, dtype: ir.DType | None) -> Tensor:
+    known = dtype is not None and dtype.is_wide_float
+    if type(factor) not in (int, float) or dtype is None or not known or not factor:
+        raise LeftAlone(f"it is scaled by {factor}")
+    return SplatTensor((1,), dtype, float(factor))
+
+
+@reads(
+    "einsum",
+    makes=[ir.MatMul, ir.Transpose],
+    note="batched products of two matrices",
+    several=True,
+)
+def _einsum(call: Call) -> Lowered | Steps | None:
+    """``(equation, a, b)``, where each operand has the batch's letters, one of its own, and one that is summed over."""
+    equation, operands = call.get(0, "equation"), call.args[1:]
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    found = _letters(equation) if isinstance(equation, str) else None
+    if found is None or len(operands) != 2 or not all(isinstance(o, Value) for o in operands):
+        raise LeftAlone("it is no product of two matrices")
+    (first, second, out), (a, b) = found, operands
+    if (a.type.rank, b.type.rank) != (len(first), len(second)) or a.type.dtype is not b.type.dtype:
+        return None
+    batch = [c for c in out if c in first and c in second]
+    (summed,) = (c for c in first if c not in out)
+    (row,) = (c for c in first if c in out and c not in second)
+    (column,) = (c for c in second if c in out and c not in first)
+    made = Builder()
+    left = _permuted(made, a, first, [*batch, row, summed])
+    right = _permuted(made, b, second, [*batch, summed, column])
+    product = made.add(ir.MatMul(), left, right)
+    _permuted(made, product, "".join([*batch, row, column]), list(out))
+    return made.steps()
+
+
+def _letters(equation: str) -> tuple[str, str, str] | None:
+    """The letters of both operands and of the result, where this is a batched matrix product."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not arrow or len(terms) != 2 or not all(t.isalpha() for t in (*terms, out)):
+        return None
+    first, second = terms
+    if any(len(set(t)) != len(t) for t in (first, second, out)):
+        return None
+    summed, rows, columns = (
+        set(first) - set(out),
+        set(first) - set(second),
+        set(second) - set(first),
+    )
+    plain = len(summed) == len(rows) == len(columns) == 1 and summed <= set(second)
+    return (first, second, out) if plain and rows | columns <= set(out) else None
+
+
+def _permuted(made: Builder, x: Any, letters: str, wanted: list[str]) -> Any:
+    perm = tuple(letters.index(c) for c in wanted)
+    return x if perm == tuple(range(len(perm))) else made.add(ir.Transpose(perm), x)

@@ -1,0 +1,96 @@
+"""How sums, products, extrema, functions of one number, scales and casts are written in ONNX."""
+
+from __future__ import annotations
+
+import math
+
+from .... import ir
+from ....hosts.onnx.operators import FUNCTIONS
+from ....hosts.onnx.tensors import code_of
+from ....ir import DType, ModelError
+from ....ir.tensor import reshaped
+from ..speller import Speller, spells
+from .shapes import new_axes
+
+
+@spells(ir.Add, writes="Add")
+@spells(ir.Sub, writes="Sub")
+@spells(ir.Mul, writes="Mul")
+@spells(ir.Div, writes="Div")
+@spells(ir.Pow, writes="Pow")
+def arithmetic(s: Speller, op: ir.Op) -> None:
+    """The operator of the same name."""
+    s.plain(op.name)
+
+
+@spells(ir.Max, writes="Max")
+@spells(ir.Min, writes="Min")
+def extremum(s: Speller, op: ir.Max | ir.Min) -> None:
+    """Max or Min, which broadcast from opset 8 on."""
+    shapes = {v.type.shape if v is not None else None for v in s.node.inputs}
+    if s.opset < 8 and (len(shapes) > 1 or None in shapes):
+        raise s.refuse("of different shapes does not exist")
+    s.plain(op.name)
+
+
+_OPERATORS = {kind: name for name, kind in FUNCTIONS.items()}
+
+
+@spells(ir.Unary, writes={**_OPERATORS, "rsqrt": "Sqrt Reciprocal"})
+def unary(s: Speller, op: ir.Unary) -> None:
+    """The operator of the function."""
+    if op.kind == "rsqrt":
+        s.emit("Reciprocal", [s.emit("Sqrt", s.inputs)], s.outputs[0])
+    else:
+        s.plain(_OPERATORS[op.kind])
+
+
+@spells(ir.Identity, writes="Identity")
+def identity(s: Speller, op: ir.Identity) -> None:
+    """Identity."""
+    s.plain("Identity")
+
+
+@spells(ir.Cast, writes="Cast")
+def cast(s: Speller, op: ir.Cast) -> None:
+    """Cast."""
+    s.plain("Cast", to=code_of(DType(op.to)))
+
+
+@spells(ir.Scale, writes="Mul Add Unsqueeze Identity")
+def scale(s: Speller, op: ir.Scale) -> None:
+    """Mul and Add of vectors that lie along one axis."""
+    rank = s.rank
+    parts = [(kind, i) for kind, i in (("Mul", 1), ("Add", 2)) if s.given(i)]
+    current = s.inputs[0]
+    for place, (kind, index) in enumerate(parts):
+        vector, operand = s.node.required(index), s.inputs[index]
+        size = vector.type.dim(0)
+        if size != 1:
+            if rank is None:
+                raise ModelError(f"{s.node.name}: Scale of a value of unknown rank")
+            trailing = rank - op.axis % rank - 1
+            if trailing and vector.data is not None:
+                wide = reshaped(vector.data, (size or 1, *[1] * trailing))
+                operand = s.new_constant(wide, operand)
+            elif trailing:
+                operand = new_axes(s, operand, list(range(1, trailing + 1)))
+        last = place == len(parts) - 1
+        current = s.emit(kind, [current, operand], s.outputs[0] if last else None)
+    if not parts:
+        s.emit("Identity", [current], s.outputs[0])
+
+
+def clip(s: Speller, low: float, high: float, x: str, output: str | None) -> str:
+    """Clip between two numbers, which are infinite where it is open; the bounds are inputs from opset 11 on."""
+    if s.opset < 11:
+        attrs = {}
+        if math.isfinite(low):
+            attrs["min"] = low
+        if math.isfinite(high):
+            attrs["max"] = high
+        return s.emit("Clip", [x], output, **attrs)
+    ends = [
+        s.scalar(v, hint) if math.isfinite(v) else "" for v, hint in ((low, "min"), (high, "max"))
+    ]
+    return s.emit("Clip", [x, *ends], output)

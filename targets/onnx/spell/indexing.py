@@ -1,0 +1,53 @@
+"""How ops that pick or repeat elements along axes are written in ONNX."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from .... import ir
+from ..speller import Speller, spells
+
+_SHAPE_OF_SOME = 15
+"""From this opset on, Shape can give the sizes of some axes."""
+
+
+@spells(ir.Gather, writes="Gather")
+def gather(s: Speller, op: ir.Gather) -> None:
+    """Gather."""
+    s.plain("Gather", axis=op.axis)
+
+
+@spells(ir.Expand, writes="Expand Shape Concat")
+def expand(s: Speller, op: ir.Expand) -> None:
+    """Expand to a shape whose open sizes are taken from the second input when the network runs."""
+    if s.opset < 8:
+        raise s.refuse("does not exist")
+    if not op.like:
+        shape = s.ints([d for d in op.shape if d is not None], "shape")
+    elif s.opset < _SHAPE_OF_SOME:
+        shape = _shape_by_gather(s, op)
+    else:
+        shape = _shape_by_parts(s, op)
+    s.emit("Expand", [s.inputs[0], shape], s.outputs[0])
+
+
+def _shape_by_gather(s: Speller, op: ir.Expand) -> str:
+    """The known sizes, then all sizes of the second input: picked in order."""
+    known = [d for d in op.shape if d is not None]
+    numbers, axes = iter(range(len(known))), iter(op.like)
+    sizes = s.emit("Concat", [s.ints(known, "known"), s.emit("Shape", [s.inputs[1]])], axis=0)
+    places = [next(numbers) if d is not None else len(known) + next(axes) for d in op.shape]
+    return s.emit("Gather", [sizes, s.ints(places, "places")], axis=0)
+
+
+def _shape_by_parts(s: Speller, op: ir.Expand) -> str:
+    """Runs of known sizes and single sizes of the second input, joined."""
+    parts, axes = [], iter(op.like)
+    for is_open, run in groupby(op.shape, lambda d: d is None):
+        if not is_open:
+            parts.append(s.ints([d for d in run if d is not None], "known"))
+            continue
+        for _ in run:
+            axis = next(axes)
+            parts.append(s.emit("Shape", [s.inputs[1]], start=axis, end=axis + 1))
+    return s.emit("Concat", parts, axis=0) if len(parts) > 1 else parts[0]

@@ -1,0 +1,46 @@
+"""How quantisation is written in ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .... import ir
+from ....hosts.onnx.tensors import code_of
+from ....ir import ArrayTensor, DType
+from ..speller import Speller, spells
+
+
+@spells(ir.Quantize, writes="QuantizeLinear")
+def quantize(s: Speller, op: ir.Quantize) -> None:
+    """QuantizeLinear; before opset 21 the zero point alone gives the type of the result."""
+    inputs = list(s.inputs)
+    if not s.given(2) and op.dtype != "u8" and s.opset < 21:
+        shape = s.node.required(1).type.static_shape
+        if shape is None:
+            raise s.refuse("of unknown scales cannot say its type")
+        zero = ArrayTensor(np.zeros(shape, DType(op.dtype).numpy))
+        inputs = [*inputs[:2], s.new_constant(zero, "zero")]
+    attrs = _axis(s, op.axis)
+    if len(inputs) < 3 and op.dtype != "u8":
+        attrs["output_dtype"] = code_of(DType(op.dtype))
+    s.emit("QuantizeLinear", inputs, s.outputs[0], **attrs)
+
+
+@spells(ir.Dequantize, writes="DequantizeLinear")
+def dequantize(s: Speller, op: ir.Dequantize) -> None:
+    """DequantizeLinear."""
+    s.plain("DequantizeLinear", **_axis(s, op.axis))
+
+
+def _axis(s: Speller, axis: int) -> dict[str, Any]:
+    """The axis of a vector of scales as an attribute, from opset 13 on; nothing for one scale."""
+    shape = s.node.required(1).type.static_shape
+    if s.opset < 10:
+        raise s.refuse("does not exist")
+    if shape in ((), (1,)):
+        return {}
+    if s.opset < 13:
+        raise s.refuse("along an axis does not exist")
+    return {"axis": axis}

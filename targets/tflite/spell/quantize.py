@@ -1,0 +1,411 @@
+"""Quantised models: what stands between a dequantise and a quantise op is computed on int8 where TFLite has the kernel.
+
+A model in Q/DQ form says ``quantise(f(dequantise(a), dequantise(w)))``. Everything is written in float32 first. Where a
+quantise op is met whose ``f`` has an int8 kernel, and whose operands are there as int8, the kernel is written as well; nobody
+reads the float32 operations then, and they are dropped. What has no such kernel stays float32, between a DEQUANTIZE and a QUANTIZE,
+and is listed in the notes.
+
+TFLite's int8 wants weights with a zero point of 0, one scale or one for each output channel, and biases of int32 with the product of
+the scales of input and weight. Activations of uint8 are shifted by 128 to int8, which changes no number that they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....ir import (
+    Activation,
+    Add,
+    AveragePool,
+    Concat,
+    Conv,
+    Dequantize,
+    Flatten,
+    GlobalAveragePool,
+    Identity,
+    Linear,
+    MaxPool,
+    Mul,
+    Node,
+    Op,
+    Quantize,
+    Reduce,
+    Reshape,
+    Resize,
+    Select,
+    Slice,
+    Softmax,
+    Squeeze,
+    Sub,
+    Transpose,
+    Unsqueeze,
+    Value,
+)
+from ..emitter import FUSED, FUSED_CODES, Emitter, Unsupported, reordered, spells
+from ..flat import Array, FlatTensor, Quantization
+from ..layout import Inner, Layout, channels_last
+from ..operands import broadcast, broadcast_operands
+from .convolutions import Window, as_image, as_vector
+
+_SHIFT = {"INT8": 0, "UINT8": 128}
+_MOVING: tuple[type[Op], ...] = (
+    Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Slice, Select, Identity, MaxPool, Concat, Resize,
+)  # fmt: skip
+"""Ops whose result has the scale of their operand."""
+
+
+@spells(Quantize)
+def quantize(e: Emitter, node: Node) -> None:
+    """The int8 kernel in front, or QUANTIZE."""
+    op, x = node.op, node.required(0)
+    assert isinstance(op, Quantize)
+    scheme = _scheme(e, node, op.dtype)
+    if x.data is None:
+        made = _on_integers(e, x, scheme)
+        if made is not None:
+            e.put(node.output, *made)
+            return
+        maker = x.producer
+        if maker is not None and not isinstance(maker.op, Dequantize):
+            name = maker.op.name
+            e.notes[
+                f"{name} is computed in float32: TFLite has no int8 kernel for it as it stands here"
+            ] = None
+    layout = e.at(x)
+    e.put(node.output, requantised(e, e.get(x, layout), scheme), layout)
+
+
+@spells(Dequantize)
+def dequantize(e: Emitter, node: Node) -> None:
+    """DEQUANTIZE, which is dropped when only int8 kernels read on."""
+    op, x = node.op, node.required(0)
+    assert isinstance(op, Dequantize)
+    if x.data is not None:
+        raise Unsupported("a constant that is no weight of a layer")
+    tensor, layout = e.first(x), e.at(x)
+    if tensor.dtype not in _SHIFT:
+        raise Unsupported(f"activations of {tensor.dtype.lower()}: they can be int8 and uint8")
+    scheme = _scheme(e, node, tensor.dtype.lower().replace("int", "i").replace("ui", "u"))
+    if tensor.quantization is None:
+        # An input of the graph.
+        tensor.quantization = Quantization(
+            scheme.scales, (scheme.zero_points[0] + _SHIFT[tensor.dtype],)
+        )
+    if tensor.dtype == "UINT8":
+        tensor = requantised(e, tensor, scheme)
+    e.integers[node.output] = (tensor, layout)
+    made = e.op("DEQUANTIZE", [tensor], tensor.shape, "FLOAT32", ("DequantizeOptions", {}))
+    e.put(node.output, made, layout)
+
+
+def _scheme(e: Emitter, node: Node, dtype: str) -> Quantization:
+    """The scale and the int8 zero point of an activation."""
+    scale, zero = node.inputs[1], node.input(2)
+    if dtype not in ("i8", "u8"):
+        raise Unsupported(f"activations of {dtype}: they can be int8 and uint8")
+    assert scale is not None
+    points = None if zero is None else zero.data
+    if scale.data is None or (zero is not None and points is None):
+        raise Unsupported("scales that the model computes")
+    if scale.data.size != 1:
+        raise Unsupported("an activation with a scale for each channel")
+    shift = 128 if dtype == "u8" else 0
+    point = 0 if points is None else int(points.numpy().reshape(()))
+    return Quantization((float(scale.data.float64().reshape(())),), (point - shift,))
+
+
+def requantised(e: Emitter, tensor: FlatTensor, scheme: Quantization) -> FlatTensor:
+    """QUANTIZE: from float32 or from other integers."""
+    if tensor.dtype == "INT8" and tensor.quantization == scheme:
+        return tensor
+    made = e.op("QUANTIZE", [tensor], tensor.shape, "INT8", ("QuantizeOptions", {}))
+    made.quantization = scheme
+    return made
+
+
+Made = tuple[FlatTensor, Layout]
+
+
+def _on_integers(e: Emitter, x: Value, scheme: Quantization) -> Made | None:
+    """The int8 kernel for what computes a value, if there is one."""
+    act, node = 0, x.producer
+    if node is not None and isinstance(node.op, Activation) and node.op in FUSED:
+        act = FUSED_CODES[FUSED[node.op]]
+        inner = node.inputs[0]
+        assert inner is not None
+        if inner in e.integers:
+            return _relu(e, inner, node.op, scheme)
+        node = inner.producer
+    if node is None:
+        return None
+    kernel = next((k for ops, k in _KERNELS if isinstance(node.op, ops)), None)
+    if kernel is None or (act and kernel not in _FUSING):
+        return None
+    return kernel(e, _Site(node, scheme, act))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A node whose result is quantised.
+
+    Attributes:
+        node: The node.
+        out: The scale and zero point of the result.
+        act: The schema's number of the activation behind it.
+    """
+
+    node: Node
+    out: Quantization
+    act: int
+
+
+def _integer(e: Emitter, value: Value | None) -> Made | None:
+    return None if value is None else e.integers.get(value)
+
+
+def _in(e: Emitter, value: Value, layout: Layout) -> FlatTensor:
+    """The integers of a value in a layout."""
+    tensor, have = e.integers[value]
+    return e.convert(tensor, e.shape(value), have, layout)
+
+
+def _made(
+    e: Emitter, code: str, inputs: list[FlatTensor], shape: tuple[int, ...], out: Quantization,
+    options: tuple[str, dict[str, Any]],
+) -> FlatTensor:  # fmt: skip
+    made = e.op(code, inputs, shape, "INT8", options)
+    made.quantization = out
+    return made
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """The integers of a weight in the model's order, and a scale for each output channel or one for all."""
+
+    numbers: Array
+    scales: Array
+
+
+def _weight(e: Emitter, value: Value | None) -> _Weight | None:
+    """What a weight is dequantised from, if TFLite can use it; its output channels are axis 0."""
+    if value is None or value.data is None:
+        return None
+    base = value
+    if base.producer is None and len(value.bases) == 1:
+        base = value.bases[0]
+    node = base.producer
+    if node is None or not isinstance(node.op, Dequantize):
+        return None
+    q, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
+    if q is None or q.data is None or scale is None or scale.data is None:
+        return None
+    if zero is not None and zero.data is None:
+        return None
+    numbers = q.data.numpy()
+    points = 0 if zero is None or zero.data is None else zero.data.numpy().astype(np.int32)
+    shift = 128 if numbers.dtype == np.uint8 else 0
+    if numbers.dtype not in (np.int8, np.uint8) or np.any(points != shift):
+        return None
+    scales = scale.data.float64().reshape(-1)
+    axis = node.op.axis % numbers.ndim
+    numbers = (numbers.astype(np.int32) - shift).astype(np.int8)
+    if base is not value:
+        # A dense weight that was read transposed.
+        if value.type.shape != tuple(reversed(numbers.shape)) or numbers.ndim != 2:
+            return None
+        numbers, axis = numbers.T, 1 - axis
+    if scales.size > 1 and axis != 0:
+        return None
+    return _Weight(numbers, scales)
+
+
+def _bias(e: Emitter, value: Value | None, scale: Array, size: int) -> FlatTensor | None:
+    """int32 with the product of the scales."""
+    if value is not None and value.data is None:
+        return None
+    real = np.zeros(size) if value is None or value.data is None else value.data.float64()
+    scales = np.broadcast_to(scale, size)
+    numbers = np.rint(real / scales)
+    if np.abs(numbers).max(initial=0) > 2**31 - 1:
+        return None
+    made = e.tensor("bias", (size,), "INT32", numbers.astype(np.int32))
+    made.quantization = Quantization(tuple(map(float, scale)), (0,) * scale.size)
+    return made
+
+
+def _kernel(e: Emitter, numbers: Array, scales: Array, axis: int, name: str) -> FlatTensor:
+    made = e.tensor(name, numbers.shape, "INT8", np.ascontiguousarray(numbers))
+    made.quantization = Quantization(
+        tuple(map(float, scales)), (0,) * scales.size, axis if scales.size > 1 else 0
+    )
+    return made
+
+
+def _conv(e: Emitter, s: _Site) -> Made | None:
+    op, x, w = s.node.op, s.node.required(0), s.node.required(1)
+    assert isinstance(op, Conv)
+    weight, found = _weight(e, w), _integer(e, x)
+    if weight is None or found is None or found[0].quantization is None:
+        return None
+    n = op.spatial_rank
+    sizes = e.sizes(x, range(2, 2 + n), "spatial size")
+    out = e.sizes(s.node.output, range(2, 2 + n), "spatial size")
+    numbers = weight.numbers if n == 2 else weight.numbers[:, :, None, :]
+    fan_out = numbers.shape[0]
+    bias = _bias(e, s.node.input(2), weight.scales * found[0].quantization.scales[0], fan_out)
+    if bias is None:
+        return None
+    layout = channels_last(n + 2)
+    image = as_image(e, _in(e, x, layout))
+    kernel = weight.numbers.shape[2:]
+    window = Window.of(n, kernel, op.strides, op.dilations, op.pads[:n], op.pads[n:], sizes, out)
+    image, padding = window.padded(e, image)
+    fields: dict[str, Any] = {
+        "padding": padding, "fusedActivationFunction": s.act,
+        "strideH": window.strides[0], "strideW": window.strides[1],
+        "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
+    }  # fmt: skip
+    channels = image.shape[3]
+    if op.groups == channels and op.groups > 1:
+        tensor = _kernel(e, numbers.transpose(1, 2, 3, 0), weight.scales, 3, w.name)
+        fields["depthMultiplier"] = fan_out // channels
+        code, kind = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+    else:
+        tensor = _kernel(e, numbers.transpose(0, 2, 3, 1), weight.scales, 0, w.name)
+        code, kind = "CONV_2D", "Conv2DOptions"
+    shape = (image.shape[0], *window.out, fan_out)
+    made = _made(e, code, [image, tensor, bias], shape, s.out, (kind, fields))
+    return as_vector(e, made, n), layout
+
+
+def _linear(e: Emitter, s: _Site) -> Made | None:
+    x, w = s.node.required(0), s.node.required(1)
+    weight, found = _weight(e, w), _integer(e, x)
+    rank = len(e.shape(x))
+    if weight is None or found is None or found[0].quantization is None or rank < 2:
+        return None
+    tensor, layout = found
+    numbers, inner = weight.numbers, layout.inner
+    if layout.perm[-1] != rank - 1 or (inner is not None and inner.axis != rank - 1):
+        layout, inner = Layout(tuple(range(rank))), None
+        tensor = _in(e, x, layout)
+    if inner is not None:
+        numbers = reordered(numbers, Inner(1, inner.sizes, inner.order))
+    fan_out = numbers.shape[0]
+    bias = _bias(e, s.node.input(2), weight.scales * found[0].quantization.scales[0], fan_out)
+    if bias is None:
+        return None
+    kernel = _kernel(e, numbers, weight.scales, 0, w.name)
+    fields = {"fusedActivationFunction": s.act, "keepNumDims": rank > 2}
+    made = _made(e, "FULLY_CONNECTED", [tensor, kernel, bias], (*tensor.shape[:-1], fan_out), s.out,
+                 ("FullyConnectedOptions", fields))  # fmt: skip
+    return made, Layout(layout.perm)
+
+
+def _arithmetic(e: Emitter, s: _Site) -> Made | None:
+    values = [v for v in s.node.inputs if v is not None]
+    if any(v not in e.integers for v in values):
+        return None
+    code = s.node.op.name.upper()
+    with e.reading_integers(values):
+        (a, b), layout = broadcast_operands(e, s.node.output, values)
+    shape = broadcast(a, b)
+    if max(a.rank, b.rank) > 4 and a.shape != b.shape:
+        return None
+    fields = {"fusedActivationFunction": s.act}
+    return _made(e, code, [a, b], shape, s.out, (f"{code.title()}Options", fields)), layout
+
+
+def _moving(e: Emitter, s: _Site) -> Made | None:
+    """An op that keeps the scale, by the rule that it has for any numbers; then to the scale that is asked for."""
+    values = [v for v in s.node.inputs if v is not None]
+    if len(values) == 1 and values[0] not in e.integers and not isinstance(s.node.op, Resize):
+        # Moving numbers and quantising them commute.
+        inner = _on_integers(e, values[0], s.out)
+        if inner is not None:
+            e.integers[values[0]] = inner
+    if any(v not in e.integers for v in values):
+        return None
+    same = [e.integers[v][0].quantization for v in values]
+    if len(set(same)) > 1 and not isinstance(s.node.op, Concat):
+        return None
+    if isinstance(s.node.op, Resize) and s.node.op.mode == "cubic":
+        return None
+    with e.reading_integers(values, s.out if isinstance(s.node.op, Concat) else None):
+        try:
+            e.spell(s.node)
+        except Unsupported:
+            return None
+        made, layout = e.placed[s.node.output]
+    if made.quantization is None:
+        made.quantization = same[0]
+    return requantised(e, made, s.out), layout
+
+
+def _average(e: Emitter, s: _Site) -> Made | None:
+    """Pools and means."""
+    x = s.node.inputs[0]
+    if x is None or x not in e.integers:
+        return None
+    with e.reading_integers([x]):
+        before = len(e.model.operations)
+        e.spell(s.node)
+        made, layout = e.placed[s.node.output]
+        written = e.model.operations[before:]
+    if {o.code for o in written} - {"MEAN", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE"}:
+        return None
+    source = e.integers[x][0].quantization
+    for operation in written:
+        for tensor in operation.outputs:
+            tensor.dtype = "INT8"
+            tensor.quantization = tensor.quantization or source
+    if made.maker is not None and made.maker.code == "MEAN":
+        made.quantization = s.out  # It takes any two scales.
+    return requantised(e, made, s.out), layout
+
+
+_FIXED = {"SOFTMAX": Quantization((1 / 256,), (-128,)), "LOGISTIC": Quantization((1 / 256,), (-128,)),
+          "TANH": Quantization((1 / 128,), (0,))}  # fmt: skip
+"""The results of these kernels have a scale of their own."""
+
+
+def _fixed(e: Emitter, s: _Site) -> Made | None:
+    x, op = s.node.inputs[0], s.node.op
+    if x is None or x not in e.integers:
+        return None
+    tensor, layout = e.integers[x]
+    if isinstance(op, Softmax):
+        if layout.inner is not None or layout.place(op.axis) != layout.rank - 1:
+            return None
+        code, options = "SOFTMAX", ("SoftmaxOptions", {"beta": 1.0})
+    else:
+        assert isinstance(op, Activation)
+        if op.kind not in ("sigmoid", "tanh"):
+            return None
+        code, options = {"sigmoid": "LOGISTIC", "tanh": "TANH"}[op.kind], ("", {})
+    made = e.op(code, [tensor], tensor.shape, "INT8", options if options[0] else None)
+    made.quantization = _FIXED[code]
+    return requantised(e, made, s.out), layout
+
+
+def _relu(e: Emitter, x: Value, op: Activation, scheme: Quantization) -> Made:
+    tensor, layout = e.integers[x]
+    made = e.op(FUSED[op], [tensor], tensor.shape, "INT8")
+    made.quantization = scheme
+    return made, layout
+
+
+Kernel = Callable[[Emitter, _Site], Made | None]
+_FUSING: tuple[Kernel, ...] = (_conv, _linear, _arithmetic)
+_KERNELS: list[tuple[tuple[type[Op], ...], Kernel]] = [
+    ((Conv,), _conv),
+    ((Linear,), _linear),
+    ((Add, Sub, Mul), _arithmetic),
+    ((AveragePool, GlobalAveragePool, Reduce), _average),
+    ((Softmax, Activation), _fixed),
+    (_MOVING, _moving),
+]

@@ -1,0 +1,159 @@
+"""Reshapes and transposes: what moves no data, and what must."""
+
+from __future__ import annotations
+
+from ....ir import (
+    Activation,
+    Dequantize,
+    Flatten,
+    Identity,
+    Linear,
+    Node,
+    Quantize,
+    Reshape,
+    Squeeze,
+    Transpose,
+    Unsqueeze,
+    Value,
+)
+from ....ir.types import Shape
+from ..emitter import Emitter, spells
+from ..flat import FlatTensor
+from ..layout import (
+    Group,
+    Inner,
+    Layout,
+    carried,
+    contiguous,
+    fill_ones,
+    gathered,
+    groups,
+    in_order,
+)
+
+
+@spells(Transpose)
+def transpose(e: Emitter, node: Node) -> None:
+    """Nothing moves: the axes are counted in another order."""
+    op, x = node.op, node.required(0)
+    assert isinstance(op, Transpose)
+    e.put(node.output, e.first(x), e.at(x).transposed(op.perm))
+
+
+@spells(Reshape, Flatten, Squeeze, Unsqueeze)
+def reshape(e: Emitter, node: Node) -> None:
+    """RESHAPE, behind a TRANSPOSE only where axes that are joined lie apart or in another order."""
+    x, out = node.required(0), node.output
+    before, after = e.shape(x), e.shape(out)
+    parts = groups(before, after)
+    layout = e.at(x)
+    if layout.inner is not None:
+        opened = _opened(e, node, layout, parts)
+        if opened is not None:
+            e.put(out, *opened)
+            return
+        layout = Layout(layout.perm)
+    folded = _folded(layout, parts, before, out)
+    if folded is not None:
+        group, inner = folded
+        kept = [a for a in layout.perm if before[a] != 1]
+        order: list[int] = []
+        for axis in kept:
+            place = inner.axis if axis in group[0] else _only(parts, axis)
+            if place not in order:
+                order.append(place)
+        target = Layout(fill_ones(order, after, ()), inner)
+        e.put(out, e.reshape(e.get(x, layout), e.stored(out, target)), target)
+        return
+    bad = [
+        part for part, _ in parts
+        if part and not (contiguous(layout.perm, part, before) and in_order(_solid(layout, before), part))
+    ]  # fmt: skip
+    wish = e.wishes.get(out)
+    if bad:
+        back = [(outs, ins) for ins, outs in parts]
+        wished = wish and carried(wish, back, before, [layout.perm])
+        layout = Layout(wished or gathered(layout.perm, bad))
+    perm = carried(_solid(layout, before), parts, after, [wish] if wish is not None else [])
+    if perm is None:
+        layout, perm = Layout(tuple(range(len(before)))), tuple(range(len(after)))
+    target = Layout(perm)
+    e.put(out, e.reshape(e.get(x, layout), e.stored(out, target)), target)
+
+
+def _solid(layout: Layout, shape: Shape) -> tuple[int, ...]:
+    return tuple(axis for axis in layout.perm if shape[axis] != 1)
+
+
+def _only(parts: list[Group], axis: int) -> int:
+    return next(outs[0] for ins, outs in parts if axis in ins)
+
+
+def _folded(
+    layout: Layout, parts: list[Group], before: Shape, out: Value
+) -> tuple[Group, Inner] | None:
+    """The one group that joins axes in another order than they lie, if a dense layer behind can take that."""
+    odd = [
+        (ins, outs) for ins, outs in parts
+        if len(ins) > 1 and not in_order(layout.perm, ins)
+    ]  # fmt: skip
+    if len(odd) != 1 or any(
+        len(ins) != 1 or len(outs) != 1 for ins, outs in parts if (ins, outs) not in odd
+    ):
+        return None
+    ins, outs = odd[0]
+    sizes = [before[axis] for axis in ins]
+    if (
+        len(outs) != 1
+        or not contiguous(layout.perm, ins, before)
+        or not all(isinstance(d, int) for d in sizes)
+    ):
+        return None
+    if not _feeds_dense(out, outs[0]):
+        return None
+    stored = [axis for axis in layout.perm if axis in ins]
+    numbers = tuple(d for d in sizes if isinstance(d, int))
+    return odd[0], Inner(outs[0], numbers, tuple(ins.index(axis) for axis in stored))
+
+
+def _feeds_dense(value: Value, axis: int) -> bool:
+    """Whether all readers are dense layers over this axis, activations in between left aside."""
+    seen = [value]
+    while seen:
+        at = seen.pop()
+        if at.is_output or not at.uses:
+            return False
+        for node, index in at.uses:
+            if isinstance(node.op, Activation | Identity | Quantize | Dequantize):
+                seen.append(node.output)
+            elif not (
+                isinstance(node.op, Linear)
+                and index == 0
+                and at.type.rank == axis + 1
+                and node.inputs[1] is not None
+                and node.inputs[1].data is not None
+            ):
+                return False
+    return True
+
+
+def _opened(
+    e: Emitter, node: Node, layout: Layout, parts: list[Group]
+) -> tuple[FlatTensor, Layout] | None:
+    """A reordered axis that is cut again just as it was joined."""
+    inner = layout.inner
+    assert inner is not None
+    x, after = node.required(0), e.shape(node.output)
+    outs = next((outs for ins, outs in parts if ins == (inner.axis,)), None)
+    if outs is None or tuple(after[a] for a in outs) != inner.sizes:
+        return None
+    if any(len(i) != 1 or len(o) != 1 for i, o in parts if i != (inner.axis,)):
+        return None
+    order: list[int] = []
+    for axis in layout.perm:
+        if axis == inner.axis:
+            order += [outs[i] for i in inner.order]
+        elif e.shape(x)[axis] != 1:
+            order.append(_only(parts, axis))
+    target = Layout(fill_ones(order, after, ()))
+    return e.reshape(e.first(x), e.stored(node.output, target)), target

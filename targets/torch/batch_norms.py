@@ -1,0 +1,60 @@
+"""Write a Scale as the batch norm that it was, where only the order of its channels is another one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ...hosts.torch.origins import BatchNormPart
+from ...ir import MovedTensor, Node
+
+
+def reordered_norm(node: Node) -> nn.Module | None:
+    """A batch norm that computes what a Scale does, with its running statistics in the new order.
+
+    Args:
+        node: The Scale.
+
+    Returns:
+        A new module, or ``None`` if the Scale is no batch norm any more.
+    """
+    scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
+    if scale is None or shift is None:
+        return None
+    (module, order), (other, same) = scale, shift
+    if module is not other or not np.array_equal(order, same):
+        return None
+    made: Any = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in (made.running_mean, made.running_var, made.weight, made.bias):
+            if tensor is not None:
+                tensor.copy_(tensor[torch.from_numpy(order).to(tensor.device)])
+    for tensor in (made.weight, made.bias):
+        if tensor is not None:
+            tensor.grad = None
+    found: nn.Module = made
+    return found
+
+
+def _part(node: Node, place: int, part: str) -> tuple[nn.Module, npt.NDArray[np.int64]] | None:
+    """The batch norm that a constant is a part of, and the order of its channels."""
+    value = node.input(place)
+    data = value.data if value is not None else None
+    moves = []
+    while isinstance(data, MovedTensor):
+        moves.append(data.move)
+        data = data.source
+    if data is None or not isinstance(data.host, BatchNormPart) or data.host.part != part:
+        return None
+    order = np.arange(data.size, dtype=np.int64)
+    for move in reversed(moves):
+        order = move(order)
+    return data.host.module, order
+
+
+__all__ = ["reordered_norm"]

@@ -1,0 +1,115 @@
+"""The numbers of an emitted torch module: its parameters and buffers, masks and switches."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import fx, nn
+
+from ...hosts.torch.modules.gates import Switch
+from ...hosts.torch.modules.masks import Mask, mask_weight
+from ...ir import DType, MaskedTensor, Tensor, Value
+from .speller import torch_dtype
+
+
+class Parameters:
+    """Makes tensors of constants, one for all who read the same."""
+
+    def __init__(self, host: fx.GraphModule) -> None:
+        self._host = host
+        self._tensors: dict[int, tuple[Tensor, torch.Tensor]] = {}
+        self._masks: dict[int, Mask] = {}
+        self._switches: dict[Value, Switch] = {}
+
+    def tensor(self, data: Tensor) -> torch.Tensor:
+        """The tensor of a constant, the same one each time: tied weights stay tied.
+
+        A tensor of the host is that very tensor. One that is derived from parameters is a parameter, and learns if one of
+        them does; one that is derived from buffers and numbers is a buffer.
+        """
+        if isinstance(data.host, torch.Tensor):
+            return data.host
+        if id(data) not in self._tensors:
+            made = self.made(data)
+            hosts = data.hosts
+            sources = self._host.parameters() if hosts is None else hosts
+            found = [p for p in sources if isinstance(p, nn.Parameter)]
+            if (found or hosts is None) and made.is_floating_point():
+                made = nn.Parameter(made, any(p.requires_grad for p in found))
+            # The constant is kept, so that no other one gets its id.
+            self._tensors[id(data)] = data, made
+        return self._tensors[id(data)][1]
+
+    def made(self, data: Tensor) -> torch.Tensor:
+        """A new tensor, on the device and in the memory format of the tensors that the constant is derived from."""
+        sources = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
+        made = _tensor(data, next((h for h in sources if h.device.type != "meta"), self._any()))
+        form = next(
+            (f for h in sources if (f := _last(h)) is not None and h.ndim == made.ndim), None
+        )
+        if form is None:
+            return made
+        return torch.empty_like(made, memory_format=form).copy_(made)
+
+    def fill(self, module: nn.Module, name: str, data: Tensor) -> None:
+        """Give a new module its tensor of this name; a lasting mask of its weight comes along."""
+        hold(module, name, self.tensor(data))
+        if name == "weight":
+            self._mask(module, data)
+
+    def _mask(self, module: nn.Module, weight: Tensor) -> None:
+        """Modules that share a weight share its mask."""
+        if not isinstance(weight, MaskedTensor) or not weight.lasting:
+            return
+        if id(weight) not in self._masks:
+            mask = torch.from_numpy(weight.mask)
+            self._masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
+        mask_weight(module, self._masks[id(weight)])
+
+    def switch(self, number: Value, mode: str) -> Switch:
+        """The switch of a gate: one for all gates that read the same number."""
+        assert number.data is not None
+        if number not in self._switches:
+            found, like = number.data.host, self._any()
+            if not isinstance(found, Switch) or found.mode != mode:
+                found = Switch(mode, float(number.data.float64()[0]))
+                wide = like is not None and like.dtype in (torch.float32, torch.float64)
+                device = like.device if like is not None and like.device.type != "meta" else None
+                found.to(device, like.dtype if like is not None and wide else torch.float32)
+            self._switches[number] = found
+        return self._switches[number]
+
+    def _any(self) -> torch.Tensor | None:
+        """A tensor of the host, whose device new ones get."""
+        return next(itertools.chain(self._host.parameters(), self._host.buffers()), None)
+
+
+def hold(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put a parameter or a buffer of a module in the place of its own of this name."""
+    module._parameters.pop(name, None)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def _tensor(data: Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    torch_dtype(data.dtype)  # Before the numbers are made, an element type that torch lacks.
+    array = data.numpy()
+    if data.dtype is DType.BF16:
+        made = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    else:
+        made = torch.from_numpy(array.copy())
+    return made if like is None or like.device.type == "meta" else made.to(like.device)
+
+
+def _last(tensor: torch.Tensor) -> torch.memory_format | None:
+    """The format of a tensor whose channels are its innermost axis."""
+    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = forms.get(tensor.ndim)
+    if form is None or not tensor.is_contiguous(memory_format=form):
+        return None
+    # Axes of size 1 leave it open; torch then goes by the strides.
+    rows = torch.empty(tensor.shape, device="meta").stride()
+    return form if tensor.stride() != rows else None

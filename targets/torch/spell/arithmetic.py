@@ -1,0 +1,114 @@
+"""How sums, products, extrema, functions of one number, scales and casts are written in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .... import ir
+from ....hosts.torch.modules.scale import Scale
+from ....ir import DType
+from ..batch_norms import reordered_norm
+from ..parameters import hold
+from ..speller import Speller, spells
+
+_BINARY: dict[type[ir.Op], Callable[..., Any]] = {
+    ir.Add: torch.add,
+    ir.Sub: torch.sub,
+    ir.Mul: torch.mul,
+}
+
+
+@spells(*_BINARY)
+def binary(s: Speller, op: ir.Op) -> fx.Node:
+    """A function of two tensors."""
+    return s.call(_BINARY[type(op)], *s.values())
+
+
+@spells(ir.Div)
+def divide(s: Speller, op: ir.Div) -> fx.Node:
+    """``torch.div``; integers round towards zero."""
+    if s.dtype is not None and s.dtype.is_int:
+        return s.call(torch.div, *s.values(), rounding_mode="trunc")
+    return s.call(torch.div, *s.values())
+
+
+@spells(ir.Pow)
+def power(s: Speller, op: ir.Pow) -> fx.Node:
+    """``torch.pow``, in the element type of the base."""
+    base, exponent = s.dtype, s.node.required(1).type.dtype
+    made = s.call(torch.pow, *s.values())
+    if base is exponent or base is None or exponent is None:
+        return made
+    return s.call("to", made, s.dtype_of(base))
+
+
+@spells(ir.Max, ir.Min)
+def extremum(s: Speller, op: ir.Max | ir.Min) -> fx.Node:
+    """``torch.maximum`` or ``torch.minimum``, one operand after another."""
+    function = torch.maximum if isinstance(op, ir.Max) else torch.minimum
+    first, *rest = s.values()
+    for other in rest:
+        first = s.call(function, first, other)
+    return first if rest else s.call(torch.clone, first)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": torch.abs, "neg": torch.neg, "sign": torch.sign, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal, "rsqrt": torch.rsqrt, "erf": torch.erf, "floor": torch.floor, "ceil": torch.ceil,
+    "round": torch.round, "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "asin": torch.asin, "acos": torch.acos,
+    "atan": torch.atan, "sinh": torch.sinh, "cosh": torch.cosh, "asinh": torch.asinh, "acosh": torch.acosh,
+    "atanh": torch.atanh, "not": torch.logical_not, "isnan": torch.isnan,
+}  # fmt: skip
+
+
+@spells(ir.Unary, kinds=_FUNCTIONS)
+def unary(s: Speller, op: ir.Unary) -> fx.Node:
+    """A function of one tensor."""
+    return s.call(_FUNCTIONS[op.kind], s.value())
+
+
+@spells(ir.Identity)
+def identity(s: Speller, op: ir.Identity) -> fx.Node:
+    """``nn.Identity``."""
+    return s.module(nn.Identity(), s.value())
+
+
+@spells(ir.Cast, note="not to element types that torch lacks, nor to uint16, uint32 and uint64")
+def cast(s: Speller, op: ir.Cast) -> fx.Node:
+    """``Tensor.to``."""
+    return s.call("to", s.value(), s.dtype_of(DType(op.to)))
+
+
+@spells(ir.Scale)
+def scale(s: Speller, op: ir.Scale) -> fx.Node:
+    """The batch norm that it was, with channels in another order; else ``Scale``, or products of computed vectors."""
+    norm = reordered_norm(s.node)
+    if norm is not None:
+        return s.module(norm, s.value())
+    rank = s.rank
+    operands = [s.node.input(1), s.node.input(2)]
+    if rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
+        raise s.refuse("of unknown rank")
+    if any(v is not None and v.data is None for v in operands):
+        return _by_computed(s, op)
+    made = Scale(None, None, rank - op.axis % rank - 1 if rank else 0)
+    for name, value in zip(("scale", "shift"), operands, strict=True):
+        if value is None or value.data is None:
+            continue
+        vector = s.out.tensor(value.data)
+        shaped = vector.detach().clone().reshape(-1, *[1] * made.trailing)
+        learned = isinstance(vector, nn.Parameter)
+        hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
+    return s.module(made, s.value())
+
+
+def _by_computed(s: Speller, op: ir.Scale) -> fx.Node:
+    made = s.value()
+    for index, function in ((1, torch.mul), (2, torch.add)):
+        if s.node.input(index) is not None:
+            made = s.call(function, made, s.along(index, op.axis))
+    return made

@@ -1,0 +1,129 @@
+"""One line a row of the table of ops: a node with operands on which the row tells something.
+
+``tests/contract/test_op_table.py`` writes each through every target that the table says spells it and compares the numbers;
+a row of the IR that has no line here fails it. The first operand is an input of the graph, the others are constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphshrink import ir
+from graphshrink.ir import ArrayTensor, DType, Graph, Op, TensorType
+from graphshrink.ir.ops.rows import Key, key_of, rows
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A node.
+
+    Attributes:
+        op: The op.
+        operands: The graph's input, then constants; ``None`` for an operand that is left out.
+    """
+
+    op: Op
+    operands: tuple[Any, ...]
+
+    def graph(self) -> Graph:
+        """A graph of this node alone, with the input ``x``."""
+        first, *rest = self.operands
+        graph = Graph("sample")
+        inputs: list[Any] = [
+            graph.add_input("x", TensorType(DType.of(first.dtype), first.shape)),
+            *(None if c is None else graph.add_constant(ArrayTensor(c), f"c{i}") for i, c in enumerate(rest)),
+        ]  # fmt: skip
+        for value in graph.append(self.op, inputs, name="node").outputs:
+            graph.add_output(value)
+        return graph
+
+
+_RNG = np.random.default_rng(5)
+
+
+def _n(*shape: int) -> Any:
+    """Normally distributed numbers."""
+    return _RNG.standard_normal(shape).astype(np.float32)
+
+
+def _u(*shape: int, low: float = 0.1, high: float = 0.9) -> Any:
+    """Numbers between two ends."""
+    return _RNG.uniform(low, high, shape).astype(np.float32)
+
+
+def _b(*shape: int) -> Any:
+    """Booleans."""
+    return _RNG.integers(0, 2, shape).astype(bool)
+
+
+_IMAGE, _MATRIX = _n(2, 4, 6, 6), _n(3, 4)
+_PARAMETERS: dict[str, tuple[float, ...]] = {
+    "clip": (-0.5, 0.75), "leaky_relu": (0.125,), "elu": (0.5,), "celu": (0.5,), "selu": (1.5, 1.25),
+    "hard_sigmoid": (0.25, 0.5), "thresholded_relu": (0.5,),
+}  # fmt: skip
+_DOMAINS: dict[str, Any] = {
+    "acosh": _u(3, 4, low=1.5, high=3.0), "not": _b(3, 4), "isnan": np.where(_b(3, 4), np.nan, np.float32(1)).astype(np.float32),
+    **{kind: _u(3, 4) for kind in ("log", "sqrt", "rsqrt", "reciprocal", "asin", "acos", "atanh")},
+}  # fmt: skip
+"""The numbers that functions are defined on, where that is not all of them."""
+
+_ALL: list[tuple[Any, ...]] = [
+    *((ir.Activation(kind, _PARAMETERS.get(kind, ())), 3 * _MATRIX) for kind in ir.ACTIVATIONS),
+    (ir.Add(), _MATRIX, _n(4)),
+    *((ir.ArgReduce(kind, 1, False), _MATRIX) for kind in ("max", "min")),
+    (ir.AveragePool((2, 2), (1, 1, 1, 1), (1, 1), (3, 3), count_include_pad=False), _IMAGE),
+    (ir.Cast("i32"), 9 * _MATRIX),
+    *((ir.Compare(kind), np.round(_MATRIX), np.round(_n(3, 4))) for kind in ir.COMPARISONS),
+    (ir.Concat(1), _MATRIX, _n(3, 2)),
+    (ir.Conv((2, 1), (1, 1, 1, 1), (1, 1), 2), _IMAGE, _n(6, 2, 3, 3), _n(6)),
+    (ir.ConvTranspose((2, 2), (1, 1, 1, 1), (1, 1)), _IMAGE, _n(4, 3, 3, 3), _n(3)),
+    (ir.CumSum(1), _MATRIX),
+    (ir.DepthToSpace(2), _IMAGE),
+    (ir.Dequantize(), np.arange(-8, 8, dtype=np.int8).reshape(4, 4), np.float32(0.25), np.int8(0)),
+    (ir.Div(), _MATRIX, _u(4, low=0.5, high=2.0)),
+    (ir.Embedding(), np.array([[2, 0], [1, 4]]), _n(5, 3)),
+    (ir.Expand((2, 1, 4)), _n(3, 4)),
+    (ir.Flatten(1), _IMAGE),
+    (ir.Gate("relu"), _MATRIX, np.float32([0.25])),
+    (ir.Gather(1), _MATRIX, np.array([[3, 0], [1, 1]])),
+    (ir.GlobalAveragePool(), _IMAGE),
+    (ir.GroupNorm(2, 0.25), _IMAGE, _n(4), _n(4)),
+    (ir.Identity(), _MATRIX),
+    (ir.LayerNorm(-1, 0.25), _MATRIX, _n(4), _n(4)),
+    (ir.Linear(), _MATRIX, _n(5, 4), _n(5)),
+    (ir.LogSoftmax(1), _MATRIX),
+    *((ir.Logical(kind), _b(3, 4), _b(3, 4)) for kind in ir.LOGIC),
+    (ir.Lstm(3, "forward", 3), _n(5, 2, 4), _n(1, 12, 4), _n(1, 12, 3), _n(1, 24)),
+    (ir.MatMul(), _n(2, 3, 4), _n(4, 5)),
+    (ir.Max(), _MATRIX, _n(4)),
+    (ir.MaxPool((2, 2), (1, 1, 1, 1), (1, 1), (3, 3)), _IMAGE),
+    (ir.Min(), _MATRIX, _n(4)),
+    (ir.Mul(), _MATRIX, _n(4)),
+    (ir.PRelu(1), _IMAGE, _n(4)),
+    (ir.Pad((0, 0, 1, 2, 0, 0, 3, 0), "constant", 1.5), _IMAGE),
+    (ir.Pow(), _u(3, 4), _n(4)),
+    (ir.Quantize("i8"), 9 * _MATRIX, np.float32(0.1), np.int8(0)),
+    *((ir.Reduce(kind, (1, 3), False), _IMAGE) for kind in ir.REDUCTIONS),
+    (ir.Reshape((None, 2, -1)), _IMAGE),
+    (ir.Resize("linear", "half_pixel", (1.0, 1.0, 2.0, 2.0)), _IMAGE),
+    (ir.Scale(1), _IMAGE, _n(4), _n(4)),
+    (ir.Select(1, -1), _IMAGE),
+    (ir.Slice((1, 0), (5, -1), (2, 3), (2, 1)), _IMAGE),
+    (ir.Softmax(1), _MATRIX),
+    (ir.SpaceToDepth(2), _IMAGE),
+    (ir.Split((1, 3), 1), _MATRIX),
+    (ir.Squeeze((0,)), _n(1, 3, 4)),
+    (ir.Sub(), _MATRIX, _n(4)),
+    (ir.Transpose((0, 2, 3, 1)), _IMAGE),
+    *((ir.Unary(kind), _DOMAINS.get(kind, _MATRIX)) for kind in ir.UNARY),
+    (ir.Unsqueeze((1,)), _MATRIX),
+    (ir.Where(), _b(3, 4), _n(3, 4), _n(4)),
+]
+
+SAMPLES: dict[Key, Sample] = {key_of(op): Sample(op, tuple(rest)) for op, *rest in _ALL}
+"""A sample for each row of the table of ops."""
+
+FORGOTTEN = [key for key in rows() if key not in SAMPLES]
