@@ -127,7 +127,7 @@ def _order(path: Path, port: Port, like: TensorType | None) -> tuple[int, ...]:
     if len(like.shape) != rank:
         raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")
     for order in (plain, channels_last(rank).perm):
-        stored = TensorType(None, Layout(order).stored(like.shape))
+        stored = TensorType(None, Layout(order).stored_shape(like.shape))
         if stored.accepts(TensorType(None, port.type.shape)):
             return order
     raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")

@@ -1,8 +1,9 @@
-"""IR graphs to .tflite files for LiteRT.
+"""The target ``tflite``: IR graphs become .tflite files for LiteRT.
 
-The emitter writes the file itself, by the schema's generated code: no TensorFlow, and for ONNX no torch. Convolutional networks are
-stored channels last from end to end. ``layout`` and ``wishes`` decide the order of axes, ``emitter`` walks the graph, the files beside
-it have the rules of the ops by family, ``flat`` is the model in memory, ``versions`` knows the operators, ``write`` makes the bytes.
+The file is written with the schema's generated code, without TensorFlow, and from ONNX without torch. Convolutional networks are
+stored channels last from end to end. ``layout`` and ``preferred_orders`` decide the order of axes, ``emitter`` writes the graph node by node,
+``spell/`` has the rules of the ops by family, ``flat`` is the model in memory, ``versions`` has the versions of operators, ``write``
+makes the bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ Options = TFLiteOptions
 
 
 def ready(options: TFLiteOptions) -> None:
-    """Check that what writes the file is installed.
+    """Check that the packages that write the file are installed.
 
     Raises:
-        MissingExtra: If it is not.
+        MissingExtra: If one is missing.
     """
     if options.via == "litert-torch":
         litert_torch.check_installed()
@@ -40,7 +41,7 @@ def ready(options: TFLiteOptions) -> None:
 def to_tflite(
     graph: Graph, options: TFLiteOptions | None = None, readers: Readers | None = None
 ) -> bytes:
-    """The bytes of a .tflite file.
+    """Return the bytes of a .tflite file.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
@@ -55,13 +56,13 @@ def save(
     options: TFLiteOptions,
     readers: Readers | None = None,
 ) -> Emitted:
-    """Write a graph as a .tflite file, whole or not at all.
+    """Write a graph as a .tflite file, completely or not at all.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
         UsageError: If the file cannot be written.
     """
-    place(path)  # Before the work.
+    place(path)  # Fail before the work if the file cannot be written.
     content, notes, data = _content(graph, options, readers)
     write_bytes(path, content)
     return Emitted((Path(path),), tuple(notes), data)
@@ -70,7 +71,7 @@ def save(
 def _content(
     graph: Graph, options: TFLiteOptions, readers: Readers | None
 ) -> tuple[bytes, list[str], dict[str, Any]]:
-    """The file, notes, and data for the report."""
+    """Return the bytes of the file, notes, and data for the report."""
     if options.via == "litert-torch":
         if options != TFLiteOptions(via=options.via):
             raise UsageError("via='litert-torch' takes none of the other options")

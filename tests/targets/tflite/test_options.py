@@ -265,7 +265,10 @@ def test_one_error_names_every_op_that_is_missing() -> None:
         helper.make_node("Relu", ["a"], ["d"], name="fine"),
     ]
     said = refusal(nodes, {"x": numbers(1, 3, 4, 4)}, ["b", "c", "d"])
-    assert said == "TFLite cannot be written: onnx:Det (first, second); onnx:NonZero (third)"
+    assert (
+        said
+        == "the model cannot be written as TFLite: onnx:Det (first, second); onnx:NonZero (third)"
+    )
 
 
 def test_torch_models_are_told_of_the_other_way(tmp_path: Path) -> None:
@@ -290,7 +293,10 @@ def test_spatial_sizes_that_are_not_known() -> None:
 def test_whole_numbers_that_tflite_cannot_compute() -> None:
     node = helper.make_node("Div", ["x", "x"], ["y"], name="div")
     said = refusal([node], {"x": np.ones((2, 3), np.int64)}, ["y"])
-    assert said == "TFLite cannot be written: Div (div: of int64: LiteRT has no such kernel)"
+    assert (
+        said
+        == "the model cannot be written as TFLite: Div (div: of int64: LiteRT has no such kernel)"
+    )
 
 
 def test_element_types_that_tflite_has_not() -> None:
