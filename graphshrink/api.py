@@ -155,6 +155,7 @@ def shrink(
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    overridable_initializers: bool = False,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
@@ -173,6 +174,8 @@ def shrink(
         shapes: Input shapes for the check, by input name (ONNX).
         fixed_shapes: Input shapes to fix in the model, by input name (ONNX); ``None`` leaves a size as it is. What the
             model computes from its sizes becomes constant.
+        overridable_initializers: Initializers that an ONNX model lists as inputs as well stay inputs with a default.
+            Otherwise they are weights, and the report names them.
         on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: What else watches the passes.
@@ -192,8 +195,13 @@ def shrink(
     chosen = None if target is None else known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    constant_defaults = chosen is not None and not chosen.defaults
-    graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
+    graph, kind = load(
+        model,
+        example_inputs,
+        fixed_shapes,
+        overridable_initializers=overridable_initializers
+        and (chosen is None or chosen.defaults),
+    )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -310,7 +318,7 @@ def load(
     example_inputs: Any = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     *,
-    constant_defaults: bool = False,
+    overridable_initializers: bool = False,
 ) -> tuple[Graph, str]:
     """Import whatever was given; the second part is ``"onnx"`` or ``"fx"``.
 
@@ -318,7 +326,7 @@ def load(
         model: What ``shrink`` takes.
         example_inputs: As for ``shrink_graph``.
         fixed_shapes: As for ``shrink``.
-        constant_defaults: Inputs that have a default become constants (ONNX).
+        overridable_initializers: As for ``shrink``.
 
     Raises:
         UsageError: If it is nothing that can be imported, or fixed shapes do not fit.
@@ -326,10 +334,10 @@ def load(
     """
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(path, path, fixed_shapes, overridable_initializers), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, overridable_initializers), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -368,13 +376,15 @@ def is_torch(model: Any) -> bool:
 
 
 def _from_onnx(
-    model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
+    model: Any, name: str, fixed_shapes: Any = None, overridable_initializers: bool = False
 ) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
         with _text_is_text(name):
-            return from_onnx(model, fixed_shapes, constant_defaults=constant_defaults)
+            return from_onnx(
+                model, fixed_shapes, overridable_initializers=overridable_initializers
+            )
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

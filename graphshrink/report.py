@@ -107,6 +107,11 @@ class Report:
         """True when a pass was rolled back because its numbers were wrong."""
         return any(r.rolled_back for r in self.passes)
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes on the model that was read, then those on the file that was written."""
+        return (*self.notes, *(self.emitted.notes if self.emitted else ()))
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, for JSON; ``schema`` counts up when its meaning changes."""
         return {
@@ -178,7 +183,7 @@ class Report:
         for r in self.passes:
             if r.problem:
                 console.print(escape(f"rolled back: {r.problem}"), soft_wrap=True)
-        for note in (*self.notes, *(self.emitted.notes if self.emitted else ())):
+        for note in self.all_notes:
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 

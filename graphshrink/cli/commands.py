@@ -128,6 +128,13 @@ def shrink(
     ] = False,
     shapes: Inputs = None,
     fixed: FixedShapes = None,
+    overridable: Annotated[
+        bool,
+        typer.Option(
+            "--overridable-initializers",
+            help="Keep initializers that are listed as inputs as inputs; without it they are weights.",
+        ),
+    ] = False,
     calibration: Calibration = None,
     calibration_samples: CalibrationSamples = None,
     calibration_batch: CalibrationBatch = None,
@@ -228,6 +235,7 @@ def shrink(
             seed=seed,
             shapes=shapes_of(shapes),
             fixed_shapes=fixed_shapes_of(fixed),
+            overridable_initializers=overridable,
             dump=dump,
             observers=[watch, KeepData(outputs)],
             target=chosen.target.name,
@@ -244,7 +252,7 @@ def shrink(
         result.report.render(console(), verbose=bool(verbose))
     else:
         typer.echo(_summary(result.report, out))
-        for note in result.report.emitted.notes if result.report.emitted else ():
+        for note in result.report.all_notes:
             typer.echo(f"note: {note}")
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
