@@ -162,6 +162,7 @@ def shrink(
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    overridable_initializers: bool = False,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
@@ -180,6 +181,8 @@ def shrink(
         shapes: Input shapes for the check, by input name (ONNX).
         fixed_shapes: Input shapes to fix in the model, by input name (ONNX); ``None`` does not fix a size. Values that the
             model computes from fixed sizes become constants.
+        overridable_initializers: Keep initializers that an ONNX model also lists as inputs as inputs with a default.
+            Otherwise they are weights, and the report names them.
         on_failure: ``"rollback"`` undoes a pass that fails the check and continues; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: Further observers of the pipeline.
@@ -201,8 +204,12 @@ def shrink(
     chosen = None if target is None else known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    constant_defaults = chosen is not None and not chosen.defaults
-    graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
+    graph, kind = load(
+        model,
+        example_inputs,
+        fixed_shapes,
+        overridable_initializers=overridable_initializers and (chosen is None or chosen.defaults),
+    )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -322,7 +329,7 @@ def load(
     example_inputs: Any = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     *,
-    constant_defaults: bool = False,
+    overridable_initializers: bool = False,
 ) -> tuple[Graph, str]:
     """Import a model; returns its graph, and ``"onnx"`` or ``"fx"``.
 
@@ -330,7 +337,7 @@ def load(
         model: As for ``shrink``.
         example_inputs: As for ``shrink_graph``.
         fixed_shapes: As for ``shrink``.
-        constant_defaults: Make inputs that have a default constants (ONNX).
+        overridable_initializers: As for ``shrink``.
 
     Raises:
         UsageError: If the model is of another kind, or fixed shapes do not fit it.
@@ -338,10 +345,10 @@ def load(
     """
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(path, path, fixed_shapes, overridable_initializers), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, overridable_initializers), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -380,13 +387,13 @@ def is_torch(model: Any) -> bool:
 
 
 def _from_onnx(
-    model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
+    model: Any, name: str, fixed_shapes: Any = None, overridable_initializers: bool = False
 ) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
         with _utf8_text(name):
-            return from_onnx(model, fixed_shapes, constant_defaults=constant_defaults)
+            return from_onnx(model, fixed_shapes, overridable_initializers=overridable_initializers)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

@@ -106,9 +106,8 @@ class Emission:
         if self.target.defaults:
             done: Emitted = module.save(graph, self.path, self.options, HostReaders())
             return done
-        graph = _without_defaults(graph)
+        graph, held = _without_defaults(graph)
         done = module.save(graph, self.path, self.options, HostReaders())
-        held = getattr(graph.host, "held", ())
         if held:
             shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
             text = f"inputs that have a default are constants in this file: {shown}"
@@ -126,17 +125,16 @@ def data_files(graph: Graph) -> list[tuple[str, Path]]:
     return [("the model's external data", path) for path in external_files(model, folder)]
 
 
-def _without_defaults(graph: Graph) -> Graph:
-    """The graph; if it has inputs with a default, a copy in which these are constants."""
+def _without_defaults(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """The graph and (); if it has inputs with a default, a copy in which these are constants, and their names."""
     if not hasattr(graph.host, "held"):
-        return graph  # Not from ONNX.
+        return graph, ()  # Not from ONNX.
     from .frontends.onnx.defaults import defaults
     from .frontends.onnx.importer import with_constant_defaults
     from .targets.onnx.emitter import to_onnx
 
-    if not defaults(graph.host.model):
-        return graph
-    return with_constant_defaults(graph, to_onnx(graph))
+    held = defaults(graph.host.model)
+    return (with_constant_defaults(graph, to_onnx(graph)) if held else graph), held
 
 
 def emission(

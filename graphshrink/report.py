@@ -107,6 +107,11 @@ class Report:
         """Whether a pass failed the check and was rolled back."""
         return any(r.rolled_back for r in self.passes)
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes on the model that was read, then those on the file that was written."""
+        return (*self.notes, *(self.emitted.notes if self.emitted else ()))
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON; ``schema`` increases when the meaning changes."""
         return {
@@ -179,7 +184,7 @@ class Report:
             if r.problem:
                 kind = "rolled back" if r.rolled_back else "note"
                 console.print(escape(f"{kind}: {r.problem}"), soft_wrap=True)
-        for note in (*self.notes, *(self.emitted.notes if self.emitted else ())):
+        for note in self.all_notes:
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 

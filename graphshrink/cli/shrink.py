@@ -39,6 +39,13 @@ def shrink(
             help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
         ),
     ] = None,
+    overridable: Annotated[
+        bool,
+        typer.Option(
+            "--overridable-initializers",
+            help="Keep initializers that are also listed as inputs as inputs; without it they are weights.",
+        ),
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +140,7 @@ def shrink(
             seed=seed,
             shapes=shapes_of(shapes),
             fixed_shapes=fixed_shapes_of(fixed),
+            overridable_initializers=overridable,
             dump=dump,
             observers=[watch, KeepData(outputs)],
             target=chosen.target.name,
@@ -151,7 +159,7 @@ def shrink(
 
 
 def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
-    """Print the report: as JSON, as tables, or in one line and the target's notes."""
+    """Print the report: as JSON, as tables, or in one line and the notes."""
     report = result.report
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
@@ -160,7 +168,7 @@ def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
     else:
         typer.echo(_summary(report, out))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
-        for note in (*undone, *(report.emitted.notes if report.emitted else ())):
+        for note in (*undone, *report.all_notes):
             typer.echo(f"note: {note}")
 
 

@@ -128,9 +128,11 @@ def compare_models(
     else:
         a = _side(first, threads)
         b = _side(second, threads, like=a)
+    arrays = None if data is None else _read_arrays(data)
     for side, other in ((a, b), (b, a)):
-        # An input that only one of the models has keeps its default.
-        left_out = side.optional - set(other.types)
+        # An input keeps its default unless both models have it and the data set it, or it is the only kind of input.
+        settable = set(other.types) & set(arrays or ())
+        left_out = side.optional - settable if side.optional < set(side.types) else frozenset()
         side.types = {name: t for name, t in side.types.items() if name not in left_out}
     if (
         list(a.types) != list(b.types)
@@ -144,10 +146,10 @@ def compare_models(
             raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
         # A size that is free in one of them may be fixed in the other.
         graph.add_input(name, type_.refined(b.types[name]))
-    if data is None:
+    if arrays is None:
         feeds = running_inputs(graph, shapes, seed, lambda x: (a.run(x), b.run(x)))
     else:
-        feeds = _read_inputs(graph, data)
+        feeds = named_inputs(graph, arrays)
     want, got = a.run(feeds), b.run(feeds)
     error = relative_error(want, got)
     if tolerance is None:
@@ -170,13 +172,12 @@ def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> 
     return OnnxSide(path, threads)
 
 
-def _read_inputs(graph: Graph, data: Path) -> Arrays:
+def _read_arrays(data: Path) -> Arrays:
     check_readable(data)
     try:
         with np.load(data, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except OSError as error:
         raise UsageError(f"{data}: {error.strerror or 'not an .npz file'}") from error
     except (ValueError, AttributeError, BadZipFile) as error:
         raise UsageError(f"{data} is not an .npz file of arrays") from error
-    return named_inputs(graph, arrays)

@@ -32,7 +32,7 @@ class OnnxSide:
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
-        self.graph, _ = load(path)
+        self.graph, _ = load(path, overridable_initializers=True)
         self.types = {v.name: v.type for v in self.graph.inputs}
         self.optional = set(defaults(self.graph.host.model))
         self.outputs = list(self.graph.output_names)

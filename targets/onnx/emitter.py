@@ -186,7 +186,13 @@ def _exported(graph: Graph) -> ModelProto:
     from ..torch.emitter import example_inputs_of, to_fx
 
     module = without_masks(to_fx(graph))
-    program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    try:
+        program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            f"torch.onnx cannot export the module ({_first_cause(error)}): change the call in question, or export the model in "
+            "another way and shrink the ONNX file"
+        ) from error
     assert program is not None
     model: ModelProto = program.model_proto
     for node in model.graph.node:
@@ -195,6 +201,13 @@ def _exported(graph: Graph) -> ModelProto:
         node.metadata_props.extend(kept)
     _check_exported(model)
     return model
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the exception that an exporter's exception was raised from, through all levels."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_exported(model: ModelProto) -> None:
