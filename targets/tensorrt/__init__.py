@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...ir import Graph, UsageError
-from ...ir.files import place, write_bytes
+from ...ir.files import resolve_output, write_bytes
 from ...ir.options import PythonOnly
 from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
@@ -119,7 +119,7 @@ def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitte
     draft.name_nodes()
     draft.checked()
     beside = path.with_suffix(SIDECAR)
-    place(beside)
+    resolve_output(beside)
     # The side-car never speaks of another model: it goes first and comes last.
     saved = save_model(
         draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...ir import Graph, UsageError
-from ...ir.files import place, write_bytes
+from ...ir.files import resolve_output, write_bytes
 from ...ir.options import PythonOnly
 from ..emitted import Emitted, Readers
 from . import litert_torch
@@ -85,7 +85,7 @@ def save(
         ModelError: If there are ops that cannot be written; it names all of them.
         UsageError: If the file cannot be written.
     """
-    place(path)  # Before the work.
+    resolve_output(path)  # Before the work.
     content, notes, data = _content(graph, options, readers)
     write_bytes(path, content)
     return Emitted((Path(path),), tuple(notes), data)
