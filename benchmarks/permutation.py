@@ -44,7 +44,7 @@ SPLITS = [
 
 def kept(matrix: Matrix) -> float:
     """What 2:4 keeps of (rows, columns)."""
-    return PATTERN.kept(matrix)
+    return PATTERN.kept_score(matrix)
 
 
 def efficacy(matrix: Matrix, order: Order) -> float:

@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from .ir import Graph, UsageError
-from .ir.files import keep_inputs
+from .ir.files import check_overwrites
 from .ir.options import (
     OptionError,
     check_options,
@@ -101,7 +101,7 @@ class Emission:
             ModelError: If the target cannot express the graph.
             UsageError: If a file cannot be written, or the graph reads its weights from it.
         """
-        keep_inputs(self.files, data_files(graph))
+        check_overwrites(self.files, data_files(graph))
         module = _module(self.target)
         if self.target.defaults:
             done: Emitted = module.save(graph, self.path, self.options, HostReaders())

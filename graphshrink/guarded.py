@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .emission import Emission, data_files
 from .ir import Graph, UsageError
-from .ir.files import keep_inputs, same_file
+from .ir.files import check_overwrites, same_file
 from .passes import Pass, PassRecord, Pipeline
 
 Input = tuple[str, Path]
@@ -33,8 +33,8 @@ def check_outputs(
 
     beside = [str(path) for path in chosen.files[1:]]
     others: list[str] = beside if report is None else [*beside, report]
-    keep_inputs([str(chosen.path), *others], inputs)
-    keep_inputs(others, [("the model", Path(source))])
+    check_overwrites([str(chosen.path), *others], inputs)
+    check_overwrites(others, [("the model", Path(source))])
     for path in chosen.files if report is not None else ():
         if same_file(report or "", path) or is_data_file(Path(report or ""), path):
             raise UsageError(f"--report {report} would overwrite the model {path}")
@@ -66,7 +66,7 @@ class KeepData:
         """Check once."""
         if not self.checked:
             self.checked = True
-            keep_inputs(self.outputs, data_files(graph))
+            check_overwrites(self.outputs, data_files(graph))
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
         """Do nothing."""

@@ -65,8 +65,8 @@ def sparsity(graph: Graph, pattern: Pattern | None = None) -> list[LayerSparsity
             valid = pattern.holds(found)
             if reason is None:
                 total = float(found.sum(dtype="float64"))
-                kept = pattern.kept(found) / total if total else 1.0
-                permuted = pattern.kept(magnitude(turned)) / total if total else 1.0
+                kept = pattern.kept_score(found) / total if total else 1.0
+                permuted = pattern.kept_score(magnitude(turned)) / total if total else 1.0
         rows.append(
             LayerSparsity(
                 layer=weight.name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import UsageError, read_number
-from ..ir.files import place, write_text
+from ..ir.files import resolve_output, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,7 @@ def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
         raise UsageError(f"cannot write {path!r}: a path cannot contain a NUL character")
     if suffix is not None and Path(path).suffix != suffix:
         raise UsageError(f"cannot write {path}: only {suffix} files can be written")
-    place(path, text)
+    resolve_output(path, text)
 
 
 def write_json(path: str, data: Any) -> None:

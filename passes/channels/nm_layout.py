@@ -230,8 +230,8 @@ def kept_magnitude(
             every = (used[:, None] * pattern.m + np.arange(pattern.m)).reshape(-1)
             for start in range(*p.rows, step):
                 part = rows[start : min(start + step, p.rows[1])]
-                before += pattern.kept(part[:, every]) / scale
-                after += pattern.kept(part[:, source[every]]) / scale
+                before += pattern.kept_score(part[:, every]) / scale
+                after += pattern.kept_score(part[:, source[every]]) / scale
                 whole += float(part[:, every].sum(dtype=np.float64)) / scale
     return before, after, whole
 

@@ -17,7 +17,7 @@ from ...ir import (
     VerificationError,
     verify,
 )
-from ...ir.files import keep_inputs, write_text
+from ...ir.files import check_overwrites, write_text
 from .contract import FunctionPass, Pass, PassError
 from .pipeline import PassRecord
 
@@ -166,6 +166,6 @@ class Dump:
         self.folder.mkdir(parents=True, exist_ok=True)
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
         path = self.folder / f"{self._count:02d}-{word}.txt"
-        keep_inputs([path], self.inputs)
+        check_overwrites([path], self.inputs)
         write_text(path, graph.text(), errors="surrogateescape")
         self._count += 1

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from ...ir import Graph
-from ...ir.files import place, write_bytes
+from ...ir.files import resolve_output, write_bytes
 from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
 from ..options import TensorRTOptions
@@ -63,7 +63,7 @@ def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -
     draft.name_nodes()
     draft.checked()
     beside = path.with_suffix(SIDECAR)
-    place(beside)
+    resolve_output(beside)
     # The side-car never speaks of another model: it goes first and comes last.
     saved = save_model(
         draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]

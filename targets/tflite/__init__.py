@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import Graph, UsageError
-from ...ir.files import place, write_bytes
+from ...ir.files import resolve_output, write_bytes
 from ..emitted import Emitted, Readers
 from ..options import TFLiteOptions
 from . import (
@@ -62,7 +62,7 @@ def save(
         ModelError: If there are ops that cannot be written; it names all of them.
         UsageError: If the file cannot be written.
     """
-    place(path)  # Fail before the work if the file cannot be written.
+    resolve_output(path)  # Fail before the work if the file cannot be written.
     content, notes, data = _content(graph, options, readers)
     write_bytes(path, content)
     return Emitted((Path(path),), tuple(notes), data)

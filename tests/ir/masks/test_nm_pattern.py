@@ -46,7 +46,7 @@ def test_mask_keeps_the_largest(pattern: Pattern, seed: int, groups: int, ties: 
     want = [loop_mask(row, pattern.n, pattern.m) for row in scores.reshape(6, -1).tolist()]
     assert mask.reshape(6, -1).tolist() == want
     assert pattern.holds(np.where(mask, scores, 0))
-    assert pattern.kept(scores) == pytest.approx(float(scores[mask].sum()))
+    assert pattern.kept_score(scores) == pytest.approx(float(scores[mask].sum()))
 
 
 def test_mask_of_numbers_that_are_odd() -> None:

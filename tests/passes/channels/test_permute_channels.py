@@ -94,7 +94,7 @@ def test_gaussian_matrices_keep_what_the_literature_reports() -> None:
         stripes = np.arange(size).reshape(-1, 4)
         found = search_order(scores.astype(np.float32), stripes, Pattern(), steps=500, seed=0)
         matrix = scores[:, 0].T
-        naive, after = Pattern().kept(matrix), Pattern().kept(matrix[:, found.ravel()])
+        naive, after = Pattern().kept_score(matrix), Pattern().kept_score(matrix[:, found.ravel()])
         free = float(np.sort(matrix, axis=None)[matrix.size // 2 :].sum())
         assert (after - naive) / (free - naive) > want
 
