@@ -94,7 +94,7 @@ def test_command_line(model: Path) -> None:
 
 def test_wrong_use(model: Path) -> None:
     assert "--pattern goes with --sparsity" in fails("inspect", str(model), "--pattern", "2:4")
-    for text, why in (("4", "'4' is no pattern like 2:4"), ("4:2", "4:2 is no pattern")):
+    for text, why in (("4", "'4' is not a pattern like 2:4"), ("4:2", "4:2 is not a pattern")):
         assert why in fails("inspect", str(model), "--sparsity", "--pattern", text)
 
 

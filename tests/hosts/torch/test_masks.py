@@ -109,7 +109,7 @@ def test_a_masked_tensor_is_zero_outside_its_mask() -> None:
 
 def test_masks_that_do_not_fit() -> None:
     weight = ArrayTensor(np.ones((2, 4)))
-    with pytest.raises(ValueError, match=r"booleans \(2, 4\), not bool \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"bool with shape \(2, 4\), not bool with \(4, 2\)"):
         MaskedTensor(weight, np.ones((4, 2), bool))
     with pytest.raises(ValueError, match="not float64"):
         MaskedTensor(weight, np.ones((2, 4)))
@@ -162,7 +162,7 @@ def test_a_permutation_of_outputs_keeps_the_mask_and_one_of_inputs_is_refused() 
     groups = {g.size: g for g in channel_groups(graph)}
     order = np.r_[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     apply_permutations(graph, Rewriter(graph), [(groups[16], order)])
-    with pytest.raises(ModelError, match=r"its mask is not 2:4 along axis 1 \(any more\): reorder"):
+    with pytest.raises(ModelError, match=r"its mask is no longer 2:4 along axis 1: reorder"):
         to_fx(graph)
 
 
@@ -185,7 +185,7 @@ def test_onnx_has_the_zeros_and_checks_them(tmp_path: Path) -> None:
             value.data = MaskedTensor(value.data.weight, value.data.mask | True, PATTERN, value.data.reduction)  # fmt: skip
     from graphshrink.targets.onnx.emitter import to_onnx
 
-    with pytest.raises(ModelError, match="its mask is not 2:4"):
+    with pytest.raises(ModelError, match="its mask is no longer 2:4"):
         to_onnx(broken)
 
 

@@ -77,7 +77,7 @@ def test_patterns_and_their_texts() -> None:
     assert str(Pattern(1, 8)) == "1:8"
     assert Pattern(1, 4).density == 0.25
     for text in ("2", "2:", "2:4:8", "-2:4", "a:b"):
-        with pytest.raises(ValueError, match="is no pattern like 2:4"):
+        with pytest.raises(ValueError, match="is not a pattern like 2:4"):
             Pattern.of(text)
     for text in ("4:4", "0:4", "5:4"):
         with pytest.raises(ValueError, match="1 <= n < m"):
@@ -154,7 +154,7 @@ def test_torch_takes_what_is_masked() -> None:
 
 
 def test_rows_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(4, 6\) where \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"expected an array of shape \(6, 4\), found \(4, 6\)"):
         Reduction((6, 4), 1).rows(np.zeros((4, 6)))
     with pytest.raises(ValueError, match="summed over axis 2"):
         Reduction((6, 4), 2)

@@ -354,7 +354,7 @@ def test_threads_windows_and_samples() -> None:
 
 
 @pytest.mark.parametrize(("options", "why"), [
-    ("n=4", "4:4 is no pattern"), ("steps=-1", "'steps' must be at least 0"), ("rows=0", "'rows' must be at least 1"),
+    ("n=4", "4:4 is not a pattern"), ("steps=-1", "'steps' must be at least 0"), ("rows=0", "'rows' must be at least 1"),
     ("window=7", "window must be at least 8"), ("threads=0", "'threads' must be at least 1"),
     ("seconds=-1", "'seconds' must be at least 0"), ("seconds=nan", "numbers are finite"),
 ])  # fmt: skip

@@ -425,7 +425,7 @@ def fails(graph: Graph, rw: Rewriter) -> None:
 
 
 @pytest.mark.parametrize(("step", "message"), [
-    (broken_order, "pass broken-order left a broken graph: a reads %b before it is made"),
+    (broken_order, "pass broken-order left a broken graph: a reads %b before it is defined"),
     (lost_use, "pass lost-use left a broken graph: the use list of %a is wrong"),
     (renamed_output, "pass renamed-output changed the inputs or the names of the outputs"),
     (new_input, "pass new-input changed the inputs"),

@@ -353,7 +353,7 @@ def test_layers_that_would_not_gain_stay_dense() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("n=4", "4:4 is no pattern"),
+        ("n=4", "4:4 is not a pattern"),
         ("method=random", "is one of magnitude, wanda, sparsegpt, not 'random'"),
         ("sparsity=1.5", "'sparsity' must be above 0 and below 1, not 1.5"),
         ("ops=[gemm]", "one of conv, conv-transpose, linear, matmul"),
