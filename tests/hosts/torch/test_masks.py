@@ -113,9 +113,9 @@ def test_masks_that_do_not_fit() -> None:
         MaskedTensor(weight, np.ones((4, 2), bool))
     with pytest.raises(ValueError, match="not float64"):
         MaskedTensor(weight, np.ones((2, 4)))
-    with pytest.raises(ValueError, match="goes along a reduction"):
+    with pytest.raises(ValueError, match="give both a pattern and a reduction, or neither"):
         MaskedTensor(weight, np.ones((2, 4), bool), PATTERN)
-    with pytest.raises(ValueError, match=r"a reduction of \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"the reduction has shape \(4, 4\)"):
         MaskedTensor(weight, np.ones((2, 4), bool), PATTERN, Reduction((4, 4), 1))
 
 
