@@ -262,8 +262,9 @@ def refuses(*names: str, reason: str) -> None:
 
 def call_name(target: Any) -> str:
     """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[1]
+    if is_aten(target):
+        name = target._schema.name if isinstance(target, _OVERLOAD) else target._qualified_op_name
+        name = name.split("::")[1]
         return f"aten.{name}" if name in _ATEN_DIFFERS else name.rstrip("_")
     if target in (torch.batch_norm, torch.instance_norm, torch.adaptive_max_pool1d):
         return f"aten.{target.__name__}"
@@ -273,6 +274,14 @@ def call_name(target: Any) -> str:
     if target in _OPERATORS or name in _AUGMENTED:
         return _OPERATORS.get(target) or _AUGMENTED[name]
     return name.rstrip("_").removeprefix("boolean_dispatch.")
+
+
+_OVERLOAD = torch._ops.OpOverload
+
+
+def is_aten(target: Any) -> bool:
+    """Whether a function is one of ``torch.ops``, with its overload (``add.Tensor``) or without."""
+    return isinstance(target, (_OVERLOAD, torch._ops.OpOverloadPacket))
 
 
 def is_aten_name(name: str) -> bool:

@@ -30,6 +30,12 @@ CALLS: dict[str, tuple[Call, type[Op]]] = {
     "F.batch_norm": (lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, eps=0.1), Scale),
     "torch.batch_norm": (
         lambda x, w, b, m, v: torch.batch_norm(x, w, b, m, v, False, 0.1, 0.2, False), Scale),
+    "aten.batch_norm": (
+        lambda x, w, b, m, v: torch.ops.aten.batch_norm(x, w, b, m, v, False, 0.1, 0.2, False), Scale),
+    "aten.batch_norm.default": (
+        lambda x, w, b, m, v: torch.ops.aten.batch_norm.default(x, w, b, m, v, False, 0.1, 0.2, False), Scale),
+    "aten.instance_norm": (
+        lambda x, w, b, m, v: torch.ops.aten.instance_norm(x, w, b, None, None, True, 0.1, 0.2, False), GroupNorm),
 }  # fmt: skip
 
 
