@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from .ir import Graph, UsageError
+from .ir.errors import listed
 from .ir.files import check_overwrites
 from .ir.options import (
     OptionError,
@@ -109,8 +110,7 @@ class Emission:
         graph, held = _without_defaults(graph)
         done = module.save(graph, self.path, self.options, HostReaders())
         if held:
-            shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
-            text = f"inputs that have a default are constants in this file: {shown}"
+            text = f"inputs that have a default are constants in this file: {listed(held)}"
             done = replace(done, notes=(*done.notes, text))
         return done
 
@@ -127,13 +127,14 @@ def data_files(graph: Graph) -> list[tuple[str, Path]]:
 
 def _without_defaults(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
     """The graph and (); if it has inputs with a default, a copy in which these are constants, and their names."""
-    if not hasattr(graph.host, "held"):
+    model = getattr(graph.host, "model", None)
+    if model is None:
         return graph, ()  # Not from ONNX.
     from .frontends.onnx.defaults import defaults
     from .frontends.onnx.importer import with_constant_defaults
     from .targets.onnx.emitter import to_onnx
 
-    held = defaults(graph.host.model)
+    held = defaults(model)
     return (with_constant_defaults(graph, to_onnx(graph)) if held else graph), held
 
 

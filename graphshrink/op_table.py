@@ -155,13 +155,9 @@ def _column(make: Callable[[str], _Column], name: str) -> _Column:
 
 
 def _readings(host: str) -> _Column:
-    try:
-        support = import_module(".frontends.support", __package__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.frontends.support":
-            raise
-        return lambda key: Cell(None, "the reading rules are not registered by op yet")
-    readings, reasons = support.table(host), support.holes(host)
+    from .frontends.support import holes, table
+
+    readings, reasons = table(host), holes(host)
 
     def cell(key: Key) -> Cell:
         found = readings.get(key, [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 class GraphshrinkError(Exception):
@@ -33,6 +33,12 @@ class MissingExtra(GraphshrinkError):
         )
         self.extra = extra
         self.package = package
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are: ``"a, b and 3 more"``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:

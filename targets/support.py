@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ..ir import Node, Op
+from ..ir import ModelError, Node, Op
 from ..ir.ops.rows import Key, key_of, title
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -97,11 +97,18 @@ class Spellings(Generic[F]):
         """How an op is written; a spelling without a rule if nothing is registered."""
         return self.table.get(key_of(op), _MISSING)
 
-    def refusal(self, node: Node) -> str:
-        """Why the op of a node, which has no rule, cannot be written."""
-        reason = self.find(node.op).reason
-        said = f"{title(key_of(node.op))} has no {self.host} spelling"
-        return f"{said}: {reason}" if reason else said
+    def rule_of(self, node: Node) -> F:
+        """The function that writes the op of a node.
+
+        Raises:
+            ModelError: If there is none; it has the reason.
+        """
+        found = self.find(node.op)
+        if found.rule is not None:
+            return found.rule
+        reason = f": {found.reason}" if found.reason else ""
+        named = title(key_of(node.op))
+        raise ModelError(f"{node.name}: {named} has no {self.host} spelling{reason}")
 
 
 def _keys(op: type[Op], kinds: tuple[str, ...]) -> list[Key]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
+from ...ir.errors import listed
+
 OVERRIDABLE_FROM = 4
 """Before this IR version every initializer had to be listed as an input, and none can be overridden."""
-
-_SHOWN = 5
 
 
 def defaults(model: ModelProto) -> tuple[str, ...]:
@@ -25,22 +25,18 @@ def defaults(model: ModelProto) -> tuple[str, ...]:
     return tuple(v.name for v in model.graph.input if v.name in own)
 
 
-def hold_defaults(model: ModelProto) -> tuple[str, ...]:
-    """Make the defaults constants, in place; returns the names of the inputs that went."""
-    names = defaults(model)
-    gone = set(names)
+def hold_defaults(model: ModelProto) -> None:
+    """Make the defaults constants, in place: the model loses these inputs."""
+    gone = set(defaults(model))
     kept = [v for v in model.graph.input if v.name not in gone]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    return names
 
 
 def held_note(names: Sequence[str]) -> str:
     """The note that names inputs which became weights."""
-    shown = ", ".join(names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"{len(names)} inputs have a default and are weights here, no inputs: {shown}{more} "
+        f"{len(names)} inputs have a default and are weights here, no inputs: {listed(names)} "
         "(--overridable-initializers keeps them as inputs)"
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,6 @@ def from_onnx(
         fix_shapes(proto, fixed_shapes)
     proto, was_sorted = ordered(proto, name, copy=given)
     graph = _Importer(proto, folder).run()
-    graph.host = replace(graph.host, held=held)
     if held:
         graph.notes.append(held_note(held))
     elif overridable and only and not overridable_initializers:
@@ -113,10 +111,8 @@ def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
         graph: The graph.
         model: What it is as an ONNX model. It is changed.
     """
-    held = hold_defaults(model)
-    made = _Importer(model, graph.host.base_dir).run()
-    made.host = replace(made.host, held=(*graph.host.held, *held))
-    return made
+    hold_defaults(model)
+    return _Importer(model, graph.host.base_dir).run()
 
 
 def value_types(

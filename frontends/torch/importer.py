@@ -179,7 +179,7 @@ class _Importer:
             value = self.graph.add_input(node.name, self.types.get(node.name, ir.UNKNOWN))
             self._define(node, value)
         elif node.op == "get_attr":
-            found = _attribute(self.module, str(node.target))
+            found = operator.attrgetter(str(node.target))(self.module)
             if isinstance(found, torch.Tensor) and not barrier:
                 value = self._parameter(found, str(node.target))
                 self.values[node.name] = value
@@ -257,9 +257,9 @@ class _Importer:
         """A tensor of a module; a masked one is one value for its original and its mask."""
         mask = mask_of(module, name)
         if mask is None:
-            tensor = _attribute(module, name)
+            tensor = operator.attrgetter(name)(module)
             return None if tensor is None else self._parameter(tensor, f"{prefix}.{name}")
-        original = _attribute(module, f"parametrizations.{name}.original")
+        original = operator.attrgetter(f"parametrizations.{name}.original")(module)
         key = (id(original), id(mask.mask))
         if key not in self.masked:
             data = tensor_of(original)
@@ -550,13 +550,6 @@ def _origin(made: ir.Node, nodes: tuple[str, ...]) -> FxOrigin:
         tuple(v.host if v is not None else None for v in made.inputs),
         tuple(v.host for v in made.outputs),
     )
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _qualified(target: Any) -> str:

@@ -148,9 +148,7 @@ def reads(
             if name in CALLS:
                 raise ValueError(f"call {name} has two rules")
             CALLS[name] = Entry(rule, memory, inplace, note, keys(makes))
-            reading = Reading(name, keys(makes), note, several)
-            record(reading, *(["torch"] if is_torch_name(name) else []))
-            record(reading, *(["export"] if is_aten_name(name) else []))
+            record(Reading(name, keys(makes), note, several), *_hosts(name))
         return rule
 
     return register
@@ -239,11 +237,8 @@ def reads_pieces(
                 raise ValueError(f"call {call} has two rules")
             PIECES[call] = PieceEntry(rule, nested, several, note)
             name = call if isinstance(call, str) else f"nn.{call.__name__}"
-            reading = Reading(name, keys(makes), note, several)
-            record(
-                reading, *(["torch"] if not isinstance(call, str) or is_torch_name(call) else [])
-            )
-            record(reading, *(["export"] if isinstance(call, str) and is_aten_name(call) else []))
+            hosts = _hosts(call) if isinstance(call, str) else ["torch"]
+            record(Reading(name, keys(makes), note, several), *hosts)
         return rule
 
     return register
@@ -284,15 +279,11 @@ def is_aten(target: Any) -> bool:
     return isinstance(target, (_OVERLOAD, torch._ops.OpOverloadPacket))
 
 
-def is_aten_name(name: str) -> bool:
-    """Whether ATen has a call of a plain name."""
-    return hasattr(torch.ops.aten, name.removeprefix("aten."))
-
-
-def is_torch_name(name: str) -> bool:
-    """Whether a traced module can have a call of a plain name: a function, a method or an operator."""
+def _hosts(name: str) -> list[str]:
+    """The hosts that can have a call of a plain name: a traced module as a function, a method or an operator; ATen."""
     name = name.removeprefix("aten.")
-    return any(hasattr(home, name) for home in (F, torch, torch.Tensor, operator))
+    traced = any(hasattr(home, name) for home in (F, torch, torch.Tensor, operator))
+    return [*(["torch"] if traced else []), *(["export"] if hasattr(torch.ops.aten, name) else [])]
 
 
 _ATEN_DIFFERS = (

@@ -474,10 +474,7 @@ _SIZES = {
 def _member(module: nn.Module, tracer: _Tracer, name: str) -> Any:
     if name in tracer.own:
         return tracer.own[name]
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    return operator.attrgetter(name)(module)
 
 
 def _lost_hooks(module: nn.Module, kept: set[str]) -> list[str]:

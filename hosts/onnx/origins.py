@@ -34,7 +34,6 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read from the start.
-        held: Inputs that had a default and are constants now.
     """
 
     model: ModelProto
@@ -42,4 +41,3 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
-    held: tuple[str, ...] = ()

@@ -41,6 +41,7 @@ from ...ir import (
     Sub,
     Value,
 )
+from ...ir.errors import listed
 from ..infra.contract import Context, Pass, named_nodes
 from ..infra.registry import register
 from ..merge.algebra.nodes import data_input
@@ -155,9 +156,10 @@ class _Hoist:
         """Rewrite the region."""
         nodes = self.merged.nodes
         padded = [n.name for n in nodes if _is_padded(n)]
-        shown = ", ".join(padded[:4]) + (f" and {len(padded) - 4} more" if padded[4:] else "")
         kernel = self.merged.affine.kernel_text
-        with rw.rewrite(f"move the padding of {shown} in front of a {kernel} kernel", *nodes):
+        with rw.rewrite(
+            f"move the padding of {listed(padded, 4)} in front of a {kernel} kernel", *nodes
+        ):
             # The results of removed Pads, each with the value that replaces it.
             replaced: dict[Value, Value] = {}
             for node in nodes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ...ir import Exactness, Graph, GraphshrinkError
+from ...ir.errors import listed
 from .contract import Pass, PassError
 from .pipeline import PassRecord
 from .tolerance import Outputs, PerturbedRuns, allowed_error, relative_error, tolerance_of
@@ -73,8 +74,7 @@ class Check:
                 f"(allowed {limit:.1g})"
             )
         nodes = [name for r in record.rewrites for name in r.nodes]
-        shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
-        message = f"pass {step} {problem}; it rewrote {shown}"
+        message = f"pass {step} {problem}; it rewrote {listed(nodes)}"
         if self.on_failure == "raise":
             raise CheckFailed(message)
         assert self._backup is not None  # ``before`` makes it for a rollback.

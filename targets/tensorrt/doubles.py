@@ -13,6 +13,7 @@ from onnx import AttributeProto, TensorProto
 
 from ...hosts.onnx.tensors import proto_of, tensor_of
 from ...ir import DType, LazyTensor, ModelError, Tensor, UsageError
+from ...ir.errors import listed
 from .draft import Draft, attributes, graphs, walk
 
 MODES = ("refuse", "cast")
@@ -30,9 +31,8 @@ def narrow(draft: Draft, mode: str) -> None:
     if not names:
         return
     if mode == "refuse":
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise ModelError(
-            f"TensorRT has no float64, which {', '.join(names[:5])}{more} are in: export the model in float32, "
+            f"TensorRT has no float64, which {listed(names)} are in: export the model in float32, "
             "or have it cast (--float64 cast)"
         )
     for name, tensor in list(draft.constants().items()):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError
+from ...ir.errors import listed
 from ..emitted import Readers
 from ..version import __version__
 from .emitter import HALF_FROM, Emitter, Refusal
@@ -89,8 +90,7 @@ def refusal_text(graph: Graph, refusals: Sequence[Refusal]) -> str:
         by_op.setdefault((refusal.op, refusal.reason), []).append(refusal.node)
     parts = []
     for (op, reason), nodes in by_op.items():
-        shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
-        parts.append(f"{op} ({shown}{': ' + reason if reason else ''})")
+        parts.append(f"{op} ({listed(nodes)}{': ' + reason if reason else ''})")
     advice = "; try via='litert-torch', which needs its own extra" if is_from_torch(graph) else ""
     return f"the model cannot be written as TFLite: {'; '.join(parts)}{advice}"
 

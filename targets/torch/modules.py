@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container
 from typing import Any
 
@@ -74,20 +75,16 @@ class ModuleTree:
 
 def has(root: nn.Module, name: str) -> bool:
     """Whether a module has something under a dotted name."""
-    found: Any = root
-    for part in name.split("."):
-        if not hasattr(found, part):
-            return False
-        found = getattr(found, part)
+    try:
+        get(root, name)
+    except AttributeError:
+        return False
     return True
 
 
 def get(root: nn.Module, name: str) -> Any:
     """What a module has under a dotted name."""
-    found: Any = root
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    return operator.attrgetter(name)(root)
 
 
 def _reserved(module: fx.GraphModule) -> set[str]:

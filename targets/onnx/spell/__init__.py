@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from onnx import NodeProto
 
 from ....ir import ModelError, Node, Tensor
-from ..speller import DrySpeller, Rule, Speller, spells
+from ..speller import DrySpeller, Speller, spells
 from . import (  # noqa: F401 - their rules register themselves
     activations,
     arithmetic,
@@ -53,7 +53,7 @@ def spell(
         ModelError: If the op cannot be written in this opset.
     """
     speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
-    _rule(node)(speller, node.op)
+    spells.rule_of(node)(speller, node.op)
     if speller.made:
         speller.made[-1].name = node.name
     return speller.made
@@ -62,7 +62,7 @@ def spell(
 def problem(node: Node, opset: int) -> str | None:
     """Why a node cannot be written in an opset; ``None`` if it can. Makes no ONNX node."""
     try:
-        _rule(node)(DrySpeller(node, opset), node.op)
+        spells.rule_of(node)(DrySpeller(node, opset), node.op)
     except ModelError as error:
         return str(error).removeprefix(f"{node.name}: ")
     return None
@@ -75,12 +75,5 @@ def operators(node: Node, opset: int = NEWEST_OPSET) -> list[str]:
         ModelError: If the op cannot be written in this opset.
     """
     speller = DrySpeller(node, opset)
-    _rule(node)(speller, node.op)
+    spells.rule_of(node)(speller, node.op)
     return speller.kinds
-
-
-def _rule(node: Node) -> Rule:
-    rule = spells.find(node.op).rule
-    if rule is None:
-        raise ModelError(f"{node.name}: {spells.refusal(node)}")
-    return rule

@@ -115,7 +115,7 @@ def layer_norm(e: Emitter, node: Node) -> None:
 
 @spells(GroupNorm)
 def group_norm(e: Emitter, node: Node) -> None:
-    """ReshapePart and instance normalisation as arithmetic, channels last."""
+    """Group and instance normalisation as arithmetic, channels last."""
     op, x = node.op, node.required(0)
     assert isinstance(op, GroupNorm)
     layout = channels_last(len(e.shape(x))) if len(e.shape(x)) > 2 else model_order(2)

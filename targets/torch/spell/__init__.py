@@ -31,7 +31,4 @@ def spell(node: Node, out: Writer) -> Results:
     """
     if isinstance(node.op, Opaque):
         raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
-    rule = spells.find(node.op).rule
-    if rule is None:
-        raise ModelError(f"{node.name}: {spells.refusal(node)}")
-    return rule(Speller(node, out), node.op)
+    return spells.rule_of(node)(Speller(node, out), node.op)
