@@ -41,7 +41,7 @@ from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
-from .registry import Entry, ModuleEntry, call_name
+from .registry import Entry, ModuleEntry, call_name, is_aten
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .sizes import is_plain, known_sizes, placed
 from .trace import StateError, trace
@@ -289,8 +289,7 @@ class _Importer:
                 call, module=module, tensors=lambda name: self._own(module, name, prefix)
             )
         call.kwargs.pop("inplace", None)
-        aten = isinstance(node.target, torch._ops.OpOverload)
-        return replace(call, name=call_name(node.target), aten=aten)
+        return replace(call, name=call_name(node.target), aten=is_aten(node.target))
 
     def _known_as(self, node: fx.Node) -> str | type[nn.Module] | None:
         """What rules know a call by: the plain name of its function, or the class of its module."""

@@ -262,8 +262,9 @@ def refuses(*names: str, reason: str) -> None:
 
 def call_name(target: Any) -> str:
     """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
-    if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[1]
+    if is_aten(target):
+        name = target._qualified_op_name if isinstance(target, _PACKET) else target._schema.name
+        name = name.split("::")[1]
         return f"aten.{name}" if name in _ATEN_DIFFERS else name.rstrip("_")
     if target in (torch.batch_norm, torch.instance_norm, torch.adaptive_max_pool1d):
         return f"aten.{target.__name__}"
@@ -275,15 +276,27 @@ def call_name(target: Any) -> str:
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
 
+_PACKET = torch._ops.OpOverloadPacket
+
+
+def is_aten(target: Any) -> bool:
+    """Whether a function is one of ATen's own."""
+    return isinstance(target, (torch._ops.OpOverload, _PACKET))
+
+
 def is_aten_name(name: str) -> bool:
     """Whether ATen has a call of a plain name."""
-    return hasattr(torch.ops.aten, name.removeprefix("aten."))
+    return _has(torch.ops.aten, name)
 
 
 def is_torch_name(name: str) -> bool:
     """Whether a traced module can have a call of a plain name: a function, a method or an operator."""
+    return any(_has(home, name) for home in (F, torch, torch.Tensor, operator))
+
+
+def _has(home: Any, name: str) -> bool:
     name = name.removeprefix("aten.")
-    return any(hasattr(home, name) for home in (F, torch, torch.Tensor, operator))
+    return any(hasattr(home, f"{name}{end}") for end in ("", "_", "__"))
 
 
 _ATEN_DIFFERS = (

@@ -132,7 +132,13 @@ def _clamp_max(call: Call) -> Lowered | None:
     return clip(call.value(0), None, call.get(1, "max"))
 
 
-@reads("threshold", makes=(ir.Activation, "thresholded_relu"), note="a value of 0", inplace=3)
+@reads(
+    "threshold",
+    "_threshold",  # What F.threshold calls itself.
+    makes=(ir.Activation, "thresholded_relu"),
+    note="a value of 0",
+    inplace=3,
+)
 def _threshold(call: Call) -> Lowered | None:
     """``(x, threshold, value)``."""
     if call.get(2, "value") != 0:
@@ -171,7 +177,6 @@ reads_module(nn.Softplus, call="softplus", fields="beta threshold")
 
 
 @reads(
-    "logsigmoid",
     "log_sigmoid",
     makes=[(ir.Activation, "softplus"), (ir.Unary, "neg")],
     several=True,
@@ -187,7 +192,7 @@ def _log_sigmoid(call: Call) -> Steps | None:
     return made.steps()
 
 
-reads_module(nn.LogSigmoid, call="logsigmoid")
+reads_module(nn.LogSigmoid, call="log_sigmoid")
 
 
 @reads("glu", makes=[ir.Split, (ir.Activation, "sigmoid"), ir.Mul], several=True)
