@@ -87,12 +87,11 @@ def _unflatten(call: Call) -> Lowered | None:
     total, known = certain.dim(axis), math.prod(size for size in inner if size != -1)
     if inner.count(-1) == 1 and isinstance(total, int) and known:
         inner[inner.index(-1)] = total // known
+    ahead = [certain.dim(a) if a else None for a in range(axis)]
     behind = [certain.dim(a) for a in range(axis + 1, rank)]
     if sum(not isinstance(d, int) for d in behind) + inner.count(-1) > 1:
         return None
-    return reshaping(
-        certain, (*[None] * axis, *inner, *(-1 if d is None else d for d in behind))
-    ), [x]
+    return reshaping(certain, (*ahead, *inner, *(-1 if d is None else d for d in behind))), [x]
 
 
 reads_module(nn.Unflatten, call="unflatten", fields="dim", sizes="unflattened_size")
