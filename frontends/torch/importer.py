@@ -373,7 +373,11 @@ class _Importer:
             inferred = op.infer([v.type if v is not None else None for v in inputs]) or ()
             mine = [names.get(Step(number, i), "") for i in range(len(inferred))]
             single = len(steps.parts) == 1
-            own = node.name if single else mine[0] or f"{node.name}_{op.name.lower()}_{number}"
+            own = node.name if single else f"{node.name}_{op.name.lower()}_{number}"
+            if node.op == "call_module":
+                own = str(node.target) if single else f"{node.target}_{op.name.lower()}_{number}"
+            elif mine[0] and not single:
+                own = mine[0]
             made.append(
                 self.graph.append(
                     op,

@@ -274,6 +274,7 @@ def shapes() -> dict[str, Snippet]:
         "prod": lambda x: x.prod(1), "argmax": lambda x: x.argmax(1), "argmin": lambda x: x.argmin(1, True), "cumsum": lambda x: x.cumsum(1),
         "linalg_vector_norm": lambda x: torch.linalg.vector_norm(x, 1, (1, 2)), "norm": lambda x: torch.Tensor.norm(x, 2, 1),
         "flatten": lambda x: x.flatten(1), "reshape": lambda x: torch.reshape(x, (2, -1)), "view": lambda x: x.view(2, 4, 36), "_unsafe_view": lambda x: aten._unsafe_view.default(x, [2, 4, 36]),
+        "reshape_as": lambda x: x.reshape_as(x.flatten(2)), "view_as": lambda x: x.view_as(x.tanh().flatten(1, 2)),
         "unflatten": lambda x: x.unflatten(1, (2, 2)), "permute": lambda x: x.permute(0, 2, 3, 1), "transpose": lambda x: x.transpose(1, 2), "swapaxes": lambda x: x.swapaxes(1, 3),
         "swapdims": lambda x: x.swapdims(1, 2), "movedim": lambda x: x.movedim(1, 3), "moveaxis": lambda x: torch.moveaxis(x, (1, 2), (0, 1)),
         "unsqueeze": lambda x: x.unsqueeze(-1), "squeeze": lambda x: x.mean(1, True).squeeze(1), "cat": lambda x: torch.cat([x, x.tanh()], 1), "concat": lambda x: torch.concat([x, x.tanh()], 1),
@@ -303,7 +304,7 @@ def modules() -> dict[type[nn.Module], Snippet]:
         *((kind(), IMAGE) for kind in plain),
         (nn.LeakyReLU(0.3), IMAGE), (nn.CELU(0.5), IMAGE), (nn.ELU(0.5), IMAGE), (nn.GELU("tanh"), IMAGE), (nn.Hardtanh(-0.5, 0.7), IMAGE),
         (nn.Threshold(0.5, 0.0), IMAGE), (nn.Softplus(2.0), IMAGE), (nn.GLU(1), IMAGE), (nn.PReLU(4, 0.3), IMAGE), (nn.Softmax(1), IMAGE), (nn.LogSoftmax(1), IMAGE),
-        (nn.Dropout1d(), LINE), (nn.Linear(4, 5), MATRIX), (nn.Embedding(5, 3), IDS), (nn.LayerNorm(6), IMAGE), (nn.GroupNorm(2, 4), IMAGE), (nn.Unflatten(1, (2, 2)), IMAGE),
+        (nn.Dropout1d(), LINE), (nn.SyncBatchNorm(4), IMAGE), (nn.Linear(4, 5), MATRIX), (nn.Embedding(5, 3), IDS), (nn.LayerNorm(6), IMAGE), (nn.GroupNorm(2, 4), IMAGE), (nn.Unflatten(1, (2, 2)), IMAGE),
         (nn.PixelShuffle(2), IMAGE), (nn.PixelUnshuffle(2), IMAGE), (nn.Upsample(scale_factor=2), IMAGE), (nn.UpsamplingNearest2d((8, 9)), IMAGE), (nn.UpsamplingBilinear2d((8, 9)), IMAGE),
         (Gate(nn.ReLU(), Switch("soft", 0.25)), MATRIX), (Scale(n(4), n(4), 2), IMAGE),
     ]  # fmt: skip

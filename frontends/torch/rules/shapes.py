@@ -17,7 +17,7 @@ from ...lowering.base import Builder
 from ...lowering.shapes import MOST_COPIES, expanding, repeated, reshaping
 from ...support import LeftAlone
 from ..call import Call, Free, flattened, ints, ranked
-from ..registry import Memory, knows_memory, reads, reads_module
+from ..registry import Memory, reads, reads_module
 
 VIEW, SHARED = Memory.VIEW, Memory.SHARED
 
@@ -74,6 +74,16 @@ def _reshaped(call: Call, x: Value, sizes: Sequence[Any]) -> Lowered | None:
     # Numbers alone fit no other batch; beside -1 they would be as they are for any.
     kind = call.certain(x) if -1 in target else x.type
     return (reshaping(kind, tuple(target)), [x]) if target.count(-1) < 2 else None
+
+
+@reads("reshape_as", "view_as", makes=[ir.Reshape, ir.Flatten], note="known sizes", memory=VIEW)
+def _reshape_as(call: Call) -> Lowered | None:
+    """``(x, other)``: the size of batches is what the others leave."""
+    other = call.value(1, "other")
+    sizes = [other.type.dim(axis) for axis in range(1, other.type.rank or 0)]
+    if not other.type.rank or None in sizes:
+        return None
+    return _reshaped(call, call.value(0), (-1, *sizes))
 
 
 @reads("unflatten", makes=ir.Reshape, note="a known rank", memory=SHARED)
@@ -293,5 +303,3 @@ def _pad_modules() -> None:
 
 
 _pad_modules()
-
-knows_memory("view_as", memory=VIEW)
