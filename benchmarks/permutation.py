@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from graphshrink.ir import Pattern
 from graphshrink.passes.channels.nm_search import search_order
-from graphshrink.passes.channels.permute_channels import steps_for
+from graphshrink.passes.channels.permute_channels import default_steps
 
 Matrix = npt.NDArray[np.float32]
 Order = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ SPLITS = [
 
 def kept(matrix: Matrix) -> float:
     """What 2:4 keeps of (rows, columns)."""
-    return PATTERN.kept(matrix)
+    return PATTERN.kept_score(matrix)
 
 
 def efficacy(matrix: Matrix, order: Order) -> float:
@@ -138,7 +138,7 @@ def ours(matrix: Matrix, seed: int, seconds: float = 0.0) -> Order:
     """The search of ``permute-channels``."""
     scores = np.ascontiguousarray(matrix.T)[:, None]
     stripes = np.arange(len(scores)).reshape(-1, 4)
-    steps = steps_for(len(scores))
+    steps = default_steps(len(scores))
     found = search_order(scores, stripes, PATTERN, steps=steps, seed=seed, seconds=seconds)
     return found.ravel()
 

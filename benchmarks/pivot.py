@@ -35,7 +35,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink import shrink
 from graphshrink.passes.blocks.assign import assign
-from graphshrink.passes.blocks.blocks import Blocks, capacities, in_order
+from graphshrink.passes.blocks.blocks import Blocks, capacities, contiguous_labels
 from graphshrink.passes.blocks.search import Side, kept_mass, search_blocks
 from graphshrink.running.latency import PairedLatency, paired_latency_for
 
@@ -65,7 +65,7 @@ def layers(kind: str, n: int, k: int, batch: int, depth: int) -> onnx.ModelProto
     """Layers in a row with an activation behind each but the last, in blocks of the present order; dense for k = 1."""
     rng = np.random.default_rng(0)
     nodes, weights, value = [], {}, "x"
-    labels = in_order(capacities(n, k))
+    labels = contiguous_labels(capacities(n, k))
     for i in range(depth):
         shape = (n, n) if kind == "fc" else (n, n, 3, 3)
         weight = rng.standard_normal(shape).astype(np.float32) / np.float32(
@@ -371,7 +371,7 @@ def measure_search() -> Iterator[dict[str, Any]]:
     """Kept mass and seconds of one core, for a few matrices."""
     n, k = 1024, 16
     side = Side(capacities(n, k))
-    present = Blocks(in_order(side.sizes), in_order(side.sizes), k)
+    present = Blocks(contiguous_labels(side.sizes), contiguous_labels(side.sizes), k)
     search_blocks(np.ones((4, 4)), Side(capacities(4, 2)), Side(capacities(4, 2)))  # Imports.
     for name, draw in heavy_tailed().items():
         for seed in range(3):

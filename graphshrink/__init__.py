@@ -1,7 +1,6 @@
 """graphshrink: a graph-level compiler that makes trained networks smaller and leaves them correct.
 
-from graphshrink import shrink_graph
-small = shrink_graph(traced)
+``shrink_graph(model)`` shrinks a model and returns one of the same kind; ``shrink`` returns a report too.
 """
 
 from __future__ import annotations
@@ -72,10 +71,19 @@ _HOMES = {
 }
 
 
+_MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
+"""The public modules, which are attributes without an import of their own."""
+
+
 def __getattr__(name: str) -> Any:
-    # Names are loaded on first use: `import graphshrink` costs nothing.
-    if name == "nn":
-        return import_module(".nn", __name__)
+    # Names are loaded when they are first used: `import graphshrink` itself imports nothing heavy.
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in __all__:
         raise AttributeError(f"module 'graphshrink' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, ".ir"), __name__), name)
+
+
+def __dir__() -> list[str]:
+    special = [name for name in globals() if name.startswith("__") and name.endswith("__")]
+    return sorted([*__all__, *_MODULES, *special])

@@ -1,4 +1,4 @@
-"""The accuracy of an ONNX file, in onnxruntime."""
+"""The accuracy of an ONNX file, measured in onnxruntime."""
 
 from .running.accuracy import onnx_accuracy
 

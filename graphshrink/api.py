@@ -1,8 +1,10 @@
-"""The public calls: ``shrink_graph`` for graphs in a script, ``shrink`` for files and reports."""
+"""The public calls: ``shrink_graph`` returns a model, ``shrink`` also takes files and returns a report."""
 
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
-from .passes.infra.tolerance import allowed, tolerance_of
+from .passes.infra.tolerance import allowed_error, tolerance_of
 from .report import Report, Size
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
@@ -32,18 +34,18 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 
 DEFAULT_PIPELINE = "fold-constants,merge-linear,prune-dead"
-"""The passes that run when none are given; all are exact."""
+"""The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
 
 
 @dataclass
 class ShrinkResult:
-    """What ``shrink`` gives back.
+    """The result of ``shrink``.
 
     Attributes:
         graph: The graph after the passes.
-        report: What the passes did.
+        report: The report of the passes.
     """
 
     graph: Graph
@@ -53,9 +55,10 @@ class ShrinkResult:
 
     @cached_property
     def model(self) -> Any:
-        """The shrunk model, of the kind that came in: ``ModelProto`` or ``GraphModule``.
+        """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``.
 
-        Made when it is first asked for: a file that is only saved again is never held in memory whole.
+        It is made on first use, so that a model which is only saved is never in memory as a whole. A ``GraphModule`` shares
+        the parameters that no pass changed with the given module.
 
         Raises:
             ModelError: If it cannot be written, or a module does not run on the example inputs.
@@ -63,7 +66,7 @@ class ShrinkResult:
         if self._kind == "onnx":
             from .targets.onnx.emitter import to_onnx
 
-            with _text_is_text("the model"):
+            with _utf8_text("the model"):
                 return to_onnx(self.graph)
         return running_module(self.graph)
 
@@ -72,23 +75,23 @@ class ShrinkResult:
     ) -> Emitted:
         """Write the model, whole or not at all.
 
-        Saved over the file that it was read from, a model that we had written with a data file beside it loses that
-        file: save other forms of it first.
+        If it replaces the file that it was read from, and graphshrink had written a data file for that model, the data file
+        is deleted: save other forms of the model first.
 
         Args:
             path: The file to write.
-            target: What to write, with options in braces if any (``"tflite{weights=float16}"``): see
-                ``graphshrink.emission.TARGETS``. Without it the target that the passes ran for,
-                if this is one of its files; else the suffix decides.
+            target: A name in ``graphshrink.emission.TARGETS``, with options in braces if any
+                (``"tflite{weights=float16}"``). If not given, the target that the passes ran for, if it writes files with
+                this suffix; else the suffix decides.
             options: The target's own options, such as ``fp16=True``.
 
         Returns:
-            The files and what there is to know of them; the report has it too.
+            The files that were written, with notes; the report has them too.
 
         Raises:
-            UsageError: If there is no such target, suffix or option, or the file cannot be written, or holds numbers
-                of the model that was read.
-            ModelError: If the target cannot say what the model does.
+            UsageError: If there is no such target, suffix or option, or the file cannot be written, or the model reads
+                its weights from that file.
+            ModelError: If the target cannot express the model.
             MissingExtra: If the target needs a package that is not installed.
         """
         if target is None and self._target is not None:
@@ -97,8 +100,8 @@ class ShrinkResult:
         return self.emit(emission(path, target, options))
 
     def emit(self, chosen: Emission) -> Emitted:
-        """Write the model by a target that was chosen before."""
-        with _text_is_text("the model"):
+        """Write the model by a target that :func:`graphshrink.emission.emission` chose."""
+        with _utf8_text("the model"):
             done = chosen.run(self.graph)
         self.report.emitted = done
         return done
@@ -113,20 +116,24 @@ def shrink_graph(
     calibration: Any = None,
     seed: int = 0,
 ) -> Any:
-    """Shrink a model and give back one of its kind.
+    """Shrink a model and return one of the same kind.
+
+    The given model is not changed. A ``GraphModule`` that is returned shares the parameters that no pass changed with it, so
+    that training one trains the other: ``copy.deepcopy`` of the result is independent. Arguments of ``forward`` that
+    ``example_inputs`` leave out are not arguments of the result; a warning names them.
 
     Args:
         model: A ``torch.fx.GraphModule``, ``torch.nn.Module`` or ``torch.export.ExportedProgram``
-            (these come out as a ``GraphModule``), or an ``onnx.ModelProto``. It is not changed.
+            (each is returned as a ``GraphModule``), or an ``onnx.ModelProto``.
         passes: A pipeline text, a ``Pipeline``, or a list of names, passes and functions
-            ``(graph, rewriter)``; the exact default pipeline when not given.
-        example_inputs: A tuple of inputs. For torch, shapes come from them; without them everything
-            still works that needs no shapes. ``check`` runs the model on them; for ONNX they
-            may be a dict by name too.
+            ``(graph, rewriter)``; the exact default pipeline if not given.
+        example_inputs: A tuple of inputs. For torch, shapes come from them; without them, rewrites that need
+            shapes are skipped. ``check`` runs the model on them; for ONNX they may be a dict by name too.
         check: Run the model as it was given, as it was read, and after every pass; raise if the first two differ, or if an
-            exact pass moved the outputs. Without ``example_inputs`` on random numbers of the known shapes, unknown sizes being 1.
-        calibration: Data for passes that ask for them: a path, arrays, an iterable of batches, or a
-            :class:`graphshrink.CalibrationData` that also says how they are read.
+            exact pass changes the outputs. Without ``example_inputs``, inputs are random numbers of the known shapes, with 1
+            for unknown sizes.
+        calibration: Data for passes that need them: a path, arrays, an iterable of batches, or a
+            :class:`graphshrink.CalibrationData`, which also has options for reading them.
         seed: The seed of random check inputs and of passes that draw random numbers.
 
     Raises:
@@ -155,29 +162,32 @@ def shrink(
     seed: int = 0,
     shapes: Mapping[str, Sequence[int]] | None = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    overridable_initializers: bool = False,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
     target: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ShrinkResult:
-    """Shrink a model or an ONNX file and say what was done.
+    """Shrink a model or an ONNX file and return it with a report.
 
     Args:
-        model: What ``shrink_graph`` takes, or the path of an ONNX file.
+        model: A model as for ``shrink_graph``, or the path of an ONNX file.
         passes: As for ``shrink_graph``.
         example_inputs: As for ``shrink_graph``.
-        check: As for ``shrink_graph``; what a pass that fails it does is up to ``on_failure``.
+        check: As for ``shrink_graph``; ``on_failure`` decides what happens after a pass that fails.
         calibration: As for ``shrink_graph``.
         seed: The seed of random check inputs and of passes that draw random numbers.
         shapes: Input shapes for the check, by input name (ONNX).
-        fixed_shapes: Input shapes to fix in the model, by input name (ONNX); ``None`` leaves a size as it is. What the
-            model computes from its sizes becomes constant.
-        on_failure: ``"rollback"`` undoes a pass that fails the check and goes on; ``"raise"`` stops.
+        fixed_shapes: Input shapes to fix in the model, by input name (ONNX); ``None`` does not fix a size. Values that the
+            model computes from fixed sizes become constants.
+        overridable_initializers: Keep initializers that an ONNX model also lists as inputs as inputs with a default.
+            Otherwise they are weights, and the report names them.
+        on_failure: ``"rollback"`` undoes a pass that fails the check and continues; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
-        observers: What else watches the passes.
-        target: The target that the result will be saved for, so that passes can take it into account.
-        progress: Called with (done, total, what) inside long passes; the total is 0 when it is not known.
+        observers: Further observers of the pipeline.
+        target: The target that the result will be saved for; passes can take it into account.
+        progress: Called with (done, total, what) inside long passes; the total is 0 if it is unknown.
 
     Raises:
         UsageError: If the model is of another kind, or inputs or calibration data do not fit it.
@@ -188,12 +198,18 @@ def shrink(
     if on_failure not in ("rollback", "raise"):
         raise UsageError(f"on_failure is 'rollback' or 'raise', not {on_failure!r}")
     if dump is not None and "\0" in os.fspath(dump):
-        raise UsageError(f"cannot dump graphs into {os.fspath(dump)!r}: a path holds no NUL")
+        raise UsageError(
+            f"cannot dump graphs into {os.fspath(dump)!r}: a path cannot contain a NUL character"
+        )
     chosen = None if target is None else known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    constant_defaults = chosen is not None and not chosen.defaults
-    graph, kind = load(model, example_inputs, fixed_shapes, constant_defaults=constant_defaults)
+    graph, kind = load(
+        model,
+        example_inputs,
+        fixed_shapes,
+        overridable_initializers=overridable_initializers and (chosen is None or chosen.defaults),
+    )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -227,7 +243,7 @@ def shrink(
 
 
 def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
-    """Why a node cannot be written for the host that the graph came from."""
+    """A function that returns why a node cannot be written for the graph's own host, or ``None``."""
     if kind == "onnx":
         from .targets.onnx.emitter import unwritable
 
@@ -244,26 +260,26 @@ _Given = Callable[[], list[Any]]
 def _as_given(
     graph: Graph, run: _Run, given: _Given, nudged: Callable[[], list[_Run]]
 ) -> list[Any]:
-    """The outputs of a graph on which no pass ran yet, held against those of the model that was given.
+    """The outputs of a graph before any pass, after a comparison with those of the given model.
 
     Raises:
-        ModelError: If they differ.
+        ModelError: If the two differ.
     """
     outputs = run(graph)
     try:
         wanted = given()
     except ModelError as error:
         graph.notes.append(
-            f"checked against what was read of the model, not against the model itself: {error}"
+            f"the check compares with the graph that was read, not with the given model: {error}"
         )
         return outputs
     moved = relative_error(wanted, outputs)
-    limit = allowed(tolerance_of(graph), moved, outputs, graph, nudged)
+    limit = allowed_error(tolerance_of(graph), moved, outputs, graph, nudged)
     if moved > limit:
         raise ModelError(
-            f"the model is not read right: before any pass its outputs differ by {moved:.2e} of their largest value "
-            f"from those of the model that was given (allowed {limit:.1g}); this is a fault of graphshrink, or the "
-            "model gives other outputs each time"
+            f"the model was read wrongly: before any pass its outputs differ by {moved:.2e} of their largest value "
+            f"from those of the given model (allowed {limit:.1g}); this is a bug in graphshrink, or the "
+            "model computes different outputs in every run"
         )
     return outputs
 
@@ -276,8 +292,11 @@ def _runners(
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
 ) -> tuple[_Run, _Given, Callable[[], list[_Run]]]:
-    """What runs a graph for the check; what runs the given model, both on the inputs; and, made when they are asked for,
-    what runs a graph on inputs that rounding alone tells from them.
+    """Functions for the check.
+
+    Returns:
+        A function that runs a graph on the inputs of the check; one that runs the given model on them; and one that makes
+        functions which run a graph on inputs changed by one rounding unit.
     """
     if kind == "onnx":
         if given is not None:
@@ -293,7 +312,7 @@ def _runners(
             lambda: [onnx_runner(x) for x in nudges(feeds, seed)],
         )
     if given is None:
-        # An exported program keeps the inputs that it was exported with.
+        # An exported program holds the inputs that it was exported with.
         kept = getattr(model, "example_inputs", None)
         if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
             given = kept[0]
@@ -310,26 +329,26 @@ def load(
     example_inputs: Any = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     *,
-    constant_defaults: bool = False,
+    overridable_initializers: bool = False,
 ) -> tuple[Graph, str]:
-    """Import whatever was given; the second part is ``"onnx"`` or ``"fx"``.
+    """Import a model; returns its graph, and ``"onnx"`` or ``"fx"``.
 
     Args:
-        model: What ``shrink`` takes.
+        model: As for ``shrink``.
         example_inputs: As for ``shrink_graph``.
         fixed_shapes: As for ``shrink``.
-        constant_defaults: Inputs that have a default become constants (ONNX).
+        overridable_initializers: As for ``shrink``.
 
     Raises:
-        UsageError: If it is nothing that can be imported, or fixed shapes do not fit.
+        UsageError: If the model is of another kind, or fixed shapes do not fit it.
         ModelError: If it cannot be read.
     """
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(path, path, fixed_shapes, overridable_initializers), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, constant_defaults), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, overridable_initializers), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -358,7 +377,7 @@ _PROGRAM = "torch.export.exported_program.ExportedProgram"
 
 
 def _type_names(model: Any) -> set[str]:
-    """The full names of a model's classes: what it is, with nothing imported to ask."""
+    """The full names of a model's classes; they tell its kind without an import of torch or onnx."""
     return {f"{c.__module__}.{c.__qualname__}" for c in type(model).__mro__}
 
 
@@ -368,17 +387,17 @@ def is_torch(model: Any) -> bool:
 
 
 def _from_onnx(
-    model: Any, name: str, fixed_shapes: Any = None, constant_defaults: bool = False
+    model: Any, name: str, fixed_shapes: Any = None, overridable_initializers: bool = False
 ) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
-        with _text_is_text(name):
-            return from_onnx(model, fixed_shapes, constant_defaults=constant_defaults)
+        with _utf8_text(name):
+            return from_onnx(model, fixed_shapes, overridable_initializers=overridable_initializers)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:
-        # Ours or the model's fault? onnx itself decides.
+        # onnx's checker decides whether the model is invalid or the importer has a bug.
         import onnx
 
         try:
@@ -389,12 +408,12 @@ def _from_onnx(
 
 
 @contextmanager
-def _text_is_text(name: str) -> Iterator[None]:
-    """Protobuf hands out text that is not UTF-8 as bytes, and trips over it when it is copied."""
+def _utf8_text(name: str) -> Iterator[None]:
+    """Turn the error that protobuf raises for text which is not UTF-8, when it copies it, into one for the user."""
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ModelError(f"{name} is damaged: it holds text that is not UTF-8") from error
+        raise ModelError(f"{name} is damaged: it contains text that is not UTF-8") from error
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -410,8 +429,16 @@ def _need_torch() -> None:
         raise MissingExtra("shrinking a torch module", "torch", "torch") from error
 
 
+def _frames_inside() -> int:
+    """The number of frames on the stack, from the caller on, that are this package's."""
+    count, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
+        count, frame = count + 1, frame.f_back
+    return count
+
+
 def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
-    """A module through ``torch.fx`` or, if that fails, through ``torch.export``."""
+    """The graph of a module that ``torch.fx`` traces or, if that fails, ``torch.export``."""
     from .frontends.torch.importer import DoesNotRun, from_fx
     from .frontends.torch.trace import traced
 
@@ -420,10 +447,8 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     try:
         found = traced(model, inputs)
         graph = from_fx(found.module, inputs)
-        graph.notes += found.notes
-        return graph
     except DoesNotRun as error:
-        reason, failure = f"what torch.fx traces of {name} does not run", error
+        reason, failure = f"the torch.fx trace of {name} does not run", error
     except ModelError:
         raise
     except Exception as error:
@@ -432,6 +457,12 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
             raise UsageError(
                 f"{reason}; give example_inputs, so that torch.export can be tried, or an ExportedProgram"
             ) from error
+    else:
+        graph.notes += found.notes
+        # Points in which the result does not behave like the given module.
+        for note in found.notes:
+            warnings.warn(f"{name}: {note}", stacklevel=_frames_inside() + 1)
+        return graph
     assert inputs is not None
     training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
     if training is not None:
@@ -448,7 +479,7 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
     graph = from_export(program)
     graph.notes.append(
-        f"{reason}: torch.export was used, and what the model decides by its inputs is decided "
-        "as for example_inputs"
+        f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "
+        "take them"
     )
     return graph

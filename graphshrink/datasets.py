@@ -1,4 +1,4 @@
-"""Labelled images to train and test on: folders, CIFAR-10 in its usual formats, ``.npz`` files."""
+"""Labelled images for training and testing: folders, CIFAR-10 in its usual formats, ``.npz`` files."""
 
 from .data.datasets import (
     ArrayImages,

@@ -1,16 +1,18 @@
-"""Which targets there are, and how one is chosen, given its options and run.
+"""The table of targets: choose one, check its options, run it.
 
 A target is a module, ours or one that another package publishes under the entry point group ``graphshrink.targets``, with
 
-- ``Options``: a frozen dataclass; its fields are the target's options (see :mod:`graphshrink.ir.options`), and a combination
-  that makes no sense raises ``UsageError`` when it is made,
+- ``Options``: a frozen dataclass; its fields are the target's options (see :mod:`graphshrink.ir.options`), and its constructor
+  raises ``UsageError`` for options that contradict each other,
 - ``save(graph, path, options, readers)``: writes the files, whole or not at all, and returns a
-  :class:`.targets.emitted.Emitted`; ``readers`` (:class:`.targets.emitted.Readers`) reads models again,
-- optionally ``Options.beside``: suffixes of files that the options add beside the model,
-- optionally ``ready(options)``: raises ``MissingExtra`` when a package is missing, before any work is done,
-- in a published module ``SUFFIX``, the suffix of its files, and optionally ``BESIDE``, those of files that are written beside.
+  :class:`.targets.emitted.Emitted`; ``readers`` (:class:`.targets.emitted.Readers`) can read models again,
+- optionally ``Options.beside``: suffixes of further files that the options add,
+- optionally ``Options.needs_ranges``: true if the command line should store batches of calibration data in the option ``ranges``,
+- optionally ``ready(options)``: raises ``MissingExtra`` before any work if a package is missing,
+- in a published module ``SUFFIX``, the suffix of its files, and optionally ``BESIDE``, the suffixes of files written beside the model.
 
-Options are given by name, or in the target's text: ``"tflite{weights=float16}"``.
+Options are given by name, or in the target's text: ``"tflite{weights=float16}"``. The options of our targets are declared in
+:mod:`graphshrink.targets.options`, from which the command line generates its own.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from .ir import Graph, UsageError
-from .ir.files import keep_inputs
+from .ir.files import check_overwrites
 from .ir.options import (
     OptionError,
     check_options,
@@ -41,14 +43,14 @@ from .targets.emitted import Emitted
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of file that graphs are written to.
+    """A kind of file that graphs can be written to.
 
     Attributes:
-        name: What ``--target`` and ``save(target=...)`` call it.
+        name: The name that ``--target`` and ``save(target=...)`` take.
         suffix: The suffix of its files.
         module: The module that writes it, relative to this package.
-        beside: Suffixes of files that are written beside it, in place of its own.
-        defaults: Whether its files can have inputs that have a default.
+        beside: Suffixes of files written beside the model; each replaces the model's suffix.
+        defaults: Whether its files can have inputs with a default.
     """
 
     name: str
@@ -66,20 +68,20 @@ TARGETS: dict[str, Target] = {
         Target("tflite", ".tflite", ".targets.tflite"),
     )
 }
-"""Our targets by name. A suffix alone means the first target that has it."""
+"""Our targets by name. Without a name, the first target with the suffix of the file is chosen."""
 
 ENTRY_POINTS = "graphshrink.targets"
-"""The entry point group that other packages publish targets under."""
+"""The entry point group under which other packages publish targets."""
 
 
 @dataclass(frozen=True)
 class Emission:
-    """A target with its options and the file that it will write.
+    """A chosen target, its options, and the file to write.
 
     Attributes:
         target: The target.
         path: The file to write.
-        options: The target's own ``Options``.
+        options: An instance of the target's ``Options``.
     """
 
     target: Target
@@ -88,7 +90,7 @@ class Emission:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that will be there: the model, and what is written beside it."""
+        """The files that will be written: the model first, then the files beside it."""
         beside = (*self.target.beside, *getattr(self.options, "beside", ()))
         return (self.path, *(self.path.with_suffix(suffix) for suffix in beside))
 
@@ -96,17 +98,16 @@ class Emission:
         """Write the graph.
 
         Raises:
-            ModelError: If the target cannot say what the graph does.
-            UsageError: If a file cannot be written, or is one that the graph's numbers are read from.
+            ModelError: If the target cannot express the graph.
+            UsageError: If a file cannot be written, or the graph reads its weights from it.
         """
-        keep_inputs(self.files, data_files(graph))
+        check_overwrites(self.files, data_files(graph))
         module = _module(self.target)
         if self.target.defaults:
             done: Emitted = module.save(graph, self.path, self.options, HostReaders())
             return done
-        graph = _without_defaults(graph)
+        graph, held = _without_defaults(graph)
         done = module.save(graph, self.path, self.options, HostReaders())
-        held = getattr(graph.host, "held", ())
         if held:
             shown = ", ".join(held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
             text = f"inputs that have a default are constants in this file: {shown}"
@@ -115,7 +116,7 @@ class Emission:
 
 
 def data_files(graph: Graph) -> list[tuple[str, Path]]:
-    """The files that a graph's numbers are read from, each with what it is."""
+    """The files that a graph reads its weights from, each with a description for errors."""
     model, folder = getattr(graph.host, "model", None), getattr(graph.host, "base_dir", None)
     if model is None or folder is None:
         return []
@@ -124,17 +125,16 @@ def data_files(graph: Graph) -> list[tuple[str, Path]]:
     return [("the model's external data", path) for path in external_files(model, folder)]
 
 
-def _without_defaults(graph: Graph) -> Graph:
-    """The graph, or one like it whose inputs with a default are constants."""
+def _without_defaults(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
+    """The graph and (); if it has inputs with a default, a copy in which these are constants, and their names."""
     if not hasattr(graph.host, "held"):
-        return graph  # Not from ONNX.
+        return graph, ()  # Not from ONNX.
     from .frontends.onnx.defaults import defaults
     from .frontends.onnx.importer import with_constant_defaults
     from .targets.onnx.emitter import to_onnx
 
-    if not defaults(graph.host.model):
-        return graph
-    return with_constant_defaults(graph, to_onnx(graph))
+    held = defaults(graph.host.model)
+    return (with_constant_defaults(graph, to_onnx(graph)) if held else graph), held
 
 
 def emission(
@@ -146,16 +146,16 @@ def emission(
 
     Args:
         path: The file to write.
-        target: The target's name, with options in braces if any: ``"tflite{weights=float16}"``; chosen by the suffix
-            when not given.
+        target: The target's name, with options in braces if any: ``"tflite{weights=float16}"``; if not given, the suffix
+            decides.
         options: The target's options by name.
 
     Raises:
-        UsageError: If the target, the suffix or an option is wrong.
+        UsageError: If the target or the suffix is unknown, or an option is wrong.
         MissingExtra: If the target needs a package that is not installed.
     """
     if "\0" in os.fspath(path):
-        raise UsageError(f"cannot write {os.fspath(path)!r}: a path holds no NUL")
+        raise UsageError(f"cannot write {os.fspath(path)!r}: a path cannot contain a NUL character")
     name, inner = (target, None) if target is None else _split(target)
     chosen = _chosen(Path(path), name)
     module = _module(chosen)
@@ -182,10 +182,10 @@ def emission(
 
 
 def known_target(text: str) -> Target:
-    """The target of this name; options behind it do not matter.
+    """The target that a text names; its options in braces are ignored.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no such target.
     """
     name, _ = _split(text)
     if name in TARGETS:
@@ -199,7 +199,9 @@ def _split(text: str) -> tuple[str, str | None]:
     try:
         return split_named(text)
     except OptionError:
-        raise UsageError(f"{text!r} is no target; write name or name{{option=value,...}}") from None
+        raise UsageError(
+            f"{text!r} is not a target; write name or name{{option=value,...}}"
+        ) from None
 
 
 @cache
@@ -211,7 +213,7 @@ def _published() -> dict[str, Target]:
     for point in entry_points(group=ENTRY_POINTS):
         if point.name in TARGETS or point.name in found:
             raise UsageError(
-                f"the target name {point.name!r}, published by {point.value}, is taken; uninstall one of them"
+                f"the target name {point.name!r}, published by {point.value}, exists already; uninstall one of the packages"
             )
         try:
             module = point.load()
@@ -220,14 +222,14 @@ def _published() -> dict[str, Target]:
             )
         except Exception as error:
             raise UsageError(
-                f"target {point.name!r} ({point.value}) does not load: {error}"
+                f"target {point.name!r} ({point.value}) cannot be loaded: {error}"
             ) from error
     return found
 
 
 def _chosen(path: Path, name: str | None) -> Target:
     if name is None:
-        # Other packages are only asked for suffixes that we do not write.
+        # Packages are only searched if none of our targets has the suffix.
         for known in (TARGETS, _published):
             for target in (known if isinstance(known, dict) else known()).values():
                 if path.suffix == target.suffix:
@@ -242,7 +244,7 @@ def _chosen(path: Path, name: str | None) -> Target:
 
 
 def _listed() -> str:
-    """The suffixes with their targets: ``.onnx (onnx, tensorrt)``."""
+    """All suffixes with their targets, for errors: ``.onnx (onnx, tensorrt)``."""
     names: dict[str, list[str]] = {}
     for target in (*TARGETS.values(), *_published().values()):
         names.setdefault(target.suffix, []).append(target.name)

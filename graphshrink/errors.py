@@ -1,4 +1,4 @@
-"""The errors that are meant for the user, each one line that names the thing and the remedy."""
+"""The errors that a user can act on; each is one line that names the cause and the remedy."""
 
 from .ir.errors import GraphshrinkError, MissingExtra, ModelError, TrainingError, UsageError
 from .passes import CheckFailed, PassError

@@ -1,4 +1,4 @@
-"""The files that a command reads, and the check that it writes none of them."""
+"""Checks that a command does not overwrite the files that it reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from .emission import Emission, data_files
 from .ir import Graph, UsageError
-from .ir.files import keep_inputs, same_file
+from .ir.files import check_overwrites, same_file
 from .passes import Pass, PassRecord, Pipeline
 
 Input = tuple[str, Path]
-"""What an input is, in words, and its path."""
+"""A description of an input file for errors, and its path."""
 
 
 def check_outputs(
@@ -21,28 +21,30 @@ def check_outputs(
     """Check that the outputs of ``shrink`` are neither inputs nor each other.
 
     Args:
-        chosen: What will be written.
-        report: Where the report goes.
-        source: The model that is read; the model that is written may replace it.
-        inputs: What else is read.
+        chosen: The target with the files that it will write.
+        report: The file of the report, if there is one.
+        source: The model file that is read; the model that is written may replace it.
+        inputs: The other files that are read.
 
     Raises:
-        UsageError: If something would be overwritten.
+        UsageError: If a file would be overwritten.
     """
     from .targets.onnx.save import is_data_file
 
     beside = [str(path) for path in chosen.files[1:]]
     others: list[str] = beside if report is None else [*beside, report]
-    keep_inputs([str(chosen.path), *others], inputs)
-    keep_inputs(others, [("the model", Path(source))])
+    check_overwrites([str(chosen.path), *others], inputs)
+    check_overwrites(others, [("the model", Path(source))])
     for path in chosen.files if report is not None else ():
         if same_file(report or "", path) or is_data_file(Path(report or ""), path):
             raise UsageError(f"--report {report} would overwrite the model {path}")
 
 
 def files_read(calibration: object, pipeline: Pipeline) -> Iterator[Input]:
-    """The files that are read besides the model: calibration data, and files that options of passes name."""
-    for step in pipeline.passes:
+    """The files that are read besides the model: calibration data, and files named by options of passes."""
+    steps = list(pipeline.passes)
+    for step in steps:
+        steps += getattr(step, "passes", ())  # Those of repeat{...}.
         for name, value in vars(step).items():
             if value and isinstance(value, str) and os.path.isfile(value):
                 yield f"the {name} of {step.name}", Path(value)
@@ -54,17 +56,17 @@ def files_read(calibration: object, pipeline: Pipeline) -> Iterator[Input]:
 
 
 class KeepData:
-    """An observer that stops a run, before its first pass, that would overwrite its model's external data."""
+    """An observer that raises before the first pass if an output would overwrite the model's external data."""
 
     def __init__(self, outputs: Sequence[str]) -> None:
         self.outputs = outputs
         self.checked = False
 
     def before(self, step: Pass, graph: Graph) -> None:
-        """Check, once."""
+        """Check once."""
         if not self.checked:
             self.checked = True
-            keep_inputs(self.outputs, data_files(graph))
+            check_overwrites(self.outputs, data_files(graph))
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
-        """Nothing."""
+        """Do nothing."""

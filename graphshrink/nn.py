@@ -1,4 +1,4 @@
-"""The modules that gated, scaled and masked networks are made of; ordinary ``torch.nn`` modules."""
+"""The modules of gated, scaled and masked networks; ordinary ``torch.nn`` modules."""
 
 from .hosts.torch.modules import (
     BETA,

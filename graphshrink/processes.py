@@ -1,4 +1,4 @@
-"""One process, or those that ``torchrun`` started: ranks, devices, shares of the data."""
+"""Training in one process or in those that ``torchrun`` started: ranks, devices, shares of the data."""
 
 from .training.processes import Processes, from_rank_0, join, shard, start_epoch
 

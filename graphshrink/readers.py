@@ -1,8 +1,8 @@
-"""Reading models again on behalf of targets, which import no frontends.
+"""Reading models for targets, which do not import frontends themselves.
 
-For calls that the IR does not know in the first reading of a torch model there are others. A traced module computes shapes in Python (``x.shape[0]``) and holds modules that are one call (``nn.LSTM``);
-``torch.export`` resolves the former, ``torch.onnx`` spells out the latter. Both start from the module that the graph
-stands for after all passes.
+A torch model can be read in several ways. A traced module computes shapes in Python (``x.shape[0]``) and contains modules
+that are one call (``nn.LSTM``), and both may be opaque to the IR. ``torch.export`` resolves the former, ``torch.onnx``
+decomposes the latter. Both start from the module of the graph after all passes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class HostReaders:
         return value_types(model, tensors, base_dir)
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """The same model read by ``torch.export``, then as ONNX, each with its name; what fails is left out."""
+        """Read the model again by ``torch.export``, then through ONNX; yields the name and the graph of each that works."""
         return readings(graph)
 
 
 def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
-    """The same model read by ``torch.export``, then as ONNX, each with its name; what fails is left out."""
+    """Read the model again by ``torch.export``, then through ONNX; yields the name and the graph of each that works."""
     for name, read in (("torch.export", _exported), ("torch.onnx", _through_onnx)):
         try:
             with _quiet():
                 found = read(graph)
         except (
             Exception
-        ) as error:  # Whatever the exporters raise: the first reading's refusal stands.
+        ) as error:  # The exporters may raise anything; the error of the first reading is kept.
             logging.getLogger(__name__).info("%s cannot read the model: %s", name, error)
             continue
         yield name, found
@@ -71,7 +71,7 @@ def _through_onnx(graph: Graph) -> Graph:
 
 
 def _folded(found: Graph, graph: Graph) -> Graph:
-    """The reading with constants computed, under the names of the graph that it stands for."""
+    """The graph with constants folded, and with the names of inputs and outputs of the first reading."""
     from .passes import Pipeline
 
     Pipeline("fold-constants,prune-dead").run(found)
@@ -85,7 +85,7 @@ def _folded(found: Graph, graph: Graph) -> Graph:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of its own internals."""
+    """Hide torch's messages about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

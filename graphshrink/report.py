@@ -1,4 +1,4 @@
-"""What a run did: sizes before and after, and for each pass its changes, refusals and error."""
+"""The report of a run: sizes before and after, and for each pass its changes, refusals and output error."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Size:
-    """How large a graph is.
+    """The size of a graph.
 
     Attributes:
         nodes: The number of nodes.
-        ops: Nodes by op.
-        parameters: Elements of the floating-point constants that something reads.
-        bytes: Bytes of all constants that something reads.
-        macs: Multiply-accumulates for one run; ``None`` when a size is unknown.
-        unsized: The first node whose size is unknown, when ``macs`` is.
+        ops: The number of nodes by op.
+        parameters: The number of elements of all floating-point constants in use.
+        bytes: The bytes of all constants in use.
+        macs: Multiply-accumulates of one run; ``None`` if a shape is unknown.
+        unsized: The first node whose shapes are unknown, if ``macs`` is ``None``.
     """
 
     nodes: int
@@ -42,14 +42,14 @@ class Size:
 
     @property
     def notes(self) -> list[str]:
-        """What cannot be said, and why."""
+        """Why MACs are unknown; empty if they are known."""
         if self.unsized is None:
             return []
-        return [f"MACs are unknown, because the sizes at {self.unsized} are"]
+        return [f"MACs are unknown, because the shapes at {self.unsized} are unknown"]
 
     @classmethod
     def of(cls, graph: Graph) -> Size:
-        """Measure a graph. Symbolic batch sizes count as 1."""
+        """The size of a graph; a symbolic batch size counts as 1."""
         ops: Counter[str] = Counter()
         macs, unsized = 0, None
         for node in graph.nodes:
@@ -79,15 +79,15 @@ def _one_sample(type_: Any) -> Any:
 
 @dataclass
 class Report:
-    """What a run did.
+    """The report of a run.
 
     Attributes:
         pipeline: The passes, as a pipeline text.
-        before: The size of the graph that came in.
-        after: The size of the graph that went out.
-        passes: What each pass did.
-        notes: What was missed for want of shapes or types.
-        emitted: What the target wrote, once it has.
+        before: The size of the graph before the first pass.
+        after: The size of the graph after the last pass.
+        passes: One record for each pass.
+        notes: Remarks on the model, such as optimizations that unknown shapes or types prevent.
+        emitted: The files and notes of the target; ``None`` until it has written them.
     """
 
     pipeline: str
@@ -99,16 +99,21 @@ class Report:
 
     @property
     def changed(self) -> bool:
-        """True when a pass changed something and was not rolled back."""
+        """Whether a pass changed something and was not rolled back."""
         return any(r.rewrites and not r.rolled_back for r in self.passes)
 
     @property
     def failed(self) -> bool:
-        """True when a pass was rolled back because its numbers were wrong."""
+        """Whether a pass failed the check and was rolled back."""
         return any(r.rolled_back for r in self.passes)
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes on the model that was read, then those on the file that was written."""
+        return (*self.notes, *(self.emitted.notes if self.emitted else ()))
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data, for JSON; ``schema`` counts up when its meaning changes."""
+        """The report as plain data for JSON; ``schema`` increases when the meaning changes."""
         return {
             "schema": SCHEMA,
             "pipeline": self.pipeline,
@@ -174,24 +179,25 @@ class Report:
                     line = f"{r.text}: left {op} {nodes}: {reason}"
                     console.print(escape(line), soft_wrap=True)
         elif any(r.refusals for r in self.passes):
-            console.print("What was left alone, and why: run again with -v.")
+            console.print("Some nodes were left alone; -v shows them with the reasons.")
         for r in self.passes:
             if r.problem:
-                console.print(escape(f"rolled back: {r.problem}"), soft_wrap=True)
-        for note in (*self.notes, *(self.emitted.notes if self.emitted else ())):
+                kind = "rolled back" if r.rolled_back else "note"
+                console.print(escape(f"{kind}: {r.problem}"), soft_wrap=True)
+        for note in self.all_notes:
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 
 def number(value: float | None) -> float | str | None:
-    """A number as JSON can say it: infinity, which it lacks, becomes a word."""
+    """A number for JSON, which has no infinity: that becomes the text ``"infinite"``."""
     return "infinite" if value == math.inf else value
 
 
 def _measured(rewrite: Rewrite) -> str:
-    """The nodes of a rewrite, and what was measured of it."""
+    """The nodes of a rewrite, and its measures."""
     nodes = ", ".join(rewrite.nodes)
-    said = ", ".join(f"{name} {value:.3g}" for name, value in rewrite.measures.items())
-    return f"{nodes} ({said})" if said else nodes
+    measures = ", ".join(f"{name} {value:.3g}" for name, value in rewrite.measures.items())
+    return f"{nodes} ({measures})" if measures else nodes
 
 
 def _grouped(pairs: Any) -> list[tuple[tuple[str, str], str]]:

@@ -1,4 +1,4 @@
-"""What N:M sparsity would do to a model: which weights can have the pattern, which have it, and what it keeps."""
+"""The effect of N:M sparsity on a model: which weights can have the pattern, which have it, how much magnitude it keeps."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STEPS, ROWS = 300, 512
-"""How long the order of channels is searched for the table: less than ``permute-channels`` does."""
+"""Options of the search for a channel order; a shorter search than the default of ``permute-channels``."""
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One weight.
+    """The effect of a pattern on one weight.
 
     Attributes:
-        layer: The first layer that reads it.
+        layer: The first layer that reads the weight.
         op: The layer's op.
-        shape: Its shape; ``None`` when it is not known.
-        valid: Whether its numbers have the pattern now; ``None`` where there is no reduction axis.
-        eligible: Whether the pattern can be asked of it.
-        reason: Why not.
-        likely: Whether TensorRT is likely to pick a sparse kernel, by sizes.
-        kept: The part of the magnitude that the pattern keeps in the order as it is.
+        shape: The weight's shape; ``None`` if unknown.
+        valid: Whether its values have the pattern now; ``None`` if it has no reduction axis.
+        eligible: Whether the pattern can be applied to it.
+        reason: Why it cannot.
+        likely: Whether TensorRT is likely to choose a sparse kernel, judged by the sizes.
+        kept: The share of the magnitude that the pattern keeps in the present order of channels.
         permuted: The same after a short search for a better order of channels.
     """
 
@@ -45,11 +45,11 @@ class LayerSparsity:
 
 
 def sparsity(graph: Graph, pattern: Pattern | None = None) -> list[LayerSparsity]:
-    """Say of every weight what an N:M pattern would do to it; the graph is not changed.
+    """The effect of an N:M pattern on each weight; the graph is not changed.
 
     Args:
         graph: The graph.
-        pattern: The pattern; 2:4 when not given.
+        pattern: The pattern; 2:4 if not given.
     """
     pattern = pattern or Pattern()
     weights = nm_weights(graph)
@@ -65,8 +65,8 @@ def sparsity(graph: Graph, pattern: Pattern | None = None) -> list[LayerSparsity
             valid = pattern.holds(found)
             if reason is None:
                 total = float(found.sum(dtype="float64"))
-                kept = pattern.kept(found) / total if total else 1.0
-                permuted = pattern.kept(magnitude(turned)) / total if total else 1.0
+                kept = pattern.kept_score(found) / total if total else 1.0
+                permuted = pattern.kept_score(magnitude(turned)) / total if total else 1.0
         rows.append(
             LayerSparsity(
                 layer=weight.name,

@@ -1,4 +1,4 @@
-"""The errors that are meant for the user: one line that names the thing and the remedy."""
+"""Errors for the user (each one line that names the cause and the remedy), and checks of what the user gives."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Collection
 
 
 class GraphshrinkError(Exception):
-    """The base of all errors that the user can do something about."""
+    """The base class of all errors that the user can remedy."""
 
 
 class ModelError(GraphshrinkError):
-    """A model cannot be read, or must not be (damaged, hostile, or of a kind that is not supported)."""
+    """A model is damaged, hostile or of an unsupported kind."""
 
 
 class UsageError(GraphshrinkError):
-    """A call or an option is wrong; the message names it and the remedy."""
+    """A call or an option is wrong."""
 
 
 class TrainingError(GraphshrinkError):
-    """Training has diverged: a loss or a weight is not finite."""
+    """Training diverged: a loss or a weight is not finite."""
 
 
 class MissingExtra(GraphshrinkError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
     def __init__(self, what: str, extra: str, package: str) -> None:
         super().__init__(
@@ -36,36 +36,38 @@ class MissingExtra(GraphshrinkError):
 
 
 def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:
-    """Check that reading a file will end. Whether it is there, and what it holds, is for the reader.
+    """Check that a read of this file will end; whether it exists and what it holds is not checked.
 
     Args:
         path: The file.
-        most: The most bytes that a file of its kind has.
+        most: The largest size in bytes that is accepted.
 
     Raises:
-        UsageError: If it is a device, a pipe or a socket, or larger.
+        UsageError: If it is a device, a pipe or a socket, or is larger.
     """
     try:
         found = os.stat(path)
     except OSError:
         return
     except ValueError as error:
-        raise UsageError(f"{os.fspath(path)!r} is no path: {error}") from error
+        raise UsageError(f"{os.fspath(path)!r} is not a path: {error}") from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{path} is a device or a pipe: give a regular file")
     if most is not None and found.st_size > most:
-        raise UsageError(f"{path} has {found.st_size:,} bytes, such a file has at most {most:,}")
+        raise UsageError(f"{path} has {found.st_size:,} bytes; at most {most:,} are read")
 
 
 def read_number(text: str, kind: type[int] | type[float]) -> int | float:
-    """A number as it is written in options: ASCII digits, finite, and of a sensible length.
+    """Parse a finite number in ASCII digits, as options take it.
+
+    Stricter than Python, which also reads digits of other scripts, ``1_000``, ``inf`` and ``nan``.
 
     Args:
-        text: What was written.
+        text: The text, of at most 40 characters.
         kind: ``int`` or ``float``.
 
     Raises:
-        ValueError: If it is none. Python itself also reads digits of other scripts, ``1_000``, ``inf`` and ``nan``.
+        ValueError: If the text is not such a number.
     """
     form = _INT if kind is int else _FLOAT
     if len(text) > _LONGEST or not form.fullmatch(text):
@@ -85,7 +87,7 @@ def check_input_name(name: str, known: Collection[str]) -> None:
     """Check that a model has an input of this name.
 
     Raises:
-        UsageError: If it has not; the nearest name, or all names, are said.
+        UsageError: If it has none; the message gives the most similar name, or all names.
     """
     if name not in known:
         import difflib  # Start-up counts.

@@ -1,4 +1,4 @@
-"""How exact a rewrite is."""
+"""Exactness classes of rewrites."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Exactness(IntEnum):
     EXACT = 0
     """Equal for every input, up to rounding."""
     BORDER = 1
-    """Equal but for a rim of the spatial border."""
+    """Equal except near the spatial border."""
     APPROXIMATE = 2
-    """Must be recovered by calibration or training."""
+    """Not equal; calibration or training must recover the accuracy."""
 
     def __str__(self) -> str:
         return self.name.lower()

@@ -1,8 +1,8 @@
-"""Output files: written whole or not at all, through links, never onto a device, a pipe or an input.
+"""Output files: written atomically, through symbolic links, never onto a device, a pipe or an input.
 
-A file is written under a temporary name in its folder, given the permissions of the file that it replaces, and renamed.
-Killed at any moment, the old file or the new one is there. A link is followed to the regular file behind it, and that file is
-replaced; the link stays. Only text may go to the standard streams and to the null device.
+A file is written under a temporary name in its folder, gets the permissions of the file that it replaces, and is renamed.
+If the process is killed, the old file or the new one is there, never a part. A symbolic link stays, and the regular file
+that it points to is replaced. Only text may be written to the standard streams and to the null device.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def place(path: AnyPath, text: bool = False) -> Path:
-    """Find the regular file that will be written for a path; nothing is touched.
+def resolve_output(path: AnyPath, text: bool = False) -> Path:
+    """Return the regular file that a path leads to, after checks that it can be written; nothing is changed.
 
     Args:
         path: The path that the user gave.
         text: Whether text is written, which may also go to a standard stream or the null device.
 
     Returns:
-        The path, or the end of its links; there may be no file yet.
+        The path, or the file that its links point to; the file need not exist yet.
 
     Raises:
-        UsageError: If the file cannot be written: no folder, a folder itself, a device, a pipe, or read-only.
+        UsageError: If the file cannot be written: its folder does not exist, or it is a folder, a device, a pipe or
+            read-only.
     """
     target = Path(path)
     try:
-        # Through the links of the last name only, so that messages name what was given.
+        # Only a link as the last part is resolved, so that messages name the folder that the user gave.
         if target.is_symlink():
             target = Path(os.path.realpath(target))
         found = _status(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write {path}: {_reason(error)}") from error
-    if found is not None and text and _sink(found) is not None:
+    if found is not None and text and _text_stream(found) is not None:
         return Path(path)
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {target.parent} does not exist")
@@ -58,7 +59,7 @@ def place(path: AnyPath, text: bool = False) -> Path:
         for is_kind, kind in _KINDS:
             if is_kind(found.st_mode):
                 raise UsageError(f"cannot write {path}: it is {kind}")
-        if _stream(found) is not None:
+        if _standard_stream(found) is not None:
             raise UsageError(f"cannot write {path}: standard output or error goes there")
         if not os.access(target, os.W_OK):
             raise UsageError(f"cannot write {path}: it is read-only")
@@ -68,44 +69,44 @@ def place(path: AnyPath, text: bool = False) -> Path:
 
 
 def write_bytes(path: AnyPath, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
         UsageError: If it cannot be written.
     """
-    target = place(path)
-    with said(path), temporary(target.parent) as name:
+    target = resolve_output(path)
+    with as_usage_error(path), temporary_path(target.parent) as name:
         with create(name) as file:
             file.write(content)
-            settle(file)
-        settle_permissions(name, target)
+            flush_to_disk(file)
+        copy_permissions(name, target)
         os.replace(name, target)
 
 
 def write_text(path: AnyPath, text: str, errors: str = "strict") -> None:
-    """Write a text file whole or not at all, or to a standard stream or the null device.
+    """Write a text file atomically, or write to a standard stream or the null device.
 
     Args:
-        path: Where to write.
+        path: The path that the user gave.
         text: The text.
-        errors: What is done about characters that UTF-8 lacks, as in ``str.encode``.
+        errors: How characters that UTF-8 lacks are handled, as in ``str.encode``.
 
     Raises:
         UsageError: If it cannot be written.
     """
-    place(path, text=True)
+    resolve_output(path, text=True)
     found = _status(path)
-    sink = None if found is None else _sink(found)
-    if sink is None:
+    stream = None if found is None else _text_stream(found)
+    if stream is None:
         write_bytes(path, text.encode("utf-8", errors))
         return
-    sink.write(text)
-    sink.flush()
+    stream.write(text)
+    stream.flush()
 
 
 @contextmanager
-def temporary(folder: Path) -> Iterator[Path]:
-    """A new name in a folder; a file of this name that is still there at the end is deleted."""
+def temporary_path(folder: Path) -> Iterator[Path]:
+    """Give a new path in a folder, and delete the file there, if any, at the end of the ``with`` block."""
     name = folder / f".graphshrink-{os.urandom(8).hex()}.tmp"
     try:
         yield name
@@ -115,18 +116,18 @@ def temporary(folder: Path) -> Iterator[Path]:
 
 
 def create(name: Path) -> BinaryIO:
-    """Open a file that must not exist yet, for this user alone: it gets its permissions when it is whole."""
+    """Create a file that must not exist yet, with permissions for this user only until it is complete."""
     return open(name, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
-def settle(file: BinaryIO) -> None:
-    """Have what was written on the disk before the file is renamed."""
+def flush_to_disk(file: BinaryIO) -> None:
+    """Wait until the written bytes are on the disk, so that the file can be renamed."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def settle_permissions(name: Path, replaced: Path) -> None:
-    """Give a new file the permissions and the owner of the one that it replaces, or those of any new file."""
+def copy_permissions(name: Path, replaced: Path) -> None:
+    """Give a file the permissions and the owner of the one that it will replace, or the default ones if there is none."""
     try:
         old = replaced.stat()
     except OSError:
@@ -142,8 +143,8 @@ def settle_permissions(name: Path, replaced: Path) -> None:
 
 
 @contextmanager
-def said(path: AnyPath) -> Iterator[None]:
-    """Turn what the system has against a file into an error for the user."""
+def as_usage_error(path: AnyPath) -> Iterator[None]:
+    """Raise errors of the operating system as a :class:`UsageError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -151,8 +152,8 @@ def said(path: AnyPath) -> Iterator[None]:
 
 
 def same_file(first: AnyPath, second: AnyPath) -> bool:
-    """Whether two paths are one file, by links and hard links too; of files that are not there yet, one place."""
-    one, other = _quiet_status(first), _quiet_status(second)
+    """Whether two paths lead to one file, also by symbolic or hard links; files need not exist yet."""
+    one, other = _status_or_none(first), _status_or_none(second)
     if one is not None and other is not None:
         return os.path.samestat(one, other)
     if one is not None or other is not None:
@@ -160,22 +161,22 @@ def same_file(first: AnyPath, second: AnyPath) -> bool:
     return os.path.realpath(first) == os.path.realpath(second)
 
 
-def keep_inputs(outputs: Iterable[AnyPath], inputs: Iterable[tuple[str, AnyPath]]) -> None:
-    """Check that no output is one of the inputs.
+def check_overwrites(outputs: Iterable[AnyPath], inputs: Iterable[tuple[str, AnyPath]]) -> None:
+    """Check that no output file is one of the input files.
 
     Args:
         outputs: The files that will be written.
-        inputs: What each input is, in words, and its path.
+        inputs: A description and the path of each input.
 
     Raises:
-        UsageError: If one would be overwritten.
+        UsageError: If an input would be overwritten.
     """
-    # A file that is not there yet is no input.
-    existing = [(path, found) for path in outputs if (found := _quiet_status(path)) is not None]
+    # A file that does not exist yet cannot be an input.
+    existing = [(path, found) for path in outputs if (found := _status_or_none(path)) is not None]
     if not existing:
         return
     for what, path in inputs:
-        status = _quiet_status(path)
+        status = _status_or_none(path)
         for output, found in existing:
             if status is not None and os.path.samestat(status, found):
                 shown = "" if os.fspath(path) == os.fspath(output) else f" {path}"
@@ -183,27 +184,28 @@ def keep_inputs(outputs: Iterable[AnyPath], inputs: Iterable[tuple[str, AnyPath]
 
 
 def plain_name(name: str) -> str:
-    """A file name that is one part of a path on every system and valid UTF-8, as model files can state it."""
+    """The name without characters that a file name cannot have on some system or that are not valid UTF-8."""
     return re.sub(r"[\\/:\x00-\x1f\x7f\ud800-\udfff]", "_", name)
 
 
 def _status(path: AnyPath) -> os.stat_result | None:
-    """What a path leads to; ``None`` if there is nothing."""
+    """The status of the file that a path leads to; ``None`` if there is none."""
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def _quiet_status(path: AnyPath) -> os.stat_result | None:
+def _status_or_none(path: AnyPath) -> os.stat_result | None:
+    """The same, but ``None`` for any error."""
     try:
         return os.stat(path)
     except (OSError, ValueError):
         return None
 
 
-def _stream(found: os.stat_result) -> TextIO | None:
-    """The standard stream that a file is, however it was named."""
+def _standard_stream(found: os.stat_result) -> TextIO | None:
+    """The standard stream that writes to this file, whatever path led to it."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         with suppress(OSError):
             if stream is not None and os.path.samestat(found, os.fstat(number)):
@@ -211,7 +213,7 @@ def _stream(found: os.stat_result) -> TextIO | None:
     return None
 
 
-class _Nowhere:
+class _NullStream:
     def write(self, text: str) -> None:
         pass
 
@@ -219,12 +221,12 @@ class _Nowhere:
         pass
 
 
-def _sink(found: os.stat_result) -> TextIO | _Nowhere | None:
-    """The open stream that text for this file goes to; ``None`` if it is written as a file."""
-    stream = _stream(found)
+def _text_stream(found: os.stat_result) -> TextIO | _NullStream | None:
+    """The open stream to write text to; ``None`` if text for this path is written as a file."""
+    stream = _standard_stream(found)
     if stream is None and stat.S_ISCHR(found.st_mode):
-        null = _quiet_status(os.devnull)
-        return _Nowhere() if null is not None and null.st_rdev == found.st_rdev else None
+        null = _status_or_none(os.devnull)
+        return _NullStream() if null is not None and null.st_rdev == found.st_rdev else None
     return stream
 
 

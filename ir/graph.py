@@ -1,10 +1,9 @@
-"""The graph: values, nodes, and the structure that keeps their links true.
+"""Graphs, nodes and values, and the links between them.
 
-SSA in topological order: every value has one producer (a node, the graph's inputs, or nobody for a
-constant) and every node comes after the producers of its inputs. Nodes are a doubly linked list, so
-that inserting and removing in the middle cost the same everywhere. Use lists are kept here, by the same
-functions that change the links; nothing else may write to them. Passes change a graph through
-:class:`graphshrink.ir.Rewriter`; frontends build one with :meth:`Graph.append`.
+A graph is in SSA form and in topological order: each value is an input, a constant or the result of one node, and each
+node comes after the producers of its inputs. Nodes form a doubly linked list, so that inserting or removing one takes
+constant time anywhere. The functions of this module that change links also update the use lists; no other code may write
+to them. Passes change a graph through :class:`graphshrink.ir.Rewriter`; frontends build one with :meth:`Graph.append`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class GraphError(GraphshrinkError):
-    """A graph was used or changed in a way that would break it."""
+    """A call would break a graph, or uses one wrongly."""
 
 
 class Value:
@@ -31,12 +30,13 @@ class Value:
     Attributes:
         name: Unique in its graph.
         type: Element type and shape, as far as known.
-        data: The tensor, when the value is known: a weight, or what a constant subgraph computes
+        data: The tensor of a constant, else ``None``. A constant is a weight, or the result of a constant subgraph
             (then ``producer`` is the node that computes it).
         producer: The node whose result this is; ``None`` for inputs and plain constants.
-        host: What the host calls this value; ``None`` for a value made here.
-        bases: For a constant that is another form of host values (a transposed weight): those values.
-            The host's own nodes read them for as long as they are copied.
+        host: The host's name of this value; ``None`` for a value that the host does not have.
+        bases: The host values that this constant was made from, if it is another form of them (a transposed
+            weight). The host's nodes read these as long as they are copied.
+        outputs: How many times the graph returns this value.
     """
 
     __slots__ = ("_uses", "bases", "data", "host", "name", "outputs", "producer", "type")
@@ -68,7 +68,7 @@ class Value:
 
     @property
     def use_count(self) -> int:
-        """How often the value is read, the graph's own outputs included."""
+        """The number of node inputs and graph outputs that read the value."""
         return len(self._uses) + self.outputs
 
     @property
@@ -78,7 +78,7 @@ class Value:
 
     @property
     def index(self) -> int:
-        """The place among its producer's outputs; 0 without a producer."""
+        """The index among its producer's outputs; 0 without a producer."""
         return 0 if self.producer is None else self.producer.outputs.index(self)
 
     def __repr__(self) -> str:
@@ -86,12 +86,13 @@ class Value:
 
 
 class Node:
-    """One application of an op.
+    """One application of an op to values.
 
     Attributes:
-        op: What it computes.
+        op: The op that it applies.
         name: A name for people: the host's node or module name. Not necessarily unique.
-        origin: The host's own node(s) when this node still means exactly these, else ``None``.
+        origin: The frontend's record of the host node or nodes that this node is equal to; ``None`` once it was
+            rewritten.
     """
 
     __slots__ = ("_inputs", "_next", "_outputs", "_prev", "graph", "name", "op", "origin")
@@ -110,12 +111,12 @@ class Node:
 
     @property
     def inputs(self) -> tuple[Value | None, ...]:
-        """The values read; ``None`` for an optional input that is left out."""
+        """The values that it reads; ``None`` for an optional input that is left out."""
         return self._inputs
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """The values made."""
+        """The values that it produces."""
         return self._outputs
 
     @property
@@ -129,11 +130,11 @@ class Node:
         return tuple(v.type if v is not None else None for v in self._inputs)
 
     def input(self, index: int) -> Value | None:
-        """An input, or ``None`` when it is left out."""
+        """The input at an index, or ``None`` when it is left out."""
         return self._inputs[index] if index < len(self._inputs) else None
 
     def required(self, index: int) -> Value:
-        """An input that the op always has.
+        """The input at an index, for inputs that the op always has.
 
         Raises:
             GraphError: If it is left out.
@@ -150,10 +151,40 @@ class Node:
 
 
 def sketch(op: Op, inputs: Sequence[Value | None], name: str = "") -> Node:
-    """A node outside any graph, without results: to ask about it before it is made."""
+    """A node that belongs to no graph and has no results, to ask a target whether it could write such a node."""
     node = Node(op, name or op.name)
     node._inputs = tuple(inputs)
     return node
+
+
+def check_arity(op: Op, count: int) -> None:
+    """Check that an op takes this number of inputs.
+
+    Raises:
+        GraphError: If it does not.
+    """
+    low, high = op.arity
+    if count < low or (high is not None and count > high):
+        expected = (
+            f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
+        )
+        raise GraphError(f"{op.name} takes {expected} inputs, not {count}")
+
+
+def _result_types(
+    op: Op, inputs: Sequence[Value | None], given: Sequence[TensorType] | None
+) -> tuple[TensorType, ...]:
+    """The inferred types, completed by the given ones."""
+    inferred = op.infer([v.type if v is not None else None for v in inputs])
+    if inferred is None:
+        if given is None:
+            raise GraphError(f"{op.name} cannot infer its result types: give them")
+        return tuple(given)
+    if given is None:
+        return inferred
+    if len(given) != len(inferred):
+        raise GraphError(f"{op.name} has {len(inferred)} results, not {len(given)}")
+    return tuple(i.refined(t) for i, t in zip(inferred, given, strict=True))
 
 
 class Graph:
@@ -161,11 +192,10 @@ class Graph:
 
     Attributes:
         name: A name for people.
-        output_names: The host's names of the outputs, which stay whatever value is returned.
-        host: The frontend's record of the whole host model, which targets emit from.
-        notes: What the frontend could not see for want of shapes or types, one line each.
-        derived: What an analysis found of constants that nodes compute; empty again when such a node reads something
-            else.
+        output_names: The host's names of the outputs. They stay when an output is replaced by another value.
+        host: The frontend's record of the whole host model; targets emit from it.
+        notes: What the frontend could not read because shapes or types are missing, one line each.
+        derived: Cache for analyses of constants that nodes compute; cleared when such a node changes its inputs.
     """
 
     def __init__(self, name: str = "graph") -> None:
@@ -187,17 +217,17 @@ class Graph:
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """The values that the caller gives."""
+        """The values that the caller passes in."""
         return tuple(self._inputs)
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """The values that the caller gets."""
+        """The values that the graph returns."""
         return tuple(self._outputs)
 
     @property
     def constants(self) -> tuple[Value, ...]:
-        """The constants that no node computes, in order of creation, unused ones included."""
+        """The constants without a producer, in order of creation, unused ones included."""
         return tuple(self._constants.values())
 
     @property
@@ -207,7 +237,7 @@ class Graph:
         while node is not None:
             yield node
             node = node._next
-            # From a removed node, the links that it kept lead back to what is left.
+            # A removed node keeps its links: they lead back to a node that is still there.
             while node is not None and node.graph is not self:
                 node = node._next
 
@@ -215,7 +245,7 @@ class Graph:
         return self._count
 
     def value(self, name: str) -> Value:
-        """The value with this name (looks through the whole graph).
+        """The value with this name, found by a search through the whole graph.
 
         Raises:
             KeyError: If there is none.
@@ -226,16 +256,16 @@ class Graph:
         raise KeyError(f"graph {self.name} has no value %{name}")
 
     def values(self) -> Iterator[Value]:
-        """All values: inputs, constants, results."""
+        """All values: inputs, plain constants, results of nodes."""
         yield from self._inputs
         yield from self._constants.values()
         for node in self.nodes:
             yield from node._outputs
 
-    # Building. These keep the links; they do not record changes (the Rewriter does).
+    # Building. These functions keep the links consistent; recording changes is left to the Rewriter.
 
     def unique_name(self, hint: str) -> str:
-        """A value name that is free: ``hint``, or ``hint_1``, ``hint_2``, ..."""
+        """A name that no value has: ``hint``, or ``hint_1``, ``hint_2``, ..."""
         name = hint or "v"
         if name not in self._names:
             return name
@@ -286,14 +316,13 @@ class Graph:
         """Add a node: at the end, or beside another node.
 
         Args:
-            op: What it computes.
-            inputs: What it reads.
+            op: The op that it applies.
+            inputs: The values that it reads.
             name: A name for people; the first output's name when empty.
-            types: The result types; inferred from the op when not given. Given types are refined by
-                what the op infers.
+            types: The result types, for what the op cannot infer.
             output_names: Hints for the names of the results.
-            before: Place it in front of this node.
-            after: Place it behind this node.
+            before: Insert the new node before this node.
+            after: Insert the new node after this node.
 
         Raises:
             GraphError: If the number of inputs or results does not fit the op.
@@ -303,20 +332,9 @@ class Graph:
         if beside is not None and beside.graph is not self:
             raise GraphError(f"{beside.name} is not (or no longer) in this graph")
         node = Node(op, name)
-        low, high = op.arity
-        if len(inputs) < low or (high is not None and len(inputs) > high):
-            raise GraphError(f"{op.name} takes {low} to {high} inputs, not {len(inputs)}")
-        inferred = op.infer([v.type if v is not None else None for v in inputs])
-        if inferred is None:
-            if types is None:
-                raise GraphError(f"{op.name} needs its result types given")
-            inferred = tuple(types)
-        elif types is not None:
-            if len(types) != len(inferred):
-                raise GraphError(f"{op.name} has {len(inferred)} results, not {len(types)}")
-            inferred = tuple(i.refined(t) for i, t in zip(inferred, types, strict=True))
+        check_arity(op, len(inputs))
         outputs = []
-        for i, type_ in enumerate(inferred):
+        for i, type_ in enumerate(_result_types(op, inputs, types)):
             hint = output_names[i] if i < len(output_names) else (name or op.name.lower())
             value = self._new_value(hint, type_)
             value.producer = node
@@ -358,12 +376,12 @@ class Graph:
             self._last = node._prev
         else:
             node._next._prev = node._prev
-        # The removed node keeps its own links, so that a walk that stands on it can go on.
+        # The removed node keeps its own links, so that an iteration that stands on it can go on.
         node.graph = None
         self._count -= 1
 
     def _set_inputs(self, node: Node, inputs: tuple[Value | None, ...]) -> None:
-        self._forget(node)
+        self._invalidate(node)
         for i, value in enumerate(node._inputs):
             if value is not None:
                 del value._uses[(node, i)]
@@ -372,13 +390,13 @@ class Graph:
             if value is not None:
                 value._uses[(node, i)] = None
 
-    def _forget(self, node: Node) -> None:
-        """What was derived of constants holds no more when a node that computes some reads something else."""
+    def _invalidate(self, node: Node) -> None:
+        """Clear ``derived`` if the node computes a constant: its inputs are about to change."""
         if self.derived and any(v.data is not None for v in node._outputs):
             self.derived.clear()
 
     def _set_input(self, node: Node, index: int, value: Value | None) -> None:
-        self._forget(node)
+        self._invalidate(node)
         old = node._inputs[index]
         if old is not None:
             del old._uses[(node, index)]
@@ -394,7 +412,7 @@ class Graph:
     def _remove(self, node: Node) -> None:
         for value in node._outputs:
             if value.use_count:
-                raise GraphError(f"%{value.name} is still used, its node cannot be removed")
+                raise GraphError(f"%{value.name} is still used: its node cannot be removed")
         self._set_inputs(node, ())
         for value in node._outputs:
             self._names.discard(value.name)
@@ -409,7 +427,7 @@ class Graph:
     # Whole graphs.
 
     def clone(self) -> Graph:
-        """A copy with its own structure; tensors, origins and the host record are shared."""
+        """A copy with its own nodes and values; tensors, origins and the host record are shared."""
         other = Graph(self.name)
         other.host = self.host
         other.notes = list(self.notes)
@@ -433,7 +451,7 @@ class Graph:
             other._set_inputs(twin, tuple(None if v is None else values[v] for v in node._inputs))
         for value in self._constants.values():
             if value.bases:
-                # What was removed since is nobody's base any more.
+                # A base may have been removed from the graph in the meantime.
                 values[value].bases = tuple(values[b] for b in value.bases if b in values)
         for value, name in zip(self._outputs, self.output_names, strict=True):
             other.add_output(values[value], name)
@@ -442,26 +460,26 @@ class Graph:
         return other
 
     def adopt(self, other: Graph) -> None:
-        """Become ``other``, which must not be used afterwards (how a failed pass is rolled back)."""
+        """Take over the content of ``other``, which must not be used afterwards; rolls back a failed pass."""
         for node in self.nodes:
             node.graph = None
         self.__dict__.update(other.__dict__)
-        place = self._first
-        while place is not None:
-            place.graph = self
-            place = place._next
+        adopted = self._first
+        while adopted is not None:
+            adopted.graph = self
+            adopted = adopted._next
 
     def to_networkx(self, constants: bool = False) -> networkx.MultiDiGraph[Any]:
         """The graph as a networkx multigraph, to analyse or draw it with the ecosystem's tools.
 
-        Nodes are named like the graph's nodes, inputs and outputs (with ``_1``, ``_2``, ... behind names that occur
-        again) and carry ``op`` (``"Conv"``; ``"Input"``, ``"Output"``, ``"Constant"``), ``payload`` (the op with its
-        attributes), ``type`` (element type and shape of the results) and ``macs`` (where they are known). An edge for
-        each tensor that is read carries ``tensor``, ``type`` and ``input``, the place among the reader's inputs. All
-        attributes are strings and integers, which every format of networkx can store.
+        Each node, input and output of the graph becomes a node of that name (``_1``, ``_2``, ... is added to a name that
+        occurs again) with the attributes ``op`` (``"Conv"``; ``"Input"``, ``"Output"``, ``"Constant"``), ``payload`` (the
+        op with its attributes), ``type`` (element type and shape of the results) and ``macs`` (where known). Each tensor
+        that a node reads becomes an edge with the attributes ``tensor``, ``type`` and ``input`` (the index among the
+        reader's inputs). All attributes are strings and integers, which every format of networkx can store.
 
         Args:
-            constants: Give constants nodes of their own.
+            constants: Make a node for each constant too.
 
         Raises:
             MissingExtra: If networkx is not installed.

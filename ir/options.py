@@ -1,9 +1,9 @@
 """Options of passes and targets: the fields of a frozen dataclass.
 
-An option is declared once, as a field: the annotation gives its type, choices (``Literal``) and bounds
-(``Annotated[int, Bounds(at_least=2)]``), the default is the field's, and the help text is what the class's docstring
-says of it under ``Attributes``. Pipeline text, Python calls, the command line and ``graphshrink passes`` all read it from
-there. Text spells options ``name{first-option=1,words=[a,b]}``.
+An option is declared once, as a field: the annotation gives its type, its choices (``Literal``) and its bounds
+(``Annotated[int, Bounds(at_least=2)]``), the field gives its default, and the ``Attributes`` section of the class's
+docstring gives its help. Pipeline text, Python calls, the command line and ``graphshrink passes`` all use this
+declaration. In text, options are written ``name{first-option=1,items=[a,b]}``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .errors import read_number
 
 
 class OptionError(ValueError):
-    """An option is unknown, or its value is of the wrong type, none of the choices or out of bounds."""
+    """An option is unknown, or its value has the wrong type, is none of the choices or is out of bounds."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Bounds:
     """Limits of a number, as an annotation: ``Annotated[int, Bounds(at_least=2)]``.
 
     Attributes:
-        at_least: The smallest value that is allowed.
-        above: A value that it must exceed.
-        at_most: The largest value that is allowed.
-        below: A value that it must stay under.
+        at_least: The smallest allowed value.
+        above: An exclusive lower limit.
+        at_most: The largest allowed value.
+        below: An exclusive upper limit.
     """
 
     at_least: float | None = None
@@ -43,7 +43,7 @@ class Bounds:
     below: float | None = None
 
     def problem(self, value: float) -> str:
-        """What is wrong with a value, such as ``"must be at least 2"``; empty if nothing is."""
+        """The limits that a value violates, as ``"must be at least 2"``; empty if it violates none."""
         holds = (
             self.at_least is None or value >= self.at_least,
             self.above is None or value > self.above,
@@ -62,8 +62,19 @@ class Bounds:
         return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
 
 
+@dataclass(frozen=True)
+class Metavar:
+    """How help texts show a value, as an annotation: ``Annotated[str, Metavar("NAME:1x3x224x224")]``.
+
+    Attributes:
+        text: The form of the value.
+    """
+
+    text: str
+
+
 class PythonOnly:
-    """An annotation: the option is for Python calls, and neither text nor the command line has it."""
+    """An annotation: the option exists in Python only, not in text and not on the command line."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,9 @@ class Option:
 
     Attributes:
         field: The name of the field.
-        hint: Its annotation.
-        default: Its default; ``dataclasses.MISSING`` if it must be given.
-        help: What it does, one line.
+        hint: The annotation of the field.
+        default: The default; ``dataclasses.MISSING`` if there is none.
+        help: The help text, one line.
     """
 
     field: str
@@ -89,26 +100,38 @@ class Option:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values that it may have, if it is one of a few."""
-        plain, _ = _bare(self.hint)
+        """The allowed values, for an option with choices; else empty."""
+        plain, _ = _unwrap(self.hint)
         return typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()
 
     @property
     def python_only(self) -> bool:
-        """Whether it can be given in Python alone."""
-        return any(isinstance(m, PythonOnly) or m is PythonOnly for m in _bare(self.hint)[1])
+        """Whether the option exists in Python only."""
+        return any(isinstance(m, PythonOnly) or m is PythonOnly for m in _unwrap(self.hint)[1])
+
+    @property
+    def metavar(self) -> str:
+        """How help texts show a value: ``"refuse|cast"``, ``"NAME"``, ``"INT"``."""
+        plain, extra = _unwrap(self.hint)
+        for given in extra:
+            if isinstance(given, Metavar):
+                return given.text
+        if self.choices:
+            return "|".join(option_text(c) for c in self.choices)
+        names = {int: "INT", float: "NUMBER", str: "TEXT"}
+        return names.get(plain, "VALUE")
 
     @property
     def takes(self) -> str:
-        """What it takes, in words: ``"int, at least 2"``, ``"one of refuse, pad"``."""
-        return _shown(self.hint)
+        """The allowed values as text: ``"int, at least 2"``, ``"one of refuse, pad"``."""
+        return _hint_text(self.hint)
 
 
 _KNOWN: WeakKeyDictionary[type, tuple[Option, ...]] = WeakKeyDictionary()
 
 
 def options_of(cls: type) -> tuple[Option, ...]:
-    """The options of a dataclass, in order; none for another class."""
+    """The options of a dataclass, in order of definition; empty for other classes."""
     if cls not in _KNOWN:
         _KNOWN[cls] = _read_options(cls)
     return _KNOWN[cls]
@@ -119,9 +142,9 @@ def _read_options(cls: Any) -> tuple[Option, ...]:
         return ()
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError:  # A class inside a function, with annotations that are found there alone.
+    except NameError:  # The class is defined in a function, and its annotations name local classes.
         hints = {f.name: f.type for f in fields(cls)}
-    help_texts = attributes(inspect.getdoc(cls) or "")
+    help_texts = _attribute_docs(inspect.getdoc(cls) or "")
     return tuple(
         Option(f.name, hints[f.name], f.default, help_texts.get(f.name, ""))
         for f in fields(cls)
@@ -129,8 +152,8 @@ def _read_options(cls: Any) -> tuple[Option, ...]:
     )
 
 
-def attributes(doc: str) -> dict[str, str]:
-    """What a Google-style docstring says of each attribute, each on one line."""
+def _attribute_docs(doc: str) -> dict[str, str]:
+    """The description of each attribute in a Google-style docstring, each joined to one line."""
     _, _, section = doc.partition("\nAttributes:\n")
     found: dict[str, str] = {}
     name = ""
@@ -146,38 +169,41 @@ def attributes(doc: str) -> dict[str, str]:
     return found
 
 
-def check_options(made: Any, owner: str) -> None:
+def check_options(instance: Any, owner: str) -> None:
     """Check the values of all options of an instance; lists become tuples, so that it stays hashable.
 
-    Fields whose annotation is not made of plain types are left alone.
+    Values of fields with other annotations (classes, callables) are not checked.
 
     Args:
-        made: The instance.
-        owner: Whose options they are, for errors: ``"pass 'pivot'"``.
+        instance: The instance of a dataclass.
+        owner: The pass or target, for errors: ``"pass 'pivot'"``.
 
     Raises:
-        OptionError: If a value is of the wrong type, none of the choices or out of bounds.
+        OptionError: If a value has the wrong type, is none of the choices or is out of bounds.
     """
-    for option in options_of(type(made)):
-        value = getattr(made, option.field)
+    for option in options_of(type(instance)):
+        value = getattr(instance, option.field)
         try:
-            fitted = _fit(value, option.hint)
+            checked = _checked(value, option.hint)
         except _OutOfBounds as error:
             text = f"option {option.name!r} {error}, not {option_text(value)}"
             raise OptionError(f"{owner}: {text}") from None
         except TypeError:
-            raise OptionError(f"{owner}: {_refused(option, value)}") from None
-        if fitted is not value:
-            object.__setattr__(made, option.field, fitted)
+            raise OptionError(f"{owner}: {_refusal(option, value)}") from None
+        if checked is not value:
+            object.__setattr__(instance, option.field, checked)
 
 
 def parse_options(cls: type, texts: Sequence[tuple[str, str]], owner: str) -> dict[str, Any]:
-    """Values by field name, from pairs of option name and text.
+    """Parse options given as text.
 
     Args:
-        cls: The dataclass whose options they are.
-        texts: Names as text spells them, and the text of each value.
-        owner: Whose options they are, for errors: ``"pass 'pivot'"``.
+        cls: The dataclass that declares the options.
+        texts: Pairs of option name (``max-kernel``) and text of the value.
+        owner: The pass or target, for errors: ``"pass 'pivot'"``.
+
+    Returns:
+        The values by field name.
 
     Raises:
         OptionError: If a name is unknown or given twice, or a text does not fit the type.
@@ -193,20 +219,20 @@ def parse_options(cls: type, texts: Sequence[tuple[str, str]], owner: str) -> di
         try:
             values[option.field] = parse_value(text, option.hint)
         except ValueError:
-            raise OptionError(f"{owner}: {_refused(option, text)}") from None
+            raise OptionError(f"{owner}: {_refusal(option, text)}") from None
     return values
 
 
 def parse_value(text: str, hint: Any) -> Any:
-    """A value from its text.
+    """Parse a value of an annotated type.
 
     Raises:
         ValueError: If the text does not fit the annotation.
     """
-    hint, _ = _bare(hint)
+    hint, _ = _unwrap(hint)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, UnionType):
-        # Anything is a string: try what is narrower first.
+        # Every text is a str: try the other types first.
         for part in sorted(typing.get_args(hint), key=lambda part: part is str):
             try:
                 return parse_value(text, part)
@@ -240,38 +266,38 @@ def parse_value(text: str, hint: Any) -> Any:
 
 
 def option_text(value: Any) -> str:
-    """An option's value as text spells it."""
+    """The text form of an option's value, which :func:`parse_value` reads back."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return f"[{','.join(option_text(v) for v in value)}]"
     text = str(value)
-    # A word that would be read as something else than a word is quoted too.
+    # Strings that would be read as None, a bool or a number are quoted too.
     plain = re.fullmatch(r"[^\s,{}\[\]\"\\=]+", text) and not (
         isinstance(value, str) and re.fullmatch(r"None|true|false|[-+]?(\d.*|\.\d.*|inf|nan)", text)
     )
     return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def options_text(made: Any) -> str:
-    """The options of an instance that differ from their defaults, ``{a=1,b=[x,y]}``; empty if none does."""
+def options_text(instance: Any) -> str:
+    """The text form ``{a=1,b=[x,y]}`` of an instance's options that differ from their defaults; empty if none does."""
     changed = [
-        f"{o.name}={option_text(getattr(made, o.field))}"
-        for o in options_of(type(made))
-        if getattr(made, o.field) != o.default
+        f"{o.name}={option_text(getattr(instance, o.field))}"
+        for o in options_of(type(instance))
+        if getattr(instance, o.field) != o.default
     ]
     return f"{{{','.join(changed)}}}" if changed else ""
 
 
 def split_items(text: str, whole: str) -> list[str]:
-    """Cut at commas that stand outside braces, brackets and quotes.
+    """Split a text at the commas outside braces, brackets and quotes.
 
     Args:
-        text: What is cut.
-        whole: What it is part of, for the error.
+        text: The text to split.
+        whole: The text that it is part of, for the error.
 
     Raises:
-        OptionError: If braces or quotes do not match, or an item is empty.
+        OptionError: If braces or quotes do not match, or if an item is empty.
     """
     items, depth, quoted, escaped, start = [], 0, False, False, 0
     for i, char in enumerate(text):
@@ -304,7 +330,7 @@ def split_items(text: str, whole: str) -> list[str]:
 
 
 def split_named(text: str) -> tuple[str, str | None]:
-    """A name and the text between the braces behind it; ``None`` without braces.
+    """Split ``name{...}`` into the name and the text in braces, ``None`` if there are no braces.
 
     Raises:
         OptionError: If the text is neither ``name`` nor ``name{...}``.
@@ -316,10 +342,14 @@ def split_named(text: str) -> tuple[str, str | None]:
 
 
 def option_pairs(text: str, whole: str) -> list[tuple[str, str]]:
-    """Pairs of name and value from ``a=1,b``; an option without a value is true.
+    """Split ``a=1,b`` into pairs of name and text of the value; an option without a value is ``true``.
+
+    Args:
+        text: The text to split.
+        whole: The text that it is part of, for the error.
 
     Raises:
-        OptionError: If braces or quotes do not match, or an item is empty.
+        OptionError: If braces or quotes do not match, or if an item is empty.
     """
     pairs = []
     for item in split_items(text, whole):
@@ -329,40 +359,41 @@ def option_pairs(text: str, whole: str) -> list[tuple[str, str]]:
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """``"; did you mean ...?"`` for a word that is nearly a known one, else a list of the known ones."""
+    """The end of an error about an unknown word: the most similar known word, or a list of all known words."""
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known are {', '.join(sorted(known))}" if known else "; there are none"
 
 
-def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without ``Annotated``, and what that added."""
+def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The type and the metadata of an ``Annotated`` type; any other type without metadata."""
     extra: tuple[Any, ...] = getattr(hint, "__metadata__", ())
     return (typing.get_args(hint)[0], extra) if extra else (hint, ())
 
 
 class _OutOfBounds(ValueError):
-    """A number is of the right type but not allowed."""
+    """A number has the right type but a value that is not allowed."""
 
 
-def _fit(value: Any, hint: Any) -> Any:
-    """The value as its annotation wants it.
+def _checked(value: Any, hint: Any) -> Any:
+    """The value, with lists as tuples, after checks against the annotation.
 
     Raises:
-        TypeError: If it is of another type, or none of the choices.
+        TypeError: If it has another type or is none of the choices.
+        _OutOfBounds: If it is a number that is not allowed.
     """
-    plain, extra = _bare(hint)
+    plain, extra = _unwrap(hint)
     origin = typing.get_origin(plain)
     if origin in (typing.Union, UnionType):
-        return _fit_union(value, typing.get_args(plain))
+        return _checked_union(value, typing.get_args(plain))
     if origin is typing.Literal:
         if not any(type(value) is type(c) and value == c for c in typing.get_args(plain)):
             raise TypeError
     elif origin is tuple and len(typing.get_args(plain)) == 2 and typing.get_args(plain)[1] is ...:
         if not isinstance(value, (tuple, list)):
             raise TypeError
-        items = [_fit(v, typing.get_args(plain)[0]) for v in value]
+        items = [_checked(v, typing.get_args(plain)[0]) for v in value]
         same = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
         return value if same else tuple(items)
     elif plain is float:
@@ -382,11 +413,11 @@ def _fit(value: Any, hint: Any) -> Any:
     return value
 
 
-def _fit_union(value: Any, parts: tuple[Any, ...]) -> Any:
+def _checked_union(value: Any, parts: tuple[Any, ...]) -> Any:
     problem: Exception = TypeError()
     for part in parts:
         try:
-            return _fit(value, part)
+            return _checked(value, part)
         except TypeError:
             continue
         except _OutOfBounds as error:
@@ -394,20 +425,20 @@ def _fit_union(value: Any, parts: tuple[Any, ...]) -> Any:
     raise problem
 
 
-def _refused(option: Option, value: Any) -> str:
-    given = repr(value)
-    near = ""
+def _refusal(option: Option, value: Any) -> str:
+    """The error message for a value that an option does not take."""
+    hint = ""
     if option.choices and isinstance(value, str):
         close = difflib.get_close_matches(value, [str(c) for c in option.choices], n=1)
-        near = f"; did you mean {close[0]!r}?" if close else ""
-    if isinstance(value, str) and _is_odd_number(value):
-        near = "; numbers are finite and in plain digits"
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+    if isinstance(value, str) and _is_unusual_number(value):
+        hint = "; numbers are finite and in plain digits"
     verb = "is" if option.choices else "takes"
-    return f"option {option.name!r} {verb} {option.takes}, not {given}{near}"
+    return f"option {option.name!r} {verb} {option.takes}, not {value!r}{hint}"
 
 
-def _is_odd_number(text: str) -> bool:
-    """Whether Python would read a text as a number that options do not take."""
+def _is_unusual_number(text: str) -> bool:
+    """Whether Python reads a text as a number, but options do not."""
     try:
         number = float(text)
     except ValueError:
@@ -415,21 +446,22 @@ def _is_odd_number(text: str) -> bool:
     return not text.isascii() or not math.isfinite(number) or "_" in text
 
 
-def _shown(hint: Any) -> str:
-    plain, extra = _bare(hint)
+def _hint_text(hint: Any) -> str:
+    """The allowed values of an annotation as text."""
+    plain, extra = _unwrap(hint)
     origin = typing.get_origin(plain)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(c) for c in typing.get_args(plain))
     if origin in (typing.Union, UnionType):
-        return " or ".join(_shown(part) for part in typing.get_args(plain))
+        return " or ".join(_hint_text(part) for part in typing.get_args(plain))
     if origin is tuple:
-        return f"a list of {_shown(typing.get_args(plain)[0])}"
-    word = "None" if plain is type(None) else getattr(plain, "__name__", str(plain))
+        return f"a list of {_hint_text(typing.get_args(plain)[0])}"
+    type_name = "None" if plain is type(None) else getattr(plain, "__name__", str(plain))
     bounds = [str(b) for b in extra if isinstance(b, Bounds)]
-    return ", ".join([word, *bounds])
+    return ", ".join([type_name, *bounds])
 
 
 __all__ = [
-    "Bounds", "Option", "OptionError", "PythonOnly", "check_options", "option_pairs", "option_text", "options_of",
+    "Bounds", "Metavar", "Option", "OptionError", "PythonOnly", "check_options", "option_pairs", "option_text", "options_of",
     "options_text", "parse_options", "parse_value", "split_items", "split_named", "suggestion",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The only way to change a graph: counts what changed and remembers what was refused, and why."""
+"""The rewriter: the only way for passes to change a graph. It counts changes and records refusals with reasons."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .exactness import Exactness
-from .graph import Graph, GraphError, Node, Value
+from .graph import Graph, GraphError, Node, Value, check_arity
 from .ops import Op
 from .tensor import Tensor
 from .types import TensorType
 
 
-def _writes_all(node: Node) -> str | None:
+def _always_writable(_node: Node) -> str | None:
     return None
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A rewrite that was considered and not made."""
+    """A rewrite that a pass considered and did not make.
+
+    Attributes:
+        node: The name of the node.
+        reason: Why not, in words.
+        op: The name of the node's op.
+    """
 
     node: str
     reason: str
@@ -28,14 +34,14 @@ class Refusal:
 
 @dataclass
 class Rewrite:
-    """A rewrite that was made.
+    """A rewrite that a pass made.
 
     Attributes:
-        what: What was done, for people ("fold Scale into Conv").
-        nodes: The names of the nodes it was about.
-        exactness: The promise it keeps.
-        mutations: How many elementary changes it took.
-        measures: What was measured of it, by name ("output error"); for the report.
+        what: A description for people ("fold Scale into Conv").
+        nodes: The names of the rewritten nodes.
+        exactness: Its exactness class.
+        mutations: The number of elementary changes.
+        measures: Measured numbers by name ("output error"), for the report.
     """
 
     what: str
@@ -51,24 +57,25 @@ class Rewriter:
 
     Attributes:
         graph: The graph.
-        exactness: The class of changes that are made outside :meth:`rewrite`.
-        rewrites: What was done, oldest first.
-        refusals: What was not done and why, oldest first; one line for one node and reason.
-        mutations: The number of elementary changes; 0 means that the graph is as it was.
-        unwritable: Why the target cannot write a node, or ``None``; passes ask before they make a node that it may refuse.
+        exactness: The exactness class of changes that are made outside :meth:`rewrite`.
+        rewrites: The rewrites made, oldest first.
+        refusals: The rewrites not made, with reasons, oldest first; the same node and reason are listed once.
+        mutations: The number of elementary changes; 0 means that the graph is unchanged.
+        unwritable: Returns the reason why the target cannot write a node, or ``None``. Passes ask it, with a
+            :func:`sketch`, before they make a node that the target may lack.
     """
 
     graph: Graph
     exactness: Exactness = Exactness.EXACT
     rewrites: list[Rewrite] = field(default_factory=list)
     mutations: int = 0
-    unwritable: Callable[[Node], str | None] = _writes_all
+    unwritable: Callable[[Node], str | None] = _always_writable
     _refusals: dict[Refusal, None] = field(default_factory=dict)
     _current: Rewrite | None = None
 
     @property
     def refusals(self) -> list[Refusal]:
-        """What was not done, and why."""
+        """The rewrites not made, with reasons, oldest first."""
         return list(self._refusals)
 
     @property
@@ -78,13 +85,13 @@ class Rewriter:
 
     @property
     def worst(self) -> Exactness:
-        """The weakest promise among the rewrites made."""
+        """The weakest exactness class among the rewrites made."""
         return max((r.exactness for r in self.rewrites), default=Exactness.EXACT)
 
     # Recording.
 
     def skip(self, node: Node, reason: str) -> None:
-        """Record that ``node`` was left as it is, and why."""
+        """Record that the pass leaves ``node`` as it is, with the reason."""
         self._refusals.setdefault(Refusal(node.name, reason, node.op.name))
 
     @contextmanager
@@ -98,16 +105,19 @@ class Rewriter:
         """Group the changes made inside the ``with`` block as one rewrite.
 
         Args:
-            what: What is done, for people.
-            nodes: The nodes it is about.
-            exactness: The promise; the rewriter's own class when not given.
-            measures: What was measured of it, by name.
+            what: A description for people.
+            nodes: The nodes that are rewritten.
+            exactness: The exactness class; the rewriter's own when not given.
+            measures: Measured numbers by name.
+
+        Raises:
+            GraphError: If another rewrite is open.
         """
         if self._current is not None:
             raise GraphError(f"a rewrite is already under way: {self._current.what}")
         names = tuple(n.name for n in nodes)
-        promise = self.exactness if exactness is None else exactness
-        self._current = Rewrite(what, names, promise, measures=dict(measures or {}))
+        kind = self.exactness if exactness is None else exactness
+        self._current = Rewrite(what, names, kind, measures=dict(measures or {}))
         try:
             yield self._current
         finally:
@@ -115,7 +125,7 @@ class Rewriter:
                 self.rewrites.append(self._current)
             self._current = None
 
-    def _touch(self, what: str, name: str) -> None:
+    def _record(self, what: str, name: str) -> None:
         self.mutations += 1
         if self._current is not None:
             self._current.mutations += 1
@@ -125,9 +135,9 @@ class Rewriter:
     # Changing.
 
     def constant(self, data: Tensor, name: str = "c") -> Value:
-        """A new constant."""
+        """Add a constant and return it."""
         value = self.graph.add_constant(data, name)
-        self._touch("add constant", value.name)
+        self._record("add constant", value.name)
         return value
 
     def insert(
@@ -140,41 +150,37 @@ class Rewriter:
         name: str = "",
         types: Sequence[TensorType] | None = None,
     ) -> Node:
-        """A new node beside another one (at the end when neither is given).
+        """Insert a node before or after another one (at the end when neither is given) and return it.
 
         Raises:
-            GraphError: If the inputs do not fit the op's number of inputs.
+            GraphError: If the number of inputs does not fit the op.
             InferenceError: If the inputs do not fit the op.
         """
         node = self.graph.append(op, inputs, before=before, after=after, name=name, types=types)
-        self._touch(f"insert {op.name}", node.name)
+        self._record(f"insert {op.name}", node.name)
         return node
 
     def replace(
         self, node: Node, op: Op, inputs: Sequence[Value | None], *, name: str | None = None
     ) -> Node:
-        """Make ``node`` compute something else; its results keep their names and users.
+        """Give ``node`` another op and other inputs; its results keep their names and users.
 
-        The origin is dropped. Types are inferred anew; a result whose type would contradict the known
-        one is an error.
+        The origin is dropped and the result types are inferred again.
 
         Raises:
-            GraphError: If the number of inputs does not fit the op, or the number or the types of the
-                results would change; the node is then as it was.
+            GraphError: If the number of inputs does not fit the op, or if the number of results would change or their
+                types would contradict the known ones. The node is then unchanged.
             InferenceError: If the inputs do not fit the op.
         """
-        self._own(node)
-        low, high = op.arity
-        if len(inputs) < low or (high is not None and len(inputs) > high):
-            raise GraphError(f"{op.name} takes {low} to {high} inputs, not {len(inputs)}")
+        self._check_owned(node)
+        check_arity(op, len(inputs))
         inferred = op.infer([v.type if v is not None else None for v in inputs])
         if inferred is not None:
-            if len(inferred) != len(node.outputs):
-                raise GraphError(f"{op.name} cannot stand for {node.op.name} {node.name}")
+            _check_count(node, op, inferred)
             for value, type_ in zip(node.outputs, inferred, strict=True):
                 if not value.type.accepts(type_):
                     raise GraphError(
-                        f"{node.name}: {op.name} gives {type_} where {value.type} is used"
+                        f"{node.name}: {op.name} gives {type_}, but its readers expect {value.type}"
                     )
             for value, type_ in zip(node.outputs, inferred, strict=True):
                 value.type = value.type.refined(type_)
@@ -185,44 +191,46 @@ class Rewriter:
             value.data = None
         if name is not None:
             node.name = name
-        self._touch(f"replace by {op.name}", node.name)
+        self._record(f"replace by {op.name}", node.name)
         return node
 
     def resize(self, node: Node, op: Op, inputs: Sequence[Value | None]) -> Node:
-        """Like :meth:`replace` for a node whose results change their sizes.
+        """Like :meth:`replace`, for a change that gives the results other sizes.
 
-        The origin stays where the op does, so that a host module keeps its identity. The results count as made
-        here: they forget what the host calls them. Readers must be seen to by the caller, in topological order.
+        If the op stays the same, so does the origin, and a host module keeps its identity. The results lose their
+        host names. The caller must update the readers, in topological order.
 
         Raises:
-            GraphError: If a result is an output of the graph, or the op does not tell its result types.
+            GraphError: If a result is an output of the graph, if the op cannot infer its result types, or if the number
+                of results would change.
             InferenceError: If the inputs do not fit the op.
         """
-        self._own(node)
+        self._check_owned(node)
         if any(value.is_output for value in node.outputs):
-            raise GraphError(f"{node.name} makes an output of the graph, whose size is a promise")
+            raise GraphError(f"{node.name} makes an output of the graph, which must keep its shape")
         inferred = op.infer([v.type if v is not None else None for v in inputs])
-        if inferred is None or len(inferred) != len(node.outputs):
-            raise GraphError(f"{op.name} cannot stand for {node.op.name} {node.name}")
+        if inferred is None:
+            raise GraphError(f"{node.name}: {op.name} cannot infer its result types")
+        _check_count(node, op, inferred)
         self.graph._set_inputs(node, tuple(inputs))
         for value, type_ in zip(node.outputs, inferred, strict=True):
             value.type, value.data, value.host = type_, None, None
         if op != node.op:
             node.op, node.origin = op, None
-        self._touch(f"resize {op.name}", node.name)
+        self._record(f"resize {op.name}", node.name)
         return node
 
     def set_input(self, node: Node, index: int, value: Value | None) -> None:
-        """Let ``node`` read another value."""
-        self._own(node)
+        """Make ``node`` read another value."""
+        self._check_owned(node)
         if node.inputs[index] is not value:
             self.graph._set_input(node, index, value)
-            self._touch("change an input", node.name)
+            self._record("change an input", node.name)
 
     def replace_uses(self, old: Value, new: Value) -> None:
-        """Let everybody who reads ``old`` read ``new``, the graph's outputs included.
+        """Make all readers of ``old`` read ``new``, the graph's outputs included.
 
-        The outputs keep their names. ``new`` must come before every user of ``old``.
+        The outputs keep their names. ``new`` must be defined before every user of ``old``.
 
         Raises:
             GraphError: If the type of ``new`` contradicts that of ``old``.
@@ -232,7 +240,7 @@ class Rewriter:
         if not old.type.accepts(new.type):
             raise GraphError(f"%{new.name}: {new.type} cannot replace {old.type} of %{old.name}")
         if old.use_count:
-            self._touch("replace a value", old.name)
+            self._record("replace a value", old.name)
         for node, index in old.uses:
             self.graph._set_input(node, index, new)
         if old.is_output:
@@ -241,26 +249,33 @@ class Rewriter:
                     self.graph._set_output(index, new)
 
     def erase(self, node: Node) -> None:
-        """Remove a node whose results nobody reads.
+        """Remove a node whose results are unused.
 
         Raises:
-            GraphError: If a result is still read.
+            GraphError: If a result is still used.
         """
-        self._own(node)
+        self._check_owned(node)
         self.graph._remove(node)
-        self._touch(f"erase {node.op.name}", node.name)
+        self._record(f"erase {node.op.name}", node.name)
 
     def erase_constant(self, value: Value) -> None:
-        """Remove a constant that nobody reads.
+        """Remove an unused constant.
 
         Raises:
-            GraphError: If it is still read or is not a plain constant.
+            GraphError: If it is still used or is not a plain constant.
         """
         if value.producer is not None or value.data is None:
             raise GraphError(f"%{value.name} is not a plain constant")
         self.graph._remove_constant(value)
-        self._touch("erase constant", value.name)
+        self._record("erase constant", value.name)
 
-    def _own(self, node: Node) -> None:
+    def _check_owned(self, node: Node) -> None:
         if node.graph is not self.graph:
             raise GraphError(f"{node.name} is not (or no longer) in this graph")
+
+
+def _check_count(node: Node, op: Op, results: Sequence[TensorType]) -> None:
+    if len(results) != len(node.outputs):
+        raise GraphError(
+            f"{node.name}: {op.name} has {len(results)} results, {node.op.name} has {len(node.outputs)}"
+        )

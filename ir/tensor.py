@@ -1,8 +1,8 @@
-"""Lazy tensor handles: what a constant is, without its numbers until somebody asks.
+"""Lazy tensors: handles of constants whose numbers are loaded or computed on demand.
 
-A handle knows its shape and element type. ``numpy()`` gives the stored numbers; ``float64()`` gives the
-numbers before they were rounded to the storage type, so that a chain of derived tensors (a folded
-batch norm inside a merged convolution) is rounded once, at the end.
+A handle knows its shape and element type. ``numpy()`` returns the numbers in the storage type; ``float64()`` returns them
+before they are rounded to that type, so that a chain of derived tensors (a folded batch norm inside a merged convolution)
+is rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 Array64 = npt.NDArray[np.float64]
 
 _KEEP_BYTES = 1 << 20
-"""A derived tensor up to this size is kept once computed; a larger one is computed again."""
+"""Derived tensors of up to this many bytes are cached once computed; larger ones are computed each time."""
 
 
 class Tensor(ABC):
@@ -30,9 +30,9 @@ class Tensor(ABC):
 
     Attributes:
         shape: The sizes.
-        dtype: The element type that the numbers are stored in.
-        host: The host's own object (a ``TensorProto``, a ``Parameter``, ...) when this handle stands
-            for exactly that object; ``None`` for a tensor made here.
+        dtype: The storage type: the element type of the stored numbers.
+        host: The host's object (a ``TensorProto``, a ``Parameter``, ...) that holds exactly this tensor; ``None``
+            for a tensor that the host does not have.
     """
 
     __slots__ = ("dtype", "host", "shape")
@@ -44,7 +44,7 @@ class Tensor(ABC):
 
     @abstractmethod
     def numpy(self) -> Array:
-        """The numbers in the storage type, shaped; treat the array as read-only."""
+        """The numbers in the storage type, in the tensor's shape; treat the array as read-only."""
 
     def float64(self) -> Array64:
         """The numbers in float64, before any rounding to the storage type; read-only."""
@@ -52,12 +52,12 @@ class Tensor(ABC):
 
     @property
     def hosts(self) -> tuple[object, ...] | None:
-        """The host's own objects that the numbers come from; ``None`` where nobody has said."""
+        """The host's objects that the numbers come from; ``None`` where this is not known."""
         return () if self.host is None else (self.host,)
 
     @property
     def type(self) -> TensorType:
-        """The tensor's type."""
+        """Element type and shape."""
         return TensorType(self.dtype, self.shape)
 
     @property
@@ -90,9 +90,14 @@ class ArrayTensor(Tensor):
 class LazyTensor(Tensor):
     """A tensor that a function loads in its storage type: a mapped file, a host's own weight.
 
-    The function is called each time, nothing is kept: memory follows the tensor at hand, not the model.
-    ``source`` is the tensor whose numbers it only moves, when it was made from one: a weight that is
-    reordered is still a weight.
+    The function is called each time and nothing is cached, so that memory holds one tensor and not the model.
+
+    Args:
+        shape: The sizes.
+        dtype: The storage type.
+        load: Returns the numbers in the storage type.
+        host: The host's object that holds exactly this tensor.
+        source: The tensor whose numbers this one only rearranges, if it was made from one.
     """
 
     __slots__ = ("_load", "source")
@@ -121,15 +126,15 @@ class LazyTensor(Tensor):
 
 
 class DerivedTensor(Tensor):
-    """A tensor that is computed in float64 from others and rounded once, on the way out.
+    """A tensor that is computed in float64, mostly from other tensors, and rounded once, by ``numpy()``.
 
     Args:
         shape: The shape of the result.
         dtype: The storage type that ``numpy()`` rounds to.
-        compute: Gives the numbers in float64; called on demand.
-        write: An optional shortcut to the stored form for large tensors, that avoids the float64 copy:
-            it receives an empty array of the storage type and fills it.
-        sources: The tensors that it is computed from, if that is known; empty for plain numbers.
+        compute: Returns the numbers in float64; called on demand.
+        write: Fills an empty array of the storage type directly. It is optional, and saves the float64 copy of
+            large tensors.
+        sources: The tensors that it is computed from; empty for plain numbers, ``None`` if not known.
     """
 
     __slots__ = ("_compute", "_hosts", "_kept", "_write", "label")
@@ -143,15 +148,13 @@ class DerivedTensor(Tensor):
         sources: Iterable[Tensor | None] | None = None,
     ) -> None:
         super().__init__(shape, dtype)
-        # The host's objects alone: the tensors in between need not stay.
-        self._hosts = (
-            None if sources is None else _united(s.hosts for s in sources if s is not None)
-        )
+        # Only the host's objects are kept, so that the tensors in between can be freed.
+        self._hosts = None if sources is None else _union(s.hosts for s in sources if s is not None)
         self._compute = compute
         self._write = write
         self._kept: Array64 | None = None
         self.label = ""
-        """The name of the constant that it became first, for messages."""
+        """The name of the first constant that holds this tensor, for messages."""
 
     @property
     def hosts(self) -> tuple[object, ...] | None:
@@ -171,7 +174,7 @@ class DerivedTensor(Tensor):
         """The numbers in the storage type.
 
         Raises:
-            ModelError: If finite numbers are beyond the range of that type.
+            ModelError: If a finite number is beyond the range of that type.
         """
         try:
             with np.errstate(over="raise", invalid="ignore"):
@@ -182,17 +185,17 @@ class DerivedTensor(Tensor):
                 return self.float64().astype(self.dtype.numpy)
         except FloatingPointError as error:
             raise ModelError(
-                f"{self.label or 'a constant'}: its computed numbers leave the range of "
+                f"{self.label or 'a constant'}: its computed numbers exceed the range of "
                 f"{self.dtype.value}: leave out the pass that computes them, or scale the weights"
             ) from error
 
 
 class MovedTensor(DerivedTensor):
-    """The numbers of a computed tensor in another order.
+    """The numbers of another tensor in another order, for tensors that are computed.
 
     Args:
-        source: The tensor.
-        move: Reorders the elements of an array of its shape, whatever their type.
+        source: The other tensor.
+        move: Reorders the elements of an array of the tensor's shape and of any element type.
     """
 
     __slots__ = ("move", "source")
@@ -204,7 +207,8 @@ class MovedTensor(DerivedTensor):
         )
 
 
-def _united(parts: Iterable[tuple[object, ...] | None]) -> tuple[object, ...] | None:
+def _union(parts: Iterable[tuple[object, ...] | None]) -> tuple[object, ...] | None:
+    """All objects by identity, each once; ``None`` if a part is not known."""
     found: dict[int, object] = {}
     for part in parts:
         if part is None:
@@ -214,7 +218,7 @@ def _united(parts: Iterable[tuple[object, ...] | None]) -> tuple[object, ...] | 
 
 
 class SplatTensor(Tensor):
-    """One number everywhere."""
+    """A tensor with the same number everywhere; it takes no memory."""
 
     __slots__ = ("value",)
 
@@ -227,7 +231,7 @@ class SplatTensor(Tensor):
 
 
 class ElidedTensor(Tensor):
-    """A tensor whose numbers were left out of a text; asking for them is an error."""
+    """A tensor whose numbers the text form left out; reading them is an error."""
 
     __slots__ = ()
 
@@ -239,7 +243,7 @@ class ElidedTensor(Tensor):
 
 
 def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same numbers in another shape."""
+    """The tensor's numbers in another shape."""
     if isinstance(data, DerivedTensor):
         return DerivedTensor(
             shape, data.dtype, lambda: data.float64().reshape(shape), sources=(data,)
@@ -248,5 +252,5 @@ def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def transposed(data: Tensor) -> Tensor:
-    """A matrix with rows and columns exchanged."""
+    """The transpose of a matrix."""
     return LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T, source=data)

@@ -1,4 +1,4 @@
-"""The text form: ``print_graph`` and ``parse`` round-trip.
+"""The text form of graphs: ``print_graph`` and ``parse`` are inverse.
 
 ::
 
@@ -9,9 +9,9 @@
       return y=%z
     }
 
-Constants are ``dense [...]`` (small, or with ``full=True`` all), ``splat 0.5``, ``random 7`` (standard
-normal from that seed; for tests), or ``elided``. Fields at their default are left out. ``as "..."`` gives
-a node name that differs from its first result's.
+A constant is ``dense [...]``, ``splat 0.5``, ``random 7`` (standard normal from that seed; for tests) or, if it is large and
+``full=True`` was not given, ``elided``. Op fields at their default are left out. ``as "..."`` gives the name of a node that
+is not named like its first result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SMALL = 16
 
 
 class TextError(ValueError):
-    """The text is not a graph; the message gives the line."""
+    """The text is not a valid graph; the message gives the line."""
 
 
 def print_graph(graph: Graph, *, full: bool = False, names: bool = True) -> str:
@@ -41,9 +41,9 @@ def print_graph(graph: Graph, *, full: bool = False, names: bool = True) -> str:
 
     Args:
         graph: The graph.
-        full: Print the numbers of every constant, not of small ones only.
-        names: Keep names; else values are numbered in order of appearance, so that two graphs that
-            differ only in names print alike (unused constants are then left out).
+        full: Print the numbers of all constants, not only of small ones.
+        names: Print names. Otherwise values are numbered in order of appearance and unused constants are left out, so
+            that graphs that differ only in names print alike.
     """
     numbers: dict[Value, str] = {}
 
@@ -53,7 +53,7 @@ def print_graph(graph: Graph, *, full: bool = False, names: bool = True) -> str:
         return "%" + value.name if _PLAIN.fullmatch(value.name) else f'%"{_escape(value.name)}"'
 
     inputs = ", ".join(f"{label(v)}: {v.type}" for v in graph.inputs)
-    title = _word(graph.name) if names else "_"
+    title = _quoted(graph.name) if names else "_"
     lines = [f"graph {title}({inputs}) {{"]
     constants = {
         value: _constant_text(value.data, full)
@@ -76,13 +76,14 @@ def print_graph(graph: Graph, *, full: bool = False, names: bool = True) -> str:
                 printed.add(value)
                 lines.append(f"  {label(value)}: {value.type} = {constants[value]}")
     returned = ", ".join(
-        f"{_word(name)}={label(v)}" if names else label(v)
+        f"{_quoted(name)}={label(v)}" if names else label(v)
         for name, v in zip(graph.output_names, graph.outputs, strict=True)
     )
     return "\n".join([*lines, f"  return {returned}".rstrip(), "}"]) + "\n"
 
 
-def _word(name: str) -> str:
+def _quoted(name: str) -> str:
+    """A name, in quotes unless it is a plain word."""
     return name if _WORD.fullmatch(name) else f'"{_escape(name)}"'
 
 
@@ -113,7 +114,7 @@ def _literal(value: Any) -> str:
         return f"[{', '.join(_literal(v) for v in value)}]"
     if isinstance(value, complex):
         return _literal((value.real, value.imag))
-    # NumPy's numbers print their type too.
+    # The repr of a NumPy number would include its type.
     return repr(float(value)) if isinstance(value, float) else repr(int(value))
 
 
@@ -134,7 +135,7 @@ def _as_str(value: Any) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-# A colon at the end of a value's name would be taken for the one in front of its type.
+# A value name must not end in a colon: a colon separates the name from the type.
 _PLAIN = re.compile(r"[A-Za-z0-9_.$/:]*[A-Za-z0-9_.$/]")
 _WORD = re.compile(r"(?!(?:inf|nan)\b)[A-Za-z_][A-Za-z0-9_.$/]*")
 _TOKEN = re.compile(
@@ -149,19 +150,21 @@ _TOKEN = re.compile(
 
 
 def parse(text: str, constants: Mapping[str, Any] | None = None) -> Graph:
-    """A graph from its text.
+    """Read a graph from its text form.
 
     Args:
         text: The text form.
-        constants: Arrays for constants by name, in place of what the text says of them.
+        constants: Arrays by name, which replace the numbers that the text gives for these constants.
 
     Raises:
-        TextError: If the text is not a graph.
+        TextError: If the text is not a valid graph.
     """
     return _Parser(text, dict(constants or {})).graph()
 
 
 class _Parser:
+    """A recursive-descent parser over a list of (kind, token, line)."""
+
     def __init__(self, text: str, constants: dict[str, Any]) -> None:
         self.tokens = list(self._lex(text))
         self.at = 0
@@ -290,46 +293,48 @@ class _Parser:
         if names:
             self.take("=")
         line = self.tokens[self.at][2]
-        word = self.take("word")
-        if word in ("dense", "splat", "random", "elided"):
+        kind = self.take("word")
+        if kind in ("dense", "splat", "random", "elided"):
             if len(names) != 1:
                 raise self.fail("one name for a constant")
             try:
-                data = self.constant(word, names[0], types[0])
+                data = self.constant(kind, names[0], types[0])
             except TextError:
                 raise
             except (TypeError, ValueError, ArithmeticError) as error:
                 raise TextError(f"line {line}: constant %{names[0]}: {error}") from error
             self.values[names[0]] = graph.add_constant(data, names[0])
         else:
-            self.node(graph, word, names, types)
+            self.node(graph, kind, names, types)
 
-    def constant(self, word: str, name: str, type_: TensorType) -> Tensor:
+    def constant(self, kind: str, name: str, type_: TensorType) -> Tensor:
         shape, dtype = type_.static_shape, type_.dtype
         if shape is None or dtype is None:
-            raise self.fail(f"a full type for the constant %{name}")
-        body: Any = None if word == "elided" else self.literal()
+            raise self.fail(
+                f"an element type and a shape without unknowns for the constant %{name}"
+            )
+        body: Any = None if kind == "elided" else self.literal()
         if name in self.constants:
             return ArrayTensor(np.asarray(self.constants[name], dtype.numpy).reshape(shape))
-        if word == "elided":
+        if kind == "elided":
             return ElidedTensor(shape, dtype)
-        if word == "splat":
+        if kind == "splat":
             np.array(body, dtype.numpy).reshape(())
             return SplatTensor(shape, dtype, body)
-        if word == "random":
+        if kind == "random":
             array = np.random.default_rng(int(body)).standard_normal(shape)
             return ArrayTensor(array.astype(dtype.numpy))
         if dtype in (DType.C64, DType.C128):
-            # A complex number is written as its two parts. Not re + 1j * im: an infinite part would
-            # make the other one NaN.
+            # A complex number is written as a pair. It is not computed as re + 1j * im, because an infinite part
+            # would make the other part NaN.
             pairs = np.array(body, np.float64).reshape(-1, 2).view(np.complex128)
             return ArrayTensor(pairs.astype(dtype.numpy).reshape(shape))
         return ArrayTensor(np.array(body, dtype.numpy).reshape(shape))
 
-    def node(self, graph: Graph, word: str, names: list[str], types: list[TensorType]) -> None:
+    def node(self, graph: Graph, op_name: str, names: list[str], types: list[TensorType]) -> None:
         line = self.tokens[self.at - 1][2]
-        if word not in Op.names:
-            raise TextError(f"line {line}: there is no op {word}")
+        if op_name not in Op.names:
+            raise TextError(f"line {line}: there is no op {op_name}")
         self.take("(")
         inputs: list[Value | None] = []
         while not self.accept(")"):
@@ -348,13 +353,13 @@ class _Parser:
         if self.accept("as"):
             label = _unquote(self.take("string"))
         try:
-            op = Op.names[word](**attributes)
+            op = Op.names[op_name](**attributes)
             made = graph.append(op, inputs, name=label, types=types, output_names=names)
         except (GraphError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TextError(f"line {line}: {error}") from error
         for name, value, stated in zip(names, made.outputs, types, strict=True):
             if not stated.accepts(value.type):
-                raise TextError(f"line {line}: {word} gives {value.type}, not {stated}")
+                raise TextError(f"line {line}: {op_name} gives {value.type}, not {stated}")
             self.values[name] = value
 
     def literal(self) -> Any:
@@ -387,7 +392,7 @@ def _number(token: str) -> int | float:
             return kind(token)
         except ValueError:
             continue
-    raise TextError(f"{token!r} is no number")
+    raise TextError(f"{token!r} is not a number")
 
 
 def _unquote(text: str) -> str:

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def to_networkx(graph: Graph, constants: bool = False) -> networkx.MultiDiGraph[Any]:
-    """A graph as a networkx multigraph; see :meth:`graphshrink.ir.Graph.to_networkx`."""
+    """Convert a graph to a networkx multigraph; see :meth:`graphshrink.ir.Graph.to_networkx`."""
     try:
         import networkx
     except ImportError as error:
         raise MissingExtra("Graph.to_networkx", "networkx", "networkx") from error
 
-    made: networkx.MultiDiGraph[Any] = networkx.MultiDiGraph(name=graph.name)
-    makers: dict[Value, str] = {}
+    result: networkx.MultiDiGraph[Any] = networkx.MultiDiGraph(name=graph.name)
+    producers: dict[Value, str] = {}
     taken: set[str] = set()
 
     def add(name: str, macs: int | None = 0, **attributes: Any) -> str:
@@ -30,11 +30,11 @@ def to_networkx(graph: Graph, constants: bool = False) -> networkx.MultiDiGraph[
             count += 1
             key = f"{name}_{count}"
         taken.add(key)
-        made.add_node(key, **attributes)
+        result.add_node(key, **attributes)
         return key
 
     for value in graph.inputs:
-        makers[value] = add(value.name, op="Input", type=str(value.type))
+        producers[value] = add(value.name, op="Input", type=str(value.type))
     for node in graph.nodes:
         key = add(
             node.name,
@@ -44,15 +44,17 @@ def to_networkx(graph: Graph, constants: bool = False) -> networkx.MultiDiGraph[
             macs=node.op.macs(list(node.input_types), [v.type for v in node.outputs]),
         )
         for index, read in enumerate(node.inputs):
-            if read is None or (read not in makers and not constants):
+            if read is None or (read not in producers and not constants):
                 continue
-            if read not in makers:
-                makers[read] = add(read.name, op="Constant", type=str(read.type))
-            made.add_edge(makers[read], key, tensor=read.name, type=str(read.type), input=index)
+            if read not in producers:
+                producers[read] = add(read.name, op="Constant", type=str(read.type))
+            result.add_edge(
+                producers[read], key, tensor=read.name, type=str(read.type), input=index
+            )
         for value in node.outputs:
-            makers[value] = key
+            producers[value] = key
     for name, value in zip(graph.output_names, graph.outputs, strict=True):
         key = add(name, op="Output", type=str(value.type))
-        if value in makers:
-            made.add_edge(makers[value], key, tensor=value.name, type=str(value.type), input=0)
-    return made
+        if value in producers:
+            result.add_edge(producers[value], key, tensor=value.name, type=str(value.type), input=0)
+    return result

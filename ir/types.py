@@ -1,7 +1,7 @@
-"""Tensor types: an element type and a shape of ints, symbols or unknowns.
+"""Tensor types: an element type and a shape of ints, symbols and unknown sizes.
 
-Element types carry the names and the meaning of ONNX's ``TensorProto.DataType``; their NumPy form
-comes from NumPy itself or, for the types that NumPy lacks, from ml_dtypes.
+The element types are those of ONNX's ``TensorProto.DataType``. Their NumPy types come from NumPy itself or, for types
+that NumPy lacks, from ml_dtypes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 Dim = int | str | None
-"""One dimension: a size, a symbol (``"batch"``), or ``None`` when nothing is known."""
+"""One dimension: a size, a symbol (``"batch"``), or ``None`` when unknown. Equal symbols are equal sizes."""
 
 Shape = tuple[Dim, ...]
 
@@ -89,7 +89,7 @@ class DType(Enum):
 
     @property
     def smallest_normal(self) -> float:
-        """The smallest positive number of a floating-point type that has all its digits."""
+        """The smallest positive normal (not subnormal) number of a floating-point type."""
         return float(_limits(self).smallest_normal)
 
     @classmethod
@@ -97,7 +97,7 @@ class DType(Enum):
         """The element type of a NumPy (or ml_dtypes) dtype.
 
         Raises:
-            TypeError: If no element type stands for it.
+            TypeError: If there is none.
         """
         return _from_numpy(np.dtype(dtype))
 
@@ -148,11 +148,11 @@ def _from_numpy(dtype: np.dtype[Any]) -> DType:
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """The type of a value: element type and shape, each possibly unknown.
+    """The type of a value: element type and shape, which may be unknown.
 
     Attributes:
         dtype: The element type, or ``None`` when unknown.
-        shape: The dimensions, or ``None`` when even the rank is unknown.
+        shape: The dimensions, or ``None`` when the rank is unknown.
     """
 
     dtype: DType | None = None
@@ -165,7 +165,7 @@ class TensorType:
 
     @property
     def static_shape(self) -> tuple[int, ...] | None:
-        """The shape when every dimension is a known size, else ``None``."""
+        """The shape if every size is known, else ``None``."""
         if self.shape is None or not all(isinstance(d, int) for d in self.shape):
             return None
         return tuple(d for d in self.shape if isinstance(d, int))
@@ -177,25 +177,25 @@ class TensorType:
 
     @property
     def size(self) -> int | None:
-        """The number of elements, when every size is known."""
+        """The number of elements if every size is known, else ``None``."""
         shape = self.static_shape
         return None if shape is None else math.prod(shape)
 
     def dim(self, axis: int) -> int | None:
-        """The size along ``axis`` (negative counts from the end), or ``None`` when unknown."""
+        """The size of ``axis`` (negative counts from the end), or ``None`` when it is unknown or does not exist."""
         if self.shape is None or not -len(self.shape) <= axis < len(self.shape):
             return None
         d = self.shape[axis]
         return d if isinstance(d, int) else None
 
     def with_shape(self, shape: Shape | None) -> TensorType:
-        """The same element type with another shape."""
+        """This type with another shape."""
         return TensorType(self.dtype, shape)
 
     def accepts(self, other: TensorType) -> bool:
-        """Whether a value of type ``other`` may stand where this type is promised.
+        """Whether a value of type ``other`` can be used where this type is expected.
 
-        Unknown parts agree with anything; known sizes and element types must be equal.
+        Known sizes and element types must be equal; symbols and unknown parts agree with anything.
         """
         if self.dtype and other.dtype and self.dtype is not other.dtype:
             return False
@@ -208,7 +208,7 @@ class TensorType:
         )
 
     def refined(self, other: TensorType) -> TensorType:
-        """This type with the parts that it does not know taken from ``other``."""
+        """This type, with unknown parts taken from ``other``, and symbols replaced by its sizes."""
         dtype = self.dtype or other.dtype
         if self.shape is None:
             return TensorType(dtype, other.shape)

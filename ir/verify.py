@@ -1,20 +1,20 @@
-"""The structural checks that every graph must pass after every pass."""
+"""The verifier: checks the structure of a graph; it runs after every pass."""
 
 from __future__ import annotations
 
-from .graph import Graph, GraphError, Node, Value
+from .graph import Graph, GraphError, Node, Value, check_arity
 from .ops import InferenceError
 
 
 class VerificationError(GraphError):
-    """A graph is broken; the message names the node or value."""
+    """A graph is inconsistent; the message names the node or value."""
 
 
 def verify(graph: Graph) -> None:
-    """Check order, links, use lists, names, and that types fit what the ops infer.
+    """Check topological order, links, use lists, names, and that types agree with what the ops infer.
 
     Raises:
-        VerificationError: At the first thing that is wrong.
+        VerificationError: At the first inconsistency.
     """
     seen: set[Value] = set()
     names: set[str] = set()
@@ -45,27 +45,27 @@ def verify(graph: Graph) -> None:
             if read is None:
                 continue
             if read not in seen:
-                raise VerificationError(f"{node.name} reads %{read.name} before it is made")
+                raise VerificationError(f"{node.name} reads %{read.name} before it is defined")
             uses.setdefault(read, set()).add((node, i))
         for value in node.outputs:
             if value.producer is not node:
-                raise VerificationError(f"%{value.name} does not know its producer {node.name}")
+                raise VerificationError(f"%{value.name} does not have {node.name} as its producer")
             define(value)
         _check_types(node)
     if count != len(graph):
-        raise VerificationError(f"{count} nodes are linked, {len(graph)} are counted")
+        raise VerificationError(f"{count} nodes are linked, but the count is {len(graph)}")
     if graph._last is not previous:
-        raise VerificationError("the last node is not the end of the list")
+        raise VerificationError("the last node is not the end of the linked list")
     returned: dict[Value, int] = {}
     for value in graph.outputs:
         if value not in seen:
-            raise VerificationError(f"output %{value.name} is never made")
+            raise VerificationError(f"output %{value.name} is never defined")
         returned[value] = returned.get(value, 0) + 1
     if len(graph.outputs) != len(graph.output_names):
-        raise VerificationError("outputs and their names differ in number")
+        raise VerificationError("the numbers of outputs and of output names differ")
     if graph._names != names:
-        odd = ", ".join(f"%{name}" for name in sorted(graph._names ^ names)[:5])
-        raise VerificationError(f"the graph's record of names in use is wrong: {odd}")
+        wrong = ", ".join(f"%{name}" for name in sorted(graph._names ^ names)[:5])
+        raise VerificationError(f"the graph's set of names in use is wrong about {wrong}")
     for value in seen:
         if value._uses.keys() != uses.get(value, set()):
             raise VerificationError(f"the use list of %{value.name} is wrong")
@@ -74,17 +74,19 @@ def verify(graph: Graph) -> None:
 
 
 def _check_types(node: Node) -> None:
-    low, high = node.op.arity
-    if len(node.inputs) < low or (high is not None and len(node.inputs) > high):
-        raise VerificationError(f"{node.name}: {node.op.name} with {len(node.inputs)} inputs")
     try:
+        check_arity(node.op, len(node.inputs))
         inferred = node.op.infer(node.input_types)
-    except InferenceError as error:
+    except (GraphError, InferenceError) as error:
         raise VerificationError(f"{node.name}: {error}") from error
     if inferred is None:
         return
     if len(inferred) != len(node.outputs):
-        raise VerificationError(f"{node.name}: {node.op.name} has {len(inferred)} results")
+        raise VerificationError(
+            f"{node.name}: {node.op.name} has {len(inferred)} results, not {len(node.outputs)}"
+        )
     for value, type_ in zip(node.outputs, inferred, strict=True):
         if not value.type.accepts(type_):
-            raise VerificationError(f"{node.name}: {value!r}, but {node.op.name} gives {type_}")
+            raise VerificationError(
+                f"{node.name}: {node.op.name} gives {type_}, but the result is {value!r}"
+            )

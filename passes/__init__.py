@@ -1,7 +1,8 @@
-"""Passes, pipelines and observers. Each name is loaded from its module when it is first used."""
+"""Passes, pipelines and observers. A name is imported from its module on first use."""
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from .channels.permute_channels import PermuteChannels
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.prune_dead import PruneDead
-    from .depth.affine_fit import Moments
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         NO_LASTING_MASKS,
         Condition,
     )
-    from .infra.contract import Context, FunctionPass, Pass, PassError
-    from .infra.observers import Dump, Timing, Verify, Writable
+    from .infra.contract import Context, Pass, PassError
+    from .infra.observers import Dump, Timing, Verify
     from .infra.pipeline import Observer, PassLike, PassRecord, Pipeline
-    from .infra.registry import known_passes, pass_class, register
+    from .infra.registry import known_passes, register
     from .infra.repeat import Repeat
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
@@ -38,101 +38,42 @@ if TYPE_CHECKING:
     from .statistics.moments import ActivationMoments, ChannelMoments, ChannelStats
     from .statistics.requests import Accumulator, Calibration, Request
 
-_HOMES = {
-    **dict.fromkeys(("MaskBlocks",), ".blocks.mask_blocks"),
-    **dict.fromkeys(("Pivot",), ".blocks.pivot"),
-    **dict.fromkeys(("PermuteChannels",), ".channels.permute_channels"),
-    **dict.fromkeys(("FoldConstants",), ".cleanup.fold_constants"),
-    **dict.fromkeys(("PruneDead",), ".cleanup.prune_dead"),
-    **dict.fromkeys(("Moments",), ".depth.affine_fit"),
-    **dict.fromkeys(("ExpandLinear",), ".depth.expand_linear"),
-    **dict.fromkeys(("HoistPadding",), ".depth.hoist_padding"),
-    **dict.fromkeys(("InsertGates",), ".depth.insert_gates"),
-    **dict.fromkeys(("RemovalPlan",), ".depth.removal_plan"),
-    **dict.fromkeys(("RemoveActivations",), ".depth.remove_activations"),
-    **dict.fromkeys(
-        (
-            "Check",
-            "CheckFailed",
-        ),
-        ".infra.check",
+_NAMES = {
+    ".blocks.mask_blocks": ("MaskBlocks",),
+    ".blocks.pivot": ("Pivot",),
+    ".channels.permute_channels": ("PermuteChannels",),
+    ".cleanup.fold_constants": ("FoldConstants",),
+    ".cleanup.prune_dead": ("PruneDead",),
+    ".depth.affine_fit": ("ActivationStats",),
+    ".depth.expand_linear": ("ExpandLinear",),
+    ".depth.hoist_padding": ("HoistPadding",),
+    ".depth.insert_gates": ("InsertGates",),
+    ".depth.removal_plan": ("RemovalPlan",),
+    ".depth.remove_activations": ("RemoveActivations",),
+    ".infra.check": ("Check", "CheckFailed"),
+    ".infra.conditions": (
+        "CALIBRATION_DATA",
+        "KNOWN_RANKS",
+        "NO_GATES",
+        "NO_LASTING_MASKS",
+        "Condition",
     ),
-    **dict.fromkeys(
-        (
-            "CALIBRATION_DATA",
-            "KNOWN_RANKS",
-            "NO_GATES",
-            "NO_LASTING_MASKS",
-            "Condition",
-        ),
-        ".infra.conditions",
-    ),
-    **dict.fromkeys(
-        (
-            "Context",
-            "FunctionPass",
-            "Pass",
-            "PassError",
-        ),
-        ".infra.contract",
-    ),
-    **dict.fromkeys(
-        (
-            "Dump",
-            "Timing",
-            "Verify",
-            "Writable",
-        ),
-        ".infra.observers",
-    ),
-    **dict.fromkeys(
-        (
-            "Observer",
-            "PassLike",
-            "PassRecord",
-            "Pipeline",
-        ),
-        ".infra.pipeline",
-    ),
-    **dict.fromkeys(
-        (
-            "known_passes",
-            "pass_class",
-            "register",
-        ),
-        ".infra.registry",
-    ),
-    **dict.fromkeys(("Repeat",), ".infra.repeat"),
-    **dict.fromkeys(("relative_error",), ".infra.tolerance"),
-    **dict.fromkeys(("MergeLinear",), ".merge.merge_linear"),
-    **dict.fromkeys(("FoldMasks",), ".sparsity.fold_masks"),
-    **dict.fromkeys(("Sparsify",), ".sparsity.sparsify"),
-    **dict.fromkeys(
-        (
-            "Gram",
-            "GramMatrix",
-            "InputMoments",
-            "InputStats",
-        ),
-        ".statistics.gram",
-    ),
-    **dict.fromkeys(
-        (
-            "ActivationMoments",
-            "ChannelMoments",
-            "ChannelStats",
-        ),
-        ".statistics.moments",
-    ),
-    **dict.fromkeys(
-        (
-            "Accumulator",
-            "Calibration",
-            "Request",
-        ),
-        ".statistics.requests",
-    ),
+    ".infra.contract": ("Context", "FunctionPass", "Pass", "PassError"),
+    ".infra.observers": ("Dump", "Timing", "Verify"),
+    ".infra.pipeline": ("Observer", "PassLike", "PassRecord", "Pipeline"),
+    ".infra.registry": ("known_passes", "pass_class", "register"),
+    ".infra.repeat": ("Repeat",),
+    ".infra.tolerance": ("relative_error",),
+    ".merge.merge_linear": ("MergeLinear",),
+    ".sparsity.fold_masks": ("FoldMasks",),
+    ".sparsity.sparsify": ("Sparsify",),
+    ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
+    ".statistics.moments": ("ActivationMoments", "ChannelMoments", "ChannelStats"),
+    ".statistics.requests": ("Accumulator", "Calibration", "Request"),
 }
+"""Where each name is: those of ``__all__``, and some that remain reachable."""
+
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "CALIBRATION_DATA",
@@ -152,7 +93,6 @@ __all__ = [
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
-    "FunctionPass",
     "Gram",
     "GramMatrix",
     "HoistPadding",
@@ -161,7 +101,6 @@ __all__ = [
     "InsertGates",
     "MaskBlocks",
     "MergeLinear",
-    "Moments",
     "Observer",
     "Pass",
     "PassError",
@@ -177,18 +116,22 @@ __all__ = [
     "Request",
     "Sparsify",
     "Timing",
-    "Verify", "Writable",
+    "Verify",
     "known_passes",
-    "pass_class",
     "register",
     "relative_error",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "Moments":
+        warnings.warn(
+            "graphshrink.passes.Moments is now ActivationStats", DeprecationWarning, stacklevel=2
+        )
+        name = "ActivationStats"
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_MODULE_OF[name], __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,11 @@
 """What all tests share: repeatable property tests, exported networks, and visible skips where torch is missing."""
 
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +14,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Small tensors lose more to waking threads than they gain, and every worker would wake all cores. torch reads this
+# when it is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NO_TORCH = "torch is not installed: pip install 'graphshrink[torch]'"
 
@@ -29,15 +35,30 @@ def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cases() -> list[Any]:
-    """The node tests of the onnx package, which take a while to collect."""
+def cases(onnx_files: Path) -> list[Any]:
+    """The node tests of the onnx package, which takes five seconds to compute them: once a session."""
+    path = onnx_files / "cases.pickle"
+    if path.exists():
+        return list(pickle.loads(path.read_bytes()))
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = collect_testcases(None)
+        found = list(collect_testcases(None))
     assert len(found) > 1500
-    return list(found)
+    # As with the exports, another process may be at it too.
+    made = onnx_files / f"cases-{os.getpid()}.pickle"
+    made.write_bytes(pickle.dumps(found, protocol=pickle.HIGHEST_PROTOCOL))
+    made.replace(path)
+    return found
+
+
+def pytest_runtest_setup() -> None:
+    """Let torch.onnx build its table of operators once a process, not, for half a second, at every export."""
+    made: Any = sys.modules.get("torch.onnx._internal.exporter._registration")
+    build = getattr(getattr(made, "ONNXRegistry", None), "from_torchlib", None)
+    if build is not None and not hasattr(build, "cache_info"):
+        made.ONNXRegistry.from_torchlib = staticmethod(cache(build))
 
 
 class _SkipWithoutTorch(MetaPathFinder):

@@ -49,7 +49,7 @@ from ..raising.patterns import raise_patterns
 from ..support import LeftAlone
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
-from .defaults import defaults, hold_defaults
+from .defaults import defaults, held_note, hold_defaults
 from .fixed_sizes import Fixed, fix_shapes
 from .node import OnnxNode
 from .order import ordered
@@ -62,14 +62,15 @@ def from_onnx(
     model: ModelProto | str | os.PathLike[str],
     fixed_shapes: Fixed | None = None,
     *,
-    constant_defaults: bool = False,
+    overridable_initializers: bool = False,
 ) -> Graph:
     """Import an ONNX model.
 
     Args:
         model: The model, or the path of a file; external data is mapped, not read.
         fixed_shapes: Sizes of inputs to fix before anything else, by input name.
-        constant_defaults: Inputs that have a default become constants.
+        overridable_initializers: Initializers that are inputs as well stay inputs, which a caller may set.
+            Otherwise they are weights, and a note names them; they stay if the model has no other input.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
@@ -81,7 +82,9 @@ def from_onnx(
     # Small external data of bodies and attributes is in the model by now.
     size = None if isinstance(model, ModelProto) else max(os.path.getsize(model), proto.ByteSize())
     check_bounds(proto, name, size)
-    held = defaults(proto) if constant_defaults else ()
+    overridable = defaults(proto)
+    only = len(overridable) == len(proto.graph.input)
+    held = () if overridable_initializers or only else overridable
     if given and (fixed_shapes or held):
         proto = ModelProto.FromString(proto.SerializeToString())
         given = False  # A copy, which may be changed further.
@@ -92,6 +95,12 @@ def from_onnx(
     proto, was_sorted = ordered(proto, name, copy=given)
     graph = _Importer(proto, folder).run()
     graph.host = replace(graph.host, held=held)
+    if held:
+        graph.notes.append(held_note(held))
+    elif overridable and only and not overridable_initializers:
+        graph.notes.append(
+            "every input of the model has a default: all stay inputs, since none would be left"
+        )
     if was_sorted:
         graph.notes.append("the model's nodes were not in topological order: they were sorted")
     return graph

@@ -1,9 +1,10 @@
-"""The entry point of the command line: which command, and every failure as one line.
+"""The entry point of the command line: chooses the command and prints every failure as one line.
 
-Exit codes: 0 fine, 1 a check failed or two models differ, 2 wrong use or unreadable input, 130 interrupted, 143 and 129
+Exit codes: 0 success, 1 a check failed or two models differ, 2 wrong use or unreadable input, 130 interrupted, 143 and 129
 ended by SIGTERM and SIGHUP.
-The commands themselves are in :mod:`.commands`. Nothing heavy is imported before ``main`` is inside its
-``try``, so that an interrupted start-up is one line too.
+
+Each command is a module of this package; :mod:`.app` declares it to the option parser. Nothing heavy is imported before
+``main`` is inside its ``try``, so that an interrupted start-up prints one line too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from .interrupts import Interrupts
 from .logs import start_logging
 
 INTERRUPTED = 130
-COMMANDS = ("shrink", "inspect", "compare", "passes", "ops")
+_HELP = ("--help", "-h")
+COMMANDS = {name: f".{name}" for name in ("shrink", "inspect", "compare", "passes", "ops")}
+"""The commands in the order of the help, each with the module of this package that has a function of the same name."""
 
 
 def main() -> None:
@@ -32,17 +35,17 @@ def main() -> None:
     if code == INTERRUPTED or (code and interrupts.number is not None):
         _interrupted(interrupts.number)
     if message:
-        _say(message)
+        _print_error(message)
     _leave(code)
 
 
 def _open_streams() -> None:
-    """Let closed standard streams lead nowhere: the next file that is opened would take their place."""
+    """Open the null device for closed standard streams; else the next file that is opened would get their number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest free number: this one.
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
@@ -50,12 +53,12 @@ def _open_streams() -> None:
 
 
 def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
-    """Run a command; the exit code, and what there is to say about a failure."""
+    """Run a command; returns the exit code, and the message of a failure."""
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except SystemExit as stop:
-        # The option parser itself turns a closed pipe into exit 1, which means something else here.
+        # The option parser turns a closed pipe into exit code 1, which here means a failed check.
         return (0 if isinstance(stop.__context__, BrokenPipeError) else stop.code), ""
     except BrokenPipeError:
         return 0, ""
@@ -67,19 +70,19 @@ def _outcome(arguments: list[str], debug: bool) -> tuple[int | str | None, str]:
 
 
 def _interrupted(number: int | None) -> None:
-    """Leave as a shell reports a process that a signal ended."""
+    """Exit with the code that a shell reports for a process that a signal ended."""
     if number is None or 128 + number == INTERRUPTED:
-        _say("interrupted")
+        _print_error("interrupted")
         code = INTERRUPTED
     else:
-        _say("ended by a signal")
+        _print_error("ended by a signal")
         code = 128 + number
-    # Not through Python's own exit, which may send the signal once more.
+    # Not through Python's own exit, during which the signal may arrive once more.
     os._exit(code)
 
 
 def _quiet() -> None:
-    """Hide the warnings of libraries: what goes wrong is said once, by us."""
+    """Hide the warnings of libraries: a failure is reported once, by us."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -95,22 +98,25 @@ def _run(arguments: list[str]) -> int | str | None:
     if not arguments:
         _command(["--help"])
         return 2
-    # Two files without a command are the obvious thing.
-    if arguments[0] not in (*COMMANDS, "--help", "-h"):
+    # Two files without a command mean shrink.
+    if arguments[0] not in COMMANDS and arguments[0] not in _HELP:
         _misspelt(arguments[0])
         arguments = ["shrink", *arguments]
     return _command(arguments)
 
 
 def _command(arguments: list[str]) -> int | None:
-    from .commands import app
+    """Let typer run the command that the first argument names; help shows all of them."""
+    from .app import build_app
 
+    name = arguments[0]
+    app = build_app({name: COMMANDS[name]} if name in COMMANDS else COMMANDS)
     code: int | None = app(args=arguments, prog_name="graphshrink", standalone_mode=False)
     return code
 
 
 def _misspelt(word: str) -> None:
-    """Refuse a first word that is neither a file nor quite a command."""
+    """Refuse a first word that is not a file and nearly a command."""
     if not word.isalpha() or os.path.exists(word):
         return
     import difflib
@@ -123,15 +129,17 @@ def _misspelt(word: str) -> None:
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
-    """The exit code, and what to tell the user."""
+    """The exit code and the message for an exception."""
     name = type(error).__name__
     if isinstance(error, KeyboardInterrupt) or name == "Abort":
         return INTERRUPTED, ""
     if isinstance(error, MemoryError):
         return 2, "out of memory"
-    if hasattr(error, "format_message"):  # The option parser's own, whichever it is built on.
-        said = str(error.format_message()).rstrip(".")
-        return 2, said if said.endswith(")") else f"{said} (--help shows the options)"
+    if hasattr(
+        error, "format_message"
+    ):  # The option parser's own: click's, or typer's copy of click.
+        text = str(error.format_message()).rstrip(".")
+        return 2, text if text.endswith(")") else f"{text} (--help shows the options)"
     from ..ir.errors import GraphshrinkError
 
     if isinstance(error, GraphshrinkError):
@@ -140,20 +148,20 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.strerror:
         return 2, f"the output cannot be written: {error.strerror}"
-    return 2, f"{name}: {error} (a fault of ours; --debug shows where)"
+    return 2, f"{name}: {error} (a bug in graphshrink; --debug shows where)"
 
 
 _LONGEST = 1000
-"""Characters of the one line that a failure prints; names in files may have any length."""
+"""The most characters of the line that a failure prints; names in files may have any length."""
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     line = " ".join(message.split())
-    # Names in files may hold anything, such as the codes that control a terminal.
+    # Names in files may contain anything, such as codes that control a terminal.
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-    with suppress(OSError):  # The exit code still tells.
+    with suppress(OSError):  # The exit code still reports the failure.
         sys.stderr.write(f"graphshrink: {line}\n")
         sys.stderr.flush()
 
@@ -162,6 +170,6 @@ def _leave(code: int | str | None) -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        # Nobody reads any more, or it was said already; keep the interpreter from complaining about it at exit.
+        # The reader is gone, or the error was printed already; keep the interpreter from reporting it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(code)

@@ -1,9 +1,9 @@
-"""Ctrl-C and requests to end (SIGTERM, SIGHUP), wherever they strike.
+"""Ctrl-C and requests to end (SIGTERM, SIGHUP), handled in the same way wherever they arrive.
 
-All of them raise ``KeyboardInterrupt`` in whatever runs at that moment, so that temporary files are removed. An extension
-module that is just being imported may turn it into another error or crash, and a destructor drops it. Inside this
-context an interrupted import ends the process at once, and a dropped interrupt comes again. The context is for the command
-line: a program that uses the library has its own handlers, which stay.
+Each raises ``KeyboardInterrupt`` in the code that runs at that moment, so that temporary files are removed. Two places lose
+it: an extension module that is being imported may turn it into another error or crash, and a destructor drops it. Inside
+this context an interrupt during an import ends the process at once, and a dropped interrupt is raised again. The
+context is for the command line only: a program that uses the library keeps its own handlers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _ONCE = 1.0
-"""Seconds in which a signal that comes again (from a shell and a supervisor, say) does not disturb the cleaning up."""
+"""Seconds during which a second signal (a shell and a supervisor may each send one) is ignored, so that clean-up can end."""
 
 
 class Interrupts:
-    """A context in which no request to end gets lost.
+    """A context in which no request to end is lost.
 
     Args:
         leave: Ends the process; called for an interrupt in the middle of an import.
 
     Attributes:
-        number: The signal that came first; ``None`` as long as there was none.
+        number: The first signal; ``None`` if there was none yet.
     """
 
     def __init__(self, leave: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self  # Only the main thread may set handlers.
         for number in _ENDING:
-            # A handler of somebody else stays, and a signal that is ignored stays ignored.
+            # Handlers of other code are kept, and an ignored signal stays ignored.
             if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
                 self._old[number] = signal.signal(number, self._press)
         if self._old:
@@ -77,7 +77,7 @@ class Interrupts:
 
     def _dropped(self, dropped: Any) -> None:
         if dropped.exc_type is KeyboardInterrupt:
-            # Again, once the destructor that swallowed it is over.
+            # Raise it again after the destructor that dropped it.
             self._last = -_ONCE
             timer = threading.Timer(0.01, _interrupt_main, (self.number or signal.SIGINT,))
             timer.daemon = True
@@ -87,7 +87,7 @@ class Interrupts:
 
 
 def _interrupt_main(number: int) -> None:
-    if hasattr(signal, "pthread_kill"):  # Wakes the thread where it waits; not on every system.
+    if hasattr(signal, "pthread_kill"):  # Also wakes a thread that waits; not on every system.
         signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
         _thread.interrupt_main(signal.Signals(number))

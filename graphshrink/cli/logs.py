@@ -1,4 +1,4 @@
-"""Logging of a command: what passes do, on standard error, when ``-vv`` or ``GRAPHSHRINK_LOG`` ask for it."""
+"""Logging of a command: with ``-vv`` or ``GRAPHSHRINK_LOG``, passes log their work to standard error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LEVELS = ("error", "warning", "info", "debug")
 
 
 def start_logging(arguments: Sequence[str]) -> None:
-    """Log to standard error, at the level that the variable names or, under ``-vv``, everything; else nothing.
+    """Log to standard error at the level of the variable, or at ``debug`` with ``-vv``; log nothing without either.
 
     Raises:
-        UsageError: If the variable names no level.
+        UsageError: If the value of the variable is not a level.
     """
     import logging
 
@@ -24,7 +24,7 @@ def start_logging(arguments: Sequence[str]) -> None:
         level = "debug"
     package = logging.getLogger("graphshrink")
     if not level:
-        # What goes wrong is said once, by us: no log lines.
+        # Failures are printed once, by the command itself: no log lines.
         package.addHandler(logging.NullHandler())
         return
     if level not in LEVELS:

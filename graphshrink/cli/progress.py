@@ -1,4 +1,4 @@
-"""Saying what goes on: a bar on a terminal; elsewhere a plain line a pass under ``-v``, a plain line an epoch."""
+"""Progress on standard error: a bar on a terminal; elsewhere one line for each pass (with ``-v``) or epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """An observer that writes one line after every pass, or none."""
+    """An observer that writes one line after every pass, or nothing if it has no stream."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
@@ -35,7 +35,7 @@ class Lines:
             )
 
     def progress_within(self, done: int, total: int, what: str) -> None:
-        """Nothing: a line for every batch would be too much."""
+        """Write nothing: one line for every batch would be too much."""
 
 
 class Bar:
@@ -46,11 +46,11 @@ class Bar:
         self.inner: TaskID | None = None
 
     def before(self, step: Pass, graph: Graph) -> None:
-        """Name the pass that runs."""
+        """Show the name of the pass that starts."""
         self.progress.update(self.task, description=f"{step} ({len(graph):,} nodes)")
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
-        """One pass further."""
+        """Move on by one pass."""
         self.left -= 1
         what = f"{step} (done)" if self.left else "writing"
         self.progress.update(self.task, advance=1, description=what)
@@ -59,7 +59,7 @@ class Bar:
             self.inner = None
 
     def progress_within(self, done: int, total: int, what: str) -> None:
-        """Move a second bar, for what goes on inside the pass; without a known total it only runs."""
+        """Move a second bar for the work inside the pass; without a known total it only pulses."""
         if self.inner is None:
             self.inner = self.progress.add_task(what)
         self.progress.update(self.inner, description=what, completed=done, total=total or None)
@@ -67,11 +67,11 @@ class Bar:
 
 @contextmanager
 def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
-    """An observer that says on standard error what goes on, for as long as the block runs.
+    """An observer that shows progress on standard error while the block runs.
 
     Args:
-        count: How many passes there will be.
-        verbose: Write plain lines where standard error is not a terminal.
+        count: The number of passes.
+        verbose: Write plain lines if standard error is not a terminal.
     """
     if not sys.stderr.isatty():
         yield Lines(sys.stderr if verbose else None)
@@ -81,7 +81,7 @@ def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
 
 
 class Training:
-    """Says how training goes: a line an epoch, and on a terminal a bar in between."""
+    """Progress of training: one line for each epoch, and on a terminal a bar in between."""
 
     def __init__(self, steps: int, quiet: bool) -> None:
         self.quiet = quiet
@@ -100,7 +100,7 @@ class Training:
             self.progress.stop()
 
     def step(self, done: int, text: str) -> None:
-        """Say that ``done`` steps are done."""
+        """Show that ``done`` steps are done."""
         if self.progress is not None:
             self.progress.update(self.task, completed=done, description=text)
 

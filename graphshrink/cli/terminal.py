@@ -1,4 +1,4 @@
-"""What the commands share: the console and its tables, shapes from text, files that are written whole."""
+"""Helpers of the commands: the console and its tables, shapes from text, output files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import UsageError, read_number
-from ..ir.files import place, write_text
+from ..ir.files import resolve_output, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+STDOUT = "-"
+"""Standard output as the name of an output file for text."""
+
 
 def console() -> Console:
-    """The console on standard output: coloured on a terminal (unless ``NO_COLOR`` is set), else plain."""
+    """The console on standard output: with colours on a terminal (unless ``NO_COLOR`` is set), plain elsewhere."""
     from rich.console import Console
 
-    # Without a terminal there is no width to keep to: lines that wrap are hard to search.
+    # Without a terminal there is no width to respect, and wrapped lines are hard to search.
     return Console() if sys.stdout.isatty() else Console(width=200, highlight=False)
 
 
 def show(out: Console, table: Table) -> None:
-    """Print a table: ruled on a terminal, plain columns elsewhere."""
+    """Print a table: with rules on a terminal, as plain columns elsewhere."""
     if not out.is_terminal:
         table.box = None
         table.pad_edge = False
@@ -43,7 +46,7 @@ def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
 
 
 def fixed_shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int | None, ...]]:
-    """Like :func:`shapes_of`; a size of ``?`` is left as it is (``None``).
+    """Like :func:`shapes_of`; a size of ``?`` is not changed (``None``).
 
     Raises:
         UsageError: If a text is malformed or a name is given twice.
@@ -55,7 +58,7 @@ def _size(text: str) -> int:
     """One size; ONNX and the runtimes keep sizes in 64 bits.
 
     Raises:
-        ValueError: If it is no number, or larger.
+        ValueError: If it is not a number, or larger.
     """
     size = int(read_number(text, int))
     if size >= 1 << 63:
@@ -82,7 +85,7 @@ def _shapes(
 
 
 def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
-    """Check that a file can be written, without touching it.
+    """Check that a file can be written, without opening it.
 
     Args:
         path: The file.
@@ -93,10 +96,10 @@ def writable(path: str, suffix: str | None = None, text: bool = False) -> None:
         UsageError: If its suffix is wrong, or nothing can be written there.
     """
     if "\0" in path:
-        raise UsageError(f"cannot write {path!r}: a path holds no NUL")
+        raise UsageError(f"cannot write {path!r}: a path cannot contain a NUL character")
     if suffix is not None and Path(path).suffix != suffix:
         raise UsageError(f"cannot write {path}: only {suffix} files can be written")
-    place(path, text)
+    resolve_output(path, text)
 
 
 def write_json(path: str, data: Any) -> None:

@@ -1,4 +1,4 @@
-"""Calibration data for a model: opened, held against its inputs, cut into batches, and run through graphs."""
+"""Calibration data for a model: open them, check them against its inputs, make batches, run graphs on these."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from .sources import (
 )
 
 BATCH_SIZE = 32
-"""Samples in a batch where the model leaves it open."""
+"""The number of samples in a batch if the model does not fix it."""
 
 CACHE_BYTES = 1 << 30
-"""Batches are kept in memory up to this size, so that images are decoded once."""
+"""The largest size of all batches that are cached in memory, so that images are decoded once."""
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Data that a model is run on to learn what its values look like, with how to read them.
+    """Data on which a model is run to collect statistics of its values, with options for reading them.
 
     Attributes:
         data: An ``.npz`` file with arrays by input name; a folder of ``.npy`` files or images; a dict of arrays by
-            input name, or one array (the first axis is that of the samples); or any iterable of batches, each a
+            input name, or one array (samples along the first axis); or any iterable of batches, each a
             tuple, a dict by name, or one tensor or array.
-        samples: Take at most this many: of a folder of samples evenly spread ones, else the first.
-        batch_size: Samples that are run at a time; by the model where its inputs fix it, else 32. Batches of
-            an iterable are run as they are.
-        preprocess: How images become samples: a :class:`graphshrink.data.images.Preprocess` or its text.
+        samples: The largest number of samples to use; evenly spaced files of a folder of samples, else the first samples.
+        batch_size: The number of samples in a batch; if not given, the model's fixed batch size, or 32. Batches of
+            an iterable are used unchanged.
+        preprocess: The conversion of images to samples: a :class:`graphshrink.data.images.Preprocess` or its text.
     """
 
     data: Any
@@ -68,43 +68,45 @@ def calibrated(
     data: Any,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Calibration:
-    """Calibration data as passes see them, for a graph that was just imported.
+    """Calibration data in the form that passes use, for a graph that was just imported.
 
-    The first batch is read and checked at once.
+    The first batch is read and checked immediately.
 
     Args:
         graph: The graph.
         kind: ``"onnx"`` or ``"fx"``.
-        data: A :class:`CalibrationData`, or what its ``data`` may be.
+        data: A :class:`CalibrationData`, or any value of its attribute ``data``.
         progress: Called with (done, total, what).
 
     Raises:
-        UsageError: If there are no data, or they do not fit the inputs of the graph.
+        UsageError: If there are no samples, or they do not fit the inputs of the graph.
     """
     if isinstance(data, Calibration):
         return data
     given = data if isinstance(data, CalibrationData) else CalibrationData(data)
-    return _Bound(graph, kind, given, progress)
+    return _GraphCalibration(graph, kind, given, progress)
 
 
 def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
-    """The batches of calibration data as inputs by name, for an ONNX-born graph.
+    """The batches of calibration data as arrays by input name, for a graph from ONNX.
 
     Args:
-        graph: The graph, whose inputs are still those of the model.
+        graph: The graph; its inputs must be those of the model.
         data: As for :func:`calibrated`.
 
     Raises:
-        UsageError: If there are no data, or they do not fit the inputs of the graph.
+        UsageError: If there are no samples, or they do not fit the inputs of the graph.
     """
     given = data if isinstance(data, CalibrationData) else CalibrationData(data)
-    bound = _Bound(graph, "onnx", given, None)
+    bound = _GraphCalibration(graph, "onnx", given, None)
     names = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
     for batch in bound._batches():
         yield dict(zip(names, batch, strict=True))
 
 
-class _Bound(Calibration):
+class _GraphCalibration(Calibration):
+    """Calibration data that are checked against the inputs of one graph."""
+
     def __init__(
         self,
         graph: Graph,
@@ -117,21 +119,21 @@ class _Bound(Calibration):
         self.run = fx_values if kind == "fx" else onnx_values
         taken = [v for v in graph.inputs if kind == "onnx" or not graph.host.order[v.host].args]
         if not taken:
-            raise UsageError("the model has no inputs to calibrate it on")
+            raise UsageError("the model has no inputs for calibration data")
         self.inputs = Inputs(tuple(v.name for v in taken), tuple(v.type for v in taken))
         self.given = given
-        # A module that was traced on examples takes other sizes too.
-        self.loose = kind == "fx" and graph.host.inputs is not None
-        self.fixed = None if self.loose else _fixed_batch(self.inputs)
+        # A module that was traced with examples accepts other sizes too.
+        self.any_size = kind == "fx" and graph.host.inputs is not None
+        self.fixed = None if self.any_size else _fixed_batch(self.inputs)
         if self.fixed and given.batch_size not in (None, self.fixed):
             raise UsageError(
                 f"the model takes batches of {self.fixed}, so batch_size cannot be {given.batch_size}"
             )
         self.size = self.fixed or given.batch_size or BATCH_SIZE
         self.source = _opened(given, self.inputs)
-        self.kept: list[Block] | None = None
+        self.cached: list[Block] | None = None
         if isinstance(given.data, Iterator):
-            self.kept = _held(self._read())
+            self.cached = _collected(self._read())
         if next(iter(self._batches()), None) is None:
             few = (
                 f" enough for a batch of {self.fixed}" if self.fixed and self.source.samples else ""
@@ -140,8 +142,8 @@ class _Bound(Calibration):
 
     @property
     def batch_count(self) -> int:
-        if self.kept is not None:
-            return len(self.kept)
+        if self.cached is not None:
+            return len(self.cached)
         samples = self.source.samples
         if samples is None:
             return 0
@@ -152,19 +154,19 @@ class _Bound(Calibration):
         yield from self.run(graph, values, self._batches())
 
     def _batches(self) -> Iterator[Block]:
-        if self.kept is not None:
-            yield from self.kept
+        if self.cached is not None:
+            yield from self.cached
             return
-        kept: list[Block] | None = []
+        cached: list[Block] | None = []
         size = 0
         for batch in self._read():
             size += sum(array.nbytes for array in batch)
-            if kept is not None and size <= CACHE_BYTES:
-                kept.append(batch)
+            if cached is not None and size <= CACHE_BYTES:
+                cached.append(batch)
             else:
-                kept = None
+                cached = None
             yield batch
-        self.kept = kept
+        self.cached = cached
 
     def _read(self) -> Iterator[Block]:
         blocks = limited(self.source.blocks(self.size), self.given.samples)
@@ -184,7 +186,7 @@ class _Bound(Calibration):
                 f".astype('{wanted.numpy}')"
             )
         shape = type_.shape
-        if self.loose and shape is not None:
+        if self.any_size and shape is not None:
             shape = (None,) * len(shape)
         if not type_.with_shape(shape).accepts(TensorType(wanted, array.shape)):
             shown = "x".join(map(str, array.shape)) or "a scalar"
@@ -195,14 +197,14 @@ class _Bound(Calibration):
             )
             raise UsageError(f"{where} takes {type_}, not {shown}{hint}")
         if not array.size:
-            raise UsageError(f"{where} has no elements in a batch")
+            raise UsageError(f"{where} has a batch without elements")
         wide = array.astype(np.float32) if array.dtype.kind == "V" else array
         if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
-            raise UsageError(f"{where} holds NaN or infinite numbers")
+            raise UsageError(f"{where} contains NaN or infinite numbers")
 
 
 def _fixed_batch(inputs: Inputs) -> int | None:
-    """The batch size that the inputs' shapes fix, if any."""
+    """The batch size that is fixed by the shapes of the inputs, if there is one."""
     sizes = {t.dim(0) for t in inputs.types if t.rank}
     size = sizes.pop() if len(sizes) == 1 else None
     return size or None
@@ -243,19 +245,23 @@ def _opened(given: CalibrationData, inputs: Inputs) -> Source:
     if isinstance(data, Iterable):
         return IterableSource(data, inputs)
     raise UsageError(
-        f"a {type(data).__name__} is no calibration data: give a path, arrays, or an iterable of batches"
+        f"a {type(data).__name__} cannot be calibration data: give a path, arrays, or an iterable of batches"
     )
 
 
-def _held(batches: Iterator[Block]) -> list[Block]:
-    """What an iterator gives only once, kept for every run."""
-    kept, size = [], 0
+def _collected(batches: Iterator[Block]) -> list[Block]:
+    """The batches of an iterator, which can be iterated only once, as a list.
+
+    Raises:
+        UsageError: If they are larger than the cache.
+    """
+    found, size = [], 0
     for batch in batches:
         size += sum(array.nbytes for array in batch)
         if size > CACHE_BYTES:
             raise UsageError(
                 f"the calibration data can be read only once and take more than {CACHE_BYTES >> 20} MiB: "
-                "give something that can be iterated again (a list, a DataLoader), or fewer samples"
+                "give an iterable that can be iterated again (a list, a DataLoader), or fewer samples"
             )
-        kept.append(batch)
-    return kept
+        found.append(batch)
+    return found

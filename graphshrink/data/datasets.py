@@ -1,13 +1,13 @@
-"""Labelled images to train and test on: folders, CIFAR-10 in its usual formats, ``.npz`` files.
+"""Labelled images for training and testing: folders, CIFAR-10 in its usual formats, ``.npz`` files.
 
 ============================  =====================================================================================
-``train/CLASS/*``, ``test/``  a folder of images as torchvision reads it (``val`` for ``test`` will do); with no
-                              such folders, ``CLASS/*``, of which every fifth image is for testing
+``train/CLASS/*``, ``test/``  a folder of images as for torchvision (``val`` is accepted for ``test``); without
+                              these folders ``CLASS/*``, of which every fifth image is for testing
 ``data_batch_*.bin``          CIFAR-10's binary version
-``data_batch_1`` ...          CIFAR-10's Python version: pickles, which are loaded only when asked for, and then only
+``data_batch_1`` ...          CIFAR-10's Python version: pickles, which are loaded only on request, and may contain only
                               dicts, lists, text, numbers and NumPy arrays
-``.npz``                      ``x_train, y_train, x_test, y_test`` (images ``(N, H, W)`` or ``(N, H, W, C)``), or encoded
-                              images one after the other: ``train_jpeg`` (bytes), ``train_offsets`` (N+1), ``train_labels``,
+``.npz``                      ``x_train, y_train, x_test, y_test`` (images ``(N, H, W)`` or ``(N, H, W, C)``), or concatenated
+                              encoded images: ``train_jpeg`` (bytes), ``train_offsets`` (N+1), ``train_labels``,
                               the same for ``test``, and ``classes``
 ============================  =====================================================================================
 """
@@ -40,16 +40,16 @@ except ImportError as missing:
 Array = npt.NDArray[Any]
 
 _SIDE = 32
-"""CIFAR's images are 32x32."""
+"""The side of CIFAR's images in pixels."""
 
 
 class Images(Protocol):
-    """Images that are read when they are needed."""
+    """A sequence of images that are read when they are used."""
 
     def __len__(self) -> int: ...
 
     def take(self, places: Array) -> Array:
-        """The images at these places: ``(n, H, W, C)``, bytes."""
+        """The images at these indices, ``(n, H, W, C)``, uint8."""
         ...
 
 
@@ -58,9 +58,9 @@ class LabelledImages:
     """Images for training and for testing.
 
     Attributes:
-        train: Images to train on.
+        train: The training images.
         train_labels: Their classes, ``(N,)``, from 0 on.
-        test: Images to test on.
+        test: The test images.
         test_labels: Their classes.
         classes: The names of the classes.
     """
@@ -72,14 +72,14 @@ class LabelledImages:
     classes: tuple[str, ...]
 
     def statistics(self) -> tuple[Array, Array]:
-        """Mean and standard deviation of each channel, of pixels from 0 to 1, on up to 2,000 training images."""
+        """Mean and standard deviation of each channel for pixels from 0 to 1, from up to 2,000 training images."""
         some = np.linspace(0, len(self.train) - 1, min(2000, len(self.train))).astype(np.int64)
         pixels = self.train.take(some) / 255.0
         return pixels.mean((0, 1, 2)), np.maximum(pixels.std((0, 1, 2)), 1e-3)
 
 
 class ArrayImages:
-    """Images in memory, ``(N, H, W)`` or ``(N, H, W, C)``, bytes."""
+    """Images in memory, ``(N, H, W)`` or ``(N, H, W, C)``, uint8."""
 
     def __init__(self, pixels: Array) -> None:
         self.pixels = pixels[..., None] if pixels.ndim == 3 else pixels
@@ -88,7 +88,7 @@ class ArrayImages:
         return len(self.pixels)
 
     def take(self, places: Array) -> Array:
-        """The images at these places."""
+        """The images at these indices."""
         return np.asarray(self.pixels[places])
 
 
@@ -97,7 +97,8 @@ class FileImages:
 
     Args:
         paths: The files.
-        size: The side that the middle of each image is cut and scaled to; not given: images must be of one size.
+        size: The side of the square to which the centre of each image is cropped and scaled; if not given, all images must have
+            the same size.
     """
 
     def __init__(self, paths: Sequence[Path], size: int | None) -> None:
@@ -107,7 +108,7 @@ class FileImages:
         return len(self.paths)
 
     def take(self, places: Array) -> Array:
-        """The images at these places."""
+        """The images at these indices."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = list(pool.map(self._read, places))
         for place, image in zip(places, found, strict=True):
@@ -124,15 +125,15 @@ class FileImages:
 
 
 def decoded(data: bytes, name: str, size: int | None = None) -> Array:
-    """An encoded image as ``(H, W, 3)`` bytes.
+    """Decode an image to ``(H, W, 3)`` uint8.
 
     Args:
         data: The file's content.
-        name: What errors call it.
-        size: The side that the middle of the image is cut and scaled to.
+        name: The image's name in errors.
+        size: The side of the square to which the centre of the image is cropped and scaled.
 
     Raises:
-        UsageError: If it is no image.
+        UsageError: If it is not an image.
         MissingExtra: If Pillow is not installed.
     """
     try:
@@ -143,7 +144,7 @@ def decoded(data: bytes, name: str, size: int | None = None) -> Array:
         with Image.open(io.BytesIO(data)) as image:
             pixels = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{name} is no image that can be read: {error}") from error
+        raise UsageError(f"{name} cannot be read as an image: {error}") from error
     if size is not None and pixels.size != (size, size):
         pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(pixels)
@@ -152,15 +153,15 @@ def decoded(data: bytes, name: str, size: int | None = None) -> Array:
 def read_images(
     path: str | os.PathLike[str], *, size: int | None = None, pickles: bool = False
 ) -> LabelledImages:
-    """Read labelled images of any of the kinds above.
+    """Read labelled images in any of the formats above.
 
     Args:
         path: A folder or an ``.npz`` file.
-        size: For folders of images: the side that they are scaled to.
-        pickles: Load CIFAR-10's Python version, which is made of pickles.
+        size: For folders of images, the side to which they are scaled.
+        pickles: Load CIFAR-10's Python version, which consists of pickles.
 
     Raises:
-        UsageError: If it is none of these, or damaged.
+        UsageError: If the format is unknown, or a file is damaged.
         MissingExtra: If Pillow is needed and not installed.
     """
     place = Path(path)
@@ -173,7 +174,7 @@ def read_images(
     if (place / "data_batch_1").exists():
         if not pickles:
             raise UsageError(
-                f"{path} holds pickles, which are not loaded unless you ask (pickles=True); or take the binary "
+                f"{path} contains pickles, which are loaded only on request (pickles=True); or use the binary "
                 "version, data_batch_*.bin"
             )
         return _cifar(place, "", _pickled)
@@ -181,17 +182,18 @@ def read_images(
 
 
 class Batches:
-    """Batches ``(images, labels)`` for training and testing; goes through the images once an epoch.
+    """Batches ``(images, labels)`` for training or testing; one iteration is an epoch.
 
     Args:
         data: The images.
-        size: Images in a batch. The last batch of an epoch is left out in training if it is smaller.
-        train: The training images, in random order, shifted and mirrored; or the test images as they are.
-        shift: How many pixels they are shifted by at most.
-        mirror: Whether half of them are mirrored.
+        size: The number of images in a batch. In training, a smaller last batch is dropped.
+        train: True for the training images in random order, shifted and mirrored; false for the unchanged test images.
+        shift: The largest shift in pixels.
+        mirror: Whether a random half of the images is mirrored.
 
     Yields:
-        float32 ``(n, C, H, W)``, of mean 0 and deviation 1, and int64 ``(n,)``. Random numbers come from torch's own generator.
+        float32 ``(n, C, H, W)`` of mean 0 and standard deviation 1, and int64 ``(n,)``. Random numbers come from torch's global
+        generator.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ def _folder(place: Path, size: int | None) -> LabelledImages:
     if test is not None:
         extra = sorted(d.name for d in test.iterdir() if d.is_dir() and d.name not in classes)
         if extra:
-            raise UsageError(f"{test} has a class {extra[0]!r} that {train} has not")
+            raise UsageError(f"{test} has a class {extra[0]!r} that {train} does not have")
         tests = _files(test, classes)
     else:
         tests = [file for i, file in enumerate(found) if i % 5 == 4]
@@ -301,7 +303,7 @@ def _planes(rows: Array) -> Array:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads arrays, and nothing that could run code."""
+    """Loads arrays, and refuses classes and functions, which could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.replace("numpy.core", "numpy._core"), name) in {
@@ -309,7 +311,7 @@ class _ArraysOnly(pickle.Unpickler):
             ("_codecs", "encode"),
         }:  # fmt: skip
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _pickled(path: Path) -> tuple[Array, Array]:
@@ -321,8 +323,8 @@ def _pickled(path: Path) -> tuple[Array, Array]:
         return _planes(pixels), labels
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # A damaged pickle raises anything.
-        raise UsageError(f"{path} is no batch of CIFAR-10: {error}") from error
+    except Exception as error:  # A damaged pickle may raise any exception.
+        raise UsageError(f"{path} is not a batch of CIFAR-10: {error}") from error
 
 
 def _npz(path: Path) -> LabelledImages:
@@ -347,7 +349,7 @@ def _npz(path: Path) -> LabelledImages:
     for part, pixels, found in zip(("train", "test"), images, labels, strict=True):
         if len(pixels) != len(found) or not len(found) or found.min() < 0:
             raise UsageError(
-                f"{path}: {len(pixels)} images and {len(found)} labels to {part} on do not fit"
+                f"{path}: there are {len(pixels)} {part} images, but {len(found)} labels, or a negative label"
             )
     count = int(max(found.max() for found in labels)) + 1
     names = [str(name) for name in arrays.get("classes", ())]
@@ -359,7 +361,7 @@ def _npz(path: Path) -> LabelledImages:
 
 def _checked(pixels: Array, path: Path) -> Array:
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        raise UsageError(f"{path}: images are bytes, (N, H, W) or (N, H, W, C)")
+        raise UsageError(f"{path}: images must be uint8, (N, H, W) or (N, H, W, C)")
     return pixels
 
 
@@ -368,7 +370,7 @@ def _decoded(arrays: dict[str, Array], part: str, path: Path) -> Array:
     if offsets.ndim != 1 or len(offsets) < 2 or offsets[0] < 0 or (np.diff(offsets) < 0).any() or (
         offsets[-1] > len(data)
     ):  # fmt: skip
-        raise UsageError(f"{path}: {part}_offsets are no positions in {part}_jpeg")
+        raise UsageError(f"{path}: {part}_offsets are not positions in {part}_jpeg")
     names = (f"image {i} of {part} in {path}" for i in range(len(offsets)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pieces = (data[a:b].tobytes() for a, b in itertools.pairwise(offsets))

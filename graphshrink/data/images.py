@@ -1,4 +1,4 @@
-"""Folders of images as calibration data: how a picture becomes what a network was trained on."""
+"""Images as calibration data: the preprocessing that a network was trained with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..ir import DType, MissingExtra, TensorType, UsageError
 from ..ir.errors import check_readable, read_number
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""The files that are taken for images."""
+"""The suffixes of image files."""
 
 _LARGEST = 1 << 14
-"""The most pixels along one side that images are resized or cropped to."""
+"""The largest side in pixels to which images are resized or cropped."""
 PRESETS = {"imagenet": "resize=256,crop=224,mean=[0.485,0.456,0.406],std=[0.229,0.224,0.225]"}
 """Recipes by name."""
 
@@ -29,17 +29,17 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes a sample: resize, crop, scale, subtract the mean, divide by std; in this order.
+    """The conversion of an image to a sample: resize, crop, scale, subtract the mean, divide by std; in this order.
 
     Attributes:
-        resize: The size of the shorter side, or (height, width); the image's own size when not given.
-        crop: The size of the centre that is kept, one for both sides or (height, width).
-        interpolation: How it is resized.
-        scale: What pixels from 0 to 255 are multiplied by: 1/255 when not given, 1 for integer inputs.
-        mean: One for each channel, in the order of ``channels``, after scaling.
-        std: One for each channel.
-        layout: ``nchw`` or ``nhwc``; by the input's shape when not given.
-        channels: ``rgb``, ``bgr`` or ``gray``; by the input's shape when not given.
+        resize: The length of the shorter side, or (height, width); not resized if not given.
+        crop: The size of the centre crop: one length for both sides, or (height, width).
+        interpolation: The interpolation of the resizing.
+        scale: The factor of pixels from 0 to 255; if not given, 1/255, or 1 for integer inputs.
+        mean: The mean of each channel after scaling, in the order of ``channels``.
+        std: The standard deviation of each channel.
+        layout: ``nchw`` or ``nhwc``; from the input's shape if not given.
+        channels: ``rgb``, ``bgr`` or ``gray``; from the input's shape if not given.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -75,7 +75,7 @@ class Preprocess:
 
     @classmethod
     def parse(cls, text: str) -> Preprocess:
-        """A recipe from text: ``"resize=256,crop=224,mean=[0.5,0.5,0.5]"``, sizes ``256`` or ``256x192``, or ``imagenet``.
+        """A recipe from text: ``"resize=256,crop=224,mean=[0.5,0.5,0.5]"`` (sizes ``256`` or ``256x192``), or ``"imagenet"``.
 
         Raises:
             UsageError: If the text is malformed.
@@ -102,7 +102,7 @@ class Preprocess:
 
         Args:
             path: The image.
-            type_: The type of the input, the batch axis included.
+            type_: The type of the input, including the batch axis.
 
         Raises:
             UsageError: If the image cannot be read, or the recipe does not fit the input.
@@ -133,7 +133,7 @@ class Preprocess:
 
     def _form(self, type_: TensorType) -> tuple[str, str]:
         if type_.rank not in (None, 4):
-            raise UsageError(f"images are for inputs of four axes, and this one is {type_}")
+            raise UsageError(f"images need an input with four axes, and this one is {type_}")
         layout = self.layout
         if not layout:
             last = type_.dim(3) in (1, 3) and type_.dim(1) not in (1, 3)
@@ -144,18 +144,18 @@ class Preprocess:
         return layout, channels
 
     def _pixels(self, path: Path, mode: str) -> npt.NDArray[Any]:
-        """``(height, width, channels)`` from 0 to 255, resized and cropped."""
+        """The pixels of an image, ``(height, width, channels)`` from 0 to 255, resized and cropped."""
         try:
             from PIL import Image, ImageOps, UnidentifiedImageError
         except ImportError as error:
             raise MissingExtra("reading images", "images", "Pillow") from error
         try:
             with warnings.catch_warnings():
-                # A small file that claims to be a huge image is refused, not decoded.
+                # A small file whose header states a huge image is refused, not decoded.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 check_readable(path)
                 with Image.open(path) as file:
-                    # Cameras note how they were held, and viewers turn the picture: so do we.
+                    # Apply the rotation in the camera's metadata, as image viewers do.
                     image = ImageOps.exif_transpose(file).convert(mode)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise UsageError(f"{path}: the image is too large to be read") from error
@@ -189,7 +189,7 @@ def _resized(size: int | tuple[int, int], height: int, width: int) -> tuple[int,
 
 
 def _items(text: str) -> list[str]:
-    """Cut at commas outside brackets."""
+    """Split at commas outside brackets."""
     items, depth = [""], 0
     for char in text:
         depth += (char == "[") - (char == "]")

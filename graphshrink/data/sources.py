@@ -1,7 +1,7 @@
-"""Where calibration data come from: arrays, ``.npz`` files, folders of ``.npy`` files or images, iterables of batches.
+"""Sources of calibration data: arrays, ``.npz`` files, folders of ``.npy`` files or images, iterables of batches.
 
-Every source gives *blocks*: a list with one array for each input of the model, which all hold the same number of samples
-along their first axis. Nothing is read before it is needed, and pickles are never loaded.
+Every source yields *blocks*: lists with one array for each input of the model, all with the same number of samples
+along their first axis. Data are read when they are needed, and pickles are never loaded.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _UNREADABLE = (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error, 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model takes: names and types, in order."""
+    """The names and types of a model's inputs, in order."""
 
     names: tuple[str, ...]
     types: tuple[TensorType, ...]
 
 
 class Source(ABC):
-    """Calibration data before they are cut into batches.
+    """Calibration data before they are divided into batches.
 
     Attributes:
-        name: What errors call it.
-        samples: How many samples there are; ``None`` when that is not known.
-        whole: Whether blocks are batches, to be run as they are.
+        name: The name of the source in errors.
+        samples: The number of samples; ``None`` if unknown.
+        whole: Whether each block is a batch, which must not be divided.
     """
 
     name = "the calibration data"
@@ -57,7 +57,7 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Arrays by input name, or one array for the one input; the first axis is that of the samples."""
+    """Arrays by input name, or one array for the only input, with samples along the first axis."""
 
     def __init__(self, arrays: Mapping[str, Any], inputs: Inputs) -> None:
         _check_names(self.name, arrays, inputs)
@@ -74,7 +74,7 @@ class ArraySource(Source):
 
 
 class NpzSource(Source):
-    """An ``.npz`` file with an array for each input; read some samples at a time."""
+    """An ``.npz`` file with an array for each input; a block of samples is read at a time."""
 
     def __init__(self, path: Path, inputs: Inputs) -> None:
         self.name, self.path, self.inputs = str(path), path, inputs
@@ -100,7 +100,7 @@ class NpzSource(Source):
 
 
 class _Member:
-    """An array in an open ``.npz`` file, whose rows are read one after the other."""
+    """An array in an open ``.npz`` file; its rows are read in order."""
 
     def __init__(self, file: ZipFile, name: str, where: str) -> None:
         self.left = 0
@@ -115,7 +115,9 @@ class _Member:
             raise UsageError(f"{where}: array {name!r} has a header of version {version}")
         self.shape, fortran, self.dtype = readers[version](self.stream)
         if self.dtype.hasobject:
-            raise UsageError(f"{where}: array {name!r} holds Python objects, which are not loaded")
+            raise UsageError(
+                f"{where}: array {name!r} contains Python objects, which are not loaded"
+            )
         if fortran and len(self.shape) > 1:
             raise UsageError(
                 f"{where}: array {name!r} is in Fortran order; save np.ascontiguousarray of it"
@@ -123,7 +125,7 @@ class _Member:
         self.left = self.shape[0] if self.shape else 0
         size = self.dtype.itemsize * math.prod(self.shape)
         if file.getinfo(stored).file_size < size:
-            raise UsageError(f"{where}: array {name!r} is cut off")
+            raise UsageError(f"{where}: array {name!r} is truncated")
 
     def read(self, rows: int) -> Array:
         """The next rows."""
@@ -138,9 +140,9 @@ class _Member:
 
 
 class NpyFolder(Source):
-    """A folder of ``.npy`` files, or one with such a folder for each input, in which files of one name belong together.
+    """A folder of ``.npy`` files; for several inputs, a folder with one such folder for each, matched by file name.
 
-    A file is a batch when it has as many axes as the input, and one sample when it has one less.
+    A file is a batch if it has as many axes as the input, and one sample if it has one axis less.
     """
 
     def __init__(self, folder: Path, inputs: Inputs, limit: int | None) -> None:
@@ -158,15 +160,15 @@ class NpyFolder(Source):
         for name, files in found.items():
             odd = sorted(files.keys() ^ first.keys())
             if odd:
-                raise UsageError(f"{folders[name]}: {odd[0]} is not there for every input")
+                raise UsageError(f"{folders[name]}: {odd[0]} does not exist for every input")
         rows = [[found[n][word] for n in inputs.names] for word in sorted(first)]
         if rows and self._single(0, self._read(rows[0][0]), rows[0][0]):
-            rows = spread(rows, limit)
+            rows = evenly_spaced(rows, limit)
             self.samples = len(rows)
         self.rows = rows
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """Every file, cut where it is large."""
+        """Every file; large ones are divided."""
         for row in self.rows:
             block = []
             for i, path in enumerate(row):
@@ -191,14 +193,14 @@ class NpyFolder(Source):
         rank = self.inputs.types[i].rank
         if rank is not None and array.ndim not in (rank, rank - 1):
             raise UsageError(
-                f"{path} has {array.ndim} axes; input {self.inputs.names[i]!r} has {rank} (a batch), "
-                f"or {rank - 1} without the first (a sample)"
+                f"{path} has {array.ndim} axes; for input {self.inputs.names[i]!r} a batch has {rank}, "
+                f"a sample {rank - 1}"
             )
         return rank is not None and array.ndim == rank - 1
 
 
 class ImageFolder(Source):
-    """A folder of images, subfolders included."""
+    """A folder of images, including its subfolders."""
 
     def __init__(self, folder: Path, inputs: Inputs, recipe: Preprocess, limit: int | None) -> None:
         if len(inputs.names) != 1:
@@ -206,17 +208,17 @@ class ImageFolder(Source):
                 f"{folder}: images are for models of one input, this one has {len(inputs.names)}"
             )
         self.name, self.type, self.recipe = str(folder), inputs.types[0], recipe
-        self.files = spread(files_of(folder, SUFFIXES), limit)
+        self.files = evenly_spaced(files_of(folder, SUFFIXES), limit)
         self.samples = len(self.files)
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """One image a block."""
+        """One block for each image."""
         for path in self.files:
             yield [self.recipe.sample(path, self.type)[None]]
 
 
 class IterableSource(Source):
-    """An iterable of batches: each what the model takes, as a tuple, a dict by name, or one tensor or array."""
+    """An iterable of batches; each has all inputs, as a tuple, a dict by name, or one tensor or array."""
 
     whole = True
 
@@ -224,7 +226,7 @@ class IterableSource(Source):
         self.data, self.inputs = data, inputs
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """One batch a block."""
+        """One block for each batch."""
         for number, item in enumerate(self.data):
             where = f"calibration batch {number}"
             if isinstance(item, Mapping):
@@ -235,7 +237,7 @@ class IterableSource(Source):
             if len(leaves) != len(self.inputs.names):
                 raise UsageError(
                     f"{where} has {len(leaves)} arrays, the model takes {len(self.inputs.names)}; "
-                    "labels are not wanted, (x for x, _ in loader) leaves them out"
+                    "leave labels out, such as by (x for x, _ in loader)"
                 )
             yield [array_of(leaf) for leaf in leaves]
 
@@ -255,9 +257,9 @@ def array_of(found: Any) -> Array:
     try:
         array = np.asarray(found)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"a {type(found).__name__} is no calibration array") from error
+        raise UsageError(f"a {type(found).__name__} cannot be a calibration array") from error
     if array.dtype.kind not in "biufcVSU":
-        raise UsageError(f"a {type(found).__name__} is no calibration array of numbers")
+        raise UsageError(f"a {type(found).__name__} is not an array of numbers")
     return array
 
 
@@ -270,7 +272,7 @@ def _leaves(item: Any) -> Iterator[Any]:
 
 
 def files_of(folder: Path, suffixes: frozenset[str] | set[str]) -> list[Path]:
-    """The files below a folder with one of these suffixes, sorted; hidden ones are left out."""
+    """The sorted files in a folder and its subfolders with one of these suffixes, without hidden files."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -278,20 +280,20 @@ def files_of(folder: Path, suffixes: frozenset[str] | set[str]) -> list[Path]:
     )
 
 
-def spread(items: list[T], limit: int | None) -> list[T]:
-    """At most ``limit`` of the items, evenly spread: folders are often sorted by class."""
+def evenly_spaced(items: list[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of the items, evenly spaced, because folders are often sorted by class."""
     if limit is None or len(items) <= limit:
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
-    """Blocks put together to batches.
+    """Join and divide blocks to batches.
 
     Args:
         blocks: The blocks.
-        size: Samples in a batch.
-        exact: Leave out what does not fill a batch.
+        size: The number of samples in a batch.
+        exact: Drop samples that do not fill a batch.
     """
     held: list[Block] = []
     count = 0
@@ -303,7 +305,7 @@ def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
         return held[0] if len(held) == 1 else [np.concatenate(p) for p in zip(*held, strict=True)]
 
     for block in blocks:
-        # Samples of another size make a batch of their own.
+        # Samples of another shape start a new batch.
         if held and shapes(block) != shapes(held[0]):
             if not exact:
                 yield joined()
@@ -321,7 +323,7 @@ def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
 
 
 def limited(blocks: Iterator[Block], samples: int | None) -> Iterator[Block]:
-    """The first samples."""
+    """Blocks up to a number of samples; all blocks if it is ``None``."""
     if samples is None:
         yield from blocks
         return
@@ -340,10 +342,10 @@ def _check_names(where: str, names: Mapping[str, Any] | Sequence[str], inputs: I
     for name in inputs.names:
         if name not in names:
             held = ", ".join(itertools.islice(names, 5)) or "nothing"
-            raise UsageError(f"{where}: nothing for input {name!r}; there is {held}")
+            raise UsageError(f"{where}: there is no array for input {name!r}, only {held}")
     for name in names:
         if name not in inputs.names:
-            raise UsageError(f"{where}: {name!r} is no input of the model; inputs are {known}")
+            raise UsageError(f"{where}: {name!r} is not an input of the model; inputs are {known}")
 
 
 def _same_count(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -351,7 +353,7 @@ def _same_count(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     for name, shape in shapes.items():
         if not shape:
             raise UsageError(
-                f"{where}: {name!r} is a scalar; the first axis is that of the samples"
+                f"{where}: {name!r} is a scalar; arrays need an axis of samples, the first"
             )
         counts[name] = shape[0]
     if len(set(counts.values())) > 1:

@@ -1,4 +1,4 @@
-"""The accuracy of an ONNX file, in onnxruntime: of what ships, and not of what was trained."""
+"""The accuracy of an ONNX file in onnxruntime: of the file that is deployed, not of the module that was trained."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .sessions import run_session, session
 def onnx_accuracy(
     path: str | os.PathLike[str], batches: Iterable[tuple[Any, Any]], *, threads: int = 0
 ) -> float:
-    """The share of the images whose largest output is that of their class.
+    """The share of the samples whose class has the largest score.
 
     Args:
         path: A file with one input ``(N, ...)`` and the scores ``(N, classes)`` as its first output.
-        batches: Pairs of inputs and classes, arrays or tensors. A batch that is smaller than a fixed batch size
-            of the file is filled up, and what was filled up is not counted.
-        threads: Threads of onnxruntime; 0 takes all.
+        batches: Pairs of inputs and classes, arrays or tensors. If the file fixes the batch size, a smaller batch
+            is padded, and the padding is not counted.
+        threads: The number of threads of onnxruntime; 0 uses all cores.
 
     Raises:
-        ModelError: If onnxruntime does not run the file.
-        UsageError: If there are no batches, or one is larger than the file takes.
+        ModelError: If onnxruntime cannot run the file.
+        UsageError: If there are no batches, or one is larger than the file accepts.
     """
     run = session(Path(path), threads)
     (slot,) = run.get_inputs()
@@ -41,5 +41,5 @@ def onnx_accuracy(
         right += int((scores.argmax(1) == y).sum())
         count += len(y)
     if not count:
-        raise UsageError("there are no batches to find the accuracy on")
+        raise UsageError("there are no batches to measure the accuracy on")
     return right / count

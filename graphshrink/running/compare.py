@@ -1,4 +1,4 @@
-"""Two models side by side: numbers, size, and latency as a paired ratio; ONNX in onnxruntime, .tflite in LiteRT."""
+"""Compare two models: outputs, size, and latency as a paired ratio; ONNX in onnxruntime, .tflite in LiteRT."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two models compare.
+    """The comparison of two models.
 
     Attributes:
         error: The largest output error of B, relative to A's largest output.
-        tolerance: The error allowed.
-        sizes: The sizes of A and B; ``None`` for a .tflite file, whose operations are not the IR's.
-        file_bytes: Bytes of the two models, the files of their external data included.
-        latency: How fast B is beside A.
+        tolerance: The largest error allowed.
+        sizes: The sizes of A and B; ``None`` for a .tflite file, whose operations are not those of the IR.
+        file_bytes: The bytes of the two models, including the files of their external data.
+        latency: The latency of B compared with A.
     """
 
     error: float
@@ -47,11 +47,11 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """True when the outputs differ by no more than the tolerance."""
+        """Whether the outputs differ by no more than the tolerance."""
         return self.error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """The comparison as plain data for JSON."""
         return {
             "error": number(self.error),
             "tolerance": self.tolerance,
@@ -110,10 +110,10 @@ def compare_models(
         second: The other model.
         shapes: Input shapes by name, for random inputs.
         data: An ``.npz`` file with inputs by name, instead of random ones.
-        tolerance: The error allowed. When not given, by the coarsest element type of the reference, or more where
-            rounding the inputs otherwise moves its own outputs further.
-        runs: Timed pairs of runs.
-        threads: Threads of the runtime; 0 takes all.
+        tolerance: The largest error allowed. If not given, it follows from the coarsest element type, and is larger
+            if a rounding unit in the inputs changes the reference's own outputs by more.
+        runs: The number of timed pairs of runs.
+        threads: The number of threads of the runtime; 0 uses all cores.
         seed: The seed of random inputs.
 
     Raises:
@@ -128,9 +128,11 @@ def compare_models(
     else:
         a = _side(first, threads)
         b = _side(second, threads, like=a)
+    arrays = None if data is None else _read_arrays(data)
     for side, other in ((a, b), (b, a)):
-        # What only one of them lets the caller give keeps its default.
-        left_out = side.optional - set(other.types)
+        # An input keeps its default unless both models have it and the data set it, or it is the only kind of input.
+        settable = set(other.types) & set(arrays or ())
+        left_out = side.optional - settable if side.optional < set(side.types) else frozenset()
         side.types = {name: t for name, t in side.types.items() if name not in left_out}
     if (
         list(a.types) != list(b.types)
@@ -142,12 +144,12 @@ def compare_models(
     for name, type_ in a.types.items():
         if not type_.accepts(b.types[name]):
             raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
-        # Sizes that one of them leaves open may be fixed in the other.
+        # A size that is free in one of them may be fixed in the other.
         graph.add_input(name, type_.refined(b.types[name]))
-    if data is None:
+    if arrays is None:
         feeds = running_inputs(graph, shapes, seed, lambda x: (a.run(x), b.run(x)))
     else:
-        feeds = _read_inputs(graph, data)
+        feeds = named_inputs(graph, arrays)
     want, got = a.run(feeds), b.run(feeds)
     error = relative_error(want, got)
     if tolerance is None:
@@ -170,13 +172,12 @@ def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> 
     return OnnxSide(path, threads)
 
 
-def _read_inputs(graph: Graph, data: Path) -> Arrays:
+def _read_arrays(data: Path) -> Arrays:
     check_readable(data)
     try:
         with np.load(data, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except OSError as error:
         raise UsageError(f"{data}: {error.strerror or 'not an .npz file'}") from error
     except (ValueError, AttributeError, BadZipFile) as error:
         raise UsageError(f"{data} is not an .npz file of arrays") from error
-    return named_inputs(graph, arrays)

@@ -23,16 +23,16 @@ class OnnxSide:
         types: The types of the inputs, by name.
         optional: The inputs that have a default, by name.
         outputs: The names of the outputs.
-        named: Whether the names of the outputs are the model's own.
-        size: How large the graph is.
-        tolerance: The error that its coarsest element type allows.
+        named: Whether the names of the outputs are those of the original model.
+        size: The size of the graph.
+        tolerance: The error allowed for its coarsest element type.
     """
 
     named = True
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
-        self.graph, _ = load(path)
+        self.graph, _ = load(path, overridable_initializers=True)
         self.types = {v.name: v.type for v in self.graph.inputs}
         self.optional = set(defaults(self.graph.host.model))
         self.outputs = list(self.graph.output_names)
@@ -44,16 +44,16 @@ class OnnxSide:
         self._feeds: Arrays = {}
 
     def run(self, feeds: Arrays) -> list[Any]:
-        """Set the inputs and run."""
+        """Set the inputs, run, and return the outputs."""
         self._feeds = feeds
         return run_session(self._session, feeds, str(self.path))
 
     def again(self) -> None:
-        """Run once more, to be timed."""
+        """Run again on the same inputs, for timing."""
         self._session.run(None, self._feeds)
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file and of its external data."""
+        """The bytes of the file and of its external data."""
         files = {self.path, *(path for _, path in data_files(self.graph))}
         return sum(file.stat().st_size for file in files)

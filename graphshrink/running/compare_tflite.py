@@ -16,14 +16,14 @@ from .inputs import Arrays
 from .litert import LiteModel, Port
 
 _ALLOWED = {DType.F32: TOLERANCE[DType.F32], DType.F16: TOLERANCE[DType.F16], DType.I8: 0.1}
-"""The error that is allowed by how a file stores its weights; int8 rounds at every step."""
+"""The error allowed for the type of a file's weights; int8 models round after every op."""
 
 
 class LiteSide:
-    """A .tflite file in LiteRT, which is given and gives arrays in the order of axes of the original model.
+    """A .tflite file in LiteRT; its arrays have the order of axes of the original model.
 
-    A file that does not say how its axes are ordered is held against the other side: equal sizes are taken as they are, else
-    channels last is tried. Where the other side has floats of another size, arrays are converted: TFLite computes in float32.
+    If the file does not record the order of its axes, it is inferred from the sizes of the other side: the same order, else
+    channels last. If the other side has floats of another size, arrays are converted, because TFLite computes in float32.
 
     Attributes: as for :class:`OnnxSide`.
     """
@@ -73,7 +73,7 @@ class LiteSide:
         self.tolerance = _ALLOWED[self.model.coarsest]
 
     def run(self, feeds: Arrays) -> list[Any]:
-        """Set the inputs and run."""
+        """Set the inputs, run, and return the outputs."""
         arrays = {}
         for (port, order), array in zip(self._inputs, feeds.values(), strict=True):
             assert port.type.dtype is not None
@@ -90,12 +90,12 @@ class LiteSide:
         return results
 
     def again(self) -> None:
-        """Run once more, to be timed."""
+        """Run again on the same inputs, for timing."""
         self.model.invoke()
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file."""
+        """The bytes of the file."""
         return self.model.file_bytes
 
 
@@ -105,7 +105,7 @@ def _logical(type_: TensorType, order: tuple[int, ...]) -> TensorType:
 
 
 def _float_of(type_: TensorType, like: TensorType | None) -> TensorType:
-    """A floating-point type in the size that the other side has."""
+    """A type; if it and that of the other side are floating-point, with the other's element type."""
     mine, other = type_.dtype, None if like is None else like.dtype
     if mine is None or other is None or not (mine.is_float and other.is_float):
         return type_
@@ -113,7 +113,11 @@ def _float_of(type_: TensorType, like: TensorType | None) -> TensorType:
 
 
 def _order(path: Path, port: Port, like: TensorType | None) -> tuple[int, ...]:
-    """The order of axes of an input or output."""
+    """For each stored axis of an input or output, the axis of the original model.
+
+    Raises:
+        UsageError: If the sizes do not fit those of the other side.
+    """
     rank = len(port.type.shape or ())
     plain = tuple(range(rank))
     if port.order is not None:
@@ -123,7 +127,7 @@ def _order(path: Path, port: Port, like: TensorType | None) -> tuple[int, ...]:
     if len(like.shape) != rank:
         raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")
     for order in (plain, channels_last(rank).perm):
-        stored = TensorType(None, Layout(order).stored(like.shape))
+        stored = TensorType(None, Layout(order).stored_shape(like.shape))
         if stored.accepts(TensorType(None, port.type.shape)):
             return order
     raise UsageError(f"{port.name!r} of {path} is {port.type}, the other file has {like}")

@@ -1,4 +1,4 @@
-"""What a graph computes inside, batch by batch: onnxruntime for ONNX, torch for FX."""
+"""Inner values of a graph, computed batch by batch: in onnxruntime for ONNX, in torch for FX."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .sessions import one_line, session
 
 Array = npt.NDArray[Any]
 Batch = Sequence[Array]
-"""One array for each input of the graph, in order; of a module, those with defaults may be left out at the end."""
+"""One array for each input of the graph, in order; for a module, inputs with defaults may be omitted at the end."""
 
 
 def onnx_values(
     graph: Graph, values: Sequence[Value], batches: Iterable[Batch]
 ) -> Iterator[tuple[Array, ...]]:
-    """Run a graph that did not come from torch in onnxruntime and give chosen values.
+    """Run a graph that did not come from torch in onnxruntime; yields the chosen values of each batch.
 
     Raises:
         ModelError: If the graph cannot be emitted or does not run.
     """
     from ..targets.onnx.emitter import save_values
 
-    # Before there is a temporary file that an interrupted import would leave behind.
+    # Imported before there is a temporary file, which an interrupted import would leave behind.
     import_module("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
         path = Path(folder) / "values.onnx"
@@ -51,7 +51,7 @@ def onnx_values(
 def fx_values(
     graph: Graph, values: Sequence[Value], batches: Iterable[Batch]
 ) -> Iterator[tuple[Array, ...]]:
-    """Run an FX-born graph in torch and give chosen values.
+    """Run a graph from torch in torch; yields the chosen values of each batch.
 
     Raises:
         ModelError: If the graph cannot be emitted or does not run.
@@ -88,7 +88,7 @@ def _failed(runtime: str, number: int, batch: Batch, error: Exception) -> str:
 
 
 def _tensor(array: Array) -> Any:
-    """A tensor of its own, so that in-place calls leave the data alone."""
+    """A tensor with a copy of the data, so that in-place calls do not change the original."""
     import torch
 
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16
@@ -97,7 +97,7 @@ def _tensor(array: Array) -> Any:
 
 
 def _tap(module: Any, names: frozenset[str]) -> Any:
-    """A function that runs a module until some of its nodes are computed, and gives these as arrays."""
+    """A function that runs a module until the named nodes are computed, and returns their values as arrays."""
     import torch
     from torch import fx
 
@@ -112,7 +112,7 @@ def _tap(module: Any, names: frozenset[str]) -> Any:
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if n.name in names:
-                # Copied at once: a later call may work in place.
+                # Copied now, because a later call may change it in place.
                 wide = result.float() if result.dtype is torch.bfloat16 else result
                 self.found[n.name] = np.array(wide.detach().cpu().numpy())
                 if len(self.found) == len(names):

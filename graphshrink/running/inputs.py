@@ -1,4 +1,4 @@
-"""Inputs to run a graph on: random or given, of sizes with which it runs, and nudged by one rounding unit."""
+"""Inputs to run a graph on: random or given, with sizes for which it runs, and changed by one rounding unit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> dict[str, int]:
-    """Hold given input shapes against the graph's inputs.
+    """Check given shapes against the types of the graph's inputs.
 
     Returns:
-        The sizes that they give to symbols.
+        The sizes of the symbols in the types.
 
     Raises:
-        UsageError: If a shape names no input or does not fit it, or two contradict each other.
+        UsageError: If there is no such input, a shape does not fit it, or two shapes contradict each other.
     """
     known = {v.name: v.type for v in graph.inputs}
     symbols: dict[str, int] = {}
@@ -31,23 +31,25 @@ def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]] | None) -> di
         check_input_name(name, known)
         wanted = known[name].shape
         if not known[name].accepts(TensorType(None, tuple(given))):
-            raise UsageError(f"input {name!r} takes {_shown(wanted)}, not {_shown(given)}")
+            raise UsageError(
+                f"input {name!r} takes {_shape_text(wanted)}, not {_shape_text(given)}"
+            )
         for d, size in zip(wanted or (), given, strict=False):
             if isinstance(d, str) and symbols.setdefault(d, size) != size:
                 raise UsageError(f"input {name!r}: {d} is both {symbols[d]} and {size}")
     return symbols
 
 
-def _shown(shape: Sequence[Any] | None) -> str:
+def _shape_text(shape: Sequence[Any] | None) -> str:
     return "x".join("?" if d is None else str(d) for d in shape or ()) or "a scalar"
 
 
 SIZES = (64, 224, 512, 1024, 16000, 16, 1)
-"""What sizes that are not known are taken as, one after the other, until the model runs."""
+"""Sizes that are tried for unknown ones, one after the other, until the model runs."""
 
 
 NUDGES = 3
-"""How many times inputs are moved by a rounding unit to see how sensitive a model is."""
+"""The number of runs on inputs changed by a rounding unit, to measure how sensitive a model is."""
 
 
 def random_inputs(
@@ -56,19 +58,19 @@ def random_inputs(
     seed: int = 0,
     unknown: int = 1,
 ) -> Arrays:
-    """Inputs for a check: standard normal floats, zeros and ones for whole numbers and booleans.
+    """Inputs for a check: standard normal floats, zeros and ones for integers and booleans.
 
-    Whole numbers stay that small because they are most often indices.
+    Integers are that small because they are most often indices.
 
     Args:
-        graph: Whose inputs.
-        shapes: Shapes by input name; else known sizes. Those that are not known are ``unknown``, but 1 along the
-            first axis of an input, and wherever the symbol of such an axis stands.
+        graph: The graph.
+        shapes: Shapes by input name; the known sizes of the graph for other inputs.
         seed: The seed of the random numbers.
-        unknown: The size that unknown ones are taken as.
+        unknown: The size for unknown ones, except along the first axis of an input and for the symbol of such an axis: these
+            are 1.
 
     Raises:
-        UsageError: If a shape names no input, does not fit it, or is needed and missing.
+        UsageError: If there is no such input, a shape does not fit it, or a shape that is needed is missing.
     """
     symbols = check_shapes(graph, shapes)
     for value in graph.inputs:
@@ -103,7 +105,7 @@ def _random(
     needed, have = math.prod(given) * max(dtype.numpy.itemsize, 8), available_memory()
     if needed > have:
         raise UsageError(
-            f"input {value.name!r} of {_shown(given)} takes {needed:,} bytes, this machine has {have:,}; "
+            f"input {value.name!r} of {_shape_text(given)} takes {needed:,} bytes, this machine has {have:,}; "
             f"give other sizes by --input"
         )
     if dtype is DType.BOOL:
@@ -119,9 +121,9 @@ def running_inputs(
     seed: int,
     run: Callable[[Arrays], object],
 ) -> Arrays:
-    """Random inputs that an ONNX model runs on: sizes that are not known are tried, :data:`SIZES`.
+    """Random inputs on which an ONNX model runs; unknown sizes are tried from :data:`SIZES`.
 
-    Which ones were taken is added to the graph's notes.
+    A note on the graph says which sizes were used.
 
     Args:
         graph: The graph of the model.
@@ -130,7 +132,7 @@ def running_inputs(
         run: Runs the model.
 
     Raises:
-        ModelError: If it runs with none of them; the error is that of the first.
+        ModelError: If it runs with none of them: the error of the first.
         UsageError: As for :func:`random_inputs`.
     """
     failure: ModelError | None = None
@@ -154,7 +156,7 @@ def running_inputs(
 
 
 def nudge(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """An array of floats, each moved up or down by about one rounding unit; others as they are."""
+    """An array of floats, each changed up or down by about one rounding unit; an array of another type is not changed."""
     if not np.issubdtype(array.dtype, np.floating):
         return array
     step = np.asarray(np.finfo(array.dtype).eps, array.dtype)
@@ -164,7 +166,7 @@ def nudge(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]
 
 
 def nudges(feeds: Arrays, seed: int) -> list[Arrays]:
-    """Inputs that differ from ``feeds`` by rounding units only."""
+    """Several sets of inputs that differ from ``feeds`` by rounding units only."""
     rng = np.random.default_rng(seed)
     return [{n: nudge(a, rng) for n, a in feeds.items()} for _ in range(NUDGES)]
 
@@ -175,7 +177,7 @@ def shapes_text(feeds: Arrays) -> str:
 
 
 def named_inputs(graph: Graph, given: Any) -> Arrays:
-    """Inputs of an ONNX model, from arrays by name or in order, held against what the model takes.
+    """Inputs of an ONNX model from arrays by name or in order, checked against the model's types.
 
     Raises:
         UsageError: If one is missing, unknown, or of another type or shape.
@@ -204,10 +206,10 @@ def named_inputs(graph: Graph, given: Any) -> Arrays:
 def fx_inputs(
     graph: Graph, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> tuple[Any, ...]:
-    """Random inputs for an FX-born graph, on the device of its weights.
+    """Random inputs for a graph from torch, on the device of its weights.
 
     Raises:
-        UsageError: If the shape of an input is not known.
+        UsageError: If the shape of an input is unknown.
     """
     import torch
 
@@ -216,14 +218,14 @@ def fx_inputs(
     for value in graph.inputs:
         if value.type.shape is None and value.name not in (shapes or {}):
             raise UsageError(
-                f"the shape of input {value.name!r} is not known: a check needs example_inputs"
+                f"the shape of input {value.name!r} is unknown: a check needs example_inputs"
             )
     kinds = {ours: theirs for theirs, ours in DTYPES.items()}
     weight = next(graph.host.module.parameters(), None)
     device = torch.device("cpu") if weight is None else weight.device
     made = []
     for value, array in zip(graph.inputs, random_inputs(graph, shapes, seed).values(), strict=True):
-        # torch does not know NumPy's extension types; float32 holds all that they hold.
+        # torch cannot read NumPy's extension types; float32 represents all their values.
         dtype = value.type.dtype
         assert dtype is not None
         plain = array.astype(np.float32) if array.dtype.kind == "V" else array
@@ -232,7 +234,7 @@ def fx_inputs(
 
 
 def fx_nudges(inputs: Sequence[Any], seed: int) -> list[tuple[Any, ...]]:
-    """Inputs that differ from ``inputs`` by rounding units only; what is no tensor of floats stays."""
+    """Several sets of inputs that differ from ``inputs`` by rounding units only; only tensors of floats are changed."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

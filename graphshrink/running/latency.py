@@ -1,9 +1,8 @@
-"""Latency of two things as a paired ratio.
+"""Latency of two calls as a paired ratio.
 
-Runs alternate (A B, then B A), so that what the machine does besides falls on both alike. The ratio is
-the median over pairs; its interval comes from the order statistics of the pairs, as in a sign test: the
-number of pairs below the true median is binomial with probability 1/2, which holds whatever the
-distribution of the times is.
+Runs alternate (A B, then B A), so that other load on the machine affects both equally. The ratio is the median over
+pairs. Its interval comes from the order statistics of the pairs, as in a sign test: the number of pairs below the
+true median is binomial with probability 1/2, for any distribution of the times.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class PairedLatency:
-    """How fast B is beside A.
+    """The latency of B compared with A.
 
     Attributes:
         milliseconds: The median times of A and of B.
-        speedup: The median of A's time over B's: above 1, B is faster.
-        interval: The ends of its 95 % interval.
+        speedup: The median of A's time divided by B's; above 1, B is faster.
+        interval: The 95 % interval of the speedup.
     """
 
     milliseconds: tuple[float, float]
@@ -39,13 +38,13 @@ class PairedLatency:
 def paired_latency(
     first: Callable[[], object], second: Callable[[], object], pairs: int = 30, warm_up: int = 2
 ) -> PairedLatency:
-    """Time two calls side by side.
+    """Time two calls in alternation.
 
     Args:
         first: A.
         second: B.
-        pairs: How many pairs are timed; the interval needs 6 or more, with fewer it is the range.
-        warm_up: How many pairs run first without being timed.
+        pairs: The number of timed pairs; with fewer than 6 the interval is the range of the ratios.
+        warm_up: The number of pairs that run first and are not timed.
     """
     times = np.empty((pairs, 2))
     calls = (first, second)
@@ -68,14 +67,14 @@ def paired_latency_for(
     least: int = 9,
     most: int = 301,
 ) -> PairedLatency:
-    """Like :func:`paired_latency`, with as many pairs as take about so many seconds.
+    """Like :func:`paired_latency`, with as many pairs as fit into a given time.
 
     Args:
-        seconds: How long the pairs take together.
+        seconds: The time for all pairs.
         first: A.
         second: B.
-        least: At least so many pairs.
-        most: At most so many pairs.
+        least: The smallest number of pairs.
+        most: The largest number of pairs.
     """
     first()
     second()
@@ -87,9 +86,9 @@ def paired_latency_for(
 
 
 def median_interval(samples: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The narrowest symmetric pair of order statistics that holds the median with 95 % or more.
+    """The narrowest symmetric pair of order statistics that contains the median with a probability of 95 % or more.
 
-    With fewer than 6 samples no pair does; their range is given.
+    With fewer than 6 samples there is no such pair, and their range is returned.
     """
     ordered = np.sort(samples)
     n = len(ordered)

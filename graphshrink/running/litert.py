@@ -1,4 +1,4 @@
-""".tflite files in LiteRT: what they hold, what they compute, and what XNNPACK takes of them."""
+""".tflite files in LiteRT: their inputs and operations, running them, and which operations XNNPACK computes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Port:
     """An input or output of a file.
 
     Attributes:
-        name: The signature's name, or the tensor's where there is no signature.
-        index: The tensor's number.
+        name: The name in the signature, or the tensor's name if there is no signature.
+        index: The tensor's index.
         type: Element type and stored sizes.
-        order: Which axis of the original model each stored axis holds, if the file says so.
-        quantization: Scale and zero point; a scale of 0 where there is none.
+        order: For each stored axis, the axis of the original model, if the file records it.
+        quantization: Scale and zero point; the scale is 0 if the tensor is not quantised.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Port:
     quantization: tuple[float, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """The content as plain data for JSON."""
         found: dict[str, Any] = {"type": str(self.type), "order": self.order and list(self.order)}
         if self.quantization[0]:
             found["scale"], found["zero_point"] = self.quantization
@@ -63,17 +63,17 @@ class Port:
 
 
 class LiteModel:
-    """A .tflite file, loaded.
+    """A loaded .tflite file.
 
     Attributes:
         path: The file.
-        inputs: What it takes, in order.
-        outputs: What it gives, in order.
+        inputs: The inputs, in order.
+        outputs: The outputs, in order.
 
     Args:
         path: The file.
-        threads: Threads of LiteRT; 0 takes all.
-        xnnpack: Let XNNPACK take what it can; else LiteRT's own kernels compute everything.
+        threads: The number of threads of LiteRT; 0 uses all cores.
+        xnnpack: Delegate operations to XNNPACK where possible; if false, LiteRT's own kernels compute all of them.
 
     Raises:
         MissingExtra: If LiteRT is not installed.
@@ -89,7 +89,7 @@ class LiteModel:
         self._content = _read(path)
         kernels = "BUILTIN" if xnnpack else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
         try:
-            with _hushed():
+            with _silent_stderr():
                 self._loaded = Interpreter(
                     model_content=self._content,
                     num_threads=threads or os.cpu_count() or 1,
@@ -98,17 +98,17 @@ class LiteModel:
                 self._loaded.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"LiteRT cannot load {path}: {one_line(error)}") from error
-        said = self._said
-        self.inputs = self._ports("inputs", self._loaded.get_input_details(), said)
-        self.outputs = self._ports("outputs", self._loaded.get_output_details(), said)
+        recorded = self._recorded
+        self.inputs = self._ports("inputs", self._loaded.get_input_details(), recorded)
+        self.outputs = self._ports("outputs", self._loaded.get_output_details(), recorded)
 
-    def _ports(self, kind: str, details: Any, said: Mapping[str, Any]) -> list[Port]:
+    def _ports(self, kind: str, details: Any, recorded: Mapping[str, Any]) -> list[Port]:
         names = {d["index"]: d["name"] for d in details}
         if _SIGNATURE in self._loaded.get_signature_list():
             runner = self._loaded.get_signature_runner(_SIGNATURE)
             kept = runner.get_input_details() if kind == "inputs" else runner.get_output_details()
             names |= {d["index"]: name for name, d in kept.items()}
-        orders = said.get(kind, {})
+        orders = recorded.get(kind, {})
         found = []
         for detail in details:
             name, sizes = names[detail["index"]], detail["shape_signature"]
@@ -139,7 +139,8 @@ class LiteModel:
         return None
 
     @cached_property
-    def _said(self) -> dict[str, Any]:
+    def _recorded(self) -> dict[str, Any]:
+        """Our own metadata in the file; empty if another converter wrote it."""
         try:
             found = json.loads(self.metadata(METADATA) or b"{}")
         except ValueError:
@@ -149,18 +150,18 @@ class LiteModel:
     @property
     def written_by(self) -> str | None:
         """The version of graphshrink that wrote the file, if one did."""
-        version = self._said.get("version")
+        version = self._recorded.get("version")
         return None if version is None else str(version)
 
     @property
     def minimum_runtime(self) -> str | None:
-        """The oldest runtime that runs the file, if it says so."""
+        """The oldest version of the runtime that can run the file, if the file records it."""
         content = self.metadata("min_runtime_version")
         return None if content is None else content.rstrip(b"\0").decode(errors="replace")
 
     @cached_property
     def coarsest(self) -> DType:
-        """The coarsest type that weights are stored in: int8, float16 or float32."""
+        """The coarsest element type of the weights: int8, float16 or float32."""
         from ai_edge_litert import schema_py_generated as schema
 
         graph = self._model.Subgraphs(0)
@@ -172,10 +173,10 @@ class LiteModel:
     # Running.
 
     def feed(self, arrays: Arrays) -> None:
-        """Set the inputs, from arrays of the stored order by name.
+        """Set the inputs from arrays by name, in the stored order of axes.
 
         Raises:
-            ModelError: If LiteRT does not take their shapes.
+            ModelError: If LiteRT refuses their shapes.
         """
         try:
             details = self._loaded.get_input_details()
@@ -189,7 +190,7 @@ class LiteModel:
             raise ModelError(f"LiteRT cannot run {self.path}: {one_line(error)}") from error
 
     def invoke(self) -> None:
-        """Run on the inputs that are set.
+        """Run on the present inputs.
 
         Raises:
             ModelError: If LiteRT fails.
@@ -200,14 +201,14 @@ class LiteModel:
             raise ModelError(f"LiteRT cannot run {self.path}: {one_line(error)}") from error
 
     def results(self) -> list[Any]:
-        """What the last run gave, in the stored order of axes."""
+        """The outputs of the last run, in the stored order of axes."""
         return [self._loaded.get_tensor(port.index) for port in self.outputs]
 
-    # What it is made of.
+    # Operations.
 
     @cached_property
     def operations(self) -> dict[str, tuple[int, int]]:
-        """Operations by operator: how many there are, and how many of them XNNPACK takes."""
+        """For each operator, the number of its operations and how many of them XNNPACK computes."""
         nodes = self._loaded._get_ops_details()
         makers = {
             int(out): node["index"]
@@ -220,7 +221,7 @@ class LiteModel:
         for part in nodes:
             if part["op_name"] != "DELEGATE":
                 continue
-            # A part is what lies between its inputs and its outputs.
+            # A delegated part consists of the operations between its inputs and its outputs.
             given = {int(t) for t in part["inputs"]}
             open_ = [int(t) for t in part["outputs"]]
             while open_:
@@ -241,7 +242,7 @@ class LiteModel:
         return len(self._content)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """The content as plain data for JSON."""
         return {
             "inputs": {port.name: port.to_dict() for port in self.inputs},
             "outputs": {port.name: port.to_dict() for port in self.outputs},
@@ -256,7 +257,7 @@ class LiteModel:
         }
 
     def render(self, console: Console) -> None:
-        """Print what the file holds."""
+        """Print inputs, outputs and operations."""
         from rich.table import Table
 
         for kind, ports in (("input ", self.inputs), ("output", self.outputs)):
@@ -278,12 +279,12 @@ class LiteModel:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without LiteRT's greetings, which it writes to the process's own standard error."""
+def _silent_stderr() -> Iterator[None]:
+    """Hide the messages that LiteRT writes to the file descriptor of standard error when it loads."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)
-    except OSError:  # There is none.
+    except OSError:  # There is no standard error.
         yield
         return
     try:

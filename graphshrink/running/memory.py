@@ -1,4 +1,4 @@
-"""Memory: what a run will need, before it takes it."""
+"""Memory: checks before a run whether its values fit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ..ir import Graph, ModelError
 
 
 def check_memory(graph: Graph, name: str) -> None:
-    """Check that no value of a graph alone is larger than the memory of this machine.
+    """Check that no single value of a graph is larger than the memory of this machine.
 
     Args:
-        graph: The graph that is to be run.
-        name: What errors call it.
+        graph: The graph to run.
+        name: The model's name in errors.
 
     Raises:
-        ModelError: If one is; the message names it.
+        ModelError: If a value is larger; the message names it.
     """
     have = available_memory()
     results = (value for node in graph.nodes for value in node.outputs)
@@ -30,7 +30,7 @@ def check_memory(graph: Graph, name: str) -> None:
 
 
 def available_memory() -> int:
-    """The bytes of memory that this machine has; as good as without end where it does not say."""
+    """The bytes of memory of this machine; a very large number if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

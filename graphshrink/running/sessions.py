@@ -1,4 +1,4 @@
-"""Running graphs to compare their numbers: onnxruntime for ONNX, torch for FX."""
+"""Running graphs to compare their outputs: onnxruntime for ONNX, torch for FX."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def emitted_session(graph: Graph) -> Iterator[Any]:
     """An onnxruntime session of a graph that is emitted as ONNX.
 
     Raises:
-        ModelError: If it cannot be emitted, or onnxruntime does not take it.
+        ModelError: If it cannot be emitted, or onnxruntime cannot load it.
     """
     check_memory(graph, "the model")
-    # Before there is a temporary file that an interrupted import would leave behind.
+    # Imported before there is a temporary file, which an interrupted import would leave behind.
     import_module("onnxruntime")
     from ..targets.onnx.emitter import save_onnx
 
@@ -48,11 +48,11 @@ def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
 
     Args:
         path: The model file.
-        threads: Threads within an op; 0 takes all.
-        name: What errors call the model; the path when not given.
+        threads: The number of threads within an op; 0 uses all cores.
+        name: The model's name in errors; the path if not given.
 
     Raises:
-        ModelError: If onnxruntime does not take the model.
+        ModelError: If onnxruntime cannot load the model.
     """
     import onnxruntime
 
@@ -95,14 +95,14 @@ def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
 
 
 def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The tensors that a module gives; random numbers are the same in every run."""
+    """The tensors that a module returns; random numbers are the same in every run."""
     import torch
     from torch.utils._pytree import tree_leaves, tree_map
 
     from ..frontends.torch.trace import random_kept
     from ..hosts.torch.copies import containers_kept
 
-    # In-place modules may write into their inputs: every run gets its own.
+    # In-place modules may write to their inputs: every run gets copies.
     fresh = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tuple(inputs))
     try:
         with containers_kept(module), random_kept(), torch.no_grad():
@@ -118,7 +118,7 @@ def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The tensors that a module or an exported program gives, as it was given; it is not changed.
+    """The tensors that the given module or exported program returns; it is not changed.
 
     Raises:
         ModelError: If it does not run.
@@ -134,10 +134,10 @@ def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
-    """The outputs of an ONNX file, or of a ``ModelProto``, as it was given.
+    """The outputs of a given ONNX file or ``ModelProto``.
 
     Raises:
-        ModelError: If onnxruntime does not take or run it.
+        ModelError: If onnxruntime cannot load or run it.
     """
     import onnxruntime
 
@@ -150,17 +150,15 @@ def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        raise ModelError(
-            f"onnxruntime cannot load the model as it was given: {one_line(error)}"
-        ) from error
-    return run_session(loaded, feeds, "the model as it was given")
+        raise ModelError(f"onnxruntime cannot load the given model: {one_line(error)}") from error
+    return run_session(loaded, feeds, "the given model")
 
 
 def running_module(graph: Graph) -> Any:
-    """The module of an FX-born graph, held to running on the example inputs; nothing is computed on them.
+    """The module of a graph from torch, after a test that it runs on fake tensors with the shapes of the example inputs.
 
     Raises:
-        ModelError: If it does not run, or cannot be said in torch.
+        ModelError: If it does not run, or torch cannot express the graph.
     """
     from ..frontends.torch.importer import DoesNotRun, shapes_of
     from ..targets.torch.emitter import to_fx
@@ -173,7 +171,7 @@ def running_module(graph: Graph) -> Any:
         except DoesNotRun as error:
             raise ModelError(
                 f"the shrunk module does not run on example_inputs, though the given one does: {one_line(error.__cause__ or error)}; "
-                "this is a fault of graphshrink"
+                "this is a bug in graphshrink"
             ) from error
     return module
 

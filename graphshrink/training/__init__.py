@@ -1,1 +1,1 @@
-"""Training: gates in a loop, what they save, blocks, processes, recovery."""
+"""Training: gates, the latency that removals save, blocks of weights, processes, recovery."""

@@ -1,4 +1,4 @@
-"""Training with weights in blocks: masks of permuted blocks in the caller's own loop."""
+"""Masks of permuted blocks, for training in the caller's own loop."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ def insert_blocks(
     divide: Literal["refuse", "pad"] = "refuse",
     seed: int = 0,
 ) -> Any:
-    """Put weights of a torch model under masks of permuted blocks, so that it can be trained with them.
+    """Put masks of permuted blocks on the weights of a torch model, so that it can be trained with them.
 
-    Train the result in your own loop; then the pass ``pivot{blocks=...}`` makes the layers dense blocks, exactly.
+    Train the result in your own loop; then the pass ``pivot{blocks=...}`` turns the layers into dense blocks, exactly.
 
     Args:
-        model: A ``GraphModule``, ``nn.Module`` or ``ExportedProgram`` in evaluation mode. It is not changed, but the
-            result shares those of its parameters that have no mask.
-        blocks: The number of blocks: each masked layer keeps one of so many weights.
-        example_inputs: A tuple of inputs, from which shapes are found.
-        layers: Names of layers, or patterns with ``*`` and ``?``; all dense layers and convolutions when not given.
-        draw: ``"random"`` draws the blocks (for training from the start); ``"weights"`` takes those that keep most of the
-            present weights (for training on).
-        divide: ``"pad"`` lets the last block be smaller where channels do not divide.
-        seed: The seed of the draw.
+        model: A ``GraphModule``, ``nn.Module`` or ``ExportedProgram`` in evaluation mode. It is not changed, but it shares
+            its parameters without a mask with the result, so that training changes both.
+        blocks: The number of blocks; a masked layer keeps 1/blocks of its weights.
+        example_inputs: A tuple of inputs, for the shapes.
+        layers: Names of layers, or patterns with ``*`` and ``?``; all dense layers and convolutions if not given.
+        draw: ``"random"`` draws the blocks, for training from the start; ``"weights"`` chooses the blocks that keep most of the
+            present weights, for fine-tuning.
+        divide: ``"pad"`` allows a smaller last block where the number of channels is not a multiple of ``blocks``.
+        seed: The seed of the random draw.
 
     Returns:
         A ``GraphModule`` in evaluation mode, whose masks are parametrizations (:func:`graphshrink.nn.masks`).
 
     Raises:
-        UsageError: If the model is no torch model, or an option is wrong.
-        PassError: If no layer can be masked; the message says why.
+        UsageError: If the model is not a torch model, or an option is wrong.
+        PassError: If no layer can be masked; the message has the reasons.
     """
     from ..api import is_torch, shrink
     from ..passes import MaskBlocks, PassError

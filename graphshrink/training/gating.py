@@ -1,4 +1,8 @@
-"""Gates in the caller's own training loop: insert, penalise, schedule, read, and save what was learned."""
+"""Gates for the caller's own training loop: insert them, penalise them, schedule them, read them, save a removal plan.
+
+A *gate* multiplies an activation in: ``g * act(x) + (1 - g) * x``. Training it to 0 removes the activation. A *site* is the
+place of a gate, named like the activation; gates that are tied share one *switch*, which holds the value.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +30,19 @@ def insert_gates(
     max_kernel: int = 7,
     max_mac_growth: float = 2.0,
 ) -> Any:
-    """Put gates on the activations of a torch model; it computes what it did until they are trained.
+    """Put gates on the activations of a torch model; its outputs stay equal until the gates are trained.
 
     Args:
         model: A ``GraphModule``, ``nn.Module`` or ``ExportedProgram`` in evaluation mode. It is not changed,
-            but the result shares its parameters.
-        example_inputs: A tuple of inputs, from which shapes are found.
-        sites: Names of activations, or patterns with ``*`` and ``?``. Without them: the activations whose removal
-            lets something merge, at a cost of at most ``max_mac_growth`` times the present one.
+            but it shares its parameters with the result, so that training changes both.
+        example_inputs: A tuple of inputs, for the shapes.
+        sites: Names of activations, or patterns with ``*`` and ``?``. If not given: the activations whose removal
+            lets layers merge, at a cost of at most ``max_mac_growth`` times the present one.
         mode: How the gates learn; see :mod:`graphshrink.nn`.
-        tie: ``"block"`` ties activations that only together let something merge; a pattern such as
-            ``"features.*"`` ties sites whose names begin alike.
-        value: Where the gates start, 1 (open) to 0.
-        max_kernel: The largest merged kernel that a site is chosen for.
+        tie: ``"block"`` ties activations that must all go before layers can merge; a pattern such as
+            ``"features.*"`` ties sites whose names match up to the ``*``.
+        value: The initial value of the gates, from 1 (open) to 0.
+        max_kernel: The largest kernel that a merge may make for a site to be chosen.
         max_mac_growth: See ``sites``.
 
     Returns:
@@ -46,8 +50,8 @@ def insert_gates(
         evaluation mode; call ``train()`` on it.
 
     Raises:
-        UsageError: If the model is no torch model.
-        PassError: If it has gates already, or no activation whose removal lets anything merge.
+        UsageError: If the model is not a torch model.
+        PassError: If it has gates already, or no removal of an activation lets layers merge.
     """
     from ..api import is_torch, shrink_graph
     from ..passes import InsertGates
@@ -58,7 +62,7 @@ def insert_gates(
         )
     try:
         step = InsertGates(
-            sites=_words(sites), mode=mode, tie=_words(tie), value=value, max_kernel=max_kernel,
+            sites=_texts(sites), mode=mode, tie=_texts(tie), value=value, max_kernel=max_kernel,
             max_mac_growth=max_mac_growth,
         )  # fmt: skip
     except ValueError as error:
@@ -70,7 +74,7 @@ def gates(model: Any) -> dict[str, Gate]:
     """The gates of a model by the names of their sites; each has ``value``, ``kept`` and ``mode``.
 
     Args:
-        model: A gated module; wrappers for distributed training and compiled modules are looked through.
+        model: A gated module; it may be inside wrappers of distributed training or compilation.
     """
     from ..hosts.torch.modules.gates import Gate
 
@@ -82,17 +86,17 @@ def gates(model: Any) -> dict[str, Gate]:
 
 
 def gate_penalty(model: Any, latency: Mapping[str, float] | None = None) -> torch.Tensor:
-    """How much of what the gates could save is still spent, between 0 and 1; add it to the loss.
+    """A penalty between 0 and 1 for open gates, weighted by latency; add it to the loss.
 
-    ``sum(latency * g) / sum(latency)`` over the sites: closing a gate lowers it by that site's share of the time,
-    so that slow sites are worth more. For hard-concrete gates ``g`` is the chance that the gate is not 0.
+    It is ``sum(latency * g) / sum(latency)`` over the sites. Closing a gate lowers it by the site's share of the latency,
+    so that slow sites count more. For hard-concrete gates ``g`` is the probability that the gate is not 0.
 
     Args:
         model: A gated module.
-        latency: For each site, the time that removing it would save, in any unit; equal when not given.
+        latency: The time that removing each site would save, by site, in any unit; equal times if not given.
 
     Returns:
-        A tensor without dimensions, with a gradient.
+        A scalar tensor with a gradient.
 
     Raises:
         UsageError: If there are no gates, or ``latency`` does not fit them.
@@ -110,21 +114,21 @@ def gate_penalty(model: Any, latency: Mapping[str, float] | None = None) -> torc
 
 
 def keep_top(model: Any, keep: int) -> list[str]:
-    """Keep exactly ``keep`` top-k gates over the whole network, those with the largest scores.
+    """Open the ``keep`` top-k gates with the largest scores of the whole network, and close the others.
 
-    Sites that share a switch count as one. Where scores are equal, the gate that comes first is kept.
+    Sites that share a switch count as one. Of equal scores, the first in the network wins.
 
     Returns:
         The names of the sites that are kept.
 
     Raises:
-        UsageError: If the gates are not top-k gates, a score is not finite, or there are fewer.
+        UsageError: If the gates are not top-k gates, a score is not finite, or there are fewer than ``keep``.
     """
     groups = switches(model)
     wrong = next((n[0] for s, n in groups.items() if s.mode != "top-k"), None)
     if wrong is not None:
         raise UsageError(
-            f"{wrong} is no top-k gate; insert gates with mode='top-k' to keep a number"
+            f"{wrong} is not a top-k gate; insert gates with mode='top-k' to keep a given number"
         )
     ranked = _ranked(groups, keep)
     for place, (switch, _) in enumerate(ranked):
@@ -135,17 +139,17 @@ def keep_top(model: Any, keep: int) -> list[str]:
 
 
 def kept_at(step: int, *, total: int, keep: int, steps: int, shape: str = "cosine") -> int:
-    """How many of ``total`` gates are kept at ``step`` of a schedule that ends at ``keep`` after ``steps``.
+    """The number of gates that a schedule keeps at a step.
 
     Args:
         step: The step, from 0 on.
-        total: The number of gates.
-        keep: The number at the end.
-        steps: The number of steps; all gates are kept at step 0, ``keep`` of them from ``steps`` on.
-        shape: ``"linear"``, or ``"cosine"``: slow at both ends.
+        total: The number of gates, which are all kept at step 0.
+        keep: The number that is kept from step ``steps`` on.
+        steps: The number of steps.
+        shape: ``"linear"``, or ``"cosine"``, which changes slowly at both ends.
 
     Raises:
-        UsageError: If a number is out of range or the shape is not known.
+        UsageError: If a number is out of range or the shape is unknown.
     """
     if shape not in ("linear", "cosine"):
         raise UsageError(f"the shape of a schedule is 'linear' or 'cosine', not {shape!r}")
@@ -160,15 +164,15 @@ def kept_at(step: int, *, total: int, keep: int, steps: int, shape: str = "cosin
 
 
 class GateSchedule:
-    """Lowers the number of top-k gates that are kept, from all to ``keep``.
+    """Lowers the number of open top-k gates from all to ``keep``.
 
-    Call :meth:`step` after every optimizer step; the set is chosen anew each time, so that gates come back
-    whose scores have grown.
+    Call :meth:`step` after every optimizer step. Each step chooses the gates again, so that a closed gate opens
+    if its score has grown.
 
     Args:
         model: A module with top-k gates.
-        keep: How many gates are kept at the end.
-        steps: After how many steps.
+        keep: The number of gates that are kept at the end.
+        steps: The number of steps until then.
         shape: ``"cosine"`` or ``"linear"``; see :func:`kept_at`.
 
     Raises:
@@ -185,21 +189,21 @@ class GateSchedule:
 
     @property
     def kept(self) -> int:
-        """How many gates are kept now."""
+        """The number of gates that are kept now."""
         return kept_at(self.done, **self.options)
 
     def step(self) -> int:
-        """Go one step on and choose the gates anew; returns how many are kept."""
+        """Go one step further and choose the gates again; returns the number that is kept."""
         self.done += 1
         keep_top(self.model, self.kept)
         return self.kept
 
     def state_dict(self) -> dict[str, int]:
-        """Where the schedule is; which gates are kept is in the model's own state."""
+        """The position in the schedule; the model's own state says which gates are kept."""
         return {"done": self.done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where :meth:`state_dict` was taken; load the model's state first."""
+        """Continue from a :meth:`state_dict`; load the model's state first."""
         self.done = state["done"]
         keep_top(self.model, self.kept)
 
@@ -212,14 +216,14 @@ def save_removal_plan(
     threshold: float | None = None,
     example_inputs: Any = None,
 ) -> None:
-    """Write down which activations go by what gates have learned, for ``remove-activations{plan=...}``.
+    """Write a plan of the activations to remove, from the values of trained gates, for ``remove-activations{plan=...}``.
 
     Args:
         model: A gated ``GraphModule`` in evaluation mode.
         path: A ``.json`` file; written whole or not at all.
-        keep: Keep this many gates, those with the largest values, by score where values are equal.
-        threshold: Keep the gates from this value on; 0.5 when ``keep`` is not given either.
-        example_inputs: A tuple of inputs: the plan then holds shapes too.
+        keep: Keep this number of gates: those with the largest values, and of equal values those with the largest scores.
+        threshold: Keep the gates with at least this value; 0.5 if ``keep`` is not given either.
+        example_inputs: A tuple of inputs; with it, the plan also records shapes.
 
     Raises:
         UsageError: If there are no gates, a number is out of range, or the file cannot be written.
@@ -249,12 +253,12 @@ def save_removal_plan(
     write_json(os.fspath(path), RemovalPlan.of(graph, decided).as_json())
 
 
-def _words(given: str | Sequence[str]) -> str | tuple[str, ...]:
+def _texts(given: str | Sequence[str]) -> str | tuple[str, ...]:
     return given if isinstance(given, str) else tuple(given)
 
 
 def unwrapped(model: Any) -> Any:
-    """The module inside wrappers for distributed training and compilation."""
+    """The module inside wrappers of distributed training and compilation."""
     try:
         import torch
     except ImportError as error:
@@ -273,12 +277,12 @@ def unwrapped(model: Any) -> Any:
 def _gates_of(model: Any) -> dict[str, Gate]:
     found = gates(model)
     if not found:
-        raise UsageError("the model has no gates; insert_gates puts them there")
+        raise UsageError("the model has no gates; insert_gates inserts them")
     return found
 
 
 def switches(model: Any) -> dict[Switch, list[str]]:
-    """The switches of a model in order, each with the sites that it is for."""
+    """The switches of a model in order, each with the names of its sites."""
     found: dict[Switch, list[str]] = {}
     for name, gate in _gates_of(model).items():
         found.setdefault(gate.switch, []).append(name)
@@ -286,7 +290,11 @@ def switches(model: Any) -> dict[Switch, list[str]]:
 
 
 def _ranked(groups: Mapping[Switch, list[str]], keep: int) -> list[tuple[Switch, list[str]]]:
-    """Switches by value, then by score, then in order; there must be ``keep`` of them."""
+    """The switches sorted by value, then by score, then by order in the network.
+
+    Raises:
+        UsageError: If there are fewer than ``keep``, or a score is not finite.
+    """
     if not 0 <= keep <= len(groups):
         raise UsageError(f"cannot keep {keep} of {len(groups)} gates")
     keys: dict[Switch, tuple[float, float]] = {}
@@ -294,7 +302,7 @@ def _ranked(groups: Mapping[Switch, list[str]], keep: int) -> list[tuple[Switch,
         score = float(switch.score.detach())
         if not math.isfinite(score):
             raise UsageError(f"the score of gate {names[0]} is {score}: training has diverged")
-        # What a top-k gate is at the moment says nothing about what it should be.
+        # The present value of a top-k gate is a result of an earlier choice; only its score counts.
         value = 0.0 if switch.mode == "top-k" else float(switch.number())
         keys[switch] = (-value, -score)
     return sorted(groups.items(), key=lambda item: keys[item[0]])
@@ -306,8 +314,12 @@ def _weights(found: Mapping[str, Gate], latency: Mapping[str, float] | None) -> 
     missing = [name for name in found if name not in latency]
     unknown = [name for name in latency if name not in found]
     if missing or unknown:
-        what = f"has nothing for gate {missing[0]!r}" if missing else f"is about {unknown[0]!r}"
-        raise UsageError(f"latency {what}{'' if missing else ', which is no gate'}")
+        what = (
+            f"has no entry for gate {missing[0]!r}"
+            if missing
+            else f"names {unknown[0]!r}, which is not a gate"
+        )
+        raise UsageError(f"latency {what}")
     made = {name: float(latency[name]) for name in found}
     for name, value in made.items():
         if not (math.isfinite(value) and value >= 0):

@@ -1,8 +1,8 @@
-"""One process, or those that ``torchrun`` started: ranks, devices, shares of the data, what all must agree on.
+"""Training in one process or in those that ``torchrun`` started: ranks, devices, shares of the data, agreement.
 
-Each process keeps the whole module and computes the gradients of its own batches, which are averaged
-(``DistributedDataParallel``): over gloo on CPUs, NCCL on GPUs. Decisions that could come out differently in each
-process (a plan from measured latencies) are taken on rank 0 and told to the others, as JSON.
+Each process has the whole module and computes the gradients of its own batches; ``DistributedDataParallel`` averages them,
+over gloo on CPUs and NCCL on GPUs. Rank 0 makes the decisions that could differ between processes, such as a plan from
+measured latencies, and broadcasts them as JSON.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Processes:
     """The processes that train together.
 
     Attributes:
-        rank: The number of this one.
-        world: How many there are.
-        device: Where this one computes.
+        rank: The rank of this process.
+        world: The number of processes.
+        device: The device of this process.
     """
 
     rank: int
@@ -59,7 +59,7 @@ class Processes:
         return [value / self.world for value in found.tolist()]
 
     def from_first(self, data: Any) -> Any:
-        """Rank 0's ``data``, plain data as in JSON, in all processes."""
+        """Broadcast rank 0's ``data``, which is plain data as in JSON; returns it in all processes."""
         if self.world == 1:
             return data
         text = json.dumps(data).encode() if self.rank == 0 else b""
@@ -75,30 +75,30 @@ class Processes:
         """Check that ``data`` is the same in all processes.
 
         Raises:
-            UsageError: If it is not; ``what`` names it and the remedy.
+            UsageError: If it is not, with ``what`` as its text.
         """
         digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
         if not self.all(digest == self.from_first(digest)):
             raise UsageError(what)
 
     def spread(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give all processes rank 0's numbers."""
+        """Copy rank 0's tensors to all processes."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
 
 def join(device: str | torch.device | None = None, module: nn.Module | None = None) -> Processes:
-    """The processes that train together; under ``torchrun`` they find each other in the first call.
+    """The processes that train together; under ``torchrun`` the first call initialises the process group.
 
     Args:
-        device: Where to compute. Not given: under ``torchrun`` the process's own GPU if there are GPUs, else
-            where the parameters of ``module`` are.
+        device: The device to compute on. If not given: under ``torchrun`` the process's own GPU if there are GPUs, else
+            the device of the parameters of ``module``.
         module: The module to train.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -125,20 +125,20 @@ def _leave() -> None:
 
 
 def from_rank_0(compute: Callable[[], Any]) -> Any:
-    """What ``compute()`` gives on rank 0, on all ranks: a plan that must not differ between them.
+    """Call ``compute()`` on rank 0 and return its result on all ranks, such as a plan that must be the same on all.
 
     Args:
-        compute: Called on rank 0 only; returns plain data as in JSON. Without ``torchrun`` it is just called.
+        compute: Called on rank 0 only; returns plain data as in JSON. Without ``torchrun`` there is only rank 0.
     """
     processes = join()
     return processes.from_first(compute() if processes.rank == 0 else None)
 
 
 def shard(loader: Iterable[Any], processes: Processes) -> Iterable[Any]:
-    """This process's share of the batches, as many as the others get.
+    """This process's share of the batches; all shares have the same number of batches.
 
-    Of a ``DataLoader`` only the own batches are loaded; of any other iterable every process goes through all
-    of them. A loader with a ``DistributedSampler`` is taken to give shares already.
+    A ``DataLoader`` loads only the batches of its own process; any other iterable is iterated whole in every process, and the
+    batches of other processes are skipped. A loader with a ``DistributedSampler`` is returned as it is.
     """
     if processes.world == 1 or isinstance(getattr(loader, "sampler", None), DistributedSampler):
         return loader
@@ -164,7 +164,7 @@ def shard(loader: Iterable[Any], processes: Processes) -> Iterable[Any]:
 
 
 class _BatchShard(Sampler[list[int]]):
-    """Every n-th batch of indices. All processes draw the whole order, from the same seed."""
+    """Every n-th batch of indices. Each process draws the whole order from the same seed."""
 
     def __init__(self, batches: Iterable[list[int]], processes: Processes) -> None:
         self.batches, self.processes = batches, processes
@@ -186,7 +186,7 @@ class _BatchShard(Sampler[list[int]]):
 
 
 class _EveryNth:
-    """Every n-th batch of an iterable; the last ones are left out if there are not enough for all."""
+    """Every n-th batch of an iterable; the last batches are dropped if there is not one for each process."""
 
     def __init__(self, batches: Iterable[Any], processes: Processes) -> None:
         self.batches, self.processes = batches, processes
@@ -201,7 +201,7 @@ class _EveryNth:
 
 
 def start_epoch(loader: Iterable[Any], epoch: int, seed: int) -> None:
-    """Tell samplers which epoch it is; ``seed`` is the same in all processes."""
+    """Set the epoch of the loader's sampler; ``seed`` must be the same in all processes."""
     batches = getattr(loader, "batch_sampler", None)
     if isinstance(batches, _BatchShard):
         batches.seed = seed

@@ -1,4 +1,4 @@
-"""What removing each gated activation would save, measured: the weights of :func:`graphshrink.gate_penalty`."""
+"""The latency that removing each gated activation saves, measured; the weights of :func:`graphshrink.gate_penalty`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..running.sessions import session
 from .gating import switches
 
 Measure = Callable[[ShrinkResult, ShrinkResult], float]
-"""The milliseconds that the second of two shrunk models takes less than the first."""
+"""Returns the milliseconds by which the second of two shrunk models is faster than the first."""
 
 
 def removal_savings(
@@ -29,21 +29,21 @@ def removal_savings(
     max_mac_growth: float = 1.0,
     measure: Measure | None = None,
 ) -> dict[str, float]:
-    """Milliseconds that the network would be faster by, for each gated site.
+    """Measure the milliseconds that removing each gated site saves.
 
-    The sites of each switch are removed alone from the plain network, which is merged and measured beside the
-    network with all activations. Tied sites share what they save together.
+    For each switch, its sites alone are removed from the network without gates; the result is merged and timed against
+    the merged network with all activations. The saving is divided equally among tied sites.
 
     Args:
         model: The network without gates, in evaluation mode.
         gated: The network with gates, for the names of the sites.
-        example_inputs: A tuple of inputs: what is timed.
+        example_inputs: A tuple of inputs; their shapes are timed.
         ending: As in ``remove-activations``.
         max_mac_growth: As in ``merge-linear``.
-        measure: How two shrunk models are compared; onnxruntime on one thread when not given.
+        measure: Compares two shrunk models; onnxruntime on one thread if not given.
 
     Returns:
-        For each site, at least 0: ``gate_penalty(gated, latency=...)`` takes it.
+        The saving by site, at least 0, for ``gate_penalty(gated, latency=...)``.
 
     Raises:
         UsageError: If ``gated`` has no gates.
@@ -66,7 +66,7 @@ def removal_savings(
 
 
 def onnxruntime_saving(first: ShrinkResult, second: ShrinkResult) -> float:
-    """The median of paired differences in onnxruntime, one thread, on the shapes that the models came with."""
+    """The median of paired differences in onnxruntime, on one thread, with the input shapes of the models."""
     with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
         paths = [Path(folder) / "first.onnx", Path(folder) / "second.onnx"]
         for result, path in zip((first, second), paths, strict=True):
@@ -83,7 +83,7 @@ def onnxruntime_saving(first: ShrinkResult, second: ShrinkResult) -> float:
 
 
 def _write(result: ShrinkResult, path: Path) -> None:
-    """The model as ONNX: where nothing in it is torch's alone, without torch's exporter, which takes seconds."""
+    """Write the model as ONNX; torch's exporter, which takes seconds, is used only if the IR cannot express the model."""
     from ..hosts.onnx.origins import OnnxHost
     from ..targets.onnx.emitter import save_onnx
 

@@ -1,7 +1,7 @@
-"""Sparse kernels for 2:4 weights in torch: ``to_sparse_semi_structured`` where it fits, and why not elsewhere.
+"""Sparse kernels for 2:4 weights in torch: applies ``to_sparse_semi_structured`` where it can, with a reason elsewhere.
 
 torch multiplies 2:4 weights of dense layers on CUDA devices of compute capability 8.0 or newer, by cuSPARSELt or CUTLASS. It
-compresses whatever it is given, so the pattern is checked here. Its conditions on shapes are asked of torch itself.
+compresses any weight without a check, so the pattern is checked here. The conditions on shapes are read from torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class SparseKernels:
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
         converted: The names of the layers whose weights are compressed now.
-        skipped: The names of other layers with weights, each with the reason.
+        skipped: The names of the other layers with weights, each with the reason.
     """
 
     converted: tuple[str, ...] = ()
@@ -31,15 +31,15 @@ class SparseKernels:
 
 
 def use_sparse_kernels(module: nn.Module) -> SparseKernels:
-    """Compress the 2:4 weights of a module's dense layers, in place, so that sparse kernels run them.
+    """Compress the 2:4 weights of a module's dense layers in place, so that sparse kernels compute them.
 
-    For inference: compressed weights have no gradients. Every other layer is left as it is.
+    This is for inference: compressed weights have no gradients. All other layers are left unchanged.
 
     Args:
-        module: The module, on a CUDA device, in half precision (or what else torch's kernels take).
+        module: The module, on a CUDA device, in half precision or another type that torch has kernels for.
 
     Returns:
-        What was converted and what was not, with reasons.
+        The names of the converted layers, and of the others with reasons.
     """
     converted, skipped = [], {}
     for name, layer in module.named_modules():
@@ -54,7 +54,7 @@ def use_sparse_kernels(module: nn.Module) -> SparseKernels:
 
 
 def kernel_problem(layer: nn.Module) -> str | None:
-    """Why a layer cannot have a sparse kernel: empty where it has no weight of a product, ``None`` where it can."""
+    """Why a layer cannot have a sparse kernel; ``None`` if it can, empty if it is no dense layer or convolution."""
     if not isinstance(layer, nn.Linear):
         conv = isinstance(layer, nn.modules.conv._ConvNd)
         return "torch has sparse kernels for dense layers only" if conv else ""
@@ -62,7 +62,7 @@ def kernel_problem(layer: nn.Module) -> str | None:
         return "its weight is parametrized: fold_masks first"
     weight: Any = layer.weight
     if isinstance(weight, torch.sparse.SparseSemiStructuredTensor):
-        return "its weight is compressed already"
+        return "its weight is already compressed"
     if weight.shape[1] % 4:
         return f"it sums over {weight.shape[1]} channels, which is no multiple of 4"
     if not bool(((weight.detach().reshape(-1, 4) != 0).sum(1) <= 2).all()):
@@ -71,7 +71,7 @@ def kernel_problem(layer: nn.Module) -> str | None:
     if weight.dtype not in limits:
         known = ", ".join(str(d).removeprefix("torch.") for d in limits)
         return (
-            f"there are kernels for {known}, and it is {str(weight.dtype).removeprefix('torch.')}"
+            f"torch has kernels for {known}; its type is {str(weight.dtype).removeprefix('torch.')}"
         )
     least = (limits[weight.dtype].sparse_min_rows, limits[weight.dtype].sparse_min_cols)
     if any(n % k for n, k in zip(weight.shape, least, strict=True)):
@@ -80,12 +80,12 @@ def kernel_problem(layer: nn.Module) -> str | None:
     if not weight.is_cuda:
         return f"it is on the device {weight.device}: move it to a CUDA device"
     if torch.cuda.get_device_capability(weight.device) < CAPABILITY:
-        return f"the device {weight.device} has no sparse tensor cores (it takes capability 8.0)"
+        return f"the device {weight.device} has no sparse tensor cores (these need capability 8.0)"
     return None
 
 
 def _backend() -> Any:
-    """The class that torch compresses by."""
+    """The class by which torch compresses weights."""
     if torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS:
         return torch.sparse.SparseSemiStructuredTensorCUTLASS
     return torch.sparse.SparseSemiStructuredTensorCUSPARSELT

@@ -1,9 +1,9 @@
-"""Masks in the graph: weights whose zeros are meant to stay.
+"""Masked weights: pruned weights that know which of their numbers are zero.
 
-A mask is a property of a constant, not a node: :class:`MaskedTensor` is a weight and the places where it is zero. To all
-passes it is a constant like any other. Those that scale or reorder it carry the mask along (:func:`remasked`);
-one that makes something else of it (a composed kernel) makes a constant without a mask. So no pass can make a pruned
-weight come back, and a target can say of every masked weight whether its pattern still holds (:func:`check_masks`).
+A mask is a property of a constant, not a node: a :class:`MaskedTensor` holds a weight and its mask, and is a constant like
+any other to all passes. A pass that scales or reorders a weight gives the result the mask of the source
+(:func:`remasked`); a pass that computes another weight from it (a composed kernel) makes a constant without a mask.
+Targets check that each masked weight still has its pattern (:func:`check_masks`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class MaskedTensor(DerivedTensor):
     """A weight that is zero where its mask is false.
 
     Args:
-        weight: The weight; what it is outside the mask does not matter.
-        mask: Where it is kept, in its shape. One bit a number is stored.
-        pattern: The pattern that the mask has; ``None`` for an unstructured mask.
-        reduction: How the weight is summed over; needed for a pattern.
-        lasting: Whether the mask must outlast training: the FX target then writes it as a parametrization.
+        weight: The weight; its numbers where the mask is false are ignored.
+        mask: True where numbers are kept, in the weight's shape. It is stored with one bit for each number.
+        pattern: The N:M pattern of the mask; ``None`` for an unstructured mask.
+        reduction: The axis that the weight is summed over; given if and only if there is a pattern.
+        lasting: Whether the mask must stay during training: the torch target then writes it as a parametrization.
 
     Raises:
-        ValueError: If shapes differ, or a pattern comes without a reduction.
+        ValueError: If shapes differ, or if only one of pattern and reduction is given.
     """
 
     __slots__ = ("_bits", "lasting", "pattern", "reduction", "weight")
@@ -44,12 +44,14 @@ class MaskedTensor(DerivedTensor):
     ) -> None:
         if tuple(mask.shape) != weight.shape or mask.dtype != np.bool_:
             raise ValueError(
-                f"a mask is an array of booleans {weight.shape}, not {mask.dtype} {mask.shape}"
+                f"the mask must be bool with shape {weight.shape}, not {mask.dtype} with {mask.shape}"
             )
         if (pattern is None) != (reduction is None):
-            raise ValueError("a pattern goes along a reduction, and a reduction has a pattern")
+            raise ValueError("give both a pattern and a reduction, or neither")
         if reduction is not None and reduction.shape != weight.shape:
-            raise ValueError(f"a reduction of {reduction.shape} for a weight of {weight.shape}")
+            raise ValueError(
+                f"the reduction has shape {reduction.shape}, the weight has {weight.shape}"
+            )
         super().__init__(weight.shape, weight.dtype, self._masked, self._fill, (weight,))
         self.weight = weight
         self.pattern, self.reduction, self.lasting = pattern, reduction, lasting
@@ -57,7 +59,7 @@ class MaskedTensor(DerivedTensor):
 
     @property
     def mask(self) -> Mask:
-        """Where the weight is kept, in its shape."""
+        """True where numbers are kept, in the weight's shape."""
         return np.unpackbits(self._bits, count=self.size).astype(bool).reshape(self.shape)
 
     def _masked(self) -> Array64:
@@ -68,25 +70,25 @@ class MaskedTensor(DerivedTensor):
         np.copyto(out, self.weight.numpy(), where=self.mask)
 
     def problem(self) -> str | None:
-        """What is wrong with the mask: it may have been reordered along its reduction axis."""
+        """The reason why the mask lost its pattern (a pass reordered its reduction axis); ``None`` if it has it."""
         if self.pattern is None or self.reduction is None:
             return None
         if self.reduction.holds(self.mask, self.pattern):
             return None
-        return f"its mask is not {self.pattern} along axis {self.reduction.axis} (any more)"
+        return f"its mask is no longer {self.pattern} along axis {self.reduction.axis}"
 
     def plain(self, lasting: bool = False) -> MaskedTensor:
-        """The same tensor, whose mask need not outlast training."""
+        """The same tensor with another ``lasting``."""
         return MaskedTensor(self.weight, self.mask, self.pattern, self.reduction, lasting)
 
 
 def remasked(source: Tensor, weight: Tensor, move: Callable[[Mask], Mask] | None = None) -> Tensor:
-    """``weight``, with the mask of the tensor that it was made from, if that has one.
+    """``weight`` with the mask of the tensor that it was made from; ``weight`` itself if that has none.
 
     Args:
-        source: What ``weight`` was made from.
-        weight: A scaled or reordered ``source``, in its shape.
-        move: Reorders the mask as the weight was.
+        source: The tensor that ``weight`` was made from.
+        weight: The scaled or reordered ``source``, in the same shape.
+        move: Reorders the mask in the same way as the weight; not given if only scaled.
     """
     if not isinstance(source, MaskedTensor):
         return weight
@@ -95,10 +97,10 @@ def remasked(source: Tensor, weight: Tensor, move: Callable[[Mask], Mask] | None
 
 
 def check_masks(graph: Graph) -> None:
-    """Refuse to write masked weights whose pattern was lost.
+    """Check that all masked weights in use still have their patterns.
 
     Raises:
-        ModelError: If one was; the message names it.
+        ModelError: If one has lost it; the message names the weight.
     """
     for value in graph.values():
         problem = value.data.problem() if isinstance(value.data, MaskedTensor) else None

@@ -1,12 +1,12 @@
-"""Assign channels to blocks of given sizes so that the sum of benefits is largest: a transportation problem.
+"""Assign channels to blocks of given sizes so that the sum of benefits is maximal: a transportation problem.
 
-Few blocks, many channels: :func:`scipy.optimize.linear_sum_assignment` on benefits with a column for each place takes
-cubic time in the channels. Here every channel starts in its best block, at prices that even out how full the blocks are
-(a few steps of subgradient ascent on the dual; where most channels want one block, each block's own price for the right number
-of channels, in rounds, as in Jacobi auctions: Bertsekas, 1992); then, while blocks are too full, one channel at a time goes
-along the cheapest path of moves from a block that is too full to one that is not (successive shortest paths
-on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is optimal,
-whatever the prices: the labels are, at every step, the best ones for the sizes that the blocks have then.
+There are few blocks and many channels. :func:`scipy.optimize.linear_sum_assignment`, with a column for each place in a
+block, would take cubic time in the number of channels. Here every channel starts in its best block at prices that
+balance the blocks: a few steps of subgradient ascent on the dual; if most channels want the same block, rounds in which
+each block computes its own price for the right number of channels, as in Jacobi auctions (Bertsekas, 1992). Then, while
+a block is too full, channels move along the cheapest path from a block that is too full to one that is not (successive
+shortest paths on a graph of k vertices; Ahuja, Magnanti and Orlin, *Network Flows*, 1993, section 9.7). The result is
+optimal for any prices, because at every step the labels are the best ones for the present sizes of the blocks.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from .blocks import Array64, Ids
 Mask = npt.NDArray[np.bool_]
 
 _PRICES = 16
-"""How many prices are tried; each costs about as much as one move."""
+"""The number of subgradient steps; each costs about as much as one move."""
 
 _ROUNDS = 24
-"""How many rounds of blocks' own prices are tried; each costs about as much as three moves."""
+"""The number of rounds in which blocks compute their own prices; each costs about as much as three moves."""
 
 _DAMPING = 0.8
-"""How far prices go to what blocks ask for: all blocks ask at once, as if the others' prices stayed."""
+"""How far a round moves the prices to the new ones, which blocks compute as if the other prices stayed the same."""
 
 
 def assign(
     benefit: Array64, sizes: Ids, cells: Ids | None = None, prices: Array64 | None = None
 ) -> Ids:
-    """The block of each channel.
+    """The block of each channel, with the maximal sum of benefits.
 
     Args:
-        benefit: What each channel adds in each block, of shape (channels, blocks).
-        sizes: How many channels each block takes; they add up to the number of channels.
-        cells: The cell of each channel, when every block must take equally many channels of every cell (a
-            uniform contingency table). All cells have one size, which the number of blocks divides.
-        prices: Prices to start from, which are replaced by those that were found: of similar benefits these are a good
-            start. The labels are optimal for any.
+        benefit: The benefit of each channel in each block, of shape (channels, blocks).
+        sizes: The number of channels of each block; they add up to the number of channels.
+        cells: The cell of each channel, if every block must take equally many channels of every cell (a
+            uniform contingency table). All cells have the same size, a multiple of the number of blocks.
+        prices: The initial price of each block. The final prices are stored in place: they are a good start for
+            similar benefits. The labels are optimal for any prices.
+
+    Returns:
+        The label (block) of each channel.
     """
     if prices is None:
         prices = np.zeros(sizes.size)
@@ -57,13 +60,13 @@ def assign(
 
 def _transport(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
     count = sizes.size
-    labels = _priced(benefit, sizes, prices)
+    labels = _labels_at_prices(benefit, sizes, prices)
     load = np.bincount(labels, minlength=count)
     cost = np.full((count, count), np.inf)
     mover = np.zeros((count, count), np.int64)
 
     def refresh(block: int) -> None:
-        """The cheapest channel to move from a block to each other one."""
+        """Find the cheapest channel to move from a block to each other block."""
         inside = np.flatnonzero(labels == block)
         if not inside.size:
             cost[block] = np.inf
@@ -77,7 +80,7 @@ def _transport(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
     for block in range(count):
         refresh(block)
     while (load > sizes).any():
-        path = _cheapest(cost, load > sizes, load < sizes)
+        path = _cheapest_path(cost, load > sizes, load < sizes)
         for source, target in pairwise(path):
             labels[mover[source, target]] = target
         load[path[0]] -= 1
@@ -87,8 +90,11 @@ def _transport(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
     return labels
 
 
-def _priced(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
-    """The best block of each channel at the prices, of those tried, that overfill blocks least; these replace ``prices``."""
+def _labels_at_prices(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
+    """The best block of each channel at the best prices tried, which are stored in ``prices``.
+
+    The best prices are those with the least overfull blocks.
+    """
     count = sizes.size
     price = kept = prices.copy()
     labels: Ids = (benefit - price).argmax(1).astype(np.int64)
@@ -111,12 +117,12 @@ def _priced(benefit: Array64, sizes: Ids, prices: Array64) -> Ids:
 
 
 def _overfull(labels: Ids, sizes: Ids) -> int:
-    """How many channels are too many in their blocks."""
+    """The number of channels by which blocks are overfull."""
     return int(np.maximum(np.bincount(labels, minlength=sizes.size) - sizes, 0).sum())
 
 
 def _own_prices(benefit: Array64, sizes: Ids, price: Array64) -> Array64:
-    """For each block the price at which as many channels as it takes want it most, at the present prices of the others."""
+    """For each block, the price at which exactly its number of channels prefers it, at the present prices of the others."""
     rows = np.arange(len(benefit))
     value = benefit - price
     first = value.argmax(1)
@@ -124,7 +130,7 @@ def _own_prices(benefit: Array64, sizes: Ids, price: Array64) -> Array64:
     value[rows, first] = -np.inf
     others = np.repeat(highest[:, None], sizes.size, axis=1)
     others[rows, first] = value.max(1)
-    # Blocks in rows: the numbers that are parted lie side by side.
+    # One row for each block, so that ``partition`` reads contiguous memory.
     margin = np.ascontiguousarray((benefit - others).T)
     found = np.empty(sizes.size)
     for size in np.unique(sizes):
@@ -134,12 +140,12 @@ def _own_prices(benefit: Array64, sizes: Ids, price: Array64) -> Array64:
     return found
 
 
-def _cheapest(cost: Array64, full: Mask, free: Mask) -> list[int]:
-    """The blocks along the cheapest path from a full block to a free one (Bellman and Ford)."""
+def _cheapest_path(cost: Array64, full: Mask, free: Mask) -> list[int]:
+    """The blocks along the cheapest path from a full block to a free one (Bellman-Ford)."""
     count = len(cost)
     distance = np.where(full, 0.0, np.inf)
     before = np.full(count, -1, np.int64)
-    # Rounding must not make a cycle of length 0 look shorter than nothing.
+    # A tolerance, so that rounding does not make a cycle of length 0 negative.
     least = 1e-12 * float(np.abs(cost[np.isfinite(cost)]).max(initial=0.0))
     for _ in range(count):
         through = distance[:, None] + cost

@@ -1,13 +1,12 @@
-"""Blocks of a weight: which rows and columns belong together, and the blocks that its zeros already form.
+"""Blocks of a weight, as labels of its rows and columns, and the blocks that its zeros already form.
 
-A weight is *pivoted* when its rows and columns can be put in an order in which all that is kept lies in k blocks on the
-diagonal. The blocks are the labels of rows and columns; the order follows from them.
+To *pivot* a weight is to order its rows and columns so that all nonzeros are in k blocks on the diagonal. The blocks are
+given by a label for each row and each column; the order follows from the labels.
 
-Zeros that are already there (of a network that was trained under a mask) give the blocks exactly: rows and
-columns are the two sides of a bipartite graph with an edge for every nonzero, blocks are unions of its connected
-components. Finding these takes time linear in the nonzeros. Components that are smaller than a block are
-packed: largest first, each where it fits most tightly (best fit decreasing, in two dimensions), rows and columns of
-zeros last.
+The zeros of a network that was trained under a mask determine the blocks exactly: rows and columns are the two sides of
+a bipartite graph with an edge for every nonzero, and blocks are unions of its connected components. Finding the
+components takes time linear in the number of nonzeros. Components smaller than a block are packed: largest first, each
+into the block where it fits most tightly (best fit decreasing, in two dimensions), rows and columns of zeros last.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Array64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Equal blocks of a weight.
+    """Blocks of a weight.
 
     Attributes:
-        rows: The block of each row.
-        columns: The block of each column.
+        rows: The label (block) of each row.
+        columns: The label of each column.
         count: The number of blocks.
     """
 
@@ -38,7 +37,7 @@ class Blocks:
     count: int
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """What is kept, of shape (rows, columns)."""
+        """The mask of the entries inside the blocks, of shape (rows, columns)."""
         return np.asarray(self.rows[:, None] == self.columns[None, :])
 
     def __iter__(self) -> Iterator[tuple[Ids, Ids]]:
@@ -48,10 +47,9 @@ class Blocks:
 
 
 def capacities(size: int, count: int) -> Ids:
-    """The sizes of ``count`` blocks of ``size`` channels: all alike but the last, which may be smaller.
+    """The sizes of ``count`` blocks of ``size`` channels: all equal, except that the last one may be smaller.
 
-    So what is padded stands at the end of the axis, and nowhere else. The last size is 0 or less where there are too
-    few channels.
+    So padding is only at the end of the axis. The last size is 0 or negative if there are too few channels.
     """
     full = -(-size // count)
     sizes = np.full(count, full, np.int64)
@@ -59,13 +57,13 @@ def capacities(size: int, count: int) -> Ids:
     return sizes
 
 
-def in_order(sizes: Ids) -> Ids:
-    """The labels of channels that lie in blocks of these sizes as they are."""
+def contiguous_labels(sizes: Ids) -> Ids:
+    """The labels for blocks of these sizes in the present order of channels."""
     return np.repeat(np.arange(sizes.size, dtype=np.int64), sizes)
 
 
 def component_labels(weight: Any) -> tuple[Ids, Ids]:
-    """The connected component of each row and of each column, joined by what is not zero.
+    """The connected component of each row and of each column; a nonzero joins its row and its column.
 
     Args:
         weight: A matrix, dense or of :mod:`scipy.sparse`.
@@ -85,7 +83,7 @@ def component_labels(weight: Any) -> tuple[Ids, Ids]:
 
 
 def find_blocks(weight: Any, row_sizes: Ids, column_sizes: Ids) -> Blocks | None:
-    """The blocks that the zeros of a weight form, exactly; ``None`` where its components do not pack so.
+    """The blocks that the zeros of a weight form exactly; ``None`` if its components cannot be packed into them.
 
     Args:
         weight: A matrix, dense or of :mod:`scipy.sparse`.
@@ -107,14 +105,14 @@ def find_blocks(weight: Any, row_sizes: Ids, column_sizes: Ids) -> Blocks | None
 
 
 def _orders(height: Ids, width: Ids) -> Iterator[Ids]:
-    """Orders to pack in; the first one is as good as any where all components are alike."""
+    """Orders of the components to try for packing: by both sides, by height, by width."""
     yield np.argsort(-(height + width), kind="stable")
     yield np.lexsort((-width, -height))
     yield np.lexsort((-height, -width))
 
 
 def _packed(height: Ids, width: Ids, row_sizes: Ids, column_sizes: Ids) -> Ids | None:
-    """A block for each component, in the order given."""
+    """The block of each component, packed in the given order; ``None`` if one does not fit."""
     if (height.size and row_sizes.max() < height.max()) or (
         width.size and column_sizes.max() < width.max()
     ):
@@ -126,7 +124,7 @@ def _packed(height: Ids, width: Ids, row_sizes: Ids, column_sizes: Ids) -> Ids |
         fits = (rest >= 0).all(0)
         if not fits.any():
             return None
-        # Both sides count: what is left of each would have to be filled by another component.
+        # The tightest fit in both dimensions: other components must fill the rest of both.
         slack = np.where(fits, rest.sum(0), np.iinfo(np.int64).max)
         place[number] = slack.argmin()
         left[:, place[number]] = rest[:, place[number]]
@@ -134,11 +132,11 @@ def _packed(height: Ids, width: Ids, row_sizes: Ids, column_sizes: Ids) -> Ids |
 
 
 def _filled(labels: Ids, sizes: Ids) -> Ids:
-    """Labels with -1 replaced by blocks that are not full, in order."""
+    """The labels, with each -1 replaced by a block that is not full, in order."""
     used = np.bincount(labels[labels >= 0], minlength=sizes.size)
     filled = labels.copy()
-    filled[labels < 0] = in_order(sizes - used)
+    filled[labels < 0] = contiguous_labels(sizes - used)
     return filled
 
 
-__all__ = ["Blocks", "capacities", "component_labels", "find_blocks", "in_order"]
+__all__ = ["Blocks", "capacities", "component_labels", "contiguous_labels", "find_blocks"]

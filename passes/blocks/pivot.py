@@ -1,15 +1,15 @@
-"""``pivot``: weights in k dense blocks, with all reordering absorbed by the neighbours.
+"""``pivot``: weights become k dense blocks; the neighbouring layers absorb the reordering of channels.
 
-Rows and columns of a weight are put in an order in which what is kept forms k equal dense blocks on the diagonal. The
-layer then has a k-th of its weights and of its arithmetic, in ops that every runtime runs fast. The idea is that of
-MPDCompress (Supic et al., 2018) and of matrix pivoting; here it works on whole graphs:
+The rows and columns of a weight are ordered so that the kept weights form k equal dense blocks on the diagonal. The layer
+then has 1/k of its weights and of its arithmetic, in ops that every runtime runs fast. The idea comes from MPDCompress
+(Supic et al., 2018) and from matrix pivoting; here it works on whole graphs:
 
-1. Blocks: those that the zeros of a weight form already, exactly (:mod:`.blocks`); else the ones of the smallest
-   output error on calibration data, among many (:mod:`.search`, :mod:`.refit`). How much of a weight is
-   kept says little about accuracy, and is never what decides.
+1. Blocks: the exact ones that the zeros of a weight already form (:mod:`.blocks`), or else, of many candidates, those
+   with the smallest output error on calibration data (:mod:`.search`, :mod:`.refit`). The magnitude that blocks keep
+   says little about accuracy, so it does not decide.
 2. Orders: channels are reordered together with everything that is coupled to them
-   (:mod:`graphshrink.ir.analysis`). Layers that share channels share their order where they can (:mod:`.order`).
-3. Form: what runs fastest on the target (:mod:`.forms`, :mod:`.lower`), and no form where the dense layer does.
+   (:mod:`graphshrink.ir.analysis`). Layers that share channels share one order if possible (:mod:`.order`).
+3. Form: the fastest ops on the target (:mod:`.form_cost`, :mod:`.lower`); the layer stays dense if that is faster.
 """
 
 from __future__ import annotations
@@ -26,51 +26,52 @@ from ..channels.apply import apply_permutations
 from ..cleanup.cancel_reshapes import cancel_reshapes
 from ..infra.contract import Context, Pass, named_nodes
 from ..infra.registry import register
-from ..merge.algebra.tensors import exact, out_of_range
+from ..merge.algebra.tensors import from_float64, out_of_range
 from ..statistics.gram import Gram, GramMatrix
 from .blocks import Array64
-from .choose import (
+from .form_cost import choose_form
+from .layer_blocks import (
     Choice,
-    Site,
+    PivotSite,
     best_blocks,
-    exact_blocks,
-    fits,
-    is_half_sparse,
-    moved,
-    settle,
-    site_of,
+    blocks_of_zeros,
+    check_orders,
+    fix_orders,
+    has_2_4_sparsity,
+    order_problem,
+    pivot_site,
 )
-from .forms import choose_form
-from .lower import BlockLayer, write
-from .names import Names, Settled
+from .lower import BlockLayer, write_blocks
+from .numbering import BlockNumbering, PlacedLayer
 from .order import ChannelOrder
-from .refit import Covariance, Layer
+from .refit import Covariance, RefitLayer
 
 GRAMS_BYTES = 1 << 29
-"""What the statistics that are collected in one run over the data may take."""
+"""The largest size of all statistics that one run over the data collects, in bytes."""
 
 _GATHER = "; gather=true gathers them at run time"
 
 
 _MOST_BLOCKS = 1 << 12
+"""The largest number of blocks."""
 
 
 @register
 @dataclass(frozen=True)
 class Pivot(Pass):
-    """Make weights k dense blocks: exactly where their zeros allow it, else by the smallest output error.
+    """Turn weights into k dense blocks: exactly if their zeros allow it, else with the smallest output error.
 
     Attributes:
-        blocks: The number of blocks: weights and arithmetic of a layer are divided by it.
-        method: ``zeros`` takes only blocks that zeros form already, ``search`` looks for the best order, ``identity``
-            cuts the present order into blocks; ``auto`` is zeros, and search where there are none.
-        layers: Names of layers, or patterns with * and ?; all dense layers and convolutions when not given.
-        max_error: The largest error of a layer's outputs, relative to their deviation (0.1: 10 %).
-        divide: What to do where the number of channels is no multiple of blocks: ``refuse``, or ``pad``, which lets the last
-            block be smaller.
-        refit: Refit the weights that stay to what the layer computed, by ridge regression.
-        gather: Gather channels at run time where they cannot be reordered.
-        force: Write blocks even where they are not expected to be faster.
+        blocks: The number of blocks k; a layer keeps 1/k of its weights and arithmetic.
+        method: ``zeros`` uses only blocks that zeros already form, ``search`` searches the best order, ``identity``
+            divides the present order into blocks; ``auto`` is zeros, or search for layers without such zeros.
+        layers: Names of layers, or patterns with * and ?; all dense layers and convolutions if not given.
+        max_error: The largest error of a layer's outputs, relative to their standard deviation (0.1: 10 %).
+        divide: What to do if the number of channels is not a multiple of blocks: ``refuse``, or ``pad``, which makes the
+            last block smaller.
+        refit: Refit the kept weights to the outputs of the dense layer, by ridge regression.
+        gather: Gather channels at run time if they cannot be reordered.
+        force: Write blocks even if they are not expected to be faster.
     """
 
     name = "pivot"
@@ -85,26 +86,33 @@ class Pivot(Pass):
     force: bool = False
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        _Run(self, graph, rw, ctx).run()
+        _PivotRun(self, graph, rw, ctx).run()
 
 
 @dataclass(eq=False)
-class _Planned(Settled):
-    """A layer whose blocks are settled, with what replaces its weight and bias."""
+class _PlannedLayer(PlacedLayer):
+    """A layer whose blocks are part of the channel orders, with its refitted weight.
+
+    Attributes:
+        refitted: The new weight, and the vector added to the bias; ``None`` for exact blocks.
+        error: The relative error of the outputs.
+    """
 
     refitted: tuple[Array64, Array64] | None = None
     error: float = 0.0
 
 
 @dataclass(eq=False)
-class _Run:
+class _PivotRun:
+    """One run of the pass over a graph."""
+
     options: Pivot
     graph: Graph
     rw: Rewriter
     ctx: Context
     orders: dict[ChannelGroup, ChannelOrder] = field(default_factory=dict)
-    planned: list[_Planned] = field(default_factory=list)
-    names: Names = field(default_factory=Names)
+    planned: list[_PlannedLayer] = field(default_factory=list)
+    numbering: BlockNumbering = field(default_factory=BlockNumbering)
 
     def run(self) -> None:
         sites = sorted(self._sites(), key=lambda s: -_macs(s))
@@ -112,7 +120,7 @@ class _Run:
         self._search([site for site in dense if self._may_search(site)])
         self._apply()
 
-    def _sites(self) -> Iterator[Site]:
+    def _sites(self) -> Iterator[PivotSite]:
         o, graph = self.options, self.graph
         wanted = named_nodes(graph, o.layers, o.name) if o.layers else None
         groups = channel_groups(graph)
@@ -121,7 +129,7 @@ class _Run:
                 wanted is not None and node not in wanted
             ):
                 continue
-            found = site_of(node, groups, self.orders, o.blocks, o.divide == "pad")
+            found = pivot_site(node, groups, self.orders, o.blocks, o.divide == "pad")
             if isinstance(found, str):
                 self._skip(node, found)
             elif self._form(found) is None:
@@ -129,7 +137,7 @@ class _Run:
             else:
                 yield found
 
-    def _form(self, site: Site, moves: int = 0) -> str | None:
+    def _form(self, site: PivotSite, moves: int = 0) -> str | None:
         o = self.options
         even = all(
             bool((axis.channel_sizes == axis.channel_sizes[0]).all())
@@ -138,7 +146,7 @@ class _Run:
         target = self.ctx.target
         return choose_form(site.work, o.blocks, target, even=even, moves=moves, force=o.force)
 
-    def _slow(self, site: Site) -> None:
+    def _slow(self, site: PivotSite) -> None:
         w, o = site.work, self.options
         uses = "an unknown number of" if w.batch is None else str(w.batch)
         self._skip(
@@ -152,13 +160,13 @@ class _Run:
 
     # Choosing.
 
-    def _exact(self, site: Site) -> bool:
-        """Take the blocks that zeros form; whether there are such."""
+    def _exact(self, site: PivotSite) -> bool:
+        """Use the blocks that zeros form; returns whether the layer is done, so that no search follows."""
         o = self.options
         if o.method not in ("auto", "zeros"):
             return False
         try:
-            found = exact_blocks(site)
+            found = blocks_of_zeros(site)
         except ValueError as error:
             self._skip(site.node, str(error))
             return True
@@ -166,61 +174,66 @@ class _Run:
             if o.method == "zeros":
                 self._skip(site.node, f"its zeros do not form {o.blocks} blocks of equal size")
             return o.method == "zeros"
-        if not self._is_moved(site):
-            self._settle(_Planned(site, self.names.agreed(site, found)))
+        if not self._has_order_problem(site):
+            self._fix_blocks(_PlannedLayer(site, self.numbering.agreed(site, found)))
         return True
 
-    def _is_moved(self, site: Site) -> bool:
-        problem = moved(site)
+    def _has_order_problem(self, site: PivotSite) -> bool:
+        """Whether the orders of other layers exclude any blocks; records a refusal if so."""
+        problem = order_problem(site)
         if problem:
             self._skip(site.node, problem)
         return bool(problem)
 
-    def _settle(self, planned: _Planned) -> None:
-        """Fix the orders of a layer's channels, if they fit and it pays."""
+    def _fix_blocks(self, planned: _PlannedLayer) -> None:
+        """Add the blocks of a layer to the channel orders, if they fit and are expected to be faster."""
         site, blocks = planned.site, planned.blocks
-        problem, moves = fits(site, blocks)
+        problem, moves = check_orders(site, blocks)
         if problem and not self.options.gather:
             self._skip(site.node, problem + _GATHER)
         elif self._form(site, moves) is None:
             self._slow(site)
         else:
-            settle(site, blocks)
-            self.names.settle(planned)
+            fix_orders(site, blocks)
+            self.numbering.tie(planned)
             self.planned.append(planned)
 
-    def _may_search(self, site: Site) -> bool:
+    def _may_search(self, site: PivotSite) -> bool:
         if self.ctx.calibration is None:
             self._skip(
                 site.node,
                 f"its zeros do not form {self.options.blocks} blocks of equal size, and without calibration data "
-                "nobody knows what other blocks would cost: give calibration data, or train it in blocks first",
+                "the error of other blocks is not known: give calibration data, or train it in blocks first",
             )
             return False
-        if is_half_sparse(site.read()):
-            self._skip(site.node, "it is 2:4 sparse, which blocks would undo")
+        if has_2_4_sparsity(site.read()):
+            self._skip(site.node, "it is 2:4 sparse, and blocks would break the pattern")
             return False
         problem = GramMatrix(site.node).problem()
         if problem:
             self._skip(site.node, problem)
         return not problem
 
-    def _search(self, sites: list[Site]) -> None:
+    def _search(self, sites: list[PivotSite]) -> None:
+        """Search blocks for layers that :meth:`_may_search` allows."""
         o, calibration = self.options, self.ctx.calibration
+        if calibration is None:
+            return
         grams: dict[GramMatrix, Gram] = {}
         for done, site in enumerate(sites):
             self.ctx.progress(done, len(sites), f"pivot {site.node.name}")
             request = GramMatrix(site.node)
             if request not in grams:
-                # As many layers at a time as memory allows.
-                assert calibration is not None
-                requests = list(_within([GramMatrix(s.node) for s in sites[done:]], GRAMS_BYTES))
+                # Measure as many layers at a time as memory allows.
+                requests = list(
+                    _first_within([GramMatrix(s.node) for s in sites[done:]], GRAMS_BYTES)
+                )
                 results = calibration.collect(self.graph, requests)
                 grams = {r: results[r] for r in requests}
             gram = grams.pop(request)
-            if self._is_moved(site):
+            if self._has_order_problem(site):
                 continue
-            layer = Layer(site.read(), _covariance(gram))
+            layer = RefitLayer(site.read(), _covariance(gram))
             if layer.problem:
                 self._skip(site.node, layer.problem)
                 continue
@@ -229,15 +242,17 @@ class _Run:
             )  # fmt: skip
             if isinstance(found, str):
                 self._skip(site.node, found + _GATHER)
-            elif problem := _misfit(site, found):
+            elif problem := _number_problem(site, found):
                 self._skip(site.node, problem)
             elif o.max_error is not None and found.error > o.max_error:
                 self._skip(
                     site.node,
-                    f"its outputs would be {found.error:.1%} off, max-error allows {o.max_error:.1%}",
+                    f"the error of its outputs would be {found.error:.1%}, max-error allows {o.max_error:.1%}",
                 )
             else:
-                self._settle(_Planned(site, found.blocks, (found.weight, found.shift), found.error))
+                self._fix_blocks(
+                    _PlannedLayer(site, found.blocks, (found.weight, found.shift), found.error)
+                )
 
     # Writing.
 
@@ -250,29 +265,29 @@ class _Run:
             moves = [a for a in (layer.rows, layer.columns) if not a.is_direct]
             what = f"pivot into {self.options.blocks} blocks ({layer.form})"
             if plan.refitted is not None:
-                what += f", outputs {plan.error:.1%} off"
+                what += f", output error {plan.error:.1%}"
             if len(moves) > layer.gathers:
                 what += f", {_counted(len(moves) - layer.gathers, 'shuffle')}"
             if layer.gathers:
                 what += f", {_counted(layer.gathers, 'gather')}"
             exactness = Exactness.EXACT if plan.refitted is None else Exactness.APPROXIMATE
-            write(self.rw, layer, what, exactness)
+            write_blocks(self.rw, layer, what, exactness)
         cancel_reshapes(self.rw, [n for n in self.graph.nodes if n not in before])
 
-    def _layer(self, plan: _Planned) -> BlockLayer:
+    def _layer(self, plan: _PlannedLayer) -> BlockLayer:
         site = plan.site
         rows = site.rows.access(plan.blocks.rows)
         columns = site.columns.access(plan.blocks.columns)
         form = self._form(site, sum(not a.is_direct for a in (rows, columns)))
-        assert form is not None
+        assert form is not None  # ``_fix_blocks`` checked it.
         return BlockLayer(
             site.node, form, rows, columns, site.rows.channel_sizes, site.columns.channel_sizes,
             site.weight, site.bias, plan.refitted, self.ctx.target != "fx",
         )  # fmt: skip
 
 
-def _within(requests: list[GramMatrix], size: int) -> Iterator[GramMatrix]:
-    """The first requests whose results take no more than so many bytes together, one at least."""
+def _first_within(requests: list[GramMatrix], size: int) -> Iterator[GramMatrix]:
+    """The first requests whose results take at most ``size`` bytes together; at least one."""
     taken = 0
     for request in requests:
         taken += request.nbytes()
@@ -285,20 +300,20 @@ def _counted(count: int, word: str) -> str:
     return f"{count} {word}{'s' if count > 1 else ''}"
 
 
-def _macs(site: Site) -> int:
+def _macs(site: PivotSite) -> int:
     return math.prod(site.weight.shape) * (site.work.batch or 1)
 
 
-def _misfit(site: Site, found: Choice) -> str:
-    """What the numbers of chosen blocks have against them; empty when nothing."""
+def _number_problem(site: PivotSite, found: Choice) -> str:
+    """The reason why the numbers of chosen blocks cannot be used; empty if they can."""
     if not math.isfinite(found.error):
         return (
-            "its outputs never vary on the calibration data, which therefore cannot say what blocks would cost: "
-            "give other data, or leave the refit on"
+            "its outputs never vary on the calibration data, so the error of blocks cannot be measured: "
+            "give other data, or do not turn refit off"
         )
     dtype = site.weight.dtype
     bias = found.shift if site.bias is None else site.bias.float64() + found.shift
-    if out_of_range(exact(found.weight, dtype)) or out_of_range(exact(bias, dtype)):
+    if out_of_range(from_float64(found.weight, dtype)) or out_of_range(from_float64(bias, dtype)):
         return f"the refitted numbers would leave the range of {dtype.value}"
     return ""
 

@@ -1,16 +1,17 @@
-"""Refit the blocks of a weight to what the dense layer computed, and say how far the outputs are off.
+"""Refit the blocks of a weight to the outputs of the dense layer, and compute the output error.
 
-All that is needed of the calibration data is the Gram matrix of the layer's inputs. With the covariance S of the inputs,
-the rows W of one block and its columns C, ridge regression of the outputs on the inputs that are left gives::
+The refit needs only the Gram matrix of the layer's inputs. With the covariance S of the inputs, the rows W of one block
+and its columns C, ridge regression of the outputs on the inputs of the block gives::
 
-    V = W S[:, C] (S[C, C] + ridge)^-1        what is added to the bias:  (W - V) mean
+    V = W S[:, C] (S[C, C] + ridge)^-1        the bias grows by  (W - V) mean
 
-and the variance that a row leaves unexplained is ``w S w' - (w S[:, C]) (S[C, C] + ridge)^-1 (w S[:, C])'`` (for a ridge
-that is not 0, up to the ridge's own share). So the gain of every row in every block is known before the rows
-are chosen, and for given columns the best rows are again a transportation problem: its optimum is the smallest
-output error after the refit, exactly.
+and the unexplained variance of a row is ``w S w' - (w S[:, C]) (S[C, C] + ridge)^-1 (w S[:, C])'`` (up to the
+contribution of the ridge). So the gain of every row in every block is known before the rows are chosen. For given
+columns, choosing the rows is a transportation problem, whose optimum has exactly the smallest output error after the
+refit.
 
-The error of a layer is the root of its unexplained over its whole output variance: 0.1 means that outputs are 10 % off.
+The error of a layer is the square root of its unexplained output variance divided by its whole output variance: 0.1 is
+an error of 10 %.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ RIDGE = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Covariance:
-    """Covariance and mean of a layer's inputs.
+    """The covariance and the mean of a layer's inputs.
 
     For a convolution the inputs are patches, in the order of its weight: channel, then tap.
 
     Attributes:
-        matrix: Of shape (inputs, inputs).
-        mean: Of shape (inputs,).
+        matrix: The covariance, of shape (inputs, inputs).
+        mean: The mean, of shape (inputs,).
     """
 
     matrix: Array64
@@ -48,19 +49,19 @@ class Covariance:
         return cls(centred.T @ centred / len(x), mean)
 
 
-def taps(columns: Ids, count: int) -> Ids:
-    """The places of channels in flattened patches of ``count`` taps."""
+def patch_positions(columns: Ids, count: int) -> Ids:
+    """The positions of channels in flattened patches of ``count`` taps."""
     return (columns[:, None] * count + np.arange(count)).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A dense layer as the refit sees it.
+class RefitLayer:
+    """The weight of a layer and the statistics of its inputs.
 
     Attributes:
-        weight: Of shape (rows, columns, taps); one tap for a dense layer.
-        inputs: The statistics of its inputs.
-        ridge: See :data:`RIDGE`.
+        weight: The weight, of shape (rows, columns, taps); one tap for a dense layer.
+        inputs: The statistics of the inputs.
+        ridge: The ridge; see :data:`RIDGE`.
     """
 
     weight: Array64
@@ -74,10 +75,10 @@ class Layer:
                 f"statistics of {self.inputs.mean.size} inputs for a weight of {n}: "
                 f"{self.inputs.matrix.shape}"
             )
-        # Derived once: they are asked for once a candidate.
+        # Computed once, because every candidate uses them.
         flat = self.weight.reshape(len(self.weight), n)
         object.__setattr__(self, "_flat", flat)
-        with np.errstate(all="ignore"):  # See :attr:`problem`.
+        with np.errstate(all="ignore"):  # ``problem`` checks the result.
             object.__setattr__(self, "_cross", flat @ self.inputs.matrix)
 
     _flat: Array64 = None  # type: ignore[assignment]
@@ -85,7 +86,7 @@ class Layer:
 
     @property
     def problem(self) -> str:
-        """What its numbers have against other blocks; empty when nothing."""
+        """The reason why the numbers allow no search for blocks; empty if they do."""
         if not np.isfinite(self._flat).all():
             return "its weight is not finite everywhere"
         with np.errstate(all="ignore"):
@@ -99,15 +100,20 @@ class Layer:
         return np.asarray(np.einsum("ij,ij->i", self._cross, self._flat))
 
     def saliency(self) -> Array64:
-        """Squared weights times the variance of what they read, summed over taps: (rows, columns)."""
+        """Squared weights times the variance of their inputs, summed over taps: (rows, columns)."""
         powers = np.diagonal(self.inputs.matrix).reshape(self.weight.shape[1:])
         return np.asarray(np.einsum("oit,it->oi", self.weight**2, powers))
 
     def gains(self, columns: Ids, count: int) -> Array64:
-        """The variance that each row keeps after a refit in each block: (rows, blocks)."""
+        """The output variance that each row keeps after a refit in each block: (rows, blocks).
+
+        Args:
+            columns: The label of each column.
+            count: The number of blocks.
+        """
         gained = np.empty((len(self.weight), count))
         for block in range(count):
-            places = taps(np.flatnonzero(columns == block), self.weight.shape[2])
+            places = patch_positions(np.flatnonzero(columns == block), self.weight.shape[2])
             cross = self._cross[:, places]
             gained[:, block] = np.einsum("ij,ij->i", self._solved(cross, places), cross)
         return gained
@@ -115,32 +121,32 @@ class Layer:
     def _solved(self, cross: Array64, places: Ids) -> Array64:
         """``cross (S[C, C] + ridge)^-1``."""
         covariance = self.inputs.matrix
-        # Relative to the mean variance: whatever the unit of the inputs is, nothing leaves the range of float64.
+        # Relative to the mean variance, so that the numbers stay in the range of float64 for any unit of the inputs.
         size = float(np.diagonal(covariance).mean()) or 1.0
         inner = covariance[np.ix_(places, places)] / size + self.ridge * np.eye(places.size)
         return np.asarray(np.linalg.solve(inner, cross.T / size).T)
 
     def refitted(self, blocks: Blocks) -> tuple[Array64, Array64]:
-        """The weight in blocks, zero elsewhere, and what is added to the bias."""
+        """The refitted weight, zero outside the blocks, and the vector that is added to the bias."""
         found = np.zeros_like(self._flat)
         for rows, columns in blocks:
-            places = taps(columns, self.weight.shape[2])
+            places = patch_positions(columns, self.weight.shape[2])
             found[np.ix_(rows, places)] = self._solved(self._cross[np.ix_(rows, places)], places)
         return found.reshape(self.weight.shape), (self._flat - found) @ self.inputs.mean
 
     def masked(self, blocks: Blocks) -> tuple[Array64, Array64]:
-        """The weight with zeros outside the blocks, and what is added to the bias: nothing."""
+        """The present weight with zeros outside the blocks, and a vector of zeros to add to the bias."""
         return np.where(blocks.mask()[:, :, None], self.weight, 0.0), np.zeros(len(self.weight))
 
     def error(self, weight: Array64, shift: Array64) -> float:
-        """How far the outputs of another weight and bias are off; see the module.
+        """The relative error of the outputs for another weight and a bias change ``shift``; see the module.
 
-        Infinite where outputs that never vary become others.
+        Infinite if outputs that never vary change.
         """
         rest = self._flat - weight.reshape(self._flat.shape)
         mean = rest @ self.inputs.mean
         bias = mean - shift
-        # Means that cancel but for rounding.
+        # Treat a mean as 0 if it is 0 up to rounding.
         bias[np.abs(bias) <= 1e-12 * (np.abs(rest) @ np.abs(self.inputs.mean) + np.abs(shift))] = (
             0.0
         )
@@ -151,4 +157,4 @@ class Layer:
         return math.sqrt(off / size) if size > 0 else math.inf
 
 
-__all__ = ["RIDGE", "Covariance", "Layer", "taps"]
+__all__ = ["RIDGE", "Covariance", "RefitLayer", "patch_positions"]

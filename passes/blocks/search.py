@@ -1,18 +1,19 @@
-"""Search an order of rows and columns that keeps as much of a weight as possible in k equal blocks.
+"""Search for an order of rows and columns that keeps as much saliency as possible in k equal blocks.
 
-A saliency (what each entry of the weight is worth) is given; wanted are balanced labels of rows and columns that
-maximise the saliency of the entries whose row and column have the same label. That is a balanced k-way cut of a dense
-bipartite graph, which is NP-hard; here:
+The saliency of each entry of a weight is given. The search looks for balanced labels of rows and columns that maximise
+the saliency of the entries whose row and column have the same label. This is a balanced k-way cut of a dense bipartite
+graph, which is NP-hard. The search has three steps:
 
-1. *Seeds*: the heaviest entries join clusters one by one, as far as the clusters fit a block (Kruskal's algorithm with
-   capacities), which are then packed by what they share; or co-clustering by singular vectors (Dhillon, 2001).
-2. *Alternation*: with the columns fixed, the best rows are a transportation problem, which :mod:`.assign`
-   solves exactly; then the same with the rows fixed, to a fixpoint. No swap of two rows or of two columns improves it.
-3. *Polish*: noise that fades is added to the benefits, so that many rows and columns change places at once and settle again
-   (simulated annealing with an exact step); the best fixpoint is kept.
+1. *Seeds*: entries join clusters, the most salient first, as long as the clusters fit a block (Kruskal's algorithm with
+   capacities); clusters are then packed into blocks by the saliency between them. Another seed is co-clustering by
+   singular vectors (Dhillon, 2001).
+2. *Alternation*: for fixed columns, finding the best rows is a transportation problem, which :mod:`.assign` solves
+   exactly; then the same for fixed rows, until a fixed point. There no swap of two rows or of two columns is better.
+3. *Polish*: fading noise is added to the benefits, so that many rows and columns change blocks at once (simulated
+   annealing with an exact step); the better of both fixed points is kept.
 
-A side may be bound: its labels are given, or must cut across given cells evenly, because a neighbour has ordered the
-same channels already (:mod:`.order`).
+A side may be constrained: its labels are given, or must cut given cells evenly, because a neighbour has already ordered
+the same channels (:mod:`.order`).
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ import numpy as np
 import numpy.typing as npt
 
 from .assign import assign
-from .blocks import Array64, Blocks, Ids, in_order
+from .blocks import Array64, Blocks, Ids, contiguous_labels
 
 _HEAVY = 8
-"""How many of the heaviest entries a row, on average, the seeds look at."""
+"""The average number of entries of each row that the clustering seed uses, the most salient ones."""
 
 _HEAT = 0.7
-"""The first deviation of the noise, relative to what a row has in a block on average."""
+"""The initial standard deviation of the noise, relative to the mean saliency of a row in a block."""
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The rows, or the columns, of a weight.
+    """The constraints on the labels of the rows, or of the columns, of a weight.
 
     Attributes:
-        sizes: How many channels each block takes.
-        fixed: The labels, where they are given.
-        cells: The cell of each channel, where each block must take equally many of every cell.
+        sizes: The number of channels of each block.
+        fixed: The labels, if they are given.
+        cells: The cell of each channel, if each block must take equally many channels of every cell.
     """
 
     sizes: Ids
@@ -55,14 +56,19 @@ class Side:
         return int(self.sizes.sum())
 
     def best(self, benefit: Array64, prices: Array64 | None = None) -> Ids:
-        """The labels of the largest benefit, of shape (channels, blocks); prices are those of :func:`.assign`."""
+        """The labels with the largest benefit that the constraints allow.
+
+        Args:
+            benefit: The benefit of each channel in each block, of shape (channels, blocks).
+            prices: See :func:`.assign`.
+        """
         if self.fixed is not None:
             return self.fixed
         return assign(benefit, self.sizes, self.cells, prices)
 
 
 def kept_mass(saliency: Array64, blocks: Blocks) -> float:
-    """The part of the saliency that lies in the blocks."""
+    """The fraction of the saliency that is inside the blocks."""
     total = float(saliency.sum())
     return float(saliency[blocks.mask()].sum()) / total if total else 1.0
 
@@ -75,30 +81,32 @@ def search_blocks(
     seed: int = 0,
     steps: int = 250,
 ) -> Blocks:
-    """The best blocks that are found.
+    """The best blocks that the search finds.
 
     Args:
-        saliency: Nonnegative, of shape (rows, columns).
-        rows: What is known of the rows.
-        columns: What is known of the columns.
+        saliency: The non-negative saliency of each entry, of shape (rows, columns).
+        rows: The constraints on the rows.
+        columns: The constraints on the columns.
         seed: The seed of the noise.
-        steps: How many rounds of noise there are; 0 for none.
+        steps: The number of rounds with noise.
     """
     count = len(rows.sizes)
-    # Only ratios count: with a largest entry near 1 nothing leaves the range of single precision.
+    # Only ratios matter: with a largest entry near 1 the sums stay in the range of float32.
     saliency = np.ldexp(saliency, -math.frexp(saliency.max(initial=0.0))[1])
     if not saliency.any():
-        steps = 0  # Nothing is kept or lost, whatever the order.
+        steps = 0  # All orders are equal.
     if rows.fixed is not None or columns.fixed is not None:
-        # One alternation settles it: nothing comes back to the fixed side.
-        given = columns.fixed if columns.fixed is not None else in_order(columns.sizes)
+        # One alternation finds the optimum, because one side is fixed.
+        given = columns.fixed if columns.fixed is not None else contiguous_labels(columns.sizes)
         return _alternate(saliency, given, rows, columns)[0]
-    starts = [_settled(saliency, s, rows, columns) for s in _seeds(saliency, rows, columns, seed)]
+    starts = [
+        _balanced_columns(saliency, s, rows, columns) for s in _seeds(saliency, rows, columns, seed)
+    ]
     best, mass = max((_alternate(saliency, s, rows, columns) for s in starts), key=lambda f: f[1])
     rng = np.random.default_rng(seed)
     typical = float(saliency.sum()) / len(saliency) / count
     labels = best.columns
-    # The noise is coarser than single precision, which halves the time.
+    # The noise is coarser than the rounding of float32, which halves the time.
     coarse = saliency.astype(np.float32)
     row_prices, column_prices = np.zeros(count), np.zeros(count)
     for step in range(steps):
@@ -115,14 +123,14 @@ def search_blocks(
 
 
 def _benefit(saliency: npt.NDArray[Any], labels: Ids, count: int) -> Array64:
-    """What each row has in each block."""
+    """The saliency of each row in each block, of shape (rows, blocks)."""
     members = np.zeros((labels.size, count), saliency.dtype)
     members[np.arange(labels.size), labels] = 1.0
     return np.asarray(saliency @ members, np.float64)
 
 
 def _alternate(saliency: Array64, labels: Ids, rows: Side, columns: Side) -> tuple[Blocks, float]:
-    """Rows, then columns, until nothing improves; with the kept mass."""
+    """Improve rows and columns in turn until nothing changes; returns the blocks and their kept mass."""
     count, total = len(rows.sizes), float(saliency.sum()) or 1.0
     found, last = None, -1.0
     row_prices, column_prices = np.zeros(count), np.zeros(count)
@@ -136,8 +144,8 @@ def _alternate(saliency: Array64, labels: Ids, rows: Side, columns: Side) -> tup
         found, last = Blocks(across, labels, count), mass
 
 
-def _settled(saliency: Array64, labels: Ids, rows: Side, columns: Side) -> Ids:
-    """Balanced labels of the columns, near labels where -1 stands for none."""
+def _balanced_columns(saliency: Array64, labels: Ids, rows: Side, columns: Side) -> Ids:
+    """Balanced labels of the columns, close to ``labels``, which may be -1 for columns without a label."""
     count = len(rows.sizes)
     known = labels >= 0
     across = rows.best(_benefit(saliency[:, known], labels[known], count))
@@ -148,15 +156,15 @@ def _settled(saliency: Array64, labels: Ids, rows: Side, columns: Side) -> Ids:
 
 
 def _seeds(saliency: Array64, rows: Side, columns: Side, seed: int) -> Iterator[Ids]:
-    """Labels of the columns to start from; -1 for none."""
-    yield in_order(columns.sizes)
+    """Labels of the columns to start from; -1 for a column without a label."""
+    yield contiguous_labels(columns.sizes)
     if saliency.any():
-        yield clustered(saliency, rows.sizes, columns.sizes)
-        yield spectral(saliency, rows, columns, seed)
+        yield cluster_labels(saliency, rows.sizes, columns.sizes)
+        yield spectral_labels(saliency, rows, columns, seed)
 
 
 def _heaviest(saliency: Array64) -> tuple[Ids, Ids]:
-    """Rows and columns of the heaviest entries, heaviest first."""
+    """The rows and columns of the most salient entries, the most salient first."""
     flat = saliency.reshape(-1)
     most = min(_HEAVY * max(saliency.shape), flat.size)
     found = np.argpartition(flat, flat.size - most)[flat.size - most :]
@@ -166,8 +174,8 @@ def _heaviest(saliency: Array64) -> tuple[Ids, Ids]:
     return np.asarray(i, np.int64), np.asarray(j, np.int64)
 
 
-def clustered(saliency: Array64, row_sizes: Ids, column_sizes: Ids) -> Ids:
-    """Labels of the columns by clusters that grow along the heaviest entries; -1 where none fits."""
+def cluster_labels(saliency: Array64, row_sizes: Ids, column_sizes: Ids) -> Ids:
+    """Labels of the columns from clusters that grow along the most salient entries; -1 if a cluster fits no block."""
     n, m = saliency.shape
     tall, wide = int(row_sizes.min()), int(column_sizes.min())
     parent = list(range(n + m))
@@ -194,7 +202,11 @@ def clustered(saliency: Array64, row_sizes: Ids, column_sizes: Ids) -> Ids:
 def _packed_by_affinity(
     saliency: Array64, rows: Ids, columns: Ids, row_sizes: Ids, column_sizes: Ids
 ) -> Ids:
-    """Clusters into blocks, largest first, each where it shares most with what is there."""
+    """Pack clusters into blocks, largest first, each into the block with the largest saliency between them.
+
+    Returns:
+        The label of each column; -1 for clusters that fit no block.
+    """
     from scipy.sparse import csr_array
 
     count = int(max(rows.max(), columns.max())) + 1
@@ -210,7 +222,7 @@ def _packed_by_affinity(
     for one in np.argsort(-size.sum(0), kind="stable"):
         fits = (left >= size[:, one, None]).all(0)
         if fits.any():
-            # Of equals the emptiest, so that large clusters start blocks of their own.
+            # Of equal scores, take the emptiest block, so that large clusters get separate blocks.
             score = np.where(fits, affinity[one], -1.0)
             ties = np.flatnonzero(score == score.max())
             block = int(ties[left[:, ties].sum(0).argmax()])
@@ -220,18 +232,18 @@ def _packed_by_affinity(
     return place[columns]
 
 
-def spectral(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
-    """Labels of the columns by balanced k-means on the first singular vectors.
+def spectral_labels(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
+    """Labels of the columns from balanced k-means on the first singular vectors (Dhillon, 2001).
 
-    The present order where these cannot be computed: it is one start of several.
+    Returns the labels of the present order if the singular vectors cannot be computed.
     """
     from scipy.sparse.linalg import ArpackError, svds
 
     count = len(rows.sizes)
     rank = min(count, min(saliency.shape) - 1)
     if rank < 1:
-        return in_order(columns.sizes)
-    # The root dampens single heavy entries, which otherwise are singular vectors of their own.
+        return contiguous_labels(columns.sizes)
+    # The square root dampens single large entries, which would otherwise dominate a singular vector.
     damped = np.sqrt(saliency)
     left = 1 / np.sqrt(np.maximum(damped.sum(1), 1e-30))
     right = 1 / np.sqrt(np.maximum(damped.sum(0), 1e-30))
@@ -239,16 +251,16 @@ def spectral(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
     try:
         u, _, v = svds(left[:, None] * damped * right, k=rank, v0=start, tol=1e-3)
     except ArpackError:
-        return in_order(columns.sizes)
+        return contiguous_labels(columns.sizes)
     points = np.concatenate([u * left[:, None], v.T * right[:, None]])
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-30)
     n = len(saliency)
-    # The first centres lie far from one another.
+    # The initial centres are far from one another.
     chosen = [0]
     for _ in range(count - 1):
         chosen.append(int((points @ points[chosen].T).max(1).argmin()))
     centres = points[chosen]
-    labels = in_order(columns.sizes)
+    labels = contiguous_labels(columns.sizes)
     row_prices, column_prices = np.zeros(count), np.zeros(count)
     for _ in range(8):
         across = assign(points[:n] @ centres.T, rows.sizes, prices=row_prices)
@@ -258,4 +270,4 @@ def spectral(saliency: Array64, rows: Side, columns: Side, seed: int) -> Ids:
     return labels
 
 
-__all__ = ["Side", "clustered", "kept_mass", "search_blocks", "spectral"]
+__all__ = ["Side", "cluster_labels", "kept_mass", "search_blocks", "spectral_labels"]

@@ -1,8 +1,8 @@
 """Reorder the channels of a graph: all constants of a coupled group move together.
 
-Unit ``i`` of a permuted group is unit ``permutation[i]`` of the original one. Every constant that holds the group is
-replaced by one that reads the original in the new order; the numbers are only moved, never rounded, and
-nothing is read before it is emitted.
+Unit ``i`` of a permuted group is unit ``permutation[i]`` of the original one. Every constant of the group is replaced by
+a lazy tensor that reads the original one in the new order. The numbers are only moved, never rounded, and are not read
+before the model is emitted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the report says of a group.
+class GroupReport:
+    """The entry of a group in the report.
 
     Attributes:
-        what: What was done.
-        measures: What was measured of it, by name.
+        what: A description of the permutation.
+        measures: Numbers about it, by name.
     """
 
     what: str
@@ -58,31 +58,30 @@ def apply_permutations(
     graph: Graph,
     rw: Rewriter,
     permutations: Iterable[tuple[ChannelGroup, Sequence[int] | Ids]],
-    said: Mapping[ChannelGroup, Told] | None = None,
+    reports: Mapping[ChannelGroup, GroupReport] | None = None,
 ) -> None:
-    """Reorder groups of :func:`graphshrink.ir.analysis.channels.groups`, one after the other.
+    """Reorder channel groups of :func:`graphshrink.ir.analysis.channel_groups`, one after the other.
 
-    What the graph computes stays the same, up to the order in which sums are rounded. A constant that moves in
-    several groups is replaced once. Host nodes that compute constants keep reading the original ones.
+    The graph computes the same function, up to the order in which sums are rounded. A constant that is part of several
+    groups is replaced once. Host nodes that compute constants still read the original ones.
 
     Args:
-        graph: The graph that the groups were found in. Constants may have been replaced since by this
-            function only, in which case the groups must be found again.
-        rw: Its rewriter.
-        permutations: Groups, each with an order: a permutation of ``range(group.size)``.
-        said: What the report says of groups, instead of their names.
+        graph: The graph that the groups were found in, unchanged since.
+        rw: The rewriter of the graph.
+        permutations: Groups, each with a permutation of ``range(group.size)``.
+        reports: Report entries for groups; a group without one is reported by its name.
 
     Raises:
-        GraphError: If an order is no permutation, or a constant is not in the graph or not as it was.
+        GraphError: If an order is not a permutation, or a constant is not in the graph or has changed.
     """
-    orders: dict[Value, _Order] = {}
-    # Which constants are replaced in the name of which group: the first that moves them.
+    orders: dict[Value, _ConstantOrder] = {}
+    # For each group, the constants that its rewrite replaces: those that no earlier group moves.
     owned: dict[ChannelGroup, list[Value]] = {}
     for group, given in permutations:
         permutation = np.asarray(given, np.int64)
         if sorted(permutation.tolist()) != list(range(group.size)):
             raise GraphError(
-                f"group {group.name} has {group.size} units: {given} is no order of them"
+                f"group {group.name} has {group.size} units: {given} is not a permutation of them"
             )
         if bool((permutation == np.arange(group.size)).all()):
             continue
@@ -92,39 +91,45 @@ def apply_permutations(
             moved.setdefault(placement.value, []).append(placement)
         for value, placements in moved.items():
             if value not in orders:
-                orders[value] = _Order(value)
+                orders[value] = _ConstantOrder(value)
                 own.append(value)
             orders[value].permute(placements, permutation)
     if not orders:
         return
-    # All is checked before anything is changed.
+    # Check all constants before any of them is replaced.
     readers = {value: _readers(value, graph) for value in orders}
     if REORDERED not in graph.notes:
         graph.notes.append(REORDERED)
     for group, values in owned.items():
-        told = (said or {}).get(group, Told(f"permute {group.name}"))
+        report = (reports or {}).get(group, GroupReport(f"permute {group.name}"))
         if not values:
-            # Groups before it replace all that it moves: it is in the report nevertheless.
+            # Rewrites of earlier groups replace all of its constants; the report names it nevertheless.
             nodes = dict.fromkeys(n.name for v in group.values for n, _ in readers[v])
             rw.rewrites.append(
-                Rewrite(told.what, tuple(nodes), Exactness.EXACT, measures=dict(told.measures))
+                Rewrite(report.what, tuple(nodes), Exactness.EXACT, measures=dict(report.measures))
             )
             continue
         users = dict.fromkeys(node for value in values for node, _ in readers[value])
-        with rw.rewrite(told.what, *users, exactness=Exactness.EXACT, measures=told.measures):
+        with rw.rewrite(report.what, *users, exactness=Exactness.EXACT, measures=report.measures):
             for value in values:
-                constant = rw.constant(orders[value].tensor(), value.name)
-                for node, index in readers[value]:
-                    rw.set_input(node, index, constant)
-                if value.producer is None and not value.use_count:
-                    rw.erase_constant(value)
+                _replace_constant(rw, value, orders[value].tensor(), readers[value])
+
+
+def _replace_constant(
+    rw: Rewriter, value: Value, data: Tensor, readers: Sequence[tuple[Node, int]]
+) -> None:
+    constant = rw.constant(data, value.name)
+    for node, index in readers:
+        rw.set_input(node, index, constant)
+    if value.producer is None and not value.use_count:
+        rw.erase_constant(value)
 
 
 def _readers(value: Value, graph: Graph) -> list[tuple[Node, int]]:
-    """Who reads a constant as a weight: not the nodes that compute constants from it."""
+    """The (node, input index) pairs that read a constant, without nodes that compute constants from it."""
     if value.data is None or any(node.graph is not graph for node, _ in value.uses):
         raise GraphError(
-            f"%{value.name} is no constant of this graph: find its channel groups again"
+            f"%{value.name} is not a constant of this graph: find its channel groups again"
         )
     found = [(node, i) for node, i in value.uses if any(v.data is None for v in node.outputs)]
     if not found or value.is_output:
@@ -132,18 +137,18 @@ def _readers(value: Value, graph: Graph) -> list[tuple[Node, int]]:
     return found
 
 
-class _Order:
-    """The order in which a constant's elements are read."""
+class _ConstantOrder:
+    """The new order of a constant's elements, composed of one or several permutations."""
 
     def __init__(self, value: Value) -> None:
         if value.data is None:
-            raise GraphError(f"%{value.name} is no constant: find its channel groups again")
+            raise GraphError(f"%{value.name} is not a constant: find its channel groups again")
         self.value, self.data = value, value.data
         self.axes: dict[int, Ids] = {}
         self.inner: dict[int, Ids] = {}
 
     def permute(self, placements: Sequence[Placement], permutation: Ids) -> None:
-        """Apply one more permutation after those that came before."""
+        """Compose the order with one more permutation."""
         for placement in placements:
             size = self.data.shape[placement.axis] * placement.blocks
             if placement.offset < 0 or int(placement.positions.max()) >= size:
@@ -157,14 +162,14 @@ class _Order:
                 self._blocks(step, placement)
 
     def _blocks(self, step: Ids, placement: Placement) -> None:
-        """An axis that differs from block to block; whole blocks move by the placement on axis 0."""
+        """Compose the order of an axis that has its own order in each block; axis 0 moves whole blocks separately."""
         axis = placement.axis
         size = self.data.shape[axis]
         step = step.reshape(placement.blocks, size)
         inner = self.inner.get(axis)
         if inner is None:
             inner = np.tile(np.arange(size, dtype=np.int64), (placement.blocks, 1))
-        # Block j now holds what block ``source[j]`` held, whose channels were in an order of their own.
+        # Block j receives block ``source[j]``: compose with the order inside that block.
         source = step[:, 0] // size
         self.inner[axis] = np.take_along_axis(inner[source], step % size, 1)
 
@@ -191,4 +196,4 @@ class _Order:
         return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 
-__all__ = ["Told", "apply_permutation", "apply_permutations"]
+__all__ = ["GroupReport", "apply_permutation", "apply_permutations"]

@@ -1,15 +1,15 @@
-"""Where the channels of a group stand in the stripes of the weights that sum over them.
+"""The positions of a channel group in the stripes of the weights that sum over it.
 
-A stripe is a run of m numbers along a weight's reduction axis, of which an N:M pattern keeps n. Reordering a group moves
-its units between stripes of every weight that reads them. These cases have a use:
+A stripe is m consecutive numbers along the reduction axis of a weight, of which an N:M pattern keeps n. Reordering a
+group moves its units between the stripes of every weight that reads them. Two cases are supported:
 
-- each unit has one channel in a stripe (single channels; the dimensions of all heads at once, where each head is
-  a copy of its own; the channels of one group of a grouped convolution);
-- a unit is several channels side by side within one stripe (two columns that a flatten joins).
+- each unit has one channel in a stripe (single channels; a dimension of all heads at once; the channels of one group of
+  a grouped convolution);
+- a unit is several adjacent channels within one stripe (two columns that a flatten joins).
 
-Whole stripes that move change nothing (heads of 64 dimensions). Units that straddle stripes are refused. Weights that read
-a group at different offsets divide it into stripes differently: then the division that has most of the numbers is
-searched, and the others are counted when the order is judged.
+Moving whole stripes changes nothing (heads of 64 dimensions). Units that straddle stripes are refused. Weights that read
+a group at different offsets divide it into stripes differently. The search then uses the division that covers most
+numbers; all divisions count when the resulting order is compared with the present one.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from ...ir.analysis.weights import NmWeight
 from .nm_search import Ids, Scores
 
 _CHUNK = 1 << 20
-"""So many numbers at a time are read in float64."""
+"""How many numbers are converted to float64 at a time."""
 
 STRADDLES = "they move in units that straddle groups of {m}"
 WHOLE = "they move in units that fill whole groups of {m}, so that nothing would change"
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """The channels of a group in a run of rows of one weight.
+class WeightPart:
+    """The channels of a group in consecutive rows of one weight.
 
     Attributes:
         weight: The weight.
-        rows: The first row of :meth:`graphshrink.ir.Reduction.rows`, and the one behind the last.
+        rows: The range of rows of :meth:`graphshrink.ir.Reduction.rows`: the first one, and the one after the last.
         columns: The columns of each unit, of shape (units, width).
-        others: Columns of the same stripes that are not the group's, of shape (others,), stripe by stripe.
-        labels: For each unit the first unit that shares its stripe.
+        others: The columns of the same stripes that are not in the group, of shape (others,), stripe by stripe.
+        labels: For each unit, the index of the first unit in its stripe.
     """
 
     weight: NmWeight
@@ -58,19 +58,20 @@ class Part:
 
     @property
     def key(self) -> tuple[int, bytes]:
-        """Equal for parts that divide the units into stripes alike."""
+        """A key that is equal for parts that divide the units into the same stripes."""
         return self.columns.shape[1], self.labels.tobytes()
 
 
 def parts_of(
     weights: Sequence[tuple[Placement, NmWeight]], pattern: Pattern
-) -> tuple[list[Part], list[str]]:
-    """All parts of a group in the weights that read it, and what is against those that have none, each reason once."""
-    parts: list[Part] = []
+) -> tuple[list[WeightPart], list[str]]:
+    """The parts of a group in the weights that read it, and the reasons why other weights have none, without duplicates."""
+    parts: list[WeightPart] = []
     problems: dict[str, None] = {}
     for placement, weight in weights:
-        assert weight.reduction is not None
-        found = _parts(placement, weight, weight.reduction, pattern.m)
+        if weight.reduction is None:
+            continue
+        found = _parts_or_reason(placement, weight, weight.reduction, pattern.m)
         if isinstance(found, str):
             problems.setdefault(found.format(m=pattern.m))
         else:
@@ -78,12 +79,12 @@ def parts_of(
     return parts, list(problems)
 
 
-def _parts(
+def _parts_or_reason(
     placement: Placement, weight: NmWeight, reduction: Reduction, m: int
-) -> list[Part] | str:
+) -> list[WeightPart] | str:
     positions, length = placement.positions, reduction.length
     block, column = positions // length, positions % length
-    stripe = positions // m  # Unique over blocks, because m divides the length.
+    stripe = positions // m  # Different in different blocks, because m divides the length.
     units, width = positions.shape
     if width % m == 0:
         runs = positions.reshape(units, -1, m)
@@ -91,10 +92,10 @@ def _parts(
             return WHOLE
     rows = reduction.count // max(reduction.blocks, placement.blocks)
 
-    def part(j: int, own: Ids) -> Part:
+    def part(j: int, own: Ids) -> WeightPart:
         first = int(block[0, j]) * rows
         labels, others = _stripes(own, stripe[:, j], m, length)
-        return Part(weight, (first, first + rows), own, others, labels)
+        return WeightPart(weight, (first, first + rows), own, others, labels)
 
     apart = all(len(set(s)) == 1 for s in block.T.tolist())
     touched = [set(s) for s in stripe.T.tolist()]
@@ -107,7 +108,7 @@ def _parts(
 
 
 def _stripes(columns: Ids, stripe: Ids, m: int, length: int) -> tuple[Ids, Ids]:
-    """Labels of units, and the columns of their stripes that are not theirs, by label."""
+    """The labels of the units, and the other columns of their stripes, in the order of the labels."""
     _, first, inverse = np.unique(stripe, return_index=True, return_inverse=True)
     mine = np.zeros(length, bool)
     mine[columns] = True
@@ -117,22 +118,23 @@ def _stripes(columns: Ids, stripe: Ids, m: int, length: int) -> tuple[Ids, Ids]:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """What is searched: parts that divide the units alike, their rows one below the other.
+class OrderProblem:
+    """The search problem: parts that divide the units into the same stripes, with their rows concatenated.
 
     Attributes:
         parts: The parts.
-        stripes: The columns of each stripe at first, of shape (stripes, m / width): units, then other columns.
+        stripes: The initial columns of each stripe, of shape (stripes, m / width). Numbers below ``units`` are units,
+            the others are columns that are not in the group.
         units: The number of units.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[WeightPart, ...]
     stripes: Ids
     units: int
 
     @classmethod
-    def of(cls, parts: Sequence[Part], pattern: Pattern) -> Problem:
-        """The problem of the division that has most of the numbers."""
+    def of(cls, parts: Sequence[WeightPart], pattern: Pattern) -> OrderProblem:
+        """The problem for the division into stripes that covers most rows."""
         sizes: dict[tuple[int, bytes], int] = {}
         for p in parts:
             sizes[p.key] = sizes.get(p.key, 0) + p.count
@@ -154,11 +156,11 @@ class Problem:
         return sum(p.count for p in self.parts)
 
     def scores(self, limit: int, rng: np.random.Generator) -> Scores:
-        """The magnitudes, each weight by its mean, of shape (columns, width, rows).
+        """The magnitudes, those of each weight divided by their mean, of shape (columns, width, rows).
 
         Args:
-            limit: So many rows at most: a random sample, the same for the same generator.
-            rng: The generator.
+            limit: The largest number of rows; a random sample is taken of more.
+            rng: The generator of the sample.
         """
         count = self.count
         sample = np.arange(count)
@@ -171,7 +173,7 @@ class Problem:
         for weight, parts in _by_weight(self.parts):
             rows = magnitude(weight)
             # In float64: the mean of subnormal numbers is 0 in float32.
-            scale = np.float64(_mean(rows))
+            scale = np.float64(_rounded_mean(rows))
             for p in parts:
                 here = (sample >= start) & (sample < start + p.count)
                 own = rows[p.rows[0] + sample[here] - start]
@@ -181,7 +183,7 @@ class Problem:
         return out
 
     def permutation(self, stripes: Ids) -> Ids:
-        """The order of units that puts them into these stripes."""
+        """The order of units that results in these stripes."""
         order = np.arange(self.units)
         own = self.stripes < self.units
         order[self.stripes[own]] = stripes[own]
@@ -189,29 +191,37 @@ class Problem:
 
 
 def magnitude(weight: NmWeight) -> npt.NDArray[Any]:
-    """The magnitudes of a weight's rows, in its type or float32."""
-    assert weight.value is not None
-    assert weight.value.data is not None
-    assert weight.reduction is not None
+    """The magnitudes of a weight's rows, in its own type, at least float32.
+
+    Raises:
+        ValueError: If the weight is not a constant, or its numbers cannot be read.
+    """
+    if weight.value is None or weight.value.data is None or weight.reduction is None:
+        raise ValueError(weight.problem or "it is not a constant")
     array = weight.value.data.numpy()
     wide = array.astype(np.float32) if array.dtype.itemsize < 4 else array
     return np.abs(weight.reduction.rows(wide))
 
 
-def _mean(rows: npt.NDArray[Any]) -> float:
-    """The mean to three digits, so that the order of a sum does not show; 1 where all is zero."""
+def _rounded_mean(rows: npt.NDArray[Any]) -> float:
+    """The mean, rounded to three digits so that it does not depend on the order of the sum; 1 if all numbers are 0."""
     return float(f"{rows.mean(dtype=np.float64):.3g}") or 1.0
 
 
-def kept(parts: Sequence[Part], pattern: Pattern, permutation: Ids) -> tuple[float, float, float]:
-    """What the pattern keeps of all parts' stripes: as they are, reordered, and what there is, exactly.
+def kept_magnitude(
+    parts: Sequence[WeightPart], pattern: Pattern, permutation: Ids
+) -> tuple[float, float, float]:
+    """The magnitude that a pattern keeps in the stripes of all parts, computed exactly.
 
-    Each weight counts by its mean, as in the search.
+    The magnitudes of each weight are divided by their mean, as in the search.
+
+    Returns:
+        The kept magnitude in the present order, the one in the order ``permutation``, and the whole magnitude.
     """
     before = after = whole = 0.0
     for weight, own in _by_weight(parts):
         rows = magnitude(weight)
-        scale = _mean(rows)
+        scale = _rounded_mean(rows)
         step = max(1, _CHUNK // rows.shape[1])
         for p in own:
             source = np.arange(rows.shape[1])
@@ -220,18 +230,26 @@ def kept(parts: Sequence[Part], pattern: Pattern, permutation: Ids) -> tuple[flo
             every = (used[:, None] * pattern.m + np.arange(pattern.m)).reshape(-1)
             for start in range(*p.rows, step):
                 part = rows[start : min(start + step, p.rows[1])]
-                before += pattern.kept(part[:, every]) / scale
-                after += pattern.kept(part[:, source[every]]) / scale
+                before += pattern.kept_score(part[:, every]) / scale
+                after += pattern.kept_score(part[:, source[every]]) / scale
                 whole += float(part[:, every].sum(dtype=np.float64)) / scale
     return before, after, whole
 
 
-def _by_weight(parts: Sequence[Part]) -> Iterator[tuple[NmWeight, list[Part]]]:
-    """Parts by weight, in their order, so that each is read once."""
-    found: dict[NmWeight, list[Part]] = {}
+def _by_weight(parts: Sequence[WeightPart]) -> Iterator[tuple[NmWeight, list[WeightPart]]]:
+    """The parts grouped by weight, in order, so that each weight is read once."""
+    found: dict[NmWeight, list[WeightPart]] = {}
     for p in parts:
         found.setdefault(p.weight, []).append(p)
     yield from found.items()
 
 
-__all__ = ["STRADDLES", "WHOLE", "Part", "Problem", "kept", "magnitude", "parts_of"]
+__all__ = [
+    "STRADDLES",
+    "WHOLE",
+    "OrderProblem",
+    "WeightPart",
+    "kept_magnitude",
+    "magnitude",
+    "parts_of",
+]

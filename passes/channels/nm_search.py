@@ -1,23 +1,24 @@
-"""Search for an order of columns in which an N:M pattern keeps most.
+"""Search for an order of columns in which an N:M pattern keeps the largest sum of scores.
 
-Columns are put into stripes of m; of every row of a stripe the n largest scores are kept. The order inside a stripe and
-the order of stripes do not matter, so this is a partition problem, and its neighbourhood is the exchange of two columns of
-different stripes. All exchanges are valued at once. Let ``t[a]`` be, row by row, the n-th largest score in the stripe of
-column ``a`` without ``a``. With ``k`` in its place the stripe keeps, beyond what it keeps without ``a``::
+Columns are divided into stripes of m; the pattern keeps the n largest scores in every row of a stripe. The order inside
+a stripe and the order of stripes do not matter, so this is a partition problem; a move of the search exchanges two
+columns of different stripes. A table holds the gains of all exchanges. Let ``t[a]`` be, row by row, the n-th largest
+score in the stripe of column ``a`` without ``a``. If ``k`` replaces ``a``, the stripe keeps, in addition to what it
+keeps without ``a``::
 
     A[a, k] = sum over rows of max(0, score[k] - t[a])
 
-and if ``L[a]`` is what the stripe loses without ``a``, exchanging a and k gains ``A[a, k] + A[k, a] - L[a] - L[k]``.
-After an exchange only the rows of A for the columns of two stripes change. On this table runs a tabu search (Glover, 1989):
-the best exchange is made even when it loses, and the two columns then rest for a while, so that the search leaves
-local optima; the best order seen is the result.
+and if the stripe loses ``L[a]`` without ``a``, exchanging a and k gains ``A[a, k] + A[k, a] - L[a] - L[k]``. An exchange
+changes only the rows of A for the columns of two stripes. The search is a tabu search (Glover, 1989): it makes the best
+exchange even if that loses, and the two columns then rest for some steps, so that the search leaves local optima. The
+best order seen is the result.
 
 Pool and Yu, "Channel permutations for N:M sparsity", NeurIPS 2021, state the problem, and search pairs of stripes (all
-35 ways to share out 8 columns) with random escapes. Each such way is one exchange or two; the table values an
-exchange by 2m rows of sums where a pair of stripes takes 70 evaluations with each of its neighbours.
+35 ways to divide 8 columns) with random escapes. Each such way is one exchange or two. Updating the table after an
+exchange takes 2m rows of sums, where a pair of stripes takes 70 evaluations with each of its neighbours.
 
-Scores are rounded to whole numbers, small enough that every sum is exact in float32: the result depends neither on the
-order of sums, nor on the number of threads, nor on the machine. Only a limit in seconds makes it depend on the clock.
+Scores are rounded to whole numbers, small enough that every sum is exact in float32. So the result does not depend on
+the order of sums, the number of threads or the machine. Only a limit in seconds makes it depend on the machine.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
 _EXACT = 1 << 24
-"""Whole numbers up to here are exact in float32."""
+"""Whole numbers up to this one are exact in float32."""
 
 _LEVELS = 30000
-"""Scores are rounded to at most so many levels."""
+"""The largest whole number that scores are rounded to."""
 
 _CHUNK = 1 << 18
-"""So many numbers at a time are compared: they stay in the cache."""
+"""How many numbers are compared at a time, so that they stay in the CPU cache."""
 
 
 def search_order(
@@ -53,22 +54,22 @@ def search_order(
     frozen: npt.NDArray[np.bool_] | None = None,
     seconds: float = 0.0,
 ) -> Ids:
-    """A distribution of columns over stripes that keeps more.
+    """Search for a division of columns into stripes that keeps a larger sum of scores.
 
     Args:
-        scores: Not negative, of shape (columns, width, rows): a column may be several that move as one.
-        stripes: Which columns share a stripe at first, of shape (stripes, m / width).
-        pattern: What is kept.
-        steps: How many exchanges are made.
-        seed: For how long columns rest.
-        frozen: Columns that keep their places.
-        seconds: Stop after so much CPU time; 0 for no limit. With a limit the result depends on the machine.
+        scores: Non-negative scores of shape (columns, width, rows): ``width`` adjacent columns move as one.
+        stripes: The initial columns of each stripe, of shape (stripes, m / width).
+        pattern: The pattern.
+        steps: The number of exchanges.
+        seed: The seed of the random number of steps that columns rest.
+        frozen: A mask of the columns that do not move.
+        seconds: Stop after this CPU time; 0 for no limit. With a limit the result depends on the machine.
 
     Returns:
-        The columns that share a stripe, in the shape of ``stripes``; those of a frozen column are where they were.
+        The best columns of each stripe, in the shape of ``stripes``. Frozen columns are at their old positions.
     """
     until = time.thread_time() + seconds if seconds else None
-    table = _Table(scores, stripes, pattern, frozen)
+    table = _ExchangeTable(scores, stripes, pattern, frozen)
     rng = np.random.default_rng(seed)
     free = int(np.count_nonzero(~table.frozen))
     low, high = max(3, free // 16), max(6, free // 6)
@@ -78,7 +79,7 @@ def search_order(
         place = int(table.gain.argmax())
         gain = float(table.gain.flat[place])
         if gain == -np.inf and rests:
-            # Of a few columns all may rest at once.
+            # With few columns, all of them can be resting.
             rests.clear()
             table.wake()
             continue
@@ -98,7 +99,7 @@ def search_order(
 
 
 def whole_numbers(scores: npt.NDArray[Any], rows: int, pattern: Pattern) -> Scores:
-    """Scores as whole numbers, so small that what ``rows`` rows of a stripe keep is exact in float32."""
+    """Scores as whole numbers, so small that the kept sum of a stripe over ``rows`` rows is exact in float32."""
     top = float(scores.max(initial=0.0))
     if top == 0.0:
         return np.zeros(scores.shape, np.float32)
@@ -106,13 +107,13 @@ def whole_numbers(scores: npt.NDArray[Any], rows: int, pattern: Pattern) -> Scor
     return np.floor(scores * np.float32(levels / top)).astype(np.float32)
 
 
-class _Table:
-    """The value of every exchange.
+class _ExchangeTable:
+    """The table of the gains of all exchanges.
 
     Attributes:
         stripes: The columns of each stripe.
-        gain: What exchanging two columns gains; minus infinity where it may not be done.
-        resting: Columns that may not be exchanged now.
+        gain: The gain of exchanging two columns; minus infinity if the exchange is not allowed.
+        resting: A mask of the columns that may not be exchanged now.
     """
 
     def __init__(
@@ -137,27 +138,28 @@ class _Table:
         self.loss = np.empty(columns, np.float32)
         self.gain = np.empty((columns, columns), np.float32)
         self.buffer = np.empty((max(1, min(columns, _CHUNK // self.rows)), self.rows), np.float32)
-        # In runs, so that memory is bounded by the table.
+        # In chunks, so that the temporary arrays are not larger than the table.
         run = max(1, _CHUNK // max(1, stripes.shape[1] * self.rows))
         for start in range(0, len(stripes), run):
             self._refresh(np.arange(start, min(start + run, len(stripes))))
-        self._value(np.arange(columns))
+        self._update_gains(np.arange(columns))
 
     def exchange(self, a: int, b: int, rested: list[int]) -> None:
-        """Exchange two columns; those of ``rested`` may be exchanged again."""
+        """Exchange two columns, and update the gains of both stripes and of the columns ``rested``."""
         places = [(self.stripe[c], self.place[c]) for c in (a, b)]
         for column, (stripe, place) in zip((b, a), places, strict=True):
             self.stripes[stripe, place] = column
             self.stripe[column], self.place[column] = stripe, place
         changed = self._refresh(self.stripe[[a, b]])
-        self._value(np.unique(np.append(changed, np.array(rested, np.int64))))
+        self._update_gains(np.unique(np.append(changed, np.array(rested, np.int64))))
 
     def wake(self) -> None:
-        """Every column may be exchanged again that is not frozen."""
+        """Let all resting columns be exchanged again, except frozen ones."""
         self.resting = self.frozen.copy()
-        self._value(np.arange(len(self.scores)))
+        self._update_gains(np.arange(len(self.scores)))
 
-    def _value(self, columns: Ids) -> None:
+    def _update_gains(self, columns: Ids) -> None:
+        """Recompute ``gain`` for all exchanges of these columns."""
         gain = self.more[columns] + self.more[:, columns].T
         gain -= self.loss[columns][:, None]
         gain -= self.loss
@@ -180,7 +182,7 @@ class _Table:
         own = self.flat[columns].reshape(-1, m, self.rows)
         ordered = np.sort(own, axis=1)
         least, next_ = ordered[:, m - self.n, None], ordered[:, m - self.n - 1, None]
-        # Without one of the n largest the next one is kept.
+        # Without one of the n largest scores, the next largest is kept.
         threshold = np.where(own >= least, next_, least).reshape(-1, self.rows)
         self.loss[columns] = np.maximum(own - next_, 0).reshape(-1, self.rows) @ self.ones
         more = np.empty((len(columns), len(self.flat)), np.float32)
@@ -195,7 +197,7 @@ class _Table:
         self.more[columns] = more
 
     def _refresh_wide(self, columns: Ids, units: int) -> None:
-        """The same for columns that are several: what a stripe keeps with each other one in its place."""
+        """Like ``_refresh_single`` for units of several columns: evaluate each stripe with every other unit in its place."""
         for first in range(0, len(columns), units):
             group = columns[first : first + units]
             kept = self._kept(self.scores[group].reshape(1, -1, self.rows))
@@ -210,7 +212,7 @@ class _Table:
                 self.loss[column] = kept[0]
 
     def _kept(self, stripes: Scores) -> Scores:
-        """What each of several stripes ``(count, m, rows)`` keeps."""
+        """The sum of scores that each of several stripes ``(count, m, rows)`` keeps."""
         size = stripes.shape[1]
         top = np.partition(stripes, size - self.n, axis=1)[:, size - self.n :]
         return np.asarray(top.sum(axis=(1, 2)), np.float32)

@@ -1,9 +1,9 @@
-"""``permute-channels``: the order of channels in which an N:M pattern keeps most of the weights.
+"""``permute-channels``: reorder channels so that an N:M pattern keeps most of the weights' magnitude.
 
-The pattern keeps n of every m weights that happen to stand side by side; which ones do is a matter of the order of channels,
-and that order is free: reordering a coupled group (:mod:`graphshrink.ir.analysis.channels.groups`) changes no result. For every
-group the order is searched (:mod:`.nm_search`) that maximises what is kept over *all* weights that sum over the group, their
-rows one below the other, and applied where it keeps more than the order that was found.
+The pattern keeps n of every m adjacent weights. The order of channels decides which weights are adjacent, and this order
+is free: reordering a coupled group (:mod:`graphshrink.ir.analysis.channels.groups`) does not change the function. For
+every group the pass searches (:mod:`.nm_search`) the order that keeps the largest magnitude over *all* weights that sum
+over the group, with their rows concatenated. It applies the order if it keeps more than the present one.
 After Pool and Yu, "Channel permutations for N:M sparsity", NeurIPS 2021.
 """
 
@@ -23,31 +23,31 @@ from ...ir.analysis.weights import NmWeight, nm_weights
 from ...ir.options import Bounds
 from ..infra.contract import Context, Pass
 from ..infra.registry import register
-from .apply import Told, apply_permutations
-from .nm_layout import Part, Problem, kept, magnitude, parts_of
+from .apply import GroupReport, apply_permutations
+from .nm_layout import OrderProblem, WeightPart, kept_magnitude, magnitude, parts_of
 from .nm_search import Ids, search_order
 
 LEAST_STEPS, MOST_STEPS = 1000, 4000
-"""How many exchanges are tried for a run of channels when ``steps`` is 0: four a channel, within these bounds."""
+"""The bounds of the number of exchanges for a run of channels if ``steps`` is 0: four for each channel."""
 
 
 @register
 @dataclass(frozen=True)
 class PermuteChannels(Pass):
-    """Order channels so that N:M sparsity keeps as much as possible. Run it before ``sparsify``.
+    """Reorder channels so that N:M sparsity keeps as much magnitude as possible. Run it before ``sparsify``.
 
-    Without ``seconds`` the result depends on the weights and the options alone.
+    Without ``seconds`` the result depends only on the weights and the options.
 
     Attributes:
-        n: How many weights of m are kept.
-        m: Of how many.
-        steps: How many exchanges of two channels are tried for each run; 0 for four a channel, at least 1000 and at
-            most 4000.
-        rows: So many rows of weights are looked at for each group, a random sample of larger ones.
-        window: A run has so many channels at most; larger groups are searched run by run. Time grows with it.
-        seconds: Stop the search of a group after so many CPU seconds; 0 for no limit. With one the result depends on the
-            machine.
-        threads: How many groups are searched at once; the result is the same for any number.
+        n: How many weights of each group of m are kept.
+        m: The size of a group of weights.
+        steps: The number of exchanges of two channels for each run of channels; 0 for four for each channel, at least
+            1000 and at most 4000.
+        rows: The largest number of rows of weights to search with; a random sample is taken of more.
+        window: The largest number of channels of a run; larger groups are searched run by run. Time grows with it.
+        seconds: Stop the search of a run after this number of CPU seconds; 0 for no limit. With a limit the result
+            depends on the machine.
+        threads: How many groups are searched in parallel; the result does not depend on it.
     """
 
     name = "permute-channels"
@@ -67,7 +67,7 @@ class PermuteChannels(Pass):
 
     @property
     def pattern(self) -> Pattern:
-        """The pattern."""
+        """The N:M pattern."""
         return Pattern(self.n, self.m)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
@@ -81,15 +81,18 @@ class PermuteChannels(Pass):
 
     def orders(
         self, graph: Graph, rw: Rewriter, ctx: Context
-    ) -> list[tuple[ChannelGroup, Ids, Told]]:
-        """The groups for which a better order was found, with that order and what it does; others are refused."""
+    ) -> list[tuple[ChannelGroup, Ids, GroupReport]]:
+        """The groups for which a better order was found, each with that order and its report entry.
+
+        Records a refusal for every other group.
+        """
         plans = list(group_parts(graph, rw, self.pattern))
         found = []
         with ThreadPoolExecutor(self.threads) as pool:
             results = pool.map(lambda plan: self._search(*plan), plans)
             for done, ((group, parts), order) in enumerate(zip(plans, results, strict=True)):
                 ctx.progress(done, len(plans), group.name)
-                before, after, whole = kept(parts, self.pattern, order)
+                before, after, whole = kept_magnitude(parts, self.pattern, order)
                 if not after > before:
                     reason = f"no order of its inputs was found in which {self.pattern} keeps more"
                     rw.skip(parts[0].weight.node, reason)
@@ -101,19 +104,19 @@ class PermuteChannels(Pass):
                     f"{after / whole:.2%} of the magnitude, it kept {before / whole:.2%}"
                 )
                 measures = {"magnitude kept": after / whole, "kept before": before / whole}
-                found.append((group, order, Told(what, measures)))
+                found.append((group, order, GroupReport(what, measures)))
         return found
 
-    def _search(self, group: ChannelGroup, parts: Sequence[Part]) -> Ids:
-        problem = Problem.of(parts, self.pattern)
-        seed = seed_of(group)
+    def _search(self, group: ChannelGroup, parts: Sequence[WeightPart]) -> Ids:
+        problem = OrderProblem.of(parts, self.pattern)
+        seed = group_seed(group)
         scores = problem.scores(self.rows, np.random.default_rng(seed))
         run = max(1, self.window // problem.stripes.shape[1])
         stripes = problem.stripes.copy()
         for start in range(0, len(stripes), run):
             own = stripes[start : start + run]
             columns = own.reshape(-1)
-            steps = self.steps or steps_for(columns.size)
+            steps = self.steps or default_steps(columns.size)
             local = search_order(
                 scores[columns],
                 np.arange(columns.size).reshape(own.shape),
@@ -127,26 +130,29 @@ class PermuteChannels(Pass):
         return problem.permutation(stripes)
 
 
-def steps_for(channels: int) -> int:
-    """How many exchanges are tried for so many channels when nothing else is asked for."""
+def default_steps(channels: int) -> int:
+    """The number of exchanges for a run of ``channels`` channels if ``steps`` is 0."""
     return min(max(4 * channels, LEAST_STEPS), MOST_STEPS)
 
 
-def places_of(group: ChannelGroup) -> list[tuple[str, int, int, tuple[int, ...]]]:
-    """Where a group stands: equal for the same group of two networks that differ in their numbers only."""
+def group_key(group: ChannelGroup) -> list[tuple[str, int, int, tuple[int, ...]]]:
+    """A key of the group that depends on names and shapes, not on the numbers of the weights."""
     return [(p.value.name, p.axis, p.offset, p.positions.shape) for p in group.placements]
 
 
-def seed_of(group: ChannelGroup) -> int:
-    """A number that depends on where a group stands, and on nothing else."""
-    places = places_of(group)
-    return int.from_bytes(hashlib.sha256(repr(places).encode()).digest()[:8], "little")
+def group_seed(group: ChannelGroup) -> int:
+    """A random seed for a group; it depends only on :func:`group_key`."""
+    key = group_key(group)
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
 
 
 def group_parts(
     graph: Graph, rw: Rewriter, pattern: Pattern
-) -> Iterator[tuple[ChannelGroup, list[Part]]]:
-    """The groups whose order matters to a pattern, with their parts of weights; the others are refused."""
+) -> Iterator[tuple[ChannelGroup, list[WeightPart]]]:
+    """The groups whose order matters to a pattern, each with its parts of weights.
+
+    Records a refusal for every other group.
+    """
     weights = {w.value: w for w in nm_weights(graph)}
     known: dict[NmWeight, str | None] = {}
     for group in channel_groups(graph):
@@ -166,21 +172,21 @@ def group_parts(
             else:
                 problems[weight] = problem
         for weight, problem in problems.items():
-            rw.skip(weight.node, f"it does not count for the order of its inputs: {problem}")
+            rw.skip(weight.node, f"it does not influence the order of its inputs: {problem}")
         parts, straddling = parts_of(reading, pattern)
         for reason in straddling:
             rw.skip(reading[0][1].node, f"its inputs keep their order: {reason}")
-        against = next((p for _, w in reading if (p := _problem(w, pattern, known))), None)
+        against = next((p for _, w in reading if (p := _weight_problem(w, pattern, known))), None)
         if parts and against is not None:
             rw.skip(*against)
         elif parts:
             yield group, parts
 
 
-def _problem(
+def _weight_problem(
     weight: NmWeight, pattern: Pattern, known: dict[NmWeight, str | None]
 ) -> tuple[Node, str] | None:
-    """What the numbers of a weight have against another order, with the layer that it belongs to."""
+    """The layer of a weight and the reason why its numbers forbid another order; ``None`` if they do not."""
     if weight not in known:
         known[weight] = _number_problem(weight, pattern)
     reason = known[weight]
@@ -195,10 +201,10 @@ def _number_problem(weight: NmWeight, pattern: Pattern) -> str | None:
         return f"its weight cannot be read: {error}"
     if not np.isfinite(found).all():
         return "its weight is not finite everywhere"
-    # Pruned already: by its mask, or by its numbers.
+    # Already pruned, according to its mask or its numbers.
     if (isinstance(data, MaskedTensor) and data.pattern is not None) or pattern.holds(found):
-        return f"its weight is {pattern} already: another order of channels breaks it"
+        return f"its weight is {pattern} already: another order of channels would break the pattern"
     return None
 
 
-__all__ = ["PermuteChannels", "group_parts", "places_of", "seed_of", "steps_for"]
+__all__ = ["PermuteChannels", "default_steps", "group_key", "group_parts", "group_seed"]

@@ -1,1 +1,1 @@
-"""Exact passes that remove what is not needed: constants, dead nodes, reshapes that cancel."""
+"""Exact passes that remove unneeded nodes: constant subgraphs, dead nodes, reshapes that cancel."""

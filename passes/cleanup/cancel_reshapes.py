@@ -1,4 +1,4 @@
-"""Reshapes that undo each other, also across functions of single elements."""
+"""Cancel consecutive reshapes, also across elementwise ops."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ...ir import (
 )
 
 _RESHAPES = (Reshape, Flatten, Squeeze, Unsqueeze)
-"""Ops that give the same elements another shape."""
+"""Ops that change the shape and keep the elements in order."""
 
 
 def cancel_reshapes(rw: Rewriter, nodes: Iterable[Node]) -> None:
-    """Let each of these reshapes read what another reshape before it reads; exact.
+    """Let each reshape read the input of the reshape before it; exact.
 
-    Activations between the two then work in the shape before the first one. A reshape to the shape that its input has
-    already is removed, and so is the first one where nobody reads it any more. Shapes must be known.
+    Activations between the two then work in the shape before the first one. A reshape that no longer changes the shape
+    is removed, and so is the first one if nothing reads it any more. Reshapes of unknown shape stay.
 
     Args:
-        rw: Changes the graph.
-        nodes: Nodes of the graph in topological order; those that are no reshapes are passed over.
+        rw: The rewriter of the graph.
+        nodes: Nodes of the graph in topological order; nodes that are not reshapes are ignored.
     """
     for node in nodes:
         while isinstance(node.op, _RESHAPES) and node.outputs[0].type.is_static:
-            between, first = _before(node)
+            between, first = _previous_reshape(node)
             if first is None or not _cancel(rw, node, between, first):
                 break
 
 
-def _before(node: Node) -> tuple[list[Node], Node | None]:
-    """The reshape before a node, and the activations between them in the order in which they run."""
+def _previous_reshape(node: Node) -> tuple[list[Node], Node | None]:
+    """The activations between a node and the reshape before it, in order, and that reshape."""
     between: list[Node] = []
     while (value := node.inputs[0]) is not None and (producer := value.producer) is not None:
         if isinstance(producer.op, _RESHAPES):
@@ -52,9 +52,8 @@ def _before(node: Node) -> tuple[list[Node], Node | None]:
 
 
 def _cancel(rw: Rewriter, node: Node, between: list[Node], first: Node) -> bool:
-    """Do it; whether the node is still there, and may find another reshape before it."""
-    source, result = first.inputs[0], node.output
-    assert source is not None
+    """Cancel two reshapes; returns whether ``node`` still exists, and may cancel with another reshape."""
+    source, result = first.required(0), node.output
     shape = result.type.static_shape
     if shape is None or not source.type.is_static:
         return False
@@ -67,20 +66,17 @@ def _cancel(rw: Rewriter, node: Node, between: list[Node], first: Node) -> bool:
             rw.replace_uses(result, value)
             rw.erase(node)
         else:
-            rw.replace(node, Reshape(_copying(node, source, shape)), [value])
+            rw.replace(node, Reshape(_target_shape(node, source, shape)), [value])
         if not first.output.use_count:
             rw.erase(first)
     return not is_needless
 
 
-def _copying(node: Node, source: Value, shape: tuple[int, ...]) -> tuple[int | None, ...]:
-    """A shape that copies those sizes of its input that the reshape copied before."""
+def _target_shape(node: Node, source: Value, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+    """The shape of a Reshape; ``None`` for the sizes that ``node`` copies from its input, if ``source`` has them too."""
     known = source.type.shape or ()
-    told = node.op.shape if isinstance(node.op, Reshape) else shape
+    given = node.op.shape if isinstance(node.op, Reshape) else shape
     return tuple(
         None if want is None and i < len(known) and known[i] == size else size
-        for i, (want, size) in enumerate(zip(told, shape, strict=True))
+        for i, (want, size) in enumerate(zip(given, shape, strict=True))
     )
-
-
-__all__ = ["cancel_reshapes"]

@@ -1,4 +1,4 @@
-"""Turn values that are computed from constants into constants."""
+"""``fold-constants``: values that nodes compute from constants become constants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
-from ...ir import Graph, LazyTensor, Node, Rewriter, Tensor, Value
+from ...ir import Graph, GraphError, LazyTensor, Node, Rewriter, Tensor, Value
 from ...ir.analysis.dequantized import is_dequantized
 from ...ir.options import Bounds
 from ..infra.contract import Context, Pass
@@ -16,12 +16,12 @@ from ..infra.registry import register
 @register
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Store what constant subgraphs compute, within a bound on the growth of the file; exact.
+    """Store the results of constant subgraphs, within a limit on the growth of the file; exact.
 
-    Weights that are stored as integers with their scales stay so.
+    Quantised weights (integers with scales) are not folded.
 
     Attributes:
-        max_growth: How many bytes larger than the constants that it replaces one folded tensor may be.
+        max_growth: How many bytes larger one folded tensor may be than the constants that it replaces.
     """
 
     name = "fold-constants"
@@ -34,14 +34,14 @@ class FoldConstants(Pass):
             if not node.outputs or any(v.data is None for v in node.outputs):
                 continue
             for value in node.outputs:
-                # What only other folded nodes read goes away with them.
-                if any(self._needs(user.outputs) for user in value.users):
+                # A value that only folded nodes read disappears with them.
+                if any(self._is_kept(user.outputs) for user in value.users):
                     self._fold(value, [node], based, rw)
         for value in graph.constants:
             makers = [b.producer for b in value.bases if b.producer is not None]
             if not makers or not value.use_count:
                 continue
-            # Another form of what they make: whoever reads it is written anew.
+            # The constant is another form of the results of ``makers``: all its readers must be written anew.
             reasons = ((user, rw.unwritable(user)) for user in value.users)
             refused = next(((user, why) for user, why in reasons if why is not None), None)
             if refused is not None:
@@ -50,15 +50,17 @@ class FoldConstants(Pass):
             self._fold(value, makers, based, rw)
 
     @staticmethod
-    def _needs(outputs: tuple[Value, ...]) -> bool:
+    def _is_kept(outputs: tuple[Value, ...]) -> bool:
+        """Whether a node with these outputs stays: not all of them are constants."""
         return not outputs or any(v.data is None for v in outputs)
 
     def _fold(self, value: Value, makers: list[Node], based: Counter[Value], rw: Rewriter) -> None:
-        """Let a constant take the place of ``value``, which ``makers`` lead to."""
+        """Replace ``value``, a result or another form of a result of ``makers``, by a constant."""
         data = value.data
-        assert data is not None
+        if data is None:
+            raise GraphError(f"%{value.name} is not a constant")
         if all(_is_view(v.data) for m in makers for v in m.outputs):
-            return  # The host's own parameter, only turned: a copy would part from it.
+            return  # A view of the host's own parameter: a copy would no longer follow it.
         if any(is_dequantized(v) for m in makers for v in m.outputs):
             rw.skip(makers[0], "folding would turn quantised numbers into floating-point ones")
             return
@@ -79,7 +81,7 @@ class FoldConstants(Pass):
 
 
 def _is_view(data: Tensor | None) -> bool:
-    """Whether a constant is a tensor of the host whose numbers are only moved."""
+    """Whether a constant has the numbers of a host tensor, only in another order or shape."""
     while isinstance(data, LazyTensor) and data.source is not None:
         data = data.source
         if data.host is not None:
@@ -88,7 +90,7 @@ def _is_view(data: Tensor | None) -> bool:
 
 
 def _freed(makers: list[Node], based: Counter[Value]) -> int:
-    """Bytes of the constants that nobody reads once the results of ``makers`` are constants themselves."""
+    """Bytes of the constants that become unread if the results of ``makers`` are stored."""
     freed = 0
     pending = list(makers)
     while pending:

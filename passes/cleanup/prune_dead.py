@@ -1,4 +1,4 @@
-"""Remove what nobody uses: nodes, constants, and identities that stand for nothing."""
+"""``prune-dead``: remove unused nodes, unused constants and identities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PruneDead(Pass):
         for node in nodes:
             if isinstance(node.op, Identity):
                 self._bypass(node, rw)
-        # Host nodes that are copied read the values that our form of a constant stands for.
+        # A host node that is copied reads the bases of a constant, not the constant.
         bases = {base for v in graph.constants if v.use_count for base in v.bases}
         for node in reversed(nodes):
             if any(value.use_count or value in bases for value in node.outputs):
@@ -41,13 +41,13 @@ class PruneDead(Pass):
         source, result = node.inputs[0], node.output
         if source is None or not result.type.accepts(source.type):
             return
-        # An output that is an input or a constant would need an identity again.
+        # A graph output that is an input, a constant or another output needs its identity.
         if result.is_output and (source.producer is None or source.is_output):
             return
         if result.use_count:
             with rw.rewrite("bypass Identity", node):
-                # The type of an input is what callers are promised: what is inferred behind it, such as
-                # a symbol that onnx made up for an unnamed size, does not narrow it.
+                # The type of a graph input is part of the signature: an inferred type (such as a symbol that
+                # onnx invented for an unnamed size) must not narrow it.
                 if source.producer is not None:
                     source.type = source.type.refined(result.type)
                 rw.replace_uses(result, source)

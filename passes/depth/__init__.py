@@ -1,1 +1,1 @@
-"""Passes that make networks shallower: gates, removal of activations, padding in front, expansion."""
+"""Passes that make networks shallower: gates, removal of activations, hoisted padding, expansion."""

@@ -1,7 +1,8 @@
-"""The straight line that stands best for an activation, from moments of its input and output.
+"""The straight line that fits an activation best, from moments of its input and output.
 
-``E[(a*x + b - y)**2]`` is least for ``a = cov(x, y) / var(x)`` and ``b = E[y] - a * E[x]``: ordinary least squares, here
-for every channel alone. A gate of value ``g`` computes ``g*y + (1 - g)*x``, whose line is ``g*a + 1 - g`` and ``g*b``.
+``E[(a*x + b - y)**2]`` is smallest for ``a = cov(x, y) / var(x)`` and ``b = E[y] - a * E[x]``: ordinary least squares,
+for each channel separately. A gate of value ``g`` computes ``g*y + (1 - g)*x``, whose line has the slope ``g*a + 1 - g``
+and the offset ``g*b``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from ..merge.algebra.tensors import Array64
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What calibration knows about an activation ``y = act(x)``, for every channel (vectors of one size).
+class ActivationStats:
+    """Statistics of an activation ``y = act(x)`` for each channel (float64 vectors of one size).
 
     Attributes:
         axis: The axis of the channels.
@@ -32,12 +33,12 @@ class Moments:
     cov_xy: Array64
 
 
-def best_line(moments: Moments, gate: float = 1.0) -> tuple[Array64, Array64]:
-    """Slopes and offsets of the best lines; where an input never varies, the slope is 1.
+def best_line(moments: ActivationStats, gate: float = 1.0) -> tuple[Array64, Array64]:
+    """Slopes and offsets of the best lines; the slope is 1 for an input that never varies.
 
     Args:
         moments: The moments of the activation.
-        gate: The value of the gate on it, 1 for none.
+        gate: The value of its gate; 1 without a gate.
 
     Raises:
         ValueError: If a moment is not finite or a variance is negative.

@@ -1,11 +1,11 @@
-"""``expand-linear``: a convolution becomes a wider block with activations that can go again.
+"""``expand-linear``: a convolution becomes a wider block with removable activations.
 
-The expanding half of DepthShrinker+ (Fu et al., "DepthShrinker", ICML 2022: expand, then shrink): a network trains
-better while it is larger, and a block without its activations is the convolution it came from. The block is made so
-that it computes exactly what the convolution did while its gates are closed (the identity); ``value`` opens them
-from the start. Once :mod:`.remove_activations` has taken the gates away, ``merge-linear`` makes one
-convolution of the old shape, strides, padding and groups, exactly: all padding stands in front of the block
-(see :mod:`.hoist_padding`), whatever the biases inside have become.
+This is the expanding half of DepthShrinker+ (Fu et al., "DepthShrinker", ICML 2022: expand, then shrink): a network
+trains better while it is larger, and a block without its activations can merge into one convolution again. While its
+gates are closed (the identity), the block computes exactly what the convolution computed; the option ``value`` can open
+them from the start. After :mod:`.remove_activations` has removed the gates, ``merge-linear`` merges the block into one
+convolution of the old shape, strides, padding and groups. This is exact with any biases inside the block, because all
+padding is at its front (see :mod:`.hoist_padding`).
 
 For a kernel ``K`` of ``T`` taps, with I inputs and O outputs (of each group)::
 
@@ -13,13 +13,13 @@ For a kernel ``K`` of ``T`` taps, with I inputs and O outputs (of each group)::
     pw-dw-pw    K[o,i,t] = sum over m of P[o,m] * D[m,t] * E[m,i]      m < expansion * min(I, O)
 
 ``kxk-pw`` is exact from expansion 1 on: P gets random orthonormal rows, ``P P' = 1``, and
-``F = P' K + (1 - P' P) R``: a pseudo-inverse, and a random part R as large as the rest that P does not see, so that the
-hidden channels differ. A dense kernel is a ``pw-dw-pw`` in general only if every tap has a full set of channels:
-from expansion T on (1 for 1x1, 9 for 3x3). With an orthogonal T x T matrix Q, the filter j is row j of Q, on a set of
-channels of its own, whose pointwise halves compose to ``A[j] = sum over t of Q[j,t] * K[..t]``, because
-``sum over j of Q[j,t] * A[j] = K[..t]``. Below that the pass refuses, rather than approximate.
+``F = P' K + (1 - P' P) R``. Here R is random, of the same size as ``P' K``, and in the null space of P, so that the
+hidden channels differ. A dense kernel is a ``pw-dw-pw`` in general only if every tap has a full set of channels, from
+expansion T on (1 for 1x1, 9 for 3x3). With an orthogonal T x T matrix Q, filter j is row j of Q, on its own set of
+channels, whose pointwise convolutions compose to ``A[j] = sum over t of Q[j,t] * K[..t]``, because
+``sum over j of Q[j,t] * A[j] = K[..t]``. With a smaller expansion the pass refuses.
 
-The bias goes to the last convolution; the others get biases of zeros, for training.
+The last convolution gets the bias; the others get biases of zeros, for training.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ...ir import (
     Exactness,
     Gate,
     Graph,
+    GraphError,
     Node,
     Op,
     Rewriter,
@@ -50,8 +51,8 @@ from ..infra.contract import Context, Pass, named_nodes
 from ..infra.registry import register
 from ..merge.algebra.nodes import data_input, weight_problem
 from ..merge.algebra.tensors import Array64, Derived, out_of_range
-from .gate_sites import check_plain
-from .insert_gates import gate_number
+from .gate_sites import check_parameterless
+from .insert_gates import gate_tensor
 
 _WIDEST = 1024
 """The largest expansion."""
@@ -60,19 +61,18 @@ _WIDEST = 1024
 @register
 @dataclass(frozen=True)
 class ExpandLinear(Pass):
-    """Replace convolutions by wider blocks with gated activations that merge back to them.
+    """Replace convolutions by wider blocks with gated activations, which merge back after training.
 
     Exact while the gates are closed. Train, remove the activations, merge.
 
     Attributes:
-        names: Names of convolutions, or patterns with * and ?; all convolutions when not given.
-        form: What a convolution becomes: ``kxk-pw`` (its own kernel, then 1x1) or ``pw-dw-pw`` (1x1, one filter for
-            each channel, 1x1).
-        expansion: How many times wider: than the outputs (kxk-pw), or than the smaller of inputs and outputs
-            (pw-dw-pw, at least the number of taps: 9 for 3x3).
-        activation: The kind of activation between, one without parameters.
-        mode: How the gates learn: soft, top-k or hard-concrete. A block has one gate for all its activations.
-        value: Where the gates start: 0 is the identity, which keeps the function, 1 the activation.
+        names: Names of convolutions, or patterns with * and ?; all convolutions if not given.
+        form: The form of a block: ``kxk-pw`` (the same kernel size, then 1x1) or ``pw-dw-pw`` (1x1, depthwise, 1x1).
+        expansion: The hidden channels per output channel (kxk-pw), or per channel of the smaller side (pw-dw-pw; at
+            least the number of taps, 9 for 3x3).
+        activation: The kind of the activations inside a block, one without parameters.
+        mode: How the gates learn: soft, top-k or hard-concrete. All activations of a block share one gate.
+        value: The initial value of the gates: 0 is the identity, which keeps the function, 1 the activation.
     """
 
     name = "expand-linear"
@@ -86,7 +86,7 @@ class ExpandLinear(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gate(self.mode, self.value)
-        check_plain("activation", self.activation)
+        check_parameterless("activation", self.activation)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         wanted = named_nodes(graph, self.names, self.name) if self.names else None
@@ -100,12 +100,12 @@ class ExpandLinear(Pass):
                 rw.skip(node, f"not expanded: {problem}")
 
     def _problem(self, node: Node) -> str | None:
-        """What stands against expanding a node."""
+        """The reason why a node cannot be expanded; ``None`` if it can."""
         if not isinstance(node.op, Conv):
-            return "it is no convolution"
+            return "it is not a convolution"
         if data_input(node) is None:
             return weight_problem(node) or (
-                "its numbers are not of a floating-point type of 16 bits or more"
+                "its element type is not a floating-point type of at least 16 bits"
             )
         if min(node.op.pads) < 0:
             return "it has negative padding"
@@ -114,8 +114,8 @@ class ExpandLinear(Pass):
             return "its weight is not finite everywhere"
         if self.form == "pw-dw-pw" and self.expansion < kernel.taps:
             return (
-                f"as pw-dw-pw, a kernel of {kernel.taps} taps takes an expansion of at least "
-                f"{kernel.taps}, not {self.expansion:g}; or take form=kxk-pw"
+                f"as pw-dw-pw, a kernel of {kernel.taps} taps needs an expansion of at least "
+                f"{kernel.taps}, not {self.expansion:g}; or use form=kxk-pw"
             )
         return None
 
@@ -126,7 +126,7 @@ class ExpandLinear(Pass):
         ones, none = (1,) * n, (0,) * (2 * n)
         exactness = Exactness.EXACT if self.value == 0 else Exactness.APPROXIMATE
         with rw.rewrite(f"expand Conv to {self.form}", node, exactness=exactness):
-            gate = rw.constant(gate_number(node, self.value), f"{node.name}.gate")
+            gate = rw.constant(gate_tensor(node, self.value), f"{node.name}.gate")
             if self.form == "kxk-pw":
                 first, last = kernel.dense(math.ceil(self.expansion * kernel.outputs), seed)
                 steps: list[tuple[str, Op, Tensor]] = [("expand", op, first)]
@@ -170,7 +170,7 @@ def _zeros(rw: Rewriter, weight: Tensor, name: str) -> Value:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A kernel of ``groups`` blocks, each with ``inputs`` and ``outputs``."""
+    """A kernel of ``groups`` blocks; ``inputs`` and ``outputs`` are those of one block."""
 
     weight: Tensor
     groups: int
@@ -178,10 +178,10 @@ class _Kernel:
     @classmethod
     def of(cls, node: Node) -> _Kernel:
         assert isinstance(node.op, Conv)
-        weight = node.inputs[1]
-        assert weight is not None
-        assert weight.data is not None
-        return cls(weight.data, node.op.groups)
+        weight = node.required(1).data
+        if weight is None:
+            raise GraphError(f"the weight of {node.name} is not a constant")
+        return cls(weight, node.op.groups)
 
     @property
     def inputs(self) -> int:
@@ -200,41 +200,42 @@ class _Kernel:
         return self.weight.dtype
 
     def _read(self) -> Array64:
-        """``(groups, outputs, inputs, taps)``."""
+        """The numbers as ``(groups, outputs, inputs, taps)``."""
         found = self.weight.float64()
         return found.reshape(self.groups, self.outputs, self.inputs, self.taps)
 
     def dense(self, width: int, seed: int) -> tuple[Tensor, Tensor]:
-        """F and P of ``kxk-pw`` with ``width`` channels a group."""
+        """F and P of ``kxk-pw`` with ``width`` hidden channels for each group."""
         g, spatial = self.groups, self.weight.shape[2:]
         ones = (1,) * len(spatial)
 
         def factors() -> tuple[Array64, Array64]:
             kernel = self._read().reshape(g, self.outputs, self.inputs * self.taps)
-            return _split(kernel, width, np.random.default_rng(seed), by_rows=True)
+            return _random_factors(kernel, width, np.random.default_rng(seed), by_rows=True)
 
         return (
-            self._made((g * width, self.inputs, *spatial), lambda: factors()[1]),
-            self._made((g * self.outputs, width, *ones), lambda: factors()[0]),
+            self._derived((g * width, self.inputs, *spatial), lambda: factors()[1]),
+            self._derived((g * self.outputs, width, *ones), lambda: factors()[0]),
         )
 
     def separable(self, width: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """E, D and P of ``pw-dw-pw`` with ``width`` channels a group."""
+        """E, D and P of ``pw-dw-pw`` with ``width`` hidden channels for each group."""
         g, taps, spatial = self.groups, self.taps, self.weight.shape[2:]
         ones = (1,) * len(spatial)
-        # A set of channels for each filter, none smaller than the smaller side of the kernel.
+        # The channels of each filter: at least as many as the smaller side of the kernel.
         sizes = [width // taps + (j < width % taps) for j in range(taps)]
 
-        def turn() -> tuple[np.random.Generator, Array64]:
+        def rotation() -> tuple[np.random.Generator, Array64]:
             rng = np.random.default_rng(seed)
             return rng, _orthogonal(rng, 1, taps, taps)[0]
 
         def factors() -> tuple[Array64, Array64]:
-            rng, q = turn()
-            kernel = self._read() @ q.T  # Its taps turned: A[j] at place j.
+            rng, q = rotation()
+            kernel = self._read() @ q.T  # A[j] at index j of the last axis.
             by_rows = self.outputs <= self.inputs
             parts = [
-                _split(kernel[..., j], size, rng, by_rows=by_rows) for j, size in enumerate(sizes)
+                _random_factors(kernel[..., j], size, rng, by_rows=by_rows)
+                for j, size in enumerate(sizes)
             ]
             return (
                 np.concatenate([p for p, _ in parts], axis=2),
@@ -242,43 +243,43 @@ class _Kernel:
             )
 
         def filters() -> Array64:
-            return np.tile(np.repeat(turn()[1], sizes, axis=0), (g, 1))
+            return np.tile(np.repeat(rotation()[1], sizes, axis=0), (g, 1))
 
         return (
-            self._made((g * width, self.inputs, *ones), lambda: factors()[1]),
-            self._made((g * width, 1, *spatial), filters),
-            self._made((g * self.outputs, width, *ones), lambda: factors()[0]),
+            self._derived((g * width, self.inputs, *ones), lambda: factors()[1]),
+            self._derived((g * width, 1, *spatial), filters),
+            self._derived((g * self.outputs, width, *ones), lambda: factors()[0]),
         )
 
-    def _made(self, shape: tuple[int, ...], compute: Callable[[], Array64]) -> Tensor:
+    def _derived(self, shape: tuple[int, ...], compute: Callable[[], Array64]) -> Tensor:
         return Derived(shape, self.dtype, lambda: compute().reshape(shape), (self.weight,))
 
 
-def _split(
+def _random_factors(
     product: Array64, width: int, rng: np.random.Generator, *, by_rows: bool
 ) -> tuple[Array64, Array64]:
     """Random factors ``(g, O, width)`` and ``(g, width, n)`` of a product ``(g, O, n)``.
 
-    One of them has orthonormal rows or columns, the other one is its transpose times the product, and a
-    random part that the first one does not see.
+    One factor has orthonormal rows or columns. The other one is its transpose times the product, plus a random part in
+    the null space of the first one.
 
     Args:
         product: The product.
-        width: The size in between: at least O (by rows), or at least n.
-        rng: Where the random numbers come from.
+        width: The inner size: at least O if ``by_rows``, else at least n.
+        rng: The random generator.
         by_rows: Whether the rows of the left factor are orthonormal, or the columns of the right one.
     """
     if not by_rows:
-        right, left = _split(product.transpose(0, 2, 1), width, rng, by_rows=True)
+        right, left = _random_factors(product.transpose(0, 2, 1), width, rng, by_rows=True)
         return left.transpose(0, 2, 1), right.transpose(0, 2, 1)
     p = _orthogonal(rng, product.shape[0], width, product.shape[1]).transpose(0, 2, 1)
-    seen = p.transpose(0, 2, 1) @ product
-    free = rng.standard_normal(seen.shape) * math.sqrt(float(np.mean(seen**2)))
-    return p, seen + free - p.transpose(0, 2, 1) @ (p @ free)
+    inverse = p.transpose(0, 2, 1) @ product
+    noise = rng.standard_normal(inverse.shape) * math.sqrt(float(np.mean(inverse**2)))
+    return p, inverse + noise - p.transpose(0, 2, 1) @ (p @ noise)
 
 
 def _orthogonal(rng: np.random.Generator, count: int, rows: int, columns: int) -> Array64:
-    """Random matrices ``(count, rows, columns)`` with orthonormal columns, evenly distributed."""
+    """Random matrices ``(count, rows, columns)`` with orthonormal columns, uniformly (Haar) distributed."""
     q, r = np.linalg.qr(rng.standard_normal((count, rows, columns)))
     signs = np.sign(np.diagonal(r, axis1=1, axis2=2))
     return np.asarray(q * signs[:, None, :])

@@ -1,11 +1,11 @@
-"""Activations as sites: their names, and which of them keep something from being merged.
+"""The activations of a graph as sites for gates: their names, and which of them prevent a merge.
 
-A site is worth a gate when its activation stands between maps that :mod:`..merge.merge_linear` would make one, were the
-activation not there, perhaps together with others (an inverted residual block merges only when both of its
-activations go). So the merge is tried on a copy of the graph in which every activation is an identity,
-by the pass's own algebra and costs; padding counts as if it were hoisted. Along each chain all runs of up
-to :data:`.merge_chain.WINDOW` links are tried, not only those of the cheapest plan: which activations go is
-decided later.
+A site is worth a gate if :mod:`..merge.merge_linear` could merge the maps around its activation once the activation is
+removed, perhaps together with others (an inverted residual block merges only if both of its activations are removed). To
+find this out, the survey tries the merge on a copy of the graph in which every activation is an identity, with the
+algebra and the costs of the pass, and as if padding were hoisted. Along each chain it tries all runs of up to
+:data:`..merge.chain.WINDOW` links, not only those of the cheapest plan, because which activations are removed is decided
+later.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from ..merge.algebra.nodes import data_input
 from ..merge.chain import (
     WINDOW,
     Link,
-    Missed,
-    as_link,
+    MissedMerge,
     fold_scales,
-    judge,
     lift,
+    merge_cost,
     plan,
-    real,
-    runs,
+    segment_as_link,
+    split_by_domain,
     too_large,
+    trim_identities,
 )
-from ..merge.merge_linear import MergeLinear, Walk
+from ..merge.merge_linear import LinearMerger, MergeLinear
 
 SHOWN = 3
-"""How many names or reasons an error lists."""
+"""The number of names or reasons that an error lists."""
 
 
 @dataclass
-class Site:
-    """An activation that a gate could be put on.
+class ActivationSite:
+    """An activation that can get a gate.
 
     Attributes:
         node: The activation.
-        name: A name that no other site has.
-        reason: Why nothing merges without it; empty when something does.
-        group: Sites that only together let something merge have the same number.
-        end: The last node of the smallest stretch that merges when they go.
+        name: The unique name of the site.
+        reason: The reason why nothing merges if the activation is removed; empty if something does.
+        group: A number that sites share if a merge needs all of them to be removed; -1 without a merge.
+        end: The last node of the smallest merge that removing the group allows.
     """
 
     node: Node
@@ -64,9 +64,9 @@ def is_site(node: Node) -> bool:
 
 
 def site_names(graph: Graph) -> dict[Node, str]:
-    """All activations of a graph, in order, by names of their own.
+    """All activations of a graph, in order, with unique names.
 
-    A name is the node's name; where several share one (a module that is called twice) a number is added.
+    A name is that of the node; if several nodes share it (a module that is called twice), a number is added.
     """
     nodes = [node for node in graph.nodes if is_site(node)]
     count = Counter(node.name for node in nodes)
@@ -83,16 +83,16 @@ def site_names(graph: Graph) -> dict[Node, str]:
     return found
 
 
-def chosen(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str, str]:
-    """The names that patterns stand for, each with its pattern.
+def matching_names(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str, str]:
+    """The names that match any of some patterns, each with the first pattern that matches it.
 
     Args:
-        names: All names there are.
-        patterns: Names, or patterns with ``*`` and ``?``. A name that is there stands for itself alone.
-        what: What is being named, for the error.
+        names: All names.
+        patterns: Names, or patterns with ``*`` and ``?``. A pattern that is equal to a name matches only that name.
+        what: The pass and the option, for the error.
 
     Raises:
-        PassError: If a pattern stands for nothing.
+        PassError: If a pattern matches nothing.
     """
     names = list(names)
     known = set(names)
@@ -101,57 +101,59 @@ def chosen(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str
         hits = [pattern] if pattern in known else [n for n in names if fnmatchcase(n, pattern)]
         if not hits:
             raise PassError(
-                f"{what} {pattern!r} is no activation of this graph{suggestion(pattern, names)}"
+                f"{what} {pattern!r} is not an activation of this graph{suggestion(pattern, names)}"
             )
         for name in hits:
             found.setdefault(name, pattern)
     return found
 
 
-def check_plain(option: str, kind: str) -> None:
-    """Check that an option names a kind of activation without parameters.
+def check_parameterless(option: str, kind: str) -> None:
+    """Check that the value of an option is a kind of activation without parameters.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it is not.
     """
     if ACTIVATIONS.get(kind) != 0:
         plain = ", ".join(name for name, count in ACTIVATIONS.items() if not count)
-        raise ValueError(f"{option} is one of {plain}, not {kind!r}")
+        raise ValueError(f"{option} must be one of {plain}, not {kind!r}")
 
 
-def survey(graph: Graph, options: MergeLinear) -> list[Site]:
-    """All activations, and for each whether something merges without it.
+def survey_activations(graph: Graph, options: MergeLinear) -> list[ActivationSite]:
+    """All activations of a graph, and for each whether something merges if it is removed.
 
     Args:
-        graph: The graph, which stays as it is.
-        options: What may be merged, and what it may cost.
+        graph: The graph, which is not changed.
+        options: The options of the merge.
     """
     names = site_names(graph)
     twin = graph.clone()
     rw = Rewriter(twin)
     twins = dict(zip(graph.nodes, twin.nodes, strict=True))
-    places = {twins[node]: Site(node, name) for node, name in names.items()}
+    places = {twins[node]: ActivationSite(node, name) for node, name in names.items()}
     for place in places:
         rw.replace(place, Identity(), place.inputs[:1])
-    walk = _Survey(options, rw, sites=places)
-    walk.run(twin)
+    finder = _ActivationSurvey(options, rw, sites=places)
+    finder.run(twin)
     for place, site in places.items():
-        if not walk.windows.get(place):
-            site.reason = walk.why.get(place) or walk.ends(place) or _ends(site.node)
+        if not finder.windows.get(place):
+            site.reason = (
+                finder.why.get(place) or finder.branch_reason(place) or _end_reason(site.node)
+            )
     originals = dict(zip(twins.values(), twins, strict=True))
-    for place, number in _grouped(walk.windows).items():
+    for place, number in _group_numbers(finder.windows).items():
         places[place].group = number
-        places[place].end = originals.get(min(walk.windows[place], key=_width).end)
+        places[place].end = originals.get(min(finder.windows[place], key=_width).end)
     return list(places.values())
 
 
-def _ends(node: Node) -> str:
-    """Why an activation is not between two linear ops."""
+def _end_reason(node: Node) -> str:
+    """The reason why an activation is not between two linear ops that could merge."""
     value = node.inputs[0]
     if value is None or value.producer is None:
-        return "there is nothing in front of it"
+        return "there is nothing before it"
     if data_input(value.producer) is None and not isinstance(value.producer.op, Identity):
-        return f"what is in front of it ({value.producer.op.name}) is not linear"
+        return f"the op before it ({value.producer.op.name}) is not linear"
     if not value.has_one_use:
         return "its input has other users"
     if not node.output.has_one_use:
@@ -160,13 +162,13 @@ def _ends(node: Node) -> str:
         )
     user = node.output.users[0]
     if data_input(user) is None:
-        return f"what follows it ({user.op.name}) is not linear"
+        return f"the op after it ({user.op.name}) is not linear"
     return "nothing merges across it"
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch of the graph that could be one map: the sites inside, and its last node."""
+    """A part of the graph that could become one map: the sites inside, and its last node."""
 
     sites: frozenset[Node]
     end: Node
@@ -177,17 +179,23 @@ def _width(window: _Window) -> int:
 
 
 @dataclass
-class _Survey(Walk):
-    """A walk that notes what could be merged instead of merging chains; additions are merged."""
+class _ActivationSurvey(LinearMerger):
+    """A merge that only notes which chains could merge; it does merge additions.
 
-    sites: dict[Node, Site] = field(default_factory=dict)
+    Attributes:
+        sites: The identities in place of activations, each with its site.
+        windows: For each of them, the parts of the graph around it that could become one map.
+        why: For each of them, the reason why a merge across it failed.
+    """
+
+    sites: dict[Node, ActivationSite] = field(default_factory=dict)
     windows: dict[Node, list[_Window]] = field(default_factory=dict)
     why: dict[Node, str] = field(default_factory=dict)
 
-    def chain(self, nodes: Sequence[Node]) -> None:
-        """Try every run of a chain."""
-        missed: list[Missed] = []
-        for run in runs(nodes, missed):
+    def merge_chain(self, nodes: Sequence[Node]) -> None:
+        """Examine every run of a chain."""
+        missed: list[MissedMerge] = []
+        for run in split_by_domain(nodes, missed):
             for parts in lift(run, missed):
                 self.examine(parts)
         for miss in missed:
@@ -196,8 +204,8 @@ class _Survey(Walk):
                     self.why[node] = miss.reason
 
     def examine(self, links: Sequence[Link]) -> None:
-        """Note which sites lie inside runs of links that could be one map."""
-        links = self.settled(links)
+        """Note the sites inside each run of links that could become one map."""
+        links = self.merged_between_sites(links)
         for start, first in enumerate(links):
             affine = first.affine
             cost, macs = first.cost, first.macs
@@ -207,22 +215,22 @@ class _Survey(Walk):
                 found = self.inside(links[start : end + 1])
                 longer = affine.then(link.affine, self.options.rules)
                 if isinstance(longer, Refused):
-                    self.refused(found, longer.reason, end - start)
+                    self.note_reason(found, longer.reason, end - start)
                     break
                 large = too_large(longer, affine, link, self.options)
                 affine, cost, macs = longer, cost + link.cost, macs + link.macs
                 nodes = [*nodes, *link.nodes]
                 places = (first.before, link.after)
-                verdict = judge(nodes, affine, (cost, macs), places, self.options)
+                verdict = merge_cost(nodes, affine, (cost, macs), places, self.options)
                 if isinstance(verdict, str):
-                    self.refused(found, verdict, end - start)
+                    self.note_reason(found, verdict, end - start)
                 else:
-                    self.note(found, real(nodes)[-1])
+                    self.note_window(found, trim_identities(nodes)[-1])
                 if large:
                     break
 
-    def settled(self, links: Sequence[Link]) -> list[Link]:
-        """The links that are left once everything has merged that merges with the sites in place."""
+    def merged_between_sites(self, links: Sequence[Link]) -> list[Link]:
+        """The links after all merges that cross no site."""
         pieces: list[list[Link]] = [[]]
         for link in links:
             pieces[-1].append(link)
@@ -231,50 +239,52 @@ class _Survey(Walk):
         made: list[Link] = []
         for piece in pieces:
             segments = plan(fold_scales(piece), self.options) if piece else []
-            made.extend(as_link(segment, self.options) for segment in segments)
+            made.extend(segment_as_link(segment, self.options) for segment in segments)
         return made
 
     def inside(self, links: Sequence[Link]) -> frozenset[Node]:
-        """The sites between the first and the last node that does something."""
+        """The sites in some links, without identities at the end."""
         nodes = [node for link in links for node in link.nodes]
         while nodes and isinstance(nodes[-1].op, Identity):
             nodes.pop()
         return frozenset(node for node in nodes if node in self.sites)
 
-    def note(self, found: frozenset[Node], end: Node) -> None:
-        """Sites that together let something merge, up to ``end``."""
+    def note_window(self, found: frozenset[Node], end: Node) -> None:
+        """Note that removing all of ``found`` allows a merge whose last node is ``end``."""
         for node in found:
             self.windows.setdefault(node, []).append(_Window(found, end))
 
-    def ends(self, place: Node) -> str:
-        """Why the branches in front of a site are not one map, where there are any."""
+    def branch_reason(self, place: Node) -> str:
+        """The reason why the addition before a site was not merged; empty if there is none."""
         value = place.inputs[0]
         reason = (
             None if value is None or value.producer is None else self.reasons.get(value.producer)
         )
-        return f"in front of it, {reason.reason}" if reason is not None else ""
+        return f"before it, {reason.reason}" if reason is not None else ""
 
-    def refused(self, found: frozenset[Node], reason: str, length: int) -> None:
-        """Why sites do not; what is said of direct neighbours counts."""
+    def note_reason(self, found: frozenset[Node], reason: str, length: int) -> None:
+        """Note why removing ``found`` allows no merge; a reason about direct neighbours (length 1) has precedence."""
         for node in found:
             if length == 1:
                 self.why[node] = reason
             else:
                 self.why.setdefault(node, reason)
 
-    def add(self, node: Node, source: Value, first: list[Node], second: list[Node]) -> str | None:
+    def merge_branches(
+        self, node: Node, source: Value, first: list[Node], second: list[Node]
+    ) -> str | None:
         """Merge two branches, and note the sites inside."""
         found = frozenset(n for n in (*first, *second) if n in self.sites)
-        reason = super().add(node, source, first, second)
+        reason = super().merge_branches(node, source, first, second)
         if reason is None:
-            self.note(found, node)
+            self.note_window(found, node)
         else:
-            self.refused(found, reason, 2)
+            self.note_reason(found, reason, 2)
         return reason
 
 
-def _grouped(windows: dict[Node, list[_Window]]) -> dict[Node, int]:
-    """A number for each site; sites in one smallest window share it."""
+def _group_numbers(windows: dict[Node, list[_Window]]) -> dict[Node, int]:
+    """A group number for each site; the sites of a smallest window share it (union-find)."""
     root: dict[Node, Node] = {node: node for node in windows}
 
     def find(node: Node) -> Node:

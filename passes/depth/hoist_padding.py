@@ -1,25 +1,25 @@
-"""``hoist-padding``: a region that is to become one convolution gets all of its padding in front.
+"""``hoist-padding``: move all padding of a region to its front, so that the region can merge into one convolution.
 
-``merge-linear`` refuses a padded convolution behind another one: there the padding must be zeros, while one
-composed kernel would see the first convolution evaluated beyond its border (see :mod:`..merge.algebra.affine`). When the
-inner padding moves to the front of the region, both see the same, and merging is exact. Moving it changes the
-function along the border, so that it is done before training or calibration: the network that is trained is
-then the network that ships.
+A region here is a part of the graph that ``merge-linear`` would merge into one map if the result could differ along the
+border (:mod:`..merge.preview`); so both passes use the same cost model. ``merge-linear`` refuses a padded convolution
+after another one, because the padding is zeros, while one composed kernel would see the first convolution evaluated
+beyond its border (see :mod:`..merge.algebra.affine`). If the inner padding moves to the front of the region, both see
+the same numbers, and merging is exact. Moving it changes the function along the border, so it is done before training or
+calibration; then the trained network is the one that ships.
 
-For each value of a region, along each axis and at each end, let ``e`` be how many positions it is computed beyond
-its old border. The result of the region keeps its size: ``e = 0``. A window of stride ``s`` and padding ``p`` reads::
+For each value of a region, along each axis and at each end, let ``e`` be the number of positions that it is computed
+beyond its old border. The result of the region keeps its size: ``e = 0``. A window of stride ``s`` and padding ``p``
+reads::
 
     need = p + s * e(result)
 
-beyond the border of its operand, and has no padding left. A value inside is computed as far as the reader with the
-largest need; a reader with a smaller need (a skip, a 1x1 branch) crops what is too much. The source of the region
+positions beyond the border of its operand, and has no padding afterwards. A value inside is computed as far as its
+reader with the largest need; a reader with a smaller need (a skip, a 1x1 branch) crops it. The source of the region
 cannot be computed further, so its readers pad it by their whole need: a chain of paddings p1, p2, ... gets
-``p1 + s1*p2 + s1*s2*p3 + ...`` in front. All sizes come out as before whatever the size of the input, strides
-that leave something over included: ``floor((n + p1 + s1*p2 - k1) / s1) + 1 = floor((n + p1 - k1) / s1) + 1 + p2``.
+``p1 + s1*p2 + s1*s2*p3 + ...`` at its front. All sizes stay as before for every input size, even if a stride leaves
+positions over: ``floor((n + p1 + s1*p2 - k1) / s1) + 1 = floor((n + p1 - k1) / s1) + 1 + p2``.
 
-Regions are what ``merge-linear`` itself would make one map of if it were allowed to differ at the border
-(:mod:`..merge.preview`), so that both judge by one cost model. Biases inside stay as they are: without padding behind
-them they compose into a plain bias.
+Biases inside a region do not change: no padding follows them, so they compose into a plain bias.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from ..merge.merge_linear import MergeLinear
 from ..merge.preview import Merged, preview
 
 Ends = tuple[int, ...]
-"""Positions beyond the border: all begins, then all ends."""
+"""Numbers of positions beyond the border: all begins, then all ends."""
 
 
 @register
 @dataclass(frozen=True)
 class HoistPadding(Pass):
-    """Move all padding of a region to its front, so that ``merge-linear`` makes it one convolution.
+    """Move all padding of a region to its front, so that ``merge-linear`` can merge it into one convolution.
 
     Changes the outputs along the spatial border: train or calibrate afterwards, then merge.
 
     Attributes:
-        names: Only regions with a node of one of these names; patterns with * and ? count too.
-        max_kernel: As in merge-linear: kernels may not become larger than this along any axis.
-        bias_maps: Leave alone what merge-linear makes one convolution of by a bias map (static sizes only).
-        force: As in merge-linear: also where the merged map costs more.
+        names: Names of nodes, or patterns with * and ?; only regions with such a node. All regions if not given.
+        max_kernel: As in merge-linear: the largest size of a merged kernel along any axis.
+        bias_maps: Skip regions that merge-linear can merge exactly with a bias map (static sizes only).
+        force: As in merge-linear: also if the merged map costs more.
         max_mac_growth: As in merge-linear: how many times the present cost a merged map may cost.
         max_growth_mb: As in merge-linear: how many MiB of parameters one merge may add to the model.
     """
@@ -81,7 +81,7 @@ class HoistPadding(Pass):
         self.merging()
 
     def merging(self) -> MergeLinear:
-        """The merge that is prepared here."""
+        """The merge that the pass prepares."""
         return MergeLinear(
             max_kernel=self.max_kernel,
             allow_border=True,
@@ -117,12 +117,12 @@ def _is_padded(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _Hoist:
-    """A region with its sizes as they will be.
+    """A region and the new extents of its values.
 
     Attributes:
         merged: The region.
-        extent: How far each value inside is computed beyond its old border.
-        needs: How far each node reads beyond the old border of its operands.
+        extent: For each value inside, the positions that it is computed beyond its old border.
+        needs: For each node, the positions that it reads beyond the old border of its operands.
     """
 
     merged: Merged
@@ -131,13 +131,13 @@ class _Hoist:
 
     @classmethod
     def of(cls, merged: Merged) -> _Hoist | str:
-        """The plan for a region, or why there is none."""
+        """The plan for a region, or the reason why there is none."""
         rank = merged.affine.rank
         none = (0,) * (2 * rank)
         extent: dict[Value, Ends] = {merged.nodes[-1].output: none}
         needs: dict[Node, Ends] = {}
         for node in reversed(merged.nodes):
-            # Every reader inside was seen by now, and there is no other.
+            # Only nodes of the region read the value, and the loop has visited all of them.
             beyond = extent.get(node.output)
             if beyond is None:
                 return f"{node.name} does not lead to the end of its region"
@@ -158,24 +158,26 @@ class _Hoist:
         shown = ", ".join(padded[:4]) + (f" and {len(padded) - 4} more" if padded[4:] else "")
         kernel = self.merged.affine.kernel_text
         with rw.rewrite(f"move the padding of {shown} in front of a {kernel} kernel", *nodes):
-            standing: dict[Value, Value] = {}  # what stands for the result of a Pad that went
+            # The results of removed Pads, each with the value that replaces it.
+            replaced: dict[Value, Value] = {}
             for node in nodes:
-                self._node(rw, node, standing)
-            for value in reversed(standing):
+                self._node(rw, node, replaced)
+            for value in reversed(replaced):
                 if value.producer is not None:
                     rw.erase(value.producer)
 
-    def _node(self, rw: Rewriter, node: Node, standing: dict[Value, Value]) -> None:
+    def _node(self, rw: Rewriter, node: Node, replaced: dict[Value, Value]) -> None:
+        """Rewrite one node with its new padding and operands."""
         op, need = node.op, self.needs[node]
         none = pads = (0,) * len(need)
         inputs = list(node.inputs)
         for i, value in enumerate(inputs):
             if value is None or value.data is not None:
                 continue
-            # Positive where the source is too small, negative where another reader needed more.
+            # Positive if the source is too small, negative if another reader needed more.
             gap = tuple(a - b for a, b in zip(need, self.extent.get(value, none), strict=True))
-            operand = inputs[i] = standing.get(value, value)
-            if _takes(op, gap):
+            operand = inputs[i] = replaced.get(value, value)
+            if _can_pad(op, gap):
                 pads = gap
             elif any(gap):
                 word = "pad" if min(gap) >= 0 else "crop"
@@ -186,14 +188,14 @@ class _Hoist:
                 op = replace(op, pads=pads)
             case AveragePool():
                 changed = pads != op.pads or any(self.extent[node.output])
-                # Merges only where rounding up makes no difference; at the new size it might.
+                # The pool merges because rounding up makes no difference; at the new size it could make one.
                 op = replace(op, pads=pads, ceil_mode=op.ceil_mode and not changed)
             case Pad() if any(pads):
                 op = _pad(pads)
             case Pad() if node is self.merged.nodes[-1]:
                 op = Identity()
             case Pad():
-                standing[node.output] = operand
+                replaced[node.output] = operand
                 return
         if any(self.extent[node.output]):
             rw.resize(node, op, inputs)
@@ -209,7 +211,7 @@ def _operands(node: Node) -> list[Value]:
 
 
 def _need(op: Op, beyond: Ends, rank: int) -> Ends:
-    """How far an op reads beyond the border of its operand for a result that goes ``beyond`` its own."""
+    """The positions that an op reads beyond the border of its operand, if its result extends ``beyond`` its own."""
     match op:
         case Conv(strides=strides, pads=pads) | AveragePool(strides=strides, pads=pads):
             return tuple(p + strides[i % rank] * beyond[i] for i, p in enumerate(pads))
@@ -221,7 +223,7 @@ def _need(op: Op, beyond: Ends, rank: int) -> Ends:
 
 
 def _problem(node: Node, beyond: Ends) -> str | None:
-    """Why the result of a node cannot be computed beyond its border."""
+    """The reason why the result of a node cannot be computed beyond its border; ``None`` if it can."""
     if isinstance(node.op, ConvTranspose):
         return f"{node.name} is a transposed convolution"
     if any(beyond) and isinstance(node.op, Add | Sub) and data_input(node) is not None:
@@ -229,15 +231,15 @@ def _problem(node: Node, beyond: Ends) -> str | None:
     return None
 
 
-def _takes(op: Op, gap: Ends) -> bool:
-    """Whether an op can make up for the gap by its own padding."""
+def _can_pad(op: Op, gap: Ends) -> bool:
+    """Whether an op can fill the gap with its own padding."""
     match op:
         case Pad():
             return True
         case Conv():
             return min(gap) >= 0
         case AveragePool(pads=pads):
-            # torch bounds the padding of a pool by its kernel.
+            # torch limits the padding of a pool by its kernel size.
             return gap == pads
         case _:
             return False

@@ -1,9 +1,9 @@
-"""``insert-gates``: activations that can be turned down, ``g * act(x) + (1 - g) * x``.
+"""``insert-gates``: gated activations, ``g * act(x) + (1 - g) * x`` with a learnable number ``g``, the gate.
 
 After Fu et al., "DepthShrinker: A New Compression Paradigm Towards Boosting Real-Hardware Efficiency of Compact
 Neural Networks", ICML 2022: a network learns which of its activations matter, the others are removed
-(:mod:`.remove_activations`), and what was between them merges. Gates start open, so that nothing changes until they
-are trained; in torch they are :class:`graphshrink.nn.Gate`.
+(:mod:`.remove_activations`), and the linear ops around them merge. Gates start open (1), so that the outputs do not
+change before training; in torch they are :class:`graphshrink.nn.Gate`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from ..infra.conditions import NO_GATES
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
 from ..merge.merge_linear import MergeLinear
-from .gate_sites import SHOWN, Site, chosen, survey
+from .gate_sites import SHOWN, ActivationSite, matching_names, survey_activations
 
 BLOCK = "block"
-"""The word for tying the activations that only together let something merge."""
+"""The choice of ``tie`` for one gate on all activations that a merge needs to be removed."""
 
 
 @register
 @dataclass(frozen=True)
 class InsertGates(Pass):
-    """Put gates on activations, for training to tell which can go.
+    """Put gates on activations, to learn by training which of them can be removed.
 
     Attributes:
-        sites: Names of activations, or patterns with * and ?; not given: those whose removal lets something merge.
+        sites: Names of activations, or patterns with * and ?; if not given, those whose removal allows a merge.
         mode: How the gates learn: soft, top-k or hard-concrete.
-        tie: One gate for several sites: ``block`` for those that only together let something merge, or patterns
-            such as ``features.*``: sites whose names begin alike up to the pattern's last part are tied.
-        value: Where the gates start: 1 is the activation, 0 the identity.
-        max_kernel: For choosing sites: merged kernels may not be larger than this along any axis.
-        max_mac_growth: For choosing sites: how many times the present cost a merged map may cost.
+        tie: One gate for several sites: ``block`` for sites that a merge needs to be removed together, or patterns
+            such as ``features.*``: sites share a gate if their names are equal up to the last part of the pattern.
+        value: The initial value of the gates: 1 is the activation, 0 the identity.
+        max_kernel: To choose sites: the largest size of a merged kernel along any axis.
+        max_mac_growth: To choose sites: how many times the present cost a merged map may cost.
     """
 
     name = "insert-gates"
@@ -69,33 +69,33 @@ class InsertGates(Pass):
         check_gate(self.mode, self.value)
 
     def merging(self) -> MergeLinear:
-        """What may merge where activations are gone and padding is hoisted."""
+        """The merge that is possible after activations are removed and padding is hoisted."""
         return MergeLinear(
             max_kernel=self.max_kernel, allow_border=True, max_mac_growth=self.max_mac_growth
         )
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        found = survey(graph, self.merging())
+        found = survey_activations(graph, self.merging())
         if not found:
             raise PassError("insert-gates: the graph has no activations")
         wanted = self._wanted(found, rw)
         exactness = Exactness.EXACT if self.value == 1 else Exactness.APPROXIMATE
-        numbers: dict[str, Value] = {}
+        gates: dict[str, Value] = {}
         groups = self._groups(wanted)
         for site in wanted:
             node, key = site.node, groups[site.name]
-            with rw.rewrite(f"gate {_kind(site)}", node, exactness=exactness):
-                if key not in numbers:
-                    numbers[key] = rw.constant(gate_number(node, self.value), f"{key}.gate")
+            with rw.rewrite(f"gate {_site_kind(site)}", node, exactness=exactness):
+                if key not in gates:
+                    gates[key] = rw.constant(gate_tensor(node, self.value), f"{key}.gate")
                 slope = node.inputs[1:]
                 rw.replace(
-                    node, self._op(site), [node.inputs[0], numbers[key], *slope], name=site.name
+                    node, self._op(site), [node.inputs[0], gates[key], *slope], name=site.name
                 )
 
-    def _wanted(self, found: Sequence[Site], rw: Rewriter) -> list[Site]:
+    def _wanted(self, found: Sequence[ActivationSite], rw: Rewriter) -> list[ActivationSite]:
         patterns = name_list(self.sites)
         if patterns:
-            names = chosen([site.name for site in found], patterns, "insert-gates: site")
+            names = matching_names([site.name for site in found], patterns, "insert-gates: site")
             return [site for site in found if site.name in names]
         for site in found:
             if site.reason:
@@ -105,13 +105,13 @@ class InsertGates(Pass):
             reasons = [f"{site.name}: {site.reason}" for site in found[:SHOWN]]
             more = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
             raise PassError(
-                "insert-gates: there is no activation whose removal would let anything merge "
-                f"({'; '.join([*reasons, *more])}); name sites to put gates there all the same"
+                "insert-gates: there is no activation whose removal would allow a merge "
+                f"({'; '.join([*reasons, *more])}); to insert gates all the same, name sites"
             )
         return wanted
 
-    def _groups(self, sites: Sequence[Site]) -> dict[str, str]:
-        """The name of the gate of each site: that of the first site it is tied to."""
+    def _groups(self, sites: Sequence[ActivationSite]) -> dict[str, str]:
+        """For the name of each site, the name of its gate: that of the first site with the same gate."""
         patterns = name_list(self.tie)
         first: dict[object, str] = {}
         made: dict[str, str] = {}
@@ -124,9 +124,9 @@ class InsertGates(Pass):
                         key = site.group
                         used.add(pattern)
                 else:
-                    depth = len(_parts(pattern))
-                    start = _parts(site.name)[:depth]
-                    if len(start) == depth and all(map(fnmatchcase, start, _parts(pattern))):
+                    depth = len(_name_parts(pattern))
+                    start = _name_parts(site.name)[:depth]
+                    if len(start) == depth and all(map(fnmatchcase, start, _name_parts(pattern))):
                         key = ("by name", *start)
                         used.add(pattern)
                 if key != site.name:
@@ -134,10 +134,10 @@ class InsertGates(Pass):
             made[site.name] = first.setdefault(key, site.name)
         for pattern in patterns:
             if pattern not in used:
-                raise PassError(f"insert-gates: tie {pattern!r} is about none of the gated sites")
+                raise PassError(f"insert-gates: tie {pattern!r} matches none of the gated sites")
         return made
 
-    def _op(self, site: Site) -> Gate:
+    def _op(self, site: ActivationSite) -> Gate:
         op = site.node.op
         if isinstance(op, PRelu):
             return Gate("prelu", axis=op.axis, mode=self.mode)
@@ -145,17 +145,16 @@ class InsertGates(Pass):
         return Gate(op.kind, op.params, mode=self.mode)
 
 
-def gate_number(node: Node, value: float) -> ArrayTensor:
-    """The number of a gate on the result of ``node``; float32 beside bfloat16."""
+def gate_tensor(node: Node, value: float) -> ArrayTensor:
+    """The number of a gate, of the element type of ``node``; float32 for bfloat16 and unknown types."""
     dtype = node.output.type.dtype
-    wide = dtype if dtype in (DType.F32, DType.F64, DType.F16) else DType.F32
-    assert wide is not None
+    wide = DType.F32 if dtype not in (DType.F64, DType.F16) else dtype
     return ArrayTensor(np.array([value], wide.numpy))
 
 
-def _kind(site: Site) -> str:
+def _site_kind(site: ActivationSite) -> str:
     return site.node.op.kind if isinstance(site.node.op, Activation) else "prelu"
 
 
-def _parts(name: str) -> list[str]:
+def _name_parts(name: str) -> list[str]:
     return re.split(r"[./]", name)

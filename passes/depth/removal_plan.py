@@ -1,8 +1,8 @@
-"""Which activations go, as a file: names, kinds, shapes and a digest, in JSON.
+"""The removal plan: a JSON file that says which activations are removed, with names, kinds, shapes and a digest.
 
-A plan is made from learned gates (:func:`graphshrink.save_removal_plan`) or by hand, and used by
-``remove-activations{plan=...}`` on the gated network, on the network before it was gated, or on a retrained one. It does
-not fit another network: names, kinds and shapes (but for the batch size) are compared, and unknown sizes fit anything.
+A plan is made from learned gates (:func:`graphshrink.save_removal_plan`) or by hand. ``remove-activations{plan=...}``
+applies it to the gated network, to the network before it was gated, or to a retrained one. Another network is an error:
+names, kinds and shapes (except the batch size) are compared; an unknown size fits any size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...ir import Activation, Gate, Graph, Node, PRelu, UsageError
+from ...ir import Activation, Gate, Graph, Node, UsageError
 from ...ir.errors import check_readable
 from .gate_sites import SHOWN, site_names
 
@@ -27,13 +27,13 @@ LARGEST = 1 << 26
 
 @dataclass(frozen=True)
 class PlannedSite:
-    """One activation that a plan decides about.
+    """One activation in a plan.
 
     Attributes:
-        name: Its name, see :func:`.gate_sites.site_names`.
+        name: Its name; see :func:`.gate_sites.site_names`.
         kind: The kind of activation.
-        shape: Its sizes as far as known, the batch size left out (``None``); ``None`` for no known rank.
-        keep: Whether it stays.
+        shape: Its sizes, ``None`` for the batch size and for unknown sizes; ``None`` if the rank is not known.
+        keep: Whether it is kept.
     """
 
     name: str
@@ -43,17 +43,17 @@ class PlannedSite:
 
     @property
     def shown(self) -> str:
-        """Kind and sizes, for people."""
+        """Kind and sizes, for messages."""
         return f"{self.kind} {_shape_text(self.shape)}"
 
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """Which activations of a network go.
+    """Which activations of a network are kept and which are removed.
 
     Attributes:
-        sites: What is decided about, in the order of the network.
-        activations: How many activations the network has in all.
+        sites: The activations in the plan, in the order of the network.
+        activations: The number of all activations of the network.
     """
 
     sites: tuple[PlannedSite, ...]
@@ -65,11 +65,11 @@ class RemovalPlan:
 
         Args:
             graph: The graph.
-            keep: For each site that is decided about: whether its activation stays.
+            keep: For the name of each site in the plan: whether its activation is kept.
         """
         names = site_names(graph)
         sites = tuple(
-            PlannedSite(name, kind_of(node), _shape_of(node), keep[name])
+            PlannedSite(name, activation_kind(node), _shape_of(node), keep[name])
             for node, name in names.items()
             if name in keep
         )
@@ -77,7 +77,7 @@ class RemovalPlan:
 
     @property
     def digest(self) -> str:
-        """A digest of the names, kinds and shapes, whatever is decided about them."""
+        """A digest of names, kinds and shapes; ``keep`` does not change it."""
         content = [self.activations, [[s.name, s.kind, s.shape] for s in self.sites]]
         text = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
@@ -96,14 +96,14 @@ class RemovalPlan:
         }
 
     def match(self, graph: Graph, where: str) -> dict[Node, bool]:
-        """The activations of a graph that the plan is about, and whether they stay.
+        """The activations of a graph that are in the plan, each with whether it is kept.
 
         Args:
             graph: The graph.
-            where: The file, for errors.
+            where: The path of the plan, for errors.
 
         Raises:
-            UsageError: If the plan is for another network; the message says what differs.
+            UsageError: If the plan is for another network; the message names the differences.
         """
         names = site_names(graph)
         nodes = {name: node for node, name in names.items()}
@@ -118,19 +118,16 @@ class RemovalPlan:
         return {nodes[site.name]: site.keep for site in self.sites}
 
 
-def kind_of(node: Node) -> str:
+def activation_kind(node: Node) -> str:
     """The kind of an activation, gated or not."""
-    if isinstance(node.op, Activation | Gate):
-        return node.op.kind
-    assert isinstance(node.op, PRelu)
-    return "prelu"
+    return node.op.kind if isinstance(node.op, Activation | Gate) else "prelu"
 
 
 def read_plan(path: str) -> RemovalPlan:
     """Read a plan file.
 
     Raises:
-        UsageError: If it cannot be read, is no plan, or its names and shapes were changed.
+        UsageError: If it cannot be read, is not a plan, or its names, kinds or shapes were changed.
     """
     check_readable(path, LARGEST)
     try:
@@ -138,12 +135,12 @@ def read_plan(path: str) -> RemovalPlan:
     except OSError as error:
         raise UsageError(f"cannot read the plan {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no removal plan: it is not JSON") from error
+        raise UsageError(f"{path} is not a removal plan: it is not JSON") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UsageError(f"{path} is no removal plan")
+        raise UsageError(f"{path} is not a removal plan")
     if data.get("version") != VERSION:
         raise UsageError(
-            f"{path} has version {data.get('version')!r} of the plan format; this is version {VERSION}"
+            f"{path} has version {data.get('version')!r} of the plan format; only version {VERSION} is supported"
         )
     try:
         plan = RemovalPlan(tuple(map(_read_site, data["sites"])), _read_count(data["activations"]))
@@ -151,7 +148,7 @@ def read_plan(path: str) -> RemovalPlan:
         raise UsageError(f"{path} is a damaged removal plan: {error}") from error
     if data.get("digest") != plan.digest:
         raise UsageError(
-            f"{path} is a damaged removal plan: names, kinds or shapes do not fit its digest "
+            f"{path} is a damaged removal plan: names, kinds or shapes do not match its digest "
             "(only 'keep' may be edited)"
         )
     return plan
@@ -182,20 +179,20 @@ def _shape_of(node: Node) -> tuple[int | None, ...] | None:
 
 
 def _difference(site: PlannedSite, node: Node | None) -> str:
-    """What a node has against being this site; empty when nothing."""
+    """The difference between a site of the plan and a node; empty if there is none."""
     if node is None:
         return f"there is no activation {site.name!r} ({site.shown}) here"
-    if kind_of(node) != site.kind:
-        return f"{site.name!r} is {site.kind} in the plan and {kind_of(node)} here"
+    if activation_kind(node) != site.kind:
+        return f"{site.name!r} is {site.kind} in the plan and {activation_kind(node)} here"
     here = _shape_of(node)
-    if not _fit(site.shape, here):
+    if not _shapes_fit(site.shape, here):
         return (
             f"{site.name!r} is {_shape_text(site.shape)} in the plan and {_shape_text(here)} here"
         )
     return ""
 
 
-def _fit(a: Sequence[int | None] | None, b: Sequence[int | None] | None) -> bool:
+def _shapes_fit(a: Sequence[int | None] | None, b: Sequence[int | None] | None) -> bool:
     if a is None or b is None:
         return True
     return len(a) == len(b) and all(

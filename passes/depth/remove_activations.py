@@ -1,9 +1,9 @@
-"""``remove-activations``: activations become identities, or straight lines, so that what they kept apart merges.
+"""``remove-activations``: activations become identities or straight lines, so that the linear ops around them merge.
 
-Which ones: those whose learned gates are below a threshold, all but the gates with the largest values, those
-of a saved plan (:mod:`.removal_plan`), or those that are named. Kept gates become the plain activation again. A gate
-that was learned to be exactly 0 or 1 is removed or kept without a change of the function; everything else changes it,
-and is to be recovered by training.
+The pass removes activations whose learned gates are below a threshold, all gates except those with the largest values,
+the activations of a saved plan (:mod:`.removal_plan`), or named activations. A kept gate becomes a plain activation
+again. Removing a gate that is exactly 0, or keeping one that is exactly 1, does not change the function; every other
+case changes it, and needs training afterwards.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
-from ..merge.algebra.tensors import exact, out_of_range
+from ..merge.algebra.tensors import from_float64, out_of_range
 from ..statistics.moments import ActivationMoments, channel_axis
 from .affine_fit import best_line
-from .gate_sites import check_plain, chosen, is_site, site_names, survey
+from .gate_sites import check_parameterless, is_site, matching_names, site_names, survey_activations
 from .insert_gates import InsertGates
-from .removal_plan import kind_of, read_plan
+from .removal_plan import activation_kind, read_plan
 
 
 @dataclass(frozen=True)
-class Line:
-    """``slope * x + offset``, vectors along ``axis``."""
+class ChannelLines:
+    """``slope * x + offset`` for each channel; both are vectors along ``axis``."""
 
     axis: int
     slope: Tensor
@@ -53,14 +53,14 @@ class RemoveActivations(Pass):
 
     Attributes:
         names: Names of activations, or patterns with * and ?. Gates that are not named stay gates.
-        threshold: Remove the gates whose value is below this; 0.5 when nothing else is given.
-        keep: Keep this many gates, those with the largest values; tied gates count as one.
-        plan: A file that says which ones.
-        by: What takes their place: ``identity``, or ``affine``, for every channel the straight line ``a*x + b`` that
-            fits the activation best on calibration data.
-        ending: A kind of activation without parameters, such as relu6, to put behind each stretch that merges when
-            its activations go (behind the addition, where it ends in one), unless one stands there already.
-            Runs of merged stretches with nothing nonlinear between them do not recover well.
+        threshold: Remove the gates with a value below this; 0.5 if no other option chooses.
+        keep: Keep this number of gates, those with the largest values; tied gates count as one.
+        plan: The path of a removal plan.
+        by: The replacement: ``identity``, or ``affine``, for each channel the straight line ``a*x + b`` that fits the
+            activation best on calibration data.
+        ending: A kind of activation without parameters, such as relu6, to insert after each merge that the removal
+            allows (after the addition if it ends in one), unless an activation is there already. Without it, adjacent
+            merged blocks have no nonlinearity between them, and training recovers little.
     """
 
     name = "remove-activations"
@@ -85,34 +85,35 @@ class RemoveActivations(Pass):
         if len(given) > 1:
             raise ValueError(f"give one of {' and '.join(given)}, not several")
         if self.ending:
-            check_plain("ending", self.ending)
+            check_parameterless("ending", self.ending)
 
     @property
     def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
-        """Lines are fitted to calibration data."""
+        """Calibration data, to fit lines."""
         return (CALIBRATION_DATA,) if self.by == "affine" else ()
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         decided = self._decided(graph)
         gone = [node for node, keep in decided.items() if not keep]
-        # All moments are of the network as it comes in.
+        # All moments are measured before any activation is removed.
         lines = self._lines(gone, graph, ctx) if self.by == "affine" else {}
         if self.ending:
             self._end(gone, graph, rw)
         for node, keep in decided.items():
             if keep:
-                _keep(node, rw)
+                _keep_activation(node, rw)
             else:
-                _remove(node, rw, lines.get(node))
+                _remove_activation(node, rw, lines.get(node))
         for node in graph.nodes:
             if isinstance(node.op, Gate):
-                rw.skip(node, "the gate stays: neither named nor in the plan")
+                rw.skip(node, "the gate stays: it is neither named nor in the plan")
 
     @staticmethod
-    def _lines(gone: Sequence[Node], graph: Graph, ctx: Context) -> dict[Node, Line]:
-        """The lines of all activations that a gate has not closed already."""
-        assert ctx.calibration is not None
-        requests = {node: ActivationMoments(node) for node in gone if _value(node) != 0}
+    def _lines(gone: Sequence[Node], graph: Graph, ctx: Context) -> dict[Node, ChannelLines]:
+        """The best lines of removed activations, except those whose gate is 0."""
+        if ctx.calibration is None:
+            raise PassError("remove-activations: by=affine needs calibration data")
+        requests = {node: ActivationMoments(node) for node in gone if _gate_value(node) != 0}
         for node in requests:
             shape = node.output.type.shape
             if shape is not None and node.output.type.dim(channel_axis(node)) is None:
@@ -122,7 +123,7 @@ class RemoveActivations(Pass):
         found = ctx.calibration.collect(graph, requests.values())
         lines = {}
         for node, request in requests.items():
-            value = _value(node)
+            value = _gate_value(node)
             moments = found[request]
             try:
                 slope, offset = best_line(moments, 1.0 if value is None else value)
@@ -133,7 +134,9 @@ class RemoveActivations(Pass):
             dtype = node.output.type.dtype
             if dtype is None or not dtype.is_wide_float:
                 raise PassError(f"remove-activations: the element type of {node.name} is not known")
-            line = Line(moments.axis, exact(slope, dtype), exact(offset, dtype))
+            line = ChannelLines(
+                moments.axis, from_float64(slope, dtype), from_float64(offset, dtype)
+            )
             if out_of_range(line.slope) or out_of_range(line.offset):
                 raise PassError(
                     f"remove-activations: the best line of {node.name} leaves the range of "
@@ -143,8 +146,8 @@ class RemoveActivations(Pass):
         return lines
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
-        """Put activations behind what merges when ``gone`` are removed."""
-        sites = {site.node: site for site in survey(graph, InsertGates().merging())}
+        """Insert an activation after each merge that removing ``gone`` allows."""
+        sites = {site.node: site for site in survey_activations(graph, InsertGates().merging())}
         for node in gone:
             site = sites[node]
             value = None if site.end is None else site.end.output
@@ -161,10 +164,10 @@ class RemoveActivations(Pass):
                     rw.set_input(user, index, made.output)
 
     def _decided(self, graph: Graph) -> dict[Node, bool]:
-        """The activations that something is done about, and whether they stay."""
+        """The activations that the options choose, each with whether it is kept."""
         if self.names:
             names = site_names(graph)
-            hits = chosen(names.values(), name_list(self.names), "remove-activations: name")
+            hits = matching_names(names.values(), name_list(self.names), "remove-activations: name")
             return {node: False for node, name in names.items() if name in hits}
         if self.plan:
             try:
@@ -174,11 +177,11 @@ class RemoveActivations(Pass):
         values = gate_values(graph)
         if not values:
             raise PassError(
-                "remove-activations: the graph has no gates; insert and train gates first, or name "
-                "activations or a plan"
+                "remove-activations: the graph has no gates; insert and train gates first, or give names "
+                "of activations or a plan"
             )
         if self.keep is not None:
-            return _largest(values, self.keep)
+            return _keep_largest(values, self.keep)
         threshold = 0.5 if self.threshold is None else self.threshold
         return {node: value >= threshold for node, value in values.items()}
 
@@ -205,8 +208,8 @@ def gate_values(graph: Graph) -> dict[Node, float]:
     return found
 
 
-def _largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
-    """Keep the largest values; tied gates stand and fall together."""
+def _keep_largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
+    """Keep the gates with the largest values; tied gates are kept or removed together."""
     groups: dict[object, list[Node]] = {}
     for node in values:
         groups.setdefault(node.inputs[1], []).append(node)
@@ -217,35 +220,36 @@ def _largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
         last, first = ranked[keep - 1][0], ranked[keep][0]
         if values[last] == values[first]:
             raise PassError(
-                f"remove-activations: keep={keep} would part {last.name} from {first.name}, whose "
-                f"gates are both {values[last]:g}; train them further, or choose by name or by a plan"
+                f"remove-activations: keep={keep} would keep {last.name} and remove {first.name}, but both "
+                f"gates are {values[last]:g}; train them further, or choose by name or by a plan"
             )
     stay = {node for nodes in ranked[:keep] for node in nodes}
     return {node: node in stay for node in values}
 
 
-def _value(node: Node) -> float | None:
+def _gate_value(node: Node) -> float | None:
+    """The value of a gate; ``None`` for a plain activation, or if the value is not a constant."""
     number = node.inputs[1] if isinstance(node.op, Gate) else None
     return None if number is None or number.data is None else float(number.data.float64()[0])
 
 
-def _keep(node: Node, rw: Rewriter) -> None:
-    """A gate becomes its activation; a plain activation stays as it is."""
+def _keep_activation(node: Node, rw: Rewriter) -> None:
+    """Replace a gate by its activation; a plain activation stays as it is."""
     if not isinstance(node.op, Gate):
         return
-    value = _value(node)
+    value = _gate_value(node)
     exactness = Exactness.EXACT if value == 1 else Exactness.APPROXIMATE
     with rw.rewrite(f"keep {node.op.kind} (gate {value:g})", node, exactness=exactness):
         rw.replace(node, node.op.activation, [node.inputs[0], *node.inputs[2:]])
 
 
-def _remove(node: Node, rw: Rewriter, line: Line | None) -> None:
-    value = _value(node)
+def _remove_activation(node: Node, rw: Rewriter, line: ChannelLines | None) -> None:
+    value = _gate_value(node)
     exactness = Exactness.EXACT if value == 0 else Exactness.APPROXIMATE
     gate = "" if value is None else f" (gate {value:g})"
     plain = line is None or value == 0
     how = "" if plain else ", a line for each channel instead"
-    with rw.rewrite(f"remove {kind_of(node)}{gate}{how}", node, exactness=exactness):
+    with rw.rewrite(f"remove {activation_kind(node)}{gate}{how}", node, exactness=exactness):
         if line is None or plain:
             rw.replace(node, Identity(), node.inputs[:1])
         else:

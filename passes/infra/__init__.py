@@ -1,1 +1,1 @@
-"""The pass contract, pipelines and their text, the runner and what observes it."""
+"""The pass contract, pipelines and their text form, the runner and its observers."""

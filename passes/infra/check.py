@@ -1,4 +1,4 @@
-"""The differential check: what a graph computes before and after each pass."""
+"""The differential check: compare the outputs of a graph before and after each pass."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...ir import (
-    Exactness,
-    Graph,
-    GraphshrinkError,
-)
+from ...ir import Exactness, Graph, GraphshrinkError
 from .contract import Pass, PassError
 from .pipeline import PassRecord
-from .tolerance import Nudged, Outputs, allowed, relative_error, tolerance_of
+from .tolerance import Outputs, PerturbedRuns, allowed_error, relative_error, tolerance_of
 
 log = logging.getLogger(__name__)
 
@@ -28,31 +24,32 @@ class Check:
     """Differential numerics: run the graph before and after every pass and compare the outputs.
 
     Args:
-        evaluate: Runs a graph on the check inputs and gives its outputs.
-        on_failure: ``"raise"``, or ``"rollback"`` to undo the pass and go on.
-        tolerance: The relative error that an exact pass may cause; by element type when not given.
-        nudged: Makes functions like ``evaluate``, each on inputs that differ by one rounding unit. It is called when an
-            exact pass moves the outputs too far, to see whether the model itself is that sensitive; see
-            :func:`noise_limit`.
-        reference: The outputs of the graph that comes first, if they are known; later those of the last pass that stayed.
+        evaluate: Runs a graph on the check inputs and returns its outputs.
+        on_failure: ``"raise"``, or ``"rollback"`` to undo the pass and continue.
+        tolerance: The relative error that an exact pass may cause; if not given, it depends on the element type.
+        nudged: Returns functions like ``evaluate``, each on inputs that are moved by one rounding unit. It is called if
+            an exact pass moves the outputs too far, to find out whether the model itself is that sensitive; see
+            :func:`.tolerance.noise_limit`.
+        reference: The outputs of the first graph, if they are known; later the outputs after the last pass that was not
+            rolled back.
     """
 
     evaluate: Callable[[Graph], Outputs]
     on_failure: Literal["raise", "rollback"] = "raise"
     tolerance: float | None = None
-    nudged: Nudged | None = None
+    nudged: PerturbedRuns | None = None
     reference: Outputs | None = None
     _backup: Graph | None = field(default=None, repr=False)
 
     def before(self, step: Pass, graph: Graph) -> None:
-        """Run the graph, unless the last pass's outputs are still at hand."""
+        """Run the graph, unless its outputs are known from the last pass."""
         if self.reference is None:
             self.reference = self.evaluate(graph)
         if self.on_failure == "rollback" or self.nudged is not None:
             self._backup = graph.clone()
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
-        """Run and compare.
+        """Run the graph and compare its outputs with the reference.
 
         Raises:
             CheckFailed: If the outputs moved too far and ``on_failure`` is ``"raise"``.
@@ -60,26 +57,14 @@ class Check:
         if not record.rewrites:
             record.error = 0.0
             return
-        assert self.reference is not None
+        assert self.reference is not None  # Set by ``before``.
         try:
             outputs = self.evaluate(graph)
         except GraphshrinkError as error:
             record.error, problem = float("inf"), f"left a model that does not run ({error})"
         else:
             record.error = relative_error(self.reference, outputs)
-            limit = tolerance_of(graph) if self.tolerance is None else self.tolerance
-            exact = record.exactness is Exactness.EXACT
-            if self.nudged is not None and self.tolerance is None and exact:
-                before = graph if self._backup is None else self._backup
-                tight, limit = (
-                    limit,
-                    allowed(limit, record.error, self.reference, before, self.nudged),
-                )
-                if tight < record.error <= limit:
-                    graph.notes.append(
-                        f"{step} moved the outputs by {record.error:.1e} of their largest value, no further than "
-                        "inputs that are rounded otherwise move them"
-                    )
+            limit = self._limit(step, graph, record.exactness, record.error, self.reference)
             if record.exactness is not Exactness.EXACT or record.error <= limit:
                 self.reference = outputs
                 return
@@ -92,7 +77,23 @@ class Check:
         message = f"pass {step} {problem}; it rewrote {shown}"
         if self.on_failure == "raise":
             raise CheckFailed(message)
-        assert self._backup is not None
+        assert self._backup is not None  # ``before`` makes it for a rollback.
         log.warning("%s; rolled back", message)
         graph.adopt(self._backup)
         record.rolled_back, record.problem = True, message
+
+    def _limit(
+        self, step: Pass, graph: Graph, exactness: Exactness, error: float, reference: Outputs
+    ) -> float:
+        """The error that an exact pass may cause; adds a note if only the sensitivity of the model allows it."""
+        limit = tolerance_of(graph) if self.tolerance is None else self.tolerance
+        if self.nudged is None or self.tolerance is not None or exactness is not Exactness.EXACT:
+            return limit
+        before = graph if self._backup is None else self._backup
+        raised = allowed_error(limit, error, reference, before, self.nudged)
+        if limit < error <= raised:
+            graph.notes.append(
+                f"{step} moved the outputs by {error:.1e} of their largest value, no further than "
+                "rounding the inputs differently moves them"
+            )
+        return raised

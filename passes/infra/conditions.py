@@ -1,7 +1,7 @@
-"""Conditions: what must hold of a graph before a pass, or holds behind it, as data on the pass's class.
+"""Conditions on a graph that a pass requires or ensures, as data on the class of the pass.
 
-The runner checks ``requires`` before a pass and ``ensures`` behind it; the error names the pass, what breaks the
-condition, and the remedy. A pass whose conditions depend on its options makes ``requires`` a property.
+The runner checks ``requires`` before a pass and ``ensures`` after it. The error names the pass, the node or value that
+breaks the condition, and the remedy. If the conditions depend on the options of a pass, ``requires`` is a property.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that holds of a graph, or of what was given beside it.
+    """A condition on a graph and on the context of the pipeline.
 
     Attributes:
-        name: What holds, such as ``"no gates"``.
-        problem: Finds what breaks it, in words such as ``"act1 is a gate"``; empty if it holds.
-        remedy: What the user does about it.
+        name: The condition, such as ``"no gates"``.
+        problem: Returns a text such as ``"act1 is a gate"`` if the condition does not hold, else an empty text.
+        remedy: What the user can do, such as ``"run fold-masks first"``.
     """
 
     name: str
@@ -56,7 +56,7 @@ def _lasting_mask(graph: Graph, ctx: Context) -> str:
         ),
         None,
     )
-    return f"the mask of %{found} outlasts training" if found is not None else ""
+    return f"the mask of %{found} is lasting" if found is not None else ""
 
 
 def _no_calibration(graph: Graph, ctx: Context) -> str:
@@ -68,15 +68,15 @@ KNOWN_RANKS = Condition(
     _unknown_rank,
     "give example_inputs (torch) or fix the inputs' shapes (--fix-shape)",
 )
-"""The number of axes of every value is known."""
+"""The rank of every value is known."""
 
 NO_GATES = Condition("no gates", _gate, "remove gates by remove-activations first")
 """No activation is gated."""
 
 NO_LASTING_MASKS = Condition("no lasting masks", _lasting_mask, "run fold-masks first")
-"""No weight has a mask that outlasts training."""
+"""No weight has a lasting mask, one that the torch target writes as a parametrization."""
 
 CALIBRATION_DATA = Condition(
     "calibration data", _no_calibration, "give --calibration PATH (calibration=... in Python)"
 )
-"""There are samples to compute statistics from."""
+"""There is calibration data to compute statistics from."""

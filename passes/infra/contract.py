@@ -1,4 +1,4 @@
-"""The pass contract: what a pass is, and what it may ask for."""
+"""The pass contract: the class of passes, and the context that a pass receives."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ class PassError(GraphshrinkError, ValueError):
 
 @dataclass
 class Context:
-    """What a pass may ask for.
+    """The data and services that a pass may use.
 
     Attributes:
-        seed: The seed that ``rng`` starts from.
-        target: What the graph will be emitted for: ``"fx"``, or the name of a target, such as ``"onnx"``.
-        progress: Called with (done, total, what) by long passes.
-        calibration: Calibration data and the statistics computed from it; ``None`` without such data.
-        unwritable: Why the host cannot write a node, or ``None``. A node that was not changed is never asked about; without
-            this function nothing is.
+        seed: The seed of ``rng``.
+        target: The target that the graph will be emitted for: ``"fx"``, or another name such as ``"onnx"``.
+        progress: Long passes call it with (done, total, description).
+        calibration: Calibration data and the statistics computed from it; ``None`` if no data was given.
+        unwritable: Returns the reason why the host cannot write a node, or ``None`` if it can. It is asked only about
+            new and changed nodes. ``None`` if the host cannot be asked.
+        rng: A random generator.
     """
 
     seed: int = 0
@@ -48,12 +49,12 @@ class Pass(ABC):
     """A rewrite of a graph. Subclasses are frozen dataclasses; their fields are the options.
 
     Attributes:
-        name: The name in pipeline texts: lower case, words joined by hyphens.
-        exactness: The promise for every input of the whole pass.
-        asks_first: The pass makes no node without asking ``Rewriter.unwritable`` (or makes none at all), so that no copy
-            of the graph is kept in case of one that cannot be written.
-        requires: What must hold before it runs; a property where that depends on options.
-        ensures: What holds when it has run.
+        name: The name in pipeline texts: lower-case words joined by hyphens.
+        exactness: The exactness class of the rewrites, unless a rewrite states its own.
+        asks_first: True if the pass asks ``Rewriter.unwritable`` before it makes a node, or makes no nodes. The runner
+            then keeps no copy of the graph to undo the pass.
+        requires: The conditions that must hold before the pass; a property if they depend on options.
+        ensures: The conditions that hold after the pass.
     """
 
     name: ClassVar[str] = ""
@@ -71,7 +72,7 @@ class Pass(ABC):
         self.check_options()
 
     def check_options(self) -> None:
-        """Check the options against their declarations; pipelines do so too, for passes that never called it.
+        """Check the options against their declarations. Pipelines call it too, for passes that override ``__post_init__``.
 
         Raises:
             PassError: If an option is of the wrong type, none of its choices or out of bounds.
@@ -92,7 +93,7 @@ class Pass(ABC):
 class FunctionPass(Pass):
     """A plain function ``(graph, rewriter)`` as a pass.
 
-    Nobody has said how exact it is, so it counts as approximate.
+    Its exactness is not known, so it counts as approximate.
     """
 
     exactness = Exactness.APPROXIMATE
@@ -112,20 +113,20 @@ class FunctionPass(Pass):
 
 
 def name_list(given: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of an option that takes one or several."""
+    """The value of an option that takes one name or several, as a tuple."""
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def named_nodes(graph: Graph, patterns: str | Sequence[str], what: str) -> set[Node]:
-    """The nodes of these names.
+    """The nodes whose names match any of some patterns.
 
     Args:
         graph: The graph.
         patterns: Names, or patterns with ``*`` and ``?``.
-        what: Whose option it is, for the error.
+        what: The pass and the option, for the error.
 
     Raises:
-        PassError: If a pattern stands for nothing.
+        PassError: If a pattern matches no node.
     """
     found: set[Node] = set()
     for pattern in name_list(patterns):

@@ -1,4 +1,4 @@
-"""Observers: what watches a pipeline run."""
+"""Observers of a pipeline run: verification, host support, timing, dumps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ...ir import (
     VerificationError,
     verify,
 )
-from ...ir.files import keep_inputs, write_text
+from ...ir.files import check_overwrites, write_text
 from .contract import FunctionPass, Pass, PassError
 from .pipeline import PassRecord
 
 
 @dataclass
 class Verify:
-    """Structure, types, and an unchanged signature after every pass; always on."""
+    """Verifies structure, types and an unchanged signature after every pass; always on."""
 
     _signature: tuple[Any, ...] = ()
 
@@ -62,14 +62,14 @@ def _signature(
 
 @dataclass
 class Writable:
-    """Every node that a pass makes can be written by the host; on where the context has the host's answer.
+    """Verifies that the host can write every node that a pass made; on if ``Context.unwritable`` is given.
 
-    A pass of this package that makes one which cannot be is undone, and the report has the reason. For a pass of somebody
-    else it is an error that names the pass.
+    A pass of this package that made an unwritable node is undone, and the record has the reason. For any other pass
+    this is an error that names the pass.
 
     Args:
-        unwritable: Why a node cannot be written, or ``None``.
-        leave_to_check: A :class:`Check` deals with passes that are not undone here.
+        unwritable: Returns the reason why the host cannot write a node, or ``None``.
+        leave_to_check: Do not raise for passes that are not undone here, because a :class:`.Check` handles them.
     """
 
     unwritable: Callable[[Node], str | None]
@@ -78,12 +78,12 @@ class Writable:
     _backup: Graph | None = field(default=None, repr=False)
 
     def before(self, step: Pass, graph: Graph) -> None:
-        """Remember the nodes that the host did not say word for word, and the graph if it may be needed again."""
-        self._known = dict(_spelled(graph))
+        """Remember the nodes that have no host node, and a copy of the graph if the pass may have to be undone."""
+        self._known = dict(_nodes_without_origin(graph))
         self._backup = graph.clone() if _is_ours(step) and not step.asks_first else None
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
-        """Ask about the nodes that are new or were changed.
+        """Ask the host about each new or changed node.
 
         Raises:
             PassError: If one cannot be written and the pass cannot be undone.
@@ -91,7 +91,7 @@ class Writable:
         backup, self._backup = self._backup, None
         if not record.rewrites:
             return
-        for node, meaning in _spelled(graph):
+        for node, meaning in _nodes_without_origin(graph):
             if self._known.get(node) == meaning:
                 continue
             reason = self.unwritable(node)
@@ -101,24 +101,24 @@ class Writable:
                 return
             if backup is None:
                 raise PassError(
-                    f"pass {step} made {node.name}, which cannot be written again: {reason}"
+                    f"pass {step} made {node.name}, which the host cannot write: {reason}"
                 )
             graph.adopt(backup)
             text = f"{step} was undone: {reason}"
             record.refusals.append(Refusal(node.name, text, node.op.name))
-            record.rewrites = []
+            record.rewrites, record.problem = [], text
             return
 
 
-def _spelled(graph: Graph) -> Iterator[tuple[Node, tuple[Any, ...]]]:
-    """The nodes that have no host node to be copied from, each with what it computes."""
+def _nodes_without_origin(graph: Graph) -> Iterator[tuple[Node, tuple[Any, ...]]]:
+    """The nodes that cannot be copied from a host node, each with its op and the identities of its inputs."""
     for node in graph.nodes:
         if node.origin is None:
             yield node, (node.op, *map(id, node.inputs))
 
 
 _PASSES = __name__.rsplit(".", 2)[0]
-"""The package that our passes lie in."""
+"""The package of the built-in passes."""
 
 
 def _is_ours(step: Pass) -> bool:
@@ -127,7 +127,7 @@ def _is_ours(step: Pass) -> bool:
 
 @dataclass
 class Timing:
-    """Seconds for each pass."""
+    """Measures the seconds of each pass."""
 
     _start: float = 0.0
 
@@ -145,8 +145,8 @@ class Dump:
     """Writes the text of the graph after every pass into a folder.
 
     Attributes:
-        folder: The folder; it is made if it is not there.
-        inputs: Files that must not be overwritten, each with what it is.
+        folder: The folder; it is created if it does not exist.
+        inputs: Files that must not be overwritten, each with a description.
     """
 
     folder: Path
@@ -166,6 +166,6 @@ class Dump:
         self.folder.mkdir(parents=True, exist_ok=True)
         word = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
         path = self.folder / f"{self._count:02d}-{word}.txt"
-        keep_inputs([path], self.inputs)
+        check_overwrites([path], self.inputs)
         write_text(path, graph.text(), errors="surrogateescape")
         self._count += 1

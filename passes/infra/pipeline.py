@@ -1,4 +1,4 @@
-"""Pipelines: passes in order, their text form, and running them under observers."""
+"""Pipelines: a sequence of passes, its text form, and the runner with its observers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from .contract import (
     PassError,
 )
 from .pipeline_text import parse_passes
-from .repeat import ROUNDS, Repeat
+from .repeat import MAX_ROUNDS, Repeat
 
 log = logging.getLogger(__name__)
 
 PassLike = str | Pass | type[Pass] | Callable[[Graph, Rewriter], None]
-"""What may stand in a pipeline: text, a pass, its class, or a function ``(graph, rewriter)``."""
+"""A step of a pipeline: a text, a pass, a class of passes, or a function ``(graph, rewriter)``."""
 
 
 @dataclass
 class PassRecord:
-    """What one pass did.
+    """The result of one pass.
 
     Attributes:
-        text: The pass with its options, as a pipeline text spells it.
-        rewrites: What it changed.
-        refusals: What it considered and left alone, with the reason.
-        exactness: The weakest promise among its rewrites.
+        text: The pass with its options, as in a pipeline text.
+        rewrites: The rewrites that it made.
+        refusals: The rewrites that it considered and did not make, with the reasons.
+        exactness: The weakest exactness class among its rewrites.
         seconds: How long it took (set by the Timing observer).
-        error: The largest output error against the graph before the pass, relative to the largest
+        error: The largest output error compared to the graph before the pass, relative to the largest
             output (set by the Check observer).
-        rolled_back: True when the Check observer undid it.
-        problem: Why it was undone, else empty.
+        rolled_back: True if the Check observer undid it.
+        problem: The reason why it was undone, else empty.
     """
 
     text: str
@@ -50,31 +50,31 @@ class PassRecord:
 
 
 class Observer(Protocol):
-    """Sees a graph before and after every pass."""
+    """An object whose methods are called before and after every pass."""
 
     def before(self, step: Pass, graph: Graph) -> None:
         """Called before ``step`` runs."""
 
     def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
-        """Called after ``step`` ran; may raise, or change the graph back."""
+        """Called after ``step`` ran; may raise an error, or undo the changes of the graph."""
 
 
 class Pipeline:
-    """Passes in order.
+    """A sequence of passes.
 
     Args:
-        steps: Passes, classes, functions, and texts such as ``"merge-linear{max-kernel=5},prune-dead"``.
+        steps: Passes, classes, functions, pipelines, and texts such as ``"merge-linear{max-kernel=5},prune-dead"``.
 
     Raises:
         PassError: If a text names an unknown pass or option.
     """
 
     def __init__(self, steps: PassLike | Pipeline | Iterable[PassLike | Pipeline] = ()) -> None:
-        self.passes: tuple[Pass, ...] = tuple(_flatten(steps))
+        self.passes: tuple[Pass, ...] = tuple(_flatten_steps(steps))
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
-        """A pipeline from its text; ``str(pipeline)`` gives the text back.
+        """A pipeline from its text; ``str(pipeline)`` returns the text.
 
         Raises:
             PassError: If the text is malformed or names an unknown pass or option.
@@ -86,7 +86,8 @@ class Pipeline:
     ) -> list[PassRecord]:
         """Run the passes on ``graph``, in place.
 
-        ``Verify`` and, where the host can be asked, ``Writable`` watch before any observers that are given.
+        ``Verify`` always observes the run, and ``Writable`` if ``ctx.unwritable`` is given. After a pass they are called
+        before the given observers.
 
         Returns:
             One record for each pass.
@@ -97,16 +98,16 @@ class Pipeline:
         from .check import Check
         from .observers import Timing, Verify, Writable
 
-        # Called inwards before a pass and outwards after it: clocks are next to the pass, and nothing
-        # else looks at a graph that is not verified.
+        # Observers are called in reverse order before a pass and in order after it. So clocks are next to the
+        # pass, and every other observer sees a verified graph.
         watching: list[Observer] = [Verify(), *observers]
         ctx = ctx or Context()
         if ctx.unwritable is not None:
-            # A check runs what was written, and so sees for itself what cannot be.
+            # A check runs the emitted model, so it finds unwritable nodes itself.
             checked = any(isinstance(observer, Check) for observer in observers)
             watching.insert(1, Writable(ctx.unwritable, leave_to_check=checked))
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
-        run = _Run(graph, ctx, watching)
+        run = _PipelineRun(graph, ctx, watching)
         for step in self.passes:
             run.step(step)
         return run.records
@@ -131,16 +132,16 @@ class Pipeline:
 
 
 @dataclass
-class _Run:
+class _PipelineRun:
     """One run of a pipeline."""
 
     graph: Graph
     ctx: Context
-    watching: Sequence[Observer]
+    observers: Sequence[Observer]
     records: list[PassRecord] = field(default_factory=list)
 
     def step(self, step: Pass) -> bool:
-        """Run one pass, or a repeated group of them; whether anything changed.
+        """Run one pass or a ``repeat`` group; returns whether the graph changed.
 
         Raises:
             PassError: If it raises, leaves the graph broken, or one of its conditions does not hold.
@@ -151,7 +152,7 @@ class _Run:
             problem = condition.problem(self.graph, self.ctx)
             if problem:
                 raise PassError(f"pass {step} needs {condition}: {problem}; {condition.remedy}")
-        for observer in reversed(self.watching):
+        for observer in reversed(self.observers):
             observer.before(step, self.graph)
         rw = Rewriter(self.graph, exactness=step.exactness)
         if self.ctx.unwritable is not None:
@@ -169,7 +170,7 @@ class _Run:
             if problem:
                 raise PassError(f"pass {step} promises {condition}, but {problem}")
         record = PassRecord(str(step), rw.rewrites, rw.refusals, rw.worst)
-        for observer in self.watching:
+        for observer in self.observers:
             observer.after(step, self.graph, record)
         _log(record)
         self.records.append(record)
@@ -177,13 +178,13 @@ class _Run:
 
     def _repeat(self, group: Repeat) -> bool:
         changed = False
-        for _ in range(ROUNDS):
+        for _ in range(MAX_ROUNDS):
             outcomes = [self.step(step) for step in group.passes]
             if not any(outcomes):
                 return changed
             changed = True
         self.graph.notes.append(
-            f"{group} still changed something after {ROUNDS} rounds; it was stopped"
+            f"{group} still changed something after {MAX_ROUNDS} rounds; it was stopped"
         )
         return changed
 
@@ -204,7 +205,7 @@ def _log(record: PassRecord) -> None:
             log.debug("%s: left %s alone: %s", record.text, refusal.node, refusal.reason)
 
 
-def _flatten(steps: Any) -> list[Pass]:
+def _flatten_steps(steps: Any) -> list[Pass]:
     if isinstance(steps, str):
         return parse_passes(steps)
     if isinstance(steps, Pipeline):
@@ -219,5 +220,5 @@ def _flatten(steps: Any) -> list[Pass]:
     if callable(steps):
         return [FunctionPass(steps)]
     if isinstance(steps, Iterable):
-        return [step for item in steps for step in _flatten(item)]
+        return [step for item in steps for step in _flatten_steps(item)]
     raise PassError(f"{steps!r} is not a pass, a pipeline, a text or a function")

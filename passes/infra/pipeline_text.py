@@ -9,7 +9,7 @@ from .repeat import Repeat
 
 
 def parse_passes(text: str) -> list[Pass]:
-    """The passes that a text names.
+    """The passes of a pipeline text.
 
     Raises:
         PassError: If the text is malformed, or names an unknown pass or option.

@@ -1,4 +1,4 @@
-"""Which passes there are: ours, loaded when they are first asked for, registered ones, and those of other packages."""
+"""The registry of passes: built-in ones (imported on first use), registered ones, and those of other packages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ...ir.options import suggestion
 from .contract import Context, Pass, PassError
 
 ENTRY_POINTS = "graphshrink.passes"
-"""The entry point group that other packages publish passes under."""
+"""The entry point group under which other packages publish passes."""
 
-OURS = {
+BUILT_IN = {
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",
@@ -28,7 +28,7 @@ OURS = {
     "remove-activations": "depth.remove_activations:RemoveActivations",
     "sparsify": "sparsity.sparsify:Sparsify",
 }
-"""The module and class of each of our passes, inside ``graphshrink.passes``; imported when first asked for."""
+"""The module and class of each built-in pass, inside ``graphshrink.passes``; imported on first use."""
 
 _PACKAGE = __name__.rsplit(".", 2)[0]
 _REGISTRY: dict[str, type[Pass]] = {}
@@ -36,25 +36,30 @@ _published: dict[str, Any] | None = None
 
 
 def register(cls: type[Pass]) -> type[Pass]:
-    """Make a pass known by its name (use as a decorator).
+    """Register a class of passes under its name (a decorator).
 
-    A class that is defined again in the same module, as when a notebook cell runs twice, replaces the first one.
+    A class that is defined again in the same module, for example by a notebook cell that runs twice, replaces the first
+    one.
 
     Raises:
         PassError: If the name is malformed or already taken by another class.
     """
     name = cls.name
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        raise PassError(f"{cls.__qualname__}: {name!r} is no pass name (words-joined-by-hyphens)")
-    owner = _owner(name)
-    if owner is not None and owner != _place(cls):
-        raise PassError(f"the pass name {name!r} is taken by {owner}; rename {_place(cls)}")
+        raise PassError(
+            f"{cls.__qualname__}: {name!r} is not a pass name (words-joined-by-hyphens)"
+        )
+    owner = _owner_of(name)
+    if owner is not None and owner != _qualified_name(cls):
+        raise PassError(
+            f"the pass name {name!r} is taken by {owner}; rename {_qualified_name(cls)}"
+        )
     _REGISTRY[name] = cls
     return cls
 
 
 def _entry_points() -> dict[str, Any]:
-    """Entry points by pass name, read once."""
+    """The entry points by pass name; read once."""
     global _published
     if _published is None:
         from importlib.metadata import entry_points
@@ -62,8 +67,8 @@ def _entry_points() -> dict[str, Any]:
         _published = {}
         for point in entry_points(group=ENTRY_POINTS):
             other = _published.get(point.name)
-            owner = _owner(point.name) or (other and other.value)
-            # A package may both decorate its class and publish it; that is one pass.
+            owner = _owner_of(point.name) or (other and other.value)
+            # A package may decorate a class and publish the same class.
             if owner is not None and owner != point.value:
                 raise PassError(
                     f"the pass name {point.name!r} is published by {point.value} "
@@ -74,26 +79,26 @@ def _entry_points() -> dict[str, Any]:
 
 
 def known_passes() -> dict[str, type[Pass]]:
-    """All passes by name: ours, registered ones, and those of installed packages."""
-    for name in (*OURS, *_entry_points()):
+    """All passes by name: built-in ones, registered ones, and those of installed packages."""
+    for name in (*BUILT_IN, *_entry_points()):
         pass_class(name)
     return dict(sorted(_REGISTRY.items()))
 
 
 def pass_class(name: str) -> type[Pass]:
-    """The pass of this name.
+    """The class of the pass with this name.
 
     Raises:
-        PassError: If there is none (the nearest name is suggested), or its package does not load.
+        PassError: If there is none (the error suggests the nearest name), or its package does not load.
     """
     found = _REGISTRY.get(name)
     if found is not None:
         return found
-    if name in OURS:
-        module, _, attribute = OURS[name].partition(":")
-        # Importing the module registers it; it is taken from there, whatever became of the registry.
-        ours: type[Pass] = getattr(import_module(f"{_PACKAGE}.{module}"), attribute)
-        return _REGISTRY.setdefault(name, ours)
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        # The import registers the class, unless the module was imported before and the registry was changed.
+        built_in: type[Pass] = getattr(import_module(f"{_PACKAGE}.{module}"), attribute)
+        return _REGISTRY.setdefault(name, built_in)
     point = _entry_points().get(name)
     if point is not None:
         try:
@@ -103,22 +108,22 @@ def pass_class(name: str) -> type[Pass]:
         if not isinstance(loaded, type) and callable(loaded):
             loaded = _class_of_function(name, loaded)
         if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-            raise PassError(f"pass {name!r} ({point.value}) is not a Pass or a function")
+            raise PassError(f"pass {name!r} ({point.value}) is neither a Pass nor a function")
         if loaded.name != name:
-            raise PassError(f"entry point {name!r} ({point.value}) names itself {loaded.name!r}")
+            raise PassError(f"entry point {name!r} ({point.value}) is a pass named {loaded.name!r}")
         return register(loaded)
-    known = sorted({*OURS, *_REGISTRY, *_entry_points()})
+    known = sorted({*BUILT_IN, *_REGISTRY, *_entry_points()})
     raise PassError(f"unknown pass {name!r}{suggestion(name, known)}")
 
 
-def _owner(name: str) -> str | None:
-    """The module and class that has a name; one of ours may not be loaded yet."""
+def _owner_of(name: str) -> str | None:
+    """The module and class that own a name, which need not be imported yet; ``None`` if the name is free."""
     if name in _REGISTRY:
-        return _place(_REGISTRY[name])
-    return f"{_PACKAGE}.{OURS[name]}" if name in OURS else None
+        return _qualified_name(_REGISTRY[name])
+    return f"{_PACKAGE}.{BUILT_IN[name]}" if name in BUILT_IN else None
 
 
-def _place(cls: type[Pass]) -> str:
+def _qualified_name(cls: type[Pass]) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

@@ -1,4 +1,4 @@
-"""``repeat{...}``: passes that run again and again until none of them changes anything."""
+"""``repeat{...}``: run passes again and again until none of them changes the graph."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import ClassVar
 from ...ir import Exactness, Graph, Rewriter
 from .contract import Context, Pass, PassError
 
-ROUNDS = 20
-"""How often passes are repeated at most; what still changes then is said in the report."""
+MAX_ROUNDS = 20
+"""The largest number of rounds; a note in the report names a group that still changes something after it."""
 
 
 @dataclass(frozen=True)
 class Repeat(Pass):
     """Run passes in order until a whole round changes nothing (a fixed point).
 
-    The runner sees each inner pass on its own, so that it is checked, timed and recorded like any other.
+    The runner runs each inner pass separately, so that it is checked, timed and recorded like any other pass.
 
     Attributes:
         passes: The passes of one round, in order.
@@ -32,12 +32,12 @@ class Repeat(Pass):
 
     @property
     def exactness(self) -> Exactness:  # type: ignore[override]
-        """The weakest promise of its passes."""
+        """The weakest exactness class of its passes."""
         return max(step.exactness for step in self.passes)
 
     def __str__(self) -> str:
         return f"{self.name}{{{','.join(map(str, self.passes))}}}"
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        """Not used: the runner goes through ``passes`` itself."""
+        """Not used: the runner runs ``passes`` itself."""
         raise PassError("repeat is run by the pipeline; put it into one")

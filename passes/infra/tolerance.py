@@ -1,4 +1,4 @@
-"""How far two results may be apart: relative errors, and what one rounding unit of the inputs does."""
+"""Relative errors of outputs, and the error to allow: a fixed tolerance, or the model's sensitivity to rounding."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...ir import (
-    DType,
-    Graph,
-)
+from ...ir import DType, Graph
 
 Outputs = Sequence[npt.NDArray[Any]]
+"""The outputs of a model."""
 
-
-Nudged = Callable[[], Sequence[Callable[[Graph], Outputs]]]
-
+PerturbedRuns = Callable[[], Sequence[Callable[[Graph], Outputs]]]
+"""Returns functions that run a graph, each on inputs that are moved by one rounding unit."""
 
 TOLERANCE: dict[DType | None, float] = {
     DType.F64: 1e-10, DType.F32: 1e-4, DType.F16: 2e-2, DType.BF16: 1e-1, None: 1e-4,
@@ -28,8 +25,8 @@ TOLERANCE: dict[DType | None, float] = {
 def relative_error(reference: Outputs, outputs: Outputs) -> float:
     """The largest error over all outputs, each relative to the largest magnitude of its reference.
 
-    NaN and infinity must stand at the same places; anything else than numbers must be equal. A
-    difference of that kind, or of shape, counts as infinite.
+    NaN and infinity must be at the same positions, and arrays of other types than floating-point must be equal.
+    Otherwise, or if the shapes differ, the error is infinite.
     """
     if len(reference) != len(outputs):
         return float("inf")
@@ -55,50 +52,53 @@ def _array_error(want: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     gap = float(np.abs(want[finite] - got[finite]).max())
     if not np.isfinite(gap):
         return float("inf")
-    # Below the smallest normal float32 the quotient would be noise.
+    # The quotient of subnormal numbers would be noise.
     return gap / max(scale, 1e-30) if gap else 0.0
 
 
 def tolerance_of(graph: Graph) -> float:
     """How far an exact pass may move the outputs of ``graph``, relative to their largest value.
 
-    The coarsest floating-point type anywhere decides: a half-precision body with float32 outputs rounds
-    like half precision.
+    The coarsest floating-point type of any value decides: a half-precision body with float32 outputs has the rounding
+    errors of half precision.
     """
     found = {v.type.dtype for v in graph.values()}
     return max(TOLERANCE[d] for d in (*(d for d in found if d in TOLERANCE), DType.F64))
 
 
 NOISE_FACTOR = 4.0
-"""An exact pass may move an output this many times as far as rounding the inputs otherwise does."""
-
+"""An exact pass may move an output this many times as far as moving the inputs by one rounding unit does."""
 
 MOST_NOISE = 0.05
-"""Beyond this error no sensitivity to rounding excuses an exact pass."""
+"""The largest error that sensitivity to rounding can excuse."""
 
 
 def noise_limit(tolerance: float, reference: Outputs, nudged: Iterable[Outputs]) -> float:
-    """The error to allow where a model amplifies rounding so much that ``tolerance`` is out of reach.
+    """The error to allow for a model that amplifies rounding errors beyond ``tolerance``.
 
-    A network whose outputs are the small tail of a sigmoid moves by percents of them when its inputs move by one
-    rounding unit. No rewrite can be held to more than that: an error within what such a change of the inputs causes
-    is what numerical analysis calls backward stable.
+    The outputs of a network that ends in the small tail of a sigmoid move by percents if its inputs move by one
+    rounding unit. A rewrite whose error is no larger than that of such a change of the inputs is backward stable, and
+    no rewrite can be expected to be better.
 
     Args:
-        tolerance: The error allowed in any case.
+        tolerance: The error that is allowed in any case.
         reference: The outputs of the unchanged model.
-        nudged: Its outputs for inputs that were moved by one rounding unit, at random, several times.
+        nudged: The outputs of the unchanged model for inputs that were moved at random by one rounding unit.
+
+    Returns:
+        The relative error to allow, at least ``tolerance``.
     """
     noise = max((relative_error(reference, outputs) for outputs in nudged), default=0.0)
     return max(tolerance, min(NOISE_FACTOR * noise, MOST_NOISE))
 
 
-def allowed(
-    tolerance: float, error: float, reference: Outputs, graph: Graph, nudged: Nudged
+def allowed_error(
+    tolerance: float, error: float, reference: Outputs, graph: Graph, nudged: PerturbedRuns
 ) -> float:
-    """``tolerance``, or more where ``graph`` is so sensitive to rounding that ``error`` may come of that.
+    """The error to allow for ``graph``: ``tolerance``, or more if ``graph`` is sensitive to rounding.
 
-    ``nudged`` is only called where it decides; see :func:`noise_limit`.
+    ``nudged`` is called only if ``error`` is above ``tolerance`` and below the largest excusable error; see
+    :func:`noise_limit`.
     """
     if not tolerance < error < MOST_NOISE:
         return tolerance

@@ -1,1 +1,1 @@
-"""``merge-linear`` and what it is made of."""
+"""``merge-linear``, its algebra and its cost model."""

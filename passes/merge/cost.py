@@ -1,11 +1,11 @@
-"""What a linear op costs: multiply-accumulates, and a price for every element that is written, or read of a bias map.
+"""The cost of a linear op: its multiply-accumulates, plus a price for each element written and for each bias map element read.
 
-A merge is worth it when the merged map costs no more than the maps it replaces. Costs are for one sample
-(the batch size changes none of the comparisons). Where the spatial size is not known, positions
-are counted relative to the start of the run, from the strides alone.
+A merge is worth it if the merged map costs no more than the maps that it replaces. Costs are for one sample, because
+the batch size does not change the comparison. If the spatial size is not known, positions are counted relative to the
+input of the run, from the strides alone.
 
-The weights of a kernel are read once a run too. They are used at every position, so that their price would be small beside
-the multiply-accumulates wherever there is more than one position, and in proportion to them where there is one; it is left out.
+Reading the weights has no price. With many positions it is small compared to the multiply-accumulates; with one
+position it is proportional to them.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from .algebra.affine import Affine
 ELEMENT = 4.0
 """Writing one element costs as much as this many multiply-accumulates."""
 
-MAP_ELEMENT = 16.0
-"""One element of a bias map costs as much as this many: it is read once a run, from memory that nothing wrote just
-before, and it lies in the file and in memory for as long as the model does. A map is as large as what it is added to, so
-that a small network can double its parameters by maps that save little: PP-OCRv4's detector at 320x320 had
-2.1 million instead of 1.0 for no gain in time."""
+BIAS_MAP_ELEMENT = 16.0
+"""Reading one element of a bias map costs as much as this many multiply-accumulates.
+
+The element is not in the cache, and it takes space in the file and in memory. A bias map is as large as the value that
+it is added to, so that maps that save little can double the parameters of a small network: PP-OCRv4's detector at
+320x320 grew from 1.0 to 2.1 million parameters without a gain in time.
+"""
 
 
-def positions(values: Sequence[Value], maps: Sequence[Affine], rank: int) -> list[float] | None:
-    """How many places each value of a run has that a kernel is applied at.
+def positions(values: Sequence[Value], rank: int) -> list[float] | None:
+    """The number of spatial positions of each value of a run.
 
     Args:
         values: The input of the run, then the result of each map.
-        maps: The maps of the run.
-        rank: Their spatial rank.
+        rank: The spatial rank of the maps.
 
     Returns:
-        The places, or ``None`` when a size is not known.
+        The numbers, or ``None`` if a size is not known.
     """
     if rank == 0:
         return [1.0] * len(values)
@@ -50,7 +51,7 @@ def positions(values: Sequence[Value], maps: Sequence[Affine], rank: int) -> lis
 
 
 def relative_positions(maps: Sequence[Affine]) -> list[float]:
-    """Like :func:`positions`, relative to the input of the run, from the strides alone."""
+    """The number of positions of each value relative to the input of the run, computed from the strides."""
     found = [1.0]
     for affine in maps:
         step = float(math.prod(affine.strides))
@@ -58,25 +59,25 @@ def relative_positions(maps: Sequence[Affine]) -> list[float]:
     return found
 
 
-def map_macs(affine: Affine, before: float, after: float) -> float:
-    """Multiply-accumulates of a kernel between ``before`` and ``after`` positions."""
+def kernel_macs(affine: Affine, before: float, after: float) -> float:
+    """Multiply-accumulates of a kernel whose input has ``before`` and whose result has ``after`` positions."""
     return affine.weight.size * (before if affine.transposed else after)
 
 
 def node_macs(node: Node, affine: Affine, before: float, after: float) -> float:
     """Multiply-accumulates of a node that computes ``affine``."""
     if isinstance(node.op, Conv | ConvTranspose | Linear | AveragePool):
-        return map_macs(affine, before, after)
+        return kernel_macs(affine, before, after)
     return 0.0
 
 
 def element_cost(node: Node, affine: Affine, after: float) -> float:
-    """The price of the elements that a node writes, and of its bias map if it adds one."""
+    """The price of the elements that a node writes, plus that of its bias map if it adds one."""
     if isinstance(node.op, Identity):
         return 0.0
-    return ELEMENT * affine.outputs * after + map_cost(affine, after)
+    return ELEMENT * affine.outputs * after + bias_map_cost(affine, after)
 
 
-def map_cost(affine: Affine, after: float) -> float:
+def bias_map_cost(affine: Affine, after: float) -> float:
     """The price of reading a bias map."""
-    return MAP_ELEMENT * affine.outputs * after if affine.has_map else 0.0
+    return BIAS_MAP_ELEMENT * affine.outputs * after if affine.has_bias_map else 0.0

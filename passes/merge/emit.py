@@ -1,4 +1,4 @@
-"""Puts a composed map back into the graph, after the checks that need its numbers."""
+"""Write a composed map into the graph, after the checks that need its numbers."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from ...ir import (
 )
 from .algebra.affine import Affine
 from .algebra.nodes import op_of
-from .algebra.tensors import EAGER_BYTES, Array64, Derived, exact, is_ones, read_vector
+from .algebra.tensors import EAGER_BYTES, Array64, Derived, from_float64, is_ones, read_vector
 
 Form = Literal["kernel", "scale", "pad"]
 
 _EXTREME = 50.0
-"""Factors beyond two to this power (or its inverse) may leave the range of float32."""
+"""Products of scales beyond two to this power (or its inverse) may leave the range of float32."""
 
 _HEADROOM = 2.0**24
-"""How large, or how small, the numbers may be that factors are applied to, where the type has room for it."""
+"""The scaled numbers are assumed to lie between the inverse of this and this, unless the type is too narrow."""
 
 _CHUNK = 1 << 22
 
 
 def form_of(nodes: Iterable[Node], affine: Affine) -> Form | None:
-    """What kind of node a composed map becomes; ``None`` when that is no gain."""
+    """The kind of node that a composed map becomes; ``None`` if a merge gains nothing."""
     kinds = {type(n.op) for n in nodes} - {Identity}
     if kinds & {Conv, ConvTranspose, Linear}:
         return "kernel"
     if kinds == {Pad}:
         return "pad"
-    if Scale in kinds and affine.is_diagonal and affine.is_pointwise and not affine.has_map:
+    if Scale in kinds and affine.is_diagonal and affine.is_pointwise and not affine.has_bias_map:
         return "scale"
     return None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A composed map that is to replace nodes.
+    """Nodes and the composed map that is to replace them.
 
     Attributes:
-        nodes: The nodes it replaces, in topological order; the last one's result becomes its own.
-        source: The value it is applied to.
+        nodes: The nodes in topological order; the map gets the result of the last one.
+        source: The value that the map is applied to.
         affine: The map.
     """
 
@@ -67,26 +67,26 @@ class Merge:
     affine: Affine
 
     def problem(self) -> str | None:
-        """What the numbers have against it."""
+        """The reason why the numbers forbid the merge; ``None`` if nothing does."""
         affine, dtype = self.affine, self.affine.dtype
-        for vector in _vectors(self.nodes):
+        for vector in _scales_and_biases(self.nodes):
             if vector.dtype.is_float and not _in_range(vector, dtype):
-                return f"a factor or bias beyond the range of {dtype.value} takes part"
-        if not _between_in_range(list(_factors(self.nodes)), dtype):
-            return f"numbers between the scales may leave the range of {dtype.value}"
+                return f"a factor or bias is beyond the range of {dtype.value}"
+        if not _intermediates_in_range(list(_scale_factors(self.nodes)), dtype):
+            return f"intermediate results between the scales may leave the range of {dtype.value}"
         heavy = [n for n in self.nodes if isinstance(n.op, Conv | ConvTranspose | Linear)]
-        if not self._only_scales(heavy):
+        if not self._only_scales_weights(heavy):
             for node in heavy:
                 weight = node.inputs[1]
-                if weight is not None and weight.data is not None and not _finite(weight.data):
+                if weight is not None and weight.data is not None and not _all_finite(weight.data):
                     return f"the weight of {node.name} has numbers that are not finite"
         small = affine.weight.size * 8 <= EAGER_BYTES
-        if dtype is DType.F16 or (len(heavy) > 1 and small) or not heavy or self._extreme():
+        if dtype is DType.F16 or (len(heavy) > 1 and small) or not heavy or self._is_extreme():
             return _storage_problem(affine)
         return None
 
-    def _only_scales(self, heavy: Sequence[Node]) -> bool:
-        """Whether weights are only scaled, which is exact for infinity and NaN too: no need to read them."""
+    def _only_scales_weights(self, heavy: Sequence[Node]) -> bool:
+        """Whether the merge only scales one weight: this keeps infinity and NaN, so the weight need not be read."""
         if len(heavy) != 1:
             return not heavy
         place = list(self.nodes).index(heavy[0])
@@ -98,10 +98,10 @@ class Merge:
                 return False
         return True
 
-    def _extreme(self) -> bool:
-        """Whether the scales together may leave the range of float32."""
+    def _is_extreme(self) -> bool:
+        """Whether the product of the scales may leave the range of float32."""
         high = low = 0.0
-        for factors in _factors(self.nodes):
+        for factors in _scale_factors(self.nodes):
             array = read_vector(factors)
             size = np.abs(array[array != 0]) if array is not None else np.ones(1)
             if size.size:
@@ -110,7 +110,7 @@ class Merge:
         return high > _EXTREME or low < -_EXTREME
 
     def sketch(self) -> Node:
-        """The node that the merge would make, outside the graph."""
+        """The node that the merge would make, outside any graph."""
         affine, form = self.affine, form_of(self.nodes, self.affine)
         constants = [affine.weight] if affine.const is None else [affine.weight, affine.const]
         if form == "pad":
@@ -119,10 +119,10 @@ class Merge:
             constants = []
         elif form == "scale":
             op = Scale(self._scale_axis())
-            constants = [_flat(affine.weight), *constants[1:]]
+            constants = [_flattened(affine.weight), *constants[1:]]
         else:
             op = op_of(affine)
-            constants = constants[:1] if affine.has_map else constants
+            constants = constants[:1] if affine.has_bias_map else constants
         inputs = [self.source, *(Value(f"c{i}", c.type, c) for i, c in enumerate(constants))]
         return sketch(op, inputs, self.nodes[-1].name)
 
@@ -138,8 +138,7 @@ class Merge:
 
         Args:
             rw: The rewriter.
-            temporary: The constants that the pass has made so far. Those that nobody reads any more go,
-                new ones join.
+            temporary: The constants that the pass has made so far. Unread ones are removed, new ones are added.
         """
         read = dict.fromkeys(v for n in self.nodes for v in n.inputs if v is not None)
         affine, last = self.affine, self.nodes[-1]
@@ -171,15 +170,15 @@ class Merge:
         affine, last = self.affine, self.nodes[-1]
         inputs: list[Value | None] = [
             self.source,
-            _constant(rw, self.nodes, affine.weight, f"{name}.weight"),
+            _constant_for(rw, self.nodes, affine.weight, f"{name}.weight"),
         ]
-        if affine.const is not None and not affine.has_map:
-            inputs.append(_constant(rw, self.nodes, affine.const, f"{name}.bias"))
-        if not affine.has_map:
+        if affine.const is not None and not affine.has_bias_map:
+            inputs.append(_constant_for(rw, self.nodes, affine.const, f"{name}.bias"))
+        if not affine.has_bias_map:
             return rw.replace(last, op_of(affine), inputs, name=name)
         assert affine.const is not None
         kernel = rw.insert(op_of(affine), inputs, before=last, name=name)
-        shift = _constant(rw, self.nodes, affine.const, f"{name}.bias_map")
+        shift = _constant_for(rw, self.nodes, affine.const, f"{name}.bias_map")
         return rw.replace(last, Add(), [kernel.output, shift], name=f"{name}.bias_map")
 
     def _emit_scale(self, rw: Rewriter, name: str) -> Node:
@@ -188,7 +187,7 @@ class Merge:
         inputs: list[Value | None] = [self.source, None]
         array = None if is_ones(factors) else read_vector(factors)
         if not is_ones(factors) and (array is None or not (array == 1.0).all()):
-            inputs[1] = rw.constant(_flat(factors), f"{name}.scale")
+            inputs[1] = rw.constant(_flattened(factors), f"{name}.scale")
         if shift is not None:
             inputs.append(rw.constant(shift, f"{name}.shift"))
         if inputs == [self.source, None]:
@@ -203,12 +202,12 @@ def _constants_of(node: Node) -> Iterator[Value]:
         if value.data is not None:
             yield value
         elif isinstance(node.op, Add) and value.producer is not None:
-            # The convolution in front of a bias map.
+            # The constants of the convolution before a bias map.
             yield from (v for v in value.producer.inputs if v is not None and v.data is not None)
 
 
-def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) -> Value:
-    """A constant of this tensor: the one that a node reads already, or a new one."""
+def _constant_for(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) -> Value:
+    """A constant with this tensor: the one that a node already reads, or a new one."""
     for node in nodes:
         for value in node.inputs:
             if value is not None and value.data is tensor:
@@ -216,10 +215,10 @@ def _constant(rw: Rewriter, nodes: Sequence[Node], tensor: Tensor, name: str) ->
     return rw.constant(tensor, name)
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def _flattened(tensor: Tensor) -> Tensor:
     array = read_vector(tensor)
     if array is not None:
-        return exact(array.reshape(-1), tensor.dtype, tensor)
+        return from_float64(array.reshape(-1), tensor.dtype, tensor)
     return Derived((tensor.size,), tensor.dtype, lambda: tensor.float64().reshape(-1), (tensor,))
 
 
@@ -235,7 +234,7 @@ def _describe(nodes: Sequence[Node], form: Form | None) -> str:
     return f"merge {', '.join(shown)} into one {ending}"
 
 
-def _factors(nodes: Sequence[Node]) -> Iterable[Tensor]:
+def _scale_factors(nodes: Sequence[Node]) -> Iterable[Tensor]:
     for node in nodes:
         if isinstance(node.op, Scale):
             factors = node.input(1)
@@ -243,8 +242,8 @@ def _factors(nodes: Sequence[Node]) -> Iterable[Tensor]:
                 yield factors.data
 
 
-def _vectors(nodes: Sequence[Node]) -> Iterable[Tensor]:
-    yield from _factors(nodes)
+def _scales_and_biases(nodes: Sequence[Node]) -> Iterable[Tensor]:
+    yield from _scale_factors(nodes)
     for node in nodes:
         if isinstance(node.op, Scale | Conv | ConvTranspose | Linear):
             bias = node.input(2)
@@ -260,11 +259,11 @@ def _in_range(vector: Tensor, dtype: DType) -> bool:
         return bool(np.isfinite(array.astype(dtype.numpy)).all())
 
 
-def _between_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
-    """Whether what a run of scales makes of ordinary numbers on the way neither overflows nor loses digits.
+def _intermediates_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
+    """Whether the intermediate results of consecutive scales neither overflow nor lose digits.
 
-    What the last scale makes is the result itself, which overflows and underflows in a merged node as well; so does
-    what stays too small to the end.
+    The result of the last scale is not checked: it overflows or underflows in the merged node as well. Nor is a result
+    that becomes too small and stays so to the end.
     """
     headroom = 1.0 if dtype is DType.F16 else _HEADROOM
     low, high = dtype.smallest_normal * headroom, dtype.largest / headroom
@@ -275,7 +274,7 @@ def _between_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
             array = read_vector(factor)
             size = np.ones(1) if array is None else np.abs(array).reshape(-1)
             if 1 not in (total.size, size.size) and total.size != size.size:
-                # Other channels: only what holds for all of them is known.
+                # Vectors of different lengths cannot be aligned: use the largest number of each.
                 total, size = total.max(keepdims=True), size.max(keepdims=True)
                 lost = np.array([lost.all()])
             total = total * size
@@ -287,7 +286,7 @@ def _between_in_range(factors: Sequence[Tensor], dtype: DType) -> bool:
     return True
 
 
-def _finite(tensor: Tensor) -> bool:
+def _all_finite(tensor: Tensor) -> bool:
     try:
         flat = tensor.numpy().reshape(-1)
     except ValueError:
@@ -296,7 +295,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _storage_problem(affine: Affine) -> str | None:
-    """Whether the rounded numbers stand for the composed ones."""
+    """The reason why rounding to the storage type would change the composed numbers too much; else ``None``."""
     dtype = affine.dtype
     with np.errstate(over="ignore", invalid="ignore"):
         try:
@@ -307,7 +306,7 @@ def _storage_problem(affine: Affine) -> str | None:
         for array in (weight, const):
             if array is not None and not np.isfinite(array.astype(dtype.numpy)).all():
                 return f"the merged numbers would overflow {dtype.value}"
-    # A kernel whose largest number is subnormal has lost digits; each output counts for itself.
+    # A row whose largest number is subnormal has lost digits.
     rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1, initial=0.0)
     if ((rows > 0) & (rows < dtype.smallest_normal)).any():
         return f"the merged numbers would underflow {dtype.value}"

@@ -1,13 +1,13 @@
-"""``merge-linear``: runs of affine maps become one map.
+"""``merge-linear``: consecutive affine maps become one map.
 
-Batch norms fold into convolutions, convolutions compose, pads and pools join them, and branches that
-start at the same value and are added become one. What is merged, and how exactly, is decided by the
-algebra (:mod:`.algebra.affine`); whether it pays by the cost model (:mod:`.cost`). Every pair of neighbours that could
-merge and does not has its reason in the refusals.
+Batch norms fold into convolutions, convolutions compose with each other, with pads and with pools, and an addition of
+two branches that start at the same value becomes one map. The algebra (:mod:`.algebra.affine`) decides what can merge
+and how exactly; the cost model (:mod:`.cost`) decides whether a merge is worth it. For every pair of neighbours that
+could merge and does not, a refusal gives the reason.
 
-One walk in topological order: an addition is tried when it is reached (its branches are merged by then), a chain
-when its last node is reached. A chain that grew by an addition is looked at again, but only its last few
-nodes, so that the walk is linear in the size of the graph.
+The pass walks the graph once, in topological order. It tries an addition when it reaches it (its branches are merged
+by then), and a chain when it reaches its last node. A chain that grew by a merged addition is tried again, but only
+its last few nodes, so that the walk is linear in the size of the graph.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from .algebra.nodes import (
     Domain,
     affine_of,
     channels_of,
+    common_domain,
     data_input,
     domain_of,
     identity_map,
-    meet,
     weight_problem,
 )
 from .chain import (
     WINDOW,
     Link,
-    Missed,
+    MissedMerge,
     Segment,
-    boundary,
+    boundary_reason,
     fold_scales,
-    judge,
     lift,
-    links,
+    links_of,
+    merge_cost,
     plan,
-    real,
-    runs,
+    split_by_domain,
+    trim_identities,
 )
 from .cost import ELEMENT, positions, relative_positions
 from .emit import Merge
@@ -54,13 +54,13 @@ from .emit import Merge
 @register
 @dataclass(frozen=True)
 class MergeLinear(Pass):
-    """Compose runs of affine maps into one: exact, unless ``allow_border`` is set.
+    """Compose consecutive affine maps into one; exact, unless ``allow_border`` is set.
 
     Attributes:
-        max_kernel: Kernels that grow by merging may not become larger than this along any axis.
-        allow_border: Also merge where the result differs at a rim of the spatial border.
-        bias_maps: Merge where the constant becomes a map over the spatial axes (static sizes only).
-        force: Merge even where the merged map costs more.
+        max_kernel: The largest size along any axis of a kernel that grows by merging.
+        allow_border: Also merge if the result differs along the spatial border.
+        bias_maps: Also merge if the bias becomes a constant over the spatial axes (static sizes only).
+        force: Merge even if the merged map costs more.
         max_mac_growth: How many times the present cost a merged map may cost.
         max_growth_mb: How many MiB of parameters one merge may add to the model.
     """
@@ -76,22 +76,24 @@ class MergeLinear(Pass):
 
     @property
     def rules(self) -> Rules:
-        """What composition may do."""
+        """The rules of composition."""
         return Rules(self.allow_border, self.bias_maps)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        Walk(self, rw).run(graph)
+        LinearMerger(self, rw).run(graph)
 
 
 @dataclass
-class Walk:
+class LinearMerger:
     """One run of the pass over a graph.
 
     Attributes:
         options: The pass.
-        rw: What changes the graph.
-        reasons: Why a node was not merged with the one in front of it.
-        merges: What was merged, oldest first, each with the node that makes its result now.
+        rw: The rewriter of the graph.
+        reasons: For a node that was not merged with the node before it: the reason.
+        merges: The merges, oldest first, each with the node that now makes the result.
+        done: The nodes that were part of a chain already.
+        temporary: The constants that the pass made.
     """
 
     options: MergeLinear
@@ -102,15 +104,15 @@ class Walk:
     temporary: set[Value] = field(default_factory=set)
 
     def run(self, graph: Graph) -> None:
-        """Merge what pays; leaves the reasons for the rest with the rewriter."""
+        """Merge where it is worth it, and record a refusal for every other pair."""
         for node in graph.nodes:
             if isinstance(node.op, Add | Sub) and data_input(node) is None:
-                self.addition(node)
+                self.merge_addition(node)
             if data_input(node) is None:
-                self.dynamic(node)
+                self.note_unknown_weights(node)
                 continue
-            if self.follower(node.output) is None:
-                self.chain(self.collect(node))
+            if self.next_affine(node.output) is None:
+                self.merge_chain(self.collect_chain(node))
         for node, refusal in self.reasons.items():
             if node.graph is graph:
                 self.rw.skip(node, refusal.reason)
@@ -118,25 +120,26 @@ class Walk:
     # Chains.
 
     @staticmethod
-    def follower(value: Value) -> Node | None:
-        """The affine node that alone reads ``value``."""
+    def next_affine(value: Value) -> Node | None:
+        """The affine node that reads ``value``, if nothing else reads it."""
         if not value.has_one_use:
             return None
         user = value.users[0]
         return user if data_input(user) is value else None
 
-    def collect(self, last: Node) -> list[Node]:
-        """The chain that ends in ``last``, with few of the nodes that were looked at before."""
+    def collect_chain(self, last: Node) -> list[Node]:
+        """The chain that ends in ``last``, with at most ``WINDOW`` nodes that were in a chain before."""
         nodes, again = [last], 0
         while True:
             value = data_input(nodes[-1])
-            assert value is not None
-            before = value.producer
-            if before is None or data_input(before) is None:
+            before = None if value is None else value.producer
+            if value is None or before is None or data_input(before) is None:
                 break
             if not value.has_one_use:
                 where = "is an output of the graph" if value.is_output else "has other users"
-                self.missed(Missed(before, nodes[-1], f"%{value.name} in between {where}"))
+                self.note_missed(
+                    MissedMerge(before, nodes[-1], f"%{value.name} between them {where}")
+                )
                 break
             again += before in self.done
             if again > WINDOW:
@@ -145,8 +148,8 @@ class Walk:
         self.done.update(nodes)
         return nodes[::-1]
 
-    def dynamic(self, node: Node) -> None:
-        """Say so where a linear op has weights that are not known, or such that the IR cannot stand for it."""
+    def note_unknown_weights(self, node: Node) -> None:
+        """Record a refusal if a linear op has no constant weights, or is opaque with a reason."""
         if isinstance(node.op, Opaque) and node.op.reason:
             kind = node.op.kind.partition(":")[2]
             reason = f"{kind} is not merged: {node.op.reason}"
@@ -157,73 +160,68 @@ class Walk:
         if problem is None or value is None or value.producer is None:
             return
         if data_input(value.producer) is not None:
-            self.missed(Missed(value.producer, node, problem))
+            self.note_missed(MissedMerge(value.producer, node, problem))
 
-    def chain(self, nodes: Sequence[Node]) -> None:
-        """Merge what pays in a chain."""
+    def merge_chain(self, nodes: Sequence[Node]) -> None:
+        """Merge the segments of a chain for which it is worth it."""
         if len(nodes) < 2:
             return
-        missed: list[Missed] = []
-        for run in runs(nodes, missed):
+        missed: list[MissedMerge] = []
+        for run in split_by_domain(nodes, missed):
             for parts in lift(run, missed):
                 if len(parts) > 1:
-                    self.segments(plan(fold_scales(parts), self.options))
+                    self.emit_segments(plan(fold_scales(parts), self.options))
         for miss in missed:
-            self.missed(miss)
+            self.note_missed(miss)
 
-    def segments(self, segments: Sequence[Segment]) -> None:
-        """Emit the chosen segments and note why they stay apart."""
-        reasons = [boundary(a, b, self.options) for a, b in pairwise(segments)]
-        ends = [self.emit(segment) for segment in segments]
+    def emit_segments(self, segments: Sequence[Segment]) -> None:
+        """Emit the chosen segments, and note the reasons why neighbouring segments stay apart."""
+        reasons = [boundary_reason(a, b, self.options) for a, b in pairwise(segments)]
+        ends = [self.emit_segment(segment) for segment in segments]
         for end, reason in zip(ends, reasons, strict=False):
             if reason is None:
                 continue
             user = end.output.users[0]
             while isinstance(user.op, Identity) and user.output.has_one_use:
                 user = user.output.users[0]
-            self.missed(Missed(end, user, reason))
+            self.note_missed(MissedMerge(end, user, reason))
 
-    def emit(self, segment: Segment) -> Node:
-        """Emit a segment; returns the node that makes its result now."""
-        nodes = real(segment.nodes)
+    def emit_segment(self, segment: Segment) -> Node:
+        """Emit a segment, or its parts if it cannot be merged; returns the node that now makes the result."""
+        nodes = trim_identities(segment.nodes)
         if not segment.is_merge:
             return nodes[-1]
-        if self.apply(nodes, segment.affine):
+        source = data_input(nodes[0])
+        if source is not None and self.try_merge(Merge(nodes, source, segment.affine)):
             return nodes[-1]
         for part in segment.parts if len(segment.parts) > 1 else segment.parts[0].parts:
-            self.emit(Segment([part], part.affine))
-        return real(segment.nodes)[-1]
+            self.emit_segment(Segment([part], part.affine))
+        return trim_identities(segment.nodes)[-1]
 
-    def apply(self, nodes: Sequence[Node], affine: Affine) -> bool:
-        """Replace ``nodes`` by ``affine``, unless a verdict or the numbers are against it."""
-        source = data_input(nodes[0])
-        assert source is not None
-        return self.replace(Merge(nodes, source, affine))
-
-    def replace(self, merge: Merge) -> bool:
-        """Do a merge unless its numbers forbid it."""
+    def try_merge(self, merge: Merge) -> bool:
+        """Do a merge, or note the reason why it cannot be done; returns whether it was done."""
         problem = self.problem(merge)
         nodes = merge.nodes
         if problem is not None:
-            self.missed(Missed(nodes[-2], nodes[-1], problem))
+            self.note_missed(MissedMerge(nodes[-2], nodes[-1], problem))
             return False
         self.emit_merge(merge)
         return True
 
     def problem(self, merge: Merge) -> str | None:
-        """What its numbers or the target have against a merge."""
+        """The reason why the numbers or the target forbid a merge; ``None`` if nothing does."""
         return merge.problem() or self.rw.unwritable(merge.sketch())
 
     def emit_merge(self, merge: Merge) -> None:
-        """Do a merge that nothing is against."""
+        """Do a merge that has no problem."""
         for node in merge.nodes:
             self.reasons.pop(node, None)
         made = merge.emit(self.rw, self.temporary)
         self.done.add(made)
         self.merges.append((merge, made))
 
-    def missed(self, miss: Missed) -> None:
-        """Note one reason for one pair; a later look at the same pair counts."""
+    def note_missed(self, miss: MissedMerge) -> None:
+        """Note why a pair was not merged; a later reason for the same pair replaces an earlier one."""
         if isinstance(miss.first.op, Identity) or isinstance(miss.second.op, Identity):
             return
         text = f"not merged with {miss.first.name}: {miss.reason}"
@@ -231,39 +229,45 @@ class Walk:
 
     # Additions.
 
-    def addition(self, node: Node) -> None:
-        """Merge two branches that start at the same value."""
+    def merge_addition(self, node: Node) -> None:
+        """Merge an addition or subtraction of two branches that start at the same value."""
         a, b = node.inputs
         dtype = node.output.type.dtype
         if a is None or b is None or a is b or a.data is not None or b.data is not None:
             return
         if dtype is None or not dtype.is_wide_float:
             return
-        found = _meeting(a, b, strict=True)
+        found = _common_source(a, b, sole_readers=True)
         if found is None:
-            shared = _meeting(a, b, strict=False)
+            shared = _common_source(a, b, sole_readers=False)
             if shared is not None and (shared[1] or shared[2]):
-                self.refuse(node, "a value inside a branch has other users")
+                self.note_refused(node, "a value inside a branch has other users")
             return
         source, first, second = found
         if all(isinstance(n.op, Identity) for n in (*first, *second)):
             return
-        reason = self.add(node, source, first, second)
+        reason = self.merge_branches(node, source, first, second)
         if reason is not None:
-            self.refuse(node, reason)
+            self.note_refused(node, reason)
 
-    def refuse(self, node: Node, reason: str) -> None:
+    def note_refused(self, node: Node, reason: str) -> None:
+        """Note why the branches of an addition are not merged."""
         self.reasons[node] = Refusal(node.name, f"branches not merged: {reason}", node.op.name)
 
-    def add(self, node: Node, source: Value, first: list[Node], second: list[Node]) -> str | None:
-        """Merge two branches and their addition; returns the reason when that fails."""
-        domain: Domain = ANY
-        for part in (*first, *second):
-            own = domain_of(part)
-            shared = own if isinstance(own, Refused) else meet(domain, own)
-            if isinstance(shared, Refused):
-                return shared.reason
-            domain = shared
+    def merge_branches(
+        self, node: Node, source: Value, first: list[Node], second: list[Node]
+    ) -> str | None:
+        """Merge two branches and their addition; returns the reason if that fails.
+
+        Args:
+            node: The addition or subtraction.
+            source: The value that both branches start from.
+            first: The nodes of the left operand's branch.
+            second: The nodes of the right operand's branch.
+        """
+        domain = _shared_domain([*first, *second])
+        if isinstance(domain, Refused):
+            return domain.reason
         rank = domain if isinstance(domain, int) and domain > 0 else 0
         channels = self.source_channels(source, domain, first, second)
         if channels is None:
@@ -276,17 +280,9 @@ class Walk:
             lifted.append(maps)
         parts = self.branch_links(first, second, lifted, rank, source)
         dtype = node.output.type.dtype
-        assert dtype is not None
-        sides: list[Affine] = []
-        for maps in lifted:
-            side = identity_map(rank, channels, source, dtype)
-            for affine in maps:
-                longer = side.then(affine, self.options.rules)
-                if isinstance(longer, Refused):
-                    return longer.reason
-                side = longer
-            sides.append(side)
-        total = sides[0] + (sides[1].negated() if isinstance(node.op, Sub) else sides[1])
+        if dtype is None:
+            return "the element type is not known"
+        total = self.branch_sum(node, identity_map(rank, channels, source, dtype), lifted)
         if isinstance(total, Refused):
             return total.reason
         after = next(p[-1].after for p in parts if p)
@@ -295,7 +291,7 @@ class Walk:
         cost = sum(link.cost for link in flat) + ELEMENT * total.outputs * after
         macs = sum(link.macs for link in flat)
         nodes = [*first, *second, node]
-        verdict = judge(nodes, total, (cost, macs), (before, after), self.options)
+        verdict = merge_cost(nodes, total, (cost, macs), (before, after), self.options)
         if isinstance(verdict, str):
             return verdict
         merge = Merge(nodes, source, total)
@@ -305,11 +301,32 @@ class Walk:
         self.emit_merge(merge)
         return None
 
+    def branch_sum(
+        self, node: Node, identity: Affine, lifted: Sequence[Sequence[Affine]]
+    ) -> Affine | Refused:
+        """The sum or the difference of two branches as one map.
+
+        Args:
+            node: The addition or subtraction.
+            identity: The identity on the source of the branches.
+            lifted: The maps of each branch.
+        """
+        sides: list[Affine] = []
+        for maps in lifted:
+            side = identity
+            for affine in maps:
+                longer = side.then(affine, self.options.rules)
+                if isinstance(longer, Refused):
+                    return longer
+                side = longer
+            sides.append(side)
+        return sides[0] + (sides[1].negated() if isinstance(node.op, Sub) else sides[1])
+
     @staticmethod
     def source_channels(
         source: Value, domain: Domain, first: list[Node], second: list[Node]
     ) -> int | None:
-        """The channels that both branches start from."""
+        """The number of channels of the value that both branches start from."""
         for path in (first, second):
             found = channels_of(path, domain, source) if path else None
             if found:
@@ -324,18 +341,27 @@ class Walk:
         rank: int,
         source: Value,
     ) -> list[list[Link]]:
-        """The links of both branches, with positions counted alike."""
-        known = [
-            positions([source, *(n.output for n in path)], maps, rank)
-            for path, maps in zip((first, second), lifted, strict=True)
-        ]
+        """The links of both branches; positions are absolute for both, or relative for both."""
+        known = [positions([source, *(n.output for n in path)], rank) for path in (first, second)]
         if None in known:
             known = [relative_positions(maps) for maps in lifted]
         return [
-            links(path, maps, places)
+            links_of(path, maps, places)
             for path, maps, places in zip((first, second), lifted, known, strict=True)
             if places is not None
         ]
+
+
+def _shared_domain(nodes: Sequence[Node]) -> Domain | Refused:
+    """The domain that fits all nodes."""
+    domain: Domain = ANY
+    for node in nodes:
+        own = domain_of(node)
+        shared = own if isinstance(own, Refused) else common_domain(domain, own)
+        if isinstance(shared, Refused):
+            return shared
+        domain = shared
+    return domain
 
 
 def _maps(
@@ -349,24 +375,24 @@ def _maps(
         return Refused("the branches take different numbers of channels")
     made: list[Affine] = []
     for node, count in zip(path, counts, strict=True):
-        value = data_input(node)
-        assert value is not None
-        found = affine_of(node, rank, count, value)
+        found = affine_of(node, rank, count)
         if isinstance(found, Refused):
             return found
         made.append(found)
     return made
 
 
-def _meeting(a: Value, b: Value, *, strict: bool) -> tuple[Value, list[Node], list[Node]] | None:
-    """The nearest value that two operands both come from through affine nodes.
+def _common_source(
+    a: Value, b: Value, *, sole_readers: bool
+) -> tuple[Value, list[Node], list[Node]] | None:
+    """The nearest value from which affine nodes compute both operands, and the nodes of both branches.
 
     Args:
         a: The first operand.
         b: The second operand.
-        strict: Pass only through values that nobody else reads.
+        sole_readers: Follow a value only if it has a single reader.
     """
-    left, right = _upstream(a, strict), _upstream(b, strict)
+    left, right = _upstream(a, sole_readers), _upstream(b, sole_readers)
     depth = {value: i for i, (value, _) in enumerate(left)}
     for i, (value, _) in enumerate(right):
         if value in depth:
@@ -376,10 +402,10 @@ def _meeting(a: Value, b: Value, *, strict: bool) -> tuple[Value, list[Node], li
     return None
 
 
-def _upstream(value: Value, strict: bool) -> list[tuple[Value, Node | None]]:
-    """``value`` and what it comes from, each with the affine node behind it."""
+def _upstream(value: Value, sole_readers: bool) -> list[tuple[Value, Node | None]]:
+    """``value`` and the values before it, each with the affine node that reads it on the way to ``value``."""
     found: list[tuple[Value, Node | None]] = [(value, None)]
-    while len(found) <= WINDOW and (value.has_one_use or not strict):
+    while len(found) <= WINDOW and (value.has_one_use or not sole_readers):
         node = value.producer
         before = None if node is None else data_input(node)
         if before is None:

@@ -1,7 +1,7 @@
-"""What ``merge-linear`` would make one map of, found without touching the graph.
+"""The merges that ``merge-linear`` would do, found without changing the graph.
 
-The pass itself runs on a copy of the structure (tensors are shared, composed weights stay lazy), so that a
-preview and the pass never disagree about what can be merged and what pays.
+The pass itself runs on a copy of the graph (the copy shares the tensors, and composed weights stay lazy), so that a
+preview and the pass always agree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...ir import Exactness, Graph, Node, Rewriter, Value
 from .algebra.affine import Affine
-from .merge_linear import MergeLinear, Walk
+from .merge_linear import LinearMerger, MergeLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Merged:
         source: The value that the map is applied to.
         nodes: The nodes, in topological order; the last one makes the result.
         affine: The map.
-        exactness: How well it stands for the nodes, all steps of its making counted.
+        exactness: The weakest exactness class among the merges that lead to the map.
     """
 
     source: Value
@@ -33,11 +33,11 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What a merge would do.
+    """The result of a preview.
 
     Attributes:
-        merged: The maps that it would end with, in topological order.
-        reasons: For nodes that were not merged with the one in front of them: why.
+        merged: The merged maps that the graph would have in the end, in topological order.
+        reasons: For a node that was not merged with the node before it: the reason.
     """
 
     merged: Sequence[Merged]
@@ -45,16 +45,16 @@ class Preview:
 
 
 def preview(graph: Graph, options: MergeLinear) -> Preview:
-    """What ``merge-linear`` with these options would merge in ``graph``, which stays as it is."""
+    """The merges that ``merge-linear`` with these options would do in ``graph``, which is not changed."""
     twin = graph.clone()
     values = dict(zip(twin.values(), graph.values(), strict=True))
     nodes = dict(zip(twin.nodes, graph.nodes, strict=True))
     place = {m: i for i, m in enumerate(graph.nodes)}
-    walk = Walk(options, Rewriter(twin))
-    walk.run(twin)
+    merger = LinearMerger(options, Rewriter(twin))
+    merger.run(twin)
     parts: dict[Node, tuple[list[Node], Exactness]] = {}
     final: dict[Node, Merged] = {}
-    for merge, made in walk.merges:
+    for merge, made in merger.merges:
         inside: list[Node] = []
         exactness = merge.affine.exactness
         for node in merge.nodes:
@@ -72,6 +72,6 @@ def preview(graph: Graph, options: MergeLinear) -> Preview:
     ]
     merged.sort(key=lambda m: place[m.nodes[-1]])
     reasons = {
-        nodes[n]: r.reason for n, r in walk.reasons.items() if n in nodes and n.graph is twin
+        nodes[n]: r.reason for n, r in merger.reasons.items() if n in nodes and n.graph is twin
     }
     return Preview(merged, reasons)

@@ -1,7 +1,8 @@
-"""``fold-masks``: masks that need not outlast training any more.
+"""``fold-masks``: lasting masks become zeros in ordinary weights.
 
-A masked weight (:mod:`graphshrink.ir.masks.masked_tensor`) keeps its zeros either way; the FX target writes a lasting mask as a
-parametrization, and any other one as zeros in an ordinary parameter.
+A masked weight (:mod:`graphshrink.ir.masks.masked_tensor`) has zeros with either kind of mask. The torch target writes a
+lasting mask as a parametrization, so that the zeros stay during training, and any other mask as zeros in an ordinary
+parameter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..infra.registry import register
 @register
 @dataclass(frozen=True)
 class FoldMasks(Pass):
-    """Make weights with lasting masks ordinary ones with zeros. Run it when training is over."""
+    """Make weights with lasting masks ordinary weights with zeros. Run it after training."""
 
     name = "fold-masks"
     ensures = (NO_LASTING_MASKS,)

@@ -1,7 +1,7 @@
-"""What the layers that are to be made sparse read, and what a change of their weights does to their outputs.
+"""Statistics of the inputs of layers that are made sparse, and the output error that a change of weights causes.
 
-Where a layer has a bias, the bias can take the mean of whatever is lost: ``b - D E[x]`` for a change ``D`` of the weight. What
-is left of the error is then that of the inputs without their mean, ``tr(D (G - n E[x] E[x]^T) D^T)``.
+If a layer has a bias, the bias can compensate the mean of the error: ``b - D E[x]`` for a change ``D`` of the weight. The
+remaining error is that of the inputs minus their mean, ``tr(D (G - n E[x] E[x]^T) D^T)``.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Graph, MatMul, Node, Tensor
+from ...ir import Graph, MatMul, Node, Tensor, UsageError
 from ...ir.analysis.weights import NmWeight
-from ..merge.algebra.tensors import Array64, exact
+from ..merge.algebra.tensors import Array64, from_float64
 from ..statistics.gram import GramMatrix, InputMoments
 from ..statistics.im2col import columns_problem, weight_rows
 from ..statistics.requests import Calibration, Results
@@ -21,7 +21,13 @@ from .sparse_weights import output_change
 
 
 class LayerInputs:
-    """What the layers of one wave read: summed over all nodes that read one weight."""
+    """Statistics of the inputs of the layers of one wave, summed over all nodes that read the same weight.
+
+    Attributes:
+        refit_bias: Whether biases compensate the mean of the error.
+        requests: For each weight, a request for each of its readers.
+        problems: For a weight without statistics: the reason.
+    """
 
     def __init__(
         self,
@@ -32,7 +38,7 @@ class LayerInputs:
         refit_bias: bool,
     ) -> None:
         self.refit_bias = refit_bias
-        self.found: Results | None = None
+        self._results: Results | None = None
         self.requests: dict[NmWeight, list[Any]] = {}
         self.problems: dict[NmWeight, str] = {}
         if calibration is None:
@@ -40,7 +46,7 @@ class LayerInputs:
         for weight in wave:
             problem = columns_problem(weight.node)
             if problem:
-                self.problems[weight] = f"{problem}: only method=magnitude takes it"
+                self.problems[weight] = f"{problem}: only method=magnitude supports it"
                 continue
             requests: list[Any] = [GramMatrix(node) for node in weight.readers]
             problem = requests[0].problem()
@@ -50,10 +56,21 @@ class LayerInputs:
                 self.problems[weight] = problem
                 continue
             self.requests[weight] = requests
-        self.found = calibration.collect(graph, [r for rs in self.requests.values() for r in rs])
+        self._results = calibration.collect(graph, [r for rs in self.requests.values() for r in rs])
 
-    def centred(self, weight: NmWeight) -> bool:
-        """Whether biases take the mean of what is lost."""
+    @property
+    def results(self) -> Results:
+        """The collected statistics.
+
+        Raises:
+            UsageError: If there is no calibration data.
+        """
+        if self._results is None:
+            raise UsageError("there is no calibration data")
+        return self._results
+
+    def is_centred(self, weight: NmWeight) -> bool:
+        """Whether biases compensate the mean of the error."""
         return (
             self.refit_bias
             and weight in self.requests
@@ -61,41 +78,46 @@ class LayerInputs:
         )
 
     def gram(self, weight: NmWeight, *, raw: bool = False) -> Array64:
-        """The Gram matrix ``(groups, K, K)`` of the inputs: without their means where biases take these, or ``raw``."""
-        assert self.found is not None
-        total: Array64 | None = None
-        for request in self.requests[weight]:
-            gram = self.found[request]
-            matrix = gram.scatter if self.centred(weight) and not raw else gram.matrix
-            total = matrix if total is None else total + matrix
-        assert total is not None
+        """The Gram matrix ``(groups, K, K)`` of the inputs.
+
+        Args:
+            weight: The weight.
+            raw: Keep the means of the inputs, even if biases compensate them.
+        """
+        centred = self.is_centred(weight) and not raw
+        grams = [self.results[request] for request in self.requests[weight]]
+        total: Array64 = grams[0].scatter if centred else grams[0].matrix
+        for gram in grams[1:]:
+            total = total + (gram.scatter if centred else gram.matrix)
         return total
 
     def squares(self, weight: NmWeight) -> Array64:
-        """The diagonal of that matrix, ``(groups, K)``."""
-        assert self.found is not None
+        """The diagonal of the Gram matrix of the inputs, ``(groups, K)``."""
         requests = self.requests[weight]
         if isinstance(requests[0], GramMatrix):
             return np.diagonal(self.gram(weight), axis1=1, axis2=2)
-        found = [self.found[request] for request in requests]
-        centred = self.centred(weight)
+        found = [self.results[request] for request in requests]
+        centred = self.is_centred(weight)
         return np.asarray(np.sum([f.scatter if centred else f.squares for f in found], axis=0))
 
     def biases(self, weight: NmWeight, change: Array64) -> dict[Node, Tensor]:
-        """The biases that make up for the mean of what a change of the weight does to the outputs."""
-        if not self.centred(weight):
+        """The biases that compensate the mean error of a change of the weight; empty if biases stay as they are."""
+        if not self.is_centred(weight):
             return {}
-        assert self.found is not None
         made: dict[Node, Tensor] = {}
         for node, request in zip(weight.readers, self.requests[weight], strict=True):
             bias = _bias(node)
-            assert bias is not None
-            shift = np.einsum("grk,gk->gr", weight_rows(node, change), self.found[request].mean)
-            made[node] = exact(bias.float64() - shift.reshape(-1), bias.dtype, bias)
+            if bias is None:  # ``is_centred`` excludes it.
+                continue
+            shift = np.einsum("grk,gk->gr", weight_rows(node, change), self.results[request].mean)
+            made[node] = from_float64(bias.float64() - shift.reshape(-1), bias.dtype, bias)
         return made
 
     def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:
-        """How far the outputs move, relative to what they were without their bias, in root mean squares."""
+        """The root mean square of the change of the outputs, relative to that of the outputs without bias.
+
+        ``None`` if there are no Gram matrices.
+        """
         requests = self.requests.get(weight)
         if not requests or not isinstance(requests[0], GramMatrix):
             return None
@@ -110,7 +132,7 @@ class LayerInputs:
 
 
 def gram_bytes(weight: NmWeight) -> int:
-    """What the Gram matrices of a weight's inputs take; 0 where they are not made."""
+    """The bytes of the Gram matrices of a weight's inputs; 0 if they are not computed."""
     if columns_problem(weight.node):
         return 0
     size = sum(GramMatrix(node).nbytes() for node in weight.readers)
@@ -118,6 +140,6 @@ def gram_bytes(weight: NmWeight) -> int:
 
 
 def _bias(node: Node) -> Tensor | None:
-    """The bias of a layer, where it is a constant."""
+    """The bias of a layer; ``None`` if there is none or it is not a constant."""
     value = None if isinstance(node.op, MatMul) else node.input(2)
     return None if value is None else value.data

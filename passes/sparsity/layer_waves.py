@@ -1,7 +1,6 @@
-"""The order in which layers are changed one after another, and which of them can be measured in one run.
+"""Waves of layers: layers whose inputs do not depend on each other, which one calibration run can measure together.
 
-A layer whose inputs do not depend on another changed layer can be measured together with it: the query, key and value
-projections of an attention block, the branches of a residual block.
+Examples are the query, key and value projections of an attention block, and the first layers of parallel branches.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from ...ir import Graph, Node, Value
 T = TypeVar("T")
 
 
-def waves(graph: Graph, layers: Mapping[T, Sequence[Node]]) -> list[list[T]]:
-    """Layers in an order in which each comes after those that its inputs depend on, in groups that share a run.
+def layer_waves(graph: Graph, layers: Mapping[T, Sequence[Node]]) -> list[list[T]]:
+    """Groups of layers in topological order: each layer comes after the groups that its inputs depend on.
 
     Args:
         graph: The graph.
-        layers: The nodes of each layer: one, or several that read one weight. Such a layer comes where its last node
-            stands; the inputs of that node may depend on the layer itself.
+        layers: The nodes of each layer: one node, or several that read the same weight. A layer with several nodes is
+            in the group of its last node, whose inputs may depend on the layer itself.
     """
     own: dict[Node, list[T]] = {}
     for layer, nodes in layers.items():

@@ -1,8 +1,9 @@
-"""``sparsify``: weights of convolutions and dense layers get an N:M pattern, or lose a part of their numbers.
+"""``sparsify``: prune weights of convolutions and dense layers to an N:M pattern, or by a fraction of all numbers.
 
-Which weights can have a pattern, and along which axis, is said in :mod:`.nm_weights`; :mod:`.sparse_weights` has the
-methods. With calibration data, layers are made sparse one after the other, each by what it reads from the layers that are
-sparse already (:mod:`.layer_waves`), so that later layers make up for earlier ones.
+:mod:`graphshrink.ir.analysis.weights` decides which weights can have a pattern, and along which axis;
+:mod:`.sparse_weights` has the methods. With calibration data, layers are pruned one after the other. The inputs of each
+layer are measured after the layers before it are pruned (:mod:`.layer_waves`), so that later layers compensate the
+errors of earlier ones.
 
 The order of a pipeline: fold and merge, permute, then sparsify.
 """
@@ -35,48 +36,48 @@ from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list, named_nodes
 from ..infra.registry import register
 from ..merge.algebra.tensors import Array64, out_of_range
-from ..statistics.im2col import restored, tap_major, weight_rows
-from ..statistics.requests import Calibration, within
+from ..statistics.im2col import tap_major, weight_from_rows, weight_rows
+from ..statistics.requests import Calibration, groups_within_memory
 from .layer_inputs import LayerInputs, gram_bytes
-from .layer_waves import waves
-from .sparse_weights import Keep, sparsegpt, wanda
+from .layer_waves import layer_waves
+from .sparse_weights import PruningRule, sparsegpt, wanda
 
 Kind = Literal["conv", "conv-transpose", "linear", "matmul"]
 
 OPS: dict[Kind, type] = {
     "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
 }  # fmt: skip
-"""What the option ``ops`` may name."""
+"""The choices of the option ``ops``."""
 
 SHOWN = 3
-"""How many reasons an error lists."""
+"""The number of reasons that an error lists."""
 
 
 @register
 @dataclass(frozen=True)
 class Sparsify(Pass):
-    """Make weights sparse: at most n of every m numbers along the reduction axis are kept.
+    """Make weights sparse: keep at most n of every m numbers along the reduction axis.
 
     Attributes:
-        n: How many numbers are kept.
-        m: Of how many.
-        sparsity: Instead of a pattern: the part of each weight's numbers that is pruned, wherever they stand.
-        method: How they are chosen: ``magnitude``; ``wanda``, magnitude times the size of the input; or
-            ``sparsegpt``, which also changes the numbers that stay so that the outputs change least. The latter two
+        n: How many numbers of each group of m are kept.
+        m: The size of a group.
+        sparsity: The fraction of each weight that is pruned, at any position, instead of an N:M pattern.
+        method: How numbers are chosen: ``magnitude``; ``wanda``, magnitude times the norm of the input; or
+            ``sparsegpt``, which also changes the kept numbers so that the outputs change least. The latter two
             need calibration data.
-        layers: Names of layers, or patterns with * and ?; all when not given.
+        layers: Names of layers, or patterns with * and ?; all layers if not given.
         skip: Names of layers, or patterns, that stay dense.
-        ops: Kinds of layers: conv, conv-transpose, linear, matmul; all when not given.
+        ops: Kinds of layers: conv, conv-transpose, linear, matmul; all kinds if not given.
         min_size: Weights with fewer numbers stay dense.
-        dense_fallback: Layers stay dense where sparse kernels are not likely to be faster (fewer than 256 channels
-            on either side, or groups).
-        sequential: Measure what a layer reads after the layers before it were made sparse. Otherwise all are measured
-            in one run, which takes less time.
-        refit_bias: With calibration data, let the biases that there are make up for the mean of what is lost; what is
-            left of the error is then chosen to vary least.
-        lasting: In torch, write masks as parametrizations, so that the zeros outlast training; fold-masks ends that.
-        damping: SparseGPT: what is added to the diagonal of the Hessian, relative to its mean.
-        block: SparseGPT: how many columns are updated together.
+        dense_fallback: Keep layers dense if sparse kernels are not likely to be faster (fewer than 256 channels on
+            either side, or groups).
+        sequential: Measure the inputs of a layer after the layers before it were made sparse. Otherwise all layers are
+            measured in one run, which is faster.
+        refit_bias: With calibration data, change existing biases to compensate the mean error; the weights are then
+            chosen for the least variance of the error.
+        lasting: In torch, write masks as parametrizations, so that the zeros stay during training; fold-masks ends that.
+        damping: SparseGPT: the number added to the diagonal of the Hessian, relative to its mean.
+        block: SparseGPT: the number of columns that are updated together.
     """
 
     name = "sparsify"
@@ -101,15 +102,15 @@ class Sparsify(Pass):
         Pattern(self.n, self.m)
 
     @property
-    def keep(self) -> Keep:
-        """What stays of a weight."""
+    def keep(self) -> PruningRule:
+        """Which weights are kept."""
         if self.sparsity is None:
-            return Keep(Pattern(self.n, self.m), self.n / self.m)
-        return Keep(None, 1 - self.sparsity)
+            return PruningRule(Pattern(self.n, self.m), self.n / self.m)
+        return PruningRule(None, 1 - self.sparsity)
 
     @property
     def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
-        """Magnitudes need no data."""
+        """Calibration data, except for magnitudes."""
         return () if self.method == "magnitude" else (CALIBRATION_DATA,)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
@@ -117,8 +118,8 @@ class Sparsify(Pass):
         done = 0
         for wave in self._waves(graph, chosen, ctx.calibration):
             made: list[_Pruned] = []
-            # All of a wave is measured before any of it changes, a part at a time where memory is short.
-            for part in within(wave, gram_bytes):
+            # Measure a whole wave before any of its layers changes, in parts if memory is short.
+            for part in groups_within_memory(wave, gram_bytes):
                 inputs = LayerInputs(graph, part, ctx.calibration, self.method, self.refit_bias)
                 for weight in part:
                     try:
@@ -128,7 +129,7 @@ class Sparsify(Pass):
                     done += 1
                     ctx.progress(done, len(chosen), "layers made sparse")
             for found in made:
-                found.put(rw)
+                found.write(rw)
 
     def _waves(
         self, graph: Graph, chosen: Sequence[NmWeight], calibration: Calibration | None
@@ -136,13 +137,13 @@ class Sparsify(Pass):
         if calibration is None or not self.sequential:
             yield chosen
             return
-        yield from waves(graph, {weight: weight.readers for weight in chosen})
+        yield from layer_waves(graph, {weight: weight.readers for weight in chosen})
 
     def _chosen(self, graph: Graph, rw: Rewriter) -> list[NmWeight]:
-        """The weights that are to be made sparse; the others are refused.
+        """The weights that are to be made sparse; records a refusal for every other weight.
 
         Raises:
-            PassError: If there are none, or a name stands for nothing.
+            PassError: If there are none, or a name matches nothing.
         """
         only = named_nodes(graph, self.layers, "sparsify: layers") if self.layers else None
         without = named_nodes(graph, self.skip, "sparsify: skip") if self.skip else set()
@@ -165,11 +166,11 @@ class Sparsify(Pass):
         return chosen
 
     def _reason(self, weight: NmWeight, without: set[Node], kinds: tuple[type, ...]) -> str | None:
-        """Why a weight stays dense."""
+        """The reason why a weight stays dense; ``None`` if it can be made sparse."""
         if not without.isdisjoint(weight.readers):
-            return "it is to be skipped"
+            return "the option skip names it"
         if kinds and not all(isinstance(node.op, kinds) for node in weight.readers):
-            return f"only {', '.join(name_list(self.ops))} are to be made sparse"
+            return f"the option ops names only {', '.join(name_list(self.ops))}"
         reason = weight.reason(Pattern(self.n, self.m), self.min_size)
         if self.sparsity is not None and weight.problem is None:
             size = (
@@ -190,20 +191,19 @@ class Sparsify(Pass):
         return None
 
     def _pruned(self, weight: NmWeight, inputs: LayerInputs) -> _Pruned:
-        """A weight made sparse.
+        """The sparse form of a weight.
 
         Raises:
-            ValueError: If it stays dense; the reason.
+            ValueError: If it stays dense; the message is the reason.
         """
-        value, reduction = weight.value, weight.reduction
-        assert value is not None
-        assert value.data is not None
-        assert reduction is not None
-        old = value.data.float64()
+        data, reduction = _data(weight), weight.reduction
+        if reduction is None:
+            raise ValueError(weight.problem or "it has no reduction axis")
+        old = data.float64()
         if not np.isfinite(old).all():
             raise ValueError("its weight is not finite everywhere")
         keep, note = self.keep, ""
-        weights: Tensor = value.data
+        weights: Tensor = data
         if self.method != "magnitude":
             weights, mask, note = self._by_data(weight, old, inputs)
         elif keep.pattern is None:
@@ -227,19 +227,20 @@ class Sparsify(Pass):
     def _by_data(
         self, weight: NmWeight, old: Array64, inputs: LayerInputs
     ) -> tuple[Tensor, Mask, str]:
-        """A weight by what it reads, which of its numbers are kept, and what there is to say.
+        """A weight pruned by the statistics of its inputs.
+
+        Returns:
+            The weight, the mask of the kept numbers, and a note for the report.
 
         Raises:
-            ValueError: If there are no statistics, or they are of no use.
+            ValueError: If there are no statistics, or they are not usable; the message is the reason.
         """
         node = weight.node
         problem = inputs.problems.get(weight)
         if problem:
             raise ValueError(problem)
         order = tap_major(node)
-        assert weight.value is not None
-        data = weight.value.data
-        assert data is not None
+        data = _data(weight)
         rows = weight_rows(node, old)[:, :, order]
         made, mask, damping = rows.copy(), np.empty(rows.shape, bool), self.damping
         if self.method == "wanda":
@@ -255,21 +256,32 @@ class Sparsify(Pass):
                     )  # fmt: skip
                 damping = max(damping, used)
         made[:, :, order], mask[:, :, order] = made.copy(), mask.copy()
-        kept = np.ascontiguousarray(restored(node, mask))
+        kept = np.ascontiguousarray(weight_from_rows(node, mask))
         if self.method == "wanda":
             return data, kept, ""
         with np.errstate(over="ignore"):
-            stored = restored(node, made).astype(data.dtype.numpy, order="C")
+            stored = weight_from_rows(node, made).astype(data.dtype.numpy, order="C")
         if not np.isfinite(stored.astype(np.float64)).all():
             raise ValueError(f"an updated number is beyond the range of {data.dtype.value}")
         note = "" if damping == self.damping else f" (damping raised to {damping:g})"
-        # A form of the old weight: what was trained stays trainable.
+        # With the old weight as its source, a trainable parameter stays trainable.
         return LazyTensor(data.shape, data.dtype, lambda: stored, source=data), kept, note
+
+
+def _data(weight: NmWeight) -> Tensor:
+    """The tensor of a weight.
+
+    Raises:
+        ValueError: If it is not a constant.
+    """
+    if weight.value is None or weight.value.data is None:
+        raise ValueError(weight.problem or "its weight is not a constant")
+    return weight.value.data
 
 
 @dataclass(frozen=True)
 class _Pruned:
-    """A weight made sparse, not yet put into the graph."""
+    """A sparse weight that is not yet in the graph."""
 
     weight: NmWeight
     tensor: Tensor
@@ -277,10 +289,11 @@ class _Pruned:
     what: str
     measures: dict[str, float]
 
-    def put(self, rw: Rewriter) -> None:
-        """Let all readers of the weight read the sparse one."""
+    def write(self, rw: Rewriter) -> None:
+        """Replace the weight in all its readers."""
         value, readers = self.weight.value, self.weight.readers
-        assert value is not None
+        if value is None:
+            return
         with rw.rewrite(self.what, *readers, measures=self.measures):
             made = rw.constant(self.tensor, f"{value.name}.sparse")
             for node, index in value.uses:

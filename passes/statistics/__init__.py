@@ -1,1 +1,1 @@
-"""What passes may ask of calibration data, and how it is computed from streamed batches."""
+"""Statistics of calibration data that passes can request, computed from streamed batches."""

@@ -1,4 +1,4 @@
-"""Gram matrices and moments of what layers read, column by column."""
+"""Gram matrices and moments of the inputs of linear layers (columns; see :mod:`.im2col`)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir import (
-    Node,
-    UsageError,
-    Value,
-)
+from ...ir import Node, UsageError, Value
 from ..merge.algebra.tensors import Array64
 from .finite import check_finite, diagonals
 from .im2col import Array, columns, columns_size
 from .requests import Accumulator, R, Request
 
 GRAM_BYTES = 1 << 29
-"""The largest Gram matrix that is made: K = 8192 for one group."""
+"""The largest Gram matrix that is computed, in bytes: K = 8192 for one group."""
 
 
 @dataclass(frozen=True)
-class _OfColumns(Request[R]):
+class _ColumnRequest(Request[R]):
     """A statistic of the columns that a layer reads."""
 
     node: Node
 
     def values(self) -> tuple[Value, ...]:
-        x = self.node.inputs[0]
-        assert x is not None
-        return (x,)
+        return (self.node.required(0),)
 
 
 class _ColumnAccumulator(Accumulator[R]):
-    """The running mean of columns, relative to the first column of each group."""
+    """Computes the mean of columns, as a distance from the first column of each group."""
 
     def __init__(self, node: Node) -> None:
         self.node, self.count = node, 0
         self.origin = np.zeros(columns_size(node))
-        self.apart = np.zeros_like(self.origin)
+        self.distance = np.zeros_like(self.origin)
 
     def add(self, *arrays: Array) -> None:
         for part in columns(self.node, arrays[0]):
@@ -52,25 +46,25 @@ class _ColumnAccumulator(Accumulator[R]):
                 part -= self.origin[:, :, None]
                 mean = part.mean(2)
                 part -= mean[:, :, None]
-                shift = mean - self.apart
-                self.take(part, shift, self.count * n / total)
-                self.apart += shift * (n / total)
+                shift = mean - self.distance
+                self.update(part, shift, self.count * n / total)
+                self.distance += shift * (n / total)
             self.count = total
 
-    def take(self, part: Array64, shift: Array64, weight: float) -> None:
-        """Add up what else is asked for.
+    def update(self, part: Array64, shift: Array64, weight: float) -> None:
+        """Update the other statistics with new columns.
 
         Args:
-            part: Columns ``(groups, K, n)`` without their mean.
-            shift: How far their mean is from that of all columns before.
-            weight: What the square of the shift counts.
+            part: The columns ``(groups, K, n)`` minus their mean.
+            shift: ``(groups, K)``: their mean minus the mean of all earlier columns.
+            weight: The factor of the square of ``shift`` in a sum of squares.
         """
         raise NotImplementedError
 
     @property
     def mean(self) -> Array64:
         """The mean column."""
-        found: Array64 = self.origin + self.apart
+        found: Array64 = self.origin + self.distance
         return found
 
 
@@ -96,8 +90,8 @@ class Gram:
 
 
 @dataclass(frozen=True)
-class GramMatrix(_OfColumns[Gram]):
-    """The Gram matrix of what a convolution, transposed convolution or dense layer reads.
+class GramMatrix(_ColumnRequest[Gram]):
+    """Requests the Gram matrix of the inputs of a convolution, transposed convolution or dense layer.
 
     Attributes:
         node: The layer.
@@ -108,7 +102,7 @@ class GramMatrix(_OfColumns[Gram]):
         return 8 * groups * k * k
 
     def problem(self) -> str:
-        """Why the matrix is not made; empty when it is."""
+        """The reason why the matrix is not computed; empty if it is."""
         size, k = self.nbytes(), columns_size(self.node)[1]
         if size <= GRAM_BYTES:
             return ""
@@ -129,11 +123,11 @@ class _GramAccumulator(_ColumnAccumulator[Gram]):
         groups, k = self.origin.shape
         self.scatter = np.zeros((groups, k, k))
 
-    def take(self, part: Array64, shift: Array64, weight: float) -> None:
-        for matrix, rows, apart in zip(self.scatter, part, shift, strict=True):
+    def update(self, part: Array64, shift: Array64, weight: float) -> None:
+        for matrix, rows, row_shift in zip(self.scatter, part, shift, strict=True):
             matrix += rows @ rows.T
             if weight:
-                product = np.outer(apart, apart)
+                product = np.outer(row_shift, row_shift)
                 product *= weight
                 matrix += product
 
@@ -146,7 +140,7 @@ class _GramAccumulator(_ColumnAccumulator[Gram]):
 
 @dataclass(frozen=True)
 class InputStats:
-    """Statistics of each input of a layer's columns.
+    """The mean and the spread of each entry of a layer's columns.
 
     Attributes:
         scatter: ``(groups, K)``: the sums of squared distances from the mean.
@@ -165,8 +159,8 @@ class InputStats:
 
 
 @dataclass(frozen=True)
-class InputMoments(_OfColumns[InputStats]):
-    """The diagonal of :class:`GramMatrix`, for layers of any size.
+class InputMoments(_ColumnRequest[InputStats]):
+    """Requests the diagonal of the Gram matrix, for layers of any size.
 
     Attributes:
         node: The layer.
@@ -181,7 +175,7 @@ class _InputAccumulator(_ColumnAccumulator[InputStats]):
         super().__init__(node)
         self.scatter = np.zeros_like(self.origin)
 
-    def take(self, part: Array64, shift: Array64, weight: float) -> None:
+    def update(self, part: Array64, shift: Array64, weight: float) -> None:
         self.scatter += np.einsum("gkn,gkn->gk", part, part) + weight * shift**2
 
     def result(self) -> InputStats:

@@ -1,8 +1,8 @@
-"""What a linear layer reads, as columns: every output is a row of the weight times one column.
+"""The input of a linear layer as columns (im2col): every output is a row of the weight times one column.
 
 For a convolution, column ``j`` holds the padded input under the kernel at output position ``j``, group by group, in the
-order of ``weight.reshape(out, -1)``: channel first, then taps. For a transposed convolution it is the input with zeros
-stuffed between its pixels, as its outputs read it: the order is (channel of the group, taps) there too. So for each
+order of ``weight.reshape(out, -1)``: channel first, then taps. For a transposed convolution, zeros are inserted between
+the pixels of the input; the order is (channel of the group, taps) too. So for each
 group ``outputs = W @ columns`` with ``W`` of shape ``(outputs / groups, K)``; see :func:`weight_rows`.
 """
 
@@ -21,24 +21,24 @@ from ..merge.algebra.tensors import Array64
 Array = npt.NDArray[Any]
 
 CHUNK_BYTES = 1 << 26
-"""About how many bytes of columns are made at a time."""
+"""The approximate number of bytes of columns that are made at a time."""
 
 
 def columns_problem(node: Node) -> str:
-    """Why a node's input cannot be read as columns; empty when it can."""
+    """The reason why the input of a node cannot be read as columns; empty if it can."""
     weight = node.input(1)
     if isinstance(node.op, MatMul):
         if weight is None or weight.data is None or weight.type.rank != 2:
-            return "MatMul is a dense layer only where its second operand is a constant matrix"
+            return "MatMul is a dense layer only if its second operand is a constant matrix"
     elif not isinstance(node.op, Conv | ConvTranspose | Linear):
-        return f"{node.op.name} is no convolution or dense layer"
+        return f"{node.op.name} is neither a convolution nor a dense layer"
     if weight is None or weight.type.static_shape is None:
         return "the shape of its weight is not known"
     return ""
 
 
 def columns_size(node: Node) -> tuple[int, int]:
-    """``(groups, K)`` of a convolution or dense layer, ``K`` being the size of a column in each group.
+    """The number of groups of a linear layer, and the size ``K`` of a column in each group.
 
     Raises:
         ValueError: If the node's input cannot be read as columns.
@@ -55,7 +55,7 @@ def columns_size(node: Node) -> tuple[int, int]:
 
 
 def weight_rows(node: Node, weight: Array) -> Array:
-    """The weight as ``(groups, outputs / groups, K)``, the factor of the columns."""
+    """The weight as ``(groups, outputs / groups, K)``, so that ``outputs = weight_rows @ columns``."""
     match node.op:
         case ConvTranspose(groups=groups):
             split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
@@ -67,8 +67,8 @@ def weight_rows(node: Node, weight: Array) -> Array:
     return weight[None]
 
 
-def restored(node: Node, rows: Array) -> Array:
-    """The weight of these rows: the inverse of :func:`weight_rows`."""
+def weight_from_rows(node: Node, rows: Array) -> Array:
+    """The weight in its own shape, from its rows; the inverse of :func:`weight_rows`."""
     shape = _weight_shape(node)
     if isinstance(node.op, ConvTranspose):
         split = rows.reshape(node.op.groups, shape[1], shape[0] // node.op.groups, -1)
@@ -77,29 +77,29 @@ def restored(node: Node, rows: Array) -> Array:
 
 
 def tap_major(node: Node) -> npt.NDArray[np.intp]:
-    """The places of a column's entries when they are ordered by tap first, then by channel.
+    """The permutation ``(K,)`` that orders the entries of a column by tap first, then by channel.
 
-    ``column[tap_major(node)]`` has the channels at one tap side by side, as N:M patterns want them.
+    ``column[tap_major(node)]`` has the channels at one tap next to each other, as N:M patterns need them.
     """
     taps = math.prod(_weight_shape(node)[2:])
     return np.arange(columns_size(node)[1]).reshape(-1, taps).T.reshape(-1)
 
 
 def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Array64]:
-    """The columns of a batch, some at a time.
+    """The columns of a batch, in chunks.
 
     Args:
-        node: A convolution, transposed convolution or dense layer with a weight of known shape, or the product with a
+        node: A convolution, transposed convolution or dense layer with a weight of known shape, or a MatMul with a
             constant matrix.
-        array: Its input for one batch.
-        limit: About how many bytes to make at a time.
+        array: The input of the node for one batch.
+        limit: The approximate number of bytes of a chunk.
 
     Yields:
         Arrays ``(groups, K, n)`` in float64.
 
     Raises:
         ValueError: If the node's input cannot be read as columns.
-        UsageError: If the batch is none that the node takes.
+        UsageError: If the shape of the batch does not fit the node.
     """
     op, shape = node.op, _weight_shape(node)
     kernel = shape[2:]
@@ -112,7 +112,7 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
         return
     assert isinstance(op, Conv | ConvTranspose)
     if isinstance(op, Conv):
-        windows = _windows(_padded(array, op.pads), kernel, op.strides, op.dilations)
+        windows = _windows(_pad_spatial(array, op.pads), kernel, op.strides, op.dilations)
     else:
         extra = op.output_padding or (0,) * op.spatial_rank
         reach = [d * (k - 1) for d, k in zip(op.dilations, kernel, strict=True)]
@@ -121,11 +121,11 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
             *(r - p for r, p in zip(reach, op.pads[:n], strict=True)),
             *(r - p + e for r, p, e in zip(reach, op.pads[n:], extra, strict=True)),
         )
-        stuffed = _padded(_stuffed(array, op.strides), pads)
+        stuffed = _pad_spatial(_insert_zeros(array, op.strides), pads)
         windows = _windows(stuffed, kernel, (1,) * n, op.dilations)
-        # The first tap meets the last pixel.
+        # A transposed convolution applies the taps in reverse order.
         windows = np.flip(windows, tuple(range(-n, 0)))
-    yield from _cut(windows, op.groups, op.spatial_rank, limit)
+    yield from _columns_of_windows(windows, op.groups, op.spatial_rank, limit)
 
 
 def _weight_shape(node: Node) -> tuple[int, ...]:
@@ -149,8 +149,8 @@ def _check_input(node: Node, shape: Sequence[int], array: Array) -> None:
         )
 
 
-def _padded(array: Array, pads: Sequence[int]) -> Array:
-    """Spatial axes padded with zeros; negative pads crop."""
+def _pad_spatial(array: Array, pads: Sequence[int]) -> Array:
+    """The array with its spatial axes padded with zeros, or cropped by negative pads."""
     n = len(pads) // 2
     grow = [(0, 0), (0, 0), *((max(0, pads[i]), max(0, pads[n + i])) for i in range(n))]
     padded = np.pad(array, grow) if any(map(any, grow)) else array
@@ -158,8 +158,8 @@ def _padded(array: Array, pads: Sequence[int]) -> Array:
     return padded[(slice(None), slice(None), *crop)]
 
 
-def _stuffed(array: Array, strides: Sequence[int]) -> Array:
-    """Zeros between the pixels: ``strides - 1`` of them."""
+def _insert_zeros(array: Array, strides: Sequence[int]) -> Array:
+    """The array with ``stride - 1`` zeros between two pixels along each spatial axis."""
     sizes = [(d - 1) * s + 1 for d, s in zip(array.shape[2:], strides, strict=True)]
     made = np.zeros((*array.shape[:2], *sizes), array.dtype)
     made[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = array
@@ -169,7 +169,7 @@ def _stuffed(array: Array, strides: Sequence[int]) -> Array:
 def _windows(
     array: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
-    """A view ``(N, C, *outputs, *kernel)``."""
+    """All windows of a padded input, as a view ``(N, C, *outputs, *kernel)``."""
     n = len(kernel)
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(array, span, tuple(range(2, 2 + n)))
@@ -177,8 +177,8 @@ def _windows(
     return view[(slice(None), slice(None), *steps)]
 
 
-def _cut(windows: Array, groups: int, n: int, limit: int) -> Iterator[Array64]:
-    """Windows as columns, cut along the batch and, where one sample is too much, the first output axis."""
+def _columns_of_windows(windows: Array, groups: int, n: int, limit: int) -> Iterator[Array64]:
+    """The windows as columns, cut along the batch and, if one sample is too large, along the first output axis."""
     split = windows.reshape(len(windows), groups, windows.shape[1] // groups, *windows.shape[2:])
     outputs, kernel = range(3, 3 + n), range(3 + n, 3 + 2 * n)
     view = split.transpose(1, 2, *kernel, 0, *outputs)

@@ -1,8 +1,8 @@
-"""What passes may ask of calibration data: moments of channels and activations, Gram matrices of what layers read.
+"""Requests for moments of channels and activations.
 
-All is accumulated in float64, as distances from the first number of each channel; batches are combined by the update of
-Chan, Golub and LeVeque (1979). So second moments are sums of squares and never negative, they stay accurate where the mean is
-large beside the spread, and a channel that is constant has a variance of exactly 0.
+Everything is accumulated in float64, as distances from the first number of each channel; batches are combined by the
+update of Chan, Golub and LeVeque (1979). So second moments are sums of squares and never negative, they are accurate
+even if the mean is large compared to the spread, and a constant channel has a variance of exactly 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ...ir import (
     UsageError,
     Value,
 )
-from ..depth.affine_fit import Moments
+from ..depth.affine_fit import ActivationStats
 from ..merge.algebra.tensors import Array64
 from .finite import check_finite
 from .im2col import Array
@@ -47,11 +47,11 @@ class ChannelStats:
     """Statistics of each channel (float64 vectors of one size).
 
     Attributes:
-        count: How many numbers of each channel were seen.
+        count: The number of values of each channel.
         mean: The means.
         var: The variances (of the population: divided by ``count``).
-        min: The least numbers.
-        max: The largest numbers.
+        min: The smallest values.
+        max: The largest values.
     """
 
     count: int
@@ -68,11 +68,11 @@ class ChannelStats:
 
 @dataclass(frozen=True)
 class ChannelMoments(Request[ChannelStats]):
-    """Moments of a value along an axis, over all others.
+    """Requests the moments of each channel of a value, over all other axes.
 
     Attributes:
         value: The value.
-        axis: The axis of the channels; negative counts from the end.
+        axis: The axis of the channels; a negative one counts from the end.
     """
 
     value: Value
@@ -85,20 +85,20 @@ class ChannelMoments(Request[ChannelStats]):
         return _ChannelAccumulator(f"%{self.value.name}", self.axis)
 
 
-class _Spread:
-    """The running means of several rows of numbers, and the sums of their products about these means."""
+class _RunningCovariance:
+    """The running means and covariances of several variables, for each channel."""
 
     def __init__(self, rows: int) -> None:
         self.count = 0
         self.origins: list[Any] = [0.0] * rows
         self.means: list[Any] = [0.0] * rows
-        """Relative to the origins."""
+        """As distances from the origins."""
         self.products: dict[tuple[int, int], Any] = {
             (i, j): 0.0 for i in range(rows) for j in range(i, rows)
         }
 
     def add(self, *rows: Array64) -> None:
-        """Take arrays ``(channels, n)`` of one shape."""
+        """Add ``n`` samples: for each variable an array ``(channels, n)``."""
         n = rows[0].shape[1]
         if not n:
             return
@@ -108,33 +108,34 @@ class _Spread:
         with np.errstate(all="ignore"):  # Results are checked by :func:`check_finite`.
             rows = tuple(r - o[:, None] for r, o in zip(rows, self.origins, strict=True))
             means = [r.mean(1) for r in rows]
-            apart = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
+            centred = [r - m[:, None] for r, m in zip(rows, means, strict=True)]
             shifts = [m - old for m, old in zip(means, self.means, strict=True)]
             for i, j in self.products:
-                inner = np.einsum("cn,cn->c", apart[i], apart[j])
+                inner = np.einsum("cn,cn->c", centred[i], centred[j])
                 self.products[i, j] += inner + shifts[i] * shifts[j] * (self.count * n / total)
             self.means = [old + s * (n / total) for old, s in zip(self.means, shifts, strict=True)]
         self.count = total
 
     def mean(self, i: int) -> Array64:
-        """The mean of row ``i``."""
+        """The mean of variable ``i``."""
         found: Array64 = self.origins[i] + self.means[i]
         return found
 
     def moment(self, i: int, j: int) -> Array64:
-        """The covariance of rows ``i`` and ``j``."""
+        """The covariance of variables ``i`` and ``j``."""
         found: Array64 = self.products[i, j] / max(1, self.count)
         return found
 
 
 def _by_channel(array: Array, axis: int) -> Array64:
+    """The array as ``(channels, n)`` in float64."""
     moved = np.moveaxis(array, axis, 0)
     return moved.reshape(len(moved), -1).astype(np.float64)
 
 
 class _ChannelAccumulator(Accumulator[ChannelStats]):
     def __init__(self, name: str, axis: int) -> None:
-        self.name, self.axis, self.spread = name, axis, _Spread(1)
+        self.name, self.axis, self.spread = name, axis, _RunningCovariance(1)
         self.low: Any = np.inf
         self.high: Any = -np.inf
 
@@ -155,19 +156,19 @@ class _ChannelAccumulator(Accumulator[ChannelStats]):
 
 
 def channel_axis(node: Node) -> int:
-    """The axis along which an activation has its channels: that of the layers around it, else 1."""
+    """The channel axis of an activation: that of the layers around it, else 1."""
     if isinstance(node.op, PRelu) or (isinstance(node.op, Gate) and node.op.kind == "prelu"):
         return node.op.axis
-    value = node.inputs[0]
-    assert value is not None
-    axis = _axis_behind(value)
+    value = node.required(0)
+    axis = _axis_of_source(value)
     if axis is None:
         axis = next((a for a in map(_layer_axis, node.output.users) if a is not None), 1)
     return axis % value.type.rank if value.type.rank else axis
 
 
-def _axis_behind(value: Value) -> int | None:
-    for _ in range(32):  # Through what works element by element.
+def _axis_of_source(value: Value) -> int | None:
+    """The channel axis of the layer that a value comes from; ``None`` if none is found."""
+    for _ in range(32):  # Follow elementwise ops.
         node = value.producer
         if node is None:
             return None
@@ -195,8 +196,10 @@ def _layer_axis(node: Node) -> int | None:
 
 
 @dataclass(frozen=True)
-class ActivationMoments(Request[Moments]):
-    """Moments of an activation's input and output, for every channel; those of the plain activation in a gate.
+class ActivationMoments(Request[ActivationStats]):
+    """Requests the moments of the input and output of an activation, for each channel.
+
+    For a gate, these are the moments of the activation inside it.
 
     Attributes:
         node: An activation, or a gate whose number is a constant and not 0.
@@ -205,33 +208,30 @@ class ActivationMoments(Request[Moments]):
     node: Node
 
     def values(self) -> tuple[Value, ...]:
-        (x, *_), y = self.node.inputs, self.node.output
-        assert x is not None
-        return x, y
+        return self.node.required(0), self.node.output
 
-    def accumulator(self) -> Accumulator[Moments]:
+    def accumulator(self) -> Accumulator[ActivationStats]:
         gate = 1.0
         if isinstance(self.node.op, Gate):
             number = self.node.inputs[1]
             gate = 0.0 if number is None or number.data is None else number.data.float64().item()
             if not gate:
-                raise UsageError(f"gate {self.node.name} is 0 or computed: it shows no activation")
+                raise UsageError(
+                    f"gate {self.node.name} is 0 or not a constant: its output does not show the activation"
+                )
         return _ActivationAccumulator(self.node.name, channel_axis(self.node), gate)
 
 
-class _ActivationAccumulator(Accumulator[Moments]):
+class _ActivationAccumulator(Accumulator[ActivationStats]):
     def __init__(self, name: str, axis: int, gate: float) -> None:
-        self.name, self.axis, self.gate, self.spread = name, axis, gate, _Spread(2)
+        self.name, self.axis, self.gate, self.spread = name, axis, gate, _RunningCovariance(2)
 
     def add(self, *arrays: Array) -> None:
         x, y = (_by_channel(a, self.axis) for a in arrays)
         self.spread.add(x, x + (y - x) / self.gate)
 
-    def result(self) -> Moments:
+    def result(self) -> ActivationStats:
         s = self.spread
-        found = Moments(self.axis, s.mean(0), s.mean(1), s.moment(0, 0), s.moment(0, 1))
+        found = ActivationStats(self.axis, s.mean(0), s.mean(1), s.moment(0, 0), s.moment(0, 1))
         check_finite(self.name, found.mean_x, found.mean_y, found.var_x, found.cov_xy)
         return found
-
-
-# What linear layers read.

@@ -1,11 +1,11 @@
-"""The contract between passes and calibration data: requests for statistics of values, collected by streaming.
+"""The contract between passes and calibration data: requests for statistics, collected by streaming.
 
-A pass makes requests for values of the graph as it is now, and collects them in one run over the data::
+A pass makes requests for values of the present graph, and collects their results in one run over the data::
 
     gram = GramMatrix(node)
     found = ctx.calibration.collect(graph, [gram])[gram]
 
-:mod:`.moments` has the requests.
+:mod:`.moments` and :mod:`.gram` define requests.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 RUN_BYTES = 1 << 30
-"""What the statistics of one run may take together; beyond that, several runs are made."""
+"""The largest size of all statistics of one run, in bytes; if they need more, several runs are made."""
 
 _KEEP_BYTES = 1 << 28
-"""What is kept of the statistics of a graph that has not changed since."""
+"""The size of the cache of statistics of an unchanged graph, in bytes."""
 
 
 class Accumulator(ABC, Generic[R]):
-    """Takes the arrays of one batch after another."""
+    """Computes a statistic from one batch after another."""
 
     @abstractmethod
     def add(self, *arrays: Array) -> None:
-        """Take the next batch of each requested value."""
+        """Add the next batch of each requested value."""
 
     @abstractmethod
     def result(self) -> R:
-        """What was asked for."""
+        """The statistic."""
 
 
 class Request(ABC, Generic[R]):
-    """A statistic of some values. Subclasses are frozen dataclasses, so that requests compare by what they ask."""
+    """A request for a statistic of some values. Subclasses are frozen dataclasses, so that equal requests compare equal."""
 
     @abstractmethod
     def values(self) -> tuple[Value, ...]:
-        """The values that it is computed from."""
+        """The values that the statistic is computed from."""
 
     @abstractmethod
     def accumulator(self) -> Accumulator[R]:
-        """A fresh accumulator."""
+        """A new accumulator."""
 
     def nbytes(self) -> int:
-        """About what its result takes in memory, where that matters."""
+        """The approximate size of the result in bytes; 0 if it is small."""
         return 0
 
 
 class Results:
-    """Statistics by request."""
+    """The collected statistics; index with a request to get its result."""
 
     def __init__(self, found: dict[Any, Any]) -> None:
         self._found = found
@@ -69,10 +69,10 @@ class Results:
 
 
 class Calibration(ABC):
-    """Calibration data for one model, as passes see it.
+    """Calibration data for one model; the driver implements :meth:`stream`.
 
     Attributes:
-        progress: Called with (done, total, what) after every batch; the total is 0 when it is not known.
+        progress: Called with (done, total, description) after every batch; the total is 0 if it is not known.
     """
 
     progress: Callable[[int, int, str], None] = staticmethod(lambda done, total, what: None)
@@ -81,26 +81,26 @@ class Calibration(ABC):
 
     @abstractmethod
     def stream(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Array, ...]]:
-        """Run ``graph`` as it is now and give the chosen values, one tuple of arrays a batch, in order.
+        """Run ``graph`` and yield the arrays of ``values``, one tuple for each batch.
 
         Raises:
-            UsageError: If the data do not fit, or there are none.
+            UsageError: If the data does not fit the model, or there is none.
             ModelError: If the graph does not run.
         """
 
     @property
     def batch_count(self) -> int:
-        """The number of batches; 0 when it is not known."""
+        """The number of batches; 0 if it is not known."""
         return 0
 
     def collect(self, graph: Graph, requests: Iterable[Request[Any]]) -> Results:
-        """Compute statistics of ``graph`` as it is now, in one run over the data where memory allows.
+        """Compute statistics of the present ``graph``, in one run over the data if memory allows.
 
-        What was asked before of the same graph, and not changed since, is not computed again.
+        Results are cached for as long as the graph does not change.
 
         Raises:
-            UsageError: If the data do not fit, there are none, a value is not finite on them, or a Gram matrix
-                would be too large.
+            UsageError: If the data does not fit the model, there is none, a value is not finite on it, or a Gram
+                matrix would be too large.
             ModelError: If the graph does not run.
         """
         state = _state_of(graph)
@@ -108,7 +108,9 @@ class Calibration(ABC):
             self._kept, self._state = {}, state
         wanted = dict.fromkeys(requests)
         found = {r: self._kept[r] for r in wanted if r in self._kept}
-        for run in within([r for r in wanted if r not in found], lambda r: r.nbytes()):
+        for run in groups_within_memory(
+            [r for r in wanted if r not in found], lambda r: r.nbytes()
+        ):
             found.update(self._run(graph, run))
         kept = 0
         for request, result in found.items():
@@ -132,7 +134,10 @@ class Calibration(ABC):
 
 
 def _state_of(graph: Graph) -> tuple[Any, ...]:
-    """What the numbers of a graph depend on; holds its parts, so that none is mistaken for a later one."""
+    """A key that changes with the graph.
+
+    It holds references to the parts of the graph, so that a new object cannot get the id of an old one.
+    """
 
     def numbers(values: Iterable[Value | None]) -> tuple[Tensor | None, ...]:
         return tuple(None if v is None else v.data for v in values)
@@ -140,8 +145,8 @@ def _state_of(graph: Graph) -> tuple[Any, ...]:
     return tuple((n, n.op, n.inputs, numbers(n.inputs)) for n in graph.nodes)
 
 
-def within(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """Items in order, in runs whose results take at most :data:`RUN_BYTES` together."""
+def groups_within_memory(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in order, grouped so that the results of each group take at most :data:`RUN_BYTES`."""
     run: list[T] = []
     size = 0
     for item in items:
@@ -155,11 +160,11 @@ def within(items: Iterable[T], nbytes: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def _check_finite(value: Value, array: Array, batch: int) -> None:
-    # NumPy knows its own types only.
+    # NumPy cannot test bfloat16 and other extension types.
     wide = array.astype(np.float32) if array.dtype.kind == "V" else array
     if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
         made = "an input" if value.producer is None else f"the result of {value.producer.name}"
         raise UsageError(
             f"%{value.name}, {made}, is not finite everywhere on the calibration data (batch {batch}): "
-            "leave out samples with NaN or infinity, or mend the weights in front of it"
+            "leave out samples with NaN or infinity, or mend the weights before it"
         )

@@ -1,5 +1,8 @@
 """IR graphs to ONNX."""
 
-from .emitter import Options, save, save_onnx, to_onnx
+from ..options import OnnxOptions
+from .emitter import save, save_onnx, to_onnx
+
+Options = OnnxOptions
 
 __all__ = ["Options", "save", "save_onnx", "to_onnx"]

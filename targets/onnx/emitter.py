@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
 from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
 from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
 from ..emitted import Emitted, Readers
+from ..options import OnnxOptions
 from .save import Saved, save_model
 from .spell import NEWEST_OPSET, problem, spell
 
@@ -70,12 +70,7 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
     return save_model(model, path, tensors, graph.host.base_dir, split)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Plain ONNX has no options."""
-
-
-def save(graph: Graph, path: Path, options: Options, readers: Readers | None = None) -> Emitted:
+def save(graph: Graph, path: Path, options: OnnxOptions, readers: Readers | None = None) -> Emitted:
     """The target ``onnx``: see :func:`save_onnx`."""
     return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
 
@@ -191,7 +186,13 @@ def _exported(graph: Graph) -> ModelProto:
     from ..torch.emitter import example_inputs_of, to_fx
 
     module = without_masks(to_fx(graph))
-    program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    try:
+        program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            f"torch.onnx cannot export the module ({_first_cause(error)}): change the call in question, or export the model in "
+            "another way and shrink the ONNX file"
+        ) from error
     assert program is not None
     model: ModelProto = program.model_proto
     for node in model.graph.node:
@@ -200,6 +201,13 @@ def _exported(graph: Graph) -> ModelProto:
         node.metadata_props.extend(kept)
     _check_exported(model)
     return model
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the exception that an exporter's exception was raised from, through all levels."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_exported(model: ModelProto) -> None:

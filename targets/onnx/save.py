@@ -34,7 +34,15 @@ from ...hosts.onnx.tensors import (
     tensors_in,
 )
 from ...ir import ModelError, Tensor, UsageError
-from ...ir.files import create, place, plain_name, said, settle, settle_permissions, temporary
+from ...ir.files import (
+    as_usage_error,
+    copy_permissions,
+    create,
+    flush_to_disk,
+    plain_name,
+    resolve_output,
+    temporary_path,
+)
 
 _LIMIT = 2**31 - 2**20
 """What one protobuf file may hold, with room for what grows while it is written."""
@@ -98,8 +106,8 @@ def save_model(
         ModelError: If external data is missing or not allowed.
     """
     tensors = tensors or {}
-    target = place(path)
-    with said(target):
+    target = resolve_output(path)
+    with as_usage_error(target):
         return _write(model, Path(path), target, tensors, base_dir, keep_external, stale)
 
 
@@ -124,7 +132,7 @@ def _write(
     for proto in out.graph.initializer:
         if proto.name in tensors:
             proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
-    with temporary(target.parent) as whole:
+    with temporary_path(target.parent) as whole:
         _write_whole(out, whole, target)
         with _turn(target.parent) as alone:
             return _replace(whole, target, "", stale, alone)
@@ -145,11 +153,11 @@ def _write_two(
             f"cannot write {given}: it is a link into another folder, and the model has a data file beside it; "
             f"give {target} itself"
         )
-    with temporary(folder) as whole, temporary(folder) as data:
+    with temporary_path(folder) as whole, temporary_path(folder) as data:
         with create(data) as file:
             digest = _write_data(moved, file, base_dir)
-            settle(file)
-        settle_permissions(data, target)
+            flush_to_disk(file)
+        copy_permissions(data, target)
         made = data.stat()
         tried: list[Path] = []
         written = False
@@ -173,8 +181,8 @@ def _write_two(
 def _write_whole(model: ModelProto, name: Path, target: Path) -> None:
     with create(name) as file:
         file.write(model.SerializeToString(deterministic=True))
-        settle(file)
-    settle_permissions(name, target)
+        flush_to_disk(file)
+    copy_permissions(name, target)
 
 
 def _named(data: Path, target: Path, digest: str, alone: bool, tried: list[Path]) -> Path:
@@ -230,7 +238,7 @@ def _replace(whole: Path, target: Path, data: str, stale: Sequence[Path], alone:
     old = _old_names(target) - {data}
     for path in stale:
         with suppress(FileNotFoundError):
-            place(path).unlink()
+            resolve_output(path).unlink()
     os.replace(whole, target)
     # From here on the new model counts, whatever happens to the old data.
     _settle_folder(folder)

@@ -8,23 +8,20 @@ The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`), float64 (:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from ...ir import Graph, UsageError
-from ...ir.files import place, write_bytes
-from ...ir.options import PythonOnly
+from ...ir import Graph
+from ...ir.files import resolve_output, write_bytes
 from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
+from ..options import TensorRTOptions
 from .cleanup import clean, require
 from .doubles import narrow
 from .draft import Draft
 from .lint import check_opset, lint
-from .operators import newest, operators_of
+from .operators import operators_of
 from .precision import Lowered, lower
-from .profiles import Profile, profiles_for
+from .profiles import profiles_for
 from .ranges import activation_ranges
 from .sidecar import sidecar
 
@@ -32,63 +29,10 @@ SIDECAR = ".trt.json"
 """The suffix of the side-car, in place of ``.onnx``."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What can be asked of the target.
-
-    Attributes:
-        trt_version: The TensorRT version, such as ``"10.13"``; the newest that is known when not given.
-        profile: Sizes of inputs with free dimensions, ``NAME:min:opt:max``, or one shape for all three.
-        fp16: Compute in float16 where that is safe.
-        bf16: Compute in bfloat16 where that is safe.
-        keep_float32: Operators and nodes that stay in float32 all the same, by name or pattern.
-        ranges: Data to see how large activations get: an .npz file, a dict of arrays or an iterable of dicts.
-        float64: Refuse float64, or cast it to float32.
-        allow_op: Operators that are let pass although TensorRT lacks them: plugins.
-        build: Build the engine, time it and read back its layers; needs TensorRT and a GPU.
-    """
-
-    trt_version: str = ""
-    profile: tuple[str, ...] = ()
-    fp16: bool = False
-    bf16: bool = False
-    keep_float32: tuple[str, ...] = ()
-    ranges: Annotated[Any, PythonOnly()] = None
-    float64: Literal["refuse", "cast"] = "refuse"
-    allow_op: tuple[str, ...] = ()
-    build: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("profile", "keep_float32", "allow_op"):
-            given = getattr(self, name)
-            words: Iterable[str] = (given,) if isinstance(given, str) else given
-            object.__setattr__(self, name, tuple(words))
-        if not self.trt_version:
-            object.__setattr__(self, "trt_version", newest())
-        operators_of(self.trt_version)
-        for text in self.profile:
-            Profile.parse(text)
-        if self.fp16 and self.bf16:
-            raise UsageError("fp16 and bf16 exclude each other")
-        if not (self.fp16 or self.bf16):
-            for name in ("keep_float32", "ranges"):
-                if getattr(self, name):
-                    raise UsageError(f"{name.replace('_', '-')} needs fp16 or bf16")
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        """Suffixes of files that these options add beside the model."""
-        from .engine import ENGINE
-
-        return (ENGINE,) if self.build else ()
-
-    @property
-    def precision(self) -> str:
-        """``"fp32"``, ``"fp16"`` or ``"bf16"``."""
-        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+Options = TensorRTOptions
 
 
-def ready(options: Options) -> None:
+def ready(options: TensorRTOptions) -> None:
     """Raise ``MissingExtra`` when a package is missing."""
     require()
     if options.build:
@@ -97,7 +41,7 @@ def ready(options: Options) -> None:
         require_tensorrt()
 
 
-def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitted:
+def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -> Emitted:
     """Write a graph for TensorRT: the model, and its side-car beside it.
 
     Raises:
@@ -119,7 +63,7 @@ def save(graph: Graph, path: Path, options: Options, readers: Readers) -> Emitte
     draft.name_nodes()
     draft.checked()
     beside = path.with_suffix(SIDECAR)
-    place(beside)
+    resolve_output(beside)
     # The side-car never speaks of another model: it goes first and comes last.
     saved = save_model(
         draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]

@@ -1,21 +1,21 @@
-"""IR graphs to .tflite files for LiteRT.
+"""The target ``tflite``: IR graphs become .tflite files for LiteRT.
 
-The emitter writes the file itself, by the schema's generated code: no TensorFlow, and for ONNX no torch. Convolutional networks are
-stored channels last from end to end. ``layout`` and ``wishes`` decide the order of axes, ``emitter`` walks the graph, the files beside
-it have the rules of the ops by family, ``flat`` is the model in memory, ``versions`` knows the operators, ``write`` makes the bytes.
+The file is written with the schema's generated code, without TensorFlow, and from ONNX without torch. Convolutional networks are
+stored channels last from end to end. ``layout`` and ``preferred_orders`` decide the order of axes, ``emitter`` writes the graph node by node,
+``spell/`` has the rules of the ops by family, ``flat`` is the model in memory, ``versions`` has the versions of operators, ``write``
+makes the bytes.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from ...ir import Graph, UsageError
-from ...ir.files import place, write_bytes
-from ...ir.options import PythonOnly
+from ...ir.files import resolve_output, write_bytes
 from ..emitted import Emitted, Readers
+from ..options import TFLiteOptions
 from . import (
     litert_torch,
     spell,  # noqa: F401 - the rules register themselves
@@ -23,27 +23,14 @@ from . import (
 from .convert import flat_model
 from .write import schema, to_bytes
 
-
-@dataclass(frozen=True)
-class Options:
-    """The options of the target.
-
-    Attributes:
-        keep_nchw_io: Inputs and outputs keep the model's own order of axes, at the price of a TRANSPOSE each.
-        weights: Store weights as float32 or as float16.
-        via: Who writes the file; ``litert-torch`` takes torch models only.
-    """
-
-    keep_nchw_io: bool = False
-    weights: Literal["float32", "float16"] = "float32"
-    via: Annotated[Literal["graphshrink", "litert-torch"], PythonOnly()] = "graphshrink"
+Options = TFLiteOptions
 
 
-def ready(options: Options) -> None:
-    """Check that what writes the file is installed.
+def ready(options: TFLiteOptions) -> None:
+    """Check that the packages that write the file are installed.
 
     Raises:
-        MissingExtra: If it is not.
+        MissingExtra: If one is missing.
     """
     if options.via == "litert-torch":
         litert_torch.check_installed()
@@ -52,38 +39,41 @@ def ready(options: Options) -> None:
 
 
 def to_tflite(
-    graph: Graph, options: Options | None = None, readers: Readers | None = None
+    graph: Graph, options: TFLiteOptions | None = None, readers: Readers | None = None
 ) -> bytes:
-    """The bytes of a .tflite file.
+    """Return the bytes of a .tflite file.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
         MissingExtra: If the extra is not installed.
     """
-    return _content(graph, options or Options(), readers)[0]
+    return _content(graph, options or TFLiteOptions(), readers)[0]
 
 
 def save(
-    graph: Graph, path: str | os.PathLike[str], options: Options, readers: Readers | None = None
+    graph: Graph,
+    path: str | os.PathLike[str],
+    options: TFLiteOptions,
+    readers: Readers | None = None,
 ) -> Emitted:
-    """Write a graph as a .tflite file, whole or not at all.
+    """Write a graph as a .tflite file, completely or not at all.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
         UsageError: If the file cannot be written.
     """
-    place(path)  # Before the work.
+    resolve_output(path)  # Fail before the work if the file cannot be written.
     content, notes, data = _content(graph, options, readers)
     write_bytes(path, content)
     return Emitted((Path(path),), tuple(notes), data)
 
 
 def _content(
-    graph: Graph, options: Options, readers: Readers | None
+    graph: Graph, options: TFLiteOptions, readers: Readers | None
 ) -> tuple[bytes, list[str], dict[str, Any]]:
-    """The file, notes, and data for the report."""
+    """Return the bytes of the file, notes, and data for the report."""
     if options.via == "litert-torch":
-        if options != Options(via=options.via):
+        if options != TFLiteOptions(via=options.via):
             raise UsageError("via='litert-torch' takes none of the other options")
         return litert_torch.convert(graph), ["written by litert-torch"], {}
     model, notes, data = flat_model(graph, options, readers)

@@ -1,4 +1,4 @@
-"""The whole way from a graph to a flat model: emission, the error for what is missing, what the file says of itself."""
+"""From a graph to a flat model: emission, the error that lists all refusals, and the file's description and metadata."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError
 from ..emitted import Readers
 from ..version import __version__
-from .emitter import Emitter, Problem
+from .emitter import HALF_FROM, Emitter, Refusal
 from .flat import FlatModel, FlatTensor
 from .layout import Layout, channels_last
 
 if TYPE_CHECKING:
-    from . import Options
+    from ..options import TFLiteOptions
 
 METADATA = "graphshrink"
 """The name of our entry in the file's metadata: JSON with the version and the layout of every input and output."""
 
 
 def flat_model(
-    graph: Graph, options: Options, readers: Readers | None = None
+    graph: Graph, options: TFLiteOptions, readers: Readers | None = None
 ) -> tuple[FlatModel, list[str], dict[str, Any]]:
-    """The flat model, notes for the user, and data for the report.
+    """Return the flat model, notes for the user, and data for the report.
 
     Args:
         graph: The graph.
         options: The target's options.
-        readers: Reads a torch model again where the graph has calls that TFLite lacks; not done without it.
+        readers: Reads a torch model again if the graph has calls that cannot be written; without it, they are an error.
 
     Raises:
         ModelError: If there are ops that cannot be written; it names all of them.
     """
-    emitter, ways = _emitted(graph, options, readers)
+    emitter, reading = _written_emitter(graph, options, readers)
     model = emitter.model
     described = _signature(emitter)
-    said = ", ".join(described[kind] for kind in ("inputs_text", "outputs_text"))
-    model.description = f"graphshrink {__version__}; {said}"
+    summary = ", ".join(described[kind] for kind in ("inputs_text", "outputs_text"))
+    model.description = f"graphshrink {__version__}; {summary}"
     content = {
         "version": __version__,
         "inputs": described["inputs"],
@@ -51,44 +51,52 @@ def flat_model(
         "inputs": described["inputs"], "outputs": described["outputs"],
         "operations": dict(sorted(codes.items())),
     }  # fmt: skip
-    return model, [said, *ways, *emitter.notes], data
+    notes = [summary, *reading, *emitter.notes]
+    if options.weights == "float16" and not emitter.halved:
+        notes.append(
+            f"no weight became float16: only float32 weights of {HALF_FROM} numbers or more do"
+        )
+    return model, notes, data
 
 
-def _emitted(graph: Graph, options: Options, readers: Readers | None) -> tuple[Emitter, list[str]]:
-    """What wrote the graph, or the first other reading of its torch model that can be written whole."""
+def _written_emitter(
+    graph: Graph, options: TFLiteOptions, readers: Readers | None
+) -> tuple[Emitter, list[str]]:
+    """Return an emitter that has written the whole graph, or another reading of its torch model, and notes on the reading."""
 
     def emit(read: Graph) -> Emitter:
-        made = Emitter(read, keep_nchw=options.keep_nchw_io, half=options.weights == "float16")
+        made = Emitter(read, keep_nchw=options.keep_nchw_io, float16=options.weights == "float16")
         made.run()
         return made
 
     first = emit(graph)
-    if not first.problems:
+    if not first.refusals:
         return first, []
     if readers is not None and is_from_torch(graph):
         for name, other in readers.again(graph):
             second = emit(other)
-            if not second.problems:
+            if not second.refusals:
                 return second, [
-                    f"read again by {name}, since the first reading holds calls that TFLite has no words for"
+                    f"read again by {name}: the first reading has calls that cannot be written as TFLite"
                 ]
-    raise ModelError(refusal(graph, first.problems))
+    raise ModelError(refusal_text(graph, first.refusals))
 
 
-def refusal(graph: Graph, problems: Sequence[Problem]) -> str:
-    """One line that names every op that cannot be written, with its nodes and the reason."""
+def refusal_text(graph: Graph, refusals: Sequence[Refusal]) -> str:
+    """Return one line that names every op that cannot be written, with its nodes and the reason."""
     by_op: dict[tuple[str, str], list[str]] = {}
-    for problem in problems:
-        by_op.setdefault((problem.op, problem.reason), []).append(problem.node)
+    for refusal in refusals:
+        by_op.setdefault((refusal.op, refusal.reason), []).append(refusal.node)
     parts = []
     for (op, reason), nodes in by_op.items():
         shown = ", ".join(nodes[:5]) + (f" and {len(nodes) - 5} more" if len(nodes) > 5 else "")
         parts.append(f"{op} ({shown}{': ' + reason if reason else ''})")
     advice = "; try via='litert-torch', which needs its own extra" if is_from_torch(graph) else ""
-    return f"TFLite cannot be written: {'; '.join(parts)}{advice}"
+    return f"the model cannot be written as TFLite: {'; '.join(parts)}{advice}"
 
 
 def _signature(e: Emitter) -> dict[str, Any]:
+    """Return the stored order of axes of each input and output, and a text for people of both."""
     found: dict[str, Any] = {}
     pairs = {
         "inputs": [(name, tensor, e.placed[v][1]) for (name, tensor), v in zip(e.model.inputs, e.graph.inputs, strict=True)],

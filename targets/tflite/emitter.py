@@ -1,8 +1,8 @@
-"""From an IR graph to a flat TFLite model, one node after another.
+"""Writes an IR graph as a flat TFLite model, node by node.
 
-Every value gets one tensor in the layout that its node found best, and others in other layouts when somebody asks for
-them; these are the only TRANSPOSE operations that appear beside what the model's own arithmetic needs. What cannot be
-written is collected, so that one error names it all.
+The rule of a node chooses the layout of its results. A value gets further tensors in other layouts when rules ask for them
+(:meth:`Emitter.get`), the only place where a TRANSPOSE is added to the model's own operations. Refusals are collected, so that one
+error lists them all.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Activation, DType, Graph, Node, Value
+from ...ir import Activation, DType, Graph, Node, Opaque, Value
 from ...ir.types import Dim, Shape
 from ..support import Spellings
 from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTensor, Quantization
-from .layout import Inner, Layout, channels_last, plain
-from .wishes import wishes
+from .layout import InnerOrder, Layout, channels_last, model_order
+from .preferred_orders import preferred_orders
 
 Rule = Callable[["Emitter", Node], None]
 
@@ -31,7 +31,7 @@ _TYPES = {
     DType.I32: "INT32", DType.I64: "INT64", DType.U8: "UINT8", DType.I8: "INT8", DType.I16: "INT16",
     DType.U16: "UINT16", DType.U32: "UINT32", DType.BOOL: "BOOL",
 }  # fmt: skip
-"""What element types become. Floats of other sizes are computed in float32, which the result says."""
+"""The schema's names of element types. Floats of other sizes are computed in float32; a note says so."""
 
 FUSED = {
     Activation("relu"): "RELU",
@@ -40,51 +40,60 @@ FUSED = {
     Activation("clip", (0.0, 6.0)): "RELU6",
     Activation("clip", (-1.0, 1.0)): "RELU_N1_TO_1",
 }
-"""The activations that TFLite fuses into the operation in front."""
+"""The activations that TFLite can fuse into the operation before them."""
 
 FUSED_CODES = {None: 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 """The schema's ActivationFunctionType."""
 
-_HALF_FROM = 256
-"""Weights of fewer elements stay float32 when weights are written as float16: they would save nothing."""
+HALF_FROM = 256
+"""Weights with fewer elements stay float32 when weights are written as float16: float16 would save nothing."""
 
 
 class Unsupported(Exception):
-    """A node cannot be written; the text says why."""
+    """A node cannot be written; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What cannot be written, and why."""
+class Refusal:
+    """A node, an input or an output that cannot be written, with the reason."""
 
     op: str
     node: str
     reason: str
 
 
+def _reason(node: Node, registered: str) -> str:
+    """Why a node without a rule cannot be written: the frontend's reason for an opaque node, else the registered one."""
+    return node.op.reason if isinstance(node.op, Opaque) else registered
+
+
 class Emitter:
-    """Writes one graph.
+    """Writes one graph into a :class:`FlatModel`.
 
     Attributes:
         graph: The graph.
         keep_nchw: Inputs and outputs keep the model's own order of axes.
-        half: Weights are stored as float16.
-        model: What is written so far.
-        integers: For values that are dequantised: the int8 tensor that they are read from.
-        problems: What could not be written.
-        notes: What the user should know.
+        float16: Weights are stored as float16.
+        halved: The number of weights that are stored as float16.
+        model: The operations written so far.
+        preferred: The order of axes that the readers of values prefer.
+        placed: For values that are written: the tensor, and its layout.
+        int8: For values that are dequantised: the int8 tensor before DEQUANTIZE, and its layout.
+        refusals: The nodes, inputs and outputs that cannot be written.
+        notes: Notes for the user, as keys.
     """
 
-    def __init__(self, graph: Graph, *, keep_nchw: bool = False, half: bool = False) -> None:
-        self.graph, self.keep_nchw, self.half = graph, keep_nchw, half
+    def __init__(self, graph: Graph, *, keep_nchw: bool = False, float16: bool = False) -> None:
+        self.graph, self.keep_nchw, self.float16 = graph, keep_nchw, float16
+        self.halved = 0
         self.model = FlatModel(graph.name)
-        self.problems: list[Problem] = []
+        self.refusals: list[Refusal] = []
         self.notes: dict[str, None] = {}
         self.nodes = live_nodes(graph)
-        self.wishes = wishes(graph, self.nodes)
+        self.preferred = preferred_orders(graph, self.nodes)
         self.placed: dict[Value, tuple[FlatTensor, Layout]] = {}
         self.copies: dict[tuple[Value, Layout], FlatTensor] = {}
-        self.integers: dict[Value, tuple[FlatTensor, Layout]] = {}
+        self.int8: dict[Value, tuple[FlatTensor, Layout]] = {}
         self.done: set[Node] = set()
         self._names: dict[str, int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], FlatTensor] = {}
@@ -93,34 +102,34 @@ class Emitter:
     # The whole graph.
 
     def run(self) -> FlatModel:
-        """Write every node; ``problems`` holds what could not be written."""
+        """Write every node and return the model; ``refusals`` lists the nodes that cannot be written."""
         for value in self.graph.inputs:
             self._input(value)
         for node in self.nodes:
             if node not in self.done:
                 self._node(node)
-        if not self.problems:
+        if not self.refusals:
             for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
                 try:
                     self._output(value, name)
                 except Unsupported as reason:
-                    self.problems.append(Problem("output", name, str(reason)))
+                    self.refusals.append(Refusal("output", name, str(reason)))
             self.model.drop_dead()
         return self.model
 
     def _input(self, value: Value) -> None:
         try:
             rank = len(self.shape(value))
-            layout = plain(rank)
-            if not self.keep_nchw and self.wishes.get(value) == channels_last(rank).perm:
+            layout = model_order(rank)
+            if not self.keep_nchw and self.preferred.get(value) == channels_last(rank).perm:
                 layout = channels_last(rank)
             name = value.host if isinstance(value.host, str) else value.name
-            tensor = self.tensor(name, self.stored(value, layout), self.dtype(value))
-            self.widened(value)
+            tensor = self.tensor(name, self.stored_shape(value, layout), self.dtype(value))
+            self.note_widened(value)
             self.model.inputs.append((name, tensor))
             self.put(value, tensor, layout)
         except Unsupported as reason:
-            self.problems.append(Problem("input", value.name, str(reason)))
+            self.refusals.append(Refusal("input", value.name, str(reason)))
 
     def _node(self, node: Node) -> None:
         self._source = node.name
@@ -128,12 +137,13 @@ class Emitter:
         read = [v for v in node.inputs if v is not None]
         if any(v.data is None and v not in self.placed for v in read):
             if found.rule is None:
-                self.problems.append(Problem(kind_of(node), node.name, found.reason))
-            return  # What comes before it is the problem.
+                reason = _reason(node, found.reason)
+                self.refusals.append(Refusal(op_name(node), node.name, reason))
+            return  # An input is missing because a node before this one was refused.
         try:
             self.spell(node)
         except Unsupported as reason:
-            self.problems.append(Problem(kind_of(node), node.name, str(reason)))
+            self.refusals.append(Refusal(op_name(node), node.name, str(reason)))
         self.done.add(node)
 
     def spell(self, node: Node) -> None:
@@ -144,49 +154,51 @@ class Emitter:
         """
         found = spells.find(node.op)
         if found.rule is None:
-            raise Unsupported(found.reason)
+            raise Unsupported(_reason(node, found.reason))
         found.rule(self, node)
 
     def _output(self, value: Value, name: str) -> None:
         if value.data is None:
             _, layout = self.placed[value]
             if self.keep_nchw or layout != channels_last(layout.rank):
-                layout = plain(layout.rank)
+                layout = model_order(layout.rank)
         else:
-            layout = plain(len(self.shape(value)))
+            layout = model_order(len(self.shape(value)))
         tensor = self.get(value, layout)
         if 0 in tensor.shape:
-            self.problems.append(Problem("output", name, "it has no elements"))
+            self.refusals.append(Refusal("output", name, "it has no elements"))
         taken = [*self.model.inputs, *self.model.outputs]
         if tensor.dtype == "INT8" and self.dtype(value) == "UINT8":
-            # Quantised activations are int8 inside.
-            scheme = tensor.quantization
-            assert scheme is not None
+            # Quantised uint8 activations are stored as int8 inside the model.
+            quantization = tensor.quantization
+            assert quantization is not None
             tensor = self.op("QUANTIZE", [tensor], tensor.shape, "UINT8", ("QuantizeOptions", {}))
-            tensor.quantization = Quantization(scheme.scales, (scheme.zero_points[0] + 128,))
+            tensor.quantization = Quantization(
+                quantization.scales, (quantization.zero_points[0] + 128,)
+            )
         if tensor.data is not None or any(tensor is other for _, other in taken):
-            # What is given back is a tensor of its own.
-            shape = self.constant(_sizes(tensor.shape), "INT32")
+            # An output must not be a constant, an input or another output.
+            shape = self.constant(_shape_array(tensor.shape), "INT32")
             tensor = self.op("RESHAPE", [tensor, shape], tensor.shape, tensor.dtype,
                              ("ReshapeOptions", {"newShape": list(tensor.shape)}))  # fmt: skip
-        tensor.name = self._free(name)
+        tensor.name = self._unique_name(name)
         self.model.outputs.append((name, tensor))
         self.placed[value] = (tensor, layout)
 
-    # What rules read.
+    # For rules: reading values.
 
     def shape(self, value: Value) -> Shape:
-        """The logical shape.
+        """Return the logical shape of a value.
 
         Raises:
-            Unsupported: If not even the rank is known.
+            Unsupported: If the rank is not known.
         """
         if value.type.shape is None:
             raise Unsupported(f"the shape of {value.name} is not known")
         return value.type.shape
 
     def dtype(self, value: Value) -> str:
-        """The schema's name of the element type that the value is stored in.
+        """Return the schema's name of the element type that the value is stored in.
 
         Raises:
             Unsupported: If TFLite has none.
@@ -198,18 +210,18 @@ class Emitter:
             raise Unsupported(f"TFLite has no kernels for {dtype.value}")
         return _TYPES[dtype]
 
-    def widened(self, value: Value) -> None:
-        """Note when a value is computed in another float type than the model has."""
+    def note_widened(self, value: Value) -> None:
+        """Add a note if a value is computed in float32 although the model has another float type."""
         dtype = value.type.dtype
         if dtype in (DType.F16, DType.BF16, DType.F64):
             name = dtype.numpy.name
             self.notes[f"{name} is computed in float32, inputs and outputs too"] = None
 
-    def sizes(self, value: Value, axes: Sequence[int], what: str = "size") -> tuple[int, ...]:
-        """The sizes along axes.
+    def known_sizes(self, value: Value, axes: Sequence[int], what: str = "size") -> tuple[int, ...]:
+        """Return the sizes along axes.
 
         Raises:
-            Unsupported: If one is not known.
+            Unsupported: If one is not known; the message calls it ``what``.
         """
         shape = self.shape(value)
         found = [shape[axis] for axis in axes]
@@ -220,28 +232,30 @@ class Emitter:
             )
         return tuple(d for d in found if isinstance(d, int))
 
-    def stored(self, value: Value, layout: Layout) -> tuple[int, ...]:
-        """The stored sizes in a layout, -1 where unknown."""
-        return _known(layout.stored(self.shape(value)))
+    def stored_shape(self, value: Value, layout: Layout) -> tuple[int, ...]:
+        """Return the stored sizes of a value in a layout, -1 where unknown."""
+        return _with_dynamic(layout.stored_shape(self.shape(value)))
 
     def numbers(self, value: Value) -> Array:
-        """The numbers of a constant, in the type that they are stored in."""
+        """Return the numbers of a constant in the type that it is stored in."""
         assert value.data is not None
         dtype = NUMPY_TYPES[self.dtype(value)]
         data = value.data
         if data.dtype.numpy == dtype:
             return data.numpy()
         if data.dtype.is_float:
-            # From before rounding: what the type of the model would round is kept.
+            # Rounded once, from float64, and not to the model's type first.
             return data.float64().astype(dtype)
         return data.numpy().astype(dtype)
 
-    def at(self, value: Value) -> Layout:
-        """The layout that a value has; a constant has any, and says the plain one."""
-        return plain(len(self.shape(value))) if value.data is not None else self.placed[value][1]
+    def layout_of(self, value: Value) -> Layout:
+        """Return the layout that a value was written in; a constant has the model's order."""
+        return (
+            model_order(len(self.shape(value))) if value.data is not None else self.placed[value][1]
+        )
 
     def get(self, value: Value, layout: Layout) -> FlatTensor:
-        """The value in a layout."""
+        """Return the tensor of a value in a layout; it is written if no rule asked for it before."""
         if value.data is None:
             tensor, found = self.placed[value]
             if found == layout:
@@ -255,26 +269,26 @@ class Emitter:
                 self.copies[key] = self.convert(tensor, self.shape(value), found, layout)
         return self.copies[key]
 
-    def first(self, value: Value) -> FlatTensor:
-        """The value as it is stored."""
-        return self.get(value, self.at(value))
+    def as_stored(self, value: Value) -> FlatTensor:
+        """Return the tensor of a value in the layout that it was written in."""
+        return self.get(value, self.layout_of(value))
 
-    # What rules write.
+    # For rules: writing results.
 
     def put(self, value: Value, tensor: FlatTensor, layout: Layout) -> None:
-        """Say which tensor holds a value."""
+        """Record which tensor holds a value, and in which layout."""
         assert len(tensor.shape) == layout.rank == len(self.shape(value)), (value, tensor, layout)
         self.placed[value] = (tensor, layout)
 
     def tensor(
         self, name: str, shape: Sequence[int], dtype: str, data: Array | None = None
     ) -> FlatTensor:
-        """A new tensor."""
+        """Return a new tensor with a unique name."""
         _check_sizes(shape)
-        return FlatTensor(self._free(name), tuple(shape), dtype, data)
+        return FlatTensor(self._unique_name(name), tuple(shape), dtype, data)
 
     def constant(self, array: Any, dtype: str = "FLOAT32", name: str = "") -> FlatTensor:
-        """A constant; small ones that are alike are one."""
+        """Return a constant tensor; small constants that are equal share one tensor."""
         data = np.asarray(array, NUMPY_TYPES[dtype])
         if data.nbytes > 1024:
             return self.tensor(name or "constant", data.shape, dtype, data)
@@ -284,13 +298,14 @@ class Emitter:
         return self._constants[key]
 
     def weight(self, array: Array, name: str) -> FlatTensor:
-        """A weight: float32, or float16 that the runtime widens once."""
-        if not self.half or array.size < _HALF_FROM or array.dtype != np.float32:
-            return self.constant(array, str(_names(array)), name)
+        """Return a weight: float32, or float16 behind a DEQUANTIZE that the runtime computes once."""
+        if not self.float16 or array.size < HALF_FROM or array.dtype != np.float32:
+            return self.constant(array, _type_name(array), name)
         if float(np.abs(array).max(initial=0)) > float(np.finfo(np.float16).max):
             self.notes[f"{name} stays float32: its numbers are too large for float16"] = None
             return self.constant(array, name=name)
         narrow = self.constant(array.astype(np.float16), "FLOAT16", f"{name}_f16")
+        self.halved += 1
         return self.op("DEQUANTIZE", [narrow], array.shape, "FLOAT32", ("DequantizeOptions", {}),
                        name=name)  # fmt: skip
 
@@ -304,34 +319,38 @@ class Emitter:
         *,
         name: str = "",
     ) -> FlatTensor:
-        """An operation with one result."""
+        """Write an operation with one result, and return the result."""
         out = self.tensor(name or self._source or code.lower(), shape, dtype)
-        self.ops(code, inputs, [out], options)
+        self.add_operation(code, inputs, [out], options)
         return out
 
-    def ops(
+    def add_operation(
         self,
         code: str,
         inputs: Sequence[FlatTensor | None],
         outputs: Sequence[FlatTensor],
         options: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
-        """An operation with any number of results.
+        """Write an operation whose result tensors are given.
 
         Raises:
             Unsupported: If an operand has no elements.
         """
-        # The sizes of a RESHAPE to a scalar are an empty vector.
+        # The second input of a RESHAPE to a scalar is an empty vector of sizes.
         read = inputs[:1] if code == "RESHAPE" else inputs
         if any(tensor is not None and 0 in tensor.shape for tensor in read):
             raise Unsupported("an operand has no elements")
         made = FlatOperation(code, tuple(inputs), tuple(outputs), options, self._source)
         for tensor in outputs:
-            tensor.maker = made
+            tensor.producer = made
         self.model.operations.append(made)
 
-    def fused(self, node: Node) -> tuple[int, Value]:
-        """The activation behind a node when it can be part of it: the schema's number, and whose value comes out."""
+    def fuse_activation(self, node: Node) -> tuple[int, Value]:
+        """Return the fused activation of a node (the schema's number) and the value that the operation then computes.
+
+        An activation that is the only reader of the node is fused and needs no operation of its own; without one, the result is
+        0 and the node's own output.
+        """
         value = node.output
         if value.has_one_use:
             user = value.users[0]
@@ -340,34 +359,34 @@ class Emitter:
                 return FUSED_CODES[FUSED[user.op]], user.output
         return 0, value
 
-    def is_shared(self, tensor: FlatTensor) -> bool:
-        """Whether an operation that was written reads the tensor already."""
+    def is_read(self, tensor: FlatTensor) -> bool:
+        """Whether an operation that is already written reads the tensor."""
         return any(tensor in operation.inputs for operation in self.model.operations)
 
     @contextmanager
-    def reading_integers(
-        self, values: Sequence[Value], scheme: Quantization | None = None
+    def reading_int8(
+        self, values: Sequence[Value], quantization: Quantization | None = None
     ) -> Iterator[None]:
-        """Rules that are called inside read the int8 tensors of these values, brought to one scheme if one is given."""
-        kept, copies, done = dict(self.placed), self.copies, set(self.done)
+        """Inside this context, rules read the int8 tensors of these values, requantised if ``quantization`` is given."""
+        placed, copies, done = dict(self.placed), self.copies, set(self.done)
         self.copies = {}
         for value in values:
-            tensor, layout = self.integers[value]
-            if scheme is not None and tensor.quantization != scheme:
+            tensor, layout = self.int8[value]
+            if quantization is not None and tensor.quantization != quantization:
                 tensor = self.op(
                     "QUANTIZE", [tensor], tensor.shape, "INT8", ("QuantizeOptions", {})
                 )
-                tensor.quantization = scheme
+                tensor.quantization = quantization
             self.placed[value] = (tensor, layout)
         try:
             yield
         finally:
-            self.placed, self.copies, self.done = kept, copies, done
+            self.placed, self.copies, self.done = placed, copies, done
 
     # Moving data.
 
     def reshape(self, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
-        """The same elements in another shape.
+        """Return a tensor with the same elements in another shape.
 
         Raises:
             Unsupported: If more than one size is unknown.
@@ -378,25 +397,25 @@ class Emitter:
         if tensor.data is not None:
             return self.constant(tensor.data.reshape(shape), tensor.dtype, tensor.name)
         if shape.count(DYNAMIC) > 1:
-            raise Unsupported("more than one size of a reshape is not known")
-        before = tensor.maker
+            raise Unsupported("more than one size of the reshaped tensor is not known")
+        before = tensor.producer
         if before is not None and before.code == "RESHAPE":
             source = before.inputs[0]
             assert source is not None
             return self.reshape(source, shape)
         made = self.op(
-            "RESHAPE", [tensor, self.constant(_sizes(shape), "INT32")], shape, tensor.dtype,
+            "RESHAPE", [tensor, self.constant(_shape_array(shape), "INT32")], shape, tensor.dtype,
             ("ReshapeOptions", {"newShape": list(shape)}),
         )  # fmt: skip
         made.quantization = tensor.quantization
         return made
 
     def transpose(self, tensor: FlatTensor, perm: Sequence[int]) -> FlatTensor:
-        """The axes permuted, by moving the data."""
+        """Return a tensor with its axes permuted by a TRANSPOSE."""
         if tuple(perm) == tuple(range(len(perm))):
             return tensor
         made = self.op(
-            "TRANSPOSE", [tensor, self.constant(_sizes(perm), "INT32")],
+            "TRANSPOSE", [tensor, self.constant(_shape_array(perm), "INT32")],
             [tensor.shape[p] for p in perm], tensor.dtype, ("TransposeOptions", {}),
         )  # fmt: skip
         made.quantization = tensor.quantization
@@ -405,30 +424,36 @@ class Emitter:
     def convert(
         self, tensor: FlatTensor, shape: Shape, source: Layout, target: Layout
     ) -> FlatTensor:
-        """A stored tensor in another layout: a RESHAPE where only axes of size 1 move, else a TRANSPOSE."""
+        """Return a tensor in another layout, by a RESHAPE if only axes of size 1 move, else by a TRANSPOSE.
+
+        Args:
+            tensor: The tensor.
+            shape: The logical shape of its value.
+            source: Its layout.
+            target: The layout to return.
+        """
         if source.inner and target.inner and source.inner != target.inner:
             middle = Layout(source.perm)
             tensor = self.convert(tensor, shape, source, middle)
             source = middle
-        have, want = _factors(source, target, shape), _factors(target, source, shape)
-        move = [f for f in have if f[2] != 1]
-        moved = [f for f in want if f[2] != 1]
-        if move == moved:
-            return self.reshape(tensor, _known(target.stored(shape)))
+        before = [a for a in _split_axes(source, target, shape) if a[2] != 1]
+        after = [a for a in _split_axes(target, source, shape) if a[2] != 1]
+        if before == after:
+            return self.reshape(tensor, _with_dynamic(target.stored_shape(shape)))
         if source.inner is None and target.inner is None:
             return self.transpose(tensor, [source.place(axis) for axis in target.perm])
-        wide = self.reshape(tensor, _known(size for *_, size in move))
-        made = self.transpose(wide, [move.index(f) for f in moved])
-        return self.reshape(made, _known(target.stored(shape)))
+        wide = self.reshape(tensor, _with_dynamic(size for *_, size in before))
+        made = self.transpose(wide, [before.index(a) for a in after])
+        return self.reshape(made, _with_dynamic(target.stored_shape(shape)))
 
-    def _free(self, name: str) -> str:
+    def _unique_name(self, name: str) -> str:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
-        return name if not count else self._free(f"{name}_{count}")
+        return name if not count else self._unique_name(f"{name}_{count}")
 
 
 def live_nodes(graph: Graph) -> list[Node]:
-    """The nodes whose results are needed, constants being there already; in order."""
+    """Return the nodes that outputs depend on, in order; nodes that compute constants are not needed."""
     wanted = {id(v) for v in graph.outputs if v.data is None}
     found = []
     for node in reversed(list(graph.nodes)):
@@ -438,21 +463,21 @@ def live_nodes(graph: Graph) -> list[Node]:
     return found[::-1]
 
 
-def kind_of(node: Node) -> str:
-    """What to call a node's op: the host's name where the IR has none."""
+def op_name(node: Node) -> str:
+    """Return the name of a node's op; for an opaque one the host's name."""
     return str(getattr(node.op, "kind", node.op.name)) if node.op.name == "Opaque" else node.op.name
 
 
 def arranged(array: Array, layout: Layout) -> Array:
-    """An array of the model's own order as it is stored; axes of size 1 need no order inside."""
+    """Return an array, given in the model's order, in the order of a layout."""
     inner = layout.inner
     if inner is not None and array.shape[inner.axis] != 1:
         array = reordered(array, inner)
     return array.transpose(layout.perm)
 
 
-def reordered(array: Array, inner: Inner) -> Array:
-    """An array whose elements along one axis are put into the stored order."""
+def reordered(array: Array, inner: InnerOrder) -> Array:
+    """Return an array with the elements along one axis in the stored order."""
     axis = inner.axis
     wide = array.reshape(*array.shape[:axis], *inner.sizes, *array.shape[axis + 1 :])
     order = [
@@ -465,38 +490,39 @@ def reordered(array: Array, inner: Inner) -> Array:
 
 _LARGEST_SIZE = 2**31 - 1
 
-Factor = tuple[int, int, Dim]
+SplitAxis = tuple[int, int, Dim]
+"""Axis, number of the part of the axis, size of the part."""
 
 
-def _factors(layout: Layout, other: Layout, shape: Shape) -> list[Factor]:
-    """The stored order of (axis, part, size), with axes cut as either of two layouts cuts them."""
-    found: list[Factor] = []
+def _split_axes(layout: Layout, other: Layout, shape: Shape) -> list[SplitAxis]:
+    """Return the stored axes of a layout, an axis with an inner order in either layout split into its parts."""
+    found: list[SplitAxis] = []
     for axis in layout.perm:
         own = layout.inner if layout.inner and layout.inner.axis == axis else None
         theirs = other.inner if other.inner and other.inner.axis == axis else None
-        cut = own or theirs
-        if cut is None:
+        split = own or theirs
+        if split is None:
             found.append((axis, 0, shape[axis]))
         else:
-            order = own.order if own else range(len(cut.sizes))
-            found += [(axis, part, cut.sizes[part]) for part in order]
+            order = own.order if own else range(len(split.sizes))
+            found += [(axis, part, split.sizes[part]) for part in order]
     return found
 
 
-def _known(dims: Any) -> tuple[int, ...]:
+def _with_dynamic(dims: Any) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else DYNAMIC for d in dims)
 
 
 def _check_sizes(dims: Sequence[int]) -> None:
     large = [d for d in dims if d > _LARGEST_SIZE]
     if large:
-        raise Unsupported(f"a size of {large[0]:,}, and TFLite stores sizes as int32")
+        raise Unsupported(f"TFLite stores sizes as int32, and one is {large[0]:,}")
 
 
-def _sizes(dims: Sequence[int]) -> Array:
+def _shape_array(dims: Sequence[int]) -> Array:
     _check_sizes(dims)
     return np.asarray(dims, np.int32).reshape(len(dims))
 
 
-def _names(array: Array) -> str:
+def _type_name(array: Array) -> str:
     return next(name for name, dtype in NUMPY_TYPES.items() if array.dtype == dtype)

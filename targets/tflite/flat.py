@@ -1,6 +1,6 @@
-"""What a .tflite file holds, before it is written: tensors and operations in order.
+"""A .tflite file before it is written: its tensors, and its operations in order.
 
-Names of operators, options and element types are those of the TFLite schema; nothing here imports it.
+Operators, options and element types have the names of the TFLite schema; nothing here imports it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DYNAMIC = -1
 
 @dataclass(frozen=True)
 class Quantization:
-    """How whole numbers stand for real ones: ``scale * (q - zero_point)``.
+    """Affine quantization: an integer ``q`` has the value ``scale * (q - zero_point)``.
 
     Attributes:
-        scales: One number, or one for each place along ``axis``.
-        zero_points: As many.
-        axis: The stored axis that they lie along.
+        scales: One for the tensor, or one for each index along ``axis``.
+        zero_points: As many as scales.
+        axis: The stored axis of per-channel scales.
     """
 
     scales: tuple[float, ...]
@@ -38,11 +38,11 @@ class FlatTensor:
 
     Attributes:
         name: Its name.
-        shape: The stored sizes, -1 where unknown.
+        shape: The stored sizes, -1 (``DYNAMIC``) where unknown.
         dtype: The schema's name of its element type.
-        data: The numbers of a constant.
-        quantization: How whole numbers are to be read.
-        maker: The operation that computes it.
+        data: The numbers of a constant; ``None`` for a tensor that is computed.
+        quantization: The scales and zero points of integers that are quantized values.
+        producer: The operation that computes it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class FlatTensor:
     dtype: str
     data: Array | None = None
     quantization: Quantization | None = None
-    maker: FlatOperation | None = None
+    producer: FlatOperation | None = None
 
     @property
     def rank(self) -> int:
@@ -69,10 +69,10 @@ class FlatOperation:
 
     Attributes:
         code: The schema's name of the operator.
-        inputs: What it reads; ``None`` for an input that is left out.
-        outputs: What it makes.
+        inputs: The tensors that it reads; ``None`` for an optional input that is not given.
+        outputs: The tensors that it computes.
         options: The schema's name of its options, and their fields.
-        source: The name of the node that it came from.
+        source: The name of the IR node that it was written for.
     """
 
     code: str
@@ -89,10 +89,10 @@ class FlatModel:
     Attributes:
         name: The subgraph's name.
         inputs: The signature's names with the tensors.
-        outputs: Likewise.
-        operations: In order.
+        outputs: The same for the results.
+        operations: The operations, in the order they run in.
         description: A line for people.
-        metadata: Named texts.
+        metadata: The contents of the file's metadata entries, by name.
     """
 
     name: str
@@ -103,7 +103,7 @@ class FlatModel:
     metadata: dict[str, bytes] = field(default_factory=dict)
 
     def drop_dead(self) -> None:
-        """Forget operations whose results nobody reads."""
+        """Remove operations whose results are not read."""
         read = {id(tensor) for _, tensor in self.outputs}
         kept: list[FlatOperation] = []
         for operation in reversed(self.operations):
@@ -113,7 +113,7 @@ class FlatModel:
         self.operations = kept[::-1]
 
     def tensors(self) -> list[FlatTensor]:
-        """All tensors: inputs, then in order of use."""
+        """Return all tensors: the inputs first, then in order of use."""
         found: dict[int, FlatTensor] = {}
         for _, tensor in self.inputs:
             found.setdefault(id(tensor), tensor)
@@ -133,4 +133,4 @@ NUMPY_TYPES: dict[str, Any] = {
     "UINT8": np.uint8, "INT8": np.int8, "INT16": np.int16, "UINT16": np.uint16,
     "UINT32": np.uint32, "BOOL": np.bool_,
 }  # fmt: skip
-"""The element types that are written, as NumPy has them."""
+"""The NumPy type of each element type that is written."""

@@ -1,12 +1,12 @@
-"""Layouts: in which order the axes of a value are stored, and what reshapes and transposes do to that order.
+"""Layouts: the order in which the axes of a value are stored, and how reshapes and transposes change it.
 
-The IR speaks of axes as ONNX and torch do, channels second; LiteRT's convolutions want channels last. A layout
-says which logical axis each stored axis holds, so that a transpose in the graph moves nothing and a reshape keeps whatever
-order its parts allow. Only where an op needs another order than its input has does a TRANSPOSE appear.
+The IR counts axes as ONNX and torch do, channels second; LiteRT's convolutions need channels last. A layout maps each
+stored axis to a logical axis (an axis of the IR), so that a transpose in the graph moves no data, and a reshape keeps the stored
+order where it can. A TRANSPOSE is written only where an op needs another order than its input has.
 
-One axis may also be stored with its elements in another order: the features of a flattened image, which lie as
-(height, width, channel) in memory and as (channel, height, width) in the model. A dense layer behind it reorders its
-weight.
+The elements along one axis may also be stored in another order: the features of a flattened image are stored as
+(height, width, channel), while the model counts them as (channel, height, width). A dense layer that reads them reorders
+its weight.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...ir.types import Dim, Shape
 
 
 @dataclass(frozen=True)
-class Inner:
-    """The order of the elements along one logical axis.
+class InnerOrder:
+    """The stored order of the elements along one logical axis, which a reshape joined from several.
 
     Attributes:
         axis: The logical axis.
-        sizes: The sizes whose product is the axis, major first, as the model counts them.
-        order: Their order in memory: place ``i`` holds number ``order[i]`` of ``sizes``.
+        sizes: The sizes of the axes that were joined, in the model's order.
+        order: The stored order of these axes: place ``i`` has axis ``order[i]`` of ``sizes``.
     """
 
     axis: int
@@ -43,7 +43,7 @@ class Layout:
     """
 
     perm: tuple[int, ...]
-    inner: Inner | None = None
+    inner: InnerOrder | None = None
 
     @property
     def rank(self) -> int:
@@ -51,62 +51,71 @@ class Layout:
         return len(self.perm)
 
     @property
-    def is_plain(self) -> bool:
-        """True when the value is stored as the model counts."""
+    def is_model_order(self) -> bool:
+        """Whether the value is stored in the model's order."""
         return self.inner is None and self.perm == tuple(range(self.rank))
 
     def place(self, axis: int) -> int:
-        """Where a logical axis is stored."""
+        """The stored axis that holds a logical axis."""
         return self.perm.index(axis % self.rank)
 
-    def stored(self, shape: Sequence[Dim]) -> tuple[Dim, ...]:
-        """A logical shape as it is stored."""
+    def stored_shape(self, shape: Sequence[Dim]) -> tuple[Dim, ...]:
+        """Return the stored shape for a logical shape."""
         return tuple(shape[axis] for axis in self.perm)
 
     def transposed(self, perm: Sequence[int]) -> Layout:
-        """The layout of the value with its axes permuted (axis ``i`` is the old ``perm[i]``), nothing moved."""
+        """Return the layout after a transpose that moves no data: new axis ``i`` is the old ``perm[i]``."""
         where = {old: new for new, old in enumerate(perm)}
-        inner = self.inner and Inner(where[self.inner.axis], self.inner.sizes, self.inner.order)
+        inner = self.inner and InnerOrder(
+            where[self.inner.axis], self.inner.sizes, self.inner.order
+        )
         return Layout(tuple(where[axis] for axis in self.perm), inner)
 
     def without(self, axes: Sequence[int]) -> Layout:
-        """The layout when axes go away."""
-        gone = {axis % self.rank for axis in axes}
-        kept = [axis for axis in range(self.rank) if axis not in gone]
+        """Return the layout after some axes are removed."""
+        removed = {axis % self.rank for axis in axes}
+        kept = [axis for axis in range(self.rank) if axis not in removed]
         new = {axis: i for i, axis in enumerate(kept)}
         inner = self.inner
         if inner is not None:
-            inner = None if inner.axis in gone else Inner(new[inner.axis], inner.sizes, inner.order)
-        return Layout(tuple(new[axis] for axis in self.perm if axis not in gone), inner)
+            inner = (
+                None
+                if inner.axis in removed
+                else InnerOrder(new[inner.axis], inner.sizes, inner.order)
+            )
+        return Layout(tuple(new[axis] for axis in self.perm if axis not in removed), inner)
 
     def leading(self, count: int) -> Layout:
-        """The layout when ``count`` axes of size 1 are put in front."""
-        inner = self.inner and Inner(self.inner.axis + count, self.inner.sizes, self.inner.order)
+        """Return the layout after ``count`` axes of size 1 are added in front."""
+        inner = self.inner and InnerOrder(
+            self.inner.axis + count, self.inner.sizes, self.inner.order
+        )
         return Layout((*range(count), *(axis + count for axis in self.perm)), inner)
 
 
-def plain(rank: int) -> Layout:
-    """As the model counts."""
+def model_order(rank: int) -> Layout:
+    """The layout that stores axes in the model's order."""
     return Layout(tuple(range(rank)))
 
 
 def channels_last(rank: int) -> Layout:
-    """(N, C, ...) stored as (N, ..., C)."""
-    return Layout((0, *range(2, rank), 1)) if rank > 2 else plain(rank)
+    """The layout that stores (N, C, ...) as (N, ..., C); the model's order below rank 3."""
+    return Layout((0, *range(2, rank), 1)) if rank > 2 else model_order(rank)
 
 
-Group = tuple[tuple[int, ...], tuple[int, ...]]
-"""Axes before and axes after a reshape that hold the same elements."""
+ReshapePart = tuple[tuple[int, ...], tuple[int, ...]]
+"""Axes before a reshape, and the axes after it that hold the same elements."""
 
 
-def groups(before: Shape, after: Shape) -> list[Group]:
-    """Cut a reshape into parts that do not mix; axes of size 1 are in none.
+def reshape_parts(before: Shape, after: Shape) -> list[ReshapePart]:
+    """Return the smallest parts of a reshape that are reshapes of their own; axes of size 1 are in no part.
 
-    Sizes that are not known are equal only to themselves; where they differ, everything that is left is one part.
+    A symbolic size is equal only to itself, an unknown one (``None``) to nothing. From the first sizes that cannot be compared on,
+    everything is one part.
     """
     ins = [i for i, d in enumerate(before) if d != 1]
     outs = [i for i, d in enumerate(after) if d != 1]
-    found: list[Group] = []
+    found: list[ReshapePart] = []
     i = j = 0
     while i < len(ins) and j < len(outs):
         left, right = i + 1, j + 1
@@ -138,24 +147,23 @@ def _equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     return (
         known
         and symbols == sorted(str(d) for d in b if isinstance(d, str))
-        and (_numbers(a) == _numbers(b))
+        and (_known_product(a) == _known_product(b))
     )
 
 
 def _less(a: Sequence[Dim], b: Sequence[Dim]) -> bool | None:
-    """Whether ``a`` must grow, ``None`` when that cannot be told."""
-    odd = [d for d in (*a, *b) if not isinstance(d, int)]
-    if odd:
+    """Whether ``a`` has fewer elements than ``b``; ``None`` if a size is not known."""
+    if not all(isinstance(d, int) for d in (*a, *b)):
         return None
-    return _numbers(a) < _numbers(b)
+    return _known_product(a) < _known_product(b)
 
 
-def _numbers(dims: Sequence[Dim]) -> int:
+def _known_product(dims: Sequence[Dim]) -> int:
     return math.prod(d for d in dims if isinstance(d, int))
 
 
-def gathered(perm: Sequence[int], parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """``perm`` with the axes of every part together and in order, where the first of them stands."""
+def joined_in_place(perm: Sequence[int], parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return ``perm`` with the axes of each part moved next to the first of them, in order."""
     part_of = {axis: part for part in parts for axis in part}
     done: set[int] = set()
     out: list[int] = []
@@ -168,26 +176,29 @@ def gathered(perm: Sequence[int], parts: Sequence[tuple[int, ...]]) -> tuple[int
     return tuple(out)
 
 
-def contiguous(perm: Sequence[int], part: tuple[int, ...], shape: Shape) -> bool:
-    """Whether the axes of a part are neighbours in storage, in any order (size 1 does not count)."""
+def is_contiguous(perm: Sequence[int], part: tuple[int, ...], shape: Shape) -> bool:
+    """Whether only axes of size 1 are stored between the axes of a part, which may be in any order."""
     places = sorted(i for i, axis in enumerate(perm) if axis in part)
     between = [perm[i] for i in range(places[0], places[-1] + 1)]
     return all(axis in part or shape[axis] == 1 for axis in between)
 
 
-def in_order(perm: Sequence[int], part: tuple[int, ...]) -> bool:
-    """Whether the axes of a part come in order in storage."""
+def is_in_order(perm: Sequence[int], part: tuple[int, ...]) -> bool:
+    """Whether the axes of a part are stored in ascending order."""
     return tuple(axis for axis in perm if axis in part) == part
 
 
-def fill_ones(
-    order: Sequence[int], shape: Shape, wishes: Sequence[tuple[int, ...]]
+def place_size_one_axes(
+    order: Sequence[int], shape: Shape, preferred: Sequence[tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """A whole permutation for axes in a given order: axes of size 1 go where a wish has them, or behind their neighbour."""
+    """Return a permutation of all axes that keeps ``order`` and adds the axes of size 1.
+
+    They go where the first suitable preferred order has them, or else behind their neighbour.
+    """
     rank = len(shape)
-    for wish in (*wishes, tuple(range(rank)), channels_last(rank).perm):
-        if len(wish) == rank and [a for a in wish if shape[a] != 1] == list(order):
-            return tuple(wish)
+    for wanted in (*preferred, tuple(range(rank)), channels_last(rank).perm):
+        if len(wanted) == rank and [a for a in wanted if shape[a] != 1] == list(order):
+            return tuple(wanted)
     perm = list(order)
     for axis in range(rank):
         if shape[axis] == 1:
@@ -195,16 +206,19 @@ def fill_ones(
     return tuple(perm)
 
 
-def carried(
-    perm: Sequence[int], parts: Sequence[Group], shape: Shape, wishes: Sequence[tuple[int, ...]]
+def order_after_reshape(
+    perm: Sequence[int],
+    parts: Sequence[ReshapePart],
+    shape: Shape,
+    preferred: Sequence[tuple[int, ...]],
 ) -> tuple[int, ...] | None:
-    """The order of the axes behind a reshape, for an order in front of it that every part allows; else ``None``.
+    """Return the stored order of axes after a reshape that moves no data; ``None`` if data has to move.
 
     Args:
-        perm: The order in front.
-        parts: What :func:`groups` gives.
-        shape: The logical shape behind.
-        wishes: Where axes of size 1 had best go.
+        perm: The order before the reshape.
+        parts: The result of :func:`reshape_parts`.
+        shape: The logical shape after the reshape.
+        preferred: Orders to place axes of size 1 by, the best first.
     """
     target = dict(parts)
     if () in target:
@@ -217,19 +231,19 @@ def carried(
             return None
         order += target[part]
         axes = axes[len(part) :]
-    return fill_ones(order, shape, wishes)
+    return place_size_one_axes(order, shape, preferred)
 
 
 __all__ = [
-    "Group",
-    "Inner",
+    "InnerOrder",
     "Layout",
-    "carried",
+    "ReshapePart",
     "channels_last",
-    "contiguous",
-    "fill_ones",
-    "gathered",
-    "groups",
-    "in_order",
-    "plain",
+    "is_contiguous",
+    "is_in_order",
+    "joined_in_place",
+    "model_order",
+    "order_after_reshape",
+    "place_size_one_axes",
+    "reshape_parts",
 ]

@@ -1,4 +1,4 @@
-"""Google's own converter, for torch models that hold what the emitter has no words for (extra ``litert-torch``)."""
+"""Google's own converter, for torch models with ops that the emitter cannot write (extra ``litert-torch``)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ...ir import Graph, MissingExtra, ModelError, UsageError
 
 
 def check_installed() -> None:
-    """Check that the converter is there, without importing it.
+    """Check that the converter is installed, without importing it.
 
     Raises:
-        MissingExtra: If it is not.
+        MissingExtra: If it is not installed.
     """
     if find_spec("litert_torch") is None:
         raise MissingExtra("via='litert-torch'", "litert-torch", "litert-torch")
 
 
 def convert(graph: Graph) -> bytes:
-    """The bytes of the file that litert-torch makes of the module that a graph stands for.
+    """Return the bytes of the .tflite file that litert-torch makes of a graph, which is written as a torch module first.
 
     Raises:
         UsageError: If the graph did not come from torch.

@@ -1,6 +1,6 @@
-"""Versions of TFLite operators: which one says what an operation needs, and which runtime first has it.
+"""Versions of TFLite operators: the version that an operation needs, and the first runtime that has it.
 
-Facts from LiteRT's own ``op_version.cc`` and ``runtime_version.cc``, for the operators and element types that are emitted.
+The facts are from LiteRT's own ``op_version.cc`` and ``runtime_version.cc``, for the operators and element types that are emitted.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ _SINCE: dict[str, tuple[str, ...]] = {
     "TRANSPOSE_CONV": ("1.9.0", "2.2.0", "2.3.0", "2.13.0"),
     "UNPACK": ("1.11.0", "1.14.0", "2.2.0"),
 }  # fmt: skip
-"""The runtime that first has version 1, 2, ... of each operator."""
+"""For each operator, the first runtime that has version 1, 2, and so on."""
 
 OPERATORS = frozenset(_SINCE)
-"""The operators that are emitted."""
+"""The operators that the emitter writes."""
 
-_EIGHT_BITS_IS_TWO = frozenset(
+_INT8_SINCE_VERSION_2 = frozenset(
     {
         "ADD", "ARG_MAX", "ARG_MIN", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "EQUAL", "GREATER",
         "GREATER_EQUAL", "LESS", "LESS_EQUAL", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM",
@@ -117,13 +117,13 @@ _EIGHT_BITS_IS_TWO = frozenset(
 
 
 def version_of(operation: FlatOperation) -> int:
-    """The version of an operation's operator that has what it uses."""
+    """Return the lowest version of an operation's operator that supports its element types, ranks and options."""
     first = operation.inputs[0]
     assert first is not None
     code, dtype = operation.code, first.dtype
     fields = operation.options[1] if operation.options else {}
     ranks = [t.rank for t in operation.inputs if t is not None]
-    version = 2 if dtype == "INT8" and code in _EIGHT_BITS_IS_TWO else 1
+    version = 2 if dtype == "INT8" and code in _INT8_SINCE_VERSION_2 else 1
     match code:
         case "CONV_2D":
             weight = operation.inputs[1]
@@ -197,6 +197,7 @@ def version_of(operation: FlatOperation) -> int:
 
 
 def _product_scale(operation: FlatOperation) -> float:
+    """Return the scales of both factors over that of the product; 0 if one is not quantized."""
     a, b = operation.inputs
     out = operation.outputs[0]
     if a is None or b is None or not (a.quantization and b.quantization and out.quantization):
@@ -205,10 +206,10 @@ def _product_scale(operation: FlatOperation) -> float:
 
 
 def minimum_runtime(operations: Iterable[tuple[str, int]]) -> str:
-    """The oldest runtime that has all of these operators in these versions."""
+    """Return the oldest runtime that has all of these operators, each given with its version."""
     found = [_SINCE[code][version - 1] for code, version in operations]
-    return max(found, key=_key, default="1.5.0")
+    return max(found, key=_runtime_order, default="1.5.0")
 
 
-def _key(version: str) -> tuple[int, ...]:
+def _runtime_order(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))

@@ -1,4 +1,4 @@
-"""From :class:`.flat.FlatModel` to the bytes of a .tflite file (a flatbuffer)."""
+"""Serialises a :class:`.flat.FlatModel` as the bytes of a .tflite file (a flatbuffer)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .flat import DYNAMIC, NUMPY_TYPES, FlatModel, FlatOperation, FlatTensor
 from .versions import minimum_runtime, version_of
 
 _LIMIT = 2**31 - 2**20
-"""What one flatbuffer may hold, with room for everything that is no weight."""
+"""The largest total size of weights: the limit of a flatbuffer, minus space for everything else."""
 _ALIGN = 16
 _IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
@@ -20,7 +20,7 @@ _FIRST_EXTENDED_CODE = 127
 
 
 def schema() -> Any:
-    """The schema's generated module.
+    """Return the schema's generated module.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -34,22 +34,22 @@ def schema() -> Any:
 
 
 def to_bytes(model: FlatModel) -> bytes:
-    """The file. The same model gives the same bytes.
+    """Return the bytes of the file; equal models give equal bytes.
 
     Raises:
-        ModelError: If it would be larger than a .tflite file can be.
+        ModelError: If the file would be too large for a flatbuffer.
         MissingExtra: If the schema is not installed.
     """
     return _Writer(model, schema()).run()
 
 
 class _Writer:
-    def __init__(self, model: FlatModel, made: Any) -> None:
-        self.model, self.schema = model, made
+    def __init__(self, model: FlatModel, schema: Any) -> None:
+        self.model, self.schema = model, schema
         self.tensors = model.tensors()
         self.index = {id(tensor): i for i, tensor in enumerate(self.tensors)}
-        self.buffers: list[Any] = [made.BufferT()]
-        self.known: dict[bytes, int] = {}
+        self.buffers: list[Any] = [schema.BufferT()]
+        self.buffer_of: dict[bytes, int] = {}
         self.codes: dict[tuple[str, int], int] = {}
 
     def run(self) -> bytes:
@@ -59,7 +59,7 @@ class _Writer:
         if weights > _LIMIT:
             raise ModelError(
                 f"the weights take {weights:,} bytes, and a .tflite file holds 2 GB at most: "
-                "write them as float16 (--weights float16), or cut the model in parts"
+                "write them as float16 (--weights float16), or split the model"
             )
         made = self.schema.ModelT()
         made.version = _SCHEMA_VERSION
@@ -102,14 +102,14 @@ class _Writer:
         return made
 
     def _buffer(self, array: Any) -> int:
-        """The number of the buffer with these bytes; equal bytes are written once."""
+        """Return the index of the buffer with these bytes; equal bytes are written once."""
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         raw = array.reshape(-1).view(np.uint8)
         digest = hashlib.sha256(raw).digest()
-        if digest not in self.known:
-            self.known[digest] = len(self.buffers)
+        if digest not in self.buffer_of:
+            self.buffer_of[digest] = len(self.buffers)
             self.buffers.append(_aligned(self.schema, raw))
-        return self.known[digest]
+        return self.buffer_of[digest]
 
     def _operator(self, operation: FlatOperation) -> Any:
         made = self.schema.OperatorT()
@@ -162,18 +162,18 @@ class _Writer:
         return found
 
 
-def _aligned(made: Any, raw: Any) -> Any:
-    """A buffer whose bytes lie at multiples of 16, as the runtime maps them (the generated code aligns to one)."""
+def _aligned(schema: Any, raw: Any) -> Any:
+    """Return a buffer whose data is aligned to 16 bytes, as the runtime maps it (the generated code aligns to one)."""
 
-    class Aligned(made.BufferT):  # type: ignore[misc]
+    class Aligned(schema.BufferT):  # type: ignore[misc]
         def Pack(self, builder: Any) -> Any:  # noqa: N802 - the generated code's name
             builder.StartVector(1, raw.size, _ALIGN)
             head = builder.Head() - raw.size
             builder.head = head
             builder.Bytes[head : head + raw.size] = raw.data
             vector = builder.EndVector()
-            made.BufferStart(builder)
-            made.BufferAddData(builder, vector)
-            return made.BufferEnd(builder)
+            schema.BufferStart(builder)
+            schema.BufferAddData(builder, vector)
+            return schema.BufferEnd(builder)
 
     return Aligned()

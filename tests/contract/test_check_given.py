@@ -46,7 +46,7 @@ def test_a_torch_model_that_is_read_wrongly(monkeypatch: pytest.MonkeyPatch, pas
         return found
 
     monkeypatch.setattr(fx_trace, "traced", wrong)
-    with pytest.raises(ModelError, match=r"not read right: before any pass .* .allowed 0.0001"):
+    with pytest.raises(ModelError, match=r"was read wrongly: before any pass .* .allowed 0.0001"):
         shrink(Net(), passes, example_inputs=(X,), check=True)
     shrink(Net(), passes, example_inputs=(X,))
 
@@ -64,7 +64,7 @@ def test_an_exported_model_that_is_read_wrongly(monkeypatch: pytest.MonkeyPatch)
 
     assert not shrink(program, check=True).report.failed
     monkeypatch.setattr(target._Emitter, "_copy", wrong)
-    with pytest.raises(ModelError, match="not read right"):
+    with pytest.raises(ModelError, match="was read wrongly"):
         shrink(program, check=True)
 
 
@@ -118,7 +118,7 @@ def test_an_onnx_model_that_is_read_wrongly(
     assert not shrink(given, check=True).report.notes
     read = graphshrink.api._from_onnx
     monkeypatch.setattr(graphshrink.api, "_from_onnx", lambda model, *rest: read(proto(3.0), *rest))
-    with pytest.raises(ModelError, match="not read right"):
+    with pytest.raises(ModelError, match="was read wrongly"):
         shrink(given, check=True)
 
 

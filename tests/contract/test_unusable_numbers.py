@@ -177,10 +177,10 @@ def test_weights_that_overflow_when_they_are_scaled_are_an_error() -> None:
     weight = np.full((CHANNELS, 3, 3, 3), 1e30, np.float32)
     constants = arrays(w=weight, g=first(1e12))
     with pytest.raises(
-        ModelError, match=r"^Conv_0\.weight: its computed numbers leave the range of f32"
+        ModelError, match=r"^Conv_0\.weight: its computed numbers exceed the range of f32"
     ):
         _ = shrink(onnx_model([CONV, NORM, ("Sigmoid", [], {})], constants)).model
     with pytest.raises(
-        ModelError, match=r"^conv\.weight: its computed numbers leave the range of f32"
+        ModelError, match=r"^conv\.weight: its computed numbers exceed the range of f32"
     ):
         _ = shrink(Torch(constants).eval(), example_inputs=(torch.tensor(X),)).model

@@ -323,7 +323,7 @@ def test_a_pass_after_which_the_model_does_not_run_is_rolled_back(tmp_path: Path
 
 
 def test_check_without_inputs() -> None:
-    with pytest.raises(UsageError, match=r"input 'input_?1?' is not known.*example_inputs"):
+    with pytest.raises(UsageError, match=r"input 'input_?1?' is unknown.*example_inputs"):
         shrink(module(), check=True)
     program = torch.export.export(module(), (X,))
     result = shrink(program, check=True)

@@ -87,7 +87,7 @@ def test_options_stand_behind_the_target(toy: None) -> None:
     for text, message in (
         ("toy{levle=3}", "target toy has no option 'levle'; did you mean 'level'"),
         ("toy{level=high}", "target toy: option 'level' takes int, not 'high'"),
-        ("toy{level=1", "is no target; write name or name"),
+        ("toy{level=1", "is not a target; write name or name"),
         ("tensorrt{ranges=x}", "has no option 'ranges'"),
         ("tensorrt{float64=keep}", "option 'float64' is one of refuse, cast, not 'keep'"),
     ):
@@ -131,8 +131,8 @@ def test_other_packages_publish_targets(
 @pytest.mark.parametrize(
     ("name", "members", "message"),
     [
-        ("onnx", {"SUFFIX": ".far"}, "'onnx', published by far_target, is taken"),
-        ("far", {}, "target 'far' \\(far_target\\) does not load"),
+        ("onnx", {"SUFFIX": ".far"}, "'onnx', published by far_target, exists already"),
+        ("far", {}, "target 'far' \\(far_target\\) cannot be loaded"),
     ],
 )
 def test_published_targets_that_are_refused(

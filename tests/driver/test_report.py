@@ -54,7 +54,7 @@ def test_a_symbolic_batch_counts_as_one() -> None:
     assert Size.of(parse(text % ("batch, 3, 9, 9", "batch, 6, 5, 5"))).macs == 6 * 75 * 25
     unknown = Size.of(parse(text % ("1, 3, h, w", "1, 6, ?, ?")))
     assert unknown.macs is None
-    assert unknown.notes == ["MACs are unknown, because the sizes at Conv y are"]
+    assert unknown.notes == ["MACs are unknown, because the shapes at Conv y are unknown"]
 
 
 def test_without_shapes_the_report_says_what_was_missed() -> None:
@@ -132,7 +132,7 @@ def rendered(report: Report, *, terminal: bool = False, verbose: bool = False) -
 def test_refusals_are_shown_when_asked_for_and_texts_are_no_markup() -> None:
     report = odd_report()
     short, long = rendered(report), rendered(report, verbose=True)
-    assert "run again with -v" in short
+    assert "-v shows them with the reasons" in short
     assert "two" not in short
     assert "odd: [swap] (exact): y" in long
     assert "odd: left Identity z: it has [bold]two[/bold] users" in long

@@ -94,7 +94,7 @@ def test_command_line(model: Path) -> None:
 
 def test_wrong_use(model: Path) -> None:
     assert "--pattern goes with --sparsity" in fails("inspect", str(model), "--pattern", "2:4")
-    for text, why in (("4", "'4' is no pattern like 2:4"), ("4:2", "4:2 is no pattern")):
+    for text, why in (("4", "'4' is not a pattern like 2:4"), ("4:2", "4:2 is not a pattern")):
         assert why in fails("inspect", str(model), "--sparsity", "--pattern", text)
 
 
@@ -128,8 +128,8 @@ def test_reasons_for_no_sparse_kernel() -> None:
         "host": "it is on the device cpu: move it to a CUDA device",
         "masked": "its weight is parametrized: fold_masks first",
     }
-    assert found.skipped["wide"].startswith("there are kernels for ")
-    assert found.skipped["wide"].endswith(", and it is float64")
+    assert found.skipped["wide"].startswith("torch has kernels for ")
+    assert found.skipped["wide"].endswith("; its type is float64")
 
 
 def test_conversion_and_what_torch_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,15 +248,15 @@ def test_nothing_is_placed_beside_a_removed_node(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda g, rw, n: rw.replace(n, Add(), [g.inputs[0]]), "takes 2 to 2 inputs, not 1"),
-    (lambda g, rw, n: rw.replace(n, Split((2, 2), 1), [g.inputs[0]]), "cannot stand for"),
-    (lambda g, rw, n: rw.replace(n, Concat(1), [g.inputs[0]] * 2), r"gives f32\[1, 8\] where"),
+    (lambda g, rw, n: rw.replace(n, Add(), [g.inputs[0]]), "Add takes 2 inputs, not 1"),
+    (lambda g, rw, n: rw.replace(n, Split((2, 2), 1), [g.inputs[0]]), "Split has 2 results, Add has 1"),
+    (lambda g, rw, n: rw.replace(n, Concat(1), [g.inputs[0]] * 2), r"gives f32\[1, 8\], but its readers expect"),
     (lambda g, rw, n: rw.replace(n, Squeeze((1,)), [g.inputs[0]]), "Squeeze of axis 1"),
     (lambda g, rw, n: rw.replace_uses(g.value("a"), g.value("c")), "cannot replace"),
     (lambda g, rw, n: rw.erase_constant(g.value("c")), "still used"),
     (lambda g, rw, n: rw.erase_constant(g.value("x")), "not a plain constant"),
-    (lambda g, rw, n: rw.insert(RELU, []), "takes 1 to 1 inputs"),
-    (lambda g, rw, n: g.append(Opaque("k"), []), "needs its result types"),
+    (lambda g, rw, n: rw.insert(RELU, []), "Activation takes 1 inputs, not 0"),
+    (lambda g, rw, n: g.append(Opaque("k"), []), "cannot infer its result types"),
     (lambda g, rw, n: g.append(RELU, [g.inputs[0]], types=[]), "has 1 results, not 0"),
 ])  # fmt: skip
 def test_refused_changes(
@@ -385,22 +385,22 @@ def ring(graph: Graph) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Graph], object], str]] = {
-    "reads before it is made": (swap, "reads %a before it is made"),
+    "reads before it is made": (swap, "reads %a before it is defined"),
     "a value of another graph": (
-        lambda g: g._set_input(node_of(g, "d"), 0, parse(TEXT).value("x")), "before it is made"),
+        lambda g: g._set_input(node_of(g, "d"), 0, parse(TEXT).value("x")), "before it is defined"),
     "a use that the list lacks": (
         lambda g: g.value("a")._uses.pop((node_of(g, "b"), 0)), "use list of %a"),
     "a use that is not there": (
         lambda g: g.value("c")._uses.update({(node_of(g, "d"), 0): None}), "use list of %c"),
     "a stale use of a removed node": (
-        lambda g: g._unlink(node_of(g, "d")), "output %d is never made"),
-    "an output that is never made": (
-        lambda g: g._set_output(0, Value("q")), "output %q is never made"),
+        lambda g: g._unlink(node_of(g, "d")), "output %d is never defined"),
+    "an output that is never defined": (
+        lambda g: g._set_output(0, Value("q")), "output %q is never defined"),
     "a wrong output count": (lambda g: setattr(g.value("a"), "outputs", 2), "output count of %a"),
-    "too few output names": (lambda g: g.output_names.pop(), "differ in number"),
+    "too few output names": (lambda g: g.output_names.pop(), "output names differ"),
     "equal names": (lambda g: setattr(g.value("b"), "name", "x"), "two values are named %x"),
     "a renamed value": (lambda g: setattr(g.value("b"), "name", "q"), "names in use"),
-    "a name not recorded": (lambda g: g._names.discard("b"), "names in use is wrong: %b"),
+    "a name not recorded": (lambda g: g._names.discard("b"), "names in use is wrong about %b"),
     "a wrong producer": (lambda g: setattr(g.value("b"), "producer", None), "producer"),
     "two producers": (two_producers, "producer"),
     "a constant without data": (lambda g: setattr(g.value("c"), "data", None), "%c has no data"),
@@ -414,10 +414,10 @@ DAMAGE: dict[str, tuple[Callable[[Graph], object], str]] = {
         lambda g: setattr(g.value("d"), "type", TensorType(DType.F64, (1, 4))), "gives"),
     "inputs that do not fit": (
         lambda g: setattr(node_of(g, "a"), "op", Squeeze((1,))), "Squeeze of axis 1"),
-    "too few inputs": (lambda g: setattr(node_of(g, "a"), "op", Add()), "Add with 1 inputs"),
+    "too few inputs": (lambda g: setattr(node_of(g, "a"), "op", Add()), "Add takes 2 inputs, not 1"),
     "too many results": (
         lambda g: setattr(node_of(g, "a"), "op", Split((2, 2), 1)), "has 2 results"),
-    "a wrong count": (lambda g: setattr(g, "_count", 4), "3 nodes are linked, 4 are counted"),
+    "a wrong count": (lambda g: setattr(g, "_count", 4), "3 nodes are linked, but the count is 4"),
     "a count too small": (lambda g: setattr(g, "_count", 2), "d is not linked"),
     "a node that thinks it is elsewhere": (
         lambda g: setattr(node_of(g, "b"), "graph", Graph()), "b|linked|made"),

@@ -233,7 +233,7 @@ GOOD = """graph g(%x: f32[1, 3, 8, 8]) {
     ("random 1", 'dense ["a"]', "line 2: constant %w"),
     ("random 1", 'splat "a"', "line 2: constant %w"),
     ("random 1", "splat", "line 3: expected a literal"),
-    ("f32[4, 3, 3, 3] = random", "f32[4, 3, 3, N] = random", "a full type for the constant %w"),
+    ("f32[4, 3, 3, 3] = random", "f32[4, 3, 3, N] = random", "a shape without unknowns for the constant %w"),
     ("f32[4, 3, 3, 3] = random 1", "u8[1] = dense [300]", "line 2: constant %w"),
     ("%w: f32[4, 3, 3, 3] =", "", "line 2"),
     ('as "conv"', "as conv", "line 3: expected string"),

@@ -14,9 +14,9 @@ from graphshrink import ir
 from graphshrink.errors import GraphshrinkError
 from graphshrink.ir import ArrayTensor, DType, Graph, TensorType
 from graphshrink.passes import Context, PassRecord, Pipeline
-from graphshrink.passes.blocks import choose as pivot_choose
+from graphshrink.passes.blocks import layer_blocks as pivot_choose
 from graphshrink.passes.blocks import mask_blocks
-from graphshrink.passes.blocks.refit import Covariance, Layer
+from graphshrink.passes.blocks.refit import Covariance, RefitLayer
 from graphshrink.passes.blocks.search import search_blocks
 from graphshrink.passes.depth import affine_fit
 from graphshrink.passes.statistics import gram as statistics
@@ -293,7 +293,7 @@ def test_refits_beyond_float16_are_refused() -> None:
 
 
 def test_lines_beyond_float16_are_refused() -> None:
-    moments = affine_fit.Moments(1, *(np.array([v]) for v in (1e5, 0.0, 1.0, 1.0)))
+    moments = affine_fit.ActivationStats(1, *(np.array([v]) for v in (1e5, 0.0, 1.0, 1.0)))
     slope, offset = affine_fit.best_line(moments)
     assert (slope, offset) == (1.0, -1e5)
     graph = network([1e3 * np.eye(CHANNELS), np.eye(CHANNELS)], DType.F16)
@@ -303,7 +303,7 @@ def test_lines_beyond_float16_are_refused() -> None:
 
 def test_outputs_that_never_vary_have_an_error_of_nothing_or_of_everything() -> None:
     weight = np.arange(16.0).reshape(4, 4, 1)
-    layer = Layer(weight, Covariance(np.zeros((4, 4)), np.full(4, 0.3)))
+    layer = RefitLayer(weight, Covariance(np.zeros((4, 4)), np.full(4, 0.3)))
     assert layer.error(weight, np.zeros(4)) == 0.0
     made = np.zeros_like(weight)
     assert layer.error(made, weight[:, :, 0] @ np.full(4, 0.3)) == 0.0

@@ -51,7 +51,7 @@ def fails(*arguments: Any, code: int = 2) -> str:
     lines = done.err.splitlines()
     assert len(lines) == 1, done.err
     assert lines[0].startswith("graphshrink: ")
-    assert "a fault of ours" not in lines[0]
+    assert "a bug in graphshrink" not in lines[0]
     return lines[0]
 
 

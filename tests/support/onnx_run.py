@@ -19,6 +19,7 @@ def outputs_of(model: Path | ModelProto, feeds: Any, *, plain: bool = False) -> 
         plain: Let onnxruntime optimise nothing.
     """
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()

@@ -1,1 +1,1 @@
-"""Recovery: training that gives a shrunk network back what it lost."""
+"""Recovery: training that restores the accuracy of a shrunk network."""

@@ -1,9 +1,9 @@
 """Checkpoints of a training run: tensors as safetensors, everything else as JSON; no pickle.
 
-A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Tensors go into a file of their own, named
-by the step; ``recovery.json`` holds the rest and names that file. It is renamed into place last, and only then
-the file that the old one named is deleted: killed at any moment, the old checkpoint or the new one is there. Other files
-of the folder are left alone, whatever their names.
+A checkpoint is a tree of dicts, lists, tuples, tensors and plain values. Tensors are written to a file of their own, named
+by the step; ``recovery.json`` holds the rest and names that file. It is renamed into place last, and only then is
+the tensor file of the old checkpoint deleted: if the process is killed at any moment, the old checkpoint or the new one is
+complete. Other files in the folder are never touched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = "graphshrink recovery checkpoint"
 VERSION = 1
 
 INDEX = "recovery.json"
-"""The file that makes a folder a checkpoint."""
+"""The file that marks a folder as a checkpoint."""
 
 _TENSORS = re.compile(r"step-\d+\.safetensors")
 
@@ -32,10 +32,10 @@ class Checkpoints:
     """A folder with the last checkpoint of a run.
 
     Args:
-        folder: The folder; it is made if it is not there.
+        folder: The folder; created if it does not exist.
 
     Raises:
-        UsageError: If it cannot be a folder.
+        UsageError: If it cannot be created.
         MissingExtra: If safetensors is not installed.
     """
 
@@ -56,7 +56,7 @@ class Checkpoints:
         return (self.folder / INDEX).exists()
 
     def save(self, step: int, state: Any) -> None:
-        """Write a checkpoint, whole or not at all, and delete the one before.
+        """Write a checkpoint, whole or not at all, and delete the previous one.
 
         Args:
             step: The number of the step, for the file's name.
@@ -87,7 +87,7 @@ class Checkpoints:
             file.unlink(missing_ok=True)
 
     def _named(self) -> str | None:
-        """The file of tensors that the present checkpoint names, if there is one."""
+        """The name of the tensor file of the present checkpoint, if there is one."""
         try:
             name = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["tensors"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -95,10 +95,10 @@ class Checkpoints:
         return name if isinstance(name, str) and _TENSORS.fullmatch(name) else None
 
     def load(self) -> Any:
-        """The tree, its tensors on the CPU; ``None`` if there is no checkpoint yet.
+        """Read the checkpoint; returns its tree, with tensors on the CPU, or ``None`` if there is no checkpoint.
 
         Raises:
-            ModelError: If it is damaged, or of another version.
+            ModelError: If it is damaged or has another version.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -113,7 +113,7 @@ class Checkpoints:
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} is damaged: it is not JSON; delete the folder") from error
         if not isinstance(index, dict) or index.get("format") != FORMAT:
-            raise ModelError(f"{path} is no checkpoint of a recovery; take another folder")
+            raise ModelError(f"{path} is not a checkpoint of a recovery; choose another folder")
         if index.get("version") != VERSION:
             raise ModelError(
                 f"{path} has version {index.get('version')!r} of the checkpoint format; "
@@ -121,7 +121,7 @@ class Checkpoints:
             )
         name = index.get("tensors")
         if not isinstance(name, str) or not _TENSORS.fullmatch(name):
-            raise ModelError(f"{path} is damaged: it names no file of tensors")
+            raise ModelError(f"{path} is damaged: it does not name a tensor file")
         try:
             return _unpacked(index.get("state"), load_file(self.folder / name))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -131,10 +131,10 @@ class Checkpoints:
 
 
 def _packed(data: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree without its tensors, which are collected by their paths in it."""
+    """The tree with references in place of its tensors, which are added to ``tensors`` by their paths in it."""
     match data:
         case torch.Tensor():
-            # Tensors may share memory, which the format does not allow.
+            # Tensors may share memory; safetensors does not allow that.
             tensors[name] = data.detach().cpu().contiguous().clone()
             return {"tensor": name}
         case dict():
@@ -146,7 +146,7 @@ def _packed(data: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         case None | bool() | int() | float() | str():
             return data
     raise UsageError(
-        f"cannot keep {name} in a checkpoint: it is a {type(data).__name__}; states are made of dicts, "
+        f"cannot store {name} in a checkpoint: it is a {type(data).__name__}; states may contain dicts, "
         "lists, tensors, numbers and text"
     )
 

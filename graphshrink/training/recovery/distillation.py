@@ -1,8 +1,8 @@
-"""What a student learns from a teacher: the logits, and features inside.
+"""Distillation losses between a student and a teacher: on the logits, and on features (inner values).
 
 Logits (Hinton et al., "Distilling the knowledge in a neural network", 2015): ``T^2 * KL(teacher / T || student / T)``
-over the classes, the mean over everything else. Features: the mean square of the difference over that of the
-teacher's feature, so that neither their scale nor their size matters.
+over the classes, averaged over all other axes. Features: the mean square of the difference divided by the mean square of the
+teacher's feature, so that the loss does not depend on their scale or size.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """How far the student's class probabilities are from the teacher's.
+    """The divergence of the student's class probabilities from the teacher's.
 
     Args:
         student: Logits ``(N, C, ...)``.
         teacher: Logits of the same shape.
-        temperature: What logits are divided by.
+        temperature: The divisor of all logits.
 
     Returns:
-        A tensor without dimensions.
+        A scalar tensor.
     """
     given, wanted = student.float() / temperature, teacher.float() / temperature
     axis = min(1, given.dim() - 1)
@@ -42,26 +42,26 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 
 
 def feature_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The mean square of the difference, relative to that of the teacher."""
+    """The mean square of the difference, relative to the mean square of the teacher's feature."""
     wanted = teacher.float()
     return F.mse_loss(student.float(), wanted) / wanted.square().mean().clamp(min=1e-12)
 
 
 class Teacher:
-    """A module that is learned from; it is not trained, nor its batch norms moved.
+    """The teacher of a distillation; neither its parameters nor its batch norms change.
 
     Args:
-        module: The module. It is copied if it shares parameters with the student, as a shrunk network
-            does with the one it was made of.
-        student: The module that learns.
-        features: What is compared inside: the student's names of modules (or, in a ``GraphModule``, nodes) and the
-            teacher's; a list where both are the same.
+        module: The teacher's module. It is copied if it shares parameters with the student, as a shrunk network
+            does with the original.
+        student: The module that is trained.
+        features: The features to compare: names of the student's modules (or nodes of a ``GraphModule``), each with the
+            teacher's name; a list if the names are the same.
         temperature: See :func:`distillation`.
-        loss: Used in its place: a function of the outputs of student and teacher.
-        device: Where to compute.
+        loss: A function of the outputs of student and teacher, in place of :func:`distillation`.
+        device: The device to compute on.
 
     Raises:
-        UsageError: If the teacher is the student, or a name is not known.
+        UsageError: If the teacher is the student, or a name is unknown.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Teacher:
         self.tapped.eval()
 
     def close(self) -> None:
-        """Leave the module as it was found."""
+        """Remove the hooks and restore the training modes of the module."""
         self.tapped.close()
         for module, training in self.modes.items():
             module.training = training
@@ -101,7 +101,7 @@ class Teacher:
         """The losses ``distillation`` and, if there are features, ``features``.
 
         Args:
-            inputs: What both modules are called with.
+            inputs: The inputs of both modules.
             outputs: The student's outputs.
             features: The student's features, in the order of the names.
 
@@ -144,15 +144,15 @@ def _check(what: str, teacher: Any, student: Any, remedy: str) -> None:
 
 
 class Tapped(nn.Module):
-    """A module that gives its outputs and, in a list, what is computed inside.
+    """A module that returns its outputs and a list of features (inner values).
 
     Args:
         module: The module.
-        names: Names of modules inside; in a ``GraphModule`` names of nodes too.
-        whose: Whose features these are, for errors.
+        names: Names of inner modules; in a ``GraphModule`` also names of nodes.
+        whose: ``"module"`` or ``"teacher"``, for errors.
 
     Raises:
-        UsageError: If a name is not known.
+        UsageError: If a name is unknown.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str], whose: str) -> None:
@@ -181,12 +181,12 @@ class Tapped(nn.Module):
         return hook
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self.hooks:
             hook.remove()
 
     def forward(self, *inputs: Any) -> tuple[Any, list[torch.Tensor]]:
-        """Outputs and features."""
+        """Run the module; returns outputs and features."""
         self.kept.clear()
         outputs = self.module(*inputs)
         if self.nodes:
@@ -194,7 +194,7 @@ class Tapped(nn.Module):
             self.kept.update(zip(self.nodes, extra, strict=True))
         for name in self.names:
             if not isinstance(self.kept.get(name), torch.Tensor):
-                raise UsageError(f"feature {name!r} of the {self.whose} gives no tensor")
+                raise UsageError(f"feature {name!r} of the {self.whose} is not a tensor")
         found = [self.kept[name] for name in self.names]
         self.kept.clear()
         return outputs, found
@@ -207,7 +207,7 @@ def _nodes(module: nn.Module) -> dict[str, torch.fx.Node]:
 
 
 def _with_outputs(module: nn.Module, names: Sequence[str]) -> torch.fx.GraphModule:
-    """A traced module, its own parameters, that gives the values of nodes too."""
+    """A traced module that also returns the values of nodes; it shares the parameters of ``module``."""
     assert isinstance(module, torch.fx.GraphModule)
     graph, made = torch.fx.Graph(), dict[torch.fx.Node, torch.fx.Node]()
     outputs = graph.graph_copy(module.graph, made)

@@ -27,14 +27,14 @@ _END = object()
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback is told after each step.
+    """The argument of a callback after each step.
 
     Attributes:
-        number: How many steps are done, from 1 on.
-        total: How many there will be.
+        number: The number of steps done, from 1 on.
+        total: The number of all steps.
         epoch: The epoch, from 1 on.
         loss: The loss of the step.
-        model: The module that is trained.
+        model: The module in training.
     """
 
     number: int
@@ -45,10 +45,10 @@ class Step:
 
 
 class Stepped(Protocol):
-    """What is stepped along, such as a :class:`graphshrink.GateSchedule`."""
+    """An object with a method ``step``, such as a :class:`graphshrink.GateSchedule`."""
 
     def step(self) -> object:
-        """Go one step on."""
+        """Called after each step of the optimizer."""
 
 
 Callback = Callable[[Step], object] | Stepped
@@ -56,7 +56,7 @@ Callback = Callable[[Step], object] | Stepped
 
 @dataclass
 class Run:
-    """One recovery; the fields are the arguments of :func:`graphshrink.recover`, checked."""
+    """One recovery; the fields are the checked arguments of :func:`graphshrink.recover`."""
 
     module: nn.Module
     tapped: nn.Module
@@ -80,15 +80,15 @@ class Run:
     processes: Processes
     checkpoints: Checkpoints | None
     settings: dict[str, Any]
-    said: Training
+    progress: Training
     history: list[dict[str, float]] = field(default_factory=list)
-    epoch: int = 0  # Epochs that are done.
-    index: int = 0  # Steps of the present one that are done.
+    epoch: int = 0  # Completed epochs.
+    index: int = 0  # Completed steps of the present epoch.
     sums: dict[str, float] = field(default_factory=dict)
     loader_state: torch.Tensor | None = None
 
     def start(self) -> None:
-        """Bring all processes to the same point: the beginning, or the last checkpoint."""
+        """Set all processes to the same state: the initial one, or the last checkpoint."""
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         scaled = self.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=scaled)
@@ -99,7 +99,8 @@ class Run:
             "graphshrink.processes.from_rank_0",
         )
         self.processes.agree(
-            self.settings, "the processes were started with different options; give all the same"
+            self.settings,
+            "the processes were started with different options; give all of them the same",
         )
         self._resume(shapes)
         self.processes.agree(
@@ -112,7 +113,7 @@ class Run:
             self.parallel = DistributedDataParallel(self.tapped)
 
     def train(self) -> None:
-        """All epochs that are left."""
+        """Train the remaining epochs."""
         while self.epoch < self.epochs:
             began = time.perf_counter()
             lr = self._one_epoch()
@@ -122,14 +123,14 @@ class Run:
             record = {"epoch": self.epoch + 1, **means, "lr": lr, **self._evaluated()}
             record["seconds"] = time.perf_counter() - began
             self.history.append(record)
-            self.said.line(_line(record, self.epochs))
+            self.progress.line(_line(record, self.epochs))
             self.epoch, self.index, self.sums = self.epoch + 1, 0, {}
             generator = self._generator()
             self.loader_state = None if generator is None else generator.get_state()
             self._save()
 
     def _one_epoch(self) -> float:
-        """The steps that are left of an epoch; returns the last learning rate."""
+        """Train the remaining steps of an epoch; returns the last learning rate."""
         self.parallel.train()
         generator = self._generator()
         if generator is not None:
@@ -141,7 +142,7 @@ class Run:
         seed_all(common)
         batches, seen, lr = iter(self.batches), self.index, 0.0
         for index in range(self.per_epoch):
-            # What all processes go through must come in the same order in all of them.
+            # All processes must draw the batches in the same order.
             seed_all(seed_of(self.seed, "batch", self.epoch, index))
             batch = next(batches, _END)
             if batch is _END:
@@ -156,7 +157,7 @@ class Run:
         if not self.index:
             raise UsageError(
                 f"the loader yields nothing in epoch {self.epoch + 1}; give a DataLoader, a list, or something "
-                "else that can be gone through once an epoch, with at least a batch for each process"
+                "else that can be iterated once in each epoch, with at least one batch for each process"
             )
         return lr
 
@@ -190,11 +191,11 @@ class Run:
         for callback in self.callbacks:
             callback.step() if hasattr(callback, "step") else callback(step)
         text = f"epoch {self.epoch + 1}/{self.epochs}, loss {values['loss']:.4g}"
-        self.said.step(done + 1, text)
+        self.progress.step(done + 1, text)
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _losses(self, inputs: tuple[Any, ...], labels: Any) -> dict[str, torch.Tensor]:
-        """The loss and, where it has several, its parts."""
+        """The loss and, if it has several parts, these by name."""
         device = self.processes.device.type
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
@@ -205,7 +206,7 @@ class Run:
             if self.teacher is not None:
                 parts.update(self.teacher.losses(inputs, outputs, features))
             elif labels is None:
-                raise UsageError("the batches have no labels: give a teacher to learn from")
+                raise UsageError("the batches have no labels: give a teacher")
             if self.penalty is not None:
                 parts["penalty"] = self.penalty(self.module)
         weight, feature_weight = self.weights
@@ -225,8 +226,8 @@ class Run:
         else:
             size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
             raise UsageError(
-                f"a batch is a {type(batch).__name__}{size}: give unpack, a function that makes "
-                "(inputs, labels) of it"
+                f"a batch is a {type(batch).__name__}{size}: give unpack, a function that converts it to "
+                "(inputs, labels)"
             )
         device = self.processes.device
         return tuple(_to(x, device) for x in inputs), _to(labels, device)
@@ -246,7 +247,7 @@ class Run:
     # Checkpoints.
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers, the masks of parametrizations and the state of gates among them."""
+        """Parameters and buffers, including masks of parametrizations and states of gates."""
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
     def _save(self) -> None:
@@ -282,18 +283,18 @@ class Run:
             return
         assert self.checkpoints is not None
         try:
-            self._fits(state, shapes, self.checkpoints)
-            self._take(state)
+            self._check_same_run(state, shapes, self.checkpoints)
+            self._restore(state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"the checkpoint in {self.checkpoints.folder} is damaged, or of another optimizer or "
-                f"callback ({one_line(error)}); delete the folder, or give another one"
+                f"callback ({one_line(error)}); delete the folder, or choose another one"
             ) from error
         where = f"epoch {self.epoch + 1}, after {self.index} steps"
-        self.said.line(f"going on from {self.checkpoints.folder}: {where}")
+        self.progress.line(f"resuming from {self.checkpoints.folder}: {where}")
 
-    def _take(self, state: Any) -> None:
-        """Go on where a checkpoint was written."""
+    def _restore(self, state: Any) -> None:
+        """Set the state of a checkpoint."""
         self.epoch, self.index, self.sums = state["epoch"], state["index"], state["sums"]
         self.history, self.loader_state = state["history"], state["loader"]
         with torch.no_grad():
@@ -305,9 +306,13 @@ class Run:
             if kept is not None:
                 callback.load_state_dict(kept)
 
-    def _fits(self, state: Any, shapes: dict[str, list[int]], kept: Checkpoints) -> None:
-        """Check that a checkpoint is of this run."""
-        remedy = "go on with what it was started with, or give another folder"
+    def _check_same_run(self, state: Any, shapes: dict[str, list[int]], kept: Checkpoints) -> None:
+        """Check that a checkpoint belongs to this run.
+
+        Raises:
+            UsageError: If it does not; the message names the first difference.
+        """
+        remedy = "resume with the arguments of that run, or choose another folder"
         for name, value in self.settings.items():
             if state["settings"].get(name) != value:
                 raise UsageError(
@@ -319,23 +324,23 @@ class Run:
             if shapes.get(name) != was.get(name):
                 raise UsageError(
                     f"the checkpoint in {kept.folder} is of another module: {name} was "
-                    f"{was.get(name, 'not there')}, now it is {shapes.get(name, 'not there')}; {remedy}"
+                    f"{was.get(name, 'absent')}, now it is {shapes.get(name, 'absent')}; {remedy}"
                 )
         if len(state["callbacks"]) != len(self.callbacks):
             raise UsageError(f"the checkpoint in {kept.folder} is of other callbacks; {remedy}")
 
     def _diverged(self, what: str) -> None:
-        kept = "no checkpoint was kept"
+        kept = "there is no checkpoint"
         if self.checkpoints is not None and self.checkpoints.exists:
             kept = f"the last good checkpoint is in {self.checkpoints.folder}"
         raise TrainingError(
             f"{what} in epoch {self.epoch + 1}, step {self.index + 1}: lower lr, clip the gradient, or look "
-            f"for bad data; {kept}"
+            f"for invalid data; {kept}"
         )
 
 
 def _to(data: Any, device: torch.device) -> Any:
-    """Tensors, also in lists and dicts, on a device."""
+    """Move tensors, also those in lists and dicts, to a device."""
     if isinstance(data, torch.Tensor):
         return data.to(device, non_blocking=True)
     if isinstance(data, Mapping):
@@ -346,7 +351,7 @@ def _to(data: Any, device: torch.device) -> Any:
 
 
 def _line(record: Mapping[str, float], epochs: int) -> str:
-    """An epoch in words."""
+    """The line that is printed for an epoch."""
     hidden = ("epoch", "seconds", "lr")
     parts = [f"{name} {value:.4g}" for name, value in record.items() if name not in hidden]
     return (

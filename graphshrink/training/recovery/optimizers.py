@@ -16,11 +16,11 @@ def make_optimizer(
     """``"adamw"`` or ``"sgd"``, without weight decay for biases, norms and the scores of gates.
 
     Args:
-        kind: Which one.
-        trained: The parameters.
+        kind: The name of the optimizer.
+        trained: The parameters to train.
         lr: The learning rate.
         decay: The weight decay of parameters with two axes or more.
-        momentum: For SGD; Nesterov's.
+        momentum: The Nesterov momentum of SGD.
     """
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": decay},
@@ -33,7 +33,7 @@ def make_optimizer(
 
 
 def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
-    """What the learning rate is multiplied by at a step, from 0 on."""
+    """The factor of the learning rate at a step, counted from 0."""
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / (rising + 1)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on nothing that ran before."""
+"""Seeds and generators: random numbers that do not depend on earlier steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits."""
+    """A seed of 63 bits, computed from any values."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -26,7 +26,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Leave the caller's generators as they were."""
+    """Restore the states of the caller's generators afterwards."""
     states = (np.random.get_state(), random.getstate())
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:

@@ -1,14 +1,14 @@
-"""Recovery: a plain training loop that gives a shrunk network back what it lost.
+"""Recovery: a plain training loop that restores the accuracy of a shrunk network.
 
-Labels, a teacher, or both (:mod:`.distillation`); cosine schedule with a warm-up; mixed precision; one process or those of
-``torchrun`` (:mod:`..processes`); checkpoints (:mod:`.checkpoints`) from which the same call goes on after a kill.
+It learns from labels, a teacher, or both (:mod:`.distillation`), with a warm-up and a cosine schedule, mixed precision, in one
+process or those of ``torchrun`` (:mod:`..processes`). After a kill, the same call resumes from the last checkpoint
+(:mod:`.checkpoints`).
 
-The result after a kill is the same to the last bit because nothing random depends on what ran before: the
-generators of torch, NumPy and Python are seeded for every step from the seed, the number of the step and the rank. What
-else a run depends on is in the checkpoint: parameters and buffers, the optimizer's state, the loss scale, the states of
-callbacks, and the generator of the loader as it was when the epoch began. Batches that were seen before the kill are
-loaded again and passed over. Left to the caller: a dataset with a generator of its own, or workers that persist and
-augment at random, know nothing of this; nor are all of a GPU's kernels deterministic.
+A resumed run has the same result to the last bit, because random numbers do not depend on earlier steps: the
+generators of torch, NumPy and Python are seeded for every step from the seed, the number of the step and the rank. All
+other state is in the checkpoint: parameters and buffers, the optimizer, the loss scale, callbacks, and the loader's generator
+at the start of the epoch. Batches from before the kill are loaded again and skipped. Not covered are datasets with a
+generator of their own, workers that persist and augment at random, and GPU kernels that are not deterministic.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recovered:
-    """What :func:`recover` gives back.
+    """The result of :func:`recover`.
 
     Attributes:
-        model: The module that was given, trained, in evaluation mode.
-        history: For each epoch ``epoch``, ``loss`` and its parts, ``lr``, ``seconds``, and what ``evaluate`` gave.
+        model: The given module, trained, in evaluation mode.
+        history: For each epoch ``epoch``, ``loss`` and its parts, ``lr``, ``seconds``, and the numbers of ``evaluate``.
     """
 
     model: nn.Module
@@ -74,49 +74,50 @@ def recover(
     seed: int = 0,
     progress: bool = True,
 ) -> Recovered:
-    """Train a module, from labels, from a teacher, or from both.
+    """Train a module from labels, from a teacher, or from both.
 
-    Started by ``torchrun``, each process trains on its own share of the batches (so that the loader's batch
-    size is that of one process) and all end with the same module.
+    Under ``torchrun``, each process trains on its own share of the batches (the loader's batch size is that of one
+    process), and all processes end with the same module.
 
     Args:
-        module: The module. It is trained in place, in training mode (batch norms follow the data), and left in
-            evaluation mode. Frozen parameters stay as they are.
-        loader: A ``DataLoader`` or any iterable of batches that can be gone through once an epoch: pairs
+        module: The module. It is trained in place, in training mode (batch norms update their statistics), and left in
+            evaluation mode. Frozen parameters do not change. A module of ``shrink_graph`` shares parameters with the one that
+            was shrunk, which then changes too.
+        loader: A ``DataLoader`` or any iterable of batches that can be iterated once in each epoch: pairs
             ``(inputs, labels)``, or inputs alone for pure distillation.
-        epochs: How many times to go through the loader.
-        lr: The largest learning rate; not given: 1e-3 for AdamW, 0.05 for SGD, the caller's optimizer's own.
-        loss: A function of outputs and labels; cross-entropy when not given.
-        unpack: Turns a batch of another form into ``(inputs, labels)``: a tuple of what the module is called
-            with, and the labels or ``None``.
-        teacher: A module with outputs of the same shape, such as the network before it was shrunk. It is put into
-            evaluation mode for the time, and copied if it shares parameters with ``module``.
-        temperature: What logits are divided by for distillation.
-        distill_weight: The loss is ``(1 - w) * loss + w * distillation``; without labels it is distillation.
-        distill_loss: In place of the Kullback-Leibler divergence: a function of the outputs of both.
-        features: What is compared inside besides: names of modules (or nodes of a ``GraphModule``), and the
-            teacher's names for them where these differ.
-        feature_weight: What the relative square error of features is multiplied by.
-        penalty: Something to add to the loss, such as ``lambda m: 0.1 * gate_penalty(m)``.
+        epochs: The number of times to iterate the loader.
+        lr: The largest learning rate; if not given, 1e-3 for AdamW, 0.05 for SGD, the present rates of a given optimizer.
+        loss: A function of outputs and labels; cross-entropy if not given.
+        unpack: A function that converts a batch of another form to ``(inputs, labels)``: a tuple of the module's arguments,
+            and the labels or ``None``.
+        teacher: A module with outputs of the same shape, such as the network before it was shrunk. It is in evaluation
+            mode during the training, and copied if it shares parameters with ``module``.
+        temperature: The divisor of the logits in distillation.
+        distill_weight: The weight ``w`` of ``(1 - w) * loss + w * distillation``; without labels the loss is distillation alone.
+        distill_loss: A function of the outputs of both, in place of the Kullback-Leibler divergence.
+        features: Inner values to compare too: names of modules (or nodes of a ``GraphModule``), with the
+            teacher's names if these differ.
+        feature_weight: The factor of the relative square error of features.
+        penalty: A function of the module whose result is added to the loss, such as ``lambda m: 0.1 * gate_penalty(m)``.
         optimizer: ``"adamw"``, ``"sgd"`` (with Nesterov momentum), or an optimizer.
-        weight_decay: Of the weights with two axes or more: not of biases, norms and the scores of gates.
-        momentum: For SGD.
+        weight_decay: The weight decay of weights with two axes or more: not of biases, norms and the scores of gates.
+        momentum: The momentum of SGD.
         clip: The largest norm of the gradient.
-        warmup: The part of all steps in which the learning rate rises to ``lr``.
-        schedule: How it falls from there: along half a cosine to 0, or not.
+        warmup: The share of all steps in which the learning rate rises to ``lr``.
+        schedule: After the warm-up, ``"cosine"`` lowers the learning rate to 0 along half a cosine.
         precision: ``"bf16"`` and ``"fp16"`` (CUDA only, with a loss scale) compute in mixed precision.
-        device: Where to train; not given: where the module is, under ``torchrun`` on the process's own GPU.
-        steps_per_epoch: The most batches to take in an epoch; needed for loaders without a length.
-        callbacks: Called after each step with a :class:`Step`, or stepped, if they have a method ``step``. What has
-            ``state_dict`` and ``load_state_dict`` goes on where it was after a kill.
-        evaluate: Called with the module in evaluation mode after each epoch, on rank 0; gives numbers for the history.
-        checkpoint: A folder for checkpoints: one at the end of each epoch. If it has one, the run goes on from there.
-        checkpoint_every: Also one every so many steps.
-        seed: What every random number is derived from.
-        progress: Say on standard error how it goes.
+        device: The device to train on; if not given, that of the module, under ``torchrun`` the process's own GPU.
+        steps_per_epoch: The largest number of batches in an epoch; required for loaders without a length.
+        callbacks: Objects whose method ``step`` is called after each step, or functions that are called with a :class:`Step`.
+            The state of those with ``state_dict`` and ``load_state_dict`` is part of checkpoints.
+        evaluate: Called with the module in evaluation mode after each epoch, on rank 0; returns numbers for the history.
+        checkpoint: A folder for checkpoints, written after each epoch. If it has one, the run resumes from there.
+        checkpoint_every: Write a checkpoint after this number of steps too.
+        seed: The seed of all random numbers.
+        progress: Show progress on standard error.
 
     Raises:
-        UsageError: If an option is out of range, nothing can be trained, the loader yields nothing or batches of
+        UsageError: If an option is out of range, there are no parameters to train, the loader yields no batches or batches of
             another form, the teacher does not fit, or the checkpoint is of another run.
         ModelError: If the checkpoint is damaged.
         TrainingError: If a loss or weight is not finite; the last checkpoint is kept.
@@ -141,22 +142,21 @@ def recover(
         lr = 1e-3 if optimizer == "adamw" else 0.05
     processes = join(device, unwrapped(module))
     if precision == "fp16" and processes.device.type != "cuda":
-        raise UsageError("precision='fp16' needs a CUDA device; on a CPU take 'bf16'")
+        raise UsageError("precision='fp16' needs a CUDA device; use 'bf16' on a CPU")
     plain = unwrapped(module)
     trained = [p for p in plain.parameters() if p.requires_grad]
     if not trained:
         raise UsageError(
-            "there is nothing to train: the module has no parameters that are not frozen; call "
-            "requires_grad_(True) on those that should learn"
+            "there are no parameters to train: the module has none that are not frozen; call "
+            "requires_grad_(True) on some"
         )
     batches = shard(loader, processes)
     per_epoch = _steps(batches, steps_per_epoch)
     settings = {
-        "epochs": epochs, "steps_per_epoch": per_epoch, "lr": lr, "optimizer": kind, "weight_decay": weight_decay,
-        "momentum": momentum, "clip": clip, "warmup": warmup, "schedule": schedule, "precision": precision,
-        "temperature": temperature, "distill_weight": distill_weight, "feature_weight": feature_weight,
+        **{name: given[name] for name in _SETTINGS},
         "features": dict(features) if isinstance(features, Mapping) else list(features),
-        "teacher": teacher is not None, "seed": seed, "processes": processes.world,
+        "lr": lr, "optimizer": kind, "steps_per_epoch": per_epoch, "teacher": teacher is not None,
+        "processes": processes.world,
     }  # fmt: skip
     guide = None
     if teacher is not None:
@@ -165,7 +165,7 @@ def recover(
             device=processes.device,
         )  # fmt: skip
     elif features:
-        raise UsageError("features are compared with a teacher's: give teacher=")
+        raise UsageError("features are compared with those of a teacher: give teacher=")
     plain.to(processes.device)
     if isinstance(optimizer, str):
         optimizer = make_optimizer(optimizer, trained, float(lr or 0), weight_decay, momentum)
@@ -179,10 +179,10 @@ def recover(
         optimizer=optimizer, clip=clip, warmup=warmup, schedule=schedule, precision=precision,
         callbacks=list(callbacks), evaluate=evaluate, every=checkpoint_every, seed=seed, processes=processes,
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint), settings=settings,
-        said=Training(epochs * per_epoch, quiet=not progress or processes.rank > 0),
+        progress=Training(epochs * per_epoch, quiet=not progress or processes.rank > 0),
     )  # fmt: skip
     try:
-        with run.said, own_randomness(processes.device):
+        with run.progress, own_randomness(processes.device):
             run.start()
             run.train()
     finally:
@@ -191,6 +191,13 @@ def recover(
             guide.close()
         module.eval()
     return Recovered(module, run.history)
+
+
+_SETTINGS = (
+    "epochs", "weight_decay", "momentum", "clip", "warmup", "schedule", "precision", "temperature", "distill_weight",
+    "feature_weight", "seed",
+)  # fmt: skip
+"""Arguments of :func:`recover` that must be the same when a run is resumed."""
 
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
@@ -221,13 +228,13 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
 
 
 def _steps(batches: Iterable[Any], most: int | None) -> int:
-    """How many steps an epoch has at most."""
+    """The largest number of steps of an epoch."""
     try:
         count = len(batches)  # type: ignore[arg-type]
     except TypeError as error:
         if most is None:
             raise UsageError(
-                "the loader has no length, and the learning rate depends on it: give steps_per_epoch"
+                "the loader has no length, which the learning rate depends on: give steps_per_epoch"
             ) from error
         return most
     if not count:

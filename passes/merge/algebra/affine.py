@@ -1,26 +1,25 @@
-"""The algebra of affine maps: composing and adding convolution-shaped maps, and saying how exactly.
+"""The algebra of affine maps: composition and addition of convolution-shaped maps, and how exact the result is.
 
-An :class:`Affine` is a convolution of any spatial rank (rank 0 is a dense layer over the last axis), or a
-transposed one, followed by a constant: nothing, a vector, or a *bias map* ``(1, O, *spatial)``. Batch norms, identities,
+An :class:`Affine` is a convolution or transposed convolution of any spatial rank (rank 0 is a dense layer over the last
+axis), plus a constant: nothing, a vector, or a *bias map* ``(1, O, *spatial)``. Batch norms, identities,
 average pools and constant pads are convolutions too (see :mod:`.nodes`).
 
 Composition, for each axis, with ``k`` taps, stride ``s``, dilation ``d`` and begin padding ``p``::
 
     K = K1 * spread(K2, s1*d2)    k_eff = 1 + (k1-1)*d1 + s1*(k2-1)*d2    s = s1*s2    p = p1 + s1*p2
 
-The output size is always right. The values are right wherever the second convolution reads outputs of
-the first one. Where it reads its own padding it must see zeros, while the composed kernel sees the first
-convolution evaluated beyond its border. These agree when no tap of the first one reaches back into the
-input from there, that is, with input size N and r the input that the first stride leaves over:
+The output size is always right. The values are right at every position where the second convolution reads only
+outputs of the first one. Where it reads its own padding, it must see zeros, but the composed kernel sees the first
+convolution evaluated beyond its border. Both agree if no tap of the first one reaches back into the input from there.
+With input size N, where the first stride leaves r input positions over, the conditions are:
 
 * at the begin: ``(k1-1)*d1 < s1 + p1``;
-* at the end:   ``(k1-1)*d1 < s1 + p1_end - r``, where r = s1 - 1 must be assumed when N is unknown.
+* at the end:   ``(k1-1)*d1 < s1 + p1_end - r``, where r = s1 - 1 must be assumed if N is unknown.
 
-A 1x1 convolution always fulfils both. The constant of the first map is a separate matter: it is not zero
-beyond the border, so that a padded second convolution turns it into a bias map, which is exact, but needs
-a static spatial size.
+A 1x1 convolution always fulfils both. The constant of the first map is handled separately: it is not zero beyond the
+border, so a padded second convolution turns it into a bias map. This is exact, but needs a static spatial size.
 
-Addition lays both kernels on a common grid of taps at the offsets ``t*d - p``; an identity is a dirac at
+Addition places both kernels on a common grid of taps at the offsets ``t*d - p``; an identity is a dirac at
 tap ``t = p``. It is always exact.
 
 Numbers are computed in float64 and rounded once, when the result is stored.
@@ -34,20 +33,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ....ir import DType, Exactness, Tensor
-from .bias_map import map_after, sum_of_constants, vector_after
+from .bias_map import bias_map_after, sum_of_constants, vector_after
 from .kernels import add_kernels, compose_kernels, transpose_pointwise
-from .tensors import Array64, Derived, is_ones, scale_kernel, settled, settled_deep
+from .tensors import (
+    Array64,
+    Derived,
+    is_ones,
+    materialized_if_deep,
+    materialized_if_small,
+    scale_kernel,
+)
 
 Sizes = tuple[int | None, ...]
-"""A size for each spatial axis; ``None`` where it is not known."""
+"""The size of each spatial axis; ``None`` for an unknown size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Two maps that do not become one, and why.
+    """The result of an operation on maps that is not possible.
 
     Attributes:
-        reason: For people, to be read after "not merged: ".
+        reason: Why not; a text that can follow "not merged: ".
     """
 
     reason: str
@@ -55,11 +61,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What composition may do.
+    """The rules of composition.
 
     Attributes:
-        allow_border: Accept results that differ at a rim of the spatial border.
-        bias_maps: Accept results whose constant is a map over the spatial axes.
+        allow_border: Accept results that differ along the spatial border.
+        bias_maps: Accept results whose constant is a bias map.
     """
 
     allow_border: bool = False
@@ -74,16 +80,16 @@ class Affine:
     """A convolution-shaped affine map.
 
     Attributes:
-        weight: ``(O, I/groups, *taps)``; for a transposed one ``(I, O/groups, *taps)``.
-        const: Added to the result: ``None``, a vector ``(O,)``, or a map ``(1, O, *spatial)``.
-        strides: One for each spatial axis.
-        pads: All begins, then all ends; zeros are padded, a negative one crops.
-        dilations: One for each spatial axis.
-        groups: The number of blocks that the channels fall into.
+        weight: ``(O, I/groups, *taps)``; for a transposed convolution ``(I, O/groups, *taps)``.
+        const: The constant that is added: ``None``, a vector ``(O,)``, or a bias map ``(1, O, *spatial)``.
+        strides: The stride along each spatial axis.
+        pads: The padding with zeros: all begins, then all ends; a negative number crops.
+        dilations: The dilation along each spatial axis.
+        groups: The number of groups of channels.
         transposed: True for a transposed convolution.
-        output_padding: Of a transposed convolution.
+        output_padding: The output padding of a transposed convolution.
         size: The spatial size of the input, as far as it is known.
-        exactness: How well it stands for the maps it was composed of.
+        exactness: How exact the map is, compared to the maps it was composed of.
     """
 
     weight: Tensor
@@ -104,7 +110,7 @@ class Affine:
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The kernel size, dilation not counted."""
+        """The kernel size, without dilation."""
         return self.weight.shape[2:]
 
     @property
@@ -124,7 +130,7 @@ class Affine:
 
     @property
     def is_pointwise(self) -> bool:
-        """True when every output position depends on the input at the same position only."""
+        """True if every output position depends only on the input at the same position."""
         return (
             not self.transposed
             and all(k == 1 for k in self.taps)
@@ -134,7 +140,7 @@ class Affine:
 
     @property
     def is_diagonal(self) -> bool:
-        """True when the kernel is one number for each channel (strides and pads may be any)."""
+        """True if the kernel is one number for each channel (with any strides and pads)."""
         return (
             not self.transposed
             and self.weight.shape[:2] == (self.groups, 1)
@@ -142,13 +148,13 @@ class Affine:
         )
 
     @property
-    def has_map(self) -> bool:
-        """True when the constant differs from place to place."""
+    def has_bias_map(self) -> bool:
+        """True if the constant is a bias map."""
         return self.const is not None and len(self.const.shape) > 1
 
     @property
     def span(self) -> tuple[int, ...]:
-        """The inputs that one output spans along each axis, dilation counted."""
+        """The kernel size with dilation."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.taps, self.dilations, strict=True))
 
     @property
@@ -169,15 +175,15 @@ class Affine:
 
     @property
     def kernel_text(self) -> str:
-        """The kernel size for people: ``"3x3"``."""
+        """The kernel size as text, such as ``"3x3"``."""
         return "x".join(map(str, self.taps)) or "dense"
 
     # Composition.
 
     def then(self, other: Affine, rules: Rules = STRICT) -> Affine | Refused:
-        """The map that applies this one and then ``other``.
+        """The map that applies this one and then ``other``; :class:`Refused` if there is none.
 
-        Decides from shapes; no weight is read.
+        The decision depends on shapes only; no weight is read.
         """
         if self.rank != other.rank or self.outputs != other.inputs:
             return Refused("the shapes of the two maps do not fit")
@@ -185,14 +191,14 @@ class Affine:
             return Refused(f"the element types differ ({self.dtype.value} and {other.dtype.value})")
         if self.transposed or other.transposed:
             return self._then_transposed(other)
-        # What the second map knows of its input size may be more than the first one can tell.
+        # A size that the first map does not know may be known to the second one.
         between = tuple(
-            known if known is not None else told
-            for known, told in zip(self.output_size, other.size or self.output_size, strict=True)
+            mine if mine is not None else theirs
+            for mine, theirs in zip(self.output_size, other.size or self.output_size, strict=True)
         )
-        reads, meets = self._border(other, between)
+        reads_padding, differs = self._border(other, between)
         exactness = max(self.exactness, other.exactness)
-        if meets:
+        if differs:
             if not rules.allow_border:
                 return Refused(
                     f"the padding of the second map ({other.kernel_text}) reaches beyond the "
@@ -200,12 +206,12 @@ class Affine:
                     "read inputs instead of zeros"
                 )
             exactness = Exactness.BORDER
-        const, exactness_ = self._const_then(other, between, reads, rules)
+        const, exactness_ = self._const_then(other, between, reads_padding, rules)
         if isinstance(const, Refused):
             return const
         n = self.rank
         grid = [
-            _grid(k1, d1, k2, s1 * d2)
+            _composed_grid(k1, d1, k2, s1 * d2)
             for k1, d1, s1, k2, d2 in zip(
                 self.taps, self.dilations, self.strides, other.taps, other.dilations, strict=True
             )
@@ -227,63 +233,63 @@ class Affine:
         )
 
     def _border(self, other: Affine, between: Sizes) -> tuple[bool, bool]:
-        """Whether ``other`` reads its own padding at all, and meets wrong numbers there."""
-        n, reads, meets = self.rank, False, False
+        """Whether ``other`` reads its own padding, and whether the composed kernel differs from zeros there."""
+        n, reads_padding, differs = self.rank, False, False
         for a in range(n):
             reach = self.span[a] - 1
             s1, begin, end = self.strides[a], other.pads[a], other.pads[n + a]
             if begin > 0:
-                reads = True
-                meets |= reach >= s1 + self.pads[a]
+                reads_padding = True
+                differs |= reach >= s1 + self.pads[a]
             inner, size = between[a], (self.size[a] if self.size else None)
             if inner is not None:
-                # The last window may end before the padding does.
+                # Padding after the end of the last window is not read.
                 count = (inner + begin + end - other.span[a]) // other.strides[a] + 1
                 end = (count - 1) * other.strides[a] + other.span[a] - begin - inner
             if end > 0:
-                reads = True
-                left = s1 - 1
+                reads_padding = True
+                left_over = s1 - 1
                 if size is not None:
-                    left = (size + self.pads[a] + self.pads[n + a] - self.span[a]) % s1
-                meets |= reach >= s1 + self.pads[n + a] - left
-        return reads, meets
+                    left_over = (size + self.pads[a] + self.pads[n + a] - self.span[a]) % s1
+                differs |= reach >= s1 + self.pads[n + a] - left_over
+        return reads_padding, differs
 
     def _const_then(
-        self, other: Affine, between: Sizes, reads: bool, rules: Rules
+        self, other: Affine, between: Sizes, reads_padding: bool, rules: Rules
     ) -> tuple[Tensor | Refused | None, Exactness]:
         """The constant of the composition, and how exact it is."""
         exact = Exactness.EXACT
         mine = self.const
         if mine is None:
             return other.const, exact
-        if not self.has_map and not reads and not other.has_map:
+        if not self.has_bias_map and not reads_padding and not other.has_bias_map:
             return vector_after(mine, other), exact
         sizes = tuple(s for s in between if s is not None)
         static = len(sizes) == self.rank
         if static and rules.bias_maps:
-            return map_after(mine, other, sizes), exact
-        if rules.allow_border and not self.has_map and not other.has_map:
+            return bias_map_after(mine, other, sizes), exact
+        if rules.allow_border and not self.has_bias_map and not other.has_bias_map:
             return vector_after(mine, other), Exactness.BORDER
         if not rules.bias_maps:
             return Refused("the constant of the first map needs a bias map (turned off)"), exact
         return (
             Refused(
-                "the first map has a bias and the second one pads with zeros: that takes a bias "
+                "the first map has a bias and the second one pads with zeros: that needs a bias "
                 "map, and the spatial size is not static"
             ),
             exact,
         )
 
     def _then_transposed(self, other: Affine) -> Affine | Refused:
-        """Composition where one of the two is a transposed convolution.
+        """Composition if at least one of the two maps is a transposed convolution.
 
-        The adjoint of ``A`` after ``T`` is the adjoint of ``T`` after that of ``A``, and the adjoint of a transposed
-        convolution is the convolution whose weight is stored in just the same way.
+        The adjoint of "``T``, then ``A``" is "the adjoint of ``A``, then the adjoint of ``T``", and the adjoint of a
+        transposed convolution is the convolution with the same stored weight.
         """
         exactness = max(self.exactness, other.exactness)
         if self.transposed and not other.transposed and other.is_pointwise:
-            if self.has_map or other.has_map:
-                return Refused("a bias map beside a transposed convolution is not supported")
+            if self.has_bias_map or other.has_bias_map:
+                return Refused("a bias map next to a transposed convolution is not supported")
             const = other.const if self.const is None else vector_after(self.const, other)
             if other.is_diagonal:
                 weight = scale_kernel(
@@ -295,7 +301,7 @@ class Affine:
         elif other.transposed and not self.transposed and self.is_pointwise:
             if self.const is not None:
                 return Refused(
-                    "a bias in front of a transposed convolution reaches its outputs unevenly"
+                    "a bias before a transposed convolution affects its outputs unevenly"
                 )
             const = other.const
             if self.is_diagonal:
@@ -322,7 +328,7 @@ class Affine:
     # Addition.
 
     def __add__(self, other: Affine) -> Affine | Refused:
-        """The map whose result is the sum of both results, for the same input."""
+        """The map whose result is the sum of the results of both maps; :class:`Refused` if there is none."""
         if self.transposed or other.transposed:
             return Refused("transposed convolutions are not added")
         if (self.rank, self.inputs, self.outputs) != (other.rank, other.inputs, other.outputs):
@@ -362,7 +368,7 @@ class Affine:
         )
 
     def negated(self) -> Affine:
-        """The map whose result is the negative."""
+        """The map with the negative result."""
         minus = Derived((), self.dtype, lambda: np.array(-1.0))
         const = None if self.const is None else _multiplied(self.const, minus)
         return replace(self, weight=_multiplied(self.weight, minus), const=const)
@@ -370,14 +376,23 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class _SumGrid:
+    """The common grid of two added kernels along one axis.
+
+    Attributes:
+        taps: The number of taps.
+        unit: The dilation.
+        starts: The grid position of the first tap of each kernel.
+        steps: The distance on the grid between two taps of each kernel.
+    """
+
     taps: int
     unit: int
     starts: tuple[int, int]
     steps: tuple[int, int]
 
 
-def _grid(k1: int, d1: int, k2: int, d2: int) -> tuple[int, int, int, int]:
-    """Taps, dilation and the steps of both kernels of a composed kernel along one axis."""
+def _composed_grid(k1: int, d1: int, k2: int, d2: int) -> tuple[int, int, int, int]:
+    """Along one axis: the taps and the dilation of a composed kernel, and the steps of both kernels on its grid."""
     reach1, reach2 = (k1 - 1) * d1, (k2 - 1) * d2
     unit = math.gcd(d1 if k1 > 1 else 0, d2 if k2 > 1 else 0) or 1
     step1, step2 = (d1 // unit if k1 > 1 else 1), (d2 // unit if k2 > 1 else 1)
@@ -385,7 +400,7 @@ def _grid(k1: int, d1: int, k2: int, d2: int) -> tuple[int, int, int, int]:
 
 
 def _sum_grid(first: tuple[int, int, int], second: tuple[int, int, int]) -> _SumGrid:
-    """The common grid of two kernels (taps, dilation, begin padding) along one axis."""
+    """The common grid along one axis of two kernels, each given as (taps, dilation, begin padding)."""
     (k1, d1, p1), (k2, d2, p2) = first, second
     unit = math.gcd(d1 if k1 > 1 else 0, d2 if k2 > 1 else 0, p1 - p2) or 1
     begin = max(p1, p2)
@@ -396,13 +411,13 @@ def _sum_grid(first: tuple[int, int, int], second: tuple[int, int, int]) -> _Sum
 
 
 def _composed(first: Affine, second: Affine, grid: list[tuple[int, int, int, int]]) -> Tensor:
-    """The composed kernel: the cheapest handle that gives it."""
+    """The composed kernel, as the lazy tensor that is cheapest to compute."""
     if second.is_diagonal:
         if is_ones(second.weight):
             return first.weight
         rows = _diagonal(second.weight)
         scaled = scale_kernel(first.weight, first.groups, first.dtype, rows=rows)
-        return settled(scaled) if first.is_diagonal else scaled
+        return materialized_if_small(scaled) if first.is_diagonal else scaled
     if first.is_diagonal:
         if is_ones(first.weight):
             return second.weight
@@ -411,7 +426,7 @@ def _composed(first: Affine, second: Affine, grid: list[tuple[int, int, int, int
     groups = (first.groups, second.groups)
     size = tuple(taps for taps, _, _, _ in grid)
     steps = [s for _, _, s, _ in grid], [s for _, _, _, s in grid]
-    one, two = settled_deep(first.weight), settled_deep(second.weight)
+    one, two = materialized_if_deep(first.weight), materialized_if_deep(second.weight)
 
     def compute() -> Array64:
         return compose_kernels(one.float64(), two.float64(), groups, steps, size)
@@ -421,7 +436,8 @@ def _composed(first: Affine, second: Affine, grid: list[tuple[int, int, int, int
 
 
 def _summed(first: Affine, second: Affine, grid: list[_SumGrid], groups: int) -> Tensor:
-    one, two = settled_deep(first.weight), settled_deep(second.weight)
+    """The sum of two kernels on a common grid, with ``groups`` groups."""
+    one, two = materialized_if_deep(first.weight), materialized_if_deep(second.weight)
     size = tuple(axis.taps for axis in grid)
     starts = [[axis.starts[i] for axis in grid] for i in (0, 1)]
     steps = [[axis.steps[i] for axis in grid] for i in (0, 1)]
@@ -436,12 +452,12 @@ def _summed(first: Affine, second: Affine, grid: list[_SumGrid], groups: int) ->
 
     shape = (first.outputs, first.inputs // groups, *size)
     made = Derived(shape, first.dtype, compute, (one, two))
-    # Sums of scales are vectors: they are computed at once.
-    return settled(made) if math.prod(shape) == first.outputs else made
+    # The sum of scales is a small vector, which is computed at once.
+    return materialized_if_small(made) if math.prod(shape) == first.outputs else made
 
 
 def _diagonal(weight: Tensor) -> Tensor:
-    """The numbers of a diagonal kernel as a vector."""
+    """A diagonal kernel as a vector."""
     if len(weight.shape) == 1:
         return weight
     size = weight.shape[:1]
@@ -449,7 +465,7 @@ def _diagonal(weight: Tensor) -> Tensor:
 
 
 def _adjoint(pointwise: Affine) -> Affine:
-    """The adjoint of a one-tap convolution (its constant is dropped)."""
+    """The adjoint of a one-tap convolution, without its constant."""
     weight, groups = pointwise.weight, pointwise.groups
     shape = (pointwise.inputs, pointwise.outputs // groups, *pointwise.taps)
     turned = Derived(
@@ -459,7 +475,7 @@ def _adjoint(pointwise: Affine) -> Affine:
 
 
 def _pointwise_kernel(first: Affine, second: Affine) -> Tensor:
-    """The kernel of ``second`` after ``first`` where one of them has a single tap."""
+    """The kernel of ``second`` after ``first``, if one of them has a single tap."""
     taps = tuple(max(a, b) for a, b in zip(first.taps, second.taps, strict=True))
     return _composed(first, second, [(k, 1, 1, 1) for k in taps])
 
@@ -468,4 +484,4 @@ def _multiplied(tensor: Tensor, factor: Tensor) -> Tensor:
     made = Derived(
         tensor.shape, tensor.dtype, lambda: tensor.float64() * factor.float64(), (tensor, factor)
     )
-    return settled(made) if len(tensor.shape) == 1 else made
+    return materialized_if_small(made) if len(tensor.shape) == 1 else made

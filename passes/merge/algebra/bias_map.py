@@ -1,8 +1,8 @@
 """Constants of composed and added maps: vectors, and bias maps over the spatial axes.
 
-The constant of a composition is the response of the second map to the constant of the first. Where the second
-map reads no padding that is a vector, ``sum over taps of K2 @ b1 + b2``. Where it pads with zeros, the response
-is smaller along the border: ``conv(b1 everywhere, K2, pads)``, a constant ``(1, O, *spatial)`` of a static
+The constant of a composition is the result of the second map for the constant of the first. If the second map reads no
+padding, this is a vector: ``sum over taps of K2 @ b1 + b2``. If it reads padding (zeros), the result differs along the
+border: ``conv(b1 at every position, K2, pads) + b2``. This is a bias map: a constant ``(1, O, *spatial)`` of static
 size, which one addition applies exactly.
 """
 
@@ -15,15 +15,22 @@ import numpy as np
 
 from ....ir import Tensor
 from .kernels import convolve
-from .tensors import MAX_DEPTH, Array64, Derived, is_ones, settled, settled_deep
+from .tensors import (
+    MAX_DEPTH,
+    Array64,
+    Derived,
+    is_ones,
+    materialized_if_deep,
+    materialized_if_small,
+)
 
 if TYPE_CHECKING:
     from .affine import Affine
 
 
 def vector_after(mine: Tensor, other: Affine) -> Tensor:
-    """The constant of ``other`` after a constant vector, where no padding is read."""
-    weight, theirs, groups = settled_deep(other.weight), other.const, other.groups
+    """The constant vector that results from applying ``other``, which reads no padding, to the vector ``mine``."""
+    weight, theirs, groups = materialized_if_deep(other.weight), other.const, other.groups
     outputs = other.outputs
 
     def compute() -> Array64:
@@ -37,13 +44,19 @@ def vector_after(mine: Tensor, other: Affine) -> Tensor:
         return found if theirs is None else found + theirs.float64()
 
     made = Derived((outputs,), other.dtype, compute, (mine, weight, theirs))
-    # A vector through a diagonal map costs nothing; through a large kernel it waits.
-    return settled(made) if other.is_diagonal or made.depth >= MAX_DEPTH else made
+    # A diagonal map costs nothing, so the vector is computed now; a large kernel is read later.
+    return materialized_if_small(made) if other.is_diagonal or made.depth >= MAX_DEPTH else made
 
 
-def map_after(mine: Tensor, other: Affine, sizes: tuple[int, ...]) -> Tensor:
-    """The constant of ``other`` after a constant, as a map; ``sizes`` are those in between."""
-    weight, theirs, channels = settled_deep(other.weight), other.const, other.inputs
+def bias_map_after(mine: Tensor, other: Affine, sizes: tuple[int, ...]) -> Tensor:
+    """The bias map that results from applying ``other`` to the constant ``mine``.
+
+    Args:
+        mine: A vector or a bias map.
+        other: The map.
+        sizes: The spatial size of the input of ``other``.
+    """
+    weight, theirs, channels = materialized_if_deep(other.weight), other.const, other.inputs
     strides, pads, dilations, groups = other.strides, other.pads, other.dilations, other.groups
     shape = (1, other.outputs, *_known(replace(other, size=sizes).output_size))
 
@@ -62,16 +75,16 @@ def map_after(mine: Tensor, other: Affine, sizes: tuple[int, ...]) -> Tensor:
 
 
 def sum_of_constants(first: Affine, second: Affine) -> Tensor | None:
-    """The constant of the sum of two maps: a map over the spatial axes as soon as one of them has one."""
+    """The constant of the sum of two maps; a bias map if one of them has a bias map."""
     one, two = first.const, second.const
     if one is None or two is None:
         return two if one is None else one
     rank = first.rank
-    if not first.has_map and not second.has_map:
-        return settled(
+    if not first.has_bias_map and not second.has_bias_map:
+        return materialized_if_small(
             Derived(one.shape, first.dtype, lambda: one.float64() + two.float64(), (one, two))
         )
-    shape = one.shape if first.has_map else two.shape
+    shape = one.shape if first.has_bias_map else two.shape
 
     def compute() -> Array64:
         return _as_map(one.float64(), rank) + _as_map(two.float64(), rank)

@@ -5,9 +5,9 @@ one convolves the second kernel, spread by the first stride, with the first kern
 
     K[o, i, t] = sum over m, t1, t2 with t1*step1 + t2*step2 = t of  K2[o, m, t2] * K1[m, i, t1]
 
-where the steps are the two dilations (the second times the first stride) in units of the dilation of
-the result. The result has gcd(g1, g2) groups: both kernels are block diagonal over the channels in
-between, and the block borders that they share are the multiples of ``M / gcd(g1, g2)``.
+where the steps are the two dilations (the second one times the first stride) in units of the dilation of
+the result. The result has gcd(g1, g2) groups: both kernels are block diagonal over the M channels between them, and
+they share the block borders at the multiples of ``M / gcd(g1, g2)``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def compose_kernels(
         first: ``(M, I/g1, *taps1)``.
         second: ``(O, M/g2, *taps2)``.
         groups: ``(g1, g2)``.
-        steps: For each axis, how many taps of the result lie between two taps of ``first``, and of
-            ``second``.
-        size: The taps of the result.
+        steps: For each axis, the distance between two taps of ``first``, and of ``second``, in taps of the result.
+        size: The kernel size of the result.
 
     Returns:
         ``(O, I/gcd(g1, g2), *size)``.
@@ -49,7 +48,7 @@ def compose_kernels(
     outputs = second.shape[0]
     taps1 = first.shape[2:]
     result = np.zeros((outputs, a * fan_in, *size))
-    # Blocks of the channels in between: by the second map's groups, or by the first one's.
+    # The channels between the kernels in blocks: by the groups of the second kernel, or of the first.
     blocks = (g * b,) if a == 1 else (g, a)
     left = first.reshape(*blocks, middle // math.prod(blocks), -1)
     for tap in np.ndindex(*second.shape[2:]):
@@ -60,15 +59,15 @@ def compose_kernels(
             rows = at.reshape(g, outputs // g, a, -1).transpose(0, 2, 1, 3)
             turned = (rows @ left).reshape(g, a, outputs // g, -1)
             part = turned.transpose(0, 2, 1, 3).reshape(outputs, -1)
-        target = result[(slice(None), slice(None), *_taps(tap, steps[1], taps1, steps[0]))]
+        target = result[(slice(None), slice(None), *_tap_slices(tap, steps[1], taps1, steps[0]))]
         target += part.reshape(outputs, a * fan_in, *taps1)
     return result
 
 
-def _taps(
+def _tap_slices(
     tap: Sequence[int], step: Sequence[int], taps: Sequence[int], inner: Sequence[int]
 ) -> list[slice]:
-    """Where the kernel ``taps``, spread by ``inner``, lies when it starts at ``tap * step``."""
+    """The slices that a kernel of size ``taps`` with dilation ``inner`` covers if it starts at ``tap * step``."""
     return [
         slice(t * s, t * s + (k - 1) * d + 1, d)
         for t, s, k, d in zip(tap, step, taps, inner, strict=True)
@@ -76,7 +75,7 @@ def _taps(
 
 
 def regroup(kernel: Array64, groups: int, fewer: int) -> Array64:
-    """The same kernel with ``fewer`` groups (a divisor of ``groups``): zeros between the blocks."""
+    """The same kernel with ``fewer`` groups (a divisor of ``groups``): blocks on the diagonal, zeros elsewhere."""
     if groups == fewer:
         return kernel
     outputs, fan_in = kernel.shape[:2]
@@ -93,26 +92,26 @@ def add_kernels(
     groups: int,
     size: Sequence[int],
 ) -> Array64:
-    """The sum of kernels laid on one grid of taps.
+    """The sum of kernels on a common grid of taps.
 
     Args:
-        terms: Kernel, its groups, its first tap on the grid, and the grid steps between its taps.
+        terms: Each kernel with its groups, the grid position of its first tap, and the grid steps between its taps.
+            At least one.
         groups: The groups of the result, a divisor of the groups of every term.
-        size: The taps of the grid.
+        size: The size of the grid.
     """
-    result: Array64 | None = None
+    kernel, own, _, _ = terms[0]
+    fan_in = kernel.shape[1] * (own // groups)
+    result: Array64 = np.zeros((kernel.shape[0], fan_in, *size))
     for kernel, own, start, step in terms:
         dense = regroup(kernel, own, groups)
-        if result is None:
-            result = np.zeros((*dense.shape[:2], *size))
-        where = _taps(start, [1] * len(size), dense.shape[2:], step)
+        where = _tap_slices(start, [1] * len(size), dense.shape[2:], step)
         result[(slice(None), slice(None), *where)] += dense
-    assert result is not None
     return result
 
 
 def transpose_pointwise(kernel: Array64, groups: int) -> Array64:
-    """The adjoint of a one-tap kernel: ``(O, I/g, 1, ...)`` to ``(I, O/g, 1, ...)``."""
+    """The adjoint of a one-tap kernel: ``(O, I/g, 1, ...)`` becomes ``(I, O/g, 1, ...)``."""
     outputs, fan_in = kernel.shape[:2]
     blocks = kernel.reshape(groups, outputs // groups, fan_in)
     return np.ascontiguousarray(blocks.transpose(0, 2, 1)).reshape(
@@ -128,7 +127,7 @@ def convolve(
     dilations: Sequence[int],
     groups: int,
 ) -> Array64:
-    """The convolution of one ``(C, *spatial)`` array with zero padding (or cropping), without a bias."""
+    """The convolution of one ``(C, *spatial)`` array, without a bias; negative padding crops."""
     n = len(strides)
     padded = np.pad(x, [(0, 0), *((max(pads[a], 0), max(pads[n + a], 0)) for a in range(n))])
     kept = [slice(max(-pads[a], 0), padded.shape[1 + a] - max(-pads[n + a], 0)) for a in range(n)]

@@ -1,9 +1,9 @@
-"""Nodes as affine maps, and affine maps as nodes again.
+"""Conversion of nodes to affine maps, and of affine maps to ops.
 
-A node takes part when its element type is a floating-point type of 16 bits or more, its weights are known,
-and it has one data input. What axes it works on is its *domain*: a convolution of rank n works on
-channels at axis 1 with n spatial axes, a dense layer on the last axis (rank 0), a scale on the axis it
-names, and a scale by one number or an identity on any.
+A node is an affine map if its element type is a floating-point type of at least 16 bits, its weights are constants, and
+it has one data input. Its *domain* is the set of axes that it works on: a convolution of rank n works on channels at
+axis 1 and n spatial axes, a dense layer on the last axis (rank 0), a scale on its own axis, and a scale by a single
+number or an identity on any axis.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ....ir import (
     Conv,
     ConvTranspose,
     DType,
+    GraphError,
     Identity,
     Linear,
     Node,
@@ -32,20 +33,20 @@ from ....ir import (
 )
 from ....ir.analysis.dequantized import is_dequantized
 from .affine import Affine, Refused, Sizes
-from .tensors import Array64, Derived, exact, read_vector
+from .tensors import Array64, Derived, from_float64, read_vector
 
 ANY = None
-"""The domain of what fits everywhere: scales by one number and identities."""
+"""The domain of nodes that fit any axis: scales by a single number, and identities."""
 
 CONV = "conv"
-"""The domain of what works on axis 1 of a value whose rank is not known."""
+"""The domain of nodes that work on axis 1 of a value of unknown rank."""
 
 Domain = int | str | None
 """``ANY``, ``CONV``, the spatial rank, 0 for the last axis, or ``-1 - axis`` for another axis."""
 
 
 def data_input(node: Node) -> Value | None:
-    """The value that an affine node maps; ``None`` when the node is not an affine map."""
+    """The data input of an affine node; ``None`` if the node is not an affine map."""
     match node.op:
         case Conv() | ConvTranspose() | Linear():
             weight = node.inputs[1]
@@ -64,7 +65,7 @@ def data_input(node: Node) -> Value | None:
         case AveragePool() | Pad() | Identity():
             found = node.inputs[0]
         case Add() | Sub():
-            found = _map_operand(node)
+            found = _bias_map_operand(node)
         case _:
             return None
     if found is None or found.data is not None or node.output.data is not None:
@@ -74,7 +75,7 @@ def data_input(node: Node) -> Value | None:
 
 
 def weight_problem(node: Node) -> str | None:
-    """Why a linear op is not an affine map here, when it is for its weights."""
+    """The reason why the weights of a linear op prevent it from being an affine map; ``None`` if they do not."""
     if isinstance(node.op, Conv | ConvTranspose | Linear | Scale):
         dtype = node.output.type.dtype
         if dtype is not None and dtype.is_wide_float:
@@ -82,12 +83,14 @@ def weight_problem(node: Node) -> str | None:
                 if value is not None and value.data is None:
                     return f"its weight %{value.name} is not a constant"
                 if value is not None and is_dequantized(value):
-                    return f"its weight %{value.name} is quantised, and would not be any more"
+                    return (
+                        f"its weight %{value.name} is quantised; the result would be floating-point"
+                    )
     return None
 
 
-def _map_operand(node: Node) -> Value | None:
-    """The data operand of an Add of a constant ``(1, C, *spatial)``."""
+def _bias_map_operand(node: Node) -> Value | None:
+    """The data operand of an addition or subtraction of a constant ``(1, C, *spatial)``; ``None`` for any other."""
     a, b = node.inputs
     if a is None or b is None:
         return None
@@ -116,9 +119,10 @@ def domain_of(node: Node) -> Domain | Refused:
         case Linear():
             return 0
         case Add() | Sub():
-            rank_ = node.output.type.rank
-            assert rank_ is not None
-            return rank_ - 2
+            result_rank = node.output.type.rank
+            if result_rank is None:
+                return Refused("the rank of its result is not known")
+            return result_rank - 2
         case Scale(axis=axis):
             if all(v is None or v.type.shape == (1,) for v in node.inputs[1:]):
                 return ANY
@@ -135,8 +139,8 @@ def domain_of(node: Node) -> Domain | Refused:
             return ANY
 
 
-def meet(a: Domain, b: Domain) -> Domain | Refused:
-    """The domain that two neighbours share."""
+def common_domain(a: Domain, b: Domain) -> Domain | Refused:
+    """The domain in which two neighbours both work; :class:`Refused` if there is none."""
     if a == b or b is ANY:
         return a
     if a is ANY:
@@ -149,10 +153,18 @@ def meet(a: Domain, b: Domain) -> Domain | Refused:
 
 
 def channels_of(nodes: Sequence[Node], domain: Domain, source: Value) -> list[int] | None:
-    """The input channels of every node of a run, each from itself or from its neighbours."""
+    """The number of input channels of every node of a run; ``None`` if one is not known.
+
+    A node that does not determine the number itself gets it from its neighbours.
+
+    Args:
+        nodes: The nodes of the run.
+        domain: Their common domain.
+        source: The input of the run.
+    """
     if domain is ANY:
         return [1] * len(nodes)
-    axis = -1 if domain == 0 else -1 - domain if isinstance(domain, int) and domain < 0 else 1
+    axis = _channel_axis(domain)
     ends = [known_channels(node, domain) for node in nodes]
     before = source.type.dim(axis)
     found: list[int | None] = []
@@ -169,64 +181,68 @@ def channels_of(nodes: Sequence[Node], domain: Domain, source: Value) -> list[in
 
 
 def known_channels(node: Node, domain: Domain) -> tuple[int | None, int | None]:
-    """The input and the output channels of a node, as far as the node itself tells."""
+    """The numbers of input and output channels, as far as the node itself determines them."""
     match node.op:
         case Conv(groups=groups):
-            shape = _shape(node, 1)
+            shape = _weight_shape(node)
             return shape[1] * groups, shape[0]
         case ConvTranspose(groups=groups):
-            shape = _shape(node, 1)
+            shape = _weight_shape(node)
             return shape[0], shape[1] * groups
         case Linear():
-            shape = _shape(node, 1)
+            shape = _weight_shape(node)
             return shape[1], shape[0]
         case Scale():
             for vector in node.inputs[1:]:
                 if vector is not None and vector.data is not None and vector.data.size > 1:
                     return vector.data.size, vector.data.size
-    axis = -1 if domain == 0 else -1 - domain if isinstance(domain, int) and domain < 0 else 1
+    axis = _channel_axis(domain)
     found = node.output.type.dim(axis)
     if found is None and node.inputs[0] is not None:
         found = node.inputs[0].type.dim(axis)
     return found, found
 
 
-def _shape(node: Node, index: int) -> tuple[int, ...]:
-    value = node.inputs[index]
-    assert value is not None
-    assert value.data is not None
-    return value.data.shape
+def _channel_axis(domain: Domain) -> int:
+    if domain == 0:
+        return -1
+    return -1 - domain if isinstance(domain, int) and domain < 0 else 1
 
 
-def affine_of(node: Node, rank: int, channels: int, source: Value) -> Affine | Refused:
-    """A node as a map of spatial rank ``rank`` on ``channels`` input channels."""
-    dtype = node.output.type.dtype
-    assert dtype is not None
+def _weight_shape(node: Node) -> tuple[int, ...]:
+    return _weight_and_bias(node)[0].shape
+
+
+def affine_of(node: Node, rank: int, channels: int) -> Affine | Refused:
+    """A node as an affine map of spatial rank ``rank`` on ``channels`` input channels."""
+    source, dtype = data_input(node), node.output.type.dtype
+    if source is None or dtype is None:
+        return Refused("it is not an affine map")
     identity = identity_map(rank, channels, source, dtype)
     size = identity.size
     match node.op:
         case Conv(strides, pads, dilations, groups):
             if min(pads, default=0) < 0:
                 return Refused("a negative padding does not merge")
-            weight, bias = _weights(node)
+            weight, bias = _weight_and_bias(node)
             made = Affine(weight, bias, strides, pads, dilations, groups, size=size)
         case ConvTranspose(strides, pads, dilations, groups, extra):
             if min(pads, default=0) < 0:
                 return Refused("a negative padding does not merge")
-            weight, bias = _weights(node)
+            weight, bias = _weight_and_bias(node)
             made = Affine(weight, bias, strides, pads, dilations, groups, True, extra, size=size)
         case Linear():
-            weight, bias = _weights(node)
+            weight, bias = _weight_and_bias(node)
             made = Affine(weight, bias, (), (), ())
         case Scale():
             return _from_scale(node, identity)
         case AveragePool():
-            return _from_pool(node.op, identity, source, node)
+            return _from_pool(node.op, identity, source)
         case Pad(pads=pads):
             half = len(pads) // 2
             return replace(identity, pads=(*pads[2:half], *pads[half + 2 :]))
         case Add() | Sub():
-            return _from_map(node, identity)
+            return _from_constant_add(node, identity)
         case _:
             return identity
     if made.const is not None:
@@ -240,7 +256,14 @@ def affine_of(node: Node, rank: int, channels: int, source: Value) -> Affine | R
 
 
 def identity_map(rank: int, channels: int, source: Value, dtype: DType) -> Affine:
-    """The map that changes nothing."""
+    """The identity as a map.
+
+    Args:
+        rank: The spatial rank.
+        channels: The number of channels.
+        source: The value that it is applied to, which gives the spatial size.
+        dtype: The element type.
+    """
     shape = source.type.shape
     size: Sizes = (None,) * rank
     if shape is not None and rank and len(shape) == rank + 2:
@@ -250,15 +273,20 @@ def identity_map(rank: int, channels: int, source: Value, dtype: DType) -> Affin
     return Affine(one, None, ones, zeros, ones, channels, size=size)
 
 
-def _weights(node: Node) -> tuple[Tensor, Tensor | None]:
-    weight, bias = node.inputs[1], node.input(2)
-    assert weight is not None
-    assert weight.data is not None
-    return weight.data, None if bias is None else bias.data
+def _weight_and_bias(node: Node) -> tuple[Tensor, Tensor | None]:
+    bias = node.input(2)
+    return _data(node.required(1)), None if bias is None else bias.data
+
+
+def _data(value: Value) -> Tensor:
+    """The tensor of a constant input of an affine node."""
+    if value.data is None:
+        raise GraphError(f"%{value.name} is not a constant")
+    return value.data
 
 
 def _vector(tensor: Tensor, channels: int) -> Tensor | Refused | None:
-    """A constant vector of ``channels`` numbers; ``None`` when all are zero."""
+    """A constant broadcast to ``channels`` numbers; ``None`` if all are zero."""
     array = read_vector(tensor)
     if array is None:
         return tensor
@@ -268,15 +296,14 @@ def _vector(tensor: Tensor, channels: int) -> Tensor | Refused | None:
         return None
     if array.shape != (channels,):
         array = np.broadcast_to(array, (channels,))
-    return exact(array, tensor.dtype, tensor)
+    return from_float64(array, tensor.dtype, tensor)
 
 
 def _from_scale(node: Node, identity: Affine) -> Affine | Refused:
     factors, shift = node.input(1), node.input(2)
     channels, weight, const = identity.inputs, identity.weight, None
     if factors is not None:
-        assert factors.data is not None
-        tensor, shape = factors.data, weight.shape
+        tensor, shape = _data(factors), weight.shape
         array = read_vector(tensor)
         if array is None:
             weight = Derived(
@@ -288,23 +315,24 @@ def _from_scale(node: Node, identity: Affine) -> Affine | Refused:
             if not np.isfinite(array).all():
                 return Refused("it has factors that are not finite")
             full: Array64 = np.broadcast_to(array, (channels,)).reshape(shape)
-            weight = exact(full, identity.dtype, tensor)
+            weight = from_float64(full, identity.dtype, tensor)
     if shift is not None:
-        assert shift.data is not None
-        found = _vector(shift.data, channels)
+        found = _vector(_data(shift), channels)
         if isinstance(found, Refused):
             return found
         const = found
     return replace(identity, weight=weight, const=const)
 
 
-def _from_pool(op: AveragePool, identity: Affine, source: Value, node: Node) -> Affine | Refused:
+def _from_pool(op: AveragePool, identity: Affine, source: Value) -> Affine | Refused:
     if any(op.pads) and not op.count_include_pad:
-        return Refused("an average pool that does not count its padding is not linear-shift")
+        return Refused("an average pool that does not count its padding is not a convolution")
     if op.ceil_mode:
         plain = replace(op, ceil_mode=False).infer([source.type])[0]
         if plain.static_shape is None or plain.shape != op.infer([source.type])[0].shape:
-            return Refused("an average pool in ceil mode divides its last window by less")
+            return Refused(
+                "an average pool in ceil mode divides its last window by a smaller count"
+            )
     shape = (identity.inputs, 1, *op.kernel)
     part = 1.0 / float(np.prod(op.kernel))
     weight = Derived(shape, identity.dtype, lambda: np.full(shape, part))
@@ -313,12 +341,9 @@ def _from_pool(op: AveragePool, identity: Affine, source: Value, node: Node) -> 
     )
 
 
-def _from_map(node: Node, identity: Affine) -> Affine:
-    a, b = node.inputs
-    assert a is not None
-    assert b is not None
-    constant = a.data if a.data is not None else b.data
-    assert constant is not None
+def _from_constant_add(node: Node, identity: Affine) -> Affine:
+    left, right = node.required(0), node.required(1)
+    constant = left.data if left.data is not None else _data(right)
     if isinstance(node.op, Add):
         return replace(identity, const=constant)
     minus = Derived(constant.shape, constant.dtype, lambda: -constant.float64(), (constant,))
@@ -326,7 +351,7 @@ def _from_map(node: Node, identity: Affine) -> Affine:
 
 
 def op_of(affine: Affine) -> Op:
-    """The op that computes a map (without a bias map)."""
+    """The op that computes a map, without its bias map."""
     if affine.transposed:
         return ConvTranspose(
             affine.strides,

@@ -1,8 +1,8 @@
-"""Lazy tensors of the algebra: scaled and composed weights, vectors that are read at once.
+"""Tensors of the algebra: weights are lazy, small vectors are read at once.
 
-Weights stay lazy, so that a graph is rewritten from shapes alone and memory follows the tensor at hand.
-Vectors (biases, scales) are small: they are read at once where they can be, so that a long run of
-scales does not become a long chain of closures.
+Weights stay lazy, so that a graph is rewritten from shapes alone and only the weights that are being computed take
+memory. Vectors (biases, scales) are small and are read at once if possible; otherwise many consecutive scales would
+become a long chain of closures.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ EAGER_BYTES = 1 << 20
 """Vectors of up to this many bytes in float64 are read at once."""
 
 MAX_DEPTH = 16
-"""Tensors derived from derived tensors deeper than this are computed instead of deferred further."""
+"""A tensor with a longer chain of derived tensors behind it is computed instead of deferred."""
 
 _CHUNK = 1 << 20
 
 
 class Derived(DerivedTensor):
-    """A derived tensor that knows how long its chain of sources is.
+    """A derived tensor that records the length of its chain of sources.
 
     Args:
         shape: The shape.
         dtype: The storage type.
-        compute: Gives the numbers in float64.
-        sources: The tensors that ``compute`` reads; ``None`` if that is not known.
+        compute: Returns the numbers in float64.
+        sources: The tensors that ``compute`` reads; ``None`` if they are not known.
         write: See :class:`graphshrink.ir.DerivedTensor`.
     """
 
@@ -52,7 +52,7 @@ class Derived(DerivedTensor):
 
 
 def depth_of(tensor: Tensor | None) -> int:
-    """How many derived tensors must be computed one inside the other."""
+    """The number of nested derived tensors that must be computed to read ``tensor``."""
     if isinstance(tensor, MaskedTensor):
         return 1 + depth_of(tensor.weight)
     if isinstance(tensor, MovedTensor):
@@ -60,35 +60,35 @@ def depth_of(tensor: Tensor | None) -> int:
     return tensor.depth if isinstance(tensor, Derived) else 0
 
 
-def exact(array: Array64, dtype: DType, source: Tensor | None = None) -> Derived:
-    """A tensor whose float64 numbers are at hand, and were made from another one, if that is given."""
+def from_float64(array: Array64, dtype: DType, source: Tensor | None = None) -> Derived:
+    """A tensor that holds float64 numbers, rounded to ``dtype`` when stored; ``source`` is the tensor they come from."""
     made = Derived(array.shape, dtype, lambda: array, None if source is None else (source,))
     made.depth = 1
     return made
 
 
-def settled(tensor: Tensor) -> Tensor:
-    """The same tensor with a short chain of sources; its numbers are read when it is a small one.
+def materialized_if_small(tensor: Tensor) -> Tensor:
+    """The same tensor, computed now if it is small or if its chain of sources is long.
 
-    A tensor whose numbers cannot be read (they were left out of a text) stays as it is.
+    A tensor without numbers (left out of the text of a graph) is returned as it is.
     """
     if tensor.size * 8 > EAGER_BYTES and depth_of(tensor) < MAX_DEPTH:
         return tensor
     try:
-        # Whether the numbers stay in range is checked before a merge is made.
+        # ``Merge.problem`` checks the range before a merge is made.
         with np.errstate(over="ignore", invalid="ignore"):
-            return remasked(tensor, exact(tensor.float64(), tensor.dtype, tensor))
+            return remasked(tensor, from_float64(tensor.float64(), tensor.dtype, tensor))
     except ValueError:
         return tensor
 
 
-def settled_deep(tensor: Tensor) -> Tensor:
-    """The same tensor, computed now when its chain of sources is long."""
-    return settled(tensor) if depth_of(tensor) >= MAX_DEPTH else tensor
+def materialized_if_deep(tensor: Tensor) -> Tensor:
+    """The same tensor, computed now if its chain of sources is long."""
+    return materialized_if_small(tensor) if depth_of(tensor) >= MAX_DEPTH else tensor
 
 
 def read_vector(tensor: Tensor) -> Array64 | None:
-    """The numbers of a small vector, or ``None`` when it is large or has none."""
+    """The numbers of a small vector; ``None`` if it is large or has no numbers."""
     if tensor.size * 8 > EAGER_BYTES:
         return None
     try:
@@ -98,14 +98,14 @@ def read_vector(tensor: Tensor) -> Array64 | None:
 
 
 def out_of_range(tensor: Tensor) -> bool:
-    """Whether numbers are not finite, or would not be any more once they are stored."""
+    """Whether some numbers are not finite, or become so when they are stored."""
     with np.errstate(over="ignore", invalid="ignore"):
         stored = tensor.float64().astype(tensor.dtype.numpy).astype(np.float64)
     return not np.isfinite(stored).all()
 
 
 def is_ones(tensor: Tensor) -> bool:
-    """True for the weight of an identity."""
+    """Whether all numbers are known to be 1, as in the weight of an identity."""
     return isinstance(tensor, SplatTensor) and tensor.value == 1.0
 
 
@@ -117,14 +117,14 @@ def scale_kernel(
     rows: Tensor | None = None,
     columns: Tensor | None = None,
 ) -> Tensor:
-    """A kernel ``(O, I/groups, *taps)`` with every output and every input channel scaled.
+    """A kernel ``(O, I/groups, *taps)`` with scaled output and input channels.
 
     Args:
         kernel: The kernel.
-        groups: Its groups.
+        groups: The number of groups.
         dtype: The storage type of the result.
-        rows: ``O`` factors.
-        columns: ``I`` factors.
+        rows: A factor for each of the ``O`` output channels.
+        columns: A factor for each of the ``I`` input channels.
     """
     outputs, fan_in = kernel.shape[:2]
     tail = (1,) * (len(kernel.shape) - 2)
@@ -142,7 +142,7 @@ def scale_kernel(
         return kernel.float64() * factors(0, outputs)
 
     def write(out: npt.NDArray[np.generic]) -> None:
-        # Row blocks: neither a float64 copy of a stored kernel nor of the result.
+        # Row by row block, so that no float64 copy of the whole kernel is made.
         source = kernel.float64() if isinstance(kernel, DerivedTensor) else kernel.numpy()
         step = max(1, _CHUNK // max(1, math.prod(kernel.shape[1:])))
         for lo in range(0, outputs, step):

@@ -6,7 +6,7 @@ from ....ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
 from ..emitter import Emitter, Unsupported, arranged, spells
 from ..flat import FlatTensor
 from ..layout import Layout
-from ..operands import broadcast, broadcast_operands
+from ..operands import broadcast_operands, broadcast_shape
 
 _FUSING: dict[type[Op], tuple[str, str]] = {
     Add: ("ADD", "AddOptions"), Sub: ("SUB", "SubOptions"),
@@ -21,7 +21,7 @@ _TYPES = {
 _WIDEST = {"ADD": 6, "SUB": 6, "MUL": 6, "DIV": 5}
 
 
-def both(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
+def broadcast_inputs(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
     """The operands, in the layout that the result will have."""
     return broadcast_operands(e, node.output, [v for v in node.inputs if v is not None])
 
@@ -30,13 +30,13 @@ def both(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
 def arithmetic(e: Emitter, node: Node) -> None:
     """ADD, SUB, MUL, DIV with a fused activation."""
     code, options = _FUSING[type(node.op)]
-    operands, layout = both(e, node)
+    operands, layout = broadcast_inputs(e, node)
     dtype = e.dtype(node.output)
     if dtype not in _TYPES[code]:
         raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
     check_rank(_WIDEST[code], operands)
-    act, result = e.fused(node) if dtype == "FLOAT32" else (0, node.output)
-    made = e.op(code, operands, broadcast(*operands), dtype,
+    act, result = e.fuse_activation(node) if dtype == "FLOAT32" else (0, node.output)
+    made = e.op(code, operands, broadcast_shape(*operands), dtype,
                 (options, {"fusedActivationFunction": act}))  # fmt: skip
     e.put(result, made, layout)
 
@@ -57,21 +57,21 @@ def scale(e: Emitter, node: Node) -> None:
     """MUL and ADD along one axis."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Scale)
-    layout = e.at(x)
+    layout = e.layout_of(x)
     tensor = e.get(x, layout)
     steps = [
         (code, v) for code, v in (("MUL", node.input(1)), ("ADD", node.input(2))) if v is not None
     ]
-    act, result = e.fused(node) if steps else (0, node.output)
+    act, result = e.fuse_activation(node) if steps else (0, node.output)
     for i, (code, vector) in enumerate(steps):
-        factor = along(e, vector, layout, op.axis)
+        factor = vector_along(e, vector, layout, op.axis)
         last = act if i == len(steps) - 1 else 0
         tensor = e.op(code, [tensor, factor], tensor.shape, tensor.dtype,
                       (f"{code.title()}Options", {"fusedActivationFunction": last}))  # fmt: skip
     e.put(result, tensor, layout)
 
 
-def along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTensor:
+def vector_along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTensor:
     """A vector that lies along one axis of a value stored in ``layout``."""
     assert vector is not None
     axis %= layout.rank
@@ -91,16 +91,16 @@ def along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTe
 def identity(e: Emitter, node: Node) -> None:
     """Nothing."""
     x = node.required(0)
-    e.put(node.output, e.first(x), e.at(x))
+    e.put(node.output, e.as_stored(x), e.layout_of(x))
 
 
 @spells(Cast)
 def cast(e: Emitter, node: Node) -> None:
     """CAST, where the stored types differ."""
     x = node.required(0)
-    tensor, layout = e.first(x), e.at(x)
+    tensor, layout = e.as_stored(x), e.layout_of(x)
     dtype = e.dtype(node.output)
-    e.widened(node.output)
+    e.note_widened(node.output)
     if dtype != tensor.dtype:
         tensor = e.op("CAST", [tensor], tensor.shape, dtype, ("CastOptions", {}))
     e.put(node.output, tensor, layout)

@@ -17,8 +17,8 @@ import numpy as np
 from ....ir import Conv, ConvTranspose, Node, Value
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, NUMPY_TYPES, Array, FlatTensor
-from ..layout import Layout, channels_last, plain
-from .slices import cut
+from ..layout import Layout, channels_last, model_order
+from .slices import strided_slice
 
 SAME, VALID = 0, 1
 """The schema's Padding."""
@@ -30,10 +30,10 @@ def conv(e: Emitter, node: Node) -> None:
     op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, Conv)
     n = _spatial(op.spatial_rank)
-    sizes = e.sizes(x, range(2, 2 + n), "spatial size")
-    fan_out, _, *kernel = e.sizes(w, range(2 + n), "weight's size")
+    sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
+    fan_out, _, *kernel = e.known_sizes(w, range(2 + n), "weight's size")
     begins, ends = op.pads[:n], op.pads[n:]
-    out = e.sizes(node.output, range(2, 2 + n), "spatial size")
+    out = e.known_sizes(node.output, range(2, 2 + n), "spatial size")
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
     window = Window.of(n, kernel, op.strides, op.dilations, begins, ends, sizes, out)
@@ -45,7 +45,7 @@ def conv(e: Emitter, node: Node) -> None:
         "strideH": window.strides[0], "strideW": window.strides[1],
         "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
     }  # fmt: skip
-    act, result = e.fused(node)
+    act, result = e.fuse_activation(node)
     options["fusedActivationFunction"] = act
     shape = (image.shape[0], *window.out, fan_out)
     if op.groups == channels and op.groups > 1:
@@ -61,7 +61,7 @@ def conv(e: Emitter, node: Node) -> None:
                 "grouped convolutions are fast with XNNPACK only; without it, LiteRT computes them slowly"
             ] = None
     made = e.op(code, [image, weight, bias], shape, "FLOAT32", (kind, options))
-    e.put(result, as_vector(e, made, n), layout)
+    e.put(result, from_image(e, made, n), layout)
 
 
 @spells(ConvTranspose)
@@ -70,9 +70,9 @@ def conv_transpose(e: Emitter, node: Node) -> None:
     op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, ConvTranspose)
     n = _spatial(op.spatial_rank)
-    sizes = e.sizes(x, range(2, 2 + n), "spatial size")
-    _, fan_out, *taps = e.sizes(w, range(2 + n), "weight's size")
-    out = e.sizes(node.output, range(2, 2 + n), "spatial size")
+    sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
+    _, fan_out, *taps = e.known_sizes(w, range(2 + n), "weight's size")
+    out = e.known_sizes(node.output, range(2, 2 + n), "spatial size")
     begins, ends = op.pads[:n], op.pads[n:]
     if min(*begins, *ends) < 0:
         raise Unsupported("negative padding")
@@ -99,7 +99,7 @@ def conv_transpose(e: Emitter, node: Node) -> None:
         padding, full, begins2 = SAME, out2, (0, 0)
     whole = full == out2
     bias = None if node.input(2) is None else e.numbers(_constant(node.input(2)))
-    act, result = e.fused(node)
+    act, result = e.fuse_activation(node)
     made = []
     weights = _transposed_kernels(e, w, op)
     for g, (piece, weight) in enumerate(zip(_split(e, image, op.groups), weights, strict=True)):
@@ -119,8 +119,8 @@ def conv_transpose(e: Emitter, node: Node) -> None:
     if not whole:
         starts = (0, *begins2, 0)
         stops = (None, *(b + o for b, o in zip(begins2, out2, strict=True)), None)
-        joined = cut(e, joined, starts, stops, (1,) * 4)
-    e.put(result, as_vector(e, joined, n), layout)
+        joined = strided_slice(e, joined, starts, stops, (1,) * 4)
+    e.put(result, from_image(e, joined, n), layout)
 
 
 def _transposed_kernels(e: Emitter, w: Value, op: ConvTranspose) -> list[FlatTensor]:
@@ -146,7 +146,7 @@ def _shape_of(e: Emitter, image: FlatTensor, tail: Sequence[int]) -> FlatTensor:
     if image.shape[0] != DYNAMIC:
         return e.constant(np.array([image.shape[0], *tail]), "INT32")
     sizes = e.op("SHAPE", [image], (4,), "INT32", ("ShapeOptions", {"outType": 2}))
-    batch = cut(e, sizes, (0,), (1,), (1,))
+    batch = strided_slice(e, sizes, (0,), (1,), (1,))
     return e.op("CONCATENATION", [batch, e.constant(np.array(tail), "INT32")], (4,), "INT32",
                 ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
 
@@ -156,7 +156,9 @@ def _split(e: Emitter, image: FlatTensor, groups: int) -> list[FlatTensor]:
         return [image]
     shape = (*image.shape[:3], image.shape[3] // groups)
     outs = [e.tensor(f"{image.name}_group", shape, "FLOAT32") for _ in range(groups)]
-    e.ops("SPLIT", [e.constant(3, "INT32"), image], outs, ("SplitOptions", {"numSplits": groups}))
+    e.add_operation(
+        "SPLIT", [e.constant(3, "INT32"), image], outs, ("SplitOptions", {"numSplits": groups})
+    )
     return outs
 
 
@@ -289,7 +291,7 @@ def as_image(e: Emitter, tensor: FlatTensor) -> FlatTensor:
     return e.reshape(tensor, (batch, 1, length, channels))
 
 
-def as_vector(e: Emitter, image: FlatTensor, rank: int) -> FlatTensor:
+def from_image(e: Emitter, image: FlatTensor, rank: int) -> FlatTensor:
     """Back to the rank that the model has."""
     if rank == 2:
         return image
@@ -309,7 +311,7 @@ def _kernel(e: Emitter, value: Value, perm: tuple[int, ...]) -> FlatTensor:
         return e.weight(_packed(_as_2d(e.numbers(value)).transpose(perm)), value.name)
     if len(e.shape(value)) == 4:
         return e.get(value, Layout(perm))
-    tensor = e.get(value, plain(3))
+    tensor = e.get(value, model_order(3))
     wide = e.reshape(tensor, (*tensor.shape[:2], 1, tensor.shape[2]))
     return e.transpose(wide, perm)
 
@@ -325,7 +327,7 @@ def _bias(e: Emitter, value: Value | None, size: int) -> FlatTensor:
     """The bias; zeros where there is none, which every kernel takes."""
     if value is None:
         return e.constant(np.zeros(size, np.float32), name="zeros")
-    return e.get(value, plain(1))
+    return e.get(value, model_order(1))
 
 
 def _as_2d(weight: Array) -> Array:

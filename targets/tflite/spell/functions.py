@@ -12,9 +12,9 @@ from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import Layout
-from ..operands import broadcast
-from .activations import Maker
-from .arithmetic import both, check_rank
+from ..operands import broadcast_shape
+from .activations import Elementwise
+from .arithmetic import broadcast_inputs, check_rank
 
 _DIRECT = {
     "abs": ("ABS", "AbsOptions"), "neg": ("NEG", "NegOptions"), "sign": ("SIGN", "SignOptions"),
@@ -37,7 +37,7 @@ def unary(e: Emitter, node: Node) -> None:
     """A function of one number."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Unary)
-    layout = e.at(x)
+    layout = e.layout_of(x)
     tensor = e.get(x, layout)
     if tensor.dtype != "FLOAT32" and tensor.dtype not in _TYPES.get(op.kind, ()):
         raise Unsupported(f"{op.kind} of {tensor.dtype.lower()}: LiteRT has no such kernel")
@@ -45,17 +45,19 @@ def unary(e: Emitter, node: Node) -> None:
 
 
 def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
-    m = Maker(e)
+    m = Elementwise(e)
     if kind in _DIRECT:
-        return m.one(_DIRECT[kind][0], x, _DIRECT[kind][1])
+        return m.unary(_DIRECT[kind][0], x, _DIRECT[kind][1])
 
     def call(name: str, of: FlatTensor) -> FlatTensor:
         return _function(e, name, of)
 
     def root(sign: float) -> FlatTensor:
         """sqrt(x^2 + sign), or sqrt(1 - x^2)."""
-        square = m.two("MUL", x, x)
-        inside = m.two("ADD", square, sign) if sign else m.two("ADD", call("neg", square), 1.0)
+        square = m.binary("MUL", x, x)
+        inside = (
+            m.binary("ADD", square, sign) if sign else m.binary("ADD", call("neg", square), 1.0)
+        )
         return call("sqrt", inside)
 
     match kind:
@@ -64,7 +66,7 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
         case "isnan":
             return e.op("NOT_EQUAL", [x, x], x.shape, "BOOL", ("NotEqualOptions", {}))
         case "tan":
-            return m.two("DIV", call("sin", x), call("cos", x))
+            return m.binary("DIV", call("sin", x), call("cos", x))
         case "atan":
             return _atan2(e, x, _ones(e, x))
         case "asin":
@@ -73,15 +75,15 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
             return _atan2(e, root(0), x)
         case "sinh" | "cosh":
             grown, small = call("exp", x), call("exp", call("neg", x))
-            return m.two("MUL", m.two("SUB" if kind == "sinh" else "ADD", grown, small), 0.5)
+            return m.binary("MUL", m.binary("SUB" if kind == "sinh" else "ADD", grown, small), 0.5)
         case "asinh":
             size = call("abs", x)
-            return m.two("MUL", call("sign", x), call("log", m.two("ADD", size, root(1))))
+            return m.binary("MUL", call("sign", x), call("log", m.binary("ADD", size, root(1))))
         case "acosh":
-            return call("log", m.two("ADD", x, root(-1)))
+            return call("log", m.binary("ADD", x, root(-1)))
         case "atanh":
-            above, below = m.two("ADD", x, 1.0), m.two("ADD", call("neg", x), 1.0)
-            return m.two("MUL", call("log", m.two("DIV", above, below)), 0.5)
+            above, below = m.binary("ADD", x, 1.0), m.binary("ADD", call("neg", x), 1.0)
+            return m.binary("MUL", call("log", m.binary("DIV", above, below)), 0.5)
         case "erf":
             return _erf(e, x)
     raise Unsupported(f"the function {kind}")
@@ -96,8 +98,8 @@ def _ones(e: Emitter, x: FlatTensor) -> FlatTensor:
     """A tensor of ones of the shape of x (ATAN2 does not broadcast)."""
     if x.is_static:
         return e.constant(np.ones(x.shape, np.float32))
-    m = Maker(e)
-    return m.two("ADD", m.two("MUL", x, 0.0), 1.0)
+    m = Elementwise(e)
+    return m.binary("ADD", m.binary("MUL", x, 0.0), 1.0)
 
 
 def _atan2(e: Emitter, y: FlatTensor, x: FlatTensor) -> FlatTensor:
@@ -105,16 +107,16 @@ def _atan2(e: Emitter, y: FlatTensor, x: FlatTensor) -> FlatTensor:
 
 
 def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
-    m = Maker(e)
-    size = m.one("ABS", x, "AbsOptions")
-    t = _divided(e, 1.0, m.two("ADD", m.two("MUL", size, 0.3275911), 1.0))
-    series = m.two("ADD", m.two("MUL", t, 1.061405429), -1.453152027)
+    m = Elementwise(e)
+    size = m.unary("ABS", x, "AbsOptions")
+    t = _divided(e, 1.0, m.binary("ADD", m.binary("MUL", size, 0.3275911), 1.0))
+    series = m.binary("ADD", m.binary("MUL", t, 1.061405429), -1.453152027)
     for term in (1.421413741, -0.284496736, 0.254829592):
-        series = m.two("ADD", m.two("MUL", series, t), term)
-    power = m.one("EXP", m.one("NEG", m.two("MUL", x, x), "NegOptions"), "ExpOptions")
-    rest = m.two("MUL", m.two("MUL", series, t), power)
-    above = m.two("ADD", m.one("NEG", rest, "NegOptions"), 1.0)
-    return m.two("MUL", m.one("SIGN", x, "SignOptions"), above)
+        series = m.binary("ADD", m.binary("MUL", series, t), term)
+    power = m.unary("EXP", m.unary("NEG", m.binary("MUL", x, x), "NegOptions"), "ExpOptions")
+    rest = m.binary("MUL", m.binary("MUL", series, t), power)
+    above = m.binary("ADD", m.unary("NEG", rest, "NegOptions"), 1.0)
+    return m.binary("MUL", m.unary("SIGN", x, "SignOptions"), above)
 
 
 @spells(Pow)
@@ -123,27 +125,27 @@ def power(e: Emitter, node: Node) -> None:
     base, exponent = node.required(0), node.required(1)
     if e.dtype(base) != "FLOAT32":
         raise Unsupported(f"of {e.dtype(base).lower()}: LiteRT's is for float32")
-    m, number = Maker(e), _number(e, exponent)
+    m, number = Elementwise(e), _number(e, exponent)
     if number in (1.0, 2.0, 0.5, -0.5, -1.0) and e.shape(base) == e.shape(node.output):
-        layout = e.at(base)
+        layout = e.layout_of(base)
         x = e.get(base, layout)
         made = {
             1.0: lambda: x,
-            2.0: lambda: m.two("MUL", x, x),
-            0.5: lambda: m.one("SQRT", x),
-            -0.5: lambda: m.one("RSQRT", x),
+            2.0: lambda: m.binary("MUL", x, x),
+            0.5: lambda: m.unary("SQRT", x),
+            -0.5: lambda: m.unary("RSQRT", x),
             -1.0: lambda: _divided(e, 1.0, x),
         }[number]()
         e.put(node.output, made, layout)
         return
-    (x, y), layout = both(e, node)
+    (x, y), layout = broadcast_inputs(e, node)
     if y.dtype != "FLOAT32":
         y = (
             e.constant(y.data, name=y.name) if y.data is not None
             else e.op("CAST", [y], y.shape, "FLOAT32", ("CastOptions", {}))
         )  # fmt: skip
     check_rank(4, [x, y])
-    shape = broadcast(x, y)
+    shape = broadcast_shape(x, y)
     e.put(node.output, e.op("POW", [x, y], shape, "FLOAT32", ("PowOptions", {})), layout)
 
 
@@ -157,13 +159,13 @@ def _number(e: Emitter, value: Value) -> float | None:
 def extremum(e: Emitter, node: Node) -> None:
     """MAXIMUM or MINIMUM, one operand after another."""
     code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
-    operands, layout = both(e, node)
+    operands, layout = broadcast_inputs(e, node)
     if operands[0].dtype not in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8"):
         raise Unsupported(f"of {operands[0].dtype.lower()}: LiteRT has no such kernel")
     made = operands[0]
     for other in operands[1:]:
         check_rank(5, [made, other])
-        made = e.op(code, [made, other], broadcast(made, other), made.dtype,
+        made = e.op(code, [made, other], broadcast_shape(made, other), made.dtype,
                     ("MaximumMinimumOptions", {}))  # fmt: skip
     e.put(node.output, made, layout)
 
@@ -179,7 +181,7 @@ _COMPARISONS = {
 def compare(e: Emitter, node: Node) -> None:
     """EQUAL and its kin."""
     assert isinstance(node.op, Compare)
-    operands, layout = both(e, node)
+    operands, layout = broadcast_inputs(e, node)
     allowed = {"FLOAT32", "INT32", "INT64"}
     if node.op.kind in ("equal", "not_equal"):
         allowed |= {"BOOL"}
@@ -198,7 +200,7 @@ _LOGIC = {
 def logical(e: Emitter, node: Node) -> None:
     """LOGICAL_AND, LOGICAL_OR; xor is NOT_EQUAL."""
     assert isinstance(node.op, Logical)
-    operands, layout = both(e, node)
+    operands, layout = broadcast_inputs(e, node)
     _boolean(e, node, *_LOGIC[node.op.kind], operands, layout)
 
 
@@ -206,17 +208,17 @@ def _boolean(
     e: Emitter, node: Node, code: str, options: str, operands: list[FlatTensor], layout: Layout
 ) -> None:
     check_rank(4, operands)
-    shape = broadcast(*operands)
+    shape = broadcast_shape(*operands)
     e.put(node.output, e.op(code, operands, shape, "BOOL", (options, {})), layout)
 
 
 @spells(Where)
 def where(e: Emitter, node: Node) -> None:
     """SELECT_V2."""
-    operands, layout = both(e, node)
+    operands, layout = broadcast_inputs(e, node)
     dtype = operands[1].dtype
     if dtype not in ("FLOAT32", "INT32", "INT64", "BOOL", "INT16", "INT8", "UINT8", "UINT32"):
         raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
     check_rank(5, operands)
-    shape = broadcast(*operands)
+    shape = broadcast_shape(*operands)
     e.put(node.output, e.op("SELECT_V2", operands, shape, dtype, ("SelectV2Options", {})), layout)

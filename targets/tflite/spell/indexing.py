@@ -9,8 +9,8 @@ import numpy as np
 from ....ir import Expand, Gather, Node, Value
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
-from ..layout import Layout, plain
-from .slices import cut
+from ..layout import Layout, model_order
+from .slices import strided_slice
 
 
 @spells(Gather)
@@ -18,16 +18,16 @@ def gather(e: Emitter, node: Node) -> None:
     """GATHER; the axes of the indices stand where the axis stood."""
     op, data, indices = node.op, node.required(0), node.required(1)
     assert isinstance(op, Gather)
-    layout = Layout(e.at(data).perm)
+    layout = Layout(e.layout_of(data).perm)
     tensor = e.get(data, layout)
     axis = op.axis % layout.rank
     place = layout.place(axis)
     count = len(e.shape(indices))
     if indices.data is not None:
-        (size,) = e.sizes(data, [axis])
+        (size,) = e.known_sizes(data, [axis])
         index = e.constant(e.numbers(indices).astype(np.int64) % size, "INT32", indices.name)
     else:
-        index = from_the_end(e, e.get(indices, plain(count)), tensor.shape[place])
+        index = from_the_end(e, e.get(indices, model_order(count)), tensor.shape[place])
     shape = (*tensor.shape[:place], *index.shape, *tensor.shape[place + 1 :])
     made = e.op("GATHER", [tensor, index], shape, tensor.dtype,
                 ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
@@ -55,10 +55,10 @@ def expand(e: Emitter, node: Node) -> None:
     """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
     op, x, out = node.op, node.required(0), node.output
     assert isinstance(op, Expand)
-    rank, own = len(e.shape(out)), Layout(e.at(x).perm)
+    rank, own = len(e.shape(out)), Layout(e.layout_of(x).perm)
     layout = own.leading(rank - own.rank)
-    tensor = e.reshape(e.get(x, own), (1,) * (rank - own.rank) + e.stored(x, own))
-    shape = e.stored(out, layout)
+    tensor = e.reshape(e.get(x, own), (1,) * (rank - own.rank) + e.stored_shape(x, own))
+    shape = e.stored_shape(out, layout)
     wanted = (1,) * (rank - len(op.shape)) + op.shape
     sizes = [wanted[axis] for axis in layout.perm]
     if DYNAMIC not in shape:
@@ -89,7 +89,7 @@ def _sizes(
     e: Emitter, second: Value, sizes: Sequence[int | None], axes: Sequence[int]
 ) -> FlatTensor:
     """Sizes as a tensor: those that are ``None`` are the sizes of some axes of a value, in order."""
-    layout, like = Layout(e.at(second).perm), iter(axes)
+    layout, like = Layout(e.layout_of(second).perm), iter(axes)
     asked = e.op("SHAPE", [e.get(second, layout)], (layout.rank,), "INT32",
                  ("ShapeOptions", {"outType": 2}))  # fmt: skip
     parts = []
@@ -98,7 +98,7 @@ def _sizes(
             parts.append(e.constant([size], "INT32"))
         else:
             place = layout.place(next(like))
-            parts.append(cut(e, asked, (place,), (place + 1,), (1,)))
+            parts.append(strided_slice(e, asked, (place,), (place + 1,), (1,)))
     if len(parts) == 1:
         return parts[0]
     return e.op("CONCATENATION", parts, (len(parts),), "INT32",

@@ -7,8 +7,8 @@ import numpy as np
 from ....ir import Embedding, Linear, MatMul, Node, Value
 from ..emitter import Emitter, Unsupported, reordered, spells
 from ..flat import FlatTensor
-from ..layout import Inner, Layout, plain
-from ..operands import broadcast
+from ..layout import InnerOrder, Layout, model_order
+from ..operands import broadcast_shape
 
 
 @spells(Linear)
@@ -16,16 +16,16 @@ def linear(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED over the last stored axis; a reordered last axis reorders the weight."""
     x, w = node.required(0), node.required(1)
     rank = len(e.shape(x))
-    layout = e.at(x)
+    layout = e.layout_of(x)
     inner = layout.inner
     if layout.perm[-1] != rank - 1 or (inner is not None and inner.axis != rank - 1):
-        layout, inner = plain(rank), None
+        layout, inner = model_order(rank), None
     tensor = e.get(x, layout)
     if w.data is None:
         raise Unsupported(f"its weight {w.name} is computed by the model, not constant")
     weight = e.numbers(w)
     if inner is not None:
-        weight = reordered(weight, Inner(1, inner.sizes, inner.order))
+        weight = reordered(weight, InnerOrder(1, inner.sizes, inner.order))
     bias = node.input(2)
     if bias is not None and bias.data is None:
         raise Unsupported(f"its bias {bias.name} is computed by the model, not constant")
@@ -33,7 +33,7 @@ def linear(e: Emitter, node: Node) -> None:
     numbers = np.zeros(fan_out, np.float32) if bias is None else e.numbers(bias)
     if rank == 1:
         tensor = e.reshape(tensor, (1, fan_in))
-    act, result = e.fused(node)
+    act, result = e.fuse_activation(node)
     kernel = e.weight(np.ascontiguousarray(weight), w.name)
     shape = (*tensor.shape[:-1], fan_out)
     made = e.op(
@@ -60,13 +60,13 @@ def matmul(e: Emitter, node: Node) -> None:
     columns = right.shape[-2] if flip_right else right.shape[-1]
     lead: tuple[int, ...] = ()
     if left.rank > 2 or right.rank > 2:
-        lead = broadcast(_head(left), _head(right))
+        lead = broadcast_shape(_head(left), _head(right))
     made = e.op("BATCH_MATMUL", [left, right], (*lead, rows, columns), "FLOAT32",
                 ("BatchMatMulOptions", {"adjX": flip_left, "adjY": flip_right}))  # fmt: skip
     rank = len(e.shape(node.output))
     if made.rank != rank:
-        made = e.reshape(made, e.stored(node.output, plain(rank)))
-    e.put(node.output, made, plain(rank))
+        made = e.reshape(made, e.stored_shape(node.output, model_order(rank)))
+    e.put(node.output, made, model_order(rank))
 
 
 def _head(tensor: FlatTensor) -> FlatTensor:
@@ -77,18 +77,18 @@ def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
     """An operand with its matrix axes last, and whether they are swapped."""
     rank = len(e.shape(value))
     if rank == 1:
-        tensor = e.get(value, plain(1))
+        tensor = e.get(value, model_order(1))
         size = tensor.shape[0]
         return e.reshape(tensor, (1, size) if row else (size, 1)), False
-    layout = e.at(value)
+    layout = e.layout_of(value)
     swapped = (*range(rank - 2), rank - 1, rank - 2)
     if value.data is None and layout == Layout(swapped):
         return e.get(value, layout), True
-    if value.data is None and layout.inner is None and not layout.is_plain:
+    if value.data is None and layout.inner is None and not layout.is_model_order:
         # If data must move anyway, it may as well stop where less of it moves.
-        target = Layout(swapped) if layout.perm[-1] == rank - 2 else plain(rank)
-        return e.get(value, target), not target.is_plain
-    return e.get(value, plain(rank)), False
+        target = Layout(swapped) if layout.perm[-1] == rank - 2 else model_order(rank)
+        return e.get(value, target), not target.is_model_order
+    return e.get(value, model_order(rank)), False
 
 
 @spells(Embedding)
@@ -97,11 +97,11 @@ def embedding(e: Emitter, node: Node) -> None:
     ids, table = node.required(0), node.required(1)
     if table.data is None:
         raise Unsupported(f"its table {table.name} is computed by the model, not constant")
-    layout = plain(len(e.shape(ids)))
+    layout = model_order(len(e.shape(ids)))
     index = e.get(ids, layout)
     if index.dtype not in ("INT32", "INT64"):
         index = e.op("CAST", [index], index.shape, "INT32", ("CastOptions", {}))
     rows = e.weight(e.numbers(table), table.name)
     made = e.op("GATHER", [rows, index], (*index.shape, rows.shape[1]), rows.dtype,
                 ("GatherOptions", {"axis": 0, "batchDims": 0}))  # fmt: skip
-    e.put(node.output, made, plain(len(e.shape(node.output))))
+    e.put(node.output, made, model_order(len(e.shape(node.output))))

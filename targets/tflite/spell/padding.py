@@ -11,7 +11,7 @@ from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout
 from .convolutions import pad
-from .slices import cut
+from .slices import strided_slice
 
 
 @spells(Pad)
@@ -19,7 +19,7 @@ def pad_(e: Emitter, node: Node) -> None:
     """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Pad)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     rank = layout.rank
     pads = [(op.pads[axis], op.pads[rank + axis]) for axis in layout.perm]
@@ -28,7 +28,7 @@ def pad_(e: Emitter, node: Node) -> None:
             raise Unsupported("it pads an axis whose size is not known")
     if op.mode not in ("constant", "reflect"):
         raise Unsupported(f"mode {op.mode}: LiteRT has constant and reflect")
-    cropped = cut(
+    cropped = strided_slice(
         e, tensor, [max(0, -b) for b, _ in pads],
         [None if t >= 0 else d + t for d, (_, t) in zip(tensor.shape, pads, strict=True)],
         [1] * rank,

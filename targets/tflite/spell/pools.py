@@ -13,7 +13,7 @@ from ....ir import Activation, AveragePool, GlobalAveragePool, MaxPool, Node, Va
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import NUMPY_TYPES, Array, FlatTensor
 from ..layout import channels_last
-from .convolutions import VALID, Window, as_image, as_vector
+from .convolutions import VALID, Window, as_image, from_image
 
 _NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid"}
 
@@ -26,8 +26,8 @@ def _window(e: Emitter, node: Node, x: Value) -> tuple[Window, int]:
         raise Unsupported(f"{n}-D: LiteRT computes 1-D and 2-D ones")
     if set(op.dilations) != {1}:
         raise Unsupported("dilated windows: LiteRT has none")
-    sizes = e.sizes(x, range(2, 2 + n), "spatial size")
-    out = e.sizes(node.output, range(2, 2 + n), "spatial size")
+    sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
+    out = e.known_sizes(node.output, range(2, 2 + n), "spatial size")
     begins, ends = op.pads[:n], op.pads[n:]
     return Window.of(n, op.kernel, op.strides, op.dilations, begins, ends, sizes, out), n
 
@@ -62,9 +62,9 @@ def max_pool(e: Emitter, node: Node) -> None:
         padding = VALID if window.is_valid else 0
     else:
         image, padding = window.padded(e, image, lowest) if not window.is_valid else (image, VALID)
-    act, result = e.fused(node)
+    act, result = e.fuse_activation(node)
     made = _pool(e, "MAX_POOL_2D", image, window, padding, act)
-    e.put(result, as_vector(e, made, n), layout)
+    e.put(result, from_image(e, made, n), layout)
 
 
 def _not_negative(value: Value) -> bool:
@@ -83,7 +83,7 @@ def average_pool(e: Emitter, node: Node) -> None:
     window, n = _window(e, node, x)
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
-    act, result = e.fused(node)
+    act, result = e.fuse_activation(node)
     if window.is_valid:
         made = _pool(e, "AVERAGE_POOL_2D", image, window, VALID, act)
     elif window.is_same and not op.count_include_pad:
@@ -98,7 +98,7 @@ def average_pool(e: Emitter, node: Node) -> None:
         if not plain:
             made = e.op("MUL", [made, e.constant(ratio)], made.shape, made.dtype,
                         ("MulOptions", {"fusedActivationFunction": act}))  # fmt: skip
-    e.put(result, as_vector(e, made, n), layout)
+    e.put(result, from_image(e, made, n), layout)
 
 
 def _ratio(op: AveragePool, window: Window, rank: int) -> Array:

@@ -47,9 +47,9 @@ from ....ir import (
 )
 from ..emitter import FUSED, FUSED_CODES, Emitter, Unsupported, reordered, spells
 from ..flat import Array, FlatTensor, Quantization
-from ..layout import Inner, Layout, channels_last
-from ..operands import broadcast, broadcast_operands
-from .convolutions import Window, as_image, as_vector
+from ..layout import InnerOrder, Layout, channels_last
+from ..operands import broadcast_operands, broadcast_shape
+from .convolutions import Window, as_image, from_image
 
 _SHIFT = {"INT8": 0, "UINT8": 128}
 _MOVING: tuple[type[Op], ...] = (
@@ -69,13 +69,13 @@ def quantize(e: Emitter, node: Node) -> None:
         if made is not None:
             e.put(node.output, *made)
             return
-        maker = x.producer
-        if maker is not None and not isinstance(maker.op, Dequantize):
-            name = maker.op.name
+        producer = x.producer
+        if producer is not None and not isinstance(producer.op, Dequantize):
+            name = producer.op.name
             e.notes[
                 f"{name} is computed in float32: TFLite has no int8 kernel for it as it stands here"
             ] = None
-    layout = e.at(x)
+    layout = e.layout_of(x)
     e.put(node.output, requantised(e, e.get(x, layout), scheme), layout)
 
 
@@ -86,7 +86,7 @@ def dequantize(e: Emitter, node: Node) -> None:
     assert isinstance(op, Dequantize)
     if x.data is not None:
         raise Unsupported("a constant that is no weight of a layer")
-    tensor, layout = e.first(x), e.at(x)
+    tensor, layout = e.as_stored(x), e.layout_of(x)
     if tensor.dtype not in _SHIFT:
         raise Unsupported(f"activations of {tensor.dtype.lower()}: they can be int8 and uint8")
     scheme = _scheme(e, node, tensor.dtype.lower().replace("int", "i").replace("ui", "u"))
@@ -97,7 +97,7 @@ def dequantize(e: Emitter, node: Node) -> None:
         )
     if tensor.dtype == "UINT8":
         tensor = requantised(e, tensor, scheme)
-    e.integers[node.output] = (tensor, layout)
+    e.int8[node.output] = (tensor, layout)
     made = e.op("DEQUANTIZE", [tensor], tensor.shape, "FLOAT32", ("DequantizeOptions", {}))
     e.put(node.output, made, layout)
 
@@ -137,7 +137,7 @@ def _on_integers(e: Emitter, x: Value, scheme: Quantization) -> Made | None:
         act = FUSED_CODES[FUSED[node.op]]
         inner = node.inputs[0]
         assert inner is not None
-        if inner in e.integers:
+        if inner in e.int8:
             return _relu(e, inner, node.op, scheme)
         node = inner.producer
     if node is None:
@@ -164,12 +164,12 @@ class _Site:
 
 
 def _integer(e: Emitter, value: Value | None) -> Made | None:
-    return None if value is None else e.integers.get(value)
+    return None if value is None else e.int8.get(value)
 
 
 def _in(e: Emitter, value: Value, layout: Layout) -> FlatTensor:
     """The integers of a value in a layout."""
-    tensor, have = e.integers[value]
+    tensor, have = e.int8[value]
     return e.convert(tensor, e.shape(value), have, layout)
 
 
@@ -252,8 +252,8 @@ def _conv(e: Emitter, s: _Site) -> Made | None:
     if weight is None or found is None or found[0].quantization is None:
         return None
     n = op.spatial_rank
-    sizes = e.sizes(x, range(2, 2 + n), "spatial size")
-    out = e.sizes(s.node.output, range(2, 2 + n), "spatial size")
+    sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
+    out = e.known_sizes(s.node.output, range(2, 2 + n), "spatial size")
     numbers = weight.numbers if n == 2 else weight.numbers[:, :, None, :]
     fan_out = numbers.shape[0]
     bias = _bias(e, s.node.input(2), weight.scales * found[0].quantization.scales[0], fan_out)
@@ -279,7 +279,7 @@ def _conv(e: Emitter, s: _Site) -> Made | None:
         code, kind = "CONV_2D", "Conv2DOptions"
     shape = (image.shape[0], *window.out, fan_out)
     made = _made(e, code, [image, tensor, bias], shape, s.out, (kind, fields))
-    return as_vector(e, made, n), layout
+    return from_image(e, made, n), layout
 
 
 def _linear(e: Emitter, s: _Site) -> Made | None:
@@ -294,7 +294,7 @@ def _linear(e: Emitter, s: _Site) -> Made | None:
         layout, inner = Layout(tuple(range(rank))), None
         tensor = _in(e, x, layout)
     if inner is not None:
-        numbers = reordered(numbers, Inner(1, inner.sizes, inner.order))
+        numbers = reordered(numbers, InnerOrder(1, inner.sizes, inner.order))
     fan_out = numbers.shape[0]
     bias = _bias(e, s.node.input(2), weight.scales * found[0].quantization.scales[0], fan_out)
     if bias is None:
@@ -308,12 +308,12 @@ def _linear(e: Emitter, s: _Site) -> Made | None:
 
 def _arithmetic(e: Emitter, s: _Site) -> Made | None:
     values = [v for v in s.node.inputs if v is not None]
-    if any(v not in e.integers for v in values):
+    if any(v not in e.int8 for v in values):
         return None
     code = s.node.op.name.upper()
-    with e.reading_integers(values):
+    with e.reading_int8(values):
         (a, b), layout = broadcast_operands(e, s.node.output, values)
-    shape = broadcast(a, b)
+    shape = broadcast_shape(a, b)
     if max(a.rank, b.rank) > 4 and a.shape != b.shape:
         return None
     fields = {"fusedActivationFunction": s.act}
@@ -323,19 +323,19 @@ def _arithmetic(e: Emitter, s: _Site) -> Made | None:
 def _moving(e: Emitter, s: _Site) -> Made | None:
     """An op that keeps the scale, by the rule that it has for any numbers; then to the scale that is asked for."""
     values = [v for v in s.node.inputs if v is not None]
-    if len(values) == 1 and values[0] not in e.integers and not isinstance(s.node.op, Resize):
+    if len(values) == 1 and values[0] not in e.int8 and not isinstance(s.node.op, Resize):
         # Moving numbers and quantising them commute.
         inner = _on_integers(e, values[0], s.out)
         if inner is not None:
-            e.integers[values[0]] = inner
-    if any(v not in e.integers for v in values):
+            e.int8[values[0]] = inner
+    if any(v not in e.int8 for v in values):
         return None
-    same = [e.integers[v][0].quantization for v in values]
+    same = [e.int8[v][0].quantization for v in values]
     if len(set(same)) > 1 and not isinstance(s.node.op, Concat):
         return None
     if isinstance(s.node.op, Resize) and s.node.op.mode == "cubic":
         return None
-    with e.reading_integers(values, s.out if isinstance(s.node.op, Concat) else None):
+    with e.reading_int8(values, s.out if isinstance(s.node.op, Concat) else None):
         try:
             e.spell(s.node)
         except Unsupported:
@@ -349,21 +349,21 @@ def _moving(e: Emitter, s: _Site) -> Made | None:
 def _average(e: Emitter, s: _Site) -> Made | None:
     """Pools and means."""
     x = s.node.inputs[0]
-    if x is None or x not in e.integers:
+    if x is None or x not in e.int8:
         return None
-    with e.reading_integers([x]):
+    with e.reading_int8([x]):
         before = len(e.model.operations)
         e.spell(s.node)
         made, layout = e.placed[s.node.output]
         written = e.model.operations[before:]
     if {o.code for o in written} - {"MEAN", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE"}:
         return None
-    source = e.integers[x][0].quantization
+    source = e.int8[x][0].quantization
     for operation in written:
         for tensor in operation.outputs:
             tensor.dtype = "INT8"
             tensor.quantization = tensor.quantization or source
-    if made.maker is not None and made.maker.code == "MEAN":
+    if made.producer is not None and made.producer.code == "MEAN":
         made.quantization = s.out  # It takes any two scales.
     return requantised(e, made, s.out), layout
 
@@ -375,9 +375,9 @@ _FIXED = {"SOFTMAX": Quantization((1 / 256,), (-128,)), "LOGISTIC": Quantization
 
 def _fixed(e: Emitter, s: _Site) -> Made | None:
     x, op = s.node.inputs[0], s.node.op
-    if x is None or x not in e.integers:
+    if x is None or x not in e.int8:
         return None
-    tensor, layout = e.integers[x]
+    tensor, layout = e.int8[x]
     if isinstance(op, Softmax):
         if layout.inner is not None or layout.place(op.axis) != layout.rank - 1:
             return None
@@ -393,7 +393,7 @@ def _fixed(e: Emitter, s: _Site) -> Made | None:
 
 
 def _relu(e: Emitter, x: Value, op: Activation, scheme: Quantization) -> Made:
-    tensor, layout = e.integers[x]
+    tensor, layout = e.int8[x]
     made = e.op(FUSED[op], [tensor], tensor.shape, "INT8")
     made.quantization = scheme
     return made, layout

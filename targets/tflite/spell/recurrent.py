@@ -25,14 +25,14 @@ def lstm(e: Emitter, node: Node) -> None:
     weights = [_constant(e, node.input(i)) for i in (1, 2)]
     if node.input(4) is not None:
         raise Unsupported("sequences of different lengths in a batch")
-    (steps,) = e.sizes(x, [0], "number of steps")
+    (steps,) = e.known_sizes(x, [0], "number of steps")
     if steps * op.directions > _MOST_STEPS:
         raise Unsupported(f"{steps} steps: it is unrolled, up to {_MOST_STEPS} steps")
     bias = np.zeros((op.directions, 8 * op.hidden), np.float32)
     if node.input(3) is not None:
         bias = _constant(e, node.input(3))
     # (time, batch, features), or batch first when the data lies so.
-    batch_first = e.at(x).perm == (1, 0, 2)
+    batch_first = e.layout_of(x).perm == (1, 0, 2)
     tensor = e.get(x, Layout((1, 0, 2) if batch_first else (0, 1, 2)))
     axis = 1 if batch_first else 0
     states = [_state(e, node.input(i), op.directions) for i in (5, 6)]
@@ -68,13 +68,13 @@ class _Cell:
         batch = x.shape[1 - axis]
         wide = self._dense(x, self.w, self.bias)
         each = [e.tensor("step", (batch, 4 * n), "FLOAT32") for _ in range(x.shape[axis])]
-        e.ops("UNPACK", [wide], each, ("UnpackOptions", {"num": len(each), "axis": axis}))
+        e.add_operation("UNPACK", [wide], each, ("UnpackOptions", {"num": len(each), "axis": axis}))
         out = []
         for gates in reversed(each) if backwards else each:
             if h is not None:
                 gates = self._two("ADD", gates, self._dense(h, self.r, self.zeros))
             parts = [e.tensor("gate", (batch, n), "FLOAT32") for _ in range(4)]
-            e.ops(
+            e.add_operation(
                 "SPLIT", [e.constant(1, "INT32"), gates], parts, ("SplitOptions", {"numSplits": 4})
             )
             i, o, f = (e.op("LOGISTIC", [part], part.shape, "FLOAT32") for part in parts[:3])
@@ -142,7 +142,7 @@ def _state(e: Emitter, value: Value | None, directions: int) -> list[FlatTensor 
     if directions == 1:
         return [e.reshape(whole, whole.shape[1:])]
     pieces = [e.tensor("state", (1, *whole.shape[1:]), "FLOAT32") for _ in range(directions)]
-    e.ops(
+    e.add_operation(
         "SPLIT",
         [e.constant(0, "INT32"), whole],
         pieces,

@@ -9,10 +9,10 @@ import numpy as np
 from ....ir import ArgReduce, CumSum, GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
-from ..layout import Layout, channels_last, plain
+from ..layout import Layout, channels_last, model_order
 from ..operands import aligned
-from .activations import Maker
-from .arithmetic import along
+from .activations import Elementwise
+from .arithmetic import vector_along
 
 _CODES = {
     "mean": "MEAN",
@@ -39,9 +39,9 @@ def reduce(e: Emitter, node: Node) -> None:
     """MEAN, SUM, REDUCE_MAX and so on, over the axes as they are stored."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Reduce)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
-    m = Maker(e)
+    m = Elementwise(e)
     places = [layout.place(axis) for axis in op.axes]
     kind = op.kind
     quantised = tensor.dtype == "INT8" and tensor.quantization is not None and kind == "mean"
@@ -52,10 +52,10 @@ def reduce(e: Emitter, node: Node) -> None:
             f"{kind} of {tensor.dtype.lower()}: whole numbers round otherwise in TFLite"
         )
     if kind == "l1":
-        tensor, kind = m.one("ABS", tensor, "AbsOptions"), "sum"
+        tensor, kind = m.unary("ABS", tensor, "AbsOptions"), "sum"
     if kind == "l2":
-        tensor = m.two("MUL", tensor, tensor)
-        made = m.one("SQRT", reduced(e, "SUM", tensor, places, op.keepdims))
+        tensor = m.binary("MUL", tensor, tensor)
+        made = m.unary("SQRT", reduced(e, "SUM", tensor, places, op.keepdims))
     elif places:
         made = reduced(e, _CODES[kind], tensor, places, op.keepdims)
     else:
@@ -68,7 +68,7 @@ def softmax(e: Emitter, node: Node) -> None:
     """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another one the same by hand, which moves nothing."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Softmax | LogSoftmax)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     place = layout.place(op.axis)
     last, logarithm = place == layout.rank - 1, isinstance(op, LogSoftmax)
@@ -77,20 +77,24 @@ def softmax(e: Emitter, node: Node) -> None:
     elif last:
         made = e.op("SOFTMAX", [tensor], tensor.shape, "FLOAT32", ("SoftmaxOptions", {"beta": 1.0}))
     else:
-        m = Maker(e)
-        below = m.two("SUB", tensor, reduced(e, "REDUCE_MAX", tensor, [place]))
-        power = m.one("EXP", below, "ExpOptions")
+        m = Elementwise(e)
+        below = m.binary("SUB", tensor, reduced(e, "REDUCE_MAX", tensor, [place]))
+        power = m.unary("EXP", below, "ExpOptions")
         total = reduced(e, "SUM", power, [place])
-        made = m.two("SUB", below, m.one("LOG", total)) if logarithm else m.two("DIV", power, total)
+        made = (
+            m.binary("SUB", below, m.unary("LOG", total))
+            if logarithm
+            else m.binary("DIV", power, total)
+        )
     e.put(node.output, made, layout)
 
 
 def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: float) -> FlatTensor:
     """``(x - mean) / sqrt(variance + epsilon)`` over stored axes."""
-    m = Maker(e)
-    centred = m.two("SUB", tensor, reduced(e, "MEAN", tensor, places))
-    variance = reduced(e, "MEAN", m.two("MUL", centred, centred), places)
-    return m.two("MUL", centred, m.one("RSQRT", m.two("ADD", variance, epsilon)))
+    m = Elementwise(e)
+    centred = m.binary("SUB", tensor, reduced(e, "MEAN", tensor, places))
+    variance = reduced(e, "MEAN", m.binary("MUL", centred, centred), places)
+    return m.binary("MUL", centred, m.unary("RSQRT", m.binary("ADD", variance, epsilon)))
 
 
 @spells(LayerNorm)
@@ -98,23 +102,23 @@ def layer_norm(e: Emitter, node: Node) -> None:
     """Layer normalisation as arithmetic."""
     op, x = node.op, node.required(0)
     assert isinstance(op, LayerNorm)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     rank = layout.rank
     first = op.axis % rank
     made = normalised(e, tensor, [layout.place(a) for a in range(first, rank)], op.epsilon)
     for code, value in (("MUL", node.input(1)), ("ADD", node.input(2))):
         if value is not None:
-            made = Maker(e).two(code, made, aligned(e, value, layout))
+            made = Elementwise(e).binary(code, made, aligned(e, value, layout))
     e.put(node.output, made, layout)
 
 
 @spells(GroupNorm)
 def group_norm(e: Emitter, node: Node) -> None:
-    """Group and instance normalisation as arithmetic, channels last."""
+    """ReshapePart and instance normalisation as arithmetic, channels last."""
     op, x = node.op, node.required(0)
     assert isinstance(op, GroupNorm)
-    layout = channels_last(len(e.shape(x))) if len(e.shape(x)) > 2 else plain(2)
+    layout = channels_last(len(e.shape(x))) if len(e.shape(x)) > 2 else model_order(2)
     tensor = e.get(x, layout)
     spatial = list(range(1, tensor.rank - 1))
     channels = tensor.shape[-1]
@@ -131,7 +135,7 @@ def group_norm(e: Emitter, node: Node) -> None:
         )
     for code, value in (("MUL", node.input(1)), ("ADD", node.input(2))):
         if value is not None:
-            made = Maker(e).two(code, made, along(e, value, layout, 1))
+            made = Elementwise(e).binary(code, made, vector_along(e, value, layout, 1))
     e.put(node.output, made, layout)
 
 
@@ -140,7 +144,7 @@ def arg_reduce(e: Emitter, node: Node) -> None:
     """ARG_MAX or ARG_MIN."""
     op, x = node.op, node.required(0)
     assert isinstance(op, ArgReduce)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32"):
         raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
@@ -155,7 +159,7 @@ def arg_reduce(e: Emitter, node: Node) -> None:
     shape = tuple(d for i, d in enumerate(tensor.shape) if i != place)
     made = e.op(code, [tensor, axis], shape, "INT64", (options, {"outputType": 4}))
     if op.last:
-        (size,) = e.sizes(x, [op.axis])
+        (size,) = e.known_sizes(x, [op.axis])
         made = e.op("SUB", [e.constant(size - 1, "INT64"), made], shape, "INT64",
                     ("SubOptions", {"fusedActivationFunction": 0}))  # fmt: skip
     if op.keepdims:
@@ -168,7 +172,7 @@ def cumulative_sum(e: Emitter, node: Node) -> None:
     """CUMSUM."""
     op, x = node.op, node.required(0)
     assert isinstance(op, CumSum)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):
         raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")

@@ -13,8 +13,8 @@ from ....ir import DepthToSpace, Node, Resize, SpaceToDepth, Value
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import channels_last
-from .activations import Maker
-from .convolutions import as_image, as_vector
+from .activations import Elementwise
+from .convolutions import as_image, from_image
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ def resize(e: Emitter, node: Node) -> None:
         raise Unsupported(f"of {e.dtype(x).lower()}: LiteRT's is for float32")
     if op.antialias:
         raise Unsupported("antialiasing: LiteRT has none")
-    sizes, out = (e.sizes(v, range(2, rank), "spatial size") for v in (x, node.output))
+    sizes, out = (e.known_sizes(v, range(2, rank), "spatial size") for v in (x, node.output))
     if 0 in (*sizes, *out):
         raise Unsupported("it has no elements")
     layout = channels_last(rank)
@@ -58,7 +58,7 @@ def resize(e: Emitter, node: Node) -> None:
         made = image
         for place, size, count, scale in axes:
             made = _by_taps(e, op, made, place, size, count, scale)
-    e.put(node.output, as_vector(e, made, rank - 2), layout)
+    e.put(node.output, from_image(e, made, rank - 2), layout)
 
 
 Axes = list[tuple[int, int, int, float]]
@@ -167,14 +167,14 @@ def _by_taps(
     places, weights = _taps(op, size, count, scale)
     shape = tuple(count if i == place else d for i, d in enumerate(image.shape))
     total: FlatTensor | None = None
-    m = Maker(e)
+    m = Elementwise(e)
     for index, weight in zip(places, weights, strict=True):
         made = e.op("GATHER", [image, e.constant(index, "INT32")], shape, image.dtype,
                     ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
         if not np.all(weight == 1):
             column = weight.astype(np.float32).reshape(count, *(1,) * (3 - place))
-            made = m.two("MUL", made, e.constant(column))
-        total = made if total is None else m.two("ADD", total, made)
+            made = m.binary("MUL", made, e.constant(column))
+        total = made if total is None else m.binary("ADD", total, made)
     assert total is not None
     return total
 
@@ -193,7 +193,7 @@ def depth_to_space(e: Emitter, node: Node) -> None:
         image = _reordered(
             e, x, image, np.arange(image.shape[3]).reshape(-1, op.block**2).T.ravel()
         )
-    made = e.op("DEPTH_TO_SPACE", [image], e.stored(node.output, layout), image.dtype,
+    made = e.op("DEPTH_TO_SPACE", [image], e.stored_shape(node.output, layout), image.dtype,
                 ("DepthToSpaceOptions", {"blockSize": op.block}))  # fmt: skip
     e.put(node.output, made, layout)
 
@@ -208,7 +208,7 @@ def space_to_depth(e: Emitter, node: Node) -> None:
     if op.block == 1:
         e.put(node.output, image, layout)
         return
-    made = e.op("SPACE_TO_DEPTH", [image], e.stored(node.output, layout), image.dtype,
+    made = e.op("SPACE_TO_DEPTH", [image], e.stored_shape(node.output, layout), image.dtype,
                 ("SpaceToDepthOptions", {"blockSize": op.block}))  # fmt: skip
     if op.mode == "CRD":
         order = np.arange(made.shape[3]).reshape(op.block**2, -1).T.ravel()
@@ -218,20 +218,20 @@ def space_to_depth(e: Emitter, node: Node) -> None:
 
 def _floats(e: Emitter, x: Value) -> FlatTensor:
     image = e.get(x, channels_last(4))
-    e.sizes(x, [1, 2, 3], "size")
+    e.known_sizes(x, [1, 2, 3], "size")
     return image
 
 
 def _reordered(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> FlatTensor:
     """The channels in another order: by the weight of the convolution in front, or by GATHER."""
-    maker = image.maker
-    if maker is not None and maker.code == "CONV_2D" and x.has_one_use and not e.is_shared(image):
-        _, weight, bias = maker.inputs
+    conv = image.producer
+    if conv is not None and conv.code == "CONV_2D" and x.has_one_use and not e.is_read(image):
+        _, weight, bias = conv.inputs
         assert weight is not None
         assert bias is not None
         if weight.data is not None and bias.data is not None:
-            maker.inputs = (
-                maker.inputs[0],
+            conv.inputs = (
+                conv.inputs[0],
                 e.constant(weight.data[order], weight.dtype, weight.name),
                 e.constant(bias.data[order], bias.dtype, bias.name),
             )

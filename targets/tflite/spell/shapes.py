@@ -20,15 +20,15 @@ from ....ir.types import Shape
 from ..emitter import Emitter, spells
 from ..flat import FlatTensor
 from ..layout import (
-    Group,
-    Inner,
+    InnerOrder,
     Layout,
-    carried,
-    contiguous,
-    fill_ones,
-    gathered,
-    groups,
-    in_order,
+    ReshapePart,
+    is_contiguous,
+    is_in_order,
+    joined_in_place,
+    order_after_reshape,
+    place_size_one_axes,
+    reshape_parts,
 )
 
 
@@ -37,7 +37,7 @@ def transpose(e: Emitter, node: Node) -> None:
     """Nothing moves: the axes are counted in another order."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Transpose)
-    e.put(node.output, e.first(x), e.at(x).transposed(op.perm))
+    e.put(node.output, e.as_stored(x), e.layout_of(x).transposed(op.perm))
 
 
 @spells(Reshape, Flatten, Squeeze, Unsqueeze)
@@ -45,8 +45,8 @@ def reshape(e: Emitter, node: Node) -> None:
     """RESHAPE, behind a TRANSPOSE only where axes that are joined lie apart or in another order."""
     x, out = node.required(0), node.output
     before, after = e.shape(x), e.shape(out)
-    parts = groups(before, after)
-    layout = e.at(x)
+    parts = reshape_parts(before, after)
+    layout = e.layout_of(x)
     if layout.inner is not None:
         opened = _opened(e, node, layout, parts)
         if opened is not None:
@@ -62,40 +62,42 @@ def reshape(e: Emitter, node: Node) -> None:
             place = inner.axis if axis in group[0] else _only(parts, axis)
             if place not in order:
                 order.append(place)
-        target = Layout(fill_ones(order, after, ()), inner)
-        e.put(out, e.reshape(e.get(x, layout), e.stored(out, target)), target)
+        target = Layout(place_size_one_axes(order, after, ()), inner)
+        e.put(out, e.reshape(e.get(x, layout), e.stored_shape(out, target)), target)
         return
     bad = [
         part for part, _ in parts
-        if part and not (contiguous(layout.perm, part, before) and in_order(_solid(layout, before), part))
+        if part and not (is_contiguous(layout.perm, part, before) and is_in_order(_solid(layout, before), part))
     ]  # fmt: skip
-    wish = e.wishes.get(out)
+    wish = e.preferred.get(out)
     if bad:
         back = [(outs, ins) for ins, outs in parts]
-        wished = wish and carried(wish, back, before, [layout.perm])
-        layout = Layout(wished or gathered(layout.perm, bad))
-    perm = carried(_solid(layout, before), parts, after, [wish] if wish is not None else [])
+        wished = wish and order_after_reshape(wish, back, before, [layout.perm])
+        layout = Layout(wished or joined_in_place(layout.perm, bad))
+    perm = order_after_reshape(
+        _solid(layout, before), parts, after, [wish] if wish is not None else []
+    )
     if perm is None:
         layout, perm = Layout(tuple(range(len(before)))), tuple(range(len(after)))
     target = Layout(perm)
-    e.put(out, e.reshape(e.get(x, layout), e.stored(out, target)), target)
+    e.put(out, e.reshape(e.get(x, layout), e.stored_shape(out, target)), target)
 
 
 def _solid(layout: Layout, shape: Shape) -> tuple[int, ...]:
     return tuple(axis for axis in layout.perm if shape[axis] != 1)
 
 
-def _only(parts: list[Group], axis: int) -> int:
+def _only(parts: list[ReshapePart], axis: int) -> int:
     return next(outs[0] for ins, outs in parts if axis in ins)
 
 
 def _folded(
-    layout: Layout, parts: list[Group], before: Shape, out: Value
-) -> tuple[Group, Inner] | None:
+    layout: Layout, parts: list[ReshapePart], before: Shape, out: Value
+) -> tuple[ReshapePart, InnerOrder] | None:
     """The one group that joins axes in another order than they lie, if a dense layer behind can take that."""
     odd = [
         (ins, outs) for ins, outs in parts
-        if len(ins) > 1 and not in_order(layout.perm, ins)
+        if len(ins) > 1 and not is_in_order(layout.perm, ins)
     ]  # fmt: skip
     if len(odd) != 1 or any(
         len(ins) != 1 or len(outs) != 1 for ins, outs in parts if (ins, outs) not in odd
@@ -105,7 +107,7 @@ def _folded(
     sizes = [before[axis] for axis in ins]
     if (
         len(outs) != 1
-        or not contiguous(layout.perm, ins, before)
+        or not is_contiguous(layout.perm, ins, before)
         or not all(isinstance(d, int) for d in sizes)
     ):
         return None
@@ -113,7 +115,7 @@ def _folded(
         return None
     stored = [axis for axis in layout.perm if axis in ins]
     numbers = tuple(d for d in sizes if isinstance(d, int))
-    return odd[0], Inner(outs[0], numbers, tuple(ins.index(axis) for axis in stored))
+    return odd[0], InnerOrder(outs[0], numbers, tuple(ins.index(axis) for axis in stored))
 
 
 def _feeds_dense(value: Value, axis: int) -> bool:
@@ -138,7 +140,7 @@ def _feeds_dense(value: Value, axis: int) -> bool:
 
 
 def _opened(
-    e: Emitter, node: Node, layout: Layout, parts: list[Group]
+    e: Emitter, node: Node, layout: Layout, parts: list[ReshapePart]
 ) -> tuple[FlatTensor, Layout] | None:
     """A reordered axis that is cut again just as it was joined."""
     inner = layout.inner
@@ -155,5 +157,5 @@ def _opened(
             order += [outs[i] for i in inner.order]
         elif e.shape(x)[axis] != 1:
             order.append(_only(parts, axis))
-    target = Layout(fill_ones(order, after, ()))
-    return e.reshape(e.first(x), e.stored(node.output, target)), target
+    target = Layout(place_size_one_axes(order, after, ()))
+    return e.reshape(e.as_stored(x), e.stored_shape(node.output, target)), target

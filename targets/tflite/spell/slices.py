@@ -13,7 +13,7 @@ from ..layout import Layout
 from ..operands import common_layout
 
 
-def cut(
+def strided_slice(
     e: Emitter,
     tensor: FlatTensor,
     starts: Sequence[int],
@@ -31,7 +31,7 @@ def cut(
     if tuple(shape) == tensor.shape:
         return tensor
     if 0 in shape:
-        return nothing(e, tensor, shape)
+        return empty_part(e, tensor, shape)
     inputs = [tensor] + [
         e.constant(np.array(numbers), "INT32")
         for numbers in (starts, [0 if stop is None else stop for stop in stops], steps)
@@ -42,7 +42,7 @@ def cut(
     return made
 
 
-def nothing(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
+def empty_part(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
     """A part without elements, which only a join may read."""
     if DYNAMIC in shape:
         raise Unsupported("nothing is left of it")
@@ -54,7 +54,7 @@ def slice_(e: Emitter, node: Node) -> None:
     """``x[..., start:end:step, ...]``."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Slice)
-    layout, shape = Layout(e.at(x).perm), e.shape(x)
+    layout, shape = Layout(e.layout_of(x).perm), e.shape(x)
     rank = len(shape)
     starts: list[int] = [0] * rank
     stops: list[int | None] = [None] * rank
@@ -67,7 +67,7 @@ def slice_(e: Emitter, node: Node) -> None:
             stops[place] = None if part.stop >= size else part.stop
         elif (start, step) != (0, 1) or end < 2**31 - 1:
             raise Unsupported("it cuts an axis whose size is not known")
-    e.put(node.output, cut(e, e.get(x, layout), starts, stops, steps), layout)
+    e.put(node.output, strided_slice(e, e.get(x, layout), starts, stops, steps), layout)
 
 
 @spells(Select)
@@ -75,7 +75,7 @@ def select(e: Emitter, node: Node) -> None:
     """``x[:, index]``."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Select)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     place = layout.place(op.axis)
     tensor = e.get(x, layout)
     size = tensor.shape[place]
@@ -92,7 +92,7 @@ def select(e: Emitter, node: Node) -> None:
     if tensor.rank <= 5 and size != DYNAMIC:
         starts = [index if i == place else 0 for i in range(tensor.rank)]
         stops = [index + 1 if i == place else None for i in range(tensor.rank)]
-        made = e.reshape(cut(e, tensor, starts, stops, [1] * tensor.rank), shape)
+        made = e.reshape(strided_slice(e, tensor, starts, stops, [1] * tensor.rank), shape)
     e.put(node.output, made, rest)
 
 
@@ -126,14 +126,14 @@ def split(e: Emitter, node: Node) -> None:
     """Cut along one axis into pieces."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Split)
-    layout = Layout(e.at(x).perm)
+    layout = Layout(e.layout_of(x).perm)
     place = layout.place(op.axis)
     tensor = e.get(x, layout)
     outs = []
     for value, size in zip(node.outputs, op.sizes, strict=True):
         shape = [size if i == place else d for i, d in enumerate(tensor.shape)]
         if size == 0:
-            e.put(value, nothing(e, tensor, shape), layout)
+            e.put(value, empty_part(e, tensor, shape), layout)
             continue
         out = e.tensor(value.name, shape, tensor.dtype)
         out.quantization = tensor.quantization
@@ -142,7 +142,9 @@ def split(e: Emitter, node: Node) -> None:
     axis = e.constant(place, "INT32")
     sizes = [size for size in op.sizes if size]
     if len(set(sizes)) == 1:
-        e.ops("SPLIT", [axis, tensor], outs, ("SplitOptions", {"numSplits": len(outs)}))
+        e.add_operation("SPLIT", [axis, tensor], outs, ("SplitOptions", {"numSplits": len(outs)}))
     else:
         table = e.constant(np.array(sizes), "INT32")
-        e.ops("SPLIT_V", [tensor, table, axis], outs, ("SplitVOptions", {"numSplits": len(outs)}))
+        e.add_operation(
+            "SPLIT_V", [tensor, table, axis], outs, ("SplitVOptions", {"numSplits": len(outs)})
+        )

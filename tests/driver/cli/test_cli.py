@@ -16,6 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 import graphshrink
+from graphshrink.ir import Opaque
 from support.cli import call, external_model, fails, small_model, succeeds
 from support.onnx_run import outputs_of
 
@@ -29,7 +30,8 @@ def test_shrink_folds_the_batch_norm(model: Path) -> None:
     out, report = model.with_name("out.onnx"), model.with_name("r.json")
     printed = succeeds(model, out, "--check", "--report", report)
     assert "3 -> 2 nodes" in printed
-    assert len(printed.splitlines()) == 1
+    _, note = printed.splitlines()
+    assert note == "note: run on inputs x:1x3x16x16 (--input gives other shapes)"
     shrunk = onnx.load(out)
     onnx.checker.check_model(shrunk, full_check=True)
     assert [n.op_type for n in shrunk.graph.node] == ["Conv", "Sigmoid", "Mul"]
@@ -105,10 +107,52 @@ def test_a_failed_check_is_exit_1_and_rolled_back(
     assert PruneDead.exactness is Exactness.EXACT
     out = model.with_name("out.onnx")
     line = fails(model, out, "--check", code=1)
-    assert "the check failed, rolled back: pass prune-dead claims to be exact" in line
+    assert "graphshrink: rolled back: pass prune-dead claims to be exact" in line
     x = np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
     first, second = (outputs_of(p, {"x": x})[0] for p in (model, out))
     assert np.abs(first - second).max() <= 1e-5 * np.abs(first).max()
+
+
+def test_the_reason_for_undoing_a_pass_is_shown(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphshrink.ir import Graph, Rewriter
+    from graphshrink.passes import FoldConstants
+    from graphshrink.targets.onnx import emitter
+
+    def run(self: object, graph: Graph, rw: Rewriter, ctx: object) -> None:
+        for node in graph.nodes:
+            with rw.rewrite("make it anew", node):
+                rw.replace(node, node.op, node.inputs)
+
+    monkeypatch.setattr(FoldConstants, "run", run)
+    monkeypatch.setattr(FoldConstants, "asks_first", False)
+    monkeypatch.setattr(emitter, "unwritable", lambda graph: lambda node: f"no {node.op.name}")
+    out = model.with_name("out.onnx")
+    printed = succeeds(model, out, "--passes", "fold-constants")
+    assert "note: fold-constants was undone: no Conv" in printed
+    tables = succeeds(model, out, "--passes", "fold-constants", "-v")
+    assert "note: fold-constants was undone: no Conv" in tables
+    assert "rolled back" not in tables
+
+
+def test_a_pass_that_leaves_a_model_that_does_not_run_is_rolled_back_with_this_reason(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphshrink.ir import Graph, Rewriter
+    from graphshrink.passes import PruneDead
+
+    def run(self: object, graph: Graph, rw: Rewriter, ctx: object) -> None:
+        (conv,) = [node for node in graph.nodes if node.op.name == "Conv"]
+        with rw.rewrite("make an unknown node", conv):
+            types = [conv.output.type]
+            wrong = rw.insert(Opaque("onnx:NoSuchOp"), conv.inputs, after=conv, types=types)
+            rw.replace_uses(conv.output, wrong.output)
+
+    monkeypatch.setattr(PruneDead, "run", run)
+    monkeypatch.setattr(PruneDead, "asks_first", True)
+    line = fails(model, model.with_name("o.onnx"), "--check", "--passes", "prune-dead", code=1)
+    assert "rolled back: pass prune-dead left a model that does not run" in line
 
 
 def test_check_on_a_given_shape(model: Path) -> None:

@@ -301,6 +301,19 @@ def test_the_report_may_go_to_standard_output(model: Path, tmp_path: Path) -> No
         assert rest.startswith(str(out))
 
 
+def test_a_dash_is_standard_output_and_no_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = json.loads(succeeds(model, "out.onnx", "--report", "-"))
+    assert printed["before"]["nodes"] == 3
+    assert "takes a folder, not standard output" in fails(model, "out.onnx", "--dump-dir", "-")
+    assert "only .onnx" in fails(model, "-")
+    assert not (tmp_path / "-").exists()
+    succeeds(model, "out.onnx", "--report", "./-")
+    assert json.loads((tmp_path / "-").read_text())["before"] == printed["before"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
 def test_the_report_may_go_to_the_null_device(model: Path, tmp_path: Path) -> None:
     null = tmp_path / "null"

@@ -244,7 +244,7 @@ def test_two_inputs_from_folders(pair: Any, tmp_path: Path) -> None:
             np.save(tmp_path / name / f"{i}.npy", arrays[i])
     np.testing.assert_array_equal(given(path, tmp_path)[0], X[:3])
     (tmp_path / "t" / "2.npy").unlink()
-    with pytest.raises(UsageError, match=r"2.npy is not there for every input"):
+    with pytest.raises(UsageError, match=r"2.npy does not exist for every input"):
         given(path, tmp_path)
     (tmp_path / "t").rename(tmp_path / "u")
     with pytest.raises(UsageError, match=r"no folder 't' of .npy files"):
@@ -313,19 +313,19 @@ def test_values_inside_bodies_and_raised_patterns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"z": X}, r"nothing for input 'x'; there is z"),
-        ({"x": X, "z": X}, r"'z' is no input of the model; inputs are x"),
+        ({"z": X}, r"there is no array for input 'x', only z"),
+        ({"x": X, "z": X}, r"'z' is not an input of the model; inputs are x"),
         (X[:, :2], r"input 'x' takes f32\[n, 3, 16, 16\], not 10x2x16x16"),
         (X.astype(float), r"takes float32, not float64; convert it with .astype\('float32'\)"),
-        (np.where(X > 2, np.nan, X).astype("f4"), r"input 'x' holds NaN or infinite numbers"),
+        (np.where(X > 2, np.nan, X).astype("f4"), r"input 'x' contains NaN or infinite numbers"),
         (X[:0], "there are no samples"),
         ([], "there are no samples"),
         (iter([]), "there are no samples"),
         ({"x": np.float32(1)}, "'x' is a scalar"),
-        ([(X, X)], "calibration batch 0 has 2 arrays, the model takes 1; labels are not wanted"),
-        ([{"y": X}], "calibration batch 0: nothing for input 'x'"),
-        ([object()], "a object is no calibration array of numbers"),
-        (5, "a int is no calibration data"),
+        ([(X, X)], "calibration batch 0 has 2 arrays, the model takes 1; leave labels out"),
+        ([{"y": X}], "calibration batch 0: there is no array for input 'x'"),
+        ([object()], "a object is not an array of numbers"),
+        (5, "a int cannot be calibration data"),
         ("nowhere.npz", "nowhere.npz: No such file"),
         ("relu.onnx", "calibration data are an .npz file, or a folder"),
         (CalibrationData(X, preprocess="imagenet"), "preprocess is for a folder of images"),
@@ -347,11 +347,11 @@ def test_wrong_files_are_one_clear_error(model: Path, tmp_path: Path) -> None:
     path.write_bytes(b"no zip file")
     assert "is damaged, or not an .npz file of arrays" in refused(path)
     np.savez(path, x=np.array([object()], dtype=object))
-    assert "array 'x' holds Python objects, which are not loaded" in refused(path)
+    assert "array 'x' contains Python objects, which are not loaded" in refused(path)
     np.savez(path, x=np.asfortranarray(X))
     assert "Fortran order" in refused(path)
     np.savez(path, y=X)
-    assert "nothing for input 'x'; there is y" in refused(path)
+    assert "there is no array for input 'x', only y" in refused(path)
     np.savez(path, x=X)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2000])
@@ -360,7 +360,7 @@ def test_wrong_files_are_one_clear_error(model: Path, tmp_path: Path) -> None:
     folder.mkdir()
     assert "has neither .npy files nor images" in refused(folder)
     np.save(folder / "a.npy", X[0, 0])
-    assert "has 2 axes; input 'x' has 4 (a batch), or 3" in refused(folder)
+    assert "has 2 axes; for input 'x' a batch has 4, a sample 3" in refused(folder)
     (folder / "a.npy").write_bytes(b"\x93NUMPY nothing")
     assert "is damaged, or not an .npy file of an array" in refused(folder)
     np.save(folder / "a.npy", np.array([{}]), allow_pickle=True)
@@ -429,7 +429,7 @@ def test_a_model_without_inputs(tmp_path: Path) -> None:
     constant = numpy_helper.from_array(np.ones(2, np.float32), "c")
     made = helper.make_graph([node], "g", [], [out], [constant])
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(UsageError, match="no inputs to calibrate it on"):
+    with pytest.raises(UsageError, match="no inputs for calibration data"):
         shrink(proto, "", calibration=X)
 
 
@@ -572,7 +572,7 @@ def test_wrong_recipes(text: str, said: str, pictures: Path, model: Path) -> Non
 def test_wrong_images(pictures: Path, model: Path, tmp_path: Path, pair: Any) -> None:
     line = fails(pair[1], tmp_path / "o.onnx", "--calibration", pictures)
     assert "images are for models of one input, this one has 2" in line
-    with pytest.raises(UsageError, match="images are for inputs of four axes"):
+    with pytest.raises(UsageError, match="images need an input with four axes"):
         given(relu(tmp_path / "flat.onnx", ["n", 3]), pictures)
     path = pictures / "dogs" / "2.png"
     with pytest.raises(UsageError, match="for inputs of floating point"):

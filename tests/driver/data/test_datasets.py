@@ -103,7 +103,7 @@ def test_cifar_binary(tmp_path: Path) -> None:
 
 
 def test_cifar_pickles_only_when_asked(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds pickles, which are not loaded unless you ask"):
+    with pytest.raises(UsageError, match="contains pickles, which are loaded only on request"):
         read_images(cifar(tmp_path, "python"))
     check(read_images(tmp_path, pickles=True), PIXELS[:9], LABELS[:9], 3)
 
@@ -115,7 +115,7 @@ def test_pickles_cannot_run_code(tmp_path: Path) -> None:
 
     cifar(tmp_path, "python")
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps({b"data": Evil(), b"labels": []}))
-    with pytest.raises(UsageError, match="data_batch_2 is no batch of CIFAR-10: it asks for"):
+    with pytest.raises(UsageError, match="data_batch_2 is not a batch of CIFAR-10: it refers to"):
         read_images(tmp_path, pickles=True)
     assert not (tmp_path / "done").exists()
 
@@ -147,10 +147,10 @@ def test_npz_of_encoded_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arrays", "said"), [
     ({"x": PIXELS}, "has neither x_test, x_train, y_test, y_train nor test_jpeg"),
-    ({"x_train": PIXELS * 1.0, "y_train": LABELS, "x_test": PIXELS, "y_test": LABELS}, "images are bytes"),
-    ({"x_train": PIXELS, "y_train": LABELS[:4], "x_test": PIXELS, "y_test": LABELS}, "12 images and 4 labels to train on"),
-    (encoded(train_offsets=np.array([0, 10**9])), "train_offsets are no positions in train_jpeg"),
-    (encoded(train_jpeg=np.zeros(10**5, np.uint8)), "image 0 of train in .* is no image"),
+    ({"x_train": PIXELS * 1.0, "y_train": LABELS, "x_test": PIXELS, "y_test": LABELS}, "images must be uint8"),
+    ({"x_train": PIXELS, "y_train": LABELS[:4], "x_test": PIXELS, "y_test": LABELS}, "there are 12 train images, but 4 labels"),
+    (encoded(train_offsets=np.array([0, 10**9])), "train_offsets are not positions in train_jpeg"),
+    (encoded(train_jpeg=np.zeros(10**5, np.uint8)), "image 0 of train in .* cannot be read as an image"),
     ({"x_train": np.array([{}])}, "is not an .npz file of arrays"),
 ])  # fmt: skip
 def test_npz_that_do_not_fit(arrays: Any, said: str, tmp_path: Path) -> None:

@@ -220,8 +220,8 @@ def test_the_penalty_of_hard_concrete_gates_is_the_chance_to_be_open() -> None:
 
 
 @pytest.mark.parametrize(("latency", "said"), [
-    ({"1": 1.0, "3": 1.0}, "has nothing for gate '5'"),
-    ({"1": 1.0, "3": 1.0, "5": 1.0, "7": 1.0}, "is about '7', which is no gate"),
+    ({"1": 1.0, "3": 1.0}, "has no entry for gate '5'"),
+    ({"1": 1.0, "3": 1.0, "5": 1.0, "7": 1.0}, "names '7', which is not a gate"),
     ({"1": 1.0, "3": -1.0, "5": 1.0}, "the latency of '3' is -1.0"),
     ({"1": 1.0, "3": float("nan"), "5": 1.0}, "the latency of '3' is nan"),
     ({"1": 0.0, "3": 0.0, "5": 0.0}, "latency is 0 for every gate"),
@@ -452,7 +452,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "approximate" in text or "out.onnx" in text
     succeeds(source, out, "--passes", "remove-activations{names=*},merge-linear,prune-dead")
     assert [n.op_type for n in onnx.load(out).graph.node] == ["Conv"]
-    assert "no activation" in fails(source, out, "--passes", "remove-activations{names=conv}")
+    assert "is not an activation" in fails(
+        source, out, "--passes", "remove-activations{names=conv}"
+    )
     assert "no gates" in fails(source, out, "--passes", "remove-activations")
     missing = fails(source, out, "--passes", "remove-activations{plan=no.json}")
     assert "cannot read the plan no.json" in missing

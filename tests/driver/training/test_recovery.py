@@ -285,7 +285,7 @@ def test_compiled_modules(tmp_path: Path) -> None:
     ({"optimizer": "lion"}, "optimizer is one of adamw, sgd, not 'lion'"),
     ({"schedule": "step"}, "schedule is one of cosine, constant"),
     ({"precision": "fp8"}, "precision is one of fp32, bf16, fp16"),
-    ({"precision": "fp16", "device": "cpu"}, "precision='fp16' needs a CUDA device; on a CPU take 'bf16'"),
+    ({"precision": "fp16", "device": "cpu"}, "precision='fp16' needs a CUDA device; use 'bf16' on a CPU"),
     ({"features": ["0"]}, "give teacher="),
     ({"teacher": "resnet"}, "the teacher must be a torch module, not a str"),
     ({"teacher": net(5)}, r"outputs do not fit: they are \[8, 5\], the module's \[8, 4\]; give distill_loss"),
@@ -320,7 +320,7 @@ def test_a_loader_that_is_used_up() -> None:
 
 def test_nothing_to_train() -> None:
     for model in (net().requires_grad_(False), nn.Sequential(nn.Flatten())):
-        with pytest.raises(UsageError, match="there is nothing to train"):
+        with pytest.raises(UsageError, match="there are no parameters to train"):
             train(model)
     with pytest.raises(UsageError, match=r"the teacher is the module itself"):
         train(model := net(), teacher=model)
@@ -432,9 +432,9 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     index, tensors = tmp_path / INDEX, next(tmp_path.glob("*.safetensors"))
     good, bytes_ = json.loads(index.read_text()), tensors.read_bytes()
     for text, said in (
-        ("{", "is not JSON"), ("[]", "is no checkpoint of a recovery"),
+        ("{", "is not JSON"), ("[]", "is not a checkpoint of a recovery"),
         (json.dumps({**good, "version": 9}), "has version 9"),
-        (json.dumps({**good, "tensors": "../secret.safetensors"}), "names no file of tensors"),
+        (json.dumps({**good, "tensors": "../secret.safetensors"}), "does not name a tensor file"),
         (json.dumps({**good, "tensors": "step-1.safetensors"}), "is damaged .* delete the folder"),
     ):  # fmt: skip
         index.write_text(text)
@@ -467,7 +467,7 @@ def test_states_that_cannot_be_kept(tmp_path: Path) -> None:
         def load_state_dict(self, found: Any) -> None: ...
 
     with pytest.raises(
-        UsageError, match=r"cannot keep callbacks\.0\.made in a checkpoint: .* a set"
+        UsageError, match=r"cannot store callbacks\.0\.made in a checkpoint: .* a set"
     ):
         train(net(), checkpoint=tmp_path, callbacks=[Callback()])
 

@@ -194,7 +194,7 @@ def test_a_function_may_carry_the_name_of_an_operator() -> None:
     agree(before, shrink_graph(before), {"x": image()})
 
 
-def test_an_initializer_that_is_an_input_is_a_default_and_no_constant() -> None:
+def test_an_initializer_that_is_an_input_stays_a_default_if_asked_for() -> None:
     text = (
         HEAD
         + """
@@ -205,11 +205,14 @@ def test_an_initializer_that_is_an_input_is_a_default_and_no_constant() -> None:
     """
     )
     before = model(text, w1=weight(4, 4, 1, 1), w2=weight(4, 4, 1, 1))
-    after = shrink_graph(before)
+    after = shrink(before, overridable_initializers=True).model
     assert kinds(after) == ["Conv", "Conv"]
     feeds = {"x": image()}
     agree(before, after, feeds)
     agree(before, after, feeds | {"w1": weight(4, 4, 1, 1)})
+    merged = shrink_graph(before)
+    assert kinds(merged) == ["Conv"]
+    agree(before, merged, feeds)
 
 
 def test_before_ir_version_4_every_initializer_is_listed() -> None:

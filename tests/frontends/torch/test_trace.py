@@ -6,7 +6,9 @@ import copy
 import functools
 import random
 import types
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,17 @@ def test_left_out_arguments_are_as_by_default(forward: Any, shaped: bool) -> Non
             result.model(X, X[:, :1])
 
 
+def test_a_warning_names_arguments_that_the_result_lacks() -> None:
+    with pytest.warns(
+        UserWarning, match=r"Made: arguments that example_inputs .*mask=None"
+    ) as shown:
+        shrink_graph(net(masked), example_inputs=(X,))
+    assert [w.filename for w in shown] == [__file__]  # Where the caller is, not inside the package.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        shrink_graph(net(masked), example_inputs=(X, X[:, :1]))
+
+
 def test_given_arguments_stay_arguments() -> None:
     model, mask = net(masked), X[:, :1]
     result = shrink_graph(model, example_inputs=(X, mask))
@@ -161,10 +174,16 @@ def test_hooks_of_the_model_itself() -> None:
     for given in (model, fx.symbolic_trace(Net())):
         if given is not model:
             given.register_forward_hook(lambda m, args, out: out + 1)
-        result = shrink(given, example_inputs=(X,))
+        with (
+            pytest.warns(UserWarning, match="hooks on gradients")
+            if given is model
+            else nullcontext()
+        ):
+            result = shrink(given, example_inputs=(X,))
         same(given, result.model, X)
         assert not norms(result.model)
-    notes = shrink(model, example_inputs=(X,)).report.notes
+    with pytest.warns(UserWarning, match="Net: hooks on gradients"):
+        notes = shrink(model, example_inputs=(X,)).report.notes
     assert notes == ["hooks on gradients are not in the result: those of the model"]
 
 

@@ -109,13 +109,13 @@ def test_a_masked_tensor_is_zero_outside_its_mask() -> None:
 
 def test_masks_that_do_not_fit() -> None:
     weight = ArrayTensor(np.ones((2, 4)))
-    with pytest.raises(ValueError, match=r"booleans \(2, 4\), not bool \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"bool with shape \(2, 4\), not bool with \(4, 2\)"):
         MaskedTensor(weight, np.ones((4, 2), bool))
     with pytest.raises(ValueError, match="not float64"):
         MaskedTensor(weight, np.ones((2, 4)))
-    with pytest.raises(ValueError, match="goes along a reduction"):
+    with pytest.raises(ValueError, match="give both a pattern and a reduction, or neither"):
         MaskedTensor(weight, np.ones((2, 4), bool), PATTERN)
-    with pytest.raises(ValueError, match=r"a reduction of \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"the reduction has shape \(4, 4\)"):
         MaskedTensor(weight, np.ones((2, 4), bool), PATTERN, Reduction((4, 4), 1))
 
 
@@ -162,7 +162,7 @@ def test_a_permutation_of_outputs_keeps_the_mask_and_one_of_inputs_is_refused() 
     groups = {g.size: g for g in channel_groups(graph)}
     order = np.r_[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
     apply_permutations(graph, Rewriter(graph), [(groups[16], order)])
-    with pytest.raises(ModelError, match=r"its mask is not 2:4 along axis 1 \(any more\): reorder"):
+    with pytest.raises(ModelError, match=r"its mask is no longer 2:4 along axis 1: reorder"):
         to_fx(graph)
 
 
@@ -185,7 +185,7 @@ def test_onnx_has_the_zeros_and_checks_them(tmp_path: Path) -> None:
             value.data = MaskedTensor(value.data.weight, value.data.mask | True, PATTERN, value.data.reduction)  # fmt: skip
     from graphshrink.targets.onnx.emitter import to_onnx
 
-    with pytest.raises(ModelError, match="its mask is not 2:4"):
+    with pytest.raises(ModelError, match="its mask is no longer 2:4"):
         to_onnx(broken)
 
 
@@ -525,7 +525,7 @@ def test_reordered_networks_are_rewound_to_a_reordered_checkpoint() -> None:
     rewind(sparse, second.state_dict(), reordered=True)
     for name, mask in masks(sparse):
         assert torch.equal(_weight(sparse, name), torch.where(mask.mask, _weight(second, name), 0))
-    with pytest.raises(UsageError, match="network 1 of others has no such channels as"):
+    with pytest.raises(UsageError, match="network 1 of others has no channel group like"):
         reorder_alike(model, [nn.Sequential(nn.Linear(8, 4)).eval()], example_inputs=(X,))
 
 

@@ -15,8 +15,8 @@ from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, ElidedTensor, Exactness, Graph, TensorType, Value
 from graphshrink.passes import Context, PassError, PassRecord, Pipeline
 from graphshrink.passes.blocks import pivot
-from graphshrink.passes.blocks.blocks import capacities, in_order
-from graphshrink.passes.blocks.forms import Work, choose_form
+from graphshrink.passes.blocks.blocks import capacities, contiguous_labels
+from graphshrink.passes.blocks.form_cost import LayerSize, choose_form
 from support.calibration import Oracle
 from support.evaluate import evaluate
 
@@ -39,7 +39,9 @@ class Net:
         found = self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
         if blocks:
             labels = [
-                self.rng.permutation(in_order(capacities(n, blocks))) if given is None else given
+                self.rng.permutation(contiguous_labels(capacities(n, blocks)))
+                if given is None
+                else given
                 for n, given in zip(shape[:2], (rows, columns), strict=True)
             ]
             mask = labels[0][:, None] == labels[1][None, :]
@@ -183,8 +185,8 @@ def test_convolutions_get_groups(size: int, bias: bool) -> None:
 def test_a_channel_is_a_run_of_inputs_behind_a_flatten() -> None:
     net = Net(2, 3, 4, 4)
     net.conv(net.weight(8, 3, 3, 3), "first").relu().then(ir.Flatten(1))
-    rows = net.rng.permutation(in_order(capacities(12, 4)))
-    columns = np.repeat(net.rng.permutation(in_order(capacities(8, 4))), 16)
+    rows = net.rng.permutation(contiguous_labels(capacities(12, 4)))
+    columns = np.repeat(net.rng.permutation(contiguous_labels(capacities(8, 4))), 16)
     weight = net.weight(12, 128, blocks=4, rows=rows, columns=columns)
     graph = net.linear(weight, "mid").relu().linear(net.weight(3, 12), "last").done()
     want = evaluate(graph)
@@ -232,7 +234,7 @@ def two(first: np.ndarray, second: np.ndarray) -> tuple[Graph, list[np.ndarray]]
 
 def test_the_same_blocks_on_both_sides_need_nothing() -> None:
     net = Net(1)
-    labels = net.rng.permutation(in_order(capacities(16, 4)))
+    labels = net.rng.permutation(contiguous_labels(capacities(16, 4)))
     # The same sets under other names.
     graph, want = two(
         net.weight(16, 8, blocks=4, rows=labels), net.weight(8, 16, blocks=4, columns=3 - labels)
@@ -244,7 +246,7 @@ def test_the_same_blocks_on_both_sides_need_nothing() -> None:
 
 def test_dead_channels_belong_to_the_blocks_that_they_lie_in() -> None:
     """As a refit leaves them: what is zero in one layer is not in the next, and both have their blocks in order."""
-    labels = in_order(capacities(16, 4))
+    labels = contiguous_labels(capacities(16, 4))
     net = Net(3, 5)
     first, second = (net.weight(16, 16, blocks=4, rows=labels, columns=labels) for _ in range(2))
     first[[1, 2, 9]] = 0
@@ -303,7 +305,7 @@ def test_names_that_two_neighbours_gave_are_brought_together() -> None:
     """The layer in the middle comes last, between two that have named its blocks already."""
     for seed in range(3):
         net = Net(2, 5, seed=seed)
-        inner = [net.rng.permutation(in_order(capacities(8, 4))) for _ in range(2)]
+        inner = [net.rng.permutation(contiguous_labels(capacities(8, 4))) for _ in range(2)]
         weights = [
             net.weight(8, 32, blocks=4, rows=inner[0]),
             net.weight(8, 8, blocks=4, rows=inner[1], columns=inner[0]),
@@ -321,7 +323,7 @@ def test_names_that_two_neighbours_gave_are_brought_together() -> None:
 def test_names_that_cannot_be_brought_together(gather: str) -> None:
     """Around a skip, one layer pairs the blocks of the stream and of the branch otherwise than the other one."""
     net = Net(2, 6)
-    stream, inner = (net.rng.permutation(in_order(capacities(n, 4))) for n in (16, 32))
+    stream, inner = (net.rng.permutation(contiguous_labels(capacities(n, 4))) for n in (16, 32))
     net.linear(net.weight(16, 6), "in")
     skip = net.value
     net.linear(net.weight(32, 16, blocks=4, rows=inner, columns=stream), "up").relu()
@@ -349,7 +351,7 @@ def test_blocks_across_several_groups_of_channels_hold_them_in_place() -> None:
         net.value = x
         right = net.linear(net.weight(8, 5), "in1").then(ir.Activation("sigmoid")).value
         net.value = net.graph.append(ir.Concat(1), [left, right]).output
-        wide = in_order(capacities(16, 2))
+        wide = contiguous_labels(capacities(16, 2))
         net.linear(net.weight(32, 16, blocks=2, columns=wide), "mid").relu()
         return net.linear(net.weight(3, 32), "last").done()
 
@@ -358,7 +360,7 @@ def test_blocks_across_several_groups_of_channels_hold_them_in_place() -> None:
     # The larger layer comes first.
     record = run(graph, "pivot{blocks=2,force=true}")
     assert len(what(record)) == 1
-    assert "cannot change places (mid has blocks across them)" in reasons(record, "left")
+    assert "cannot be reordered (mid has blocks across them)" in reasons(record, "left")
     same(graph, want)
     graph = build()
     run(graph, "pivot{blocks=2,layers=left,force=true}")
@@ -376,7 +378,7 @@ def test_other_blocks_are_refused_or_gathered() -> None:
     graph, want = two(first, second)
     record = run(graph)
     assert len(what(record)) == 1
-    assert "in the order of the blocks of mid0, across which its own do not cut evenly" in reasons(
+    assert "in the order of the blocks of mid0, which its own blocks do not cut evenly" in reasons(
         record, "mid1"
     )
     assert "gather=true gathers them" in reasons(record, "mid1")
@@ -394,8 +396,8 @@ def test_neighbours_that_cannot_absorb() -> None:
     graph = net.linear(weight, "only").done()
     want = evaluate(graph)
     record = run(graph)
-    assert "its output channels cannot change places (%only is an output" in reasons(record, "only")
-    assert "its input channels cannot change places (%x is an input" in reasons(record, "only")
+    assert "its output channels cannot be reordered (%only is an output" in reasons(record, "only")
+    assert "its input channels cannot be reordered (%x is an input" in reasons(record, "only")
     assert not record.rewrites
     assert what(run(graph, "pivot{force=true,gather=true}"))[0].endswith(", 2 gathers")
     same(graph, want)
@@ -403,7 +405,7 @@ def test_neighbours_that_cannot_absorb() -> None:
 
 def test_blocks_in_one_piece_need_no_neighbours() -> None:
     net = Net(3, 16)
-    labels = in_order(capacities(16, 4))
+    labels = contiguous_labels(capacities(16, 4))
     weight = net.weight(16, 16, blocks=4, rows=labels, columns=labels)
     graph = net.linear(weight, "only").done()
     want = evaluate(graph)
@@ -414,7 +416,7 @@ def test_blocks_in_one_piece_need_no_neighbours() -> None:
 def test_a_residual_stream_has_one_order() -> None:
     """Both layers of each branch stand on the stream, which the blocks of all of them share."""
     net = Net(2, 6)
-    stream = net.rng.permutation(in_order(capacities(16, 4)))
+    stream = net.rng.permutation(contiguous_labels(capacities(16, 4)))
     net.linear(net.weight(16, 6), "in")
     for number in range(2):
         skip = net.value
@@ -451,7 +453,7 @@ def test_the_stated_error_is_the_one_on_the_data() -> None:
                 text = f"pivot{{blocks=2,layers=mid0,method={method},refit={refit},force=true}}"
                 record = run(graph, text, calibration=calibration, target="tflite")
                 assert record.exactness is Exactness.APPROXIMATE
-                stated = float(what(record)[0].split("outputs ")[1].split("%")[0]) / 100
+                stated = float(what(record)[0].split("output error ")[1].split("%")[0]) / 100
                 outs = []
                 for g in (before, graph):
                     node = next(n for n in g.nodes if n.name == "mid0")
@@ -480,7 +482,7 @@ def test_search_does_no_worse_than_the_present_order_and_refit_no_worse_than_non
         for refit in ("true", "false"):
             text = f"pivot{{layers=mid0,method={method},refit={refit},force=true}}"
             record = run(graph.clone(), text, calibration=data(graph, 40))
-            errors[method, refit] = float(what(record)[0].split("outputs ")[1].split("%")[0])
+            errors[method, refit] = float(what(record)[0].split("output error ")[1].split("%")[0])
     assert errors["search", "true"] < errors["identity", "true"] < errors["identity", "false"]
     assert errors["search", "false"] <= errors["identity", "false"]
 
@@ -491,7 +493,7 @@ def test_noisy_blocks_are_found_again() -> None:
     weight = net.weight(32, 32, blocks=4) + 1e-3 * net.rng.standard_normal((32, 32))
     graph = mlp(weight, batch=8)
     record = run(graph, "pivot{layers=mid0,force=true}", calibration=data(graph, 40))
-    assert float(what(record)[0].split("outputs ")[1].split("%")[0]) < 2
+    assert float(what(record)[0].split("output error ")[1].split("%")[0]) < 2
 
 
 def test_convolutions_are_searched() -> None:
@@ -557,12 +559,14 @@ def test_max_error_refuses_with_the_figure() -> None:
     text = "pivot{layers=mid0,max-error=0.01,force=true}"
     record = run(graph, text, calibration=data(graph, 20))
     assert not record.rewrites
-    assert "% off, max-error allows 1.0%" in reasons(record, "mid0")
+    assert "%, max-error allows 1.0%" in reasons(record, "mid0")
 
 
 def test_no_calibration_data() -> None:
     graph = mlp(Net(1).weight(16, 16))
-    assert "without calibration data nobody knows" in reasons(run(graph), "mid0")
+    assert "without calibration data the error of other blocks is not known" in reasons(
+        run(graph), "mid0"
+    )
     record = run(graph, "pivot{method=search,force=true}")
     assert "give calibration data" in reasons(record, "mid0")
     record = run(graph, "pivot{method=zeros,force=true}")
@@ -591,7 +595,7 @@ def test_sparse_weights_stay_sparse() -> None:
     graph = net.conv(net.weight(5, 16, 1, 1), "last").done()
     text = "pivot{layers=mid,blocks=2,force=true}"
     record = run(graph, text, calibration=data(graph, 5))
-    assert "it is 2:4 sparse, which blocks would undo" in reasons(record, "mid")
+    assert "it is 2:4 sparse, and blocks would break the pattern" in reasons(record, "mid")
     # A dense layer too; but blocks that are there already are taken, whatever else they are.
     graph = mlp(weight[:, :, 0, 0], batch=8)
     record = run(graph, "pivot{layers=mid0,blocks=2,force=true}", calibration=data(graph, 5))
@@ -616,8 +620,8 @@ def test_layers_that_cannot_be_read() -> None:
     graph = net.done()
     record = run(graph, "pivot{layers=*,force=true}")
     assert "it has groups already" in reasons(record, "grouped")
-    assert "its weight or bias is no constant" in reasons(record, "computed")
-    assert "it is no dense layer and no convolution" in reasons(record, "activation")
+    assert "its weight or bias is not a constant" in reasons(record, "computed")
+    assert "it is neither a dense layer nor a convolution" in reasons(record, "activation")
 
     net = Net(2, 8)
     numbers = net.graph.add_constant(ArrayTensor(np.ones((8, 8), np.int8)), "q")
@@ -626,7 +630,7 @@ def test_layers_that_cannot_be_read() -> None:
     made.data = ArrayTensor(np.full((8, 8), 0.5))
     net.value = net.graph.append(ir.Linear(), [net.value, made], name="quantised").output
     record = run(net.done(), "pivot{layers=quantised,force=true}")
-    assert "its weight is quantised, and would not be any more" in reasons(record, "quantised")
+    assert "its weight is quantised: pivot before quantising" in reasons(record, "quantised")
 
     graph = Graph("g")
     x = graph.add_input("x", TensorType(DType.F64))
@@ -655,7 +659,7 @@ def test_too_few_channels_and_several_groups_of_them() -> None:
     net.linear(net.weight(16, 16, blocks=4), "mid").relu()
     graph = net.linear(net.weight(3, 16), "last").done()
     record = run(graph)
-    assert "they belong to several groups of channels, which do not mix" in reasons(record, "mid")
+    assert "they belong to several channel groups, which cannot be mixed" in reasons(record, "mid")
 
 
 def test_a_gram_matrix_that_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,7 +694,7 @@ def test_wrong_options(options: str, message: str) -> None:
 def test_layers_of_one_row_are_one_convolution_each(lead: tuple[int, ...]) -> None:
     net = Net(*lead, 5)
     net.linear(net.weight(16, 5), "first").relu()
-    inner = [net.rng.permutation(in_order(capacities(16, 4))) for _ in range(4)]
+    inner = [net.rng.permutation(contiguous_labels(capacities(16, 4))) for _ in range(4)]
     for i in range(3):
         weight = net.weight(16, 16, blocks=4, rows=inner[i + 1], columns=inner[i])
         net.linear(weight, f"mid{i}", bias=i != 1).relu()
@@ -724,7 +728,7 @@ def test_a_shuffle_between_layers_of_one_row_takes_two_reshapes() -> None:
 def test_a_dense_layer_of_one_row_behind_a_flatten_reads_the_pixels_in_place() -> None:
     net = Net(1, 3, 4, 4)
     net.conv(net.weight(8, 3, 3, 3), "first").relu().then(ir.Flatten(1))
-    columns = np.repeat(net.rng.permutation(in_order(capacities(8, 4))), 16)
+    columns = np.repeat(net.rng.permutation(contiguous_labels(capacities(8, 4))), 16)
     weight = net.weight(12, 128, blocks=4, columns=columns)
     graph = net.linear(weight, "mid").relu().linear(net.weight(3, 12), "last").done()
     want = evaluate(graph)
@@ -735,7 +739,7 @@ def test_a_dense_layer_of_one_row_behind_a_flatten_reads_the_pixels_in_place() -
 
 def test_forms_follow_what_was_measured() -> None:
     def form(n: int, batch: int | None, k: int, target: str = "onnx", **rest: Any) -> str | None:
-        return choose_form(Work(False, n, n, batch), k, target, **{"even": True, **rest})
+        return choose_form(LayerSize(False, n, n, batch), k, target, **{"even": True, **rest})
 
     assert form(1024, 1, 8) == form(1024, 1, 8, "tflite") == "grouped"
     assert form(1024, None, 8) in ("split", "batched")
@@ -748,10 +752,10 @@ def test_forms_follow_what_was_measured() -> None:
     assert form(64, 1, 4) is None
     assert form(64, 1, 4, force=True) is not None
     assert form(128, 1, 2, moves=2) is None
-    assert choose_form(Work(True, 256, 256, 196, 9), 4, "onnx", even=True) == "grouped"
-    assert choose_form(Work(True, 256, 256, 196, 9), 4, "onnx", even=False) == "split"
+    assert choose_form(LayerSize(True, 256, 256, 196, 9), 4, "onnx", even=True) == "grouped"
+    assert choose_form(LayerSize(True, 256, 256, 196, 9), 4, "onnx", even=False) == "split"
     # Groups of four channels.
-    assert choose_form(Work(True, 64, 64, 196, 9), 16, "onnx", even=True) is None
+    assert choose_form(LayerSize(True, 64, 64, 196, 9), 16, "onnx", even=True) is None
 
 
 # Masks for training.
@@ -862,7 +866,7 @@ def test_random_chains_of_blocks(data: st.DataObject) -> None:
     )
     add = net.conv if convs else net.linear
     tail = (data.draw(st.sampled_from([1, 3])),) * 2 if convs else ()
-    labels = rng.permutation(in_order(capacities(sizes[0], blocks)))
+    labels = rng.permutation(contiguous_labels(capacities(sizes[0], blocks)))
     add(net.weight(sizes[0], 3, *tail), "first")
     for number, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         for between in data.draw(st.lists(st.sampled_from(["relu", "scale", "skip"]), max_size=2)):
@@ -879,7 +883,7 @@ def test_random_chains_of_blocks(data: st.DataObject) -> None:
             for block in range(blocks):
                 inside = np.flatnonzero(labels == block)
                 columns[rng.permutation(inside)] = np.arange(inside.size) % blocks
-        labels = rng.permutation(in_order(capacities(fan_out, blocks)))
+        labels = rng.permutation(contiguous_labels(capacities(fan_out, blocks)))
         weight = net.weight(fan_out, fan_in, *tail, blocks=blocks, rows=labels, columns=columns)
         add(weight, f"mid{number}", data.draw(st.booleans()))
     graph = add(net.weight(3, sizes[-1], *tail), "last").done()

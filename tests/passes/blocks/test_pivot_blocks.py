@@ -18,18 +18,24 @@ from graphshrink.passes.blocks.blocks import (
     Blocks,
     capacities,
     component_labels,
+    contiguous_labels,
     find_blocks,
-    in_order,
 )
 from graphshrink.passes.blocks.order import ChannelOrder
-from graphshrink.passes.blocks.refit import Covariance, Layer
-from graphshrink.passes.blocks.search import Side, clustered, kept_mass, search_blocks, spectral
+from graphshrink.passes.blocks.refit import Covariance, RefitLayer
+from graphshrink.passes.blocks.search import (
+    Side,
+    cluster_labels,
+    kept_mass,
+    search_blocks,
+    spectral_labels,
+)
 from support.work import work
 
 
 def planted(rows: int, columns: int, k: int, rng: np.random.Generator, each: int = 0) -> Any:
     """Nonzeros of permuted blocks: all of them, or ``each`` a row and column on average, connected."""
-    across, along = (rng.permutation(in_order(capacities(n, k))) for n in (rows, columns))
+    across, along = (rng.permutation(contiguous_labels(capacities(n, k))) for n in (rows, columns))
     if not each:
         return (across[:, None] == along[None, :]).astype(float), across, along
     i, j = [], []
@@ -144,7 +150,7 @@ def test_assignment_where_most_want_one_block(sizes: npt.NDArray[np.int64]) -> N
 
 def test_assignment_across_cells() -> None:
     rng = np.random.default_rng(0)
-    cells = rng.permutation(in_order(capacities(64, 4)))
+    cells = rng.permutation(contiguous_labels(capacities(64, 4)))
     labels = assign(rng.standard_normal((64, 8)), capacities(64, 8), cells)
     assert (np.bincount(cells * 8 + labels) == 2).all()
 
@@ -159,8 +165,8 @@ def test_search_finds_planted_blocks_under_noise() -> None:
     assert same_blocks(found.columns, along)
     # The seeds alone come close.
     for seed in (
-        clustered(saliency, sides[0].sizes, sides[1].sizes),
-        spectral(saliency, *sides, 0),
+        cluster_labels(saliency, sides[0].sizes, sides[1].sizes),
+        spectral_labels(saliency, *sides, 0),
     ):
         known = seed >= 0
         assert known.mean() > 0.9
@@ -171,7 +177,7 @@ def test_search_finds_planted_blocks_under_noise() -> None:
 def test_search_keeps_far_more_than_the_present_order_and_more_than_alternation() -> None:
     saliency = np.random.default_rng(0).standard_t(3, (256, 256)) ** 2
     side = Side(capacities(256, 16))
-    present = Blocks(in_order(side.sizes), in_order(side.sizes), 16)
+    present = Blocks(contiguous_labels(side.sizes), contiguous_labels(side.sizes), 16)
     mass = {s: kept_mass(saliency, search_blocks(saliency, side, side, steps=s)) for s in (0, 250)}
     assert kept_mass(saliency, present) < 0.1
     assert mass[0] > 0.3
@@ -189,7 +195,7 @@ def test_search_keeps_far_more_than_the_present_order_and_more_than_alternation(
 def test_search_keeps_to_what_is_bound(seed: int, first: str, second: str) -> None:
     rng = np.random.default_rng(seed)
     sizes = capacities(32, 4)
-    labels = rng.permutation(in_order(sizes))
+    labels = rng.permutation(contiguous_labels(sizes))
     kinds = {
         "fixed": Side(sizes, fixed=labels),
         "cells": Side(sizes, cells=labels),
@@ -221,7 +227,7 @@ def test_uneven_blocks_and_empty_saliency() -> None:
 def layer(rng: np.random.Generator, rows: int = 12, columns: int = 8, taps: int = 1) -> Any:
     n = columns * taps
     x = rng.standard_normal((400, n)) @ rng.standard_normal((n, n)) + rng.standard_normal(n)
-    return x, Layer(rng.standard_normal((rows, columns, taps)), Covariance.of(x), ridge=1e-2)
+    return x, RefitLayer(rng.standard_normal((rows, columns, taps)), Covariance.of(x), ridge=1e-2)
 
 
 @pytest.mark.parametrize("taps", [1, 3])
@@ -229,7 +235,9 @@ def test_refit_is_ridge_regression(taps: int) -> None:
     rng = np.random.default_rng(0)
     x, found = layer(rng, taps=taps)
     blocks = Blocks(
-        rng.permutation(in_order(capacities(12, 4))), rng.permutation(in_order(capacities(8, 4))), 4
+        rng.permutation(contiguous_labels(capacities(12, 4))),
+        rng.permutation(contiguous_labels(capacities(8, 4))),
+        4,
     )
     weight, shift = found.refitted(blocks)
     flat, got = found.weight.reshape(12, -1), weight.reshape(12, -1)
@@ -248,7 +256,9 @@ def test_errors_are_those_of_the_samples() -> None:
     rng = np.random.default_rng(1)
     x, found = layer(rng)
     blocks = Blocks(
-        rng.permutation(in_order(capacities(12, 2))), rng.permutation(in_order(capacities(8, 2))), 2
+        rng.permutation(contiguous_labels(capacities(12, 2))),
+        rng.permutation(contiguous_labels(capacities(8, 2))),
+        2,
     )
     y = x @ found.weight[:, :, 0].T
     for weight, shift in (found.refitted(blocks), found.masked(blocks)):
@@ -262,8 +272,8 @@ def test_gains_are_what_the_refit_keeps() -> None:
     """With a vanishing ridge the gain of a row in a block is its variance less what the refit leaves."""
     rng = np.random.default_rng(2)
     x, _ = layer(rng)
-    found = Layer(rng.standard_normal((12, 8, 1)), Covariance.of(x), ridge=1e-12)
-    columns = rng.permutation(in_order(capacities(8, 2)))
+    found = RefitLayer(rng.standard_normal((12, 8, 1)), Covariance.of(x), ridge=1e-12)
+    columns = rng.permutation(contiguous_labels(capacities(8, 2)))
     gains = found.gains(columns, 2)
     y = x @ found.weight[:, :, 0].T
     for block in range(2):
@@ -280,7 +290,7 @@ def test_gains_are_what_the_refit_keeps() -> None:
 
 def test_statistics_must_fit_the_weight() -> None:
     with pytest.raises(ValueError, match="statistics of 3 inputs for a weight of 4"):
-        Layer(np.ones((2, 4, 1)), Covariance(np.eye(3), np.zeros(3)))
+        RefitLayer(np.ones((2, 4, 1)), Covariance(np.eye(3), np.zeros(3)))
 
 
 # Orders.
@@ -288,7 +298,7 @@ def test_statistics_must_fit_the_weight() -> None:
 
 def test_one_order_for_blocks_that_cut_across() -> None:
     rng = np.random.default_rng(0)
-    first = rng.permutation(in_order(capacities(48, 4)))
+    first = rng.permutation(contiguous_labels(capacities(48, 4)))
     order = ChannelOrder(48)
     order.add(first, "a")
     second = assign(rng.random((48, 3)), capacities(48, 3), order.cells())
@@ -319,20 +329,20 @@ def test_one_order_for_blocks_that_cut_across() -> None:
 def test_renamed_blocks_are_the_same_blocks() -> None:
     labels = np.array([0, 1, 0, 2, 2, 1])
     order = ChannelOrder(6)
-    assert order.renamed(labels) is None
+    assert order.numbers_in(labels) is None
     order.add(labels, "a")
     names = np.array([2, 0, 1])
-    found = order.renamed(names[labels])
+    found = order.numbers_in(names[labels])
     assert found is not None
     assert (found[names[labels]] == labels).all()
-    assert order.renamed(np.array([0, 1, 0, 1, 2, 2])) is None
+    assert order.numbers_in(np.array([0, 1, 0, 1, 2, 2])) is None
 
 
 def test_a_fixed_order_has_only_blocks_in_one_piece() -> None:
     order = ChannelOrder(4, fixed="an input")
     assert order.place(np.array([0, 0, 1, 1])) == 0
     assert order.place(np.array([0, 1, 0, 1])) is None
-    found = order.renamed(np.array([1, 1, 0, 0]))
+    found = order.numbers_in(np.array([1, 1, 0, 0]))
     assert found is not None
     assert found.tolist() == [1, 0]
     (side,) = order.sides(capacities(4, 2), gather=False)

@@ -19,7 +19,7 @@ from graphshrink import shrink
 from graphshrink.api import load
 from graphshrink.ir import Pattern, parse
 from graphshrink.passes import PermuteChannels, Pipeline
-from graphshrink.passes.channels.nm_search import _Table, search_order, whole_numbers
+from graphshrink.passes.channels.nm_search import _ExchangeTable, search_order, whole_numbers
 from support.onnx_run import outputs_of
 
 
@@ -56,7 +56,7 @@ def test_the_table_values_every_exchange(case: tuple[int, int, int], seed: int, 
     scores = rng.integers(0, 4 if ties else 1000, (columns, width, 5)).astype(np.float32)
     frozen = np.zeros(columns, bool)
     frozen[0] = True
-    table = _Table(scores, np.arange(columns).reshape(3, -1), pattern, frozen)
+    table = _ExchangeTable(scores, np.arange(columns).reshape(3, -1), pattern, frozen)
     whole = whole_numbers(scores, 5, pattern)
     for _ in range(4):
         before = kept(whole, table.stripes, pattern)
@@ -94,7 +94,7 @@ def test_gaussian_matrices_keep_what_the_literature_reports() -> None:
         stripes = np.arange(size).reshape(-1, 4)
         found = search_order(scores.astype(np.float32), stripes, Pattern(), steps=500, seed=0)
         matrix = scores[:, 0].T
-        naive, after = Pattern().kept(matrix), Pattern().kept(matrix[:, found.ravel()])
+        naive, after = Pattern().kept_score(matrix), Pattern().kept_score(matrix[:, found.ravel()])
         free = float(np.sort(matrix, axis=None)[matrix.size // 2 :].sum())
         assert (after - naive) / (free - naive) > want
 
@@ -297,8 +297,7 @@ def test_what_does_not_count() -> None:
     _, done, left = permuted(model, torch.randn(2, 6))
     assert not done
     assert left == [
-        "it does not count for the order of its inputs: it sums over 10 channels, "
-        "which is no multiple of 4"
+        "it does not influence the order of its inputs: it sums over 10 channels, which is no multiple of 4"
     ]
 
 
@@ -309,7 +308,7 @@ def test_sparse_weights_keep_their_order() -> None:
         model[2].weight *= mask
     _, done, left = permuted(model, torch.randn(2, 6))
     assert not done
-    assert left == ["its weight is 2:4 already: another order of channels breaks it"]
+    assert left == ["its weight is 2:4 already: another order of channels would break the pattern"]
 
 
 def test_weights_that_are_not_finite_or_not_there() -> None:
@@ -355,7 +354,7 @@ def test_threads_windows_and_samples() -> None:
 
 
 @pytest.mark.parametrize(("options", "why"), [
-    ("n=4", "4:4 is no pattern"), ("steps=-1", "'steps' must be at least 0"), ("rows=0", "'rows' must be at least 1"),
+    ("n=4", "4:4 is not a pattern"), ("steps=-1", "'steps' must be at least 0"), ("rows=0", "'rows' must be at least 1"),
     ("window=7", "window must be at least 8"), ("threads=0", "'threads' must be at least 1"),
     ("seconds=-1", "'seconds' must be at least 0"), ("seconds=nan", "numbers are finite"),
 ])  # fmt: skip

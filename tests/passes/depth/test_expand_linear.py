@@ -211,8 +211,8 @@ def test_too_narrow_for_every_tap() -> None:
     after, rw = expanded(graph, form="pw-dw-pw", expansion=8.9)
     assert not rw.changed
     assert [(r.node, r.reason) for r in rw.refusals] == [
-        ("conv", "not expanded: as pw-dw-pw, a kernel of 9 taps takes an expansion of at least 9, not 8.9; "
-                 "or take form=kxk-pw")
+        ("conv", "not expanded: as pw-dw-pw, a kernel of 9 taps needs an expansion of at least 9, not 8.9; "
+                 "or use form=kxk-pw")
     ]  # fmt: skip
     assert after.text(full=True) == graph.text(full=True)
 
@@ -223,7 +223,7 @@ def test_what_is_named_must_be_there_and_be_a_convolution() -> None:
         expanded(graph, names="convs")
     gated, _ = expanded(graph)
     _, rw = expanded(gated, names=("conv.act", "conv.project"))
-    assert [r.reason for r in rw.refusals] == ["not expanded: it is no convolution"]
+    assert [r.reason for r in rw.refusals] == ["not expanded: it is not a convolution"]
     assert len(rw.rewrites) == 1
 
 
@@ -241,7 +241,7 @@ def test_computed_weights_stay() -> None:
     ("options", "why"),
     [
         ("form=pw-pw", "form"), ("expansion=0.5", "at least 1"), ("expansion=inf", "finite"),
-        ("activation=leaky_relu", "activation is one of"), ("mode=hard", "mode"), ("value=2", "between 0 and 1"),
+        ("activation=leaky_relu", "activation must be one of"), ("mode=hard", "mode"), ("value=2", "between 0 and 1"),
         ("mode=top-k,value=0.5", "0 or 1"),
     ],
 )  # fmt: skip

@@ -12,15 +12,15 @@ import pytest
 
 from graphshrink.ir import Exactness, Gate, Graph, Identity, Rewriter, UsageError, parse
 from graphshrink.passes import (
+    ActivationStats,
     Context,
     InsertGates,
-    Moments,
     PassError,
     Pipeline,
     RemovalPlan,
     RemoveActivations,
 )
-from graphshrink.passes.depth.gate_sites import site_names, survey
+from graphshrink.passes.depth.gate_sites import site_names, survey_activations
 from graphshrink.passes.depth.removal_plan import read_plan
 from support.calibration import Oracle
 from support.evaluate import evaluate
@@ -56,7 +56,7 @@ def chain(*kernels: str, size: str = "1, 4, 8, 8") -> Graph:
 
 
 def reasons(graph: Graph, **options: Any) -> dict[str, str]:
-    return {s.name: s.reason for s in survey(graph, InsertGates(**options).merging())}
+    return {s.name: s.reason for s in survey_activations(graph, InsertGates(**options).merging())}
 
 
 def run(graph: Graph, step: Any) -> Rewriter:
@@ -134,7 +134,7 @@ def test_both_activations_of_an_inverted_residual_are_tied_as_a_block() -> None:
     return y=%y"""
     shapes = {"w0": "96x16x1x1", "w1": "96x1x3x3", "w2": "16x96x1x1", "v": "96"}
     graph = graph_of(body, "1, 16, 8, 8", **shapes)
-    found = survey(graph, InsertGates().merging())
+    found = survey_activations(graph, InsertGates().merging())
     assert [(s.name, s.reason, s.group) for s in found] == [("r1", "", 0), ("r2", "", 0)]
     run(graph, InsertGates(tie="block"))
     gates = [n for n in graph.nodes if isinstance(n.op, Gate)]
@@ -162,16 +162,16 @@ def test_a_skip_is_merged_before_what_follows_is_judged() -> None:
 
 
 @pytest.mark.parametrize(("body", "reason"), [
-    (f"%r = Activation(%x) {RELU}\n%c = Conv(%r, %w) {P0}\nreturn y=%c", "there is nothing in front of it"),
+    (f"%r = Activation(%x) {RELU}\n%c = Conv(%r, %w) {P0}\nreturn y=%c", "there is nothing before it"),
     (f"%c = Conv(%x, %w) {P0}\n%r = Activation(%c) {RELU}\nreturn y=%r", "its result is an output"),
     (f"%c = Conv(%x, %w) {P0}\n%r = Activation(%c) {RELU}\n%d = Conv(%r, %w) {P0}\n%y = Mul(%c, %d)\nreturn y=%y",
      "its input has other users"),
     (f"%c = Conv(%x, %w) {P0}\n%r = Activation(%c) {RELU}\n%d = Conv(%r, %w) {P0}\n%y = Mul(%r, %d)\nreturn y=%y",
      "its result has several users"),
     (f"%c = Conv(%x, %w) {P0}\n%r = Activation(%c) {RELU}\n%d = Mul(%r, %x)\nreturn y=%d",
-     "what follows it (Mul) is not linear"),
+     "the op after it (Mul) is not linear"),
     (f"%c = Mul(%x, %x)\n%r = Activation(%c) {RELU}\n%d = Conv(%r, %w) {P0}\nreturn y=%d",
-     "what is in front of it (Mul) is not linear"),
+     "the op before it (Mul) is not linear"),
     (f"%c = Conv(%x, %w) {P0}\n%r = Activation(%c) {RELU}\n%d = Linear(%r, %v)\nreturn y=%d",
      "they work along different axes"),
 ])  # fmt: skip
@@ -185,7 +185,7 @@ def test_costs_and_kernels_decide() -> None:
     assert reasons(narrow, max_mac_growth=16.0) == {"a0": ""}
     # Together with its neighbour it wins.
     longer = chain("2x64x1x1", "64x2x1x1", "2x64x1x1", size="1, 64, 8, 8")
-    found = survey(longer, InsertGates().merging())
+    found = survey_activations(longer, InsertGates().merging())
     assert [(s.reason, s.group) for s in found] == [("", 0), ("", 0)]
     seven = chain(*["4x4x3x3"] * 2)
     assert "max-kernel=4" in reasons(seven, max_kernel=4)["a0"]
@@ -210,7 +210,7 @@ def test_names_and_patterns() -> None:
     graph = chain(*["4x4x1x1"] * 4)
     run(graph, InsertGates(sites=("a0", "?2")))
     assert [n.name for n in graph.nodes if isinstance(n.op, Gate)] == ["a0", "a2"]
-    with pytest.raises(PassError, match="'a9' is no activation of this graph; known are a0"):
+    with pytest.raises(PassError, match="'a9' is not an activation of this graph; known are a0"):
         run(chain("4x4x1x1", "4x4x1x1"), InsertGates(sites="a9"))
 
 
@@ -236,7 +236,7 @@ def test_ties_by_name(tie: Any, groups: int) -> None:
 
 
 def test_a_tie_that_ties_nothing() -> None:
-    with pytest.raises(PassError, match="tie 'g' is about none of the gated sites"):
+    with pytest.raises(PassError, match="tie 'g' matches none of the gated sites"):
         run(chain("4x4x1x1", "4x4x1x1"), InsertGates(tie="g"))
 
 
@@ -326,7 +326,9 @@ def test_tied_gates_count_once() -> None:
 
 def test_a_cut_between_equal_gates_is_refused() -> None:
     graph = gated(1.0, 1.0, 0.0)
-    with pytest.raises(PassError, match=r"keep=1 would part a0 from a1, whose gates are both 1"):
+    with pytest.raises(
+        PassError, match=r"keep=1 would keep a0 and remove a1, but both gates are 1"
+    ):
         run(graph, RemoveActivations(keep=1))
     run(graph, RemoveActivations(keep=2))
     with pytest.raises(PassError, match="only 3 gates"):
@@ -336,7 +338,7 @@ def test_a_cut_between_equal_gates_is_refused() -> None:
 def test_what_cannot_be_removed() -> None:
     with pytest.raises(PassError, match="the graph has no gates"):
         run(chain("4x4x1x1", "4x4x1x1"), RemoveActivations())
-    with pytest.raises(PassError, match="name 'conv' is no activation"):
+    with pytest.raises(PassError, match="name 'conv' is not an activation"):
         run(chain("4x4x1x1", "4x4x1x1"), RemoveActivations("conv"))
     with pytest.raises(PassError, match=r"gate a0 is 1\.5, not between 0 and 1"):
         run(gated(1.5), RemoveActivations())
@@ -356,7 +358,7 @@ def test_plans_fit_gated_and_plain_networks(tmp_path: Path) -> None:
     rw = run(graph, RemoveActivations(plan=path))
     assert kinds(graph) == ["Activation", "Identity", "Gate"]
     assert [(r.node, r.reason) for r in rw.refusals] == [
-        ("a2", "the gate stays: neither named nor in the plan")
+        ("a2", "the gate stays: it is neither named nor in the plan")
     ]
     plain = chain(*["4x4x1x1"] * 4)
     run(plain, RemoveActivations(plan=path))
@@ -451,7 +453,7 @@ def test_a_stretch_ends_in_an_activation_of_its_own() -> None:
     other = chain(*["4x4x1x1"] * 4)
     run(other, RemoveActivations(names="a0", ending="relu6"))
     assert ops(other) == ["Conv", "Identity", "Conv", "relu", "Conv", "relu", "Conv"]
-    with pytest.raises(PassError, match="ending is one of relu, relu6"):
+    with pytest.raises(PassError, match="ending must be one of relu, relu6"):
         Pipeline("remove-activations{ending=elu}")
 
 
@@ -510,13 +512,16 @@ def test_lines_need_sound_moments() -> None:
     with pytest.raises(PassError, match="needs calibration data: none were given"):
         Pipeline(step).run(chain("4x4x1x1", "4x4x1x1"))
     ones = np.ones(4)
-    for bad in (Moments(1, ones, ones, -ones, ones), Moments(1, ones, ones * np.nan, ones, ones)):
+    for bad in (
+        ActivationStats(1, ones, ones, -ones, ones),
+        ActivationStats(1, ones, ones * np.nan, ones, ones),
+    ):
         graph = chain("4x4x1x1", "4x4x1x1")
         with pytest.raises(PassError, match="a0 has no best line"):
             step.run(graph, Rewriter(graph), Context(calibration=Fixed(bad)))
     # A channel that never varies keeps its mean.
     graph = chain("4x4x1x1", "4x4x1x1")
-    flat = Moments(1, 2 * ones, 3 * ones, 0 * ones, 0 * ones)
+    flat = ActivationStats(1, 2 * ones, 3 * ones, 0 * ones, 0 * ones)
     step.run(graph, Rewriter(graph), Context(calibration=Fixed(flat)))
     node = next(n for n in graph.nodes if n.name == "a0")
     slope, offset = (v.data.float64() for v in node.inputs[1:] if v is not None and v.data)
@@ -531,7 +536,7 @@ def test_lines_need_sound_moments() -> None:
 class Fixed(Oracle):
     """The same moments whatever is asked."""
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: ActivationStats) -> None:
         super().__init__()
         self.moments = moments
 
@@ -552,5 +557,5 @@ def test_choosing_sites_is_linear() -> None:
     counts = []
     for n in (20, 40, 80):
         graph = chain(*["4x4x3x3"] * n)
-        counts.append(work(lambda graph=graph: survey(graph, InsertGates().merging())))
+        counts.append(work(lambda graph=graph: survey_activations(graph, InsertGates().merging())))
     assert counts[2] - counts[1] < 2.3 * (counts[1] - counts[0])

@@ -395,7 +395,7 @@ def test_a_value_that_others_read_stays() -> None:
     graph = graph_of(PAIR)
     graph.add_output(graph.value("m"))
     assert list(refusals(graph, force=True).values()) == [
-        "padding not hoisted: not merged with first: %m in between is an output of the graph"
+        "padding not hoisted: not merged with first: %m between them is an output of the graph"
     ]
 
 

@@ -52,7 +52,7 @@ from graphshrink.passes import (
     relative_error,
 )
 from graphshrink.passes.infra import registry as base
-from graphshrink.passes.infra.repeat import ROUNDS
+from graphshrink.passes.infra.repeat import MAX_ROUNDS
 from support.evaluate import evaluate
 
 TEXT = """graph g(%x: f64[1, 4]) {
@@ -202,7 +202,7 @@ def make(name: str, **body: Any) -> type[Pass]:
 
 @pytest.mark.parametrize("name", ["", "Upper", "under_score", "two words", "-x", "x-", "a--b", 3])
 def test_malformed_names(name: Any) -> None:
-    with pytest.raises(PassError, match="is no pass name"):
+    with pytest.raises(PassError, match="is not a pass name"):
         register(make(name))
 
 
@@ -276,9 +276,9 @@ def test_an_entry_point_may_be_a_function(monkeypatch: pytest.MonkeyPatch, graph
 @pytest.mark.parametrize(("points", "name", "message"), [
     ([("prune-dead", "far:Prune", None)], "prune-dead2", "published by far:Prune but taken by"),
     ([("a-pass", "one:A", None), ("a-pass", "two:A", None)], "x", "published by two:A but taken by one:A"),
-    ([("a-pass", "one:A", 3)], "a-pass", "is not a Pass or a function"),
-    ([("a-pass", "one:A", int)], "a-pass", "is not a Pass or a function"),
-    ([("a-pass", "one:A", make("b-pass"))], "a-pass", "names itself 'b-pass'"),
+    ([("a-pass", "one:A", 3)], "a-pass", "is neither a Pass nor a function"),
+    ([("a-pass", "one:A", int)], "a-pass", "is neither a Pass nor a function"),
+    ([("a-pass", "one:A", make("b-pass"))], "a-pass", "is a pass named 'b-pass'"),
 ])  # fmt: skip
 def test_entry_points_that_are_refused(
     monkeypatch: pytest.MonkeyPatch, points: list[Any], name: str, message: str
@@ -355,7 +355,7 @@ def test_repeat_ends_when_nothing_changes(graph: Graph) -> None:
 def test_repeat_that_never_ends_is_stopped_and_said(graph: Graph) -> None:
     step, runs = countdown(10**6)
     Pipeline(Repeat((FunctionPass(step),))).run(graph)
-    assert len(runs) == ROUNDS
+    assert len(runs) == MAX_ROUNDS
     assert "still changed something after 20 rounds" in graph.notes[-1]
 
 
@@ -425,7 +425,7 @@ def fails(graph: Graph, rw: Rewriter) -> None:
 
 
 @pytest.mark.parametrize(("step", "message"), [
-    (broken_order, "pass broken-order left a broken graph: a reads %b before it is made"),
+    (broken_order, "pass broken-order left a broken graph: a reads %b before it is defined"),
     (lost_use, "pass lost-use left a broken graph: the use list of %a is wrong"),
     (renamed_output, "pass renamed-output changed the inputs or the names of the outputs"),
     (new_input, "pass new-input changed the inputs"),

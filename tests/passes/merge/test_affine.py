@@ -114,7 +114,7 @@ def test_composition_without_second_padding_is_exact(case: Any) -> None:
     merged = first.then(second)
     assert isinstance(merged, Affine)
     assert merged.exactness is Exactness.EXACT
-    assert not merged.has_map
+    assert not merged.has_bias_map
     for a in range(first.rank):
         assert merged.strides[a] == first.strides[a] * second.strides[a]
         k1, k2 = first.span[a], second.span[a]
@@ -322,7 +322,7 @@ def test_pw_dw_pw_is_exact_with_a_bias_map(seed: int, height: int, width: int, s
     assert isinstance(step, Affine)
     merged = step.then(project)
     assert isinstance(merged, Affine)
-    assert merged.has_map
+    assert merged.has_bias_map
     assert merged.const is not None
     assert merged.const.shape == (1, *want.shape[1:])
     assert error(apply(merged, x), want) < TOLERANCE
@@ -488,7 +488,7 @@ def test_bias_maps_where_the_second_map_crops(pads: Any, mapped: bool) -> None:
     x = torch.from_numpy(rng.standard_normal((2, 4, 9)))
     merged = sized(first, x).then(second)
     assert isinstance(merged, Affine)
-    assert merged.has_map == (mapped or max(pads) > 0)
+    assert merged.has_bias_map == (mapped or max(pads) > 0)
     assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE
 
 
@@ -499,5 +499,5 @@ def test_a_bias_map_where_every_side_is_padded_otherwise() -> None:
     x = torch.from_numpy(rng.standard_normal((2, 4, 6, 7)))
     merged = first.then(second)
     assert isinstance(merged, Affine)
-    assert merged.has_map
+    assert merged.has_bias_map
     assert error(apply(merged, x), apply(second, apply(first, x))) < TOLERANCE

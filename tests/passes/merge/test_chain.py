@@ -9,7 +9,15 @@ import pytest
 from graphshrink.ir import Conv, Graph, Node, Rewriter, parse
 from graphshrink.passes import Context
 from graphshrink.passes.merge.algebra.affine import Affine
-from graphshrink.passes.merge.chain import Link, Missed, added_bytes, as_link, lift, plan, runs
+from graphshrink.passes.merge.chain import (
+    Link,
+    MissedMerge,
+    added_bytes,
+    lift,
+    plan,
+    segment_as_link,
+    split_by_domain,
+)
 from graphshrink.passes.merge.merge_linear import MergeLinear
 from graphshrink.passes.merge.preview import preview
 
@@ -28,8 +36,8 @@ STRIDED = f"""graph g(%x: f64[1, 2, 9, 9]) {{
 
 
 def links_of(graph: Graph) -> list[Link]:
-    missed: list[Missed] = []
-    (run,) = runs(list(graph.nodes), missed)
+    missed: list[MissedMerge] = []
+    (run,) = split_by_domain(list(graph.nodes), missed)
     (links,) = lift(run, missed)
     assert missed == []
     return links
@@ -49,13 +57,13 @@ def test_a_segment_is_a_link_that_costs_what_its_map_costs() -> None:
     (segment,) = plan(links, MergeLinear())
     assert segment.is_merge
     assert segment.parts == links
-    made = as_link(segment, MergeLinear())
+    made = segment_as_link(segment, MergeLinear())
     assert (made.before, made.after) == (81.0, 16.0)
     assert (made.macs, made.cost) == (36 * 16.0, 36 * 16.0 + 4.0 * 2 * 16)
     assert made.parts == links
     # Where nothing was merged the costs are those of the parts.
     segment.affine = links[0].affine
-    dear = as_link(segment, MergeLinear(max_growth_mb=-1.0))
+    dear = segment_as_link(segment, MergeLinear(max_growth_mb=-1.0))
     assert (dear.macs, dear.cost) == (80 * 16.0, sum(link.cost for link in links))
 
 
@@ -64,7 +72,7 @@ def test_a_link_of_links_begins_with_the_first_and_ends_with_the_last() -> None:
     links = links_of(parse(PAIR))
     assert [(link.before, link.after) for link in links] == [(81.0, 49.0), (49.0, 25.0)]
     (segment,) = plan(links, options)
-    made = as_link(segment, options)
+    made = segment_as_link(segment, options)
     assert (made.before, made.after, made.macs) == (81.0, 25.0, 100 * 25.0)
 
 

@@ -700,7 +700,7 @@ def test_a_value_with_two_users_stays() -> None:
         }}"""
     )
     assert ops(graph) == ["Conv 1x1", "Scale", "Activation"]
-    assert reason(rw) == "not merged with conv: %y in between has other users"
+    assert reason(rw) == "not merged with conv: %y between them has other users"
 
 
 def test_a_value_that_is_returned_stays() -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from graphshrink.ir import ArrayTensor, DType, Graph, Linear, TensorType
 from graphshrink.ir.masks.nm_pattern import Pattern
-from graphshrink.passes.sparsity.layer_waves import waves
-from graphshrink.passes.sparsity.sparse_weights import Keep, output_change, sparsegpt, wanda
+from graphshrink.passes.sparsity.layer_waves import layer_waves
+from graphshrink.passes.sparsity.sparse_weights import PruningRule, output_change, sparsegpt, wanda
 
-KEEP = Keep(Pattern(2, 4), 0.5)
+KEEP = PruningRule(Pattern(2, 4), 0.5)
 
 
 def problem(seed: int, rows: int = 5, size: int = 16, samples: int = 200) -> Any:
@@ -48,7 +48,7 @@ def brute(weight: Any, gram: Any, n: int, m: int, damping: float) -> Any:
 @given(st.integers(0, 999), st.sampled_from([(2, 4), (1, 4), (4, 8)]), st.sampled_from([1, 8, 128]))
 def test_sparsegpt_is_optimal_brain_surgery(seed: int, pattern: Any, block: int) -> None:
     weight, x = problem(seed)
-    keep = Keep(Pattern(*pattern), pattern[0] / pattern[1])
+    keep = PruningRule(Pattern(*pattern), pattern[0] / pattern[1])
     got, mask, damping = sparsegpt(weight, x @ x.T, keep, damping=0.01, block=block)
     assert damping == 0.01
     np.testing.assert_array_equal(got != 0, mask)
@@ -67,15 +67,15 @@ def test_wanda_keeps_the_largest_of_weight_times_input() -> None:
             assert sorted(np.flatnonzero(kept[group : group + 4]) + group) == sorted(best)
 
 
-@pytest.mark.parametrize("keep", [KEEP, Keep(None, 0.5), Keep(None, 0.3)])
-def test_each_method_is_better_than_the_one_before(keep: Keep) -> None:
+@pytest.mark.parametrize("keep", [KEEP, PruningRule(None, 0.5), PruningRule(None, 0.3)])
+def test_each_method_is_better_than_the_one_before(keep: PruningRule) -> None:
     errors = np.zeros(3)
     for seed in range(10):
         weight, x = problem(seed, rows=16, size=32)
         gram = x @ x.T
         scores = np.abs(weight)
         made = [
-            np.where(keep.of_rows(scores), weight, 0),
+            np.where(keep.mask_rows(scores), weight, 0),
             np.where(wanda(weight, np.diagonal(gram), keep), weight, 0),
             sparsegpt(weight, gram, keep)[0],
         ]  # fmt: skip
@@ -91,11 +91,11 @@ def test_each_method_is_better_than_the_one_before(keep: Keep) -> None:
 def test_a_part_of_the_numbers_is_kept(density: float) -> None:
     weight, x = problem(1, rows=10, size=24)
     for made in (
-        wanda(weight, np.square(x).sum(1), Keep(None, density)),
-        sparsegpt(weight, x @ x.T, Keep(None, density), block=8)[1],
+        wanda(weight, np.square(x).sum(1), PruningRule(None, density)),
+        sparsegpt(weight, x @ x.T, PruningRule(None, density), block=8)[1],
     ):
         assert np.count_nonzero(made) == pytest.approx(240 * density, abs=10)
-    whole, _, _ = sparsegpt(weight, x @ x.T, Keep(None, 1.0))
+    whole, _, _ = sparsegpt(weight, x @ x.T, PruningRule(None, 1.0))
     np.testing.assert_array_equal(whole, weight)
 
 
@@ -120,7 +120,7 @@ def test_singular_matrices() -> None:
     assert damping > 0
     assert np.isfinite(got).all()
     nothing, _, _ = sparsegpt(weight, np.zeros((16, 16)), KEEP)
-    np.testing.assert_array_equal(nothing != 0, KEEP.of_rows(np.abs(weight)))
+    np.testing.assert_array_equal(nothing != 0, KEEP.mask_rows(np.abs(weight)))
     with pytest.raises(ValueError, match="is not positive definite with any damping"):
         sparsegpt(weight, -np.eye(16), KEEP)
 
@@ -137,7 +137,7 @@ def test_rounding_is_made_up_for() -> None:
     def coarse(column: Any) -> Any:
         return np.round(column * 4) / 4
 
-    got, _, _ = sparsegpt(weight, gram, Keep(None, 1.0), rounded=coarse)
+    got, _, _ = sparsegpt(weight, gram, PruningRule(None, 1.0), rounded=coarse)
     np.testing.assert_array_equal(got, coarse(got))
     assert output_change(got - weight, gram) < 0.1 * output_change(coarse(weight) - weight, gram)
 
@@ -158,5 +158,5 @@ def test_waves_follow_what_depends_on_what() -> None:
     again = dense("again", out.output, q.inputs[1])
     last = dense("last", again.output)
     layers = {"k": [k], "q": [q, again], "out": [out], "last": [last]}
-    assert waves(graph, layers) == [["k"], ["out"], ["q"], ["last"]]
-    assert waves(graph, {"q": [q], "k": [k], "last": [last]}) == [["q", "k"], ["last"]]
+    assert layer_waves(graph, layers) == [["k"], ["out"], ["q"], ["last"]]
+    assert layer_waves(graph, {"q": [q], "k": [k], "last": [last]}) == [["q", "k"], ["last"]]

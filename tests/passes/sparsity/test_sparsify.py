@@ -260,7 +260,7 @@ def test_constants_that_no_gram_matrix_fits_take_magnitude_only() -> None:
     graph = built()
     rw = run(graph, Sparsify(method="wanda"), data)
     assert not rw.changed
-    assert "only method=magnitude takes it" in rw.refusals[0].reason
+    assert "only method=magnitude supports it" in rw.refusals[0].reason
     rw = run(graph, Sparsify(), data)
     assert set(rw.rewrites[0].measures) == {"magnitude kept"}
     left = next(iter(graph.nodes)).inputs[0]
@@ -333,8 +333,8 @@ def test_reasons_for_staying_dense() -> None:
         "depthwise": "each of its 8 groups sums over 1 channel, which is no multiple of 4",
         "small": "it has 32 numbers, fewer than 40",
         "bad": "its weight is not finite everywhere",
-        "other": "it is to be skipped",
-        "up": "only conv are to be made sparse",
+        "other": "the option skip names it",
+        "up": "the option ops names only conv",
     }
     rw = run(graph, Sparsify(sparsity=0.5, min_size=73))
     assert {r.nodes[0] for r in rw.rewrites} == {"stem", "next", "other"}
@@ -353,7 +353,7 @@ def test_layers_that_would_not_gain_stay_dense() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("n=4", "4:4 is no pattern"),
+        ("n=4", "4:4 is not a pattern"),
         ("method=random", "is one of magnitude, wanda, sparsegpt, not 'random'"),
         ("sparsity=1.5", "'sparsity' must be above 0 and below 1, not 1.5"),
         ("ops=[gemm]", "one of conv, conv-transpose, linear, matmul"),

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, helper
 
-from graphshrink.targets.tflite.layout import Inner, Layout, channels_last, groups, plain
+from graphshrink.targets.tflite.layout import (
+    InnerOrder,
+    Layout,
+    channels_last,
+    model_order,
+    reshape_parts,
+)
 from support.litert import codes, compared, model_of
 
 pytest.importorskip("ai_edge_litert", reason='pip install "graphshrink[tflite]"')
@@ -131,24 +137,24 @@ def test_any_order_gives_the_same_numbers(
 
 
 def test_groups_of_a_reshape() -> None:
-    assert groups((2, 3, 4), (6, 4)) == [((0, 1), (0,)), ((2,), (1,))]
-    assert groups((2, 1, 12), (2, 3, 4)) == [((0,), (0,)), ((2,), (1, 2))]
-    assert groups(("n", 6, 2), ("n", 3, 4)) == [((0,), (0,)), ((1, 2), (1, 2))]
-    assert groups(("n", 4), ("m", 4)) == [((0, 1), (0, 1))]
-    assert groups((None, 4), (2, 2, 4)) == [((0, 1), (0, 1, 2))]
-    assert groups((1, 1), (1,)) == []
+    assert reshape_parts((2, 3, 4), (6, 4)) == [((0, 1), (0,)), ((2,), (1,))]
+    assert reshape_parts((2, 1, 12), (2, 3, 4)) == [((0,), (0,)), ((2,), (1, 2))]
+    assert reshape_parts(("n", 6, 2), ("n", 3, 4)) == [((0,), (0,)), ((1, 2), (1, 2))]
+    assert reshape_parts(("n", 4), ("m", 4)) == [((0, 1), (0, 1))]
+    assert reshape_parts((None, 4), (2, 2, 4)) == [((0, 1), (0, 1, 2))]
+    assert reshape_parts((1, 1), (1,)) == []
 
 
 def test_layouts() -> None:
     last = channels_last(4)
-    assert last.stored((1, 2, 3, 4)) == (1, 3, 4, 2)
-    assert last.transposed((0, 2, 3, 1)).is_plain
-    assert plain(4).transposed((0, 3, 1, 2)) == last
-    assert last.without([2, 3]) == plain(2)
-    inner = Layout((0, 1), Inner(1, (2, 3), (1, 0)))
-    assert not inner.is_plain
-    assert inner.transposed((1, 0)) == Layout((1, 0), Inner(0, (2, 3), (1, 0)))
-    assert inner.without([1]) == plain(1)
+    assert last.stored_shape((1, 2, 3, 4)) == (1, 3, 4, 2)
+    assert last.transposed((0, 2, 3, 1)).is_model_order
+    assert model_order(4).transposed((0, 3, 1, 2)) == last
+    assert last.without([2, 3]) == model_order(2)
+    inner = Layout((0, 1), InnerOrder(1, (2, 3), (1, 0)))
+    assert not inner.is_model_order
+    assert inner.transposed((1, 0)) == Layout((1, 0), InnerOrder(0, (2, 3), (1, 0)))
+    assert inner.without([1]) == model_order(1)
 
 
 def test_attention_transposes_only_what_it_must() -> None:

@@ -100,6 +100,24 @@ def test_half_weights(tmp_path: Path) -> None:
         assert 1e-6 < error < 2e-3
 
 
+def test_a_note_says_when_nothing_became_half(tmp_path: Path) -> None:
+    small = shrink(nn.Linear(4, 3).eval(), example_inputs=(torch.randn(2, 4),))
+    note = "no weight became float16: only float32 weights of 256 numbers or more do"
+    assert note in small.save(tmp_path / "small.tflite", weights="float16").notes
+    assert note not in small.save(tmp_path / "full.tflite").notes
+    large = shrink(small_net(), example_inputs=(X,))
+    assert note not in large.save(tmp_path / "large.tflite", weights="float16").notes
+
+
+def test_an_odd_batch_norm_is_refused_with_its_reason(tmp_path: Path) -> None:
+    tensors = {n: np.ones(3, np.float32) for n in ("scale", "bias", "mean")}
+    tensors["var"] = np.array([1, -1, 1], np.float32)
+    nodes = [helper.make_node("BatchNormalization", ["x", *tensors], ["y"], name="odd")]
+    result = shrink(model_of(nodes, {"x": numbers(1, 3, 4, 4)}, ["y"], tensors))
+    with pytest.raises(ModelError, match=r"BatchNormalization \(odd: its variance is -1 somewhere"):
+        result.save(tmp_path / "m.tflite")
+
+
 def test_weights_that_half_floats_cannot_hold_stay() -> None:
     weight = numbers(4, 8, 3, 3)
     weight[0] = 1e5
@@ -247,7 +265,10 @@ def test_one_error_names_every_op_that_is_missing() -> None:
         helper.make_node("Relu", ["a"], ["d"], name="fine"),
     ]
     said = refusal(nodes, {"x": numbers(1, 3, 4, 4)}, ["b", "c", "d"])
-    assert said == "TFLite cannot be written: onnx:Det (first, second); onnx:NonZero (third)"
+    assert (
+        said
+        == "the model cannot be written as TFLite: onnx:Det (first, second); onnx:NonZero (third)"
+    )
 
 
 def test_torch_models_are_told_of_the_other_way(tmp_path: Path) -> None:
@@ -272,7 +293,10 @@ def test_spatial_sizes_that_are_not_known() -> None:
 def test_whole_numbers_that_tflite_cannot_compute() -> None:
     node = helper.make_node("Div", ["x", "x"], ["y"], name="div")
     said = refusal([node], {"x": np.ones((2, 3), np.int64)}, ["y"])
-    assert said == "TFLite cannot be written: Div (div: of int64: LiteRT has no such kernel)"
+    assert (
+        said
+        == "the model cannot be written as TFLite: Div (div: of int64: LiteRT has no such kernel)"
+    )
 
 
 def test_element_types_that_tflite_has_not() -> None:

@@ -1,0 +1,215 @@
+"""The command ``shrink``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..ir.errors import UsageError
+from .parameters import LARGEST, InputShapes, Json, Seed, whole_number
+from .target_options import given_options, with_target_options
+from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable, write_json
+
+if TYPE_CHECKING:
+    from ..api import ShrinkResult
+    from ..emission import Emission
+    from ..ir import Graph
+    from ..report import Report
+
+
+@with_target_options
+def shrink(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The ONNX file to read.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The file to write.")],
+    passes: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The pipeline; see 'graphshrink passes'.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the model before and after every pass.")
+    ] = False,
+    shapes: InputShapes = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fix-shape",
+            metavar="NAME:1x3x224x224",
+            help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
+        ),
+    ] = None,
+    overridable: Annotated[
+        bool,
+        typer.Option(
+            "--overridable-initializers",
+            help="Keep initializers that are also listed as inputs as inputs; without it they are weights.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Data for passes that need them, and for --fp16: .npz, or a folder of .npy or images.",
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number(1, LARGEST),
+            metavar="N",
+            help="The largest number of calibration samples to use.",
+        ),
+    ] = None,
+    calibration_batch: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number(1, LARGEST),
+            metavar="N",
+            help="The number of calibration samples in a batch.",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="How calibration images become samples, such as resize=256,crop=224,"
+            "mean=[0.5,0.5,0.5],std=[0.5,0.5,0.5],layout=nchw, or imagenet.",
+        ),
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the report as JSON; - is standard output, like --json."
+        ),
+    ] = None,
+    as_json: Json = False,
+    seed: Seed = 0,
+    dump: Annotated[
+        str | None,
+        typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
+    ] = None,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Show what was left alone, and why; -vv logs each pass.",
+        ),
+    ] = 0,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The kind of file to write: onnx, tensorrt, tflite, or a target of another package. Options of any target "
+            "can be given in its text, 'NAME{option=value}'. If not given, the suffix of OUT decides.",
+        ),
+    ] = None,
+    **target_options: Any,
+) -> None:
+    """Shrink an ONNX file."""
+    from ..api import DEFAULT_PIPELINE
+    from ..api import shrink as run
+    from ..emission import emission
+    from ..guarded import KeepData, check_outputs, files_read
+    from ..passes import Pipeline
+    from .progress import watch_passes
+
+    if report == STDOUT:
+        report, as_json = None, True
+    # Everything that can be refused is refused before the work, not after it.
+    chosen = emission(out, target, given_options(target_options))
+    outputs = [str(file) for file in chosen.files]
+    for file in outputs:
+        writable(file)
+    if report is not None:
+        writable(report, text=True)
+        outputs.append(report)
+    if dump == STDOUT:
+        raise UsageError("--dump-dir takes a folder, not standard output; ./- is a folder")
+    pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
+    check_outputs(chosen, report, source, files_read(calibration, pipeline))
+    data = _calibration(calibration, calibration_samples, calibration_batch, preprocess)
+    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
+        result = run(
+            source,
+            pipeline,
+            check=check,
+            calibration=data,
+            seed=seed,
+            shapes=shapes_of(shapes),
+            fixed_shapes=fixed_shapes_of(fixed),
+            overridable_initializers=overridable,
+            dump=dump,
+            observers=[watch, KeepData(outputs)],
+            target=chosen.target.name,
+            progress=watch.progress_within,
+        )
+        if data is not None:
+            chosen = _with_ranges(chosen, result.graph, data)
+        result.emit(chosen)
+    if report is not None:
+        write_json(report, result.report.to_dict())
+    _print(result, out, as_json, verbose)
+    undone = [r.problem for r in result.report.passes if r.rolled_back]
+    if undone:
+        typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)
+        raise typer.Exit(1)
+
+
+def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
+    """Print the report: as JSON, as tables, or in one line and the notes."""
+    report = result.report
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=1))
+    elif verbose or sys.stdout.isatty():
+        report.render(console(), verbose=bool(verbose))
+    else:
+        typer.echo(_summary(report, out))
+        undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
+        for note in (*undone, *report.all_notes):
+            typer.echo(f"note: {note}")
+
+
+def _summary(report: Report, out: str) -> str:
+    before, after = report.before, report.after
+    refused = sum(len(r.refusals) for r in report.passes)
+    macs = ""
+    if before.macs is not None and after.macs is not None:
+        macs = f", {before.macs:,} -> {after.macs:,} MACs"
+    checked = [r.error for r in report.passes if r.error is not None]
+    error = f", error {max(checked):.1e}" if checked else ""
+    return (
+        f"{out}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
+        f"{after.parameters:,} parameters{macs}{error}; {refused} left alone (-v says why)"
+    )
+
+
+def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:
+    """Give a target in low precision the calibration data, so that it can measure how large activations get."""
+    from dataclasses import replace
+
+    from ..data.calibration import named_batches
+
+    if not getattr(chosen.options, "needs_ranges", False):
+        return chosen
+    return replace(chosen, options=replace(chosen.options, ranges=named_batches(graph, data)))
+
+
+def _calibration(
+    path: str | None, samples: int | None, batch: int | None, preprocess: str | None
+) -> Any:
+    """The calibration data of the options, or ``None``."""
+    if path is None:
+        for option, value in (
+            ("--calibration-samples", samples),
+            ("--calibration-batch", batch),
+            ("--preprocess", preprocess),
+        ):
+            if value is not None:
+                raise UsageError(f"{option} is about calibration data: give --calibration PATH")
+        return None
+    from ..data.calibration import CalibrationData
+
+    return CalibrationData(path, samples, batch, preprocess)
