@@ -1,4 +1,4 @@
-"""Picks along an axis in their one form."""
+"""Picks along an axis in canonical form."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``@reads``: the rules of torch's calls and modules, each registered next to its function.
 
-A call is known by its plain name: ``conv2d`` stands for ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d``, ``relu`` for ``relu_``
-too. Rules take arguments in the order of ``torch.nn.functional``, by place or by name. A module of ``torch.nn`` is read as the call of its
+A call is known by its plain name: ``conv2d`` is the name of ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d``; ``relu_`` has the
+name ``relu``. Rules take arguments in the order of ``torch.nn.functional``, by place or by name. A module of ``torch.nn`` is read as the call of its
 function, with the module's attributes as arguments.
 """
 
@@ -250,7 +250,7 @@ def reads_pieces(
 
 
 def knows_memory(*calls: str, memory: Memory = Memory.SHARED, inplace: int | None = None) -> None:
-    """Register what is known of the memory of calls that have no rule."""
+    """Register the memory facts of calls that have no rule."""
     for name in calls:
         CALLS.setdefault(name, Entry(None, memory, inplace))
 

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 @dataclass(frozen=True)
 class OnnxOrigin:
-    """The host nodes that an IR node stands for.
+    """The host nodes that an IR node was made from.
 
     Attributes:
         nodes: Their indices in the host graph, in order.
@@ -33,7 +33,7 @@ class OnnxHost:
         base_dir: The folder of its external data, when it came from a file.
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
-        idle: Names of constants that nothing read from the start.
+        idle: Names of constants that no node of the given model reads.
         held: Inputs that had a default and are constants now.
     """
 
