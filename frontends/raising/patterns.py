@@ -197,14 +197,12 @@ def _rsqrt(node: Node) -> Found | None:
 
 def _bias(node: Node) -> Found | None:
     """A dense layer without a bias, and a constant vector added to it."""
-    if node.input(1) is not None or node.input(2) is None:
+    if not isinstance(node.op, Scale) or node.input(1) is not None or node.input(2) is None:
         return None
-    linear, x, shift = producer(node.inputs[0]), node.inputs[0], node.inputs[2]
+    x, shift = node.required(0), node.required(2)
+    linear = producer(x)
     if linear is None or not isinstance(linear.op, Linear) or linear.input(2) is not None:
         return None
-    assert isinstance(node.op, Scale)
-    assert x is not None
-    assert shift is not None
     if x.type.rank is None or node.op.axis != x.type.rank - 1:
         return None
     if shift.type.dim(0) != x.type.dim(-1):
@@ -293,14 +291,12 @@ def _layer_norm(node: Node) -> Found | None:
             continue
         if not (_over_last(variance) and _over_last(average)):
             continue
+        epsilon = shifted.required(2).data
         inner = [average, difference, squared, variance, shifted, root]
         if centred.is_output or any(user not in (squared, node) for user in centred.users):
             continue
-        shift = shifted.inputs[2]
-        assert shift is not None
-        assert shift.data is not None
-        epsilon = _shortest(shift.data)
-        return LayerNorm((x.type.rank or 0) - 1, epsilon), [x], inner
+        if epsilon is not None:
+            return LayerNorm((x.type.rank or 0) - 1, _shortest(epsilon)), [x], inner
     return None
 
 
