@@ -9,7 +9,7 @@ A rule stands next to its registration, and nothing else needs to know it::
 
 ``makes`` names the rows of the table of ops that a rule can fill: an op class, or the class with its kind. From these
 registrations :func:`table` and :func:`holes` tell, without running anything, what can be read from where. A new op
-is one registration a host; ``tests/contract/test_op_table.py`` fails until it is there, or until ``cannot_read`` says why not.
+is one registration a host; ``tests/frontends/test_readings.py`` fails until it is there, or until ``cannot_read`` says why not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activations in their one form: which kind, and which numbers."""
+"""Activations in canonical form: kind and parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HARD_SIGMOID = (1 / 6, 0.5)
 
 
 def activation(kind: str, x: Value, params: Sequence[float] = ()) -> Lowered | None:
-    """An activation of floats; parameters that are those of torch's hard sigmoid in float32 are exactly these."""
+    """An activation of floats; hard sigmoid parameters that equal torch's in float32 are replaced by torch's exact ones."""
     if x.type.dtype is not None and not x.type.dtype.is_float:
         return None
     if kind == "hard_sigmoid" and _near(params, HARD_SIGMOID):

@@ -12,7 +12,7 @@ from ...ir.tensor import reshaped
 from .base import Lowered, Operand
 
 _OF_INTEGERS = ("abs", "neg", "sign")
-"""The functions that the IR knows of integers too."""
+"""The kinds of ``Unary`` that take integers too."""
 
 
 def function(kind: str, x: Value) -> Lowered | None:
@@ -52,7 +52,7 @@ def scale_place(x: TensorType, constant: Tensor) -> tuple[int, int] | None:
         return None
     wide = [i for i, d in enumerate(constant.shape) if d != 1]
     if not wide:
-        # A scalar has no axis of its own: the channel axis, by convention.
+        # A scalar scales along any axis: the channel axis is the convention.
         return (1 if x.rank > 1 else 0), 1
     if len(wide) > 1:
         return None
@@ -62,7 +62,7 @@ def scale_place(x: TensorType, constant: Tensor) -> tuple[int, int] | None:
 
 
 def _invertible(data: Tensor) -> bool:
-    """Whether c and 1/c keep their digits in the storage type: neither overflows nor goes subnormal."""
+    """Whether c and 1/c are normal numbers of the storage type: no overflow, no subnormal."""
     if data.size > 1 << 16:
         return False
     size, low, high = np.abs(data.float64()), data.dtype.smallest_normal, data.dtype.largest

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from ...ir import Op, Tensor, Value
 
 Operand = Value | Tensor | None
-"""What an op reads: a value, a tensor that a rule computed, or nothing."""
+"""An operand of an op: a value, a tensor that a rule computed, or ``None`` where it is left out."""
 
 Lowered = tuple[Op, Sequence[Operand]]
-"""An op and its operands: what a rule makes of one host node."""
+"""An op and its operands: the result of a rule."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Step:
 
 
 Path = tuple[int, ...]
-"""Where a tensor is in what a call returns: ``(1, 0)`` is the first of the second."""
+"""The position of a tensor in a nested tuple: ``(1, 0)`` is the first item of the second."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Builder:
 
 
 def first_of_several(lowered: Lowered | None) -> Steps | None:
-    """An op as a call that returns several tensors, of which it makes the first."""
+    """The steps of a call that returns several tensors, of which an op computes the first."""
     return None if lowered is None else Steps((lowered,), {(0,): Step(0)})
 
 

@@ -1,4 +1,4 @@
-"""Batch norms in evaluation mode as scales, for every host."""
+"""Batch norms in evaluation mode are scales."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..support import LeftAlone
 Array64 = npt.NDArray[np.float64]
 
 _LARGE = 1 << 17
-"""Vectors of more numbers are not looked at before they are needed."""
+"""Longer vectors are not checked at import, so that they stay lazy."""
 
 _CANCELLED = 64
 """How many times a negative variance may be larger than its sum with epsilon: then float32 loses 6 bits of it."""
@@ -49,7 +49,10 @@ def _check(
     try:
         found = {"scale": gamma, "bias": beta, "mean": mean, "variance": var}
         arrays = {what: data.float64() for what, data in found.items() if data is not None}
-    except (ValueError, RuntimeError):  # Its numbers are not there: a text, or a meta tensor.
+    except (
+        ValueError,
+        RuntimeError,
+    ):  # The tensor has no numbers: a parsed text, or a meta tensor.
         return
     for what, array in arrays.items():
         if not np.isfinite(array).all():

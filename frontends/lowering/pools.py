@@ -1,4 +1,4 @@
-"""Pools and the reductions that mean the same."""
+"""Pools, and reductions that compute the same."""
 
 from __future__ import annotations
 

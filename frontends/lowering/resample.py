@@ -17,10 +17,10 @@ def resizing(
     sizes: Sequence[int | None],
     **more: Any,
 ) -> ir.Resize:
-    """A Resize in the form that all hosts get.
+    """A Resize in canonical form.
 
-    Whole factors are said as scales, other sizes that are known as sizes, unless a scale does not lead to a
-    whole number of positions: then it decides the coordinates.
+    Integer factors are stored as scales, other known sizes as sizes. A scale that does not give an integer size stays,
+    because it decides on the coordinates.
 
     Args:
         x: The type of the input.
@@ -36,7 +36,7 @@ def resizing(
     op = ir.Resize(mode, coordinates, tuple(scales), tuple(sizes), **more)
     if coordinates == "pytorch_half_pixel":
         kept, out = op.kept([x]), op.infer([x])[0]
-        # The two differ in results of one position alone.
+        # Both modes are equal unless an output axis has size 1.
         if all(out.dim(a) not in (None, 1) for a in range(out.rank or 0) if a not in kept):
             return ir.Resize(mode, "half_pixel", tuple(scales), tuple(sizes), **more)
     return op

@@ -1,4 +1,4 @@
-"""Reshapes, slices and expands in their one form."""
+"""Reshapes, slices and expands in canonical form."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .base import Lowered
 def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
     """A reshape, which is a Flatten where it keeps the first axis and joins the rest.
 
-    A first axis that stays as it is is copied, so that it says nothing about the size of batches.
+    A first axis of unchanged size is copied rather than named, so that the batch size stays open.
     """
     rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
     known = x.rank is not None and x.rank > 1 and len(rest) == x.rank - 1 and 0 not in rest
-    # With all others as they are, what is left is the first axis.
+    # If all other sizes are unchanged, -1 is the size of the first axis.
     stays = target[:1] == (-1,) and known and None not in target
     if stays and math.prod(d or 0 for d in target[1:]) == math.prod(rest):
         target = (None, *target[1:])

@@ -1,4 +1,4 @@
-"""Bounds on what an ONNX model may ask for, held before any work is done."""
+"""Limits on the size of an ONNX model, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_INLINED = 100_000
 
 
 def check_bounds(model: ModelProto, name: str, file_bytes: int | None = None) -> None:
-    """Hold a model against what can be worked on.
+    """Check that a model stays within the limits.
 
     Args:
         model: The model.
@@ -66,10 +66,10 @@ def _check_functions(model: ModelProto, name: str) -> None:
             stack += waiting
     gained = _count(model.graph, counts) - _count(model.graph, {})
     if gained > MOST_INLINED:
-        # Written out only while that is short: the number may have thousands of digits.
+        # Python refuses to print numbers of thousands of digits.
         shown = f"{gained:,}" if gained < 10**18 else "more than 10^18"
         raise ModelError(
-            f"{name}: calls of its local functions stand for {shown} nodes, at most {MOST_INLINED:,} can be "
+            f"{name}: calls of its local functions expand to {shown} nodes, at most {MOST_INLINED:,} can be "
             "worked on; export it without functions"
         )
 

@@ -1,4 +1,4 @@
-"""Constants that are computed from constants, evaluated by onnxruntime when somebody asks.
+"""Constants that are computed from constants; onnxruntime evaluates them on demand.
 
 A node whose inputs are all known has known results: handles that carry a type now, and evaluate the part of
 the model that leads to them on demand. Whether onnxruntime has a kernel is asked before anything is
@@ -24,7 +24,7 @@ from ...ir import UNKNOWN, ArrayTensor, DType, LazyTensor, ModelError, Tensor, T
 _SMALL = 1 << 16
 """Tensors of up to this many bytes are kept once computed."""
 _LIMIT = 1 << 31
-"""Nothing larger than this many bytes is computed, with all that is computed on the way to it."""
+"""A constant is not computed if it needs more bytes than this, intermediate results included."""
 SHAPE_LIKE = 64
 """Integer tensors of up to this many elements may be sizes: type inference sees their numbers."""
 
@@ -36,9 +36,9 @@ _NO_LARGER = frozenset(
         "Slice", "Split", "Squeeze", "TopK", "Unique", "Unsqueeze",
     }
 )  # fmt: skip
-"""Operators whose results have sizes that their inputs decide, and are not much larger than these."""
+"""Operators whose result size depends on the numbers of their inputs, and is about the size of these."""
 _CHAIN = 1 << 26
-"""Results of this many bytes count when it is asked how much memory a constant takes on the way."""
+"""Only results of at least this many bytes count as memory that computing a constant needs."""
 
 
 class NotComputable(ModelError):
@@ -46,7 +46,7 @@ class NotComputable(ModelError):
 
 
 class Constants:
-    """What is known of a model's constants.
+    """Computes a model's constants.
 
     Args:
         model: The host model, for its operator sets.
@@ -67,7 +67,7 @@ class Constants:
     def results(
         self, node: NodeProto, inputs: Mapping[str, Tensor], types: Sequence[TensorType]
     ) -> list[Tensor] | None:
-        """What a node makes of known inputs.
+        """The results of a node whose inputs are known, as lazy tensors.
 
         Args:
             node: The node.
@@ -100,7 +100,7 @@ class Constants:
         ]
 
     def _large_before(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-        """The large results that lead to these, with their bytes."""
+        """The large results that computing these needs, with their bytes."""
         return {n: b for name in inputs for n, b in self._large.get(name, {}).items()}
 
     def _add(
@@ -115,7 +115,7 @@ class Constants:
         self._nodes.append(node)
 
     def _computed(self, node: NodeProto, inputs: Mapping[str, Tensor]) -> list[Tensor] | None:
-        """Results whose sizes depend on numbers, computed at once while everything is small."""
+        """Results whose sizes depend on numbers; computed now, if all inputs are small."""
         if sum(t.nbytes for t in inputs.values()) > _SMALL:
             return None
         if node.op_type not in _NO_LARGER and not _is_short_range(node, inputs):
@@ -137,7 +137,7 @@ class Constants:
         return self._runs[key]
 
     def _inferred(self, node: NodeProto, inputs: Mapping[str, Tensor]) -> list[TensorType]:
-        """The result types, where the numbers of shape-like inputs count."""
+        """The result types, inferred from the types of inputs and the numbers of shape-like ones."""
         try:
             done = onnx.shape_inference.infer_shapes(self._typed(node, inputs, True))
         except Exception:
@@ -237,7 +237,7 @@ class Constants:
 
 
 def _is_short_range(node: NodeProto, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether a node is a ``Range`` of few numbers; onnx infers the size of whole ones only."""
+    """Whether a node is a short ``Range``; onnx infers the size of integer ranges only."""
     if node.op_type != "Range" or any(inputs[name].size != 1 for name in node.input):
         return False
     start, limit, delta = (float(inputs[name].numpy().reshape(())) for name in node.input)
@@ -279,7 +279,7 @@ def _session(model: ModelProto) -> Any:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception:
-        return None  # Of any of onnxruntime's own classes: no kernel, no such type, bad sizes.
+        return None  # onnxruntime has many error classes: no kernel, unsupported type, bad sizes.
 
 
 def _run(prepared: tuple[ModelProto, dict[str, npt.NDArray[Any]]]) -> list[Any] | str:

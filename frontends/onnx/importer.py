@@ -78,7 +78,7 @@ def from_onnx(
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
     name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
-    # Small external data of bodies and attributes is in the model by now.
+    # read_model has read small external data of bodies and attributes into the model.
     size = None if isinstance(model, ModelProto) else max(os.path.getsize(model), proto.ByteSize())
     check_bounds(proto, name, size)
     overridable = defaults(proto)
@@ -105,7 +105,7 @@ def from_onnx(
 
 
 def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
-    """An ONNX-born graph without inputs that have a default, which are constants.
+    """An ONNX-born graph whose inputs with a default have become constants.
 
     Args:
         graph: The graph.
@@ -217,7 +217,7 @@ class _Importer:
         self.values[name] = value
 
     def _barrier_value(self, name: str) -> None:
-        """A value of the host that is no node's result and no tensor of ours."""
+        """Add an opaque node for a value of the host that the IR has no tensor for (text, sparse tensors)."""
         node = self.graph.append(
             Opaque("onnx:initializer", pure=False),
             [],
@@ -238,7 +238,7 @@ class _Importer:
         lowered: Lowered | None = None
         reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
-        # Whoever is asked about the node alone would look for the file in another folder.
+        # A model of this node alone would look for the file in another folder.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
         entry = RULES.get(node.op_type) if known and any(node.output) else None
         if entry is not None and self.opset >= entry.since:
@@ -308,7 +308,7 @@ class _Importer:
         stated = self._stated(node)
         if inferred is None or len(inferred) != len(stated) or len(stated) != len(node.output):
             return None
-        # Where onnx's own types disagree with ours, ours are wrong about this node.
+        # If the types that the model states disagree with the op's, the rule misreads this node.
         if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
             return None
         return lowered
@@ -353,7 +353,7 @@ class _Importer:
                 outputs[0].type = outputs[0].data.type
             return
         if node.op_type == "CastLike":
-            # The type alone of the second input counts, so that it need not be known.
+            # Only the type of the second input matters; its numbers need not be known.
             data, like = self.values[node.input[0]].data, self.values[node.input[1]].type.dtype
             if data is not None and data.dtype is like:
                 outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
@@ -368,7 +368,7 @@ class _Importer:
             if data is None:
                 return
             feeds[name] = data
-        # What a model states about its results may be wrong; what an op infers is not.
+        # Stated types of results may be wrong; types inferred by ops are not.
         certain = [UNKNOWN if isinstance(made.op, Opaque) else v.type for v in outputs]
         results = self.constants.results(node, feeds, certain)
         if results is None or len(results) != len(outputs):
@@ -379,7 +379,7 @@ class _Importer:
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
-    """The numbers of a tensor without its identity in the host."""
+    """Shape, type and numbers of a tensor, without its host object."""
     return data.shape, data.dtype, data.numpy
 
 

@@ -1,4 +1,4 @@
-"""One ONNX node, as the rule of its operator sees it."""
+"""An ONNX node with its inputs as IR values: what rules read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OnnxNode:
 
     @property
     def understood(self) -> bool:
-        """Whether every attribute was looked at: one that was not may change the meaning."""
+        """Whether the rule read every attribute: an unread one may change what is computed."""
         return not self.attributes or self.attributes.keys() <= self._read | _HARMLESS
 
     def attribute(self, name: str, default: Any = None) -> Any:

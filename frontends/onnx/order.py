@@ -53,7 +53,7 @@ def ordered(model: ModelProto, name: str, copy: bool) -> tuple[ModelProto, bool]
 
 
 class _Orders:
-    """Checks scopes from the inside out, and collects the orders of those that are not sorted."""
+    """Checks scopes, inner ones first, and collects an order for each that is not sorted."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -149,7 +149,7 @@ class _Orders:
         made: dict[str, str | int],
         where: str,
     ) -> list[int]:
-        """Kahn's algorithm, the first of the nodes that are ready each time."""
+        """A topological order by Kahn's algorithm; of the ready nodes, the first comes first."""
         waits: list[set[int]] = []
         for names in needs:
             places = (made.get(name) for name in names)
@@ -204,7 +204,7 @@ class _Orders:
         nodes: Sequence[NodeProto],
         where: str,
     ) -> None:
-        """Note that an input, an initializer or a node (by its index) makes a name."""
+        """Record that an input, an initializer or a node (by its index) defines a name."""
         if not name:
             raise self._error(f"{by} of {where} has no name")
         if isinstance(name, bytes):  # What protobuf hands out for text that is not UTF-8.

@@ -1,8 +1,7 @@
-"""What an ONNX model computes from shapes: ``Shape``, ``Gather``, ``Concat`` and their kin, number by number.
+"""Shape arithmetic of ONNX models: ``Shape``, ``Gather``, ``Concat`` and others, followed number by number.
 
-A size that the model leaves open is known as the axis that has it, so that a target shape with such a size in
-it can still be read: a reshape copies it, an expand names the value. The nodes themselves stay; where nothing reads
-them any more they are unused, like any others.
+A size that is open is represented by the axis that has it, so that target shapes with open sizes can be read: a reshape
+copies the size, an expand refers to the value. The nodes stay; once nothing reads them, ``prune-dead`` removes them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Size = int | Place | None
 Sizes = npt.NDArray[np.object_]
 
 MOST = 64
-"""Vectors of more numbers are no shapes."""
+"""Longer vectors are not taken for shapes."""
 
 
 class KnownSizes:
@@ -45,7 +44,7 @@ class KnownSizes:
         return None if found is None else tuple(found.reshape(-1))
 
     def see(self, node: Node, proto: NodeProto) -> None:
-        """Follow sizes through a node whose host node is ``proto``; what comes out as numbers alone is a constant."""
+        """Follow sizes through a node (host node ``proto``); a result of numbers only becomes a constant."""
         if len(node.outputs) != 1 or node.output.data is not None:
             return
         if isinstance(node.op, ir.Opaque):
@@ -72,7 +71,7 @@ class KnownSizes:
 
     @staticmethod
     def _shape_known(node: Node, sizes: tuple[Size, ...] | None) -> None:
-        """Note the result's shape where only some sizes of the shape that is asked for are numbers."""
+        """Refine the result's shape where only some sizes of the target shape are numbers."""
         if sizes is not None and len(sizes) <= MOST:
             shape = tuple(n if isinstance(n, int) and n > 0 else None for n in sizes)
             node.output.type = node.output.type.refined(ir.TensorType(None, shape))
@@ -101,7 +100,7 @@ class KnownSizes:
         return made
 
     def _filled(self, node: Node, proto: NodeProto) -> Sizes | None:
-        """What ``ConstantOfShape`` makes of a few known sizes, where it is whole numbers."""
+        """Value of an integer ``ConstantOfShape`` with a short, known shape."""
         shape = self.of(node.inputs[0])
         value = [helper.get_attribute_value(a) for a in proto.attribute]
         number = numpy_helper.to_array(value[0]) if value else np.zeros(1, np.float32)
@@ -120,11 +119,11 @@ class KnownSizes:
         try:
             return rule(node.op, *operands)
         except (IndexError, TypeError, ValueError):
-            return None  # No shapes that fit: the model itself could not run.
+            return None  # Shapes that do not fit: the model itself could not run.
 
 
 _TARGETS = {"onnx:ConstantOfShape": 0, "onnx:Reshape": 1}
-"""Kinds of nodes that read the shape of their result, and as which input; a size below 1 is no size."""
+"""Opaque nodes that read a target shape, and the index of that input; sizes below 1 are unknown."""
 
 
 def _slice(op: ir.Slice, x: Sizes) -> Sizes:
@@ -135,7 +134,7 @@ def _slice(op: ir.Slice, x: Sizes) -> Sizes:
 
 
 def _each(function: Callable[..., Any]) -> Callable[..., Sizes]:
-    """Number by number, broadcast."""
+    """A rule that applies a function element by element, with broadcasting."""
     many = np.frompyfunc(function, function.__code__.co_argcount, 1)
 
     def rule(op: ir.Op, *operands: Sizes) -> Sizes:
@@ -182,4 +181,4 @@ _RULES: dict[type[ir.Op], Callable[..., Sizes | None]] = {
     ir.Unsqueeze: lambda op, x: np.expand_dims(x, op.axes),
     ir.Where: _each(_picked),
 }  # fmt: skip
-"""How sizes go through an op."""
+"""How each op transforms sizes."""

@@ -1,4 +1,4 @@
-"""GELU written out: with erf, and with tanh as GPT-2's first code and some versions of torch.onnx write it.
+"""GELU spelled with erf, or with tanh (GPT-2, some versions of torch.onnx).
 
 Source: D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, section 2.
 """

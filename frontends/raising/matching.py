@@ -1,4 +1,4 @@
-"""What the patterns of :mod:`.patterns` are made of: producers that nobody else reads, and constants."""
+"""Helpers for the patterns of :mod:`.patterns`: producers with one reader, and tests of constants."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from ...ir import Node, Op, Scale, Value
 
 Found = tuple[Op, Sequence[Value | None], Sequence[Node]]
-"""The op, its inputs, and the nodes before the matched one that it stands for, producers first."""
+"""The new op, its inputs, and the nodes before the matched one that it replaces, producers first."""
 
 _DIGITS = {"f64": 1e-12, "f32": 1e-6, "f16": 1e-3}
-"""How exactly each storage type holds a number; every other one as bfloat16 does."""
+"""Relative precision of each storage type; all others are taken as bfloat16."""
 
 
 def producer(value: Value | None) -> Node | None:
-    """The node that computes a value, which nobody else reads, from its inputs; ``None`` for one without inputs."""
+    """The producer of a value that has exactly one reader; ``None`` if there is none, or it reads nothing."""
     node = value.producer if value is not None and value.has_one_use else None
     return node if node is not None and node.inputs and len(node.outputs) == 1 else None
 
@@ -26,7 +26,7 @@ def near(found: Sequence[float], wanted: Sequence[float]) -> bool:
 
 
 def is_number(value: Value | None, wanted: float) -> bool:
-    """Whether a value is one constant number, to the last digits of its storage type; whole ones exactly."""
+    """Whether a value is one constant number, within the precision of its storage type; whole numbers exactly."""
     if value is None or value.data is None or value.data.size != 1:
         return False
     found = float(value.data.float64().reshape(-1)[0])

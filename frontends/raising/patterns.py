@@ -58,7 +58,7 @@ def raise_patterns(graph: Graph, combine: Combine) -> None:
     rw, refined = Rewriter(graph), False
     for node in graph.nodes:
         if any(v.data is not None for v in node.outputs):
-            continue  # What is known stays known.
+            continue  # Skip nodes that compute constants.
         if isinstance(node.op, Split):
             _unbind(rw, node, node.op, combine)
         for rule in _RULES.get(type(node.op), ()):
@@ -73,7 +73,7 @@ def raise_patterns(graph: Graph, combine: Combine) -> None:
 
 
 def _refine(graph: Graph) -> None:
-    """Let what became known of the results of some nodes be known behind them too."""
+    """Re-infer types downstream of nodes whose result types became more precise."""
     for node in graph.nodes:
         try:
             inferred = node.op.infer(node.input_types)
@@ -107,7 +107,7 @@ def _become(
     combine: Combine,
     name: str | None = None,
 ) -> None:
-    """Let a node stand for several."""
+    """Replace a node by an op that covers several nodes, and give it the origins of all of them."""
     origins = [n.origin for n in parts]
     rw.replace(node, op, inputs, name=name)
     node.origin = combine(
@@ -118,7 +118,7 @@ def _become(
 
 
 def _unbind(rw: Rewriter, split: Node, op: Split, combine: Combine) -> None:
-    """Pieces of size 1 that lose their axis: each is one index of what is cut, as ``unbind`` gives it."""
+    """Turn pieces of size 1 whose axis is squeezed into one Select each, the form of ``unbind``."""
     rank = split.outputs[0].type.rank
     if set(op.sizes) != {1} or rank is None:
         return
@@ -197,14 +197,12 @@ def _rsqrt(node: Node) -> Found | None:
 
 def _bias(node: Node) -> Found | None:
     """A dense layer without a bias, and a constant vector added to it."""
-    if node.input(1) is not None or node.input(2) is None:
+    if not isinstance(node.op, Scale) or node.input(1) is not None or node.input(2) is None:
         return None
-    linear, x, shift = producer(node.inputs[0]), node.inputs[0], node.inputs[2]
+    x, shift = node.required(0), node.required(2)
+    linear = producer(x)
     if linear is None or not isinstance(linear.op, Linear) or linear.input(2) is not None:
         return None
-    assert isinstance(node.op, Scale)
-    assert x is not None
-    assert shift is not None
     if x.type.rank is None or node.op.axis != x.type.rank - 1:
         return None
     if shift.type.dim(0) != x.type.dim(-1):
@@ -213,7 +211,7 @@ def _bias(node: Node) -> Found | None:
 
 
 def _transposed(node: Node) -> Found | None:
-    """All axes but two as one, those two exchanged, and the axes as they were."""
+    """Reshape, Transpose and Reshape that together swap the last two axes."""
     turn = producer(node.inputs[0])
     flat = producer(turn.inputs[0]) if turn is not None else None
     if turn is None or flat is None or not isinstance(flat.op, Reshape):
@@ -226,7 +224,7 @@ def _transposed(node: Node) -> Found | None:
         return None
     *lead, rows, columns = before
     rank, goal = len(before), (*lead, columns, rows)
-    # One axis whose size is not known has what the others leave.
+    # If one size is unknown, it follows from the others.
     open_ = sum(not isinstance(d, int) for d in after) == 1
     if joined[1:] != (rows, columns) or len(after) != rank or not all(
         a == b or (open_ and not isinstance(a, int)) for a, b in zip(after, goal, strict=True)
@@ -236,7 +234,7 @@ def _transposed(node: Node) -> Found | None:
 
 
 def _group_norm(node: Node) -> Found | None:
-    """Groups of channels that are normalised as one channel each, and the shape as it was."""
+    """Reshape to one channel a group, instance norm, and reshape back: a group norm."""
     norm = producer(node.inputs[0])
     if norm is None or not isinstance(norm.op, GroupNorm) or norm.op.groups:
         return None
@@ -247,7 +245,7 @@ def _group_norm(node: Node) -> Found | None:
     groups = parts.dim(1)
     if groups is None or x.type.rank is None or x.type.rank < 2 or parts.rank != 3:
         return None
-    # One batch axis, channels cut into groups, and all the rest with them.
+    # The split shape is (batch, groups, everything else).
     if x.type != node.output.type or x.type.shape is None or parts.shape is None:
         return None
     if parts.shape[0] is None or parts.shape[0] != x.type.shape[0]:
@@ -273,7 +271,7 @@ def _layer_norm(node: Node) -> Found | None:
         root = producer(spread)
         if root is None or root.op != Unary("sqrt" if node.op == Div() else "rsqrt"):
             continue
-        # The root of a multi-use variance is somebody else's as well.
+        # Every node inside must have one reader: a variance that is read elsewhere must stay.
         shifted = producer(root.inputs[0])
         if shifted is None or not _shift_only(shifted):
             continue
@@ -293,14 +291,12 @@ def _layer_norm(node: Node) -> Found | None:
             continue
         if not (_over_last(variance) and _over_last(average)):
             continue
+        epsilon = shifted.required(2).data
         inner = [average, difference, squared, variance, shifted, root]
         if centred.is_output or any(user not in (squared, node) for user in centred.users):
             continue
-        shift = shifted.inputs[2]
-        assert shift is not None
-        assert shift.data is not None
-        epsilon = _shortest(shift.data)
-        return LayerNorm((x.type.rank or 0) - 1, epsilon), [x], inner
+        if epsilon is not None:
+            return LayerNorm((x.type.rank or 0) - 1, _shortest(epsilon)), [x], inner
     return None
 
 

@@ -1,4 +1,4 @@
-"""Views and pieces of a torch module's own tensors, and rows of its tables: constants too, whose numbers are only moved."""
+"""Constant folding of views, pieces and table rows of a torch module's tensors: numbers move, none is computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Move = Callable[[Any], Any]
 
 
 def fold_view(node: Node) -> None:
-    """Let the result of a view of a constant be known; the node stays and computes it."""
+    """Give the result of a view of a constant its data; the node stays, and still computes it."""
     x = node.inputs[0] if node.inputs else None
     if x is None or x.data is None:
         return
@@ -36,7 +36,7 @@ def fold_view(node: Node) -> None:
 
 
 def _fold_pieces(node: Node, data: Tensor, op: ir.Split) -> None:
-    """Let the pieces of a constant be known, as attention cuts one matrix into those of queries, keys and values."""
+    """Give pieces of a constant their data: attention splits one matrix into those of queries, keys and values."""
     start = 0
     for value, size in zip(node.outputs, op.sizes, strict=True):
         shape = value.type.static_shape
@@ -52,7 +52,7 @@ def _piece(data: Tensor, axis: int, start: int, size: int) -> Callable[[], Any]:
 
 
 def _fold_rows(node: Node) -> None:
-    """Let the rows be known that constant ids take from a table, as the places of a transformer do."""
+    """Give table rows picked by constant ids their data: position embeddings of transformers."""
     ids, table = node.inputs
     result = node.output.type.static_shape
     if ids is None or ids.data is None or table is None or table.data is None or result is None:

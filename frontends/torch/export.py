@@ -1,4 +1,4 @@
-"""torch.export programs to IR graphs: the unlifted module, read as an FX graph of ATen calls."""
+"""torch.export programs to IR graphs: the unlifted module is read as an FX graph of ATen calls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MUTATIONS = {"BUFFER_MUTATION", "USER_INPUT_MUTATION", "PARAMETER_MUTATION"}
 
 
 def exported(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """``torch.export.export`` of a module that stays what it was.
+    """``torch.export.export`` of a module, which is left unchanged.
 
     Raises:
         StateError: If the module keeps values that its next call reads.
@@ -51,7 +51,9 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
     """
     shared = ModuleCopy(model)
     with containers_kept(model), random_kept(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # About torch's own internals, nothing to act upon.
+        warnings.simplefilter(
+            "ignore"
+        )  # Warnings about torch's internals, which users cannot act on.
         program = torch.export.export(shared.module, inputs)
         kept = _left_behind(model, inputs)
         if kept and not acts_alike(model, program.module(), inputs):
@@ -60,7 +62,7 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
 
 
 def _left_behind(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """The attributes that a call changes, from one on fake tensors: torch.export itself puts most of them back."""
+    """The attributes that a call changes, found by a call on fake tensors: torch.export itself restores most of them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shared = ModuleCopy(model, mode.from_tensor)
     fakes = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, inputs)

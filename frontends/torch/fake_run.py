@@ -41,11 +41,11 @@ class FakeRun(fx.Interpreter):
         """Run a node and note the type of its result."""
         result = super().run_node(n)
         if n.op.startswith("call_") and call_name(n.target) in ("embedding", "embedding_bag"):
-            # With max_norm they write to their table, wherever they are called: the result does it too.
+            # With max_norm they write to their table; the emitted call does the same, so this is no lost state.
             self.fakes = {k: (name, f, version_of(f)) for k, (name, f, _) in self.fakes.items()}
         if is_plain(result):
             self.results[n.name] = result
-        # In-place views may change a tensor's shape later: keep the type, not the tensor.
+        # An in-place call may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
         if isinstance(result, torch.Tensor):
             self.in_rows[n.name] = result.is_contiguous()

@@ -162,7 +162,7 @@ class _Importer:
                     )
 
     def _hold_layouts(self) -> None:
-        """Leave alone what decides about strides that are read, or about what a written view can be a view of."""
+        """Make barriers of calls that decide on a memory layout which a later call depends on."""
         readers = [n for n in self.nodes if fx_layout.reads(n)]
         views = [n for n in self.nodes if n.name in self.barrier and fx_layout.views(n)]
         held = fx_layout.held([*readers, *views])
@@ -195,7 +195,7 @@ class _Importer:
             fx.map_arg(node.args, leaves.append)
             taken = {leaf.name for leaf in leaves}
             for i, leaf in enumerate(leaves):
-                # A value that is returned more than once is that many outputs.
+                # A value that is returned several times becomes several outputs.
                 name = f"{leaf.name}_{i}" if leaf in leaves[:i] else leaf.name
                 while name != leaf.name and name in taken:
                     name = f"{name}_"
@@ -373,7 +373,11 @@ class _Importer:
             inferred = op.infer([v.type if v is not None else None for v in inputs]) or ()
             mine = [names.get(Step(number, i), "") for i in range(len(inferred))]
             single = len(steps.parts) == 1
-            own = node.name if single else mine[0] or f"{node.name}_{op.name.lower()}_{number}"
+            own = node.name if single else f"{node.name}_{op.name.lower()}_{number}"
+            if node.op == "call_module":
+                own = str(node.target) if single else f"{node.target}_{op.name.lower()}_{number}"
+            elif mine[0] and not single:
+                own = mine[0]
             made.append(
                 self.graph.append(
                     op,
@@ -395,7 +399,7 @@ class _Importer:
                     value.host = ("inner", node.name, number, i)
         self.taken.update(between)
         if all(len(n.outputs) == 1 and isinstance(n.output.host, str) for n in made):
-            # Each stands for the call and what takes its one result; the call is written once.
+            # Each node comes from the call and one getitem; the call is copied once.
             for part in made:
                 part.origin = _origin(part, (node.name, part.output.host))
             return
@@ -427,7 +431,7 @@ class _Importer:
         fold_view(made)
 
     def _steps(self, node: fx.Node, steps: Steps) -> None:
-        """Append one host call as several nodes, which stand for it together."""
+        """Append one host call as several nodes; the call is copied if all of them are unchanged."""
         made: list[ir.Node] = []
         last = len(steps.parts) - 1
         own = str(node.target) if node.op == "call_module" else node.name
@@ -452,7 +456,7 @@ class _Importer:
             part.origin = replace(origin, parts=len(made)) if len(made) > 1 else origin
 
     def _derived(self, data: Tensor, node: fx.Node, place: int) -> Value:
-        """One value for one host object; tensors that are computed here have none."""
+        """A constant for a tensor of a rule. Tensors with one host object share one value."""
         if data.host is not None and id(data.host) in self.shared:
             return self.shared[id(data.host)]
         value = self.graph.add_constant(data, f"{node.name}_c{place}")

@@ -41,7 +41,7 @@ class Writes:
 def find_writes(
     nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module], sizes: Container[str]
 ) -> Writes:
-    """Find the in-place calls, and what must stay as it is because of them.
+    """Find the in-place calls, and the nodes that must stay unchanged because of them.
 
     Args:
         nodes: The host's nodes in order.

@@ -1,4 +1,4 @@
-"""What stands for tensors while a module is traced, so that writes into memory are seen.
+"""Proxies that replace tensors while a module is traced, and record writes into memory.
 
 ``y += x`` on a ``Proxy`` of torch.fx is ``y = y + x``: whatever shares memory with ``y`` would keep its old numbers.
 """
@@ -16,11 +16,11 @@ from torch import fx
 from ...ir import ModelError
 
 EXAMPLE = "example type"
-"""The meta entry of a placeholder that says of which type its example is."""
+"""The meta entry of a placeholder with the type of its example input."""
 
 
 def _written(name: str) -> Callable[[Any, Any], Any]:
-    """An augmented assignment; to a number it binds a new one, and into a tensor it writes.
+    """An augmented assignment: it rebinds a number, and writes into a tensor.
 
     The method is what tracing the result again shows too, as unpickling does; and a number that is taken for a tensor does not
     have it, so that nothing wrong is computed from it.
@@ -36,9 +36,9 @@ def _written(name: str) -> Callable[[Any, Any], Any]:
 
 
 class _Tensorlike:
-    """What the proxies of torch.fx lack: writes into memory, and that they are tensors to ``isinstance``."""
+    """Adds to torch.fx's proxies: writes into memory are recorded, and ``isinstance(proxy, Tensor)`` is true."""
 
-    # isinstance asks a tensor for these to tell parameters and buffers.
+    # isinstance checks for parameters and buffers read these attributes.
     _is_param = _is_buffer = False
 
     def __setitem__(self: Any, index: Any, value: Any) -> None:
@@ -53,7 +53,7 @@ class _Tensorlike:
 
     def __getattr__(self: Any, name: str) -> Any:
         if name == "data" and isinstance(self, torch.Tensor):
-            # The same memory; torch's exporters die of writes to the other spelling.
+            # detach shares memory as .data does; torch's exporters fail on writes to .data.
             return self.detach()
         return _Attribute(self, name)
 
@@ -65,7 +65,7 @@ for _name in (
 
 
 class TensorProxy(_Tensorlike, fx.Proxy):
-    """A value of a module that is traced: a tensor, unless it is known to be something else."""
+    """A traced value: a tensor, unless it is known to be something else."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

@@ -1,7 +1,7 @@
 """``@reads``: the rules of torch's calls and modules, each registered next to its function.
 
-A call is known by its plain name: ``conv2d`` stands for ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d``, ``relu`` for ``relu_``
-too. Rules take arguments in the order of ``torch.nn.functional``, by place or by name. A module of ``torch.nn`` is read as the call of its
+A call is known by its plain name: ``conv2d`` is the name of ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d``; ``relu_`` has the
+name ``relu``. Rules take arguments in the order of ``torch.nn.functional``, by place or by name. A module of ``torch.nn`` is read as the call of its
 function, with the module's attributes as arguments.
 """
 
@@ -245,7 +245,7 @@ def reads_pieces(
 
 
 def knows_memory(*calls: str, memory: Memory = Memory.SHARED, inplace: int | None = None) -> None:
-    """Register what is known of the memory of calls that have no rule."""
+    """Register the memory facts of calls that have no rule."""
     for name in calls:
         CALLS.setdefault(name, Entry(None, memory, inplace))
 
@@ -258,7 +258,7 @@ def refuses(*names: str, reason: str) -> None:
 def call_name(target: Any) -> str:
     """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
     if is_aten(target):
-        name = target._schema.name if isinstance(target, _OVERLOAD) else target._qualified_op_name
+        name = target._qualified_op_name if isinstance(target, _PACKET) else target._schema.name
         name = name.split("::")[1]
         return f"aten.{name}" if name in _ATEN_DIFFERS else name.rstrip("_")
     if target in (torch.batch_norm, torch.instance_norm, torch.adaptive_max_pool1d):
@@ -271,19 +271,23 @@ def call_name(target: Any) -> str:
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
 
-_OVERLOAD = torch._ops.OpOverload
+_PACKET = torch._ops.OpOverloadPacket
 
 
 def is_aten(target: Any) -> bool:
-    """Whether a function is one of ``torch.ops``, with its overload (``add.Tensor``) or without."""
-    return isinstance(target, (_OVERLOAD, torch._ops.OpOverloadPacket))
+    """Whether a function is one of ATen's own."""
+    return isinstance(target, (torch._ops.OpOverload, _PACKET))
 
 
 def _hosts(name: str) -> list[str]:
     """The hosts that can have a call of a plain name: a traced module as a function, a method or an operator; ATen."""
+    traced = any(_has(home, name) for home in (F, torch, torch.Tensor, operator))
+    return [*(["torch"] if traced else []), *(["export"] if _has(torch.ops.aten, name) else [])]
+
+
+def _has(home: Any, name: str) -> bool:
     name = name.removeprefix("aten.")
-    traced = any(hasattr(home, name) for home in (F, torch, torch.Tensor, operator))
-    return [*(["torch"] if traced else []), *(["export"] if hasattr(torch.ops.aten, name) else [])]
+    return any(hasattr(home, f"{name}{end}") for end in ("", "_", "__"))
 
 
 _ATEN_DIFFERS = (

@@ -1,8 +1,8 @@
-"""What a traced module computes from shapes while it runs: ``x.shape[1] // 2`` and its kin.
+"""Numbers that a traced module computes from shapes, such as ``x.shape[1] // 2``.
 
 Where shapes are known these calls have known results, which are arguments like any others; they are no nodes of
 the IR. The size of axis 0 is that of the example only, and torch.export has symbols: such a size is
-:class:`~.fx_call.Free`, which only reshapes and ``expand`` take, so that it is never baked into a weight.
+:class:`~.call.Free`, which only reshapes and ``expand`` take, so that it is never baked into a weight.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _RESHAPING = (
     "swapaxes_",
     "set_",
 )
-"""What changes the shape of a tensor in place: then nothing is said of sizes."""
+"""Methods that change a shape in place; in a graph that calls one, no size is known."""
 
 
 def is_plain(found: Any) -> bool:
-    """Whether a result is numbers, types and devices alone."""
+    """Whether a result consists of numbers, types and devices only."""
     if isinstance(found, (tuple, list)):
         return all(map(is_plain, found))
     if isinstance(found, slice):
@@ -45,7 +45,7 @@ def is_plain(found: Any) -> bool:
 
 
 def known_sizes(nodes: Sequence[fx.Node], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The calls that depend on nothing but shapes, with what they give.
+    """The calls that depend only on shapes, each with its result.
 
     Args:
         nodes: The host's nodes in order.
@@ -76,7 +76,7 @@ def _asks_a_tensor(node: fx.Node) -> bool:
 
 
 def _shape_of(node: fx.Node, result: Any) -> Any:
-    """The result with the size of axis 0 free."""
+    """A shape query's result, with the batch size replaced by a ``Free`` placeholder."""
     source = node.all_input_nodes[0].name
     if isinstance(result, tuple):
         return tuple(
@@ -86,7 +86,7 @@ def _shape_of(node: fx.Node, result: Any) -> Any:
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     asked = (source, axis) if type(axis) is int and axis >= 0 else None
     if node.target in ("numel", "nelement") or (node.target == "size" and axis != 0):
-        # Counted from the end, nobody here knows which axis it is; so much the safer.
+        # A negative axis may be the batch axis, as the rank is not known here: treat it as free.
         whole = node.target == "size" and isinstance(axis, int) and axis > 0
         return _symbol(result, asked) if whole else _free(result)
     return _free(result, asked) if axis == 0 else _symbol(result, asked)
@@ -123,7 +123,7 @@ def _symbol(found: Any, asked: tuple[str, int] | None = None) -> Any:
 
 
 def placed(found: Any, values: Mapping[str, Value], roots: SizeRoots) -> Any:
-    """Sizes with the earliest axes that have them."""
+    """Sizes, with the earliest axis of equal size filled in for free ones."""
     if isinstance(found, (tuple, list)):
         return type(found)(placed(f, values, roots) for f in found)
     if not isinstance(found, Free) or found.asked is None or found.asked[0] not in values:

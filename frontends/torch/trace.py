@@ -1,7 +1,7 @@
-"""Tracing: a module becomes an FX graph, and stays what it was.
+"""Tracing: an FX graph is recorded from a call of a module, which is left unchanged.
 
-A copy that shares the tensors is called as the example inputs call it, hooks included. What such a call cannot show in a graph is
-refused: writes to the module's tensors, and state that the next call would read.
+A copy of the module that shares its tensors is called with the example inputs; hooks run too. What a graph cannot record is refused:
+writes to the module's tensors, and state that the next call would read.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class StateError(ModelError):
 
 
 class NotTraceable(Exception):
-    """What a trace would show is not what the module computes."""
+    """A trace would not record what the module computes."""
 
 
 @dataclass
 class Traced:
-    """A traced module, and what is to be said about it."""
+    """A traced module, and notes for the user."""
 
     module: fx.GraphModule
     notes: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class _Tracer(fx.Tracer):
         self.own: dict[str, Any] = {}
         self.notes: list[str] = []
         self.autocast = _autocast()
-        # A graph that is traced once more, for its own hooks, keeps its modules.
+        # A GraphModule is traced again to record its hooks; its modules stay leaves.
         graph = given.graph if isinstance(given, fx.GraphModule) else None
         self.leaves = (
             {str(n.target) for n in graph.nodes if n.op == "call_module"} if graph else set()
@@ -126,7 +126,7 @@ class _Tracer(fx.Tracer):
         return name
 
     def traced(self, module: nn.Module, inputs: Sequence[Any] | None) -> fx.Graph:
-        """The graph of one call; constants that it makes are held here, not in the module."""
+        """The graph of one call. Constants that the call makes are stored in ``self.own``, not in the module."""
         self.inputs, self.own, self.notes = inputs, {}, []
         self.num_calls.clear()
         try:
@@ -162,7 +162,7 @@ class _Tracer(fx.Tracer):
         if value is not _UNKNOWN:
             made.node.meta[EXAMPLE] = type(value)
         if _decides(value):
-            # The result holds its caller to it.
+            # The result checks that its caller passes the same value.
             test = operator.eq if isinstance(value, str) else operator.is_
             same = self.create_proxy("call_function", test, (made, value), {})
             reason = f"{name} was {value!r} in example_inputs, which the module was shrunk for"
@@ -174,7 +174,7 @@ class _Tracer(fx.Tracer):
 
 
 def _decides(value: Any) -> bool:
-    """Whether an argument is no number: then it is for what is computed, not to compute with."""
+    """Whether an argument chooses what is computed (``None``, a flag, text), rather than being a number to compute with."""
     return value is None or isinstance(value, (bool, str))
 
 
@@ -234,7 +234,7 @@ def arguments(module: nn.Module, inputs: Sequence[Any] | None) -> Arguments:
                 "keyword alone; give it a default, or wrap the module in one that passes it"
             )
     if inputs is not None and rest and module._forward_pre_hooks:
-        # These make of them what forward takes.
+        # The pre-hooks turn the inputs into the arguments of forward.
         found.positional += [(f"input_{i}", (), None, x) for i, x in enumerate(rest)]
     elif inputs is not None and rest:
         raise ModelError(
@@ -308,7 +308,7 @@ def _storage(tensor: torch.Tensor) -> int | None:
 
 @contextmanager
 def tensors_kept(shared: ModuleCopy) -> Iterator[None]:
-    """Refuse writes to the module's tensors before they happen; what goes past torch's dispatcher is undone."""
+    """Refuse writes to the module's tensors before they happen; writes that bypass torch's dispatcher are undone."""
     before = [(name, t, t.detach(), version_of(t)) for name, t in shared.tensors.items()]
     try:
         with _NoWrites(shared.tensors):
@@ -324,7 +324,7 @@ def tensors_kept(shared: ModuleCopy) -> Iterator[None]:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to, where torch counts that."""
+    """The number of writes to a tensor, where torch counts them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -337,7 +337,7 @@ class Draws:
 
 @contextmanager
 def random_kept() -> Iterator[Draws]:
-    """Put the random numbers of torch, Python and NumPy back to where they were."""
+    """Restore the random states of torch, Python and NumPy."""
     draws, before = Draws(), _random_states()
     try:
         yield draws
@@ -372,7 +372,7 @@ def _read_again(
     inputs: Sequence[Any] | None,
     changed: dict[str, Any],
 ) -> dict[str, Any]:
-    """Those of the changed attributes that the next call may compute something else from.
+    """The changed attributes that may change the result of the next call.
 
     Values that are kept only to be looked at do not matter, nor caches of what does not depend on the inputs' numbers.
     """
@@ -389,7 +389,7 @@ def _read_again(
 
 
 def acts_alike(module: nn.Module, made: nn.Module, inputs: Sequence[Any] | None) -> bool:
-    """Whether a module that keeps values from call to call computes in its second call, on other numbers, what ``made`` does.
+    """Whether the second call of a stateful module, on other numbers, gives the same result as ``made``.
 
     A cache that is filled once and holds the same for all inputs passes.
     """
@@ -437,7 +437,7 @@ def _same_constants(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool
 
 
 def _fixed(value: Any) -> bool:
-    """Whether a value that a trace left behind is computed from constants and sizes alone."""
+    """Whether a value that a trace left in the module is computed only from constants and sizes."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_fixed, value))
     if isinstance(value, dict):

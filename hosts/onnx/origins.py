@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 @dataclass(frozen=True)
 class OnnxOrigin:
-    """The host nodes that an IR node stands for.
+    """The host nodes that an IR node was made from.
 
     Attributes:
         nodes: Their indices in the host graph, in order.

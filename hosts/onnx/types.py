@@ -94,7 +94,7 @@ class NodeTypes:
         try:
             done = onnx.shape_inference.infer_shapes(made)
         except Exception:
-            return {}  # Whatever onnx has against the node, it only costs us types.
+            return {}  # Without inferred types the import goes on.
         own = {d.dim_param for type_ in known.values() for d in type_.tensor_type.shape.dim}
         for value in done.graph.output:
             for dim in value.type.tensor_type.shape.dim:

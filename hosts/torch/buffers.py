@@ -1,4 +1,4 @@
-"""Buffers that are in no ``state_dict``: a ``GraphModule`` that is made from a module forgets which they are."""
+"""Non-persistent buffers (in no ``state_dict``): making a ``GraphModule`` of a module loses which ones they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def temporary(module: nn.Module) -> set[int]:
 
 
 def keep_temporary(made: fx.GraphModule, known: set[int]) -> None:
-    """Let buffers stay out of the ``state_dict`` of a module that reads them."""
+    """Mark buffers of a module as non-persistent, so that they stay out of its ``state_dict``."""
     for module in made.modules() if known else ():
         found = {name for name, tensor in module._buffers.items() if id(tensor) in known}
         module._non_persistent_buffers_set |= found

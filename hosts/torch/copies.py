@@ -1,4 +1,4 @@
-"""Copies of modules that share their tensors: what forward leaves behind in the copy never reaches the given module."""
+"""Copies of modules that share their tensors: attributes that forward sets on the copy do not reach the given module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModuleCopy:
 
     Args:
         model: The module; it is not changed.
-        tensor: What stands for each tensor in the copy; the tensor itself when not given.
+        tensor: Returns the replacement of each tensor in the copy; by default the tensor itself.
 
     Attributes:
         module: The copy.
@@ -56,7 +56,7 @@ class ModuleCopy:
     @staticmethod
     def _twin(part: nn.Module) -> nn.Module:
         if isinstance(part, torch.jit.ScriptModule):
-            return part  # Its state is not Python's.
+            return part  # A ScriptModule keeps its state outside of Python.
         twin: nn.Module = object.__new__(type(part))
         return twin
 
@@ -82,11 +82,11 @@ class ModuleCopy:
             return value
 
     def original(self, found: Any) -> Any:
-        """The given module that a module of the copy stands for; anything else as it is."""
+        """The given module that a module of the copy was copied from; anything else unchanged."""
         return self._given.get(id(found), found)
 
     def changed(self) -> dict[str, Any]:
-        """The attributes that are not as in the given module, with what they are now (``None`` where they went)."""
+        """The attributes that differ from the given module, with their new values (``None`` if deleted)."""
         found: dict[str, Any] = {}
         seen: set[int] = set()
         for name, part, twin in self._twins:
@@ -151,7 +151,7 @@ def _items(found: Any) -> Iterable[tuple[Any, Any]]:
 
 @contextmanager
 def containers_kept(module: nn.Module) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Put back what hooks and ``forward`` of a module, and of its parts, change in the dicts and lists around them.
+    """Restore the dicts and lists outside of a module that its hooks and ``forward``, or those of its parts, change.
 
     A hook that records activations would otherwise leave proxies and fake tensors in the caller's own dict.
 

@@ -1,8 +1,8 @@
 """Which calls of torch depend on how a tensor lies in memory.
 
-Graphs of the IR say nothing of strides: ``contiguous()`` changes nothing in them, and goes. What is written back must
-run all the same, and give what the host gives. So ``view`` becomes ``reshape`` where the layout in front of it may be another
-one, what may ask for rows in order is given them, and where strides themselves are read, everything that decides about them stays.
+The IR does not model strides: ``contiguous()`` is an identity in it, and may be removed. The emitted module must run all the same,
+with the same results. So ``view`` becomes ``reshape`` where the layout of its input may have changed, calls that may need a contiguous
+tensor get one, and where strides are read, every call that decides on them stays.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _DECIDE = {
     "contiguous", "clone", "to", "t", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "mT",
     "T", "H", "mH", "adjoint", "expand", "expand_as", "flip", "rot90", "unfold", "as_strided", "empty_strided",
 }  # fmt: skip
-"""Calls that decide in which order a tensor lies in memory."""
+"""Calls that decide on the memory layout of their result."""
 
 _READ = {
     "as_strided", "stride", "storage_offset", "is_contiguous", "data_ptr", "storage", "untyped_storage", "set",
     "is_set_to", "as_strided_scatter", "as_strided_copy",
 }  # fmt: skip
-"""Calls whose results are other ones for another order."""
+"""Calls whose result depends on the memory layout."""
 
 _NEED = {"view_as_complex", "view_as_real", "_reshape_alias"}
-"""Calls that refuse some orders."""
+"""Calls that fail on some memory layouts."""
 
 _RESHAPED = {"view": "reshape", "_unsafe_view": "reshape", "view_as": "reshape_as"}
-"""Calls that refuse some orders, and those that do not."""
+"""Calls that fail on some memory layouts, and equivalents that do not."""
 
 
 def plain(node: fx.Node) -> str:
@@ -54,12 +54,12 @@ def plain(node: fx.Node) -> str:
 
 
 def keeps_format(format: Any) -> bool:
-    """Whether ``contiguous(memory_format=...)`` asks for nothing but rows in order."""
+    """Whether a memory format is the plain one: rows in order."""
     return format is None or format in _ROWS
 
 
 def in_rows(node: fx.Node) -> bool:
-    """Whether the result of a call certainly lies in order."""
+    """Whether the result of a call is certainly contiguous."""
     if plain(node) == "clone":
         return node.kwargs.get("memory_format") is torch.contiguous_format
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("memory_format")
@@ -67,22 +67,22 @@ def in_rows(node: fx.Node) -> bool:
 
 
 def decides(node: fx.Node) -> bool:
-    """Whether a call decides in which order a tensor lies in memory."""
+    """Whether a call decides on the memory layout of its result."""
     return plain(node) in _DECIDE
 
 
 def reads(node: fx.Node) -> bool:
-    """Whether the result of a call depends on strides that nothing in front of it has settled."""
+    """Whether the result of a call depends on strides that no ``contiguous()`` in front of it has fixed."""
     return plain(node) in _READ and not (node.args and _is_in_rows(node.args[0]))
 
 
 def views(node: fx.Node) -> bool:
-    """Whether a call gives a view of its argument or fails, as its order wants it."""
+    """Whether a call returns a view of its argument, or fails if the layout does not allow one."""
     return plain(node) in _RESHAPED or plain(node) in _NEED
 
 
 def held(acting: Iterable[fx.Node]) -> set[str]:
-    """What must stay as it is for these calls to find the order that the host gave them.
+    """The nodes that must stay unchanged, so that these calls find the layout that the host gave them.
 
     Args:
         acting: Calls that read strides, or whose result must be a view.
@@ -96,7 +96,7 @@ def held(acting: Iterable[fx.Node]) -> set[str]:
 
 
 def is_put_in_rows(node: fx.Node) -> bool:
-    """Whether a result is put in order, or made from what was."""
+    """Whether a result was made contiguous, or computed from a value that was."""
     return in_rows(node) or any(map(in_rows, _in_front_of(node)))
 
 
@@ -112,7 +112,7 @@ def _in_front_of(node: fx.Node) -> list[fx.Node]:
 
 
 def may_want_rows(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a call may fail on a tensor that does not lie in order, or read its strides."""
+    """Whether a call may fail on a tensor that is not contiguous, or read its strides."""
     if plain(node) in _NEED or plain(node) in _READ or _other_bytes(node):
         return True
     if node.op == "call_module":
@@ -129,7 +129,7 @@ def may_want_rows(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def reshaping(node: fx.Node) -> tuple[str, Any, dict[str, Any]] | None:
-    """The call that does what a view does on any order, as (kind, target, arguments by name); ``None`` for other calls."""
+    """The equivalent of a view call that works on any layout, as (kind, target, keyword arguments); ``None`` for other calls."""
     name = _RESHAPED.get(plain(node))
     if name is None or _other_bytes(node):
         return None

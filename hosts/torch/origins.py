@@ -10,13 +10,13 @@ from torch import fx, nn
 
 @dataclass(frozen=True)
 class FxOrigin:
-    """The host nodes that an IR node stands for, by name, in order.
+    """The host nodes that an IR node was made from, by name, in order.
 
     Attributes:
         nodes: The names.
         inputs: ``Value.host`` of each IR input when the node was made.
         outputs: The host names of the results.
-        parts: How many IR nodes the one host node is; only all of them together stand for it.
+        parts: Number of IR nodes made from this host call; it is copied only if all of them are unchanged.
     """
 
     nodes: tuple[str, ...]
@@ -27,7 +27,7 @@ class FxOrigin:
 
 @dataclass(frozen=True)
 class FxHost:
-    """The host module of an FX-born graph, and what is known of its inputs.
+    """The host module of an FX-born graph, with its inputs and facts about its nodes.
 
     Attributes:
         module: The module, which nobody may change.
@@ -52,11 +52,11 @@ class FxHost:
 
 @dataclass(frozen=True, eq=False)
 class BatchNormPart:
-    """What a constant of a Scale is of a batch norm (the ``host`` of the tensor).
+    """The batch norm that a constant of a Scale came from (stored as the tensor's ``host``).
 
     Attributes:
         module: The batch norm.
-        part: Which of the two constants it is.
+        part: Whether the constant is the scale or the shift.
     """
 
     module: nn.Module

@@ -167,7 +167,7 @@ def test_functions_that_multiply_are_refused(tmp_path: Path) -> None:
             ("compare", path, path),
         ):
             said = fails(*arguments)
-            assert f"stand for {count}" in said
+            assert f"expand to {count}" in said
             assert "at most 100,000" in said
     ring = called(3, 1)
     ring.functions[2].node[0].op_type, ring.functions[2].node[0].domain = "F0", "own"

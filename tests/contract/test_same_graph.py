@@ -93,6 +93,28 @@ class Stacked(nn.Module):
         return torch.where(both > 0.0, both, torch.exp(both) - 1.0).amax(1)
 
 
+class Many(nn.Module):
+    """Activations, pools and products that each host has a call of its own for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.bend = nn.Sequential(
+            nn.SELU(), nn.CELU(1.5), nn.Softsign(), nn.Hardsigmoid(), nn.Mish()
+        )
+        self.pools = nn.Sequential(
+            nn.AdaptiveAvgPool2d((8, 4)), nn.AdaptiveMaxPool2d((4, 2)), nn.GLU(1)
+        )
+        self.last = nn.AdaptiveMaxPool2d(1)
+
+    def forward(self, x: Any) -> Any:
+        y = self.pools(torch.roll(self.bend(self.conv(x)), (3, -2), (2, 3)))
+        z = y.flatten(2)
+        z = torch.baddbmm(z, torch.bmm(z, z.transpose(1, 2)), z, beta=0.5, alpha=2.0)
+        z = z.unflatten(2, (4, 2)).movedim(1, 3) * torch.linalg.vector_norm(y, 2, (1, 2, 3), True)
+        return self.last(z) + torch.rsqrt(z.amax((1, 2, 3), True).abs() + 1.0)
+
+
 torch.manual_seed(0)
 IMAGE = torch.randn(2, 3, 16, 16)
 MODELS: dict[str, nn.Module] = {
@@ -101,6 +123,7 @@ MODELS: dict[str, nn.Module] = {
     "unet-bilinear": UNet("bilinear"),
     "shuffle": Shuffle(),
     "stacked": Stacked(),
+    "many": Many(),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .... import ir
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered
+from ...lowering.indexing import gather
 from ...lowering.shapes import slicing
 from ..node import OnnxNode
 from ..registry import reads
@@ -47,13 +48,4 @@ def _slice(node: OnnxNode) -> Lowered | None:
 
 @reads("Gather", makes=[ir.Gather, ir.Select, ir.Embedding])
 def _gather(node: OnnxNode) -> Lowered | None:
-    index, rank, axis = node.data(1), node.type().rank, node.attribute("axis", 0)
-    rows = node.data(0)
-    is_table = rows is not None and len(rows.shape) == 2 and rows.dtype.is_wide_float
-    if index is None and is_table and axis in (0, -2):
-        return ir.Embedding(), node.inputs[::-1]
-    if not rank or node.type(1).dtype is None:
-        return None
-    if index is not None and index.shape == () and index.dtype.is_int:
-        return ir.Select(axis_of(axis, rank), int(index.numpy())), node.inputs[:1]
-    return ir.Gather(axis_of(axis, rank)), node.inputs
+    return gather(node.required(0), node.required(1), node.attribute("axis", 0))

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from .... import ir
-from ....ir import SplatTensor
+from ....ir import SplatTensor, Tensor
 from ....ir.ops.base import axis_of
+from ....ir.tensor import reshaped
 from ...lowering import Lowered, Steps
 from ...lowering.activations import HARD_SIGMOID, activation, clip, gelu, softmax
 from ...lowering.base import Builder
@@ -132,7 +133,13 @@ def _clamp_max(call: Call) -> Lowered | None:
     return clip(call.value(0), None, call.get(1, "max"))
 
 
-@reads("threshold", makes=(ir.Activation, "thresholded_relu"), note="a value of 0", inplace=3)
+@reads(
+    "threshold",
+    "_threshold",  # What F.threshold calls itself.
+    makes=(ir.Activation, "thresholded_relu"),
+    note="a value of 0",
+    inplace=3,
+)
 def _threshold(call: Call) -> Lowered | None:
     """``(x, threshold, value)``."""
     if call.get(2, "value") != 0:
@@ -161,17 +168,20 @@ def _softplus(call: Call) -> Lowered | Steps | None:
     if dtype is None or not dtype.is_wide_float or not beta > 0:
         raise LeftAlone(f"a beta of {beta:g} needs a known type of floats, and to be above 0")
     made, axis = Builder(), 1 if (x.type.rank or 0) > 1 else 0
-    scaled = made.add(ir.Scale(axis), x, SplatTensor((1,), dtype, beta))
+    scaled = made.add(ir.Scale(axis), x, _number(beta, dtype))
     bent = made.add(ir.Activation("softplus"), scaled)
-    made.add(ir.Scale(axis), bent, SplatTensor((1,), dtype, 1 / beta))
+    made.add(ir.Scale(axis), bent, _number(1 / beta, dtype))
     return made.steps()
+
+
+def _number(number: float, dtype: ir.DType) -> Tensor:
+    return reshaped(SplatTensor((), dtype, number), (1,))
 
 
 reads_module(nn.Softplus, call="softplus", fields="beta threshold")
 
 
 @reads(
-    "logsigmoid",
     "log_sigmoid",
     makes=[(ir.Activation, "softplus"), (ir.Unary, "neg")],
     several=True,
@@ -187,7 +197,7 @@ def _log_sigmoid(call: Call) -> Steps | None:
     return made.steps()
 
 
-reads_module(nn.LogSigmoid, call="logsigmoid")
+reads_module(nn.LogSigmoid, call="log_sigmoid")
 
 
 @reads("glu", makes=[ir.Split, (ir.Activation, "sigmoid"), ir.Mul], several=True)

@@ -7,6 +7,7 @@ that take them apart: FX has a node for each, the IR has one node, or one for ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from ....ir import Value
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Path, Steps
 from ...lowering.base import Builder
+from ...lowering.indexing import gather
 from ...lowering.shapes import slicing
 from ...support import LeftAlone
 from ..call import Call, ints, ranked
@@ -55,12 +57,12 @@ def _slice(call: Call) -> Lowered | None:
 
 @reads(
     "getitem",
-    makes=[ir.Slice, ir.Select, ir.Unsqueeze],
-    note="slices, one integer, or new axes",
+    makes=[ir.Slice, ir.Select, ir.Unsqueeze, ir.Gather, ir.Embedding],
+    note="slices, one integer, one tensor of integers, or new axes",
     memory=Memory.SHARED,
 )
 def _getitem(call: Call) -> Lowered | None:
-    """``x[...]`` where it is one op: slices, one integer, or new axes."""
+    """``x[...]`` where it is one op: slices, one integer, one tensor of integers, or new axes."""
     x, rank = ranked(call)
     index = call.get(1, "index")
     parts = list(index) if isinstance(index, tuple) else [index]
@@ -70,6 +72,8 @@ def _getitem(call: Call) -> Lowered | None:
         parts[place : place + 1] = [slice(None)] * (rank - taken)
     if len([p for p in parts if p is not None]) > rank:
         return None
+    if any(isinstance(p, Value) for p in parts):
+        return _picked(x, parts)
     cut = {i: p for i, p in enumerate(parts) if isinstance(p, slice) and p != slice(None)}
     numbers = [i for i, p in enumerate(parts) if type(p) is int]
     new = tuple(i for i, p in enumerate(parts) if p is None)
@@ -99,9 +103,22 @@ def _sliced(call: Call, x: Value, cut: dict[int, slice]) -> Lowered | None:
 def _index_select(call: Call) -> Lowered | None:
     """``(x, dim, index)``."""
     x, dim, index = call.value(0), call.get(1, "dim"), call.value(2, "index")
-    if not x.type.rank or type(dim) is not int or index.type.rank != 1:
+    return gather(x, index, dim) if type(dim) is int and index.type.rank == 1 else None
+
+
+@reads("index", makes=[ir.Gather, ir.Select, ir.Embedding], note="one tensor of integers")
+def _index(call: Call) -> Lowered | None:
+    """ATen's ``(x, indices)``, one an axis or ``None``."""
+    indices = call.get(1, "indices")
+    return _picked(call.value(0), [slice(None) if i is None else i for i in indices])
+
+
+def _picked(x: Value, parts: list[Any]) -> Lowered | None:
+    """``x[:, i]`` with a tensor of integers."""
+    axes = [axis for axis, part in enumerate(parts) if isinstance(part, Value)]
+    if len(axes) != 1 or any(p != slice(None) for p in parts if not isinstance(p, Value)):
         return None
-    return ir.Gather(axis_of(dim, x.type.rank)), [x, index]
+    return gather(x, parts[axes[0]], axes[0])
 
 
 @reads("embedding", makes=ir.Embedding, note="a constant table, without max_norm")

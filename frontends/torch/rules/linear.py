@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from .... import ir
-from ....ir import SplatTensor, Tensor, Value
+from ....ir import SplatTensor, Tensor, TensorType, Value
+from ....ir.tensor import reshaped
 from ...lowering import Lowered, Step, Steps
 from ...lowering.base import Builder
 from ...lowering.products import matmul
@@ -136,24 +137,25 @@ def _addmm(call: Call) -> Lowered | Steps | None:
     vector = shift.data is not None and shift.type.static_shape == (columns,)
     if isinstance(op, ir.Linear) and vector and beta == alpha == 1:
         return op, [*operands, shift]
-    made, axis = Builder(), 1 if a.type.rank else 0
-
-    def times(x: Value | Step, factor: Any) -> Value | Step:
-        if factor == 1:
-            return x
-        number = _number(factor, shift.type.dtype)
-        return made.add(ir.Scale(axis), x, number)
-
-    scaled = times(made.chain(product), alpha)
-    made.add(ir.Add(), times(shift, beta), scaled)
+    made = Builder()
+    scaled = _times(made, made.chain(product), alpha, a.type)
+    made.add(ir.Add(), scaled, _times(made, shift, beta, shift.type))
     return made.steps()
+
+
+def _times(made: Builder, x: Value | Step, factor: Any, type_: TensorType) -> Value | Step:
+    """A value of a type, or a step's result, times a Python number."""
+    if factor == 1:
+        return x
+    axis = 1 if type_.rank is not None and type_.rank > 1 else 0
+    return made.add(ir.Scale(axis), x, _number(factor, type_.dtype))
 
 
 def _number(factor: Any, dtype: ir.DType | None) -> Tensor:
     known = dtype is not None and dtype.is_wide_float
     if type(factor) not in (int, float) or dtype is None or not known or not factor:
         raise LeftAlone(f"it is scaled by {factor}")
-    return SplatTensor((1,), dtype, float(factor))
+    return reshaped(SplatTensor((), dtype, float(factor)), (1,))
 
 
 @reads(

@@ -50,6 +50,7 @@ _OF_BATCHES = "running_mean running_var weight bias eps"
 reads_module(nn.BatchNorm1d, call="batch_norm", fields=_OF_BATCHES)
 reads_module(nn.BatchNorm2d, call="batch_norm", fields=_OF_BATCHES)
 reads_module(nn.BatchNorm3d, call="batch_norm", fields=_OF_BATCHES)
+reads_module(nn.SyncBatchNorm, call="batch_norm", fields=_OF_BATCHES)
 
 
 @reads("aten.batch_norm", makes=ir.Scale, note=_EVALUATED)

@@ -17,7 +17,7 @@ from ...lowering.base import Builder
 from ...lowering.shapes import MOST_COPIES, expanding, repeated, reshaping
 from ...support import LeftAlone
 from ..call import Call, Free, flattened, ints, ranked
-from ..registry import Memory, knows_memory, reads, reads_module
+from ..registry import Memory, reads, reads_module
 
 VIEW, SHARED = Memory.VIEW, Memory.SHARED
 
@@ -76,6 +76,16 @@ def _reshaped(call: Call, x: Value, sizes: Sequence[Any]) -> Lowered | None:
     return (reshaping(kind, tuple(target)), [x]) if target.count(-1) < 2 else None
 
 
+@reads("reshape_as", "view_as", makes=[ir.Reshape, ir.Flatten], note="known sizes", memory=VIEW)
+def _reshape_as(call: Call) -> Lowered | None:
+    """``(x, other)``: the size of batches is what the others leave."""
+    other = call.value(1, "other")
+    sizes = [other.type.dim(axis) for axis in range(1, other.type.rank or 0)]
+    if not other.type.rank or None in sizes:
+        return None
+    return _reshaped(call, call.value(0), (-1, *sizes))
+
+
 @reads("unflatten", makes=ir.Reshape, note="a known rank", memory=SHARED)
 def _unflatten(call: Call) -> Lowered | None:
     """``(x, dim, sizes)``: one axis becomes several; the others are copied."""
@@ -87,12 +97,11 @@ def _unflatten(call: Call) -> Lowered | None:
     total, known = certain.dim(axis), math.prod(size for size in inner if size != -1)
     if inner.count(-1) == 1 and isinstance(total, int) and known:
         inner[inner.index(-1)] = total // known
+    ahead = [certain.dim(a) if a else None for a in range(axis)]
     behind = [certain.dim(a) for a in range(axis + 1, rank)]
     if sum(not isinstance(d, int) for d in behind) + inner.count(-1) > 1:
         return None
-    return reshaping(
-        certain, (*[None] * axis, *inner, *(-1 if d is None else d for d in behind))
-    ), [x]
+    return reshaping(certain, (*ahead, *inner, *(-1 if d is None else d for d in behind))), [x]
 
 
 reads_module(nn.Unflatten, call="unflatten", fields="dim", sizes="unflattened_size")
@@ -294,5 +303,3 @@ def _pad_modules() -> None:
 
 
 _pad_modules()
-
-knows_memory("view_as", memory=VIEW)

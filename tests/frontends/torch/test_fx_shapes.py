@@ -114,7 +114,7 @@ def test_pieces_that_nobody_takes() -> None:
         lambda x: x.split(2, 1)[-1],  # Counted from the end.
         lambda x: (x.split(2, 1) + x.chunk(2, 1))[2],  # The tuple itself is used.
         lambda x: x[:, 0, 1:],  # Two ops in one call.
-        lambda x: x[:, torch.tensor([0, 1])],  # An index that is a tensor.
+        lambda x: x[:, torch.tensor([0, 1]), torch.tensor([1, 0])],  # Two indices that are tensors.
         lambda x: x.to(torch.int64).sum(1),  # Integers add up in a wider type.
     ],
 )

@@ -79,6 +79,8 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     "linear": (With(lambda x, w, b: F.linear(x, w, b), numbers(5, 6), numbers(5)), X, "Linear"), "linear-module": (nn.Linear(6, 5, bias=False), X, "Linear"),
     "linear-vector": (With(lambda x, w: F.linear(x, w), numbers(6)), X, "Opaque"),
     "matmul-weight": (With(torch.matmul, numbers(6, 5)), X, "Linear"), "matmul": (lambda x: x @ x.tanh(), X, "MatMul"), "matmul-batch": (With(torch.matmul, numbers(4, 6, 5)), X, "MatMul"),
+    "addmm": (With(lambda x, w: torch.addmm(x, x, w), numbers(4, 4)), M, "Add"), "addmm-bias": (With(lambda x, b, w: torch.addmm(b, x, w), numbers(5), numbers(4, 5)), M, "Linear"), "addmm-scaled": (With(lambda x, b, w: torch.addmm(b, x, w, beta=0.5, alpha=3), numbers(5), numbers(4, 5)), M, "Add"),
+    "einsum-diagonal": (lambda x: torch.einsum("bij,bkj->bij", x, x), Y, "Opaque"), "einsum-one": (lambda x: torch.einsum("bij->bji", x), Y, "Opaque"), "einsum-turned": (lambda x: torch.einsum("bij,bkj->kib", x, x), Y, "Transpose"),
     "embedding": (nn.Embedding(5, 3), IDS, "Embedding"), "embedding-call": (With(lambda i, t: F.embedding(i, t, padding_idx=1), numbers(5, 3)), IDS, "Embedding"),
     "embedding-bound": (nn.Embedding(5, 3, max_norm=1.0), IDS, "Opaque"),
     # Norms.
@@ -103,6 +105,10 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     # Functions.
     "leaky": (nn.LeakyReLU(0.3), X, "Activation"), "leaky-call": (lambda x: F.leaky_relu(x), X, "Activation"), "leaky-slope": (lambda x: F.leaky_relu(x, negative_slope=0.3), X, "Activation"),
     "elu": (nn.ELU(0.5), X, "Activation"), "elu-call": (lambda x: F.elu(x, 0.5), X, "Activation"), "elu-plain": (lambda x: F.elu(x), X, "Activation"),
+    "elu-scaled": (lambda x: torch.ops.aten.elu.default(x, 0.5, 2.0), X, "Opaque"), "elu-inner": (lambda x: torch.ops.aten.elu.default(x, 0.5, 1, 2.0), X, "Opaque"), "elu-of-selu": (lambda x: torch.ops.aten.elu.default(x, 1.6732632423543772, 1.0507009873554805), X, "Activation"),
+    "selu-double": (lambda x: F.selu(x.double()), X, "Activation"), "threshold": (lambda x: F.threshold(x, 0.3, 0.0), X, "Activation"), "threshold-value": (nn.Threshold(0.3, 0.5), X, "Opaque"),
+    "softplus": (nn.Softplus(), 9 * X, "Activation"), "softplus-beta": (nn.Softplus(0.3), 9 * X, "Scale"), "softplus-threshold": (nn.Softplus(1, 5), 9 * X, "Opaque"), "softplus-double": (lambda x: F.softplus(x.double()), 9 * X, "Opaque"),
+    "log-sigmoid": (nn.LogSigmoid(), 99 * X, "Unary"), "glu": (nn.GLU(), X, "Mul"), "glu-axis": (lambda x: F.glu(x, 1), X, "Mul"),
     "gelu": (nn.GELU(), X, "Activation"), "gelu-tanh": (nn.GELU("tanh"), X, "Activation"), "gelu-call": (lambda x: F.gelu(x, approximate="tanh"), X, "Activation"),
     "hardtanh": (nn.Hardtanh(-0.5, 0.7), X, "Activation"), "hardtanh-call": (lambda x: F.hardtanh(x), X, "Activation"), "hardtanh-six": (lambda x: F.hardtanh(x, 0.0, 6.0), 5 * X, "Activation"),
     "clamp": (lambda x: x.clamp(-0.5, 0.7), X, "Activation"), "clamp-low": (lambda x: x.clamp(min=-0.5), X, "Activation"), "clamp-high": (lambda x: torch.clip(x, max=0.7), X, "Activation"), "clamp-integers": (lambda x: x.clamp(1, 2), IDS, "Opaque"),
@@ -122,6 +128,12 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     "pad": (lambda x: F.pad(x, (1, 2)), X, "Pad"), "pad-both": (lambda x: F.pad(x, (1, 0, -1, 2), value=0.5), X, "Pad"), "pad-reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), X, "Pad"), "pad-channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), X, "Pad"),
     "zero-pad": (nn.ZeroPad2d((1, 2, 0, 3)), X, "Pad"), "constant-pad": (nn.ConstantPad2d((1, 2, 0, 3), -1.5), X, "Pad"),
     "contiguous": (lambda x: x.contiguous(), X, "Identity"),
+    "roll": (lambda x: torch.roll(x, -1, 2), X, "Concat"), "roll-nothing": (lambda x: torch.roll(x, 6, 2), X, "Opaque"), "roll-flat": (lambda x: torch.roll(x, 1), X, "Opaque"), "roll-batch": (lambda x: torch.roll(x, 1, 0), X, "Opaque"),
+    "repeat-once": (lambda x: x.repeat(1, 1, 1, 1), X, "Identity"), "repeat-more-axes": (lambda x: x.repeat(2, 1, 1, 1, 1), X, "Opaque"), "repeat-often": (lambda x: x.repeat(1, 17, 1, 1), X, "Opaque"),
+    "unflatten-open": (lambda x: x.unflatten(1, (-1, 2)), X, "Reshape"), "unflatten-batch": (lambda x: x.unflatten(0, (1, -1)), X, "Reshape"),
+    "conv-circular": (nn.Conv2d(4, 6, 3, padding=(1, 2), padding_mode="circular"), X, "Conv"), "conv-replicate": (nn.Conv1d(4, 6, 3, padding="same", padding_mode="replicate"), Y, "Conv"),
+    "pick": (lambda x: x[:, torch.tensor([2, 0])], X, "Gather"), "pick-two": (lambda x: x[torch.tensor([0, 1]), torch.tensor([2, 0])], X, "Opaque"),
+    "adaptive-max": (nn.AdaptiveMaxPool2d((2, 3)), X, "MaxPool"), "adaptive-max-one": (nn.AdaptiveMaxPool1d(1), Y, "Reduce"), "adaptive-max-uneven": (nn.AdaptiveMaxPool2d(4), X, "Opaque"), "adaptive-kept": (nn.AdaptiveAvgPool2d((None, 3)), X, "AveragePool"),
     "shuffle": (nn.PixelShuffle(2), X, "DepthToSpace"), "unshuffle": (nn.PixelUnshuffle(3), X, "SpaceToDepth"),
     "upsample": (nn.Upsample(scale_factor=2), X, "Resize"), "upsample-size": (nn.Upsample((9, 7), mode="bilinear"), X, "Resize"), "upsample-corners": (nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=True), X, "Resize"), "upsample-again": (nn.Upsample(scale_factor=1.5, mode="bilinear", recompute_scale_factor=True), X, "Opaque"), "upsample-2d": (nn.UpsamplingNearest2d((8, 9)), X, "Resize"),
 }  # fmt: skip
@@ -173,6 +185,31 @@ def test_pieces_by_the_names_of_arguments(function: Any) -> None:
         isinstance(n.op, Opaque) for n in graph.nodes if "split" in n.name or "chunk" in n.name
     )
     torch.testing.assert_close(respelled_or_copied(graph)(X), module(X))
+
+
+def test_calls_that_are_left_alone_say_why() -> None:
+    for function, why in (
+        (nn.AdaptiveAvgPool2d(4), "6x6 does not divide into 4x4"),
+        (nn.Softplus(1, 5), "threshold of 5"),
+        (nn.GRU(9, 3), "LSTM alone"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "no running statistics"),
+        (lambda x: x + torch.ones(1, dtype=torch.int64), "operands of one type"),
+        (lambda x: x.sort(1), "order numbers"),
+    ):
+        x = Y if isinstance(function, nn.GRU) else X
+        made: Any = function
+        graph = from_fx(traced(made.eval() if isinstance(made, nn.Module) else made), (x,))
+        reasons = [n.op.reason for n in graph.nodes if isinstance(n.op, Opaque)]
+        assert any(why in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("aten", [torch.ops.aten.batch_norm, torch.ops.aten.batch_norm.default])
+def test_the_arguments_of_aten_have_an_order_of_their_own(aten: Any) -> None:
+    weight, bias, mean, var = numbers(4), numbers(4), numbers(4), numbers(4).abs() + 0.5
+    module = With(lambda x, *p: aten(x, *p, False, 0.1, 0.5, False), weight, bias, mean, var)
+    graph = from_fx(traced(module), (X,))
+    assert [n.op.name for n in graph.nodes] == ["Scale"]
+    torch.testing.assert_close(respelled(graph)(X), module(X), rtol=1e-5, atol=1e-5)
 
 
 @fx.wrap
