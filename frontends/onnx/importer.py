@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
 from ...hosts.onnx.scopes import captures, has_bodies
 from ...hosts.onnx.tensors import (
+    constant_of,
     is_external,
     proto_of,
     read_model,
@@ -322,18 +323,7 @@ class _Importer:
         return value
 
     def _constant(self, index: int, node: NodeProto) -> bool:
-        attribute = node.attribute[0] if len(node.attribute) == 1 else None
-        if attribute is None:
-            return False
-        data: Tensor | None
-        if attribute.name == "value":
-            data = tensor_of(attribute.t, self.base_dir)
-        elif attribute.name in ("value_float", "value_floats"):
-            data = ArrayTensor(np.array(helper.get_attribute_value(attribute), np.float32))
-        elif attribute.name in ("value_int", "value_ints"):
-            data = ArrayTensor(np.array(helper.get_attribute_value(attribute), np.int64))
-        else:
-            return False
+        data = constant_of(node, self.base_dir)
         if data is None:
             return False
         self._define(self.graph.add_constant(data, node.output[0]), node.output[0])

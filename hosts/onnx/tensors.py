@@ -24,10 +24,11 @@ from onnx import (
     NodeProto,
     SparseTensorProto,
     TensorProto,
+    helper,
     numpy_helper,
 )
 
-from ...ir import DType, LazyTensor, ModelError, Tensor
+from ...ir import ArrayTensor, DType, LazyTensor, ModelError, Tensor
 from ...ir.errors import check_readable
 
 _DTYPES: dict[int, DType] = {
@@ -89,6 +90,31 @@ def tensor_of(proto: TensorProto, base_dir: Path | None = None) -> Tensor | None
         return LazyTensor(shape, dtype, lambda: _homeless(proto), proto)
     path, offset, length = external_location(proto, base_dir)
     return LazyTensor(shape, dtype, lambda: _mapped(path, offset, length, shape, dtype), proto)
+
+
+def constant_of(node: NodeProto, base_dir: Path | None = None) -> Tensor | None:
+    """The numbers that a ``Constant`` node holds.
+
+    Args:
+        node: The node.
+        base_dir: The model's folder, for external data.
+
+    Returns:
+        A lazy handle, or ``None`` for what is no dense tensor of numbers, such as strings or a sparse tensor.
+
+    Raises:
+        ModelError: If external data is missing or not allowed.
+    """
+    attribute = node.attribute[0] if len(node.attribute) == 1 else None
+    if attribute is None:
+        return None
+    if attribute.name == "value":
+        return tensor_of(attribute.t, base_dir)
+    if attribute.name in ("value_float", "value_floats"):
+        return ArrayTensor(np.array(helper.get_attribute_value(attribute), np.float32))
+    if attribute.name in ("value_int", "value_ints"):
+        return ArrayTensor(np.array(helper.get_attribute_value(attribute), np.int64))
+    return None
 
 
 def is_external(proto: TensorProto) -> bool:

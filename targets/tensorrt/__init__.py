@@ -1,7 +1,7 @@
 """The target ``tensorrt``: an ONNX file that NVIDIA's parser takes as it stands, and a side-car that says how to build it.
 
-The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`), float64 (:mod:`.doubles`), what TensorRT would refuse
-(:mod:`.lint`), shape profiles (:mod:`.profiles`), precision in the graph (:mod:`.precision`), onnx's checker, the file, the side-car
+The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`, which starts with :mod:`.formalities`), float64
+(:mod:`.doubles`), what TensorRT would refuse (:mod:`.lint`), shape profiles (:mod:`.profiles`), precision in the graph (:mod:`.precision`), onnx's checker, the file, the side-car
 (:mod:`.sidecar`) and, where TensorRT is installed and it is asked for, the engine (:mod:`.engine`).
 """
 

@@ -18,6 +18,7 @@ from ...hosts.onnx.scopes import has_bodies
 from ...hosts.onnx.tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
 from .draft import DOMAINS, Draft, attributes, graphs, walk
+from .formalities import complete, require_shapes
 from .lint import lint
 from .operators import Operators
 
@@ -49,10 +50,11 @@ def clean(draft: Draft, operators: Operators, allowed: frozenset[str] = frozense
         allowed: Operators that are left alone even so.
 
     Raises:
-        ModelError: If graphsurgeon cannot read the model.
+        ModelError: If graphsurgeon cannot read the model, or the rank of an output is unknown.
     """
     draft.name_nodes()
     _fix_constants(draft)
+    complete(draft)
     _inline(draft, operators, allowed)
     _whole_shapes(draft)
     _fold(draft, operators, allowed)
@@ -172,17 +174,23 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
         sizes = [types[name].size for name in node.output if name in types]
         if any(n > _FOLD_BYTES if n is not None else node.op_type in _SIZED for n in sizes):
             heavy.update(node.output)
-    typed = _typed(draft)
     try:
+        require_shapes(draft)
+        typed = _typed(draft)
         try:
             done = _by_surgeon(draft, typed, heavy, flatten=True)
         except ModelError:
             # Inlining nested branches may lose nodes; then they stay branches.
             done = _by_surgeon(draft, typed, heavy, flatten=False)
     except Exception as error:
-        lint(draft, operators, allowed)  # What it trips over is most often refused anyway.
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"onnx-graphsurgeon cannot clean the model up: {said}") from error
+        failed = f"onnx-graphsurgeon cannot clean the model up: {said}"
+        try:
+            lint(draft, operators, allowed)  # What it trips over is most often refused anyway.
+        except ModelError as refused:
+            # Without clean-up, what could be folded counts as computed: both reasons are given.
+            raise ModelError(f"{refused}. This was found without clean-up: {failed}") from error
+        raise ModelError(failed) from error
     draft.model, draft.tensors = done.model, done.tensors
 
 

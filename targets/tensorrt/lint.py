@@ -9,7 +9,7 @@ import onnx
 from onnx import GraphProto, NodeProto
 
 from ...hosts.onnx.scopes import bodies
-from ...hosts.onnx.tensors import tensor_of
+from ...hosts.onnx.tensors import constant_of, tensor_of
 from ...ir import DType, ModelError, Tensor
 from .draft import DOMAINS, Draft
 from .operators import Operator, Operators, type_name
@@ -122,7 +122,7 @@ def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset
 def _findings(
     graph: GraphProto, draft: Draft, operators: Operators, allowed: frozenset[str]
 ) -> Iterator[Finding]:
-    types, constants = draft.types(), draft.constants()
+    types, constants = draft.types(), _constants_of(graph) | draft.constants()
     stack = [(graph, types, constants)]
     while stack:
         scope, types, constants = stack.pop()
@@ -144,9 +144,8 @@ def _findings(
 def _constants_of(body: GraphProto) -> dict[str, Tensor]:
     found = {p.name: tensor_of(p) for p in body.initializer}
     for node in body.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                found[node.output[0]] = tensor_of(attribute.t)
+        if node.op_type == "Constant" and node.domain in DOMAINS:
+            found[node.output[0]] = constant_of(node)
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
