@@ -64,7 +64,9 @@ class Refusal:
 
 def _reason(node: Node, registered: str) -> str:
     """Why a node without a rule cannot be written: the frontend's reason for an opaque node, else the registered one."""
-    return node.op.reason if isinstance(node.op, Opaque) else registered
+    if isinstance(node.op, Opaque):
+        return node.op.reason or "not understood in this form"
+    return registered
 
 
 class Emitter:

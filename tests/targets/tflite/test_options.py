@@ -265,10 +265,20 @@ def test_one_error_names_every_op_that_is_missing() -> None:
         helper.make_node("Relu", ["a"], ["d"], name="fine"),
     ]
     said = refusal(nodes, {"x": numbers(1, 3, 4, 4)}, ["b", "c", "d"])
-    assert (
-        said
-        == "the model cannot be written as TFLite: onnx:Det (first, second); onnx:NonZero (third)"
+    why = "not understood in this form"
+    assert said == (
+        "the model cannot be written as TFLite: "
+        f"onnx:Det (first, second: {why}); onnx:NonZero (third: {why})"
     )
+
+
+def test_the_reason_of_the_reading_is_given() -> None:
+    parts = dict.fromkeys(("scale", "shift", "mean"), np.ones(3, np.float32))
+    node = helper.make_node("BatchNormalization", ["x", *parts, "var"], ["y"])
+    negative = np.array([1, -1, 1], np.float32)
+    said = refusal([node], {"x": numbers(1, 3, 4, 4)}, ["y"], weights=parts | {"var": negative})
+    assert "onnx:BatchNormalization (y: " in said
+    assert "variance" in said
 
 
 def test_torch_models_are_told_of_the_other_way(tmp_path: Path) -> None:
