@@ -215,7 +215,7 @@ _HELD = {
 
 
 def _tensorrt() -> _Column:
-    from .targets.tensorrt.lint import NEAREST
+    from .targets.tensorrt.lint import ALTERNATIVES
     from .targets.tensorrt.operators import newest, operators_of
 
     table, taken = _registry("onnx").table, operators_of(newest()).taken
@@ -226,7 +226,9 @@ def _tensorrt() -> _Column:
             return Cell(False, "it has no ONNX spelling")
         lacking = [name for name in spelling.writes if name not in taken]
         if lacking:
-            said = [f"{n} (nearest: {NEAREST[n]})" if n in NEAREST else n for n in lacking]
+            said = [
+                f"{n} (nearest: {ALTERNATIVES[n]})" if n in ALTERNATIVES else n for n in lacking
+            ]
             return Cell(False, f"TensorRT {newest()} lacks {', '.join(said)}")
         rules = [rule for n in spelling.writes for rule in taken[n].rules]
         limits = dict.fromkeys(_LIMITS.get(rule, rule) for rule in rules if rule not in _HELD)

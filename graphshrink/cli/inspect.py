@@ -99,10 +99,10 @@ def _inspect_sparse_kernels(source: str, log: str, as_json: bool) -> None:
     """Show which weights of a model have the 2:4 pattern, and which of them got sparse kernels from TensorRT."""
     from ..api import load
     from ..targets.tensorrt.sidecar import sparse_layers
-    from ..targets.tensorrt.trtexec_log import joined, read_report
+    from ..targets.tensorrt.trtexec_log import read_report, with_engine_results
 
     report = read_report(log)
-    rows = joined(sparse_layers(load(source)[0]), report)
+    rows = with_engine_results(sparse_layers(load(source)[0]), report)
     if as_json:
         found = {key: value for key, value in report.to_dict().items() if key != "layers"}
         typer.echo(json.dumps({**found, "weights": rows}, indent=1))

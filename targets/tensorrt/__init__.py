@@ -1,8 +1,9 @@
-"""The target ``tensorrt``: an ONNX file that NVIDIA's parser takes as it stands, and a side-car that says how to build it.
+"""The target ``tensorrt``: an ONNX file that NVIDIA's parser accepts without changes, and a side-car with the command that builds it.
 
 The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`, which starts with :mod:`.formalities`), float64
-(:mod:`.doubles`), what TensorRT would refuse (:mod:`.lint`), shape profiles (:mod:`.profiles`), precision in the graph (:mod:`.precision`), onnx's checker, the file, the side-car
-(:mod:`.sidecar`) and, where TensorRT is installed and it is asked for, the engine (:mod:`.engine`).
+(:mod:`.doubles`), a check for everything that TensorRT would refuse (:mod:`.lint`), shape profiles (:mod:`.profiles`), precision
+in the graph (:mod:`.precision`), onnx's checker, the file, the side-car (:mod:`.sidecar`) and, if ``build`` is set, the engine
+(:mod:`.engine`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from ..emitted import Emitted, Readers
 from ..onnx.save import save_model
 from ..options import TensorRTOptions
 from .cleanup import clean, require
-from .doubles import narrow
+from .doubles import convert_float64
 from .draft import Draft
 from .lint import check_opset, lint
 from .operators import operators_of
 from .precision import Lowered, lower
-from .profiles import profiles_for
-from .ranges import activation_ranges
+from .profiles import parse_profiles
+from .ranges import measure_ranges
 from .sidecar import sidecar
 
 SIDECAR = ".trt.json"
@@ -33,7 +34,12 @@ Options = TensorRTOptions
 
 
 def ready(options: TensorRTOptions) -> None:
-    """Raise ``MissingExtra`` when a package is missing."""
+    """Check that the packages that the options need are installed.
+
+    Raises:
+        MissingExtra: If one is missing.
+        UsageError: If an engine is to be built and TensorRT is not installed.
+    """
     require()
     if options.build:
         from .engine import require as require_tensorrt
@@ -50,21 +56,21 @@ def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -
     """
     operators = operators_of(options.trt_version)
     allowed = frozenset(options.allow_op)
-    draft = Draft.of(graph, readers)
+    draft = Draft.from_graph(graph, readers)
     check_opset(draft, operators)
     clean(draft, operators, allowed)
-    narrow(draft, options.float64)
+    convert_float64(draft, options.float64)
     lint(draft, operators, allowed)
-    profiles = profiles_for(draft, options.profile)
-    ranges = None if options.ranges is None else activation_ranges(draft, options.ranges)
+    profiles = parse_profiles(draft, options.profile)
+    ranges = None if options.ranges is None else measure_ranges(draft, options.ranges)
     lowered = lower(draft, options.precision, operators, options.keep_float32, ranges)
     if options.precision != "fp32":
-        draft.notes += _said(lowered)
+        draft.notes += _precision_notes(lowered)
     draft.name_nodes()
     draft.checked()
     beside = path.with_suffix(SIDECAR)
     resolve_output(beside)
-    # The side-car never speaks of another model: it goes first and comes last.
+    # An old side-car is deleted before the model is written, the new one is written last: it always describes the model beside it.
     saved = save_model(
         draft.model, path, draft.tensors, draft.base_dir, draft.external, stale=[beside]
     )
@@ -77,14 +83,13 @@ def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -
     return Emitted((path, beside), (*draft.notes, *saved.notes(path)), {"tensorrt": data})
 
 
-def _said(lowered: Lowered) -> list[str]:
+def _precision_notes(lowered: Lowered) -> list[str]:
+    """Return the notes for the user on precision."""
     kept = len(lowered.kept)
     notes = [
         f"{lowered.low} nodes compute in {lowered.precision}, {kept} stay in float32"
         + ("; the side-car says why" if kept else "")
     ]
     if not lowered.calibrated and lowered.precision == "fp16":
-        notes.append(
-            "nobody looked how large activations get: --calibration does, for they may leave the range of fp16"
-        )
+        notes.append("activations may exceed the range of fp16: measure them with --calibration")
     return notes

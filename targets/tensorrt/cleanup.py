@@ -1,8 +1,8 @@
-"""Clean-up by onnx-graphsurgeon: constants folded, dead nodes gone, branches of decided ``If`` nodes inlined.
+"""Clean-up by onnx-graphsurgeon: folds constants, removes dead nodes, inlines ``If`` nodes with a constant condition.
 
-NVIDIA's parser wants shapes, axes and conditions as constants wherever they can be; that is what folding with
-onnxruntime and graphsurgeon's shape folding are for. Quantize and Dequantize nodes stay. Functions are inlined, the
-model's own and those of ONNX operators that TensorRT lacks but that ONNX itself defines by others.
+NVIDIA's parser needs shapes, axes and conditions as constants; graphsurgeon computes them, folding constants with onnxruntime and
+shapes by itself. Quantize and Dequantize nodes stay. The model's functions are inlined, and so are ONNX operators that TensorRT lacks
+and that ONNX defines by a function of others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from onnx import ModelProto, NodeProto
 from ...hosts.onnx.scopes import has_bodies
 from ...hosts.onnx.tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
-from .draft import DOMAINS, Draft, attributes, graphs, walk
+from .draft import DOMAINS, Draft, all_graphs, all_nodes, attributes
 from .formalities import complete, require_shapes
 from .lint import lint
 from .operators import Operators
 
 _FOLD_BYTES = 1 << 24
-"""No constant larger than this is made by folding."""
+"""The largest constant, in bytes, that folding may make."""
 _SIZED = ("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix", "Range")
-"""Operators whose results are as large as a number says that they read."""
+"""Operators with a number as input that is the size of the result."""
 
 
 def require() -> Any:
-    """The module ``onnx_graphsurgeon``.
+    """Return the module ``onnx_graphsurgeon``.
 
     Raises:
         MissingExtra: If it is not installed.
@@ -42,12 +42,12 @@ def require() -> Any:
 
 
 def clean(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset()) -> None:
-    """Clean a draft up, in place.
+    """Clean up a draft in place.
 
     Args:
         draft: The model.
-        operators: What TensorRT takes: what ONNX can spell by other operators is spelled so.
-        allowed: Operators that are left alone even so.
+        operators: The operators of the TensorRT version; others are inlined if ONNX defines them by a function.
+        allowed: Operators that are not inlined even so, because a plugin provides them.
 
     Raises:
         ModelError: If graphsurgeon cannot read the model, or the rank of an output is unknown.
@@ -56,15 +56,15 @@ def clean(draft: Draft, operators: Operators, allowed: frozenset[str] = frozense
     _fix_constants(draft)
     complete(draft)
     _inline(draft, operators, allowed)
-    _whole_shapes(draft)
+    _full_shapes(draft)
     _fold(draft, operators, allowed)
     _dequantize_biases(draft)
-    _branch_names(draft)
+    _rename_branch_results(draft)
     draft.name_nodes()
 
 
 def _fix_constants(draft: Draft) -> None:
-    """Initializers are constants: as inputs, they could be given other numbers."""
+    """Remove initializers from the inputs: there, a caller could replace their values."""
     graph = draft.model.graph
     constants = {p.name for p in graph.initializer}
     inputs = [v for v in graph.input if v.name not in constants]
@@ -74,7 +74,7 @@ def _fix_constants(draft: Draft) -> None:
 
 
 def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
-    """Functions become their nodes: the model's own, and operators that TensorRT lacks."""
+    """Inline the model's functions, and operators that TensorRT lacks and ONNX defines by a function."""
     from onnx import inliner
 
     if draft.model.functions:
@@ -82,36 +82,37 @@ def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None
             draft.model = inliner.inline_local_functions(draft.model)
         except Exception as error:
             raise ModelError(f"onnx cannot inline the model's functions: {error}") from error
-    # The inliner goes by types, those of constants included.
+    # The inliner needs types, those of constants included.
     typed, lacking = _typed(draft), set()
     for proto in typed.graph.initializer:
         typed.graph.value_info.append(
             onnx.helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
         )
-    for node in walk(typed.graph):
+    for node in all_nodes(typed.graph):
         schema = None
         if node.domain in DOMAINS and node.op_type not in {*operators.taken, *allowed}:
             schema = _schema(node.op_type, draft.opset)
         if schema is not None and (schema.has_function or schema.has_context_dependent_function):
             lacking.add(("", node.op_type))
-            _spell_defaults(node, schema)
+            _write_defaults(node, schema)
     for name in sorted(lacking):
         try:
             done = inliner.inline_selected_functions(typed, [name], False, True)
             replace(draft, model=done).checked()
         except Exception:
-            continue  # The operator stays as it is, and is refused by its name.
-        # What decides by shapes as it runs would be no help.
-        if _branching(done) == _branching(typed):
+            continue  # The operator stays, and the lint refuses it by its name.
+        # A function with If or Loop nodes that depend on shapes would not help TensorRT.
+        if _count_bodies(done) == _count_bodies(typed):
             draft.model = typed = done
 
 
-def _branching(model: ModelProto) -> int:
-    return sum(has_bodies(node) for node in walk(model.graph))
+def _count_bodies(model: ModelProto) -> int:
+    """Return the number of nodes with bodies."""
+    return sum(has_bodies(node) for node in all_nodes(model.graph))
 
 
-def _spell_defaults(node: NodeProto, schema: Any) -> None:
-    """The inliner passes on the attributes that are written, and forgets what the others default to."""
+def _write_defaults(node: NodeProto, schema: Any) -> None:
+    """Write default attributes into a node: the inliner passes on written attributes only."""
     given = {a.name for a in node.attribute}
     for name, attribute in sorted(schema.attributes.items()):
         default = attribute.default_value
@@ -126,10 +127,10 @@ def _schema(name: str, opset: int) -> Any:
         return None
 
 
-def _whole_shapes(draft: Draft) -> None:
-    """A Shape of some axes becomes a slice of the whole shape: graphsurgeon folds it as if it were whole."""
-    taken = {name for node in walk(draft.model.graph) for name in (*node.input, *node.output)}
-    for graph in list(graphs(draft.model.graph)):
+def _full_shapes(draft: Draft) -> None:
+    """Replace a Shape of some axes by a Slice of the full shape: graphsurgeon ignores its ``start`` and ``end``."""
+    taken = {name for node in all_nodes(draft.model.graph) for name in (*node.input, *node.output)}
+    for graph in list(all_graphs(draft.model.graph)):
         if not any(n.op_type == "Shape" and n.attribute for n in graph.node):
             continue
         nodes: list[NodeProto] = []
@@ -139,7 +140,7 @@ def _whole_shapes(draft: Draft) -> None:
                 nodes.append(NodeProto.FromString(node.SerializeToString()))
                 continue
             (result,) = node.output
-            whole, start, end = (_fresh(f"{result}_{part}", taken) for part in _SLICED)
+            whole, start, end = (_unique_name(f"{result}_{part}", taken) for part in _SLICED)
             bounds = (found.get("start", 0), found.get("end", _END))
             nodes.append(onnx.helper.make_node("Shape", node.input, [whole], name=node.name))
             nodes += [
@@ -155,7 +156,7 @@ _SLICED = ("whole", "start", "end")
 _END = 2**31 - 1
 
 
-def _fresh(name: str, taken: set[str]) -> str:
+def _unique_name(name: str, taken: set[str]) -> str:
     fresh, count = name, 1
     while fresh in taken:
         count += 1
@@ -165,28 +166,30 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
-    """Fold constants and shapes, inline decided branches, remove what nobody reads."""
-    heavy = set(draft.tensors)
-    heavy |= {p.name for p in draft.model.graph.initializer if is_external(p)}
-    # Nor what is computed from constants and would not be stored: it may be larger than all memory.
+    """Fold constants and shapes, inline ``If`` nodes with a constant condition, remove unused nodes."""
+    unfoldable = set(draft.tensors)
+    unfoldable |= {p.name for p in draft.model.graph.initializer if is_external(p)}
+    # Do not fold nodes whose results would be too large to store: they may not even fit into memory.
     types = draft.types()
     for node in draft.model.graph.node:
         sizes = [types[name].size for name in node.output if name in types]
         if any(n > _FOLD_BYTES if n is not None else node.op_type in _SIZED for n in sizes):
-            heavy.update(node.output)
+            unfoldable.update(node.output)
     try:
         require_shapes(draft)
         typed = _typed(draft)
         try:
-            done = _by_surgeon(draft, typed, heavy, flatten=True)
+            done = _run_surgeon(draft, typed, unfoldable, flatten=True)
         except ModelError:
-            # Inlining nested branches may lose nodes; then they stay branches.
-            done = _by_surgeon(draft, typed, heavy, flatten=False)
+            # Inlining nested branches may lose nodes: keep them.
+            done = _run_surgeon(draft, typed, unfoldable, flatten=False)
     except Exception as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        failed = f"onnx-graphsurgeon cannot clean the model up: {said}"
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        failed = f"onnx-graphsurgeon cannot clean up the model: {message}"
         try:
-            lint(draft, operators, allowed)  # What it trips over is most often refused anyway.
+            lint(
+                draft, operators, allowed
+            )  # Most likely a node that TensorRT refuses: that error is clearer.
         except ModelError as refused:
             # Without clean-up, what could be folded counts as computed: both reasons are given.
             raise ModelError(f"{refused}. This was found without clean-up: {failed}") from error
@@ -194,13 +197,13 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
     draft.model, draft.tensors = done.model, done.tensors
 
 
-def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool) -> Draft:
-    """The model after graphsurgeon, checked."""
+def _run_surgeon(draft: Draft, typed: ModelProto, unfoldable: set[str], flatten: bool) -> Draft:
+    """Return the draft after graphsurgeon, checked by onnx."""
     gs = require()
     from onnx_graphsurgeon.logger import G_LOGGER
 
     def excluded(node: Any) -> bool:
-        return any(tensor.name in heavy for tensor in (*node.inputs, *node.outputs))
+        return any(tensor.name in unfoldable for tensor in (*node.inputs, *node.outputs))
 
     level, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.CRITICAL
     try:
@@ -215,7 +218,7 @@ def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool)
         graph = gs.export_onnx(surgeon, do_type_check=False).graph
     finally:
         G_LOGGER.severity = level
-    # What is stated of results in between may be stale now; readers infer it again.
+    # The stated types of inner values may be wrong now; they are inferred again.
     del graph.value_info[:]
     model = ModelProto()
     model.CopyFrom(draft.model)
@@ -228,7 +231,7 @@ def _by_surgeon(draft: Draft, typed: ModelProto, heavy: set[str], flatten: bool)
 
 
 def _dequantize_biases(draft: Draft) -> None:
-    """Biases that are stored as int32 with a scale become numbers: TensorRT dequantizes no int32."""
+    """Replace biases stored as int32 with a scale by float constants: TensorRT cannot dequantize int32."""
     graph, constants = draft.model.graph, draft.constants()
     kept = []
     for node in graph.node:
@@ -238,12 +241,12 @@ def _dequantize_biases(draft: Draft) -> None:
             kept.append(node)
             continue
         made = dequantized([t for t in read if t is not None], attributes(node).get("axis", 1))
-        draft.put(node.output[0], made)
+        draft.set_constant(node.output[0], made)
     if len(kept) < len(graph.node):
         nodes = [NodeProto.FromString(n.SerializeToString()) for n in kept]
         del graph.node[:]
         graph.node.extend(nodes)
-        read_names = {name for node in walk(graph) for name in node.input}
+        read_names = {name for node in all_nodes(graph) for name in node.input}
         read_names |= {v.name for v in graph.output}
         live = [p for p in graph.initializer if p.name in read_names]
         del graph.initializer[:]
@@ -252,7 +255,7 @@ def _dequantize_biases(draft: Draft) -> None:
 
 
 def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
-    """What DequantizeLinear makes of int32 numbers, a scale and maybe a zero point."""
+    """Return the result of DequantizeLinear for an int32 tensor and a scale; ONNX allows no zero point but 0 for int32."""
     numbers, scale = tensors[0], tensors[1]
     shape = [1] * len(numbers.shape)
     if scale.size > 1:
@@ -266,7 +269,7 @@ def dequantized(tensors: Sequence[Tensor], axis: object) -> Tensor:
 
 
 def _typed(draft: Draft) -> ModelProto:
-    """A copy with the shapes that can be inferred, which shape folding goes by."""
+    """Return a copy of the model with inferred types as value infos, which shape folding needs."""
     from ...hosts.onnx.types import proto_of_type
 
     typed = ModelProto()
@@ -280,11 +283,11 @@ def _typed(draft: Draft) -> ModelProto:
     return typed
 
 
-def _branch_names(draft: Draft) -> None:
-    """The two branches of an ``If`` may not give their results the same names: the second's change."""
+def _rename_branch_results(draft: Draft) -> None:
+    """Rename results of the second branch of an ``If`` that have the same name as one of the first: NVIDIA's parser needs that."""
     graph = draft.model.graph
-    taken = {name for node in walk(graph) for name in (*node.input, *node.output)}
-    for node in walk(graph):
+    taken = {name for node in all_nodes(graph) for name in (*node.input, *node.output)}
+    for node in all_nodes(graph):
         if node.op_type != "If" or node.domain not in DOMAINS:
             continue
         branches = attributes(node)
@@ -296,10 +299,10 @@ def _branch_names(draft: Draft) -> None:
 
 
 def _rename_results(body: Any, names: set[str], taken: set[str]) -> None:
-    """Results of a body get new names by an Identity node behind them."""
+    """Give results of a body new names, by an Identity node after each."""
     for value in body.output:
         if value.name not in names:
             continue
-        fresh = _fresh(f"{value.name}_2", taken)
+        fresh = _unique_name(f"{value.name}_2", taken)
         body.node.append(onnx.helper.make_node("Identity", [value.name], [fresh]))
         value.name = fresh

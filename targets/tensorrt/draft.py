@@ -1,4 +1,4 @@
-"""The ONNX model that becomes a TensorRT file, while the steps of the target work on it."""
+"""The ONNX model that the steps of the target change in turn."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from ..emitted import Readers
 from ..onnx.emitter import INLINE_BYTES, emit
 
 _LARGE = 4096
-"""Constants of this many bytes are no shapes or axes, whose numbers onnx's checker would look at."""
+"""Constants of at least this many bytes are not shapes or axes, so onnx's checker does not need their numbers."""
 
 DOMAINS = ("", "ai.onnx")
-"""How ONNX's own domain is spelled."""
+"""The names of ONNX's own domain."""
 
 
 @dataclass
 class Draft:
-    """A model in the making.
+    """A model that is being prepared for TensorRT.
 
     Attributes:
         model: The model; initializers named in ``tensors`` are placeholders without numbers.
         tensors: The numbers of the placeholders.
-        readers: Reads models; it knows the types of values.
-        base_dir: The folder that external data lies in.
-        external: Whether the model came with external data.
-        notes: What the user should know, one sentence each.
+        readers: Infers the types of values.
+        base_dir: The folder of external data.
+        external: Whether the model had external data.
+        notes: Notes for the user, one sentence each.
     """
 
     model: ModelProto
@@ -51,15 +51,15 @@ class Draft:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, graph: Graph, readers: Readers) -> Draft:
-        """Emit a graph as ONNX: an ONNX-born one natively, an FX-born one through torch's exporter."""
+    def from_graph(cls, graph: Graph, readers: Readers) -> Draft:
+        """Return the draft of a graph, emitted as ONNX: natively if it came from ONNX, with torch's exporter if from torch."""
         model, tensors = emit(graph)
         base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
-        split = any(map(is_external, tensors_in(model)))
+        external = any(map(is_external, tensors_in(model)))
         if base_dir is not None:
-            # onnx's checker and graphsurgeon look into bodies, and for their files in the folder of the process.
+            # onnx's checker and graphsurgeon read the tensors in bodies, and look for external data in the working directory.
             embed(inner_tensors(model), base_dir)
-        return cls(model, dict(tensors), readers, base_dir, split)
+        return cls(model, dict(tensors), readers, base_dir, external)
 
     @property
     def opset(self) -> int:
@@ -67,16 +67,16 @@ class Draft:
         return next((o.version for o in self.model.opset_import if o.domain in DOMAINS), 1)
 
     def constants(self) -> dict[str, Tensor]:
-        """The initializers by name, as lazy handles."""
+        """Return the initializers by name, as lazy tensors."""
         found = {p.name: tensor_of(p, self.base_dir) for p in self.model.graph.initializer}
         return {name: t for name, t in found.items() if t is not None} | self.tensors
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Give a constant, old or new, other numbers; large ones are computed when the file is written."""
+    def set_constant(self, name: str, tensor: Tensor) -> None:
+        """Set the numbers of a constant, which may be new; large ones are computed when the file is written."""
         protos = self.model.graph.initializer
         place = next((i for i, p in enumerate(protos) if p.name == name), None)
         if place is not None:
-            # Not overwritten: the new numbers may be computed from the old ones.
+            # Not overwritten in place: the new numbers may be computed lazily from the old proto.
             del protos[place]
         proto = protos.add()
         self.tensors.pop(name, None)
@@ -87,13 +87,13 @@ class Draft:
         self.tensors[name] = tensor
 
     def types(self) -> dict[str, TensorType]:
-        """The types of inputs, constants and results, as far as they can be inferred."""
+        """Return the types of inputs, constants and results, as far as they can be inferred."""
         return self.readers.types(self.model, self.tensors, self.base_dir)
 
     def name_nodes(self) -> None:
-        """Give every node a name that no other has: what TensorRT reports is told by names."""
+        """Make node names unique: TensorRT's log refers to layers by name."""
         taken: set[str] = set()
-        for node in walk(self.model.graph):
+        for node in all_nodes(self.model.graph):
             base = node.name or (node.output[0] if node.output else "") or node.op_type
             name, count = base, 1
             while name in taken:
@@ -103,10 +103,10 @@ class Draft:
             node.name = name
 
     def checked(self) -> ModelProto:
-        """A copy without the numbers of large constants, checked by onnx in full.
+        """Return a copy without the numbers of large constants, after onnx's full check.
 
         Raises:
-            ModelError: If onnx has something against it.
+            ModelError: If the check fails.
         """
         import onnx
 
@@ -120,7 +120,7 @@ class Draft:
             if proto.name not in self.tensors and not large:
                 kept.append(proto)
             elif proto.name not in listed:
-                # An input of its type stands for it.
+                # Replace the constant by an input of its type.
                 value = helper.make_tensor_value_info(proto.name, proto.data_type, proto.dims)
                 graph.input.append(value)
         del graph.initializer[:]
@@ -128,13 +128,13 @@ class Draft:
         try:
             onnx.checker.check_model(light, full_check=True)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
-            raise ModelError(f"the model does not pass onnx's checker: {said}") from error
+            message = " ".join(str(error).split())[:300]
+            raise ModelError(f"the model does not pass onnx's checker: {message}") from error
         return light
 
 
-def walk(graph: GraphProto) -> Iterator[NodeProto]:
-    """The nodes of a graph and of all bodies in it, in order."""
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph and of all bodies in it, in order."""
     stack: list[Iterator[NodeProto]] = [iter(graph.node)]
     while stack:
         for node in stack[-1]:
@@ -147,13 +147,13 @@ def walk(graph: GraphProto) -> Iterator[NodeProto]:
             stack.pop()
 
 
-def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph and all bodies in it."""
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and all bodies in it."""
     yield graph
-    for node in walk(graph):
+    for node in all_nodes(graph):
         yield from bodies(node)
 
 
 def attributes(node: NodeProto) -> dict[str, object]:
-    """A node's attributes as Python values."""
+    """Return a node's attributes as Python values."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -1,6 +1,6 @@
-"""Building the engine, timing it and reading back its layers, where TensorRT and a GPU are there.
+"""Builds the engine, times it and reads back its layers; needs TensorRT and a GPU.
 
-Polygraphy does the work. The network is strongly typed: precision is what the file says.
+Polygraphy does the work. The network is strongly typed: the file decides precision.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ...ir import MissingExtra, ModelError, UsageError
 from ...ir.files import write_bytes
 from .profiles import Profile
-from .trtexec_log import joined, parse_layers
+from .trtexec_log import parse_layers, with_engine_results
 
 ENGINE = ".engine"
 """The suffix of the engine, in place of ``.onnx``."""
@@ -26,11 +26,11 @@ _RUNS = 50
 
 
 def require() -> Any:
-    """The module ``tensorrt``.
+    """Return the module ``tensorrt``.
 
     Raises:
         UsageError: If it is not installed.
-        MissingExtra: If polygraphy is not.
+        MissingExtra: If polygraphy is not installed.
     """
     try:
         import tensorrt
@@ -49,7 +49,7 @@ def require() -> Any:
 def build(
     path: Path, profiles: Sequence[Profile], weights: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Build the engine of a file, write it beside it, time it, and say which layers got sparse kernels.
+    """Build the engine of an ONNX file, write it beside the file, and time it.
 
     Args:
         path: The ONNX file.
@@ -57,11 +57,11 @@ def build(
         weights: The weights as the side-car lists them.
 
     Returns:
-        Plain data: TensorRT's version, the engine's file, the median milliseconds of a run with copies of inputs at the
-        profile's usual sizes, the layers, and the weights with what became of them.
+        Plain data: TensorRT's version, the engine's file, the median time of a run in milliseconds at the profile's usual sizes,
+        with the copies of its inputs, the layers, and the weights with the kernels that TensorRT chose.
 
     Raises:
-        ModelError: If TensorRT does not build it.
+        ModelError: If TensorRT cannot build the engine.
     """
     trt = require()
     from polygraphy.backend.trt import (
@@ -83,8 +83,8 @@ def build(
     try:
         engine = EngineFromNetwork(NetworkFromOnnxPath(str(path), strongly_typed=True), config)()
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"TensorRT {trt.__version__} does not build {path}: {said}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ModelError(f"TensorRT {trt.__version__} does not build {path}: {message}") from error
     target = path.with_suffix(ENGINE)
     write_bytes(target, bytes(engine.serialize()))
     inspector = engine.create_engine_inspector()
@@ -103,18 +103,18 @@ def build(
         "file": target.name,
         "milliseconds": median(times[_WARM_UP:]),
         **{k: v for k, v in report.to_dict().items() if k != "milliseconds"},
-        "weights": joined(weights, report),
+        "weights": with_engine_results(weights, report),
     }
 
 
 def _feeds(inputs: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Standard normal numbers, zeros and ones for whole numbers, at the usual sizes."""
+    """Return random inputs at the usual sizes: standard normal numbers, or zeros and ones for integers."""
     rng = np.random.default_rng(0)
     feeds = {}
     for name, (dtype, shape) in inputs.items():
         kind = np.dtype(dtype.numpy())
         given = sizes.get(name, tuple(shape))
-        whole = kind.kind in "iub"
-        made = rng.integers(0, 2, given) if whole else rng.standard_normal(given)
+        is_integer = kind.kind in "iub"
+        made = rng.integers(0, 2, given) if is_integer else rng.standard_normal(given)
         feeds[name] = np.asarray(made).astype(kind)
     return feeds

@@ -14,7 +14,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto
 from ...hosts.onnx.tensors import text_of
 from ...hosts.onnx.types import proto_of_type, type_of
 from ...ir import Dim, ModelError, TensorType
-from .draft import DOMAINS, Draft, graphs, walk
+from .draft import DOMAINS, Draft, all_graphs, all_nodes
 
 _LISTS = {
     AttributeProto.FLOATS: "floats",
@@ -25,9 +25,9 @@ _LISTS = {
 
 def complete(draft: Draft) -> None:
     """Name graphs, remove empty optional attributes, give outputs the shapes that can be inferred; in place."""
-    for graph in graphs(draft.model.graph):
+    for graph in all_graphs(draft.model.graph):
         graph.name = graph.name or "graph"
-    for node in walk(draft.model.graph):
+    for node in all_nodes(draft.model.graph):
         _drop_empty_lists(node, draft.opset)
     _complete_outputs(draft)
 

@@ -1,4 +1,4 @@
-"""What TensorRT would refuse, found before it is asked: opset, operators, element types, restrictions."""
+"""Finds everything that TensorRT would refuse: the opset, operators, element types, restrictions of operators."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from ...hosts.onnx.tensors import constant_of, tensor_of
 from ...ir import DType, ModelError, Tensor
 from .draft import DOMAINS, Draft
 from .operators import Operator, Operators, type_name
-from .restrictions import RULES, Site
+from .restrictions import RULES, NodeInfo
 
-# What to write in place of an operator that TensorRT lacks.
-NEAREST = {
+ALTERNATIVES = {
     "AffineGrid": "a constant grid, or MatMul",
     "Bernoulli": "RandomUniformLike and Less",
     "BitShift": "Mul or Div by powers of two",
@@ -61,6 +60,7 @@ NEAREST = {
     "TensorScatter": "ScatterND",
     "Unique": "TopK",
 }
+"""What to use in place of operators that TensorRT does not support."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +79,29 @@ class Finding:
 
 
 def check_opset(draft: Draft, operators: Operators) -> None:
-    """Hold the model's opset against the range that TensorRT takes.
+    """Check that TensorRT supports the model's opset.
 
     Raises:
-        ModelError: If it is outside; the message says what to do.
+        ModelError: If it does not; the message has the remedy.
     """
     low, high = operators.opsets
     if low <= draft.opset <= high:
         return
-    way = f"export it with an opset from {low} to {high}"
-    convert = min(max(draft.opset, low), high)
+    remedy = f"export it with an opset from {low} to {high}"
+    nearest = min(max(draft.opset, low), high)
     raise ModelError(
-        f"TensorRT {operators.version} takes opsets {low} to {high}, the model has {draft.opset}: {way}, "
-        f"or convert it: onnx.version_converter.convert_version(model, {convert})"
+        f"TensorRT {operators.version} takes opsets {low} to {high}, the model has {draft.opset}: {remedy}, "
+        f"or convert it: onnx.version_converter.convert_version(model, {nearest})"
     )
 
 
 def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset()) -> None:
-    """Refuse what TensorRT does.
+    """Refuse a model that TensorRT would refuse.
 
     Args:
         draft: The model, after clean-up.
-        operators: What TensorRT takes.
-        allowed: Operators that are let pass, for plugins and for what the table does not know.
+        operators: The operators that TensorRT supports.
+        allowed: Operators that are accepted without a check, for plugins and for operators that the table lacks.
 
     Raises:
         ModelError: One error that lists every operator with the nodes and the remedy.
@@ -115,7 +115,7 @@ def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset
     lines = [f"{op} ({', '.join(names)}) {problem}" for (op, problem), names in groups.items()]
     raise ModelError(
         f"TensorRT {operators.version} does not take this model: {'; '.join(lines)}. "
-        "What a plugin of yours does can be let pass by --allow-op NAME"
+        "Accept an operator that a plugin provides with --allow-op NAME"
     )
 
 
@@ -128,10 +128,10 @@ def _findings(
         scope, types, constants = stack.pop()
         for node in scope.node:
             if node.op_type not in allowed:
-                site = Site(node, types, constants, draft.opset)
-                yield from _of_node(site, operators)
+                info = NodeInfo(node, types, constants, draft.opset)
+                yield from _check_node(info, operators)
             for body in bodies(node):
-                # Names that the body defines hide those around it.
+                # Names defined in the body hide those of the outer graphs.
                 own = {n for inner in body.node for n in inner.output} | {
                     v.name for v in body.input
                 }
@@ -149,35 +149,35 @@ def _constants_of(body: GraphProto) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def _of_node(site: Site, operators: Operators) -> Iterator[Finding]:
-    node, op = site.node, site.node.op_type
+def _check_node(info: NodeInfo, operators: Operators) -> Iterator[Finding]:
+    node, op = info.node, info.node.op_type
     if node.domain not in DOMAINS:
         yield Finding(
             f"{node.domain}::{op}",
-            "is no operator of ONNX: a plugin would have to do it",
+            "is not an operator of ONNX: only a plugin could compute it",
             node.name,
         )
         return
     row = operators.taken.get(op)
     if row is None:
-        near = f" (nearest: {NEAREST[op]})" if op in NEAREST else ""
-        yield Finding(op, f"is missing in it{near}", node.name)
+        remedy = f" (use {ALTERNATIVES[op]})" if op in ALTERNATIVES else ""
+        yield Finding(op, f"is not supported{remedy}", node.name)
         return
-    for dtype in _strange(site, row):
-        word = type_name(dtype) or dtype.value
+    for dtype in _unsupported_types(info, row):
+        type_ = type_name(dtype) or dtype.value
         taken = ", ".join(sorted(row.types))
-        yield Finding(op, f"does not take {word} (it takes {taken})", node.name)
+        yield Finding(op, f"does not support {type_} (only {taken})", node.name)
     for name in row.rules:
-        problem = RULES[name](site)
+        problem = RULES[name](info)
         if problem is not None:
             yield Finding(op, problem, node.name)
 
 
-def _strange(site: Site, row: Operator) -> list[DType]:
-    """Element types of a node's data that the operator's row does not list."""
+def _unsupported_types(info: NodeInfo, row: Operator) -> list[DType]:
+    """Return the element types of a node's data that TensorRT does not support for its operator."""
     found: dict[DType, None] = {}
-    for name in data_values(site.node, site.opset):
-        known = site.types.get(name)
+    for name in typed_values(info.node, info.opset):
+        known = info.types.get(name)
         if known is None or known.dtype is None:
             continue
         if type_name(known.dtype) not in row.types:
@@ -185,15 +185,14 @@ def _strange(site: Site, row: Operator) -> list[DType]:
     return list(found)
 
 
-_MAKERS = {"BlackmanWindow", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow"}
-"""What gives its result a type of its own."""
+_OWN_TYPE = {"BlackmanWindow", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow"}
+"""Operators whose result has another type than their inputs."""
 
 
-def data_values(node: NodeProto, opset: int) -> list[str]:
-    """The inputs and outputs that an operator's element type speaks of.
+def typed_values(node: NodeProto, opset: int) -> list[str]:
+    """Return the inputs and outputs that are an operator's data: not indices, axes, shapes or conditions.
 
-    That is those of the type variable of its first result or, where no input has that one, of its first input:
-    not indices, axes, shapes or conditions.
+    They are those with the type variable of the first output or, if no input has it, of the first input.
     """
     try:
         schema = onnx.defs.get_schema(node.op_type, opset)
@@ -203,9 +202,9 @@ def data_values(node: NodeProto, opset: int) -> list[str]:
         return [*node.input[:1], *node.output[:1]]
     inputs = _spread(schema.inputs, len(node.input))
     outputs = _spread(schema.outputs, len(node.output))
-    if not inputs or node.op_type in _MAKERS:
+    if not inputs or node.op_type in _OWN_TYPE:
         return [name for name in node.output if name]
-    # A fixed type, such as that of indices, is no variable.
+    # "tensor(...)" is a fixed type, such as that of indices, not a type variable.
     first = outputs[0] if outputs and "(" not in outputs[0] else ""
     variable = first if first in inputs else inputs[0]
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -215,9 +214,9 @@ def data_values(node: NodeProto, opset: int) -> list[str]:
 
 
 def _spread(formal: object, count: int) -> list[str]:
-    """The type variables of as many values as a node has: the last formal one may stand for several."""
+    """Return the type variables of ``count`` values; the last formal parameter may be variadic."""
     names = [parameter.type_str for parameter in formal]  # type: ignore[attr-defined]
     return names + names[-1:] * (count - len(names))
 
 
-__all__ = ["NEAREST", "Finding", "check_opset", "data_values", "lint"]
+__all__ = ["ALTERNATIVES", "Finding", "check_opset", "lint", "typed_values"]

@@ -1,7 +1,7 @@
-"""Which operators, element types and opsets a TensorRT version takes.
+"""The operators, element types and opsets that a TensorRT version supports.
 
-The data is in ``operators-*.json``, one file a version, made by :mod:`.operators_update`. A version without a file of its
-own is judged by the newest older one: what TensorRT takes, it goes on taking.
+The data is in ``operators-*.json``, one file for each version, made by :mod:`.operators_update`. For a version without a file, the
+next older one is used: newer versions of TensorRT support what older ones do.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _NAMES = {
 
 
 def type_name(dtype: DType) -> str | None:
-    """What TensorRT calls an element type; ``None`` if it has none such (float64 among them)."""
+    """Return TensorRT's name of an element type; ``None`` if it does not have the type (such as float64)."""
     return _NAMES.get(dtype)
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What a version says of an operator.
+    """The support of a version for an operator.
 
     Attributes:
-        types: The element types of its data, by TensorRT's names.
-        rules: Restrictions, names of rules in :mod:`.restrictions`.
+        types: The element types that its data may have, by TensorRT's names.
+        rules: The restrictions, as names of rules in :mod:`.restrictions`.
     """
 
     types: frozenset[str]
@@ -43,15 +43,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Operators:
-    """What a version takes.
+    """The operators, types and opsets of a version.
 
     Attributes:
         version: The version that was asked for.
-        table: The version whose table it is.
-        source: Where the table is from.
+        table: The version whose table is used.
+        source: The address of the table.
         opsets: The oldest and the newest opset.
-        taken: The operators of ONNX's own domain that it has.
-        lacking: Those that the table says it has not.
+        taken: The supported operators of ONNX's own domain.
+        lacking: The operators that the table lists as not supported.
     """
 
     version: str
@@ -63,37 +63,39 @@ class Operators:
 
     @property
     def strongly_typed_only(self) -> bool:
-        """True where networks have the types that are written in the graph, and no others."""
-        return _key(self.version) >= (11, 0)
+        """Whether all networks of this version compute in the types of the graph."""
+        return _version_key(self.version) >= (11, 0)
 
 
 def versions() -> list[str]:
-    """The versions that there are tables of, oldest first."""
+    """Return the versions that have a table, oldest first."""
     found = (path.stem.partition("-")[2] for path in FOLDER.glob("operators-*.json"))
-    return sorted(found, key=_key)
+    return sorted(found, key=_version_key)
 
 
 def newest() -> str:
-    """The newest version that there is a table of."""
+    """Return the newest version that has a table."""
     return versions()[-1]
 
 
 @cache
 def operators_of(version: str) -> Operators:
-    """What a version takes.
+    """Return what a version supports.
 
     Args:
         version: Two numbers, such as ``"10.13"``.
 
     Raises:
-        UsageError: If it is no version, or older than every table.
+        UsageError: If it is not a version, or older than all tables.
     """
     known = versions()
     if not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
-        raise UsageError(f"{version!r} is no TensorRT version; give one such as {known[-1]}")
-    older = [v for v in known if _key(v) <= _key(version)]
+        raise UsageError(f"{version!r} is not a TensorRT version; give one such as {known[-1]}")
+    older = [v for v in known if _version_key(v) <= _version_key(version)]
     if not older:
-        raise UsageError(f"TensorRT {version} is too old: the oldest that is known is {known[0]}")
+        raise UsageError(
+            f"TensorRT {version} is too old: the oldest supported version is {known[0]}"
+        )
     data = json.loads((FOLDER / f"operators-{older[-1]}.json").read_text(encoding="utf-8"))
     rows = data["operators"]
     return Operators(
@@ -110,5 +112,5 @@ def operators_of(version: str) -> Operators:
     )
 
 
-def _key(version: str) -> tuple[int, ...]:
+def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))

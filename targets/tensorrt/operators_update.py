@@ -1,10 +1,10 @@
-"""Makes the data of one TensorRT version from the operators table of NVIDIA's ONNX parser.
+"""Writes the JSON file of one TensorRT version from the operators table of NVIDIA's ONNX parser.
 
     python -m graphshrink.targets.tensorrt.operators_update operators.md --version 11.1 --source URL
 
 The table is ``docs/operators.md`` of onnx/onnx-tensorrt, at the commit that a release of NVIDIA/TensorRT pins as
-``parsers/onnx``. What the table says in words becomes names of rules that :mod:`.restrictions` can check; words
-that no rule stands for are an error, so that nothing is lost unseen.
+``parsers/onnx``. Each sentence of the table becomes the name of a rule in :mod:`.restrictions`; a sentence
+without a rule is an error, so that no restriction is lost unnoticed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TYPES = ("FP32", "FP16", "BF16", "FP8", "FP4", "INT4", "INT8", "INT32", "INT64",
 
 _MISSPELT = {"INF64": "INT64"}
 
-# Found in a sentence of a row -> the rule; no rule where nothing can go wrong.
+# A pattern of a sentence in the table, and the rule that checks it; "" for sentences that restrict nothing.
 RULES: tuple[tuple[str, str], ...] = (
     (r"2D or 3D [Pp]ooling only", "pool-2d-3d"),
     (r"`dilations` must be empty or all ones", "no-dilations"),
@@ -79,21 +79,21 @@ RULES: tuple[tuple[str, str], ...] = (
 
 
 def parse_table(text: str) -> dict[str, Any]:
-    """The opset range and the rows of an operators table.
+    """Return the opset range and the rows of an operators table.
 
     Raises:
-        UsageError: If it is not such a table, or says something that no rule stands for.
+        UsageError: If it is not such a table, or has a sentence without a rule.
     """
     found = re.search(r"opset (\d+) to opset (\d+)", text)
     if found is None:
-        raise UsageError("this is no operators table: it names no range of opsets")
+        raise UsageError("this is not an operators table: it has no range of opsets")
     operators: dict[str, Any] = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) < 2 or cells[1][:1] not in ("Y", "N") or not cells[0].isidentifier():
             continue
-        words = " ".join(cells[3:]).strip()
-        rules = _rules(cells[0], words)
+        remarks = " ".join(cells[3:]).strip()
+        rules = _rules(cells[0], remarks)
         if cells[1].startswith("N"):
             operators[cells[0]] = None
             continue
@@ -102,7 +102,7 @@ def parse_table(text: str) -> dict[str, Any]:
             row["rules"] = rules
         operators[cells[0]] = row
     if not operators:
-        raise UsageError("this is no operators table: it has no rows")
+        raise UsageError("this is not an operators table: it has no rows")
     return {
         "opsets": [int(found[1]), int(found[2])],
         "operators": dict(sorted(operators.items())),
@@ -110,25 +110,25 @@ def parse_table(text: str) -> dict[str, Any]:
 
 
 def _types(name: str, cell: str) -> list[str]:
-    words = [_MISSPELT.get(word, word) for word in re.split(r"[,\s]+", cell) if word]
-    strange = [word for word in words if word not in TYPES]
-    if strange or not words:
+    types = [_MISSPELT.get(word, word) for word in re.split(r"[,\s]+", cell) if word]
+    if not types or not set(types) <= set(TYPES):
         raise UsageError(f"{name}: cannot read the types {cell!r}")
-    return words
+    return types
 
 
-def _rules(name: str, words: str) -> list[str]:
+def _rules(name: str, remarks: str) -> list[str]:
+    """Return the rules of an operator's remarks; each sentence must have one."""
     rules: dict[str, None] = {}
-    for sentence in re.split(r"\.(?:\s+|$|(?=<))|<br />", words):
+    for sentence in re.split(r"\.(?:\s+|$|(?=<))|<br />", remarks):
         found = [rule for pattern, rule in RULES if re.search(pattern, sentence)]
         if sentence.strip() and not found:
-            raise UsageError(f"{name}: no rule stands for {sentence.strip()!r}: add one to RULES")
+            raise UsageError(f"{name}: there is no rule for {sentence.strip()!r}: add one to RULES")
         rules.update((rule, None) for rule in found if rule)
     return list(rules)
 
 
-def written(table: dict[str, Any], version: str, source: str) -> str:
-    """The JSON of a version: one operator a line, so that versions can be compared line by line."""
+def to_json(table: dict[str, Any], version: str, source: str) -> str:
+    """Return the JSON of a version, with one line for each operator, so that versions can be compared by diff."""
     lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in table["operators"].items()]
     head = {"schema": SCHEMA, "version": version, "source": source, "opsets": table["opsets"]}
     fields = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
@@ -137,7 +137,7 @@ def written(table: dict[str, Any], version: str, source: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read a table, write the data of its version."""
+    """Read an operators table and write the JSON of its version."""
     parser = argparse.ArgumentParser(prog="operators_update", description=__doc__)
     parser.add_argument("table", type=Path, help="operators.md of onnx-tensorrt")
     parser.add_argument("--version", required=True, help="the TensorRT release, such as 11.1")
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UsageError, OSError) as error:
         parser.error(str(error))
     target = given.folder / f"operators-{given.version}.json"
-    target.write_text(written(table, given.version, given.source), encoding="utf-8")
+    target.write_text(to_json(table, given.version, given.source), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Optimization profiles: the smallest, the usual and the largest size of every free dimension of the inputs."""
+"""Optimization profiles: the smallest, the usual and the largest size of each free dimension of the inputs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Profile:
     """The sizes that an input may have.
 
     Attributes:
-        name: The input.
+        name: The name of the input.
         min: The smallest sizes.
-        opt: The sizes that the engine is made fastest for.
+        opt: The sizes that TensorRT optimises for.
         max: The largest sizes.
     """
 
@@ -33,13 +33,13 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str) -> Profile:
-        """A profile from its text; one shape alone stands for all three.
+        """Return the profile of a text; a single shape is used for min, opt and max.
 
         Raises:
             UsageError: If it is malformed.
         """
         parts = text.split(":")
-        # Names may hold colons, shapes do not.
+        # Names may contain colons, shapes do not.
         count = 3 if len(parts) >= 4 else 1
         try:
             name = ":".join(parts[:-count])
@@ -52,39 +52,39 @@ class Profile:
         return cls(name, low, usual, high)
 
     def __str__(self) -> str:
-        return ":".join([self.name, *map(shown, (self.min, self.opt, self.max))])
+        return ":".join([self.name, *map(format_sizes, (self.min, self.opt, self.max))])
 
 
 def _size(text: str) -> int:
-    """One size; TensorRT keeps sizes in 32 bits."""
+    """Return one size; TensorRT stores sizes in 32 bits."""
     size = int(read_number(text, int))
     if size >= 1 << 31:
         raise ValueError(text)
     return size
 
 
-def shown(sizes: Iterable[object]) -> str:
-    """Sizes as they are written: ``1x3x224x224``."""
+def format_sizes(sizes: Iterable[object]) -> str:
+    """Return sizes as text: ``1x3x224x224``."""
     return "x".join(map(str, sizes))
 
 
 def input_shapes(draft: Draft) -> dict[str, Shape | None]:
-    """The shapes that a model states for its inputs; constants that are listed as inputs are none."""
+    """Return the shapes that a model states for its inputs, without initializers that are listed as inputs."""
     constants = {p.name for p in draft.model.graph.initializer}
     return {
         v.name: type_of(v.type).shape for v in draft.model.graph.input if v.name not in constants
     }
 
 
-def profiles_for(draft: Draft, given: Iterable[str]) -> list[Profile]:
-    """The profiles of the inputs that need one, held against what the model states.
+def parse_profiles(draft: Draft, given: Iterable[str]) -> list[Profile]:
+    """Return the profiles of inputs, checked against the shapes that the model states.
 
     Args:
         draft: The model.
-        given: Texts as ``Profile.parse`` takes them.
+        given: The texts of profiles.
 
     Raises:
-        UsageError: If one is malformed, names no input, does not fit it, contradicts another one, or is missing.
+        UsageError: If a profile is malformed, names no input, does not fit its input, contradicts another profile, or is missing.
     """
     shapes = input_shapes(draft)
     found: dict[str, Profile] = {}
@@ -97,13 +97,13 @@ def profiles_for(draft: Draft, given: Iterable[str]) -> list[Profile]:
             )
         if profile.name in found:
             raise UsageError(f"two profiles are given for input {profile.name!r}")
-        _fit(profile, shapes[profile.name])
+        _check_fit(profile, shapes[profile.name])
         found[profile.name] = profile
-    _symbols(found, shapes)
+    _check_symbols(found, shapes)
     free = [n for n, shape in shapes.items() if n not in found and not _static(shape)]
     if free:
         raise UsageError(
-            f"TensorRT needs to know how large inputs can get, and {', '.join(free)} "
+            f"TensorRT needs the range of sizes of each input, and {', '.join(free)} "
             f"{'has' if len(free) == 1 else 'have'} free sizes: give "
             + " ".join(f"--profile {_example(name, shapes[name])}" for name in free)
         )
@@ -114,7 +114,7 @@ def _static(shape: Shape | None) -> bool:
     return shape is not None and all(isinstance(d, int) for d in shape)
 
 
-def _fit(profile: Profile, shape: Shape | None) -> None:
+def _check_fit(profile: Profile, shape: Shape | None) -> None:
     bounds = (profile.min, profile.opt, profile.max)
     if len({len(b) for b in bounds}) > 1:
         raise UsageError(f"profile {profile}: its three shapes differ in rank")
@@ -133,8 +133,8 @@ def _fit(profile: Profile, shape: Shape | None) -> None:
             raise UsageError(f"profile {profile}: axis {axis} is not min <= opt <= max")
 
 
-def _symbols(found: Mapping[str, Profile], shapes: Mapping[str, Shape | None]) -> None:
-    """A symbol has the same sizes wherever it stands."""
+def _check_symbols(found: Mapping[str, Profile], shapes: Mapping[str, Shape | None]) -> None:
+    """Check that a symbol has the same sizes in all profiles."""
     known: dict[str, tuple[str, Sizes]] = {}
     for name, profile in found.items():
         for axis, dim in enumerate(shapes[name] or ()):
@@ -144,13 +144,13 @@ def _symbols(found: Mapping[str, Profile], shapes: Mapping[str, Shape | None]) -
             other, before = known.setdefault(dim, (name, sizes))
             if before != sizes:
                 raise UsageError(
-                    f"profiles of {other!r} and {name!r} give {dim} other sizes: "
-                    f"{shown(before)} and {shown(sizes)}"
+                    f"profiles of {other!r} and {name!r} give {dim} different sizes: "
+                    f"{format_sizes(before)} and {format_sizes(sizes)}"
                 )
 
 
 def _example(name: str, shape: Shape | None) -> str:
     if shape is None:
         return f"{name}:1x3x224x224:8x3x224x224:32x3x224x224"
-    bounds = [shown(d if isinstance(d, int) else size for d in shape) for size in (1, 8, 32)]
+    bounds = [format_sizes(d if isinstance(d, int) else size for d in shape) for size in (1, 8, 32)]
     return ":".join([name, *bounds])

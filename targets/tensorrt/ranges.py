@@ -1,4 +1,4 @@
-"""How large activations get on calibration data, in onnxruntime."""
+"""Measures the largest magnitude of activations on calibration data, with onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..onnx.save import save_model
 from .draft import Draft
 
 _AT_ONCE = 32
-"""How many values are fetched in one run; a network is run again for the next ones."""
+"""The number of values that one run returns; the model is run again for the next ones."""
 
 Feeds = Mapping[str, Any]
 
 
 def feeds_of(calibration: Any) -> Iterable[Feeds]:
-    """Inputs by name, batch for batch.
+    """Return the batches of calibration data, each a mapping from input names to arrays.
 
     Args:
         calibration: The path of an .npz file with one array for each input, a dict of arrays, or an iterable of dicts.
 
     Raises:
-        UsageError: If it is nothing of these.
+        UsageError: If it is none of these.
     """
     if isinstance(calibration, str | Path):
         check_readable(calibration)
@@ -36,20 +36,22 @@ def feeds_of(calibration: Any) -> Iterable[Feeds]:
             with np.load(calibration, allow_pickle=False) as found:
                 return [{name: found[name] for name in found.files}]
         except (OSError, ValueError, AttributeError) as error:
-            raise UsageError(f"calibration {calibration} is no .npz file: {error}") from error
+            raise UsageError(f"calibration {calibration} is not an .npz file: {error}") from error
     if isinstance(calibration, Mapping):
         return [calibration]
     if not isinstance(calibration, Iterable):
-        raise UsageError("calibration is an .npz file, a dict of arrays, or an iterable of dicts")
+        raise UsageError(
+            "calibration must be an .npz file, a dict of arrays, or an iterable of dicts"
+        )
     return calibration
 
 
-def activation_ranges(draft: Draft, calibration: Any) -> dict[str, float]:
-    """The largest magnitude of every float32 value, by name.
+def measure_ranges(draft: Draft, calibration: Any) -> dict[str, float]:
+    """Return the largest magnitude of each float32 value, by name.
 
     Raises:
-        UsageError: If there is no data, or it does not fit the model.
-        ModelError: If the model does not run.
+        UsageError: If there is no data, or the model does not run on it.
+        ModelError: If onnxruntime cannot load the model.
     """
     types = draft.types()
     wanted = [
@@ -65,26 +67,26 @@ def activation_ranges(draft: Draft, calibration: Any) -> dict[str, float]:
         batches = 0
         for feeds in feeds_of(calibration):
             batches += 1
-            _check(feeds, inputs)
+            _check_feeds(feeds, inputs)
             for name in inputs:
-                _update(found, name, np.asarray(feeds[name]))
+                _add_maximum(found, name, np.asarray(feeds[name]))
             for start in range(0, len(wanted), _AT_ONCE):
                 names = wanted[start : start + _AT_ONCE]
                 try:
                     values = session.run(names, dict(feeds))
                 except Exception as error:
-                    said = " ".join(str(error).split())[:300]
+                    message = " ".join(str(error).split())[:300]
                     raise UsageError(
-                        f"calibration: the model does not run on it: {said}"
+                        f"calibration: the model does not run on it: {message}"
                     ) from error
                 for name, value in zip(names, values, strict=True):
-                    _update(found, name, value)
+                    _add_maximum(found, name, value)
     if not batches:
         raise UsageError("calibration: there is no data")
     return found
 
 
-def _check(feeds: Feeds, inputs: list[str]) -> None:
+def _check_feeds(feeds: Feeds, inputs: list[str]) -> None:
     for name in inputs:
         if name not in feeds:
             raise UsageError(
@@ -93,16 +95,17 @@ def _check(feeds: Feeds, inputs: list[str]) -> None:
     for name in feeds:
         if name not in inputs:
             raise UsageError(
-                f"calibration has {name!r}, the model's inputs are {', '.join(inputs)}"
+                f"calibration has {name!r}, which is no input of the model; its inputs are {', '.join(inputs)}"
             )
         array = np.asarray(feeds[name])
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"calibration: input {name!r} holds NaN or infinity")
+            raise UsageError(f"calibration: input {name!r} contains NaN or infinity")
 
 
-def _update(found: dict[str, float], name: str, value: Any) -> None:
+def _add_maximum(found: dict[str, float], name: str, value: Any) -> None:
+    """Raise the magnitude of a value to the largest of an array."""
     if value.size and value.dtype.kind == "f":
-        # NaN counts as beyond everything.
+        # NaN counts as infinity.
         largest = float(np.nan_to_num(np.abs(value), nan=np.inf).max())
         found[name] = max(found[name], largest)
 
@@ -123,5 +126,5 @@ def _session(draft: Draft, wanted: list[str], folder: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"onnxruntime does not take the model: {said}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ModelError(f"onnxruntime cannot load the model: {message}") from error

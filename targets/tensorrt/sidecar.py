@@ -1,7 +1,7 @@
-"""The side-car: what a build needs to know beside the file, as JSON that is the same every time.
+"""The side-car: a JSON file with everything that a build needs in addition to the model; the same model gives the same JSON.
 
-It holds the TensorRT version, the opset, the inputs and profiles, the precision, the ``trtexec`` command line, and for each
-weight whether the 2:4 pattern holds, whether TensorRT could use it, and whether it is likely to.
+It contains the TensorRT version, the opset, the inputs and profiles, the precision, the ``trtexec`` command line, and for each
+weight whether it has the 2:4 pattern, whether TensorRT could use the pattern, and whether that is likely.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...ir.masks.nm_pattern import Pattern, Reduction
 from .draft import Draft
 from .operators import Operators, type_name
 from .precision import Lowered
-from .profiles import Profile, input_shapes, shown
+from .profiles import Profile, format_sizes, input_shapes
 
 SCHEMA = 1
 PATTERN = Pattern(2, 4)
@@ -33,13 +33,13 @@ def sidecar(
     path: Path,
     written: Graph,
 ) -> dict[str, Any]:
-    """What the side-car holds.
+    """Return the content of the side-car.
 
     Args:
         draft: The finished model.
         operators: The TensorRT version.
         profiles: The profiles of its inputs.
-        lowered: What was done for precision.
+        lowered: The result of the precision step.
         path: The file that was written.
         written: The graph of that file.
     """
@@ -80,13 +80,13 @@ def _values(draft: Draft, values: Iterable[Any], only: Any = None) -> list[dict[
 
 
 def trtexec(path: Path, operators: Operators, profiles: Sequence[Profile], sparse: bool) -> str:
-    """The command line that builds the engine, times it and says which layers got sparse kernels.
+    """Return the command line that builds the engine, times it and logs which layers got sparse kernels.
 
-    Flags are those of trtexec of 10.x and 11.x; 11 dropped the flags for precision, and networks are always
-    strongly typed, which 10.x has to be asked for.
+    The flags are those of trtexec of 10.x and 11.x. In 11.x, networks are always strongly typed and there are no flags for
+    precision; 10.x needs a flag for that.
     """
     stem = path.stem
-    words = [
+    arguments = [
         "trtexec",
         f"--onnx={path.name}",
         f"--saveEngine={stem}.engine",
@@ -94,27 +94,27 @@ def trtexec(path: Path, operators: Operators, profiles: Sequence[Profile], spars
         *(["--sparsity=enable"] if sparse else []),
     ]
     for bound in ("min", "opt", "max"):
-        shapes = ",".join(f"{_quoted(p.name)}:{shown(getattr(p, bound))}" for p in profiles)
+        shapes = ",".join(f"{_quoted(p.name)}:{format_sizes(getattr(p, bound))}" for p in profiles)
         if shapes:
-            words.append(f"--{bound}Shapes={shapes}")
-    words += [
+            arguments.append(f"--{bound}Shapes={shapes}")
+    arguments += [
         "--profilingVerbosity=detailed",
         f"--exportLayerInfo={stem}.layers.json",
         "--verbose",
     ]
-    return shlex.join(words)
+    return shlex.join(arguments)
 
 
 def _quoted(name: str) -> str:
-    # trtexec takes single quotes off names, which may hold colons then.
+    # trtexec removes single quotes around names; a name with a colon needs them.
     return f"'{name}'" if ":" in name else name
 
 
 def sparse_layers(graph: Graph) -> list[dict[str, Any]]:
-    """For each weight that is multiplied: shape, whether 2:4 holds, and whether TensorRT could gain by it.
+    """Return for each weight of a product its shape, whether it has the 2:4 pattern, and whether TensorRT could use it.
 
     Args:
-        graph: The graph of the written file, read again: what is judged is what was written.
+        graph: The graph of the written file, read again.
     """
     return [
         _layer(weight, weight.reduction)
@@ -127,7 +127,7 @@ def _layer(weight: NmWeight, reduction: Reduction) -> dict[str, Any]:
     data = None if weight.value is None else weight.value.data
     valid = data is not None and reduction.holds(data.numpy(), PATTERN)
     if valid and _is_quantized(weight):
-        # Nobody asks for the pattern any more: the numbers have it.
+        # That problem is one of sparsifying the weight; its integers have the pattern already.
         weight = replace(weight, problem=None)
     reason = weight.reason(PATTERN)
     eligible = valid and reason is None

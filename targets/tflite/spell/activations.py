@@ -1,6 +1,6 @@
-"""Activations: those that TFLite has, and the others as arithmetic.
+"""Activations: one operation where TFLite has it, else arithmetic.
 
-ELU with any alpha is ``alpha * ELU(x) + (1 - alpha) * relu(x)``; SELU and CELU follow. Softplus is written
+ELU with an alpha other than 1 is ``alpha * ELU(x) + (1 - alpha) * relu(x)``; SELU and CELU use it too. Softplus is written
 ``relu(x) + log(1 + exp(-|x|))``, which does not overflow.
 """
 
@@ -18,17 +18,17 @@ _PLAIN = {"sigmoid": "LOGISTIC", "tanh": "TANH"}
 
 
 class Elementwise:
-    """Short words for operations on tensors of one shape."""
+    """Writes element-wise operations whose result has the shape and element type of the first operand."""
 
     def __init__(self, e: Emitter) -> None:
         self.e = e
 
     def unary(self, code: str, x: FlatTensor, options: str = "", **fields: object) -> FlatTensor:
-        """An operation of one operand."""
+        """Write an operation of one operand; return its result."""
         return self.e.op(code, [x], x.shape, x.dtype, (options, fields) if options else None)
 
     def binary(self, code: str, x: FlatTensor, y: FlatTensor | float, fused: int = 0) -> FlatTensor:
-        """An operation of two operands, the second a tensor of the same shape or a number."""
+        """Write an operation of two operands, the second a number or a tensor that broadcasts to the first; return its result."""
         if not isinstance(y, FlatTensor):
             y = self.e.constant(y, x.dtype)
         name = "MaximumMinimum" if code in ("MAXIMUM", "MINIMUM") else code.title()
@@ -36,11 +36,11 @@ class Elementwise:
         return self.e.op(code, [x, y], x.shape, x.dtype, (f"{name}Options", fields))
 
     def relu(self, x: FlatTensor) -> FlatTensor:
-        """max(x, 0)."""
+        """Write max(x, 0)."""
         return self.unary("RELU", x)
 
     def elu(self, x: FlatTensor, alpha: float) -> FlatTensor:
-        """X above 0, alpha * (exp(x) - 1) below."""
+        """Write x where it is above 0, alpha * (exp(x) - 1) elsewhere."""
         made = self.unary("ELU", x)
         if alpha == 1:
             return made
@@ -49,13 +49,13 @@ class Elementwise:
         )
 
     def softplus(self, x: FlatTensor) -> FlatTensor:
-        """log(1 + exp(x))."""
+        """Write log(1 + exp(x))."""
         size = self.unary("ABS", x, "AbsOptions")
         small = self.unary("EXP", self.unary("NEG", size, "NegOptions"), "ExpOptions")
         return self.binary("ADD", self.relu(x), self.unary("LOG", self.binary("ADD", small, 1.0)))
 
     def clip(self, x: FlatTensor, low: float, high: float) -> FlatTensor:
-        """Between two numbers."""
+        """Write min(max(x, low), high); bounds may be infinite."""
         if (low, high) == (0.0, 1.0):
             return self.unary("RELU_0_TO_1", x)
         if low != -math.inf:
@@ -64,7 +64,7 @@ class Elementwise:
 
 
 def activate(e: Emitter, op: Activation, x: FlatTensor) -> FlatTensor:
-    """The operations of an activation."""
+    """Write an activation; return its result."""
     m = Elementwise(e)
     if op in FUSED:
         return m.unary(FUSED[op], x)
@@ -80,7 +80,7 @@ def activate(e: Emitter, op: Activation, x: FlatTensor) -> FlatTensor:
             return m.elu(x, p[0])
         case "celu":
             if p[0] <= 0:
-                raise Unsupported("celu with an alpha that is not above 0")
+                raise Unsupported("celu needs an alpha above 0")
             return m.binary("MUL", m.unary("ELU", m.binary("MUL", x, 1 / p[0])), p[0])
         case "selu":
             return m.binary("MUL", m.elu(x, p[0]), p[1])
@@ -116,10 +116,10 @@ _COMPOSED = (
 
 @spells(Activation, kinds=(*_PLAIN, *_COMPOSED), note="of float32")
 def activation(e: Emitter, node: Node) -> None:
-    """An activation that nothing in front could take in."""
+    """An activation that no operation before it could fuse."""
     x = node.required(0)
     assert isinstance(node.op, Activation)
-    tensor, layout = _floats(e, x)
+    tensor, layout = _float32(e, x)
     e.put(node.output, activate(e, node.op, tensor), layout)
 
 
@@ -128,7 +128,7 @@ def prelu(e: Emitter, node: Node) -> None:
     """PRELU."""
     x, slope = node.required(0), node.required(1)
     assert isinstance(node.op, PRelu)
-    tensor, layout = _floats(e, x)
+    tensor, layout = _float32(e, x)
     alpha = vector_along(e, slope, layout, node.op.axis)
     e.put(node.output, e.op("PRELU", [tensor, alpha], tensor.shape, tensor.dtype), layout)
 
@@ -139,11 +139,11 @@ def gate(e: Emitter, node: Node) -> None:
     op, x, g = node.op, node.required(0), node.required(1)
     assert isinstance(op, Gate)
     if g.data is None:
-        raise Unsupported("a gate that is computed by the model")
-    tensor, layout = _floats(e, x)
+        raise Unsupported("its gate value is computed by the model, not constant")
+    tensor, layout = _float32(e, x)
     m, share = Elementwise(e), float(e.numbers(g).reshape(()))
     if isinstance(op.activation, PRelu):
-        alpha = vector_along(e, node.inputs[2], layout, op.axis)
+        alpha = vector_along(e, node.required(2), layout, op.axis)
         made = e.op("PRELU", [tensor, alpha], tensor.shape, tensor.dtype)
     else:
         made = activate(e, op.activation, tensor)
@@ -152,9 +152,10 @@ def gate(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
-def _floats(e: Emitter, value: Value) -> tuple[FlatTensor, Layout]:
+def _float32(e: Emitter, value: Value) -> tuple[FlatTensor, Layout]:
+    """Return the tensor and the layout of a float32 value; refuse other element types."""
     layout = e.layout_of(value)
     tensor = e.get(value, layout)
     if tensor.dtype != "FLOAT32":
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT's is for float32")
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {tensor.dtype.lower()}")
     return tensor, layout

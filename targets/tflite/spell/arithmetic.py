@@ -22,7 +22,7 @@ _WIDEST = {"ADD": 6, "SUB": 6, "MUL": 6, "DIV": 5}
 
 
 def broadcast_inputs(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
-    """The operands, in the layout that the result will have."""
+    """Return the operands of a node, and the layout that its result will have."""
     return broadcast_operands(e, node.output, [v for v in node.inputs if v is not None])
 
 
@@ -33,7 +33,7 @@ def arithmetic(e: Emitter, node: Node) -> None:
     operands, layout = broadcast_inputs(e, node)
     dtype = e.dtype(node.output)
     if dtype not in _TYPES[code]:
-        raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
     check_rank(_WIDEST[code], operands)
     act, result = e.fuse_activation(node) if dtype == "FLOAT32" else (0, node.output)
     made = e.op(code, operands, broadcast_shape(*operands), dtype,
@@ -42,14 +42,14 @@ def arithmetic(e: Emitter, node: Node) -> None:
 
 
 def check_rank(most: int, operands: list[FlatTensor]) -> None:
-    """Refuse what the kernels cannot broadcast.
+    """Refuse to broadcast more axes than the kernels support.
 
     Raises:
         Unsupported: If operands of more than ``most`` axes differ.
     """
     rank = max(t.rank for t in operands)
     if rank > most and len({t.shape for t in operands}) > 1:
-        raise Unsupported(f"it broadcasts {rank} axes, LiteRT at most {most}")
+        raise Unsupported(f"it broadcasts {rank} axes, LiteRT supports at most {most}")
 
 
 @spells(Scale)
@@ -71,9 +71,8 @@ def scale(e: Emitter, node: Node) -> None:
     e.put(result, tensor, layout)
 
 
-def vector_along(e: Emitter, vector: Value | None, layout: Layout, axis: int) -> FlatTensor:
-    """A vector that lies along one axis of a value stored in ``layout``."""
-    assert vector is not None
+def vector_along(e: Emitter, vector: Value, layout: Layout, axis: int) -> FlatTensor:
+    """Return a vector in the shape that broadcasts along one axis of a value stored in ``layout``."""
     axis %= layout.rank
     if vector.data is None:
         tensor = e.get(vector, Layout((0,)))
@@ -89,7 +88,7 @@ def vector_along(e: Emitter, vector: Value | None, layout: Layout, axis: int) ->
 
 @spells(Identity)
 def identity(e: Emitter, node: Node) -> None:
-    """Nothing."""
+    """No operation: the result is the tensor of the input."""
     x = node.required(0)
     e.put(node.output, e.as_stored(x), e.layout_of(x))
 

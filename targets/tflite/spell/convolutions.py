@@ -1,10 +1,11 @@
 """Convolutions.
 
-TFLite knows two paddings: none (VALID), and as much as makes the output ``ceil(size / stride)``, the larger half behind
-(SAME). A convolution whose pads are one of these says so; any other gets a PAD in front. Padding that no window reaches is left
-out first: with stride 2, a symmetric pad of 1 on an even size is a pad of 1 in front only, which is not what SAME does.
+TFLite has two paddings: none (VALID), and the smallest one that gives ``ceil(size / stride)`` outputs, the larger half at the end
+(SAME). A convolution whose pads equal neither gets a PAD operation. Padding that no window reaches is dropped first: with stride 2, a
+symmetric pad of 1 on an even size becomes a pad of 1 at the beginning only, which differs from SAME.
 
-A 1-D convolution is a 2-D one of height 1. A transposed convolution is made whole (VALID) and cropped.
+A 1-D convolution is written as a 2-D one of height 1. A transposed convolution that is not SAME is computed without padding (VALID) and
+cropped.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def conv(e: Emitter, node: Node) -> None:
     """CONV_2D or DEPTHWISE_CONV_2D."""
     op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, Conv)
-    n = _spatial(op.spatial_rank)
+    n = _checked_rank(op.spatial_rank)
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     fan_out, _, *kernel = e.known_sizes(w, range(2 + n), "weight's size")
     begins, ends = op.pads[:n], op.pads[n:]
@@ -66,10 +67,10 @@ def conv(e: Emitter, node: Node) -> None:
 
 @spells(ConvTranspose)
 def conv_transpose(e: Emitter, node: Node) -> None:
-    """TRANSPOSE_CONV, one a group."""
+    """TRANSPOSE_CONV, one for each group."""
     op, x, w = node.op, node.required(0), node.required(1)
     assert isinstance(op, ConvTranspose)
-    n = _spatial(op.spatial_rank)
+    n = _checked_rank(op.spatial_rank)
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     _, fan_out, *taps = e.known_sizes(w, range(2 + n), "weight's size")
     out = e.known_sizes(node.output, range(2, 2 + n), "spatial size")
@@ -82,7 +83,7 @@ def conv_transpose(e: Emitter, node: Node) -> None:
     kernel = (*lead, *(1 + (k - 1) * d for k, d in zip(taps, op.dilations, strict=True)))
     strides, out2, sizes2 = (*lead, *op.strides), (*lead, *out), (*lead, *sizes)
     begins2 = (*(0,) * (2 - n), *begins)
-    # Everything that the kernel writes to, and zeros behind it for output_padding.
+    # All positions that the kernel writes to, and zeros after them for output_padding.
     full = tuple(
         max((s - 1) * stride + k, b + o)
         for s, stride, k, b, o in zip(sizes2, strides, kernel, begins2, out2, strict=True)
@@ -98,7 +99,8 @@ def conv_transpose(e: Emitter, node: Node) -> None:
     ):
         padding, full, begins2 = SAME, out2, (0, 0)
     whole = full == out2
-    bias = None if node.input(2) is None else e.numbers(_constant(node.input(2)))
+    b = node.input(2)
+    bias = None if b is None else e.numbers(_constant(b))
     act, result = e.fuse_activation(node)
     made = []
     weights = _transposed_kernels(e, w, op)
@@ -124,7 +126,7 @@ def conv_transpose(e: Emitter, node: Node) -> None:
 
 
 def _transposed_kernels(e: Emitter, w: Value, op: ConvTranspose) -> list[FlatTensor]:
-    """The kernel of every group, (O, h, w, I)."""
+    """Return the kernel of each group, (O, h, w, I)."""
     if w.data is None:
         if op.groups > 1 or set(op.dilations) != {1}:
             raise Unsupported(f"its weight {w.name} is computed by the model, not constant")
@@ -137,12 +139,13 @@ def _transposed_kernels(e: Emitter, w: Value, op: ConvTranspose) -> list[FlatTen
 
 
 def _same_pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the padding of SAME at the two ends of an axis."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 def _shape_of(e: Emitter, image: FlatTensor, tail: Sequence[int]) -> FlatTensor:
-    """The result's sizes, which TRANSPOSE_CONV reads; the batch from the input where it is not known before."""
+    """Return the sizes of the result as TRANSPOSE_CONV reads them; an unknown batch size is that of the input at run time."""
     if image.shape[0] != DYNAMIC:
         return e.constant(np.array([image.shape[0], *tail]), "INT32")
     sizes = e.op("SHAPE", [image], (4,), "INT32", ("ShapeOptions", {"outType": 2}))
@@ -163,16 +166,16 @@ def _split(e: Emitter, image: FlatTensor, groups: int) -> list[FlatTensor]:
 
 
 class Window:
-    """A sliding window over an image, with the padding that TFLite can say.
+    """A sliding window over an image, with the padding that its windows reach.
 
     Attributes:
-        kernel: Height and width.
-        strides: Likewise.
-        dilations: Likewise.
-        begins: The padding in front.
-        ends: The padding behind, as far as a window reaches it.
-        sizes: The image.
-        out: The result.
+        kernel: Height and width of the window.
+        strides: The steps along height and width.
+        dilations: The distances of the window's elements.
+        begins: The padding at the beginning of height and width.
+        ends: The padding at the end, as far as a window reaches it.
+        sizes: Height and width of the image.
+        out: Height and width of the result.
     """
 
     def __init__(
@@ -186,7 +189,7 @@ class Window:
     ) -> None:
         self.kernel, self.strides, self.dilations = kernel, strides, dilations
         self.begins, self.sizes, self.out = begins, sizes, out
-        # What the last window reads beyond the image: less than the model pads, or, with ceil_mode, more.
+        # How far the last window reaches beyond the image: less than the model pads, or more with ceil_mode.
         self.ends = tuple(
             max(0, (o - 1) * s + 1 + (k - 1) * d - size - b)
             for o, s, k, d, size, b in zip(
@@ -206,7 +209,7 @@ class Window:
         sizes: Sequence[int],
         out: Sequence[int],
     ) -> Window:
-        """A window of ``rank`` spatial axes, 1 or 2, as one of two.
+        """Return a window for ``rank`` spatial axes (1 or 2); one axis is the width of an image of height 1.
 
         Raises:
             Unsupported: If padding is negative.
@@ -221,12 +224,12 @@ class Window:
 
     @property
     def is_valid(self) -> bool:
-        """No window reaches beyond the image."""
+        """Whether no window reaches beyond the image."""
         return not any(self.begins) and not any(self.ends)
 
     @property
     def is_same(self) -> bool:
-        """The padding is what TFLite's SAME does."""
+        """Whether the padding is that of TFLite's SAME."""
         return all(
             o == -(-size // s) and (b, t) == _same_pads(size, 1 + (k - 1) * d, s)
             for o, size, s, b, t, k, d in zip(
@@ -238,12 +241,12 @@ class Window:
     def padded(
         self, e: Emitter, image: FlatTensor, value: float | None = None
     ) -> tuple[FlatTensor, int]:
-        """The image to slide over, with a PAD where TFLite has no word for the padding, and the word.
+        """Return the image to slide over, and TFLite's padding; a padding other than SAME is written as a PAD.
 
         Args:
             e: The emitter.
             image: (N, H, W, C).
-            value: What is padded with; ``None`` for zeros.
+            value: The number to pad with; ``None`` for zeros.
         """
         if self.is_valid:
             return image, VALID
@@ -252,7 +255,7 @@ class Window:
         return self.with_pad(e, image, value), VALID
 
     def with_pad(self, e: Emitter, image: FlatTensor, value: float | None = None) -> FlatTensor:
-        """The image with all its padding."""
+        """Return the image with all padding written as a PAD."""
         pads = [(0, 0), *zip(self.begins, self.ends, strict=True), (0, 0)]
         return pad(e, image, pads, value)
 
@@ -263,7 +266,7 @@ def pad(
     pads: Sequence[tuple[int, int]],
     value: float | None = None,
 ) -> FlatTensor:
-    """PAD with zeros, or PADV2 with a number."""
+    """Return the tensor after a PAD (zeros) or a PADV2 (another number)."""
     if not any(map(any, pads)):
         return tensor
     shape = [
@@ -284,7 +287,7 @@ def pad(
 
 
 def as_image(e: Emitter, tensor: FlatTensor) -> FlatTensor:
-    """(N, L, C) as (N, 1, L, C)."""
+    """Return a tensor (N, L, C) as (N, 1, L, C); one of rank 4 as it is."""
     if tensor.rank == 4:
         return tensor
     batch, length, channels = tensor.shape
@@ -292,21 +295,21 @@ def as_image(e: Emitter, tensor: FlatTensor) -> FlatTensor:
 
 
 def from_image(e: Emitter, image: FlatTensor, rank: int) -> FlatTensor:
-    """Back to the rank that the model has."""
+    """Return an image in the model's number of spatial axes, ``rank``: the inverse of :func:`as_image`."""
     if rank == 2:
         return image
     batch, _, length, channels = image.shape
     return e.reshape(image, (batch, length, channels))
 
 
-def _spatial(rank: int) -> int:
+def _checked_rank(rank: int) -> int:
     if rank not in (1, 2):
-        raise Unsupported(f"{rank}-D: LiteRT computes 1-D and 2-D ones")
+        raise Unsupported(f"{rank}-D: LiteRT supports 1-D and 2-D only")
     return rank
 
 
 def _kernel(e: Emitter, value: Value, perm: tuple[int, ...]) -> FlatTensor:
-    """A 2-D kernel with its axes permuted; a computed one is moved when the model runs."""
+    """Return a 2-D kernel with its axes permuted; the axes of a computed one are permuted when the model runs."""
     if value.data is not None:
         return e.weight(_packed(_as_2d(e.numbers(value)).transpose(perm)), value.name)
     if len(e.shape(value)) == 4:
@@ -316,15 +319,15 @@ def _kernel(e: Emitter, value: Value, perm: tuple[int, ...]) -> FlatTensor:
     return e.transpose(wide, perm)
 
 
-def _constant(value: Value | None) -> Value:
-    assert value is not None
+def _constant(value: Value) -> Value:
+    """Return a bias that is constant; refuse one that the model computes."""
     if value.data is None:
         raise Unsupported(f"its bias {value.name} is computed by the model, not constant")
     return value
 
 
 def _bias(e: Emitter, value: Value | None, size: int) -> FlatTensor:
-    """The bias; zeros where there is none, which every kernel takes."""
+    """Return the bias, or zeros where the node has none: some kernels require one."""
     if value is None:
         return e.constant(np.zeros(size, np.float32), name="zeros")
     return e.get(value, model_order(1))
@@ -335,7 +338,7 @@ def _as_2d(weight: Array) -> Array:
 
 
 def _dilated(weight: Array, dilations: Sequence[int]) -> Array:
-    """The kernel with zeros between its taps."""
+    """Return the kernel with zeros inserted between its elements."""
     if all(d == 1 for d in dilations):
         return weight
     spatial = [1 + (k - 1) * d for k, d in zip(weight.shape[2:], dilations, strict=True)]

@@ -1,7 +1,7 @@
-"""Functions of numbers, element by element; comparisons and logic.
+"""Element-wise functions, comparisons and logic.
 
-TFLite has no erf: it is computed by formula 7.1.26 of Abramowitz and Stegun (1964), whose error is below 1.5e-7. What is missing of
-the trigonometric and hyperbolic functions is written by the ones that are there.
+TFLite has no erf: it is computed by formula 7.1.26 of Abramowitz and Stegun (1964), whose error is below 1.5e-7. Trigonometric and
+hyperbolic functions that TFLite lacks are written with those that it has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIRECT = {
     "cos": ("COS", "CosOptions"), "not": ("LOGICAL_NOT", "LogicalNotOptions"),
 }  # fmt: skip
 _TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not": ("BOOL",)}
-"""What functions take beside float32."""
+"""The element types of functions in addition to float32."""
 
 
 _COMPOSED = (
@@ -34,13 +34,13 @@ _COMPOSED = (
 
 @spells(Unary, kinds=(*_DIRECT, *_COMPOSED))
 def unary(e: Emitter, node: Node) -> None:
-    """A function of one number."""
+    """A function of one operand."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Unary)
     layout = e.layout_of(x)
     tensor = e.get(x, layout)
     if tensor.dtype != "FLOAT32" and tensor.dtype not in _TYPES.get(op.kind, ()):
-        raise Unsupported(f"{op.kind} of {tensor.dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {op.kind} of {tensor.dtype.lower()}")
     e.put(node.output, _function(e, op.kind, tensor), layout)
 
 
@@ -53,7 +53,7 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
         return _function(e, name, of)
 
     def root(sign: float) -> FlatTensor:
-        """sqrt(x^2 + sign), or sqrt(1 - x^2)."""
+        """Write sqrt(x^2 + sign), or sqrt(1 - x^2) for a sign of 0."""
         square = m.binary("MUL", x, x)
         inside = (
             m.binary("ADD", square, sign) if sign else m.binary("ADD", call("neg", square), 1.0)
@@ -86,7 +86,7 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
             return m.binary("MUL", call("log", m.binary("DIV", above, below)), 0.5)
         case "erf":
             return _erf(e, x)
-    raise Unsupported(f"the function {kind}")
+    raise Unsupported(f"TFLite has no function {kind}")
 
 
 def _divided(e: Emitter, number: float, x: FlatTensor) -> FlatTensor:
@@ -95,7 +95,7 @@ def _divided(e: Emitter, number: float, x: FlatTensor) -> FlatTensor:
 
 
 def _ones(e: Emitter, x: FlatTensor) -> FlatTensor:
-    """A tensor of ones of the shape of x (ATAN2 does not broadcast)."""
+    """Return a tensor of ones in the shape of x (ATAN2 does not broadcast)."""
     if x.is_static:
         return e.constant(np.ones(x.shape, np.float32))
     m = Elementwise(e)
@@ -121,11 +121,11 @@ def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
 
 @spells(Pow)
 def power(e: Emitter, node: Node) -> None:
-    """POW; squares and roots by what is faster."""
+    """POW; a faster operation for an exponent of 1, 2, 0.5, -0.5 or -1."""
     base, exponent = node.required(0), node.required(1)
     if e.dtype(base) != "FLOAT32":
-        raise Unsupported(f"of {e.dtype(base).lower()}: LiteRT's is for float32")
-    m, number = Elementwise(e), _number(e, exponent)
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {e.dtype(base).lower()}")
+    m, number = Elementwise(e), _scalar(e, exponent)
     if number in (1.0, 2.0, 0.5, -0.5, -1.0) and e.shape(base) == e.shape(node.output):
         layout = e.layout_of(base)
         x = e.get(base, layout)
@@ -149,7 +149,7 @@ def power(e: Emitter, node: Node) -> None:
     e.put(node.output, e.op("POW", [x, y], shape, "FLOAT32", ("PowOptions", {})), layout)
 
 
-def _number(e: Emitter, value: Value) -> float | None:
+def _scalar(e: Emitter, value: Value) -> float | None:
     if value.data is None or value.data.size != 1:
         return None
     return float(e.numbers(value).reshape(()))
@@ -157,11 +157,11 @@ def _number(e: Emitter, value: Value) -> float | None:
 
 @spells(Max, Min)
 def extremum(e: Emitter, node: Node) -> None:
-    """MAXIMUM or MINIMUM, one operand after another."""
+    """MAXIMUM or MINIMUM, one for each operand after the first."""
     code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
     operands, layout = broadcast_inputs(e, node)
     if operands[0].dtype not in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8"):
-        raise Unsupported(f"of {operands[0].dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
     made = operands[0]
     for other in operands[1:]:
         check_rank(5, [made, other])
@@ -179,14 +179,14 @@ _COMPARISONS = {
 
 @spells(Compare, kinds=_COMPARISONS)
 def compare(e: Emitter, node: Node) -> None:
-    """EQUAL and its kin."""
+    """EQUAL, LESS and the other comparisons."""
     assert isinstance(node.op, Compare)
     operands, layout = broadcast_inputs(e, node)
     allowed = {"FLOAT32", "INT32", "INT64"}
     if node.op.kind in ("equal", "not_equal"):
         allowed |= {"BOOL"}
     if operands[0].dtype not in allowed:
-        raise Unsupported(f"of {operands[0].dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
     _boolean(e, node, *_COMPARISONS[node.op.kind], operands, layout)
 
 
@@ -218,7 +218,7 @@ def where(e: Emitter, node: Node) -> None:
     operands, layout = broadcast_inputs(e, node)
     dtype = operands[1].dtype
     if dtype not in ("FLOAT32", "INT32", "INT64", "BOOL", "INT16", "INT8", "UINT8", "UINT32"):
-        raise Unsupported(f"of {dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
     check_rank(5, operands)
     shape = broadcast_shape(*operands)
     e.put(node.output, e.op("SELECT_V2", operands, shape, dtype, ("SelectV2Options", {})), layout)

@@ -15,7 +15,7 @@ from .slices import strided_slice
 
 @spells(Gather)
 def gather(e: Emitter, node: Node) -> None:
-    """GATHER; the axes of the indices stand where the axis stood."""
+    """GATHER; the axes of the indices replace the axis."""
     op, data, indices = node.op, node.required(0), node.required(1)
     assert isinstance(op, Gather)
     layout = Layout(e.layout_of(data).perm)
@@ -41,7 +41,7 @@ def gather(e: Emitter, node: Node) -> None:
 
 
 def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
-    """Computed indices with those below zero counted from the end, which TFLite does not do."""
+    """Return computed indices with negative ones counted from the end, which TFLite's GATHER does not do."""
     if index.dtype not in ("INT32", "INT64"):
         index = e.op("CAST", [index], index.shape, "INT32", ("CastOptions", {}))
     if size == DYNAMIC:
@@ -52,7 +52,7 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
 
 @spells(Expand)
 def expand(e: Emitter, node: Node) -> None:
-    """BROADCAST_TO, or, where the input's own sizes are not known, a product with ones."""
+    """BROADCAST_TO, or a product with ones if a size of the result is only known from the input."""
     op, x, out = node.op, node.required(0), node.output
     assert isinstance(op, Expand)
     rank, own = len(e.shape(out)), Layout(e.layout_of(x).perm)
@@ -88,7 +88,7 @@ def _broadcast(
 def _sizes(
     e: Emitter, second: Value, sizes: Sequence[int | None], axes: Sequence[int]
 ) -> FlatTensor:
-    """Sizes as a tensor: those that are ``None`` are the sizes of some axes of a value, in order."""
+    """Return sizes as a tensor; those that are ``None`` are read, in order, from ``axes`` of the value ``second``."""
     layout, like = Layout(e.layout_of(second).perm), iter(axes)
     asked = e.op("SHAPE", [e.get(second, layout)], (layout.rank,), "INT32",
                  ("ShapeOptions", {"outType": 2}))  # fmt: skip

@@ -13,7 +13,7 @@ from ..operands import broadcast_shape
 
 @spells(Linear)
 def linear(e: Emitter, node: Node) -> None:
-    """FULLY_CONNECTED over the last stored axis; a reordered last axis reorders the weight."""
+    """FULLY_CONNECTED over the last stored axis; an inner order of that axis reorders the weight's columns."""
     x, w = node.required(0), node.required(1)
     rank = len(e.shape(x))
     layout = e.layout_of(x)
@@ -48,10 +48,10 @@ def linear(e: Emitter, node: Node) -> None:
 
 @spells(MatMul)
 def matmul(e: Emitter, node: Node) -> None:
-    """BATCH_MATMUL; matrices that are stored transposed are read transposed."""
+    """BATCH_MATMUL; its flags read matrices that are stored transposed."""
     a, b = node.required(0), node.required(1)
     if e.dtype(a) != "FLOAT32":
-        raise Unsupported(f"of {e.dtype(a).lower()}: LiteRT's is for float32")
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {e.dtype(a).lower()}")
     left, flip_left = _matrix(e, a, row=True)
     right, flip_right = _matrix(e, b, row=False)
     if max(left.rank, right.rank) > 5 and left.shape[:-2] != right.shape[:-2]:
@@ -60,7 +60,7 @@ def matmul(e: Emitter, node: Node) -> None:
     columns = right.shape[-2] if flip_right else right.shape[-1]
     lead: tuple[int, ...] = ()
     if left.rank > 2 or right.rank > 2:
-        lead = broadcast_shape(_head(left), _head(right))
+        lead = broadcast_shape(_batch_axes(left), _batch_axes(right))
     made = e.op("BATCH_MATMUL", [left, right], (*lead, rows, columns), "FLOAT32",
                 ("BatchMatMulOptions", {"adjX": flip_left, "adjY": flip_right}))  # fmt: skip
     rank = len(e.shape(node.output))
@@ -69,12 +69,13 @@ def matmul(e: Emitter, node: Node) -> None:
     e.put(node.output, made, model_order(rank))
 
 
-def _head(tensor: FlatTensor) -> FlatTensor:
+def _batch_axes(tensor: FlatTensor) -> FlatTensor:
+    """Return a tensor with the axes in front of the matrix, to broadcast their sizes."""
     return FlatTensor("", tensor.shape[:-2] or (1,), tensor.dtype)
 
 
 def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
-    """An operand with its matrix axes last, and whether they are swapped."""
+    """Return an operand with its two matrix axes stored last, and whether they are swapped; a vector becomes a row or a column."""
     rank = len(e.shape(value))
     if rank == 1:
         tensor = e.get(value, model_order(1))
@@ -85,7 +86,7 @@ def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
     if value.data is None and layout == Layout(swapped):
         return e.get(value, layout), True
     if value.data is None and layout.inner is None and not layout.is_model_order:
-        # If data must move anyway, it may as well stop where less of it moves.
+        # A TRANSPOSE is needed anyway: choose the order that moves less data.
         target = Layout(swapped) if layout.perm[-1] == rank - 2 else model_order(rank)
         return e.get(value, target), not target.is_model_order
     return e.get(value, model_order(rank)), False

@@ -1,4 +1,4 @@
-"""Pads of every axis."""
+"""Padding of any axis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pad_(e: Emitter, node: Node) -> None:
         if d == DYNAMIC and (begin, end) != (0, 0):
             raise Unsupported("it pads an axis whose size is not known")
     if op.mode not in ("constant", "reflect"):
-        raise Unsupported(f"mode {op.mode}: LiteRT has constant and reflect")
+        raise Unsupported(f"mode {op.mode}: LiteRT supports constant and reflect")
     cropped = strided_slice(
         e, tensor, [max(0, -b) for b, _ in pads],
         [None if t >= 0 else d + t for d, (_, t) in zip(tensor.shape, pads, strict=True)],

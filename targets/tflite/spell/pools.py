@@ -1,8 +1,8 @@
 """Pools.
 
-TFLite's pools know no padding but SAME, whose average leaves the padding out. Everything else is spelled with it: a maximum over
-an image that was padded with the smallest number (with zeros behind a ReLU, which XNNPACK takes), an average over an image that
-was padded with zeros, times how much of each window there is.
+TFLite's pools have no padding but SAME, whose average does not count the padding. Other padding is written as a PAD first. A maximum
+pads with the smallest number (after a ReLU with zeros, which XNNPACK supports). An average pads with zeros and multiplies each window by
+its size over the number of elements that count.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def _window(e: Emitter, node: Node, x: Value) -> tuple[Window, int]:
     assert isinstance(op, AveragePool | MaxPool)
     n = op.spatial_rank
     if n not in (1, 2):
-        raise Unsupported(f"{n}-D: LiteRT computes 1-D and 2-D ones")
+        raise Unsupported(f"{n}-D: LiteRT supports 1-D and 2-D only")
     if set(op.dilations) != {1}:
-        raise Unsupported("dilated windows: LiteRT has none")
+        raise Unsupported("LiteRT has no dilated windows")
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     out = e.known_sizes(node.output, range(2, 2 + n), "spatial size")
     begins, ends = op.pads[:n], op.pads[n:]
@@ -57,7 +57,7 @@ def max_pool(e: Emitter, node: Node) -> None:
     if image.quantization is not None:
         lowest = float(np.iinfo(NUMPY_TYPES[image.dtype]).min)
     elif image.dtype != "FLOAT32":
-        raise Unsupported(f"of {image.dtype.lower()}: LiteRT's is for float32")
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {image.dtype.lower()}")
     if window.is_same:
         padding = VALID if window.is_valid else 0
     else:
@@ -68,7 +68,7 @@ def max_pool(e: Emitter, node: Node) -> None:
 
 
 def _not_negative(value: Value) -> bool:
-    """Whether the values are zero or more, so that padding with zeros changes no maximum."""
+    """Whether all values are zero or more, so that padding with zeros does not change a maximum."""
     node = value.producer
     while node is not None and isinstance(node.op, MaxPool):
         node = node.inputs[0].producer if node.inputs[0] is not None else None
@@ -102,13 +102,13 @@ def average_pool(e: Emitter, node: Node) -> None:
 
 
 def _ratio(op: AveragePool, window: Window, rank: int) -> Array:
-    """The size of the window over how much of it counts, for every place: (height, width, 1)."""
+    """Return the size of the window over the number of its elements that count, (height, width, 1)."""
     lines = []
     own = len(window.kernel) - rank
     for i in range(2):
         size, begin, kernel = window.sizes[i], window.begins[i], window.kernel[i]
         end = op.pads[rank + i - own] if i >= own else 0
-        # What counts: the image, or the image and the padding that the model asked for.
+        # The elements that count: those of the image, or of the image and the model's padding.
         low, high = (-begin, size + end) if op.count_include_pad else (0, size)
         starts = np.arange(window.out[i]) * window.strides[i] - begin
         counted = np.minimum(starts + kernel, high) - np.maximum(starts, low)

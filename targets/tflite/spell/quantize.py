@@ -1,12 +1,11 @@
-"""Quantised models: what stands between a dequantise and a quantise op is computed on int8 where TFLite has the kernel.
+"""Quantised models: an op between Dequantize and Quantize ops is computed in int8 if TFLite has an int8 kernel for it.
 
-A model in Q/DQ form says ``quantise(f(dequantise(a), dequantise(w)))``. Everything is written in float32 first. Where a
-quantise op is met whose ``f`` has an int8 kernel, and whose operands are there as int8, the kernel is written as well; nobody
-reads the float32 operations then, and they are dropped. What has no such kernel stays float32, between a DEQUANTIZE and a QUANTIZE,
-and is listed in the notes.
+A model in Q/DQ form computes ``quantise(f(dequantise(a), dequantise(w)))``. The float32 operations of ``f`` are always written. If
+``f`` has an int8 kernel and its operands are available as int8, the rule of the Quantize op writes that kernel too; the float32
+operations are then not read, and are dropped. Other ops stay in float32 between a DEQUANTIZE and a QUANTIZE, and a note lists them.
 
-TFLite's int8 wants weights with a zero point of 0, one scale or one for each output channel, and biases of int32 with the product of
-the scales of input and weight. Activations of uint8 are shifted by 128 to int8, which changes no number that they stand for.
+The int8 kernels need weights with zero point 0 and one scale or one for each output channel, and int32 biases whose scale is the
+product of the scales of input and weight. Activations of uint8 and their zero points are shifted by 128 to int8, which keeps their values.
 """
 
 from __future__ import annotations
@@ -52,20 +51,20 @@ from ..operands import broadcast_operands, broadcast_shape
 from .convolutions import Window, as_image, from_image
 
 _SHIFT = {"INT8": 0, "UINT8": 128}
-_MOVING: tuple[type[Op], ...] = (
+_KEEPING_SCALE: tuple[type[Op], ...] = (
     Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Slice, Select, Identity, MaxPool, Concat, Resize,
 )  # fmt: skip
-"""Ops whose result has the scale of their operand."""
+"""Ops that keep the scale of their operand."""
 
 
 @spells(Quantize)
 def quantize(e: Emitter, node: Node) -> None:
-    """The int8 kernel in front, or QUANTIZE."""
+    """The int8 kernel of the op before it, or QUANTIZE."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Quantize)
-    scheme = _scheme(e, node, op.dtype)
+    quantization = _quantization(node, op.dtype)
     if x.data is None:
-        made = _on_integers(e, x, scheme)
+        made = _int8_result(e, x, quantization)
         if made is not None:
             e.put(node.output, *made)
             return
@@ -73,89 +72,88 @@ def quantize(e: Emitter, node: Node) -> None:
         if producer is not None and not isinstance(producer.op, Dequantize):
             name = producer.op.name
             e.notes[
-                f"{name} is computed in float32: TFLite has no int8 kernel for it as it stands here"
+                f"{name} is computed in float32: TFLite has no int8 kernel for it in this form"
             ] = None
     layout = e.layout_of(x)
-    e.put(node.output, requantised(e, e.get(x, layout), scheme), layout)
+    e.put(node.output, requantised(e, e.get(x, layout), quantization), layout)
 
 
 @spells(Dequantize)
 def dequantize(e: Emitter, node: Node) -> None:
-    """DEQUANTIZE, which is dropped when only int8 kernels read on."""
+    """DEQUANTIZE, which is dropped if only int8 kernels read the value."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Dequantize)
     if x.data is not None:
-        raise Unsupported("a constant that is no weight of a layer")
+        raise Unsupported("it dequantizes a constant that is not the weight of a layer")
     tensor, layout = e.as_stored(x), e.layout_of(x)
     if tensor.dtype not in _SHIFT:
-        raise Unsupported(f"activations of {tensor.dtype.lower()}: they can be int8 and uint8")
-    scheme = _scheme(e, node, tensor.dtype.lower().replace("int", "i").replace("ui", "u"))
+        raise Unsupported(f"activations can only be int8 or uint8, not {tensor.dtype.lower()}")
+    quantization = _quantization(node, tensor.dtype.lower().replace("int", "i").replace("ui", "u"))
     if tensor.quantization is None:
         # An input of the graph.
         tensor.quantization = Quantization(
-            scheme.scales, (scheme.zero_points[0] + _SHIFT[tensor.dtype],)
+            quantization.scales, (quantization.zero_points[0] + _SHIFT[tensor.dtype],)
         )
     if tensor.dtype == "UINT8":
-        tensor = requantised(e, tensor, scheme)
+        tensor = requantised(e, tensor, quantization)
     e.int8[node.output] = (tensor, layout)
     made = e.op("DEQUANTIZE", [tensor], tensor.shape, "FLOAT32", ("DequantizeOptions", {}))
     e.put(node.output, made, layout)
 
 
-def _scheme(e: Emitter, node: Node, dtype: str) -> Quantization:
-    """The scale and the int8 zero point of an activation."""
-    scale, zero = node.inputs[1], node.input(2)
+def _quantization(node: Node, dtype: str) -> Quantization:
+    """Return the scale and the zero point of an activation, the latter shifted to int8."""
+    scale, zero = node.required(1), node.input(2)
     if dtype not in ("i8", "u8"):
-        raise Unsupported(f"activations of {dtype}: they can be int8 and uint8")
-    assert scale is not None
+        raise Unsupported(f"activations can only be int8 or uint8, not {dtype}")
     points = None if zero is None else zero.data
     if scale.data is None or (zero is not None and points is None):
-        raise Unsupported("scales that the model computes")
+        raise Unsupported("the model computes its scale or zero point")
     if scale.data.size != 1:
-        raise Unsupported("an activation with a scale for each channel")
+        raise Unsupported("the activation has a scale for each channel")
     shift = 128 if dtype == "u8" else 0
     point = 0 if points is None else int(points.numpy().reshape(()))
     return Quantization((float(scale.data.float64().reshape(())),), (point - shift,))
 
 
-def requantised(e: Emitter, tensor: FlatTensor, scheme: Quantization) -> FlatTensor:
-    """QUANTIZE: from float32 or from other integers."""
-    if tensor.dtype == "INT8" and tensor.quantization == scheme:
+def requantised(e: Emitter, tensor: FlatTensor, quantization: Quantization) -> FlatTensor:
+    """Return a float32 or quantised tensor in int8 with the given scale and zero point, by a QUANTIZE if it differs."""
+    if tensor.dtype == "INT8" and tensor.quantization == quantization:
         return tensor
     made = e.op("QUANTIZE", [tensor], tensor.shape, "INT8", ("QuantizeOptions", {}))
-    made.quantization = scheme
+    made.quantization = quantization
     return made
 
 
-Made = tuple[FlatTensor, Layout]
+Placed = tuple[FlatTensor, Layout]
+"""A tensor and its layout."""
 
 
-def _on_integers(e: Emitter, x: Value, scheme: Quantization) -> Made | None:
-    """The int8 kernel for what computes a value, if there is one."""
+def _int8_result(e: Emitter, x: Value, quantization: Quantization) -> Placed | None:
+    """Write a value in int8, with the kernel of the op that computes it; ``None`` if there is no kernel for it."""
     act, node = 0, x.producer
     if node is not None and isinstance(node.op, Activation) and node.op in FUSED:
         act = FUSED_CODES[FUSED[node.op]]
-        inner = node.inputs[0]
-        assert inner is not None
+        inner = node.required(0)
         if inner in e.int8:
-            return _relu(e, inner, node.op, scheme)
+            return _relu(e, inner, node.op, quantization)
         node = inner.producer
     if node is None:
         return None
     kernel = next((k for ops, k in _KERNELS if isinstance(node.op, ops)), None)
     if kernel is None or (act and kernel not in _FUSING):
         return None
-    return kernel(e, _Site(node, scheme, act))
+    return kernel(e, _QuantizedNode(node, quantization, act))
 
 
 @dataclass(frozen=True)
-class _Site:
+class _QuantizedNode:
     """A node whose result is quantised.
 
     Attributes:
         node: The node.
-        out: The scale and zero point of the result.
-        act: The schema's number of the activation behind it.
+        out: The scale and zero point of its result.
+        act: The schema's number of the fused activation.
     """
 
     node: Node
@@ -163,17 +161,13 @@ class _Site:
     act: int
 
 
-def _integer(e: Emitter, value: Value | None) -> Made | None:
-    return None if value is None else e.int8.get(value)
-
-
-def _in(e: Emitter, value: Value, layout: Layout) -> FlatTensor:
-    """The integers of a value in a layout."""
+def _int8_in(e: Emitter, value: Value, layout: Layout) -> FlatTensor:
+    """Return the int8 tensor of a value in a layout."""
     tensor, have = e.int8[value]
     return e.convert(tensor, e.shape(value), have, layout)
 
 
-def _made(
+def _int8_op(
     e: Emitter, code: str, inputs: list[FlatTensor], shape: tuple[int, ...], out: Quantization,
     options: tuple[str, dict[str, Any]],
 ) -> FlatTensor:  # fmt: skip
@@ -184,14 +178,17 @@ def _made(
 
 @dataclass(frozen=True)
 class _Weight:
-    """The integers of a weight in the model's order, and a scale for each output channel or one for all."""
+    """The int8 numbers of a weight in the model's order, and one scale or one for each output channel."""
 
     numbers: Array
     scales: Array
 
 
 def _weight(e: Emitter, value: Value | None) -> _Weight | None:
-    """What a weight is dequantised from, if TFLite can use it; its output channels are axis 0."""
+    """Return the int8 numbers that a weight is dequantised from; ``None`` if TFLite's kernels cannot use them.
+
+    Its output channels are axis 0.
+    """
     if value is None or value.data is None:
         return None
     base = value
@@ -214,7 +211,7 @@ def _weight(e: Emitter, value: Value | None) -> _Weight | None:
     axis = node.op.axis % numbers.ndim
     numbers = (numbers.astype(np.int32) - shift).astype(np.int8)
     if base is not value:
-        # A dense weight that was read transposed.
+        # The weight of a dense layer, transposed by the frontend.
         if value.type.shape != tuple(reversed(numbers.shape)) or numbers.ndim != 2:
             return None
         numbers, axis = numbers.T, 1 - axis
@@ -224,12 +221,12 @@ def _weight(e: Emitter, value: Value | None) -> _Weight | None:
 
 
 def _bias(e: Emitter, value: Value | None, scale: Array, size: int) -> FlatTensor | None:
-    """int32 with the product of the scales."""
+    """Return a bias as int32 with the given scales; ``None`` if it is not constant or does not fit."""
     if value is not None and value.data is None:
         return None
-    real = np.zeros(size) if value is None or value.data is None else value.data.float64()
+    values = np.zeros(size) if value is None or value.data is None else value.data.float64()
     scales = np.broadcast_to(scale, size)
-    numbers = np.rint(real / scales)
+    numbers = np.rint(values / scales)
     if np.abs(numbers).max(initial=0) > 2**31 - 1:
         return None
     made = e.tensor("bias", (size,), "INT32", numbers.astype(np.int32))
@@ -245,10 +242,10 @@ def _kernel(e: Emitter, numbers: Array, scales: Array, axis: int, name: str) -> 
     return made
 
 
-def _conv(e: Emitter, s: _Site) -> Made | None:
+def _conv(e: Emitter, s: _QuantizedNode) -> Placed | None:
     op, x, w = s.node.op, s.node.required(0), s.node.required(1)
     assert isinstance(op, Conv)
-    weight, found = _weight(e, w), _integer(e, x)
+    weight, found = _weight(e, w), e.int8.get(x)
     if weight is None or found is None or found[0].quantization is None:
         return None
     n = op.spatial_rank
@@ -260,7 +257,7 @@ def _conv(e: Emitter, s: _Site) -> Made | None:
     if bias is None:
         return None
     layout = channels_last(n + 2)
-    image = as_image(e, _in(e, x, layout))
+    image = as_image(e, _int8_in(e, x, layout))
     kernel = weight.numbers.shape[2:]
     window = Window.of(n, kernel, op.strides, op.dilations, op.pads[:n], op.pads[n:], sizes, out)
     image, padding = window.padded(e, image)
@@ -278,13 +275,13 @@ def _conv(e: Emitter, s: _Site) -> Made | None:
         tensor = _kernel(e, numbers.transpose(0, 2, 3, 1), weight.scales, 0, w.name)
         code, kind = "CONV_2D", "Conv2DOptions"
     shape = (image.shape[0], *window.out, fan_out)
-    made = _made(e, code, [image, tensor, bias], shape, s.out, (kind, fields))
+    made = _int8_op(e, code, [image, tensor, bias], shape, s.out, (kind, fields))
     return from_image(e, made, n), layout
 
 
-def _linear(e: Emitter, s: _Site) -> Made | None:
+def _linear(e: Emitter, s: _QuantizedNode) -> Placed | None:
     x, w = s.node.required(0), s.node.required(1)
-    weight, found = _weight(e, w), _integer(e, x)
+    weight, found = _weight(e, w), e.int8.get(x)
     rank = len(e.shape(x))
     if weight is None or found is None or found[0].quantization is None or rank < 2:
         return None
@@ -292,7 +289,7 @@ def _linear(e: Emitter, s: _Site) -> Made | None:
     numbers, inner = weight.numbers, layout.inner
     if layout.perm[-1] != rank - 1 or (inner is not None and inner.axis != rank - 1):
         layout, inner = Layout(tuple(range(rank))), None
-        tensor = _in(e, x, layout)
+        tensor = _int8_in(e, x, layout)
     if inner is not None:
         numbers = reordered(numbers, InnerOrder(1, inner.sizes, inner.order))
     fan_out = numbers.shape[0]
@@ -301,12 +298,12 @@ def _linear(e: Emitter, s: _Site) -> Made | None:
         return None
     kernel = _kernel(e, numbers, weight.scales, 0, w.name)
     fields = {"fusedActivationFunction": s.act, "keepNumDims": rank > 2}
-    made = _made(e, "FULLY_CONNECTED", [tensor, kernel, bias], (*tensor.shape[:-1], fan_out), s.out,
+    made = _int8_op(e, "FULLY_CONNECTED", [tensor, kernel, bias], (*tensor.shape[:-1], fan_out), s.out,
                  ("FullyConnectedOptions", fields))  # fmt: skip
     return made, Layout(layout.perm)
 
 
-def _arithmetic(e: Emitter, s: _Site) -> Made | None:
+def _arithmetic(e: Emitter, s: _QuantizedNode) -> Placed | None:
     values = [v for v in s.node.inputs if v is not None]
     if any(v not in e.int8 for v in values):
         return None
@@ -317,15 +314,15 @@ def _arithmetic(e: Emitter, s: _Site) -> Made | None:
     if max(a.rank, b.rank) > 4 and a.shape != b.shape:
         return None
     fields = {"fusedActivationFunction": s.act}
-    return _made(e, code, [a, b], shape, s.out, (f"{code.title()}Options", fields)), layout
+    return _int8_op(e, code, [a, b], shape, s.out, (f"{code.title()}Options", fields)), layout
 
 
-def _moving(e: Emitter, s: _Site) -> Made | None:
-    """An op that keeps the scale, by the rule that it has for any numbers; then to the scale that is asked for."""
+def _keeping_scale(e: Emitter, s: _QuantizedNode) -> Placed | None:
+    """Write an op that keeps the scale, by its rule for float32 but on int8 tensors, and requantise the result."""
     values = [v for v in s.node.inputs if v is not None]
     if len(values) == 1 and values[0] not in e.int8 and not isinstance(s.node.op, Resize):
-        # Moving numbers and quantising them commute.
-        inner = _on_integers(e, values[0], s.out)
+        # The op moves numbers without changing them, so its input can be quantised instead.
+        inner = _int8_result(e, values[0], s.out)
         if inner is not None:
             e.int8[values[0]] = inner
     if any(v not in e.int8 for v in values):
@@ -346,8 +343,8 @@ def _moving(e: Emitter, s: _Site) -> Made | None:
     return requantised(e, made, s.out), layout
 
 
-def _average(e: Emitter, s: _Site) -> Made | None:
-    """Pools and means."""
+def _average(e: Emitter, s: _QuantizedNode) -> Placed | None:
+    """Write an average pool or a mean, by its rule for float32 but on int8 tensors."""
     x = s.node.inputs[0]
     if x is None or x not in e.int8:
         return None
@@ -364,16 +361,16 @@ def _average(e: Emitter, s: _Site) -> Made | None:
             tensor.dtype = "INT8"
             tensor.quantization = tensor.quantization or source
     if made.producer is not None and made.producer.code == "MEAN":
-        made.quantization = s.out  # It takes any two scales.
+        made.quantization = s.out  # MEAN supports any scale of its result.
     return requantised(e, made, s.out), layout
 
 
 _FIXED = {"SOFTMAX": Quantization((1 / 256,), (-128,)), "LOGISTIC": Quantization((1 / 256,), (-128,)),
           "TANH": Quantization((1 / 128,), (0,))}  # fmt: skip
-"""The results of these kernels have a scale of their own."""
+"""The kernels whose result must have a fixed scale and zero point."""
 
 
-def _fixed(e: Emitter, s: _Site) -> Made | None:
+def _fixed_scale(e: Emitter, s: _QuantizedNode) -> Placed | None:
     x, op = s.node.inputs[0], s.node.op
     if x is None or x not in e.int8:
         return None
@@ -392,20 +389,20 @@ def _fixed(e: Emitter, s: _Site) -> Made | None:
     return requantised(e, made, s.out), layout
 
 
-def _relu(e: Emitter, x: Value, op: Activation, scheme: Quantization) -> Made:
+def _relu(e: Emitter, x: Value, op: Activation, quantization: Quantization) -> Placed:
     tensor, layout = e.int8[x]
     made = e.op(FUSED[op], [tensor], tensor.shape, "INT8")
-    made.quantization = scheme
+    made.quantization = quantization
     return made, layout
 
 
-Kernel = Callable[[Emitter, _Site], Made | None]
+Kernel = Callable[[Emitter, _QuantizedNode], Placed | None]
 _FUSING: tuple[Kernel, ...] = (_conv, _linear, _arithmetic)
 _KERNELS: list[tuple[tuple[type[Op], ...], Kernel]] = [
     ((Conv,), _conv),
     ((Linear,), _linear),
     ((Add, Sub, Mul), _arithmetic),
     ((AveragePool, GlobalAveragePool, Reduce), _average),
-    ((Softmax, Activation), _fixed),
-    (_MOVING, _moving),
+    ((Softmax, Activation), _fixed_scale),
+    (_KEEPING_SCALE, _keeping_scale),
 ]

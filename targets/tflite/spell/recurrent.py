@@ -1,8 +1,8 @@
 """LSTM layers, unrolled.
 
-TFLite's own LSTM operator keeps its state from one run of the interpreter to the next, so that a second sentence would begin where
-the first ended, and gives no final state. The steps are written out instead, over one shared weight; what does not depend on
-the state (the product with the inputs) is one operation for all steps.
+TFLite's own LSTM operator keeps its state from one run of the interpreter to the next, so a second sequence would start in the final
+state of the first, and it does not return the final state. Therefore each step is written as operations that share one weight; the
+product with the inputs, which does not depend on the state, is one operation for all steps.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ def lstm(e: Emitter, node: Node) -> None:
     """FULLY_CONNECTED for the inputs, then one for the state at every step."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Lstm)
-    weights = [_constant(e, node.input(i)) for i in (1, 2)]
+    weights = [_constant(e, node.required(i)) for i in (1, 2)]
     if node.input(4) is not None:
-        raise Unsupported("sequences of different lengths in a batch")
+        raise Unsupported("the sequences of a batch have different lengths")
     (steps,) = e.known_sizes(x, [0], "number of steps")
     if steps * op.directions > _MOST_STEPS:
-        raise Unsupported(f"{steps} steps: it is unrolled, up to {_MOST_STEPS} steps")
-    bias = np.zeros((op.directions, 8 * op.hidden), np.float32)
-    if node.input(3) is not None:
-        bias = _constant(e, node.input(3))
-    # (time, batch, features), or batch first when the data lies so.
+        raise Unsupported(f"it has {steps} steps, and is unrolled up to {_MOST_STEPS} steps")
+    b = node.input(3)
+    bias = np.zeros((op.directions, 8 * op.hidden), np.float32) if b is None else _constant(e, b)
+    # (time, batch, features), or batch first if the input is stored so.
     batch_first = e.layout_of(x).perm == (1, 0, 2)
     tensor = e.get(x, Layout((1, 0, 2) if batch_first else (0, 1, 2)))
     axis = 1 if batch_first else 0
@@ -45,7 +44,7 @@ def lstm(e: Emitter, node: Node) -> None:
 
 
 class _Cell:
-    """One direction. The gates are input, output, forget, cell."""
+    """One direction of an LSTM. The rows of the weights are those of the input, output, forget and cell gates, in this order."""
 
     def __init__(self, e: Emitter, w: Array, r: Array, bias: Array, hidden: int) -> None:
         self.e, self.hidden = e, hidden
@@ -63,7 +62,7 @@ class _Cell:
         c: FlatTensor | None,
         backwards: bool,
     ) -> tuple[list[FlatTensor], FlatTensor, FlatTensor]:
-        """The state after every step, in the order of time, and the last state."""
+        """Write all steps; return the hidden state after each step, in the order of time, and the last hidden and cell state."""
         e, n = self.e, self.hidden
         batch = x.shape[1 - axis]
         wide = self._dense(x, self.w, self.bias)
@@ -100,7 +99,7 @@ class _Cell:
 def _put(
     e: Emitter, node: Node, ways: list[tuple[list[FlatTensor], FlatTensor, FlatTensor]], axis: int
 ) -> None:
-    """The results: y (time, D, batch, hidden) and the last states (D, batch, hidden)."""
+    """Record the results: y (time, directions, batch, hidden) and the last states (directions, batch, hidden)."""
     y, *last = node.outputs
     if y.use_count:
         runs = []
@@ -134,7 +133,7 @@ def _joined(e: Emitter, parts: list[FlatTensor], axis: int) -> FlatTensor:
 
 
 def _state(e: Emitter, value: Value | None, directions: int) -> list[FlatTensor | None]:
-    """The first state of every direction, (batch, hidden); ``None`` for zeros."""
+    """Return the initial state of each direction, (batch, hidden); ``None`` for zeros."""
     if value is None or (value.data is not None and not np.any(e.numbers(value))):
         return [None] * directions
     whole = e.get(value, Layout((0, 1, 2)))
@@ -152,8 +151,8 @@ def _state(e: Emitter, value: Value | None, directions: int) -> list[FlatTensor 
     return parts
 
 
-def _constant(e: Emitter, value: Value | None) -> Array:
-    assert value is not None
+def _constant(e: Emitter, value: Value) -> Array:
+    """Return the numbers of a weight; refuse one that the model computes."""
     if value.data is None:
         raise Unsupported(f"its weight {value.name} is computed by the model, not constant")
     return e.numbers(value)

@@ -26,7 +26,7 @@ _CODES = {
 def reduced(
     e: Emitter, code: str, tensor: FlatTensor, places: Sequence[int], keep: bool = True
 ) -> FlatTensor:
-    """A reduction over stored axes."""
+    """Return the reduction of a tensor over stored axes; ``keep`` keeps them with size 1."""
     shape = [1 if i in places else d for i, d in enumerate(tensor.shape)]
     if not keep:
         shape = [d for i, d in enumerate(tensor.shape) if i not in places]
@@ -36,7 +36,7 @@ def reduced(
 
 @spells(Reduce, kinds=(*_CODES, "l1", "l2"))
 def reduce(e: Emitter, node: Node) -> None:
-    """MEAN, SUM, REDUCE_MAX and so on, over the axes as they are stored."""
+    """MEAN, SUM, REDUCE_MAX and so on, over the stored axes."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Reduce)
     layout = Layout(e.layout_of(x).perm)
@@ -46,7 +46,7 @@ def reduce(e: Emitter, node: Node) -> None:
     kind = op.kind
     quantised = tensor.dtype == "INT8" and tensor.quantization is not None and kind == "mean"
     if tensor.dtype not in ("FLOAT32", "INT32", "INT64") and not quantised:
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
     if kind in ("l1", "l2", "mean") and tensor.dtype != "FLOAT32" and not quantised:
         raise Unsupported(
             f"{kind} of {tensor.dtype.lower()}: whole numbers round otherwise in TFLite"
@@ -65,7 +65,7 @@ def reduce(e: Emitter, node: Node) -> None:
 
 @spells(Softmax, LogSoftmax)
 def softmax(e: Emitter, node: Node) -> None:
-    """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another one the same by hand, which moves nothing."""
+    """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another axis as arithmetic, which needs no TRANSPOSE."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Softmax | LogSoftmax)
     layout = Layout(e.layout_of(x).perm)
@@ -90,7 +90,7 @@ def softmax(e: Emitter, node: Node) -> None:
 
 
 def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: float) -> FlatTensor:
-    """``(x - mean) / sqrt(variance + epsilon)`` over stored axes."""
+    """Return ``(x - mean) / sqrt(variance + epsilon)``, with mean and variance over stored axes."""
     m = Elementwise(e)
     centred = m.binary("SUB", tensor, reduced(e, "MEAN", tensor, places))
     variance = reduced(e, "MEAN", m.binary("MUL", centred, centred), places)
@@ -126,7 +126,7 @@ def group_norm(e: Emitter, node: Node) -> None:
         raise Unsupported("the number of channels is not known")
     if op.groups in (0, channels):
         if not spatial:
-            raise Unsupported("every channel is one number")
+            raise Unsupported("each channel has one element, so that its variance is 0")
         made = normalised(e, tensor, spatial, op.epsilon)
     else:
         parted = e.reshape(tensor, (*tensor.shape[:-1], op.groups, channels // op.groups))
@@ -147,7 +147,7 @@ def arg_reduce(e: Emitter, node: Node) -> None:
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32"):
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
     place = layout.place(op.axis)
     axis = e.constant(place, "INT32")
     if op.last:
@@ -175,7 +175,7 @@ def cumulative_sum(e: Emitter, node: Node) -> None:
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):
-        raise Unsupported(f"of {tensor.dtype.lower()}: LiteRT has no such kernel")
+        raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
     axis = e.constant(layout.place(op.axis), "INT32")
     made = e.op("CUMSUM", [tensor, axis], tensor.shape, tensor.dtype,
                 ("CumsumOptions", {"exclusive": op.exclusive, "reverse": op.reverse}))  # fmt: skip

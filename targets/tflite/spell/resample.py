@@ -1,7 +1,7 @@
 """Ops that change the resolution of images.
 
-TFLite's RESIZE operators find positions by their own rule; where that gives the very positions that the model asks for, they are used.
-Any other interpolation is written as a sum over its taps: positions gathered along one axis, times their weights.
+TFLite's RESIZE operators compute the sampling positions by their own rule; they are used where it gives the model's positions.
+Any other interpolation is written as a sum over its taps, axis by axis: each tap gathers one position for each output and multiplies by weights.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def resize(e: Emitter, node: Node) -> None:
     assert isinstance(op, Resize)
     rank = len(e.shape(x))
     if rank not in (3, 4):
-        raise Unsupported(f"{rank - 2}-D: LiteRT resizes 1-D and 2-D images")
+        raise Unsupported(f"{rank - 2}-D: LiteRT supports 1-D and 2-D only")
     before, after = e.shape(x), e.shape(node.output)
     if before[:2] != after[:2] and not {0, 1} <= set(op.kept(node.input_types)):
         raise Unsupported("it resizes more than the spatial axes")
-    if e.dtype(x) != "FLOAT32":  # What is dequantised counts as float32.
-        raise Unsupported(f"of {e.dtype(x).lower()}: LiteRT's is for float32")
+    if e.dtype(x) != "FLOAT32":  # Dequantised values are float32 here.
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {e.dtype(x).lower()}")
     if op.antialias:
-        raise Unsupported("antialiasing: LiteRT has none")
+        raise Unsupported("LiteRT has no antialiasing")
     sizes, out = (e.known_sizes(v, range(2, rank), "spatial size") for v in (x, node.output))
     if 0 in (*sizes, *out):
         raise Unsupported("it has no elements")
@@ -54,7 +54,9 @@ def resize(e: Emitter, node: Node) -> None:
         made = _by_operator(e, op, image, axes)
     if made is None:
         if image.dtype != "FLOAT32":
-            raise Unsupported("int8 by taps")
+            raise Unsupported(
+                "no RESIZE operator samples the model's positions, and int8 cannot be interpolated otherwise"
+            )
         made = image
         for place, size, count, scale in axes:
             made = _by_taps(e, op, made, place, size, count, scale)
@@ -62,11 +64,11 @@ def resize(e: Emitter, node: Node) -> None:
 
 
 Axes = list[tuple[int, int, int, float]]
-"""Stored place, size before, size after, scale."""
+"""For each axis that is resized: its stored axis, the size before, the size after, the scale."""
 
 
 def _by_operator(e: Emitter, op: Resize, image: FlatTensor, axes: Axes) -> FlatTensor | None:
-    """A RESIZE operator whose positions are the model's, if one has them."""
+    """Return the result of a RESIZE operator, or ``None`` if none samples the model's positions."""
     for corners, centers in ((False, False), (False, True), (True, False), (True, True)):
         if op.mode == "linear" and corners and centers:
             continue
@@ -89,15 +91,16 @@ def _by_operator(e: Emitter, op: Resize, image: FlatTensor, axes: Axes) -> FlatT
 
 
 def _agrees(op: Resize, corners: bool, centers: bool, size: int, count: int, scale: float) -> bool:
+    """Whether a RESIZE operator with these flags samples the model's positions along an axis."""
     step = (size - 1) / (count - 1) if corners and count > 1 else size / count
     places = np.arange(count, dtype=np.float64)
     wanted = _positions(op, size, count, scale)
     if op.mode == "nearest":
         offset = 0.5 if centers else 0.0
-        # As the kernel computes it: in float32.
+        # In float32, as the kernel computes it.
         raw = (places.astype(np.float32) + np.float32(offset)) * np.float32(step)
         found = np.floor(raw + np.float32(0.5)) if corners else np.floor(raw)
-        chosen = _nearest(op, wanted, size)
+        chosen = _rounded(op, wanted, size)
         return bool(np.array_equal(np.clip(found.astype(np.int64), 0, size - 1), chosen))
     at = (places + 0.5) * step - 0.5 if centers else places * step
     gap = np.clip(at, 0, size - 1) - np.clip(wanted, 0, size - 1)
@@ -105,7 +108,7 @@ def _agrees(op: Resize, corners: bool, centers: bool, size: int, count: int, sca
 
 
 def _positions(op: Resize, size: int, count: int, scale: float) -> Floats:
-    """The place in the input of every place in the output, by ONNX's rules."""
+    """Return the position in the input of each output along an axis, by ONNX's rules."""
     places = np.arange(count, dtype=np.float64)
     match op.coordinates:
         case "half_pixel":
@@ -113,7 +116,7 @@ def _positions(op: Resize, size: int, count: int, scale: float) -> Floats:
         case "pytorch_half_pixel":
             return (places + 0.5) / scale - 0.5 if count > 1 else np.zeros(count)
         case "half_pixel_symmetric":
-            # The centre stays in the middle when the scale gives no whole size.
+            # The centre of the image is kept if the scaled size was rounded.
             offset = size / 2 * (1 - count / (scale * size))
             return offset + (places + 0.5) / scale - 0.5
         case "align_corners":
@@ -121,7 +124,8 @@ def _positions(op: Resize, size: int, count: int, scale: float) -> Floats:
     return places / scale
 
 
-def _nearest(op: Resize, at: Floats, size: int) -> Ints:
+def _rounded(op: Resize, at: Floats, size: int) -> Ints:
+    """Return the pixels nearest to positions, rounded as the op says."""
     match op.rounding:
         case "round_prefer_floor":
             found = np.ceil(at - 0.5)
@@ -135,10 +139,10 @@ def _nearest(op: Resize, at: Floats, size: int) -> Ints:
 
 
 def _taps(op: Resize, size: int, count: int, scale: float) -> tuple[Ints, Floats]:
-    """Positions and weights, (taps, count)."""
+    """Return the positions and the weights of the taps, each (taps, count)."""
     at = _positions(op, size, count, scale)
     if op.mode == "nearest":
-        return _nearest(op, at, size)[None], np.ones((1, count))
+        return _rounded(op, at, size)[None], np.ones((1, count))
     low = np.floor(at)
     part = at - low
     if op.mode == "linear":
@@ -154,7 +158,7 @@ def _taps(op: Resize, size: int, count: int, scale: float) -> tuple[Ints, Floats
 
 
 def _cubic(distance: Floats, a: float) -> Floats:
-    """Keys' kernel (1981)."""
+    """Return the weight of the cubic convolution kernel of Keys (1981) at a distance."""
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     found: Floats = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
@@ -181,16 +185,16 @@ def _by_taps(
 
 @spells(DepthToSpace)
 def depth_to_space(e: Emitter, node: Node) -> None:
-    """DEPTH_TO_SPACE, whose blocks come first; for torch's order, the channels are reordered in front."""
+    """DEPTH_TO_SPACE, which takes the block offset as the major part of a channel; torch's order (CRD) reorders the channels first."""
     op, x = node.op, node.required(0)
     assert isinstance(op, DepthToSpace)
     layout = channels_last(4)
-    image = _floats(e, x)
+    image = _image(e, x)
     if op.block == 1:
         e.put(node.output, image, layout)
         return
     if op.mode == "CRD":
-        image = _reordered(
+        image = _reorder_channels(
             e, x, image, np.arange(image.shape[3]).reshape(-1, op.block**2).T.ravel()
         )
     made = e.op("DEPTH_TO_SPACE", [image], e.stored_shape(node.output, layout), image.dtype,
@@ -200,11 +204,11 @@ def depth_to_space(e: Emitter, node: Node) -> None:
 
 @spells(SpaceToDepth)
 def space_to_depth(e: Emitter, node: Node) -> None:
-    """SPACE_TO_DEPTH; for torch's order, the channels are reordered behind."""
+    """SPACE_TO_DEPTH; torch's order (CRD) reorders the channels of the result."""
     op, x = node.op, node.required(0)
     assert isinstance(op, SpaceToDepth)
     layout = channels_last(4)
-    image = _floats(e, x)
+    image = _image(e, x)
     if op.block == 1:
         e.put(node.output, image, layout)
         return
@@ -212,18 +216,19 @@ def space_to_depth(e: Emitter, node: Node) -> None:
                 ("SpaceToDepthOptions", {"blockSize": op.block}))  # fmt: skip
     if op.mode == "CRD":
         order = np.arange(made.shape[3]).reshape(op.block**2, -1).T.ravel()
-        made = _picked(e, made, order)
+        made = _gather_channels(e, made, order)
     e.put(node.output, made, layout)
 
 
-def _floats(e: Emitter, x: Value) -> FlatTensor:
+def _image(e: Emitter, x: Value) -> FlatTensor:
+    """Return an image channels last; refuse unknown sizes other than the batch."""
     image = e.get(x, channels_last(4))
     e.known_sizes(x, [1, 2, 3], "size")
     return image
 
 
-def _reordered(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> FlatTensor:
-    """The channels in another order: by the weight of the convolution in front, or by GATHER."""
+def _reorder_channels(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> FlatTensor:
+    """Return an image with reordered channels: by reordering the weight of the convolution before it, or by GATHER."""
     conv = image.producer
     if conv is not None and conv.code == "CONV_2D" and x.has_one_use and not e.is_read(image):
         _, weight, bias = conv.inputs
@@ -236,9 +241,9 @@ def _reordered(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> FlatTens
                 e.constant(bias.data[order], bias.dtype, bias.name),
             )
             return image
-    return _picked(e, image, order)
+    return _gather_channels(e, image, order)
 
 
-def _picked(e: Emitter, image: FlatTensor, order: Ints) -> FlatTensor:
+def _gather_channels(e: Emitter, image: FlatTensor, order: Ints) -> FlatTensor:
     return e.op("GATHER", [image, e.constant(order, "INT32")], image.shape, image.dtype,
                 ("GatherOptions", {"axis": 3, "batchDims": 0}))  # fmt: skip

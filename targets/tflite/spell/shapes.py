@@ -1,4 +1,4 @@
-"""Reshapes and transposes: what moves no data, and what must."""
+"""Reshapes and transposes; both move data only where the stored order does not allow otherwise."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..layout import (
 
 @spells(Transpose)
 def transpose(e: Emitter, node: Node) -> None:
-    """Nothing moves: the axes are counted in another order."""
+    """No operation: the layout of the result maps the same stored axes to other logical axes."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Transpose)
     e.put(node.output, e.as_stored(x), e.layout_of(x).transposed(op.perm))
@@ -42,7 +42,7 @@ def transpose(e: Emitter, node: Node) -> None:
 
 @spells(Reshape, Flatten, Squeeze, Unsqueeze)
 def reshape(e: Emitter, node: Node) -> None:
-    """RESHAPE, behind a TRANSPOSE only where axes that are joined lie apart or in another order."""
+    """RESHAPE, after a TRANSPOSE only where axes that are joined are stored apart or in another order."""
     x, out = node.required(0), node.output
     before, after = e.shape(x), e.shape(out)
     parts = reshape_parts(before, after)
@@ -59,7 +59,7 @@ def reshape(e: Emitter, node: Node) -> None:
         kept = [a for a in layout.perm if before[a] != 1]
         order: list[int] = []
         for axis in kept:
-            place = inner.axis if axis in group[0] else _only(parts, axis)
+            place = inner.axis if axis in group[0] else _axis_after(parts, axis)
             if place not in order:
                 order.append(place)
         target = Layout(place_size_one_axes(order, after, ()), inner)
@@ -67,7 +67,7 @@ def reshape(e: Emitter, node: Node) -> None:
         return
     bad = [
         part for part, _ in parts
-        if part and not (is_contiguous(layout.perm, part, before) and is_in_order(_solid(layout, before), part))
+        if part and not (is_contiguous(layout.perm, part, before) and is_in_order(_without_ones(layout, before), part))
     ]  # fmt: skip
     wish = e.preferred.get(out)
     if bad:
@@ -75,7 +75,7 @@ def reshape(e: Emitter, node: Node) -> None:
         wished = wish and order_after_reshape(wish, back, before, [layout.perm])
         layout = Layout(wished or joined_in_place(layout.perm, bad))
     perm = order_after_reshape(
-        _solid(layout, before), parts, after, [wish] if wish is not None else []
+        _without_ones(layout, before), parts, after, [wish] if wish is not None else []
     )
     if perm is None:
         layout, perm = Layout(tuple(range(len(before)))), tuple(range(len(after)))
@@ -83,18 +83,20 @@ def reshape(e: Emitter, node: Node) -> None:
     e.put(out, e.reshape(e.get(x, layout), e.stored_shape(out, target)), target)
 
 
-def _solid(layout: Layout, shape: Shape) -> tuple[int, ...]:
+def _without_ones(layout: Layout, shape: Shape) -> tuple[int, ...]:
+    """Return the stored order of the axes whose size is not 1."""
     return tuple(axis for axis in layout.perm if shape[axis] != 1)
 
 
-def _only(parts: list[ReshapePart], axis: int) -> int:
+def _axis_after(parts: list[ReshapePart], axis: int) -> int:
+    """Return the first axis after the reshape in the part of an axis before it."""
     return next(outs[0] for ins, outs in parts if axis in ins)
 
 
 def _folded(
     layout: Layout, parts: list[ReshapePart], before: Shape, out: Value
 ) -> tuple[ReshapePart, InnerOrder] | None:
-    """The one group that joins axes in another order than they lie, if a dense layer behind can take that."""
+    """Return the one part that joins axes stored in another order, with its inner order, if only dense layers read the result."""
     odd = [
         (ins, outs) for ins, outs in parts
         if len(ins) > 1 and not is_in_order(layout.perm, ins)
@@ -119,7 +121,7 @@ def _folded(
 
 
 def _feeds_dense(value: Value, axis: int) -> bool:
-    """Whether all readers are dense layers over this axis, activations in between left aside."""
+    """Whether all readers are dense layers over this axis; activations and quantization may be in between."""
     seen = [value]
     while seen:
         at = seen.pop()
@@ -142,7 +144,7 @@ def _feeds_dense(value: Value, axis: int) -> bool:
 def _opened(
     e: Emitter, node: Node, layout: Layout, parts: list[ReshapePart]
 ) -> tuple[FlatTensor, Layout] | None:
-    """A reordered axis that is cut again just as it was joined."""
+    """Return the result if the reshape splits an axis with an inner order into the axes it was joined from."""
     inner = layout.inner
     assert inner is not None
     x, after = node.required(0), e.shape(node.output)
@@ -156,6 +158,6 @@ def _opened(
         if axis == inner.axis:
             order += [outs[i] for i in inner.order]
         elif e.shape(x)[axis] != 1:
-            order.append(_only(parts, axis))
+            order.append(_axis_after(parts, axis))
     target = Layout(place_size_one_axes(order, after, ()))
     return e.reshape(e.as_stored(x), e.stored_shape(node.output, target)), target

@@ -1,4 +1,4 @@
-"""Slices, splits and joins."""
+"""Slices, splits and concatenations."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def strided_slice(
     stops: Sequence[int | None],
     steps: Sequence[int],
 ) -> FlatTensor:
-    """STRIDED_SLICE; a stop of ``None`` is the end, whatever the size is."""
+    """Return the tensor after a STRIDED_SLICE; a stop of ``None`` is the end of the axis."""
     begin_mask = sum(1 << i for i, start in enumerate(starts) if start == 0)
     end_mask = sum(1 << i for i, stop in enumerate(stops) if stop is None)
     shape = []
     for d, start, stop, step in zip(tensor.shape, starts, stops, steps, strict=True):
         if d == DYNAMIC and (start, stop, step) != (0, None, 1):
-            raise Unsupported("it cuts an axis whose size is not known")
+            raise Unsupported("it slices an axis whose size is not known")
         shape.append(d if d == DYNAMIC else len(range(d)[start:stop:step]))
     if tuple(shape) == tensor.shape:
         return tensor
@@ -43,9 +43,9 @@ def strided_slice(
 
 
 def empty_part(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTensor:
-    """A part without elements, which only a join may read."""
+    """Return a constant without elements, which only a concatenation may read."""
     if DYNAMIC in shape:
-        raise Unsupported("nothing is left of it")
+        raise Unsupported("its result has no elements")
     return e.constant(np.zeros(shape, NUMPY_TYPES[tensor.dtype]), tensor.dtype)
 
 
@@ -66,7 +66,7 @@ def slice_(e: Emitter, node: Node) -> None:
             starts[place], steps[place] = part.start, step
             stops[place] = None if part.stop >= size else part.stop
         elif (start, step) != (0, 1) or end < 2**31 - 1:
-            raise Unsupported("it cuts an axis whose size is not known")
+            raise Unsupported("it slices an axis whose size is not known")
     e.put(node.output, strided_slice(e, e.get(x, layout), starts, stops, steps), layout)
 
 
@@ -80,7 +80,7 @@ def select(e: Emitter, node: Node) -> None:
     tensor = e.get(x, layout)
     size = tensor.shape[place]
     if size == DYNAMIC and op.index < 0:
-        raise Unsupported("it counts from the end of an axis whose size is not known")
+        raise Unsupported("its index counts from the end of an axis whose size is not known")
     rest = layout.without([op.axis])
     shape = [d for i, d in enumerate(tensor.shape) if i != place]
     if size == 1:
@@ -98,7 +98,7 @@ def select(e: Emitter, node: Node) -> None:
 
 @spells(Concat)
 def concat(e: Emitter, node: Node) -> None:
-    """Join along one axis."""
+    """CONCATENATION of the inputs that have elements."""
     op = node.op
     assert isinstance(op, Concat)
     values = [v for v in node.inputs if v is not None]
@@ -123,7 +123,7 @@ def concat(e: Emitter, node: Node) -> None:
 
 @spells(Split)
 def split(e: Emitter, node: Node) -> None:
-    """Cut along one axis into pieces."""
+    """SPLIT into equal pieces, SPLIT_V into others."""
     op, x = node.op, node.required(0)
     assert isinstance(op, Split)
     layout = Layout(e.layout_of(x).perm)

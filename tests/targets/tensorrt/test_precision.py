@@ -87,7 +87,7 @@ def test_a_weight_that_does_not_fit_keeps_its_node_in_float32(tmp_path: Path) ->
     large, small = weight(64, 64), weight(64, 64, scale=1e-8)
     large[0, 0] = 1e5
     for name, array, said in (
-        ("a", large, "a weight is 1e+05, beyond fp16"),
+        ("a", large, "a weight reaches 1e+05, beyond the range of fp16"),
         ("b", small, "its weights are too small for fp16"),
     ):
         model = mlp(**{name: array})
@@ -143,11 +143,11 @@ def test_ranges_that_do_not_fit(tmp_path: Path) -> None:
     for data, said in (
         ([], "there is no data"),
         ({"z": x}, "calibration lacks input 'x'; it has z"),
-        ({"x": x, "z": x}, "calibration has 'z', the model's inputs are x"),
-        ({"x": nan}, "input 'x' holds NaN"),
+        ({"x": x, "z": x}, "calibration has 'z', which is no input of the model; its inputs are x"),
+        ({"x": nan}, "input 'x' contains NaN"),
         ({"x": weight(4, 63)}, "the model does not run on it"),
-        (tmp_path / "none.npz", "is no .npz file"),
-        (3, "calibration is an .npz file, a dict"),
+        (tmp_path / "none.npz", "is not an .npz file"),
+        (3, "calibration must be an .npz file, a dict"),
     ):
         with pytest.raises(UsageError, match=said):
             lowered(mlp(), tmp_path / "m.onnx", ranges=data)
@@ -181,8 +181,8 @@ def test_sums_stay_in_float32(tmp_path: Path) -> None:
     model, x = model_of(nodes, constants, [4, 64], [4, 64]), weight(4, 64, scale=300)
     _, kept = lowered(model, tmp_path / "m.onnx")
     assert far(model, tmp_path / "m.onnx", x) < 5e-3
-    assert {n for n, r in kept.items() if "adds up" in r} == {"mean", "square", "variance"}
-    assert {n for n, r in kept.items() if "goes on" in r} == {"epsilon", "root"}
+    assert {n for n, r in kept.items() if "sums or powers" in r} == {"mean", "square", "variance"}
+    assert {n for n, r in kept.items() if "continues from" in r} == {"epsilon", "root"}
 
 
 def test_norms_that_accumulate_in_float32_do_not(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_norms_that_accumulate_in_float32_do_not(tmp_path: Path) -> None:
     nodes[1].attribute.append(helper.make_attribute("stash_type", F16))
     model = model_of(nodes, {"a": weight(64, 64), "s": weight(64)}, [4, 64], [4, 64])
     _, kept = lowered(model, tmp_path / "m.onnx")
-    assert "adds up" in kept["norm"]
+    assert "sums or powers" in kept["norm"]
 
 
 def test_counts_and_positions_stay_in_float32(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_counts_and_positions_stay_in_float32(tmp_path: Path) -> None:
     g = RNG.uniform(-1, 1, (1, 4, 4, 2)).astype(np.float32)
     model = model_of(grid, {"g": g}, [1, 2, 8, 8], [1, 2, 4, 4])
     _, kept = lowered(model, tmp_path / "m.onnx")
-    assert kept["sample"] == "positions need the bits of float32"
+    assert kept["sample"] == "positions need the precision of float32"
 
 
 def test_what_has_no_form_in_low_precision(tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_what_adds_up_stays_in_float32(op: str, tmp_path: Path) -> None:
     model = model_of(nodes, constants, [1, 4, 8, 8], out)
     written, kept = lowered(model, tmp_path / "m.onnx")
     assert "conv" not in kept
-    assert kept["sum"].startswith("it adds up")
+    assert kept["sum"].startswith("its sums or powers")
     node = next(n for n in written.graph.node if n.name == "sum")
     types = {n: i.data_type for i in written.graph.initializer for n in [i.name]}
     assert all(types.get(n) != F16 for n in node.input)

@@ -198,7 +198,7 @@ def test_profiles_of_several_inputs(tmp_path: Path) -> None:
         UsageError, match="a:0, b have free sizes: give --profile a:0:1x4:8x4:32x4 --"
     ):
         shrink(source, target="tensorrt").save(out)
-    with pytest.raises(UsageError, match="'a:0' and 'b' give n other sizes: 1x2x3 and 1x2x4"):
+    with pytest.raises(UsageError, match="'a:0' and 'b' give n different sizes: 1x2x3 and 1x2x4"):
         shrink(source, target="tensorrt").save(out, profile=["a:0:1x4:2x4:3x4", "b:1x4:2x4:4x4"])
     data = saved(source, out, profile=["a:0:1x4:2x4:3x4", "b:1x4:2x4:3x4"])
     # trtexec wants names that hold a colon in quotes, and the shell wants those quoted.
@@ -217,7 +217,9 @@ def test_float64_is_refused_or_cast(tmp_path: Path) -> None:
     tensors = [numpy_helper.from_array(weight, "w")]
     source = write(tmp_path / "in.onnx", nodes, {"x": [2, 64]}, {"y": [2, 64]}, tensors)
     out = tmp_path / "m.onnx"
-    with pytest.raises(ModelError, match=r"TensorRT has no float64, which w, .*--float64 cast"):
+    with pytest.raises(
+        ModelError, match=r"TensorRT has no float64, the type of w, .*--float64 cast"
+    ):
         shrink(source, target="tensorrt").save(out)
     with pytest.raises(UsageError, match="option 'float64' is one of refuse, cast, not 'maybe'"):
         shrink(source, target="tensorrt").save(out, float64="maybe")
@@ -311,7 +313,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert written == report["emitted"]["tensorrt"]
     assert "exclude each other" in fails(*given, "--fp16", "--bf16")
     assert "keep-float32 needs fp16 or bf16" in fails(*given, "--keep-float32", "Conv")
-    assert "is no TensorRT version" in fails(*given, "--trt-version", "eleven")
+    assert "is not a TensorRT version" in fails(*given, "--trt-version", "eleven")
     assert "--profile x:1x3x16x16:8x3" in fails(source, out, "--target", "tensorrt")
     assert "target onnx has no option 'fp16'" in fails(source, out, "--fp16")
     clash = fails(*given, "--report", tmp_path / "out.trt.json")

@@ -17,11 +17,11 @@ from graphshrink.frontends.onnx import from_onnx
 from graphshrink.ir import ModelError
 from graphshrink.targets.tensorrt.sidecar import sparse_layers
 from graphshrink.targets.tensorrt.trtexec_log import (
-    Layer,
-    joined,
+    EngineLayer,
     parse_layers,
     parse_log,
     read_report,
+    with_engine_results,
 )
 from support.cli import fails, succeeds, write
 
@@ -54,9 +54,9 @@ def test_a_log_of_before_8_6() -> None:
     report = read_report(DATA / "old.log")
     assert (report.eligible, report.sparse) == (3, 2)
     assert report.layers == (
-        Layer("conv1 + relu1", ("conv1", "relu1"), True, True),
-        Layer("conv2", ("conv2",), True, False),
-        Layer("conv3", ("conv3",), True, True),
+        EngineLayer("conv1 + relu1", ("conv1", "relu1"), True, True),
+        EngineLayer("conv2", ("conv2",), True, False),
+        EngineLayer("conv3", ("conv3",), True, True),
     )
     assert report.milliseconds == 0.412
 
@@ -122,14 +122,16 @@ def test_kernels_that_are_called_dense_are_not_sparse() -> None:
 
 
 def test_weights_beside_what_the_engine_did(model: Path) -> None:
-    rows = joined(sparse_layers(from_onnx(model)), read_report(DATA / "new.log"))
+    rows = with_engine_results(sparse_layers(from_onnx(model)), read_report(DATA / "new.log"))
     assert [(r["nodes"], r["valid"], r["engine"]) for r in rows] == [
         (["conv1"], True, "sparse"),
         (["conv2"], True, "dense"),
         (["conv3"], True, "dense"),
         (["conv4"], False, None),
     ]
-    rows = joined(sparse_layers(from_onnx(model)), read_report(DATA / "layers-11.json"))
+    rows = with_engine_results(
+        sparse_layers(from_onnx(model)), read_report(DATA / "layers-11.json")
+    )
     assert [r["engine"] for r in rows] == ["sparse", "dense", "not eligible", None]
 
 

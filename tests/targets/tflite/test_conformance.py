@@ -32,25 +32,25 @@ CLAMPED = {
 """Cases that compare a sum with infinity: LiteRT's own ADD clamps infinities to the largest float."""
 
 REFUSED = (
-    "LiteRT has no such kernel",
-    "LiteRT computes 1-D and 2-D ones",
-    "LiteRT resizes 1-D and 2-D images",
+    "LiteRT has no kernel for",
+    "LiteRT supports 1-D and 2-D only",
     "TFLite has no kernels for",
     "whole numbers round otherwise in TFLite",
-    "LiteRT has none",
-    "LiteRT's is for float32",
-    "LiteRT has constant and reflect",
+    "LiteRT has no dilated windows",
+    "LiteRT has no antialiasing",
+    "LiteRT computes it in float32 only",
+    "LiteRT supports constant and reflect",
     "is computed by the model, not constant",
     "an operand has no elements",
     "it has no elements",
     "its size is not known",
     "is not known",
-    "LiteRT at most",
-    "celu with an alpha",
-    "scales that the model computes",
-    "they can be int8 and uint8",
-    "a scale for each channel",
-    "a constant that is no weight",
+    "LiteRT supports at most",
+    "celu needs an alpha",
+    "the model computes its scale",
+    "activations can only be int8 or uint8",
+    "the activation has a scale for each channel",
+    "a constant that is not the weight",
 )
 """Why a case of known ops may be refused."""
 

@@ -304,8 +304,7 @@ def test_whole_numbers_that_tflite_cannot_compute() -> None:
     node = helper.make_node("Div", ["x", "x"], ["y"], name="div")
     said = refusal([node], {"x": np.ones((2, 3), np.int64)}, ["y"])
     assert (
-        said
-        == "the model cannot be written as TFLite: Div (div: of int64: LiteRT has no such kernel)"
+        said == "the model cannot be written as TFLite: Div (div: LiteRT has no kernel for int64)"
     )
 
 

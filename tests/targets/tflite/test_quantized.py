@@ -199,8 +199,8 @@ def test_quantised_inputs_and_outputs_keep_their_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"u": np.uint16(0)}, "activations of u16: they can be int8 and uint8"),
-     ({"t": np.full(3, 0.1, np.float32), "u": np.zeros(3, np.uint8)}, "a scale for each channel")],
+    [({"u": np.uint16(0)}, "activations can only be int8 or uint8, not u16"),
+     ({"t": np.full(3, 0.1, np.float32), "u": np.zeros(3, np.uint8)}, "the activation has a scale for each channel")],
 )  # fmt: skip
 def test_what_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
     x = RNG.standard_normal((2, 3)).astype(np.float32)
