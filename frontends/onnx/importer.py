@@ -44,7 +44,7 @@ from ...ir import (
     Value,
 )
 from ...ir.analysis.sizes import SizeRoots
-from ..lowering import Lowered
+from ..lowering import Operand, Step, Steps
 from ..raising.patterns import raise_patterns
 from ..support import LeftAlone
 from .bounds import check_bounds
@@ -236,7 +236,7 @@ class _Importer:
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
         inputs = [self.values[n] if n else None for n in node.input]
-        lowered: Lowered | None = None
+        steps: Steps | None = None
         reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
         # A model of this node alone would look for the file in another folder.
@@ -244,10 +244,10 @@ class _Importer:
         entry = RULES.get(node.op_type) if known and any(node.output) else None
         if entry is not None and self.opset >= entry.since:
             try:
-                lowered = self._lower(entry, node, inputs)
+                steps = self._lower(entry, node, inputs)
             except LeftAlone as error:
                 reason = str(error)
-        if lowered is None:
+        if steps is None:
             captured = captures(node)
             self._infer(node, {n: self.values[n] for n in (*node.input, *captured) if n})
             inputs += [self.values[name] for name in captured]
@@ -261,35 +261,57 @@ class _Importer:
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
                 output_names=[o or f"{node.op_type}_unused" for o in node.output],
             )
+            parts = [made]
         else:
-            op, operands = lowered
-            arguments = [
-                self._derived(o, node, i, inputs) if isinstance(o, Tensor) else o
-                for i, o in enumerate(operands)
-            ]
-            made = self.graph.append(
-                op,
-                arguments,
-                name=text_of(node.name),
-                types=self._stated(node),
-                output_names=list(node.output),
-            )
+            parts = self._append(node, steps, inputs)
+            made = parts[-1]
         for value, name in zip(made.outputs, node.output, strict=False):
             if name:
                 self._define(value, name)
-        made.origin = OnnxOrigin(
-            (index,),
-            tuple(v.host if v is not None else None for v in made.inputs),
-            tuple(v.host for v in made.outputs),
-        )
+        for part in parts:
+            part.origin = OnnxOrigin(
+                (index,),
+                tuple(v.host if v is not None else None for v in part.inputs),
+                tuple(v.host for v in part.outputs),
+                len(parts),
+            )
         if known:
             self._fold(node, made)
             self.sizes.see(made, node)
 
+    def _append(self, node: NodeProto, steps: Steps, inputs: list[Value | None]) -> list[Node]:
+        """Append a host node as one or several nodes; the last one gives its results."""
+        made: list[Node] = []
+        last = len(steps.parts) - 1
+        place = 0
+        for number, (op, operands) in enumerate(steps.parts):
+            arguments: list[Value | None] = []
+            for operand in operands:
+                if isinstance(operand, Step):
+                    arguments.append(made[operand.number].outputs[operand.result])
+                elif isinstance(operand, Tensor):
+                    arguments.append(self._derived(operand, node, place, inputs))
+                else:
+                    arguments.append(operand)
+                place += 1
+            if number == last:
+                name, count = text_of(node.name), len(_inferred(steps) or ())
+                types, names = self._stated(node)[:count], list(node.output)[:count]
+            else:
+                step = f"{op.name.lower()}_{number}"
+                name = f"{text_of(node.name) or node.output[0]}_{step}"
+                types, names = [UNKNOWN], [f"{node.output[0]}_{step}"]
+            made.append(
+                self.graph.append(op, arguments, name=name, types=types, output_names=names)
+            )
+            if number != last:
+                made[-1].output.host = ("inner", node.output[0], number)
+        return made
+
     def _stated(self, node: NodeProto) -> list[TensorType]:
         return [self.types.get(o, UNKNOWN) for o in node.output if o]
 
-    def _lower(self, entry: Entry, node: NodeProto, inputs: list[Value | None]) -> Lowered | None:
+    def _lower(self, entry: Entry, node: NodeProto, inputs: list[Value | None]) -> Steps | None:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         results = len(node.output)
         if entry.idle_results and not any(o and o in self.read for o in node.output[1:]):
@@ -299,20 +321,17 @@ class _Importer:
             lowered = entry.rule(found)
             if lowered is None or not found.understood:
                 return None
-            op, operands = lowered
-            types = [
-                o.type if isinstance(o, Tensor) else None if o is None else o.type for o in operands
-            ]
-            inferred = op.infer(types)
+            steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
+            inferred = _inferred(steps)
         except (InferenceError, GraphError, ModelError, ValueError):
             return None
-        stated = self._stated(node)
-        if inferred is None or len(inferred) != len(stated) or len(stated) != len(node.output):
+        stated = self._stated(node)[:results]
+        if inferred is None or len(inferred) != results or len(stated) != results:
             return None
         # If the types that the model states disagree with the op's, the rule misreads this node.
         if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
             return None
-        return lowered
+        return steps
 
     def _derived(
         self, data: Tensor, node: NodeProto, place: int, inputs: list[Value | None]
@@ -366,6 +385,27 @@ class _Importer:
         for value, tensor in zip(outputs, results, strict=True):
             if value.type.accepts(tensor.type):
                 value.data, value.type = tensor, tensor.type
+
+
+def _inferred(steps: Steps) -> tuple[TensorType, ...] | None:
+    """The types of the results of the last step; ``None`` if a step does not know its result.
+
+    Raises:
+        InferenceError: If operands do not fit an op.
+    """
+    made: list[tuple[TensorType, ...]] = []
+
+    def type_of_operand(operand: Operand | Step) -> TensorType | None:
+        if isinstance(operand, Step):
+            return made[operand.number][operand.result]
+        return None if operand is None else operand.type
+
+    for op, operands in steps.parts:
+        inferred = op.infer([type_of_operand(o) for o in operands])
+        if inferred is None:
+            return None
+        made.append(inferred)
+    return made[-1]
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:

@@ -12,7 +12,9 @@ from ...ir import Tensor, TensorType, Value
 from ...ir.ops.base import axis_of
 from .sizes import KnownSizes, Size
 
-_HARMLESS = frozenset({"momentum", "ratio", "seed", "num_outputs", "saturate", "round_mode"})
+_HARMLESS = frozenset(
+    {"consumed_inputs", "momentum", "ratio", "seed", "num_outputs", "saturate", "round_mode"}
+)
 """Attributes that do not change what the ops of the IR compute."""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..lowering import Lowered
+from ..lowering import Lowered, Steps
 from ..support import Makes, Reading, keys, record
 from .node import OnnxNode
 
-Rule = Callable[[OnnxNode], Lowered | None]
-"""Returns the op and its operands (values, or tensors that it computed), or ``None`` to leave the node opaque:
-an input that must be known is not, or the attributes ask for something that the op cannot express."""
+Rule = Callable[[OnnxNode], Lowered | Steps | None]
+"""Returns the op and its operands (values, or tensors that it computed), several ops in order where no single one
+means the same, or ``None`` to leave the node opaque: an input that must be known is not, or the attributes ask for
+something that the op cannot express."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def reads(
     note: str = "",
     since: int = 1,
     idle_results: bool = False,
+    several: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register a rule for ONNX operators.
 
@@ -48,6 +50,7 @@ def reads(
         note: The limit of the rule, for the table of ops.
         since: See :class:`Entry`.
         idle_results: See :class:`Entry`.
+        several: Whether one operator can become several nodes.
     """
 
     def register(rule: Rule) -> Rule:
@@ -55,7 +58,7 @@ def reads(
             if name in RULES:
                 raise ValueError(f"operator {name} has two rules")
             RULES[name] = Entry(rule, since, idle_results)
-            record(Reading(name, keys(makes), note), "onnx")
+            record(Reading(name, keys(makes), note, several), "onnx")
         return rule
 
     return register

@@ -63,13 +63,18 @@ def raise_patterns(graph: Graph, combine: Combine) -> None:
             _unbind(rw, node, node.op, combine)
         for rule in _RULES.get(type(node.op), ()):
             found = rule(node)
-            if found is not None:
+            if found is not None and not any(_is_part(n) for n in (*found[2], node)):
                 known = node.output.type
                 _apply(rw, node, *found, combine)
                 refined |= node.output.type != known
                 break
     if refined:
         _refine(graph)
+
+
+def _is_part(node: Node) -> bool:
+    """Whether a node is one of several that came from one host node, which is copied with all of them or not at all."""
+    return getattr(node.origin, "parts", 1) > 1
 
 
 def _refine(graph: Graph) -> None:

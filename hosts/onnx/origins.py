@@ -17,11 +17,13 @@ class OnnxOrigin:
         nodes: Their indices in the host graph, in order.
         inputs: ``Value.host`` of each IR input when the node was made.
         outputs: The host names of the results.
+        parts: Number of IR nodes made from this host node; it is copied only if all of them are unchanged.
     """
 
     nodes: tuple[int, ...]
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True)

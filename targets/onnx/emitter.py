@@ -256,6 +256,7 @@ class _Emitter:
         )
         self.kept_constants |= {t.values.name for t in self.source.sparse_initializer}
         self.made: set[str] = set()
+        self.groups = _whole(graph)
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
@@ -348,7 +349,7 @@ class _Emitter:
 
     def _node(self, node: Node) -> None:
         origin = node.origin
-        if isinstance(origin, OnnxOrigin) and self._copy(node, origin):
+        if isinstance(origin, OnnxOrigin) and self._copied(node, origin):
             pass
         elif isinstance(node.op, Opaque):
             raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
@@ -367,31 +368,36 @@ class _Emitter:
             self.spelled += made
         self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
 
-    def _copy(self, node: Node, origin: OnnxOrigin) -> bool:
-        """Copy the host nodes with remapped names; ``False`` if they no longer compute what the IR node does."""
-        if any(v.host is None for v in node.outputs) and any(
-            a.name == "auto_pad" for i in origin.nodes for a in self.source.node[i].attribute
+    def _copied(self, node: Node, origin: OnnxOrigin) -> bool:
+        """Copy what a node came from; with the first of several nodes of one host node, copy it for all of them."""
+        if origin.parts == 1:
+            return self._copy([node], origin.nodes)
+        group = self.groups.get(origin.nodes)
+        if group is None:
+            return False
+        if node is not group[0]:
+            return True
+        read = {v for part in group for v in part.inputs if v is not None}
+        early = all(
+            v.data is not None or self.names.get(v) in self.made for v in read - _inner(group)
+        )
+        if early and self._copy(group, origin.nodes):
+            return True
+        del self.groups[origin.nodes]
+        return False
+
+    def _copy(self, parts: Sequence[Node], indices: Sequence[int]) -> bool:
+        """Copy host nodes with remapped names; ``False`` if they no longer compute what the IR nodes do."""
+        if any(v.host is None for node in parts for v in node.outputs) and any(
+            a.name == "auto_pad" for i in indices for a in self.source.node[i].attribute
         ):
             return False  # The node was resized, and the pads that auto_pad asks for depend on the size.
         mapping: dict[str, str] = {}
-        for value, was in zip(node.inputs, origin.inputs, strict=True):
-            if value is None or was is None:
-                if value is not None or was is not None:
-                    return False
-                continue
-            if not isinstance(was, str):
-                # A constant that the frontend derived: the host node computes with it only while it is the same.
-                if value.host != was:
-                    return False
-                continue
-            if mapping.get(was, self._name(value)) != self._name(value):
+        for node in parts:
+            if not self._map(node, mapping):
                 return False
-            mapping[was] = self._name(value)
-        for value, was in zip(node.outputs, origin.outputs, strict=True):
-            if isinstance(was, str):
-                mapping[was] = self._name(value)
-        inner = {name for i in origin.nodes for name in self.source.node[i].output}
-        for index in origin.nodes:
+        inner = {name for i in indices for name in self.source.node[i].output}
+        for index in indices:
             source = self.source.node[index]
             for name in source.input:
                 known = not name or name in mapping or name in inner or name in self.made
@@ -399,7 +405,7 @@ class _Emitter:
                     return False
         changed = {a: b for a, b in mapping.items() if a != b}
         made: dict[int, NodeProto] = {}
-        for index in origin.nodes:
+        for index in indices:
             copied = NodeProto()
             copied.CopyFrom(self.source.node[index])
             if changed:
@@ -412,6 +418,27 @@ class _Emitter:
         self.copied.update(made)
         self.nodes += made.values()
         self.verbatim += [] if changed else made
+        return True
+
+    def _map(self, node: Node, mapping: dict[str, str]) -> bool:
+        """Note the new names of what the host node of an IR node read and gave; ``False`` if it reads something else now."""
+        origin: OnnxOrigin = node.origin
+        for value, was in zip(node.inputs, origin.inputs, strict=True):
+            if value is None or was is None:
+                if value is not None or was is not None:
+                    return False
+                continue
+            if not isinstance(was, str):
+                # A constant that the frontend derived, or a result inside the host node, must still be the same.
+                if value.host != was:
+                    return False
+                continue
+            if mapping.get(was, self._name(value)) != self._name(value):
+                return False
+            mapping[was] = self._name(value)
+        for value, was in zip(node.outputs, origin.outputs, strict=True):
+            if isinstance(was, str):
+                mapping[was] = self._name(value)
         return True
 
     # The model.
@@ -483,6 +510,25 @@ class _Emitter:
         for info in self.source.value_info:
             if info.name in made and (info.name in same or info.name in interior):
                 model.graph.value_info.append(info)
+
+
+def _whole(graph: Graph) -> dict[tuple[int, ...], list[Node]]:
+    """The nodes that came from one host node, where all of them are left and nothing else reads a result between them."""
+    groups: dict[tuple[int, ...], list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.origin, OnnxOrigin) and node.origin.parts > 1:
+            groups.setdefault(node.origin.nodes, []).append(node)
+    return {
+        indices: found
+        for indices, found in groups.items()
+        if len(found) == found[0].origin.parts
+        and all(not v.is_output and set(v.users) <= set(found) for v in _inner(found))
+    }
+
+
+def _inner(group: Sequence[Node]) -> set[Value]:
+    """The results of a group's nodes that are no results of the host node."""
+    return {v for node in group for v in node.outputs if not isinstance(v.host, str)}
 
 
 def _copy_fields(source: Any, target: Any, skip: set[str]) -> None:

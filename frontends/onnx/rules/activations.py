@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .... import ir
+from ....ir import Shape
+from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped
-from ...lowering import Lowered
+from ...lowering import Lowered, Steps
 from ...lowering.activations import activation, clip, gelu, softmax
 from ...lowering.arithmetic import scale_place
+from ...lowering.base import Builder
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -45,23 +50,36 @@ def _selu(node: OnnxNode) -> Lowered | None:
 
 @reads(
     "Clip",
-    makes=[(ir.Activation, "clip"), (ir.Activation, "relu6")],
-    note="floats, between constant numbers",
+    makes=[(ir.Activation, "clip"), (ir.Activation, "relu6"), ir.Max, ir.Min],
+    note="floats; between computed numbers as a Max and a Min",
+    several=True,
 )
-def _clip(node: OnnxNode) -> Lowered | None:
+def _clip(node: OnnxNode) -> Lowered | Steps | None:
+    if any(node.input(i) is not None and node.scalar(i) is None for i in (1, 2)):
+        return _between_values(node)
     low, high = node.number("min", -math.inf), node.number("max", math.inf)
     for index in (1, 2):
         if node.input(index) is None:
             continue
         number = node.scalar(index)
-        if number is None:
-            return None
+        assert number is not None
         low, high = (number, high) if index == 1 else (low, number)
     if node.opset < 11:
         # Old exporters write the float32 limits for an open end.
         low = -math.inf if low <= -3.4e38 else low
         high = math.inf if high >= 3.4e38 else high
     return clip(node.required(0), low, high) if node.type().dtype is not None else None
+
+
+def _between_values(node: OnnxNode) -> Steps | None:
+    if node.type().dtype is None:
+        return None
+    made, x = Builder(), node.required(0)
+    last: Any = x
+    for op, bound in ((ir.Max(), node.input(1)), (ir.Min(), node.input(2))):
+        if bound is not None:
+            last = made.add(op, last, bound)
+    return made.steps()
 
 
 @reads("Gelu", makes=[(ir.Activation, "gelu"), (ir.Activation, "gelu_tanh")])
@@ -85,19 +103,45 @@ def _prelu(node: OnnxNode) -> Lowered | None:
     return ir.PRelu(place[0]), [node.input(0), reshaped(slope, (place[1],))]
 
 
-@reads("Softmax", makes=ir.Softmax, note="below opset 13, along the last axis")
-def _softmax(node: OnnxNode) -> Lowered | None:
+_OLD_SOFTMAX = "below opset 13, over several axes: one size may be unknown"
+
+
+@reads("Softmax", makes=ir.Softmax, note=_OLD_SOFTMAX, several=True)
+def _softmax(node: OnnxNode) -> Lowered | Steps | None:
     return _along_axis(ir.Softmax, node)
 
 
-@reads("LogSoftmax", makes=ir.LogSoftmax, note="below opset 13, along the last axis")
-def _log_softmax(node: OnnxNode) -> Lowered | None:
+@reads("LogSoftmax", makes=ir.LogSoftmax, note=_OLD_SOFTMAX, several=True)
+def _log_softmax(node: OnnxNode) -> Lowered | Steps | None:
     return _along_axis(ir.LogSoftmax, node)
 
 
-def _along_axis(kind: type[ir.Softmax] | type[ir.LogSoftmax], node: OnnxNode) -> Lowered | None:
-    axis, rank = node.attribute("axis", -1 if node.opset >= 13 else 1), node.type().rank
-    # Below opset 13 all axes from ``axis`` on are one: only the last axis means the same.
-    if node.opset < 13 and (not rank or axis not in (-1, rank - 1)):
+def _along_axis(
+    kind: type[ir.Softmax] | type[ir.LogSoftmax], node: OnnxNode
+) -> Lowered | Steps | None:
+    axis, shape = node.attribute("axis", -1 if node.opset >= 13 else 1), node.type().shape
+    if node.opset >= 13 or (shape and axis in (-1, len(shape) - 1)):
+        return softmax(kind, node.required(0), axis)
+    if not shape:
         return None
-    return softmax(kind, node.required(0), axis)
+    # Below opset 13, the axes from ``axis`` on are joined into one, and those before it into another.
+    axis = axis_of(axis, len(shape))
+    if all(size == 1 for size in shape[axis + 1 :]):
+        return softmax(kind, node.required(0), axis)
+    return _over_joined_axes(kind, node, axis, shape)
+
+
+def _over_joined_axes(
+    kind: type[ir.Softmax] | type[ir.LogSoftmax], node: OnnxNode, axis: int, shape: Shape
+) -> Steps:
+    target: list[int | None] = [size if isinstance(size, int) else -1 for size in shape]
+    if axis == 1 and target[0] == -1:
+        target[0] = None  # The first axis stays what it is.
+    if target.count(-1) > 1 or (-1 in target and 0 in target):
+        raise LeftAlone(
+            f"in this version of ONNX it joins axes, and the sizes of {node.type()} are not known (--fix-shape)"
+        )
+    made = Builder()
+    joined = made.add(ir.Flatten(axis), node.required(0))
+    made.add(ir.Reshape(tuple(target)), made.add(kind(1), joined))
+    return made.steps()

@@ -6,9 +6,10 @@ import numpy as np
 
 from .... import ir
 from ....hosts.onnx.operators import FUNCTIONS
-from ....ir import ArrayTensor, DType, Op, Tensor, TensorType
-from ...lowering import Lowered, Operand
+from ....ir import ArrayTensor, DType, Op, SplatTensor, Tensor, TensorType
+from ...lowering import Lowered, Operand, Step, Steps
 from ...lowering.arithmetic import function, scaled
+from ...lowering.base import Builder
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -53,6 +54,44 @@ for _name, _kind in (
     _comparison(_name, _kind)
 for _name in ("And", "Or", "Xor"):
     _logical(_name, _name.lower())
+
+
+@reads("Sum", makes=[ir.Add, ir.Scale, ir.Identity], several=True)
+def _sum(node: OnnxNode) -> Lowered | Steps | None:
+    if any(v is None for v in node.inputs) or node.type().dtype is None:
+        return None
+    if len(node.inputs) == 1:
+        return ir.Identity(), node.inputs
+    if len(node.inputs) == 2:
+        return scaled("Add", *node.inputs) or (ir.Add(), node.inputs)
+    made = Builder()
+    _added(made, node)
+    return made.steps()
+
+
+@reads("Mean", makes=[ir.Add, ir.Scale, ir.Identity], note="of floats", several=True)
+def _mean(node: OnnxNode) -> Lowered | Steps | None:
+    dtype = node.type().dtype
+    if any(v is None for v in node.inputs) or dtype is None or not dtype.is_wide_float:
+        return None
+    if len(node.inputs) == 1:
+        return ir.Identity(), node.inputs
+    ranks = [node.type(i).rank for i in range(len(node.inputs))]
+    if None in ranks or not any(ranks):
+        return None
+    made = Builder()
+    share = SplatTensor((1,), dtype, 1 / len(node.inputs))
+    axis = 1 if max(r or 0 for r in ranks) > 1 else 0
+    made.add(ir.Scale(axis), _added(made, node), share)
+    return made.steps()
+
+
+def _added(made: Builder, node: OnnxNode) -> Step:
+    first, second, *others = node.inputs
+    last = made.add(ir.Add(), first, second)
+    for value in others:
+        last = made.add(ir.Add(), last, value)
+    return last
 
 
 @reads("Max", makes=ir.Max)

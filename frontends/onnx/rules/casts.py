@@ -22,10 +22,10 @@ def _identity(node: OnnxNode) -> Lowered | None:
     return (ir.Identity(), node.inputs) if node.type().dtype is not None else None
 
 
-@reads("Dropout", makes=ir.Identity, note="not in training mode", since=7, idle_results=True)
+@reads("Dropout", makes=ir.Identity, note="not in training mode", idle_results=True)
 def _dropout(node: OnnxNode) -> Lowered | None:
     # Below opset 7 it was in training mode by default.
-    if node.outputs != 1:
+    if node.outputs != 1 or (node.opset < 7 and not node.flag("is_test")):
         return None
     if node.input(2) is not None:
         training = node.data(2)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
 from .... import ir
+from ....ir import ArrayTensor
 from ....ir.ops.base import axis_of
-from ...lowering import Lowered
+from ...lowering import Lowered, Operand, Step, Steps
+from ...lowering.base import Builder
 from ...lowering.indexing import gather
-from ...lowering.shapes import slicing
+from ...lowering.shapes import MOST_COPIES, repeated, slicing
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -30,8 +37,13 @@ def _split(node: OnnxNode) -> Lowered | None:
     return ir.Split(sizes, axis), node.inputs[:1]
 
 
-@reads("Slice", makes=[ir.Slice, ir.Identity], note="constant bounds, steps above zero")
-def _slice(node: OnnxNode) -> Lowered | None:
+@reads(
+    "Slice",
+    makes=[ir.Slice, ir.Identity, ir.Gather],
+    note="constant bounds; backwards along axes of known size",
+    several=True,
+)
+def _slice(node: OnnxNode) -> Lowered | Steps | None:
     starts, ends, rank = node.ints("starts", 1), node.ints("ends", 2), node.type().rank
     axes, steps = node.ints("axes", 3), node.ints("steps", 4)
     if starts is None or ends is None or rank is None:
@@ -39,11 +51,53 @@ def _slice(node: OnnxNode) -> Lowered | None:
     for index, found in ((3, axes), (4, steps)):
         if node.input(index) is not None and found is None:
             return None
-    axes = axes if axes is not None else tuple(range(len(starts)))
+    axes = node.axes(axes if axes is not None else range(len(starts)), rank)
     steps = steps if steps is not None else (1,) * len(starts)
-    if any(step <= 0 for step in steps):
+    if 0 in steps or not len(starts) == len(ends) == len(axes) == len(steps):
         return None
-    return slicing(node.type(), starts, ends, node.axes(axes, rank), steps), node.inputs[:1]
+    cuts = list(zip(starts, ends, axes, steps, strict=True))
+    backwards = [cut for cut in cuts if cut[3] < 0]
+    forwards = [cut for cut in cuts if cut[3] > 0]
+    if not backwards:
+        return slicing(node.type(), starts, ends, axes, steps), node.inputs[:1]
+    return _backwards(node, forwards, backwards)
+
+
+def _backwards(node: OnnxNode, forwards: Sequence[_Cut], backwards: Sequence[_Cut]) -> Steps | None:
+    """Slices with steps below zero: the IR's Slice has none, so they pick by a list of indices."""
+    made = Builder()
+    found: Operand | Step = node.input(0)
+    if forwards:
+        found = made.add(slicing(node.type(), *zip(*forwards, strict=True)), found)
+    for start, end, axis, step in backwards:
+        size = node.type().dim(axis)
+        if not isinstance(size, int) or size > MOST_INDICES:
+            return None
+        indices = range(*slice(start, end, step).indices(size))
+        found = made.add(ir.Gather(axis), found, ArrayTensor(np.array(indices, np.int64)))
+    return made.steps()
+
+
+_Cut = tuple[int, int, int, int]
+"""Start, end, axis and step."""
+
+MOST_INDICES = 1 << 16
+"""Slices backwards along longer axes are left alone: the list of indices would be large."""
+
+
+@reads("Tile", makes=[ir.Concat, ir.Identity], note="a few constant copies", several=True)
+def _tile(node: OnnxNode) -> Lowered | Steps | None:
+    times, rank = node.ints("repeats", 1), node.type().rank
+    if times is None or rank is None or len(times) != rank or node.type().dtype is None:
+        return None
+    if min(times, default=1) < 1 or math.prod(times) > MOST_COPIES:
+        return None
+    made = Builder()
+    last: Operand | Step = node.input(0)
+    for axis, count in enumerate(times):
+        if count > 1:
+            last = made.chain(repeated(last, axis, count))
+    return made.steps() if made.parts else (ir.Identity(), node.inputs[:1])
 
 
 @reads("Gather", makes=[ir.Gather, ir.Select, ir.Embedding])

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from .... import ir
-from ....ir import DerivedTensor
+from ....ir import DerivedTensor, SplatTensor
 from ....ir.tensor import reshaped, transposed
-from ...lowering import Lowered, Operand
-from ...lowering.products import matmul
+from ...lowering import Lowered, Operand, Step, Steps
+from ...lowering.base import Builder
+from ...lowering.products import einsum, matmul
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
-from .windows import window
+from .windows import transposed_window, window
 
 
 @reads("Conv", makes=ir.Conv, note="1 to 3 spatial axes")
@@ -28,42 +30,40 @@ def _conv(node: OnnxNode) -> Lowered | None:
     return ir.Conv(**sizes, groups=node.attribute("group", 1)), node.inputs
 
 
-@reads("ConvTranspose", makes=ir.ConvTranspose, note="explicit pads, 1 to 3 spatial axes")
+@reads("ConvTranspose", makes=ir.ConvTranspose, note="1 to 3 spatial axes")
 def _conv_transpose(node: OnnxNode) -> Lowered | None:
     w = node.type(1).static_shape
-    if w is None or not 1 <= len(w) - 2 <= 3 or node.ints("output_shape") is not None:
-        return None
-    if node.text("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    if node.ints("kernel_shape") not in (None, w[2:]):
-        return None
-    sizes = window(node, w[2:])
-    if sizes is None:
+    if w is None or not 1 <= len(w) - 2 <= 3 or node.ints("kernel_shape") not in (None, w[2:]):
         return None
     extra = node.ints("output_padding") or ()
+    sizes = transposed_window(node, w[2:], extra)
+    if sizes is None:
+        return None
     extra = extra if any(extra) else ()
     op = ir.ConvTranspose(**sizes, groups=node.attribute("group", 1), output_padding=extra)
     return op, node.inputs
 
 
-@reads("Gemm", makes=ir.Linear, note="a constant matrix, a bias of one vector", since=7)
-def _gemm(node: OnnxNode) -> Lowered | None:
+@reads("Gemm", makes=[ir.Linear, ir.MatMul, ir.Transpose, ir.Scale, ir.Add], since=7, several=True)
+def _gemm(node: OnnxNode) -> Lowered | Steps | None:
     w, c = node.data(1), node.input(2)
     alpha, beta = node.attribute("alpha", 1.0), node.attribute("beta", 1.0)
     turned = node.flag("transB")
-    if w is None or len(w.shape) != 2 or node.flag("transA") or not w.dtype.is_wide_float:
-        return None
+    if w is None or len(w.shape) != 2 or not w.dtype.is_wide_float:
+        return _product(node, None, turned, alpha, beta)
     weight: Operand = node.input(1) if turned else transposed(w)
     shape = w.shape if turned else w.shape[::-1]
     if alpha != 1.0:
         weight = DerivedTensor(
             shape, w.dtype, lambda: alpha * (w.float64() if turned else w.float64().T)
         )
+    if node.flag("transA"):
+        return _product(node, weight, turned, alpha, beta)
     if c is None or beta == 0.0:
         return ir.Linear(), [node.input(0), weight]
     bias, out = c.data, (shape[0],)
     if bias is None or bias.shape not in (out, (1, *out), (1,), (1, 1), ()):
-        return None
+        return _product(node, weight, turned, alpha, beta)
     if beta == 1.0 and bias.size == out[0]:
         return ir.Linear(), [node.input(0), weight, c if bias.shape == out else reshaped(bias, out)]
 
@@ -71,6 +71,55 @@ def _gemm(node: OnnxNode) -> Lowered | None:
         return np.broadcast_to(beta * bias.float64().reshape(-1), out)
 
     return ir.Linear(), [node.input(0), weight, DerivedTensor(out, bias.dtype, wide)]
+
+
+def _product(
+    node: OnnxNode, weight: Operand, turned: bool, alpha: float, beta: float
+) -> Steps | None:
+    """A Gemm in steps: operands transposed, the product, what is added.
+
+    Args:
+        node: The Gemm.
+        weight: Its constant matrix ``(out, in)``, times alpha; ``None`` if the matrix is computed.
+        turned: Whether the second operand is ``(out, in)`` already.
+        alpha: What the product is multiplied by.
+        beta: What the third operand is multiplied by.
+    """
+    dtype = node.type().dtype
+    if dtype is None or not dtype.is_wide_float or node.type().rank != 2:
+        return None
+    made = Builder()
+    a: Operand | Step = node.input(0)
+    if node.flag("transA"):
+        a = made.add(ir.Transpose((1, 0)), a)
+    if weight is not None:
+        last = made.add(ir.Linear(), a, weight)
+    else:
+        b: Operand | Step = node.required(1)
+        last = made.add(ir.MatMul(), a, made.add(ir.Transpose((1, 0)), b) if turned else b)
+        if alpha != 1.0:
+            last = made.add(ir.Scale(1), last, SplatTensor((1,), dtype, alpha))
+    c: Operand | Step = node.input(2)
+    if c is not None and beta != 0.0:
+        if beta != 1.0:
+            c = made.add(ir.Mul(), c, SplatTensor((), dtype, beta))
+        made.add(ir.Add(), last, c)
+    return made.steps()
+
+
+@reads(
+    "Einsum",
+    makes=[ir.MatMul, ir.Linear, ir.Transpose],
+    note="batched products of two matrices",
+    several=True,
+)
+def _einsum(node: OnnxNode) -> Lowered | Steps | None:
+    found = None
+    if len(node.inputs) == 2:
+        found = einsum(node.text("equation", ""), node.required(0), node.required(1))
+    if found is None:
+        raise LeftAlone("it is no product of two matrices")
+    return found
 
 
 @reads("MatMul", makes=[ir.MatMul, ir.Linear])

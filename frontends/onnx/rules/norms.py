@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from .... import ir
-from ...lowering import Lowered
-from ...lowering.norms import batch_norm_scale
+from ....ir import DerivedTensor, Tensor
+from ...lowering import Lowered, Steps
+from ...lowering.base import Builder
+from ...lowering.norms import Array64, batch_norm_scale
 from ..node import OnnxNode
 from ..registry import reads
 
 
 @reads(
     "BatchNormalization",
-    makes=ir.Scale,
+    makes=[ir.Scale, ir.Mul, ir.Add],
     note="in evaluation mode, with constant statistics",
-    since=7,
+    several=True,
 )
-def _batch_norm(node: OnnxNode) -> Lowered | None:
+def _batch_norm(node: OnnxNode) -> Lowered | Steps | None:
     # Below opset 7 it was in training mode by default.
+    if node.opset < 7 and not node.flag("is_test"):
+        return None
+    if node.outputs != 1 or node.flag("training_mode") or node.type().rank in (0, 1):
+        return None
     tensors = [node.data(i) for i in range(1, 5)]
-    x = node.type()
-    if any(t is None or len(t.shape) != 1 for t in tensors) or node.outputs != 1:
+    by_channel = node.flag("spatial", 1)
+    return _by_channel(node, tensors) if by_channel else _by_element(node, tensors)
+
+
+def _by_channel(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Lowered | None:
+    if any(t is None or len(t.shape) != 1 for t in tensors):
         return None
-    if node.flag("training_mode") or not node.flag("spatial", 1) or x.rank in (0, 1):
+    return ir.Scale(1), [node.input(0), *_scale(node, tensors)]
+
+
+def _by_element(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Steps | None:
+    """Statistics of each channel and place, as ``spatial=0`` meant below opset 9."""
+    shape = (node.type().shape or ())[1:]
+    if not shape or any(t is None or t.shape != shape for t in tensors):
         return None
+    scale, shift = _scale(node, tensors)
+    made = Builder()
+    made.add(ir.Add(), made.add(ir.Mul(), node.input(0), scale), shift)
+    return made.steps()
+
+
+def _scale(node: OnnxNode, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     gamma, beta, mean, var = (t for t in tensors if t is not None)
     # onnx writes eps as float32; the shortest decimal is what its author meant.
     eps = node.number("epsilon", 1e-5)
-    dtype = x.dtype or gamma.dtype
-    return ir.Scale(1), [node.input(0), *batch_norm_scale(gamma, beta, mean, var, eps, dtype)]
+    return batch_norm_scale(gamma, beta, mean, var, eps, node.type().dtype or gamma.dtype)
 
 
 @reads("LayerNormalization", makes=ir.LayerNorm, idle_results=True)
@@ -49,10 +75,28 @@ def _instance_norm(node: OnnxNode) -> Lowered | None:
     return ir.GroupNorm(0, node.number("epsilon", 1e-5)), node.inputs
 
 
-@reads("GroupNormalization", makes=ir.GroupNorm, since=21)
+@reads("GroupNormalization", makes=ir.GroupNorm, note="below opset 21, with constant vectors")
 def _group_norm(node: OnnxNode) -> Lowered | None:
-    # Below opset 21 the vectors had one number a group.
-    if node.type().rank in (None, 0, 1) or node.attribute("stash_type", 1) != 1:
+    x, groups = node.type(), node.attribute("num_groups")
+    if x.rank in (None, 0, 1) or node.attribute("stash_type", 1) != 1:
         return None
-    groups = node.attribute("num_groups")
-    return ir.GroupNorm(groups, node.number("epsilon", 1e-5)), node.inputs
+    op = ir.GroupNorm(groups, node.number("epsilon", 1e-5))
+    if node.opset >= 21:
+        return op, node.inputs
+    # Below opset 21 the vectors had one number a group.
+    channels, vectors = x.dim(1), [node.data(1), node.data(2)]
+    if not isinstance(channels, int) or groups <= 0 or channels % groups:
+        return None
+    if any(v is None or v.shape != (groups,) for v in vectors):
+        return None
+    return op, [
+        node.input(0),
+        *(_repeated(v, channels // groups) for v in vectors if v is not None),
+    ]
+
+
+def _repeated(data: Tensor, times: int) -> Tensor:
+    def numbers() -> Array64:
+        return np.repeat(data.float64(), times)
+
+    return DerivedTensor((data.shape[0] * times,), data.dtype, numbers, sources=(data,))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .... import ir
+from ....ir import Value
 from ...lowering import Lowered
 from ..node import OnnxNode
 from ..registry import reads
@@ -18,6 +21,29 @@ def _lstm(node: OnnxNode) -> Lowered | None:
     direction = node.text("direction", "forward")
     if hidden is None or not 1 <= node.outputs <= 3 or len(node.inputs) < 3:
         return None
-    if node.type().rank != 3 or w.rank != 3:
+    if node.type().rank != 3 or w.rank != 3 or not _are_default(node, direction):
         return None
-    return ir.Lstm(hidden, direction, node.outputs), node.inputs[:7]
+    return ir.Lstm(hidden, direction, node.outputs), _without_zero_states(node, (5, 6))
+
+
+def _are_default(node: OnnxNode, direction: str) -> bool:
+    """Whether activations that are written out are those that ONNX takes without them."""
+    found = node.attribute("activations")
+    default = [b"sigmoid", b"tanh", b"tanh"] * (2 if direction == "bidirectional" else 1)
+    return not found or [name.lower() for name in found] == default
+
+
+def _without_zero_states(node: OnnxNode, places: Sequence[int]) -> list[Value | None]:
+    """The inputs, without initial states that are all zero, which is what ONNX takes without them."""
+    inputs = list(node.inputs[:7])
+    for place in places:
+        data = node.data(place)
+        if data is not None and data.size <= _MOST_STATES and not data.float64().any():
+            inputs[place] = None
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    return inputs
+
+
+_MOST_STATES = 1 << 16
+"""Larger constants are not read to see whether they are zero."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .... import ir
 from ....ir.ops.base import axis_of
-from ...lowering import Lowered
+from ...lowering import Lowered, Steps
+from ...lowering.base import Builder
 from ...lowering.pools import reduce
 from ...support import Makes
 from ..node import OnnxNode
@@ -35,6 +36,40 @@ for _name, _kind in (
     ("ReduceSum", "sum"),
 ):
     _reduction(_name, _kind)
+
+
+_IN_STEPS = "of floats, along constant axes"
+
+
+@reads("ReduceSumSquare", makes=[ir.Mul, (ir.Reduce, "sum")], note=_IN_STEPS, several=True)
+def _sum_of_squares(node: OnnxNode) -> Steps | None:
+    total = _total(node)
+    if total is None:
+        return None
+    made, x = Builder(), node.input(0)
+    made.add(total, made.add(ir.Mul(), x, x))
+    return made.steps()
+
+
+@reads("ReduceLogSum", makes=[(ir.Reduce, "sum"), (ir.Unary, "log")], note=_IN_STEPS, several=True)
+def _log_of_sum(node: OnnxNode) -> Steps | None:
+    total = _total(node)
+    if total is None:
+        return None
+    made = Builder()
+    made.add(ir.Unary("log"), made.add(total, node.input(0)))
+    return made.steps()
+
+
+def _total(node: OnnxNode) -> ir.Reduce | None:
+    """The sum of a reduction that sums floats and does something else besides."""
+    axes, dtype, rank = node.ints("axes", 1), node.type().dtype, node.type().rank
+    keep, noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
+    if rank is None or dtype is None or not dtype.is_wide_float:
+        return None
+    if (axes is None and node.input(1) is not None) or (not axes and noop):
+        return None
+    return ir.Reduce("sum", node.axes(axes or range(rank), rank), keep)
 
 
 def _place(operator: str, kind: str) -> None:

@@ -11,7 +11,7 @@ from ....ir import SplatTensor, Tensor, TensorType, Value
 from ....ir.tensor import reshaped
 from ...lowering import Lowered, Step, Steps
 from ...lowering.base import Builder
-from ...lowering.products import matmul
+from ...lowering.products import einsum, matmul
 from ...support import LeftAlone
 from ..call import Call, ints
 from ..registry import reads, reads_module, reads_ranks
@@ -160,7 +160,7 @@ def _number(factor: Any, dtype: ir.DType | None) -> Tensor:
 
 @reads(
     "einsum",
-    makes=[ir.MatMul, ir.Transpose],
+    makes=[ir.MatMul, ir.Linear, ir.Transpose],
     note="batched products of two matrices",
     several=True,
 )
@@ -169,42 +169,8 @@ def _einsum(call: Call) -> Lowered | Steps | None:
     equation, operands = call.get(0, "equation"), call.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    found = _letters(equation) if isinstance(equation, str) else None
-    if found is None or len(operands) != 2 or not all(isinstance(o, Value) for o in operands):
+    pair = len(operands) == 2 and all(isinstance(o, Value) for o in operands)
+    found = einsum(equation, *operands) if pair and isinstance(equation, str) else None
+    if found is None:
         raise LeftAlone("it is no product of two matrices")
-    (first, second, out), (a, b) = found, operands
-    if (a.type.rank, b.type.rank) != (len(first), len(second)) or a.type.dtype is not b.type.dtype:
-        return None
-    batch = [c for c in out if c in first and c in second]
-    (summed,) = (c for c in first if c not in out)
-    (row,) = (c for c in first if c in out and c not in second)
-    (column,) = (c for c in second if c in out and c not in first)
-    made = Builder()
-    left = _permuted(made, a, first, [*batch, row, summed])
-    right = _permuted(made, b, second, [*batch, summed, column])
-    product = made.add(ir.MatMul(), left, right)
-    _permuted(made, product, "".join([*batch, row, column]), list(out))
-    return made.steps()
-
-
-def _letters(equation: str) -> tuple[str, str, str] | None:
-    """The letters of both operands and of the result, where this is a batched matrix product."""
-    inputs, arrow, out = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if not arrow or len(terms) != 2 or not all(t.isalpha() for t in (*terms, out)):
-        return None
-    first, second = terms
-    if any(len(set(t)) != len(t) for t in (first, second, out)):
-        return None
-    summed, rows, columns = (
-        set(first) - set(out),
-        set(first) - set(second),
-        set(second) - set(first),
-    )
-    plain = len(summed) == len(rows) == len(columns) == 1 and summed <= set(second)
-    return (first, second, out) if plain and rows | columns <= set(out) else None
-
-
-def _permuted(made: Builder, x: Any, letters: str, wanted: list[str]) -> Any:
-    perm = tuple(letters.index(c) for c in wanted)
-    return x if perm == tuple(range(len(perm))) else made.add(ir.Transpose(perm), x)
+    return found
