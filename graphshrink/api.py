@@ -204,11 +204,13 @@ def shrink(
     chosen = None if target is None else known_target(target)
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
-    graph, kind = load(
+    keeps = chosen is None or chosen.defaults
+    graph, kind = _load(
         model,
         example_inputs,
         fixed_shapes,
-        overridable_initializers=overridable_initializers and (chosen is None or chosen.defaults),
+        overridable_initializers and keeps,
+        "--overridable-initializers keeps them as inputs" if keeps else "",
     )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
@@ -343,12 +345,23 @@ def load(
         UsageError: If the model is of another kind, or fixed shapes do not fit it.
         ModelError: If it cannot be read.
     """
+    return _load(model, example_inputs, fixed_shapes, overridable_initializers)
+
+
+def _load(
+    model: Any,
+    example_inputs: Any,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None,
+    overridable: bool,
+    remedy: str = "",
+) -> tuple[Graph, str]:
+    """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default."""
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, overridable_initializers), "onnx"
+        return _from_onnx(path, path, fixed_shapes, overridable, remedy), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, overridable_initializers), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, overridable, remedy), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -386,14 +399,14 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(
-    model: Any, name: str, fixed_shapes: Any = None, overridable_initializers: bool = False
-) -> Graph:
+def _from_onnx(model: Any, name: str, fixed_shapes: Any, overridable: bool, remedy: str) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
         with _utf8_text(name):
-            return from_onnx(model, fixed_shapes, overridable_initializers=overridable_initializers)
+            return from_onnx(
+                model, fixed_shapes, overridable_initializers=overridable, remedy=remedy
+            )
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

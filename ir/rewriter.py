@@ -208,6 +208,7 @@ class Rewriter:
         self._check_owned(node)
         if any(value.is_output for value in node.outputs):
             raise GraphError(f"{node.name} makes an output of the graph, which must keep its shape")
+        check_arity(op, len(inputs))
         inferred = op.infer([v.type if v is not None else None for v in inputs])
         if inferred is None:
             raise GraphError(f"{node.name}: {op.name} cannot infer its result types")

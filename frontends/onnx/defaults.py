@@ -33,12 +33,12 @@ def hold_defaults(model: ModelProto) -> None:
     model.graph.input.extend(kept)
 
 
-def held_note(names: Sequence[str]) -> str:
-    """The note that names inputs which became weights."""
-    return (
-        f"{len(names)} inputs have a default and are weights here, no inputs: {listed(names)} "
-        "(--overridable-initializers keeps them as inputs)"
-    )
+def held_note(names: Sequence[str], remedy: str) -> str:
+    """The note that names inputs which became weights, and the option that keeps them inputs."""
+    inputs = "1 input has" if len(names) == 1 else f"{len(names)} inputs have"
+    kind = "is a weight here, no input" if len(names) == 1 else "are weights here, no inputs"
+    note = f"{inputs} a default and {kind}: {listed(names)}"
+    return f"{note} ({remedy})" if remedy else note
 
 
 __all__ = ["defaults", "held_note", "hold_defaults"]

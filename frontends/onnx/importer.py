@@ -63,6 +63,7 @@ def from_onnx(
     fixed_shapes: Fixed | None = None,
     *,
     overridable_initializers: bool = False,
+    remedy: str = "",
 ) -> Graph:
     """Import an ONNX model.
 
@@ -71,6 +72,7 @@ def from_onnx(
         fixed_shapes: Sizes of inputs to fix before anything else, by input name.
         overridable_initializers: Initializers that are inputs as well stay inputs, which a caller may set.
             Otherwise they are weights, and a note names them; they stay if the model has no other input.
+        remedy: For that note: how the user of this call keeps them as inputs.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
@@ -95,7 +97,7 @@ def from_onnx(
     proto, was_sorted = ordered(proto, name, copy=given)
     graph = _Importer(proto, folder).run()
     if held:
-        graph.notes.append(held_note(held))
+        graph.notes.append(held_note(held, remedy))
     elif overridable and only and not overridable_initializers:
         graph.notes.append(
             "every input of the model has a default: all stay inputs, since none would be left"
@@ -147,6 +149,8 @@ class _Importer:
         self.read = self._read_names()
         self.sizes = KnownSizes(SizeRoots())
         self.node_types = NodeTypes(model)
+        self.doubtful: set[str] = set()
+        """Values whose stated type contradicts what an operator infers, and values computed from them."""
         self.others: dict[str, TypeProto] = {}
         """The types of inputs and results that are no tensors."""
 
@@ -235,6 +239,7 @@ class _Importer:
         domain = node.domain in ("", "ai.onnx")
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
+        self._doubt_behind(node)
         inputs = [self.values[n] if n else None for n in node.input]
         steps: Steps | None = None
         reason = ""
@@ -328,10 +333,24 @@ class _Importer:
         stated = self._stated(node)[:results]
         if inferred is None or len(inferred) != results or len(stated) != results:
             return None
-        # If the types that the model states disagree with the op's, the rule misreads this node.
+        # If the types that the model states disagree with the op's, either may be wrong: the rule misreads this node, or the
+        # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
         if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
+            for name, own in zip(node.output, inferred, strict=False):
+                self.types[name] = _agreed(self.types.get(name, UNKNOWN), own)
+                self.doubtful.add(name)
             return None
         return steps
+
+    def _doubt_behind(self, node: NodeProto) -> None:
+        """Forget the stated types of results that are computed from values whose stated type may be wrong."""
+        if not self.doubtful:
+            return
+        read = {*node.input, *captures(node)} if has_bodies(node) else set(node.input)
+        if not self.doubtful.isdisjoint(read):
+            for name in filter(None, node.output):
+                self.types.pop(name, None)
+                self.doubtful.add(name)
 
     def _derived(
         self, data: Tensor, node: NodeProto, place: int, inputs: list[Value | None]
@@ -406,6 +425,15 @@ def _inferred(steps: Steps) -> tuple[TensorType, ...] | None:
             return None
         made.append(inferred)
     return made[-1]
+
+
+def _agreed(one: TensorType, other: TensorType) -> TensorType:
+    """What two types that contradict each other have in common."""
+    dtype = one.dtype if one.dtype is other.dtype else None
+    if one.shape is None or other.shape is None or len(one.shape) != len(other.shape):
+        return TensorType(dtype)
+    pairs = zip(one.shape, other.shape, strict=True)
+    return TensorType(dtype, tuple(a if a == b else None for a, b in pairs))
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ..graph import Node, Value
 from ..ops import Dequantize, Opaque
-from ..types import DType
 
 
-def dequantized_from(value: Value) -> DType | None:
-    """The element type of the integers that a constant is computed from; ``None`` where there are none.
+def dequantized_from(value: Value) -> str | None:
+    """The element type of the integers that a constant is computed from, ``"integers"`` if unknown; ``None`` where there are none.
 
     What was found is kept by the graph for as long as nothing that computes constants changes.
     """
@@ -16,7 +15,7 @@ def dequantized_from(value: Value) -> DType | None:
         return None
     makers = (v.producer for v in (value, *value.bases))
     graph = next((m.graph for m in makers if m is not None), None)
-    known: dict[Value, DType | None] = {} if graph is None else graph.derived
+    known: dict[Value, str | None] = {} if graph is None else graph.derived
     pending = [value]
     while pending:
         found = pending[-1]
@@ -25,7 +24,8 @@ def dequantized_from(value: Value) -> DType | None:
             pending.pop()
         elif producer is not None and _dequantizes(producer):
             source = producer.input(0)
-            known[found] = (source.type.dtype if source is not None else None) or DType.I8
+            dtype = source.type.dtype if source is not None else None
+            known[found] = "integers" if dtype is None else dtype.value
         else:
             read = (*found.bases, *(producer.inputs if producer is not None else ()))
             # Shapes of things are constants, but no numbers of them.

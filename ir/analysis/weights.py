@@ -191,7 +191,7 @@ def _type_problem(value: Value, dtype: DType) -> str | None:
         return f"its numbers are {dtype.value}: make it sparse before it is quantized"
     source = dequantized_from(value)
     if source is not None:
-        return f"it is dequantized from {source.value}: make it sparse before it is quantized"
+        return f"it is dequantized from {source}: make it sparse before it is quantized"
     return None
 
 

@@ -105,6 +105,7 @@ class Conv(_Windowed):
             rank = self.spatial_rank
             batch: Dim = x.shape[0] if x.shape else None
             return (TensorType(dtype, (batch, *[None] * (rank + 1))),)
+        _check_weight(self.name, w, self.spatial_rank)
         kernel = w.static_shape
         channels = x.dim(1)
         fan_in, fan_out = w.dim(1), w.dim(0)
@@ -130,6 +131,11 @@ class Conv(_Windowed):
 def _check_groups(name: str, groups: int) -> None:
     if groups < 1:
         raise InferenceError(f"{name} with {groups} groups")
+
+
+def _check_weight(name: str, w: TensorType, spatial_rank: int) -> None:
+    if w.shape is not None and len(w.shape) != spatial_rank + 2:
+        raise InferenceError(f"{name} of {spatial_rank} spatial axes with a weight {w}")
 
 
 def _check_bias(name: str, bias: TensorType | None, fan_out: int | None, w: TensorType) -> None:
@@ -175,6 +181,7 @@ class ConvTranspose(_Windowed):
                 f"ConvTranspose weight {w} does not divide into {self.groups} groups"
             )
         kernel, n = w.static_shape, self.spatial_rank
+        _check_weight(self.name, w, n)
         batch: Dim = x.shape[0] if x.shape else None
         out = None if fan_out is None else fan_out * self.groups
         _check_bias(self.name, b, out, w)
@@ -388,12 +395,12 @@ class Pad(Op):
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)
         rank = len(self.pads) // 2
+        if len(self.pads) % 2 or self.mode not in PAD_MODES:
+            raise InferenceError(f"Pad by {self.pads} with mode {self.mode!r}")
         if x.shape is None:
             return (TensorType(x.dtype, (None,) * rank),)
         if len(x.shape) != rank:
             raise InferenceError(f"Pad of rank {rank} on {x}")
-        if len(self.pads) % 2 or self.mode not in PAD_MODES:
-            raise InferenceError(f"Pad by {self.pads} with mode {self.mode!r}")
         shape: list[Dim] = []
         for d, lo, hi in zip(x.shape, self.pads[:rank], self.pads[rank:], strict=True):
             shape.append(d + lo + hi if isinstance(d, int) else (d if lo == hi == 0 else None))

@@ -258,16 +258,17 @@ class Slice(Op):
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)
+        parts = (self.starts, self.ends, self.axes, self.steps)
+        if len({len(part) for part in parts}) > 1:
+            raise InferenceError(f"Slice with lists of different lengths, {parts}")
+        if any(step < 1 for step in self.steps):
+            raise InferenceError(f"Slice with steps {self.steps}")
         if x.shape is None:
             return (x,)
         shape = list(x.shape)
-        for start, end, axis, step in zip(
-            self.starts, self.ends, self.axes, self.steps, strict=True
-        ):
+        for start, end, axis, step in zip(*parts, strict=True):
             axis = axis_of(axis, len(shape))
             d = shape[axis]
-            if step < 1:
-                raise InferenceError(f"Slice with step {step}")
             if isinstance(d, int):
                 shape[axis] = len(range(d)[start:end:step])
             elif (start, step) != (0, 1) or end < 2**31 - 1:

@@ -19,6 +19,7 @@ from ...ir.types import Dim, Shape
 from ..support import Spellings
 from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTensor, Quantization
 from .layout import InnerOrder, Layout, channels_last, model_order
+from .memory import copy_overwritten
 from .preferred_orders import preferred_orders
 
 Rule = Callable[["Emitter", Node], None]
@@ -117,6 +118,7 @@ class Emitter:
                 except Unsupported as reason:
                     self.refusals.append(Refusal("output", name, str(reason)))
             self.model.drop_dead()
+            copy_overwritten(self.model)
         return self.model
 
     def _input(self, value: Value) -> None:

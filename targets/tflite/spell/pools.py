@@ -94,7 +94,7 @@ def average_pool(e: Emitter, node: Node) -> None:
         image = window.with_pad(e, image)
         made = _pool(e, "AVERAGE_POOL_2D", image, window, VALID, act if plain else 0)
         if not plain and image.dtype == "INT8":
-            raise Unsupported("an average of int8 that counts padding")
+            raise Unsupported("an average of int8 whose windows have different numbers of elements")
         if not plain:
             made = e.op("MUL", [made, e.constant(ratio)], made.shape, made.dtype,
                         ("MulOptions", {"fusedActivationFunction": act}))  # fmt: skip

@@ -350,7 +350,10 @@ def _average(e: Emitter, s: _QuantizedNode) -> Placed | None:
         return None
     with e.reading_int8([x]):
         before = len(e.model.operations)
-        e.spell(s.node)
+        try:
+            e.spell(s.node)
+        except Unsupported:
+            return None  # float32 can do what int8 cannot; what was written is not read.
         made, layout = e.placed[s.node.output]
         written = e.model.operations[before:]
     if {o.code for o in written} - {"MEAN", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE"}:

@@ -87,12 +87,13 @@ def select(e: Emitter, node: Node) -> None:
         e.put(node.output, e.reshape(tensor, shape), rest)
         return
     index = op.index if size == DYNAMIC else op.index % size
-    made = e.op("GATHER", [tensor, e.constant(index, "INT32")], shape, tensor.dtype,
-                ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
     if tensor.rank <= 5 and size != DYNAMIC:
         starts = [index if i == place else 0 for i in range(tensor.rank)]
         stops = [index + 1 if i == place else None for i in range(tensor.rank)]
         made = e.reshape(strided_slice(e, tensor, starts, stops, [1] * tensor.rank), shape)
+    else:
+        made = e.op("GATHER", [tensor, e.constant(index, "INT32")], shape, tensor.dtype,
+                    ("GatherOptions", {"axis": place, "batchDims": 0}))  # fmt: skip
     e.put(node.output, made, rest)
 
 

@@ -175,6 +175,26 @@ def test_what_has_no_kernel_is_computed_in_float_and_said(tmp_path: Path) -> Non
     assert np.abs(want - run_saved(done, x, "builtin")[0]).max() < 0.0101
 
 
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [("ReduceMax", {"axes": [1]}),
+     ("AveragePool", {"kernel_shape": [3, 3], "pads": [1, 1, 0, 0]}),
+     ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [1, 1, 0, 0]})],
+)  # fmt: skip
+def test_int8_forms_without_a_kernel_are_computed_in_float(
+    kind: str, attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    axes = {"axes": np.array(attributes.pop("axes"))} if "axes" in attributes else {}
+    node = helper.make_node(kind, ["xf", *axes], ["h"], **attributes)
+    x = RNG.standard_normal((2, 3, 6, 6)).astype(np.float32)
+    model = layer(node, x, {**SCALES, "t": np.float32(0.02)}, axes)
+    done = saved(model, tmp_path)
+    assert any("is computed in float32" in note for note in done.notes)
+    (want,) = outputs_of(model, {"x": x}, plain=True)
+    for kernels in KERNELS:
+        assert np.abs(want - run_saved(done, x, kernels)[0]).max() < 1.01 * 0.02, kernels
+
+
 def test_quantised_inputs_and_outputs_keep_their_type(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "s", "z"], ["f"]),
