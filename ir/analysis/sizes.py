@@ -7,24 +7,7 @@ hosts that ask different values for the same size say the same.
 from __future__ import annotations
 
 from ..graph import Value
-from ..ops import (
-    Add,
-    Axis,
-    Compare,
-    Conv,
-    ConvTranspose,
-    Div,
-    Expand,
-    Flatten,
-    Logical,
-    Max,
-    Min,
-    Mul,
-    Pow,
-    Reshape,
-    Sub,
-    Where,
-)
+from ..ops import Axis, Conv, ConvTranspose, Expand, Flatten, Reshape
 
 Place = tuple[Value, int]
 """One axis of a value, counted from the front."""
@@ -70,7 +53,7 @@ def _sources(value: Value, axis: int) -> list[Place]:
         second = node.input(1)
         if at >= 0 and op.shape[at] is None and second is not None:
             return [(second, op.like[op.shape[:at].count(None)])]
-    if isinstance(op, _BROADCAST):
+    if op.broadcasts:
         rank = value.type.rank or 0
         read = [
             (v, axis - rank + v.type.rank) for v in node.inputs if v is not None and v.type.rank
@@ -86,9 +69,6 @@ def _computed(places: list[Place]) -> list[Place]:
     """What is no constant; nothing where a constant has a size of its own: the rest may be 1 beside it."""
     known = [v.type.dim(a) for v, a in places if v.data is not None]
     return [] if any(d != 1 for d in known) else [(v, a) for v, a in places if v.data is None]
-
-
-_BROADCAST = (Add, Sub, Mul, Div, Pow, Max, Min, Where, Compare, Logical)
 
 
 __all__ = ["Place", "SizeRoots"]

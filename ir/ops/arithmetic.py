@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..types import DType, Shape, TensorType
+from ..types import DType, TensorType
 from .base import InferenceError, InputTypes, Op, Tie, required, same_dtype, same_shape_ties
-from .elementwise import broadcast, broadcast_ties
+from .elementwise import _Broadcast
 
 UNARY = (
     "abs", "neg", "sign", "exp", "log", "sqrt", "reciprocal", "rsqrt", "erf", "floor", "ceil", "round",
@@ -15,8 +15,11 @@ UNARY = (
 """The kinds of ``Unary``.
 
 ``rsqrt`` is ``1 / sqrt(x)``; ``round`` goes to the nearest integer, halves to the even one; ``not`` is of
-booleans; ``isnan`` gives booleans.
+booleans.
 """
+
+PREDICATES = ("not", "isnan")
+"""The kinds of ``Unary`` whose results are booleans."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +37,10 @@ class Unary(Op):
         x = required(inputs, 0)
         if (self.kind == "not") != (x.dtype is DType.BOOL) and x.dtype is not None:
             raise InferenceError(f"{self.kind} of {x}")
-        return (TensorType(DType.BOOL, x.shape) if self.kind == "isnan" else x,)
+        return (TensorType(DType.BOOL, x.shape) if self.kind in PREDICATES else x,)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
         return same_shape_ties(required(inputs, 0).rank, (0, -1))
-
-
-@dataclass(frozen=True)
-class _Broadcast(Op):
-    """An op of operands that are broadcast together."""
-
-    def shape(self, inputs: InputTypes) -> Shape | None:
-        """The broadcast of all operands."""
-        shape: Shape | None = ()
-        for index in range(len(inputs)):
-            shape = broadcast(shape, required(inputs, index).shape)
-        return shape
-
-    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        shapes = [required(inputs, index).shape for index in range(len(inputs))]
-        known = [s for s in shapes if s is not None]
-        return broadcast_ties(known) if len(known) == len(shapes) else None
 
 
 @dataclass(frozen=True)
@@ -70,9 +56,6 @@ class Pow(_Broadcast):
 @dataclass(frozen=True)
 class _Extremum(_Broadcast):
     arity = (1, None)
-
-    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        return (TensorType(same_dtype(self, *inputs), self.shape(inputs)),)
 
 
 @dataclass(frozen=True)
@@ -146,6 +129,7 @@ class Where(_Broadcast):
 __all__ = [
     "COMPARISONS",
     "LOGIC",
+    "PREDICATES",
     "UNARY",
     "Compare",
     "Logical",

@@ -47,6 +47,9 @@ class Op:
     kinds: ClassVar[tuple[str, ...]] = ()
     """The values of the field ``kind``, where each is a function of its own; each has a row in the table of ops."""
 
+    broadcasts: ClassVar[bool] = False
+    """Whether it broadcasts its operands and computes each element from one element of each of them."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not cls.__name__.startswith("_"):
@@ -135,3 +138,6 @@ def same_dtype(op: Op, *types: TensorType | None) -> DType | None:
             raise InferenceError(f"{op.name} mixes {found.value} and {type_.dtype.value}")
         found = type_.dtype
     return found
+
+
+__all__ = ["Axis", "InferenceError", "Op", "Tie"]

@@ -171,18 +171,30 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
 
 
 @dataclass(frozen=True)
-class _Binary(Op):
-    arity = (2, 2)
+class _Broadcast(Op):
+    """An op that broadcasts its operands, and computes each element from one element of each of them."""
+
+    broadcasts = True
+
+    def shape(self, inputs: InputTypes) -> Shape | None:
+        """The shape that the operands are broadcast to."""
+        shape: Shape | None = ()
+        for index in range(len(inputs)):
+            shape = broadcast(shape, required(inputs, index).shape)
+        return shape
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        a, b = required(inputs, 0), required(inputs, 1)
-        return (TensorType(same_dtype(self, a, b), broadcast(a.shape, b.shape)),)
+        return (TensorType(same_dtype(self, *inputs), self.shape(inputs)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        a, b = required(inputs, 0), required(inputs, 1)
-        if a.shape is None or b.shape is None:
-            return None
-        return broadcast_ties((a.shape, b.shape))
+        shapes = [required(inputs, index).shape for index in range(len(inputs))]
+        known = [s for s in shapes if s is not None]
+        return broadcast_ties(known) if len(known) == len(shapes) else None
+
+
+@dataclass(frozen=True)
+class _Binary(_Broadcast):
+    arity = (2, 2)
 
 
 def broadcast_ties(shapes: Sequence[Shape]) -> tuple[Tie, ...]:
@@ -355,3 +367,23 @@ class MatMul(Op):
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
         size, inner = outputs[0].size, required(inputs, 0).dim(-1)
         return None if size is None or inner is None else size * inner
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "GATE_MODES",
+    "Activation",
+    "Add",
+    "Cast",
+    "Div",
+    "Gate",
+    "Identity",
+    "LayerNorm",
+    "LogSoftmax",
+    "MatMul",
+    "Mul",
+    "PRelu",
+    "Softmax",
+    "Sub",
+    "check_gate",
+]

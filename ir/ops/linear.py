@@ -417,5 +417,4 @@ __all__ = [
     "MaxPool",
     "Pad",
     "Scale",
-    "window_size",
 ]

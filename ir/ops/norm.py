@@ -56,3 +56,6 @@ class GroupNorm(Op):
 
 def _differ(a: int | None, b: int | None) -> bool:
     return a is not None and b is not None and a != b
+
+
+__all__ = ["GroupNorm"]

@@ -28,3 +28,6 @@ class Opaque(Op):
 
     def macs(self, inputs: InputTypes, outputs: object) -> int | None:
         return 0
+
+
+__all__ = ["Opaque"]

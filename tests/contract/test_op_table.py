@@ -117,6 +117,8 @@ def test_what_is_said_to_be_written_is_written(target: str, tmp_path: Path) -> N
 def test_no_op_is_forgotten() -> None:
     assert FORGOTTEN == [], f"a line in tests/support/op_samples.py is missing for {FORGOTTEN}"
     for row in TABLE:
+        name = row.key[0].__name__
+        assert name in ir.__all__, f"{name} is missing in __all__ of ir/__init__.py"
         for side, cells in (("read", row.read), ("written", row.written)):
             for host, cell in cells.items():
                 assert cell.has or cell.note, f"{row.name} has no reason for {host}"

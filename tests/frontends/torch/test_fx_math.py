@@ -12,7 +12,7 @@ from torch import nn
 
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import UNARY, Opaque
+from graphshrink.ir import PREDICATES, UNARY, Opaque
 from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.fx_calls import Call, body, ops, respelled, traced
@@ -20,7 +20,7 @@ from support.fx_calls import Call, body, ops, respelled, traced
 torch.manual_seed(0)
 X = torch.rand(2, 4, 6, 8) + 0.1
 INDEX = torch.tensor([[2, 0], [-1, 1]])
-FUNCTIONS = [k for k in UNARY if k not in ("not", "isnan", "reciprocal")]
+FUNCTIONS = [k for k in UNARY if k not in (*PREDICATES, "reciprocal")]
 
 
 class Picks(nn.Module):
