@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ... import ir
 
-_OTHER_NAMES = {"isnan": "IsNaN"}
+_OTHER_NAMES = {"isnan": "IsNaN", "isinf": "IsInf"}
 """The operators whose names differ from the kind in more than the first letter."""
 
 FUNCTIONS: dict[str, str] = {

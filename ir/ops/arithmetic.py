@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from ..types import DType, TensorType
 from .base import InferenceError, InputTypes, Op, Tie, required, same_dtype, same_shape_ties
-from .elementwise import _Broadcast
+from .elementwise import _Binary, _Broadcast
 
 UNARY = (
     "abs", "neg", "sign", "exp", "log", "sqrt", "reciprocal", "rsqrt", "erf", "floor", "ceil", "round",
     "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "not", "isnan",
+    "isinf",
 )  # fmt: skip
 """The kinds of ``Unary``.
 
@@ -18,7 +19,7 @@ UNARY = (
 booleans.
 """
 
-PREDICATES = ("not", "isnan")
+PREDICATES = ("not", "isnan", "isinf")
 """The kinds of ``Unary`` whose results are booleans."""
 
 
@@ -91,6 +92,25 @@ class Compare(_Broadcast):
         return (TensorType(DType.BOOL, self.shape(inputs)),)
 
 
+REMAINDERS = ("floor", "trunc")
+"""The kinds of ``Mod``: how the quotient is rounded.
+
+``floor``, Python's ``%``, gives a remainder with the sign of the divisor; ``trunc``, C's ``fmod``, one with the sign of the dividend.
+"""
+
+
+@dataclass(frozen=True)
+class Mod(_Binary):
+    """The remainder of a division, ``(dividend, divisor)`` (``kind`` is one of :data:`REMAINDERS`)."""
+
+    kind: str
+    kinds = REMAINDERS
+
+    def __post_init__(self) -> None:
+        if self.kind not in REMAINDERS:
+            raise ValueError(f"unknown remainder {self.kind!r}; known are {', '.join(REMAINDERS)}")
+
+
 LOGIC = ("and", "or", "xor")
 """The kinds of ``Logical``."""
 
@@ -130,11 +150,13 @@ __all__ = [
     "COMPARISONS",
     "LOGIC",
     "PREDICATES",
+    "REMAINDERS",
     "UNARY",
     "Compare",
     "Logical",
     "Max",
     "Min",
+    "Mod",
     "Pow",
     "Unary",
     "Where",

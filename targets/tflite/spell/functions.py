@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
+from ....ir import REMAINDERS, Compare, Logical, Max, Min, Mod, Node, Pow, Unary, Value, Where
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import Layout
@@ -27,7 +27,7 @@ _TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not
 
 
 _COMPOSED = (
-    "reciprocal", "isnan", "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
+    "reciprocal", "isnan", "isinf", "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
 )  # fmt: skip
 """The functions that are written by several operations."""
 
@@ -65,6 +65,9 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
             return _divided(e, 1.0, x)
         case "isnan":
             return e.op("NOT_EQUAL", [x, x], x.shape, "BOOL", ("NotEqualOptions", {}))
+        case "isinf":
+            infinity = e.constant(np.inf)
+            return e.op("EQUAL", [call("abs", x), infinity], x.shape, "BOOL", ("EqualOptions", {}))
         case "tan":
             return m.binary("DIV", call("sin", x), call("cos", x))
         case "atan":
@@ -167,6 +170,25 @@ def extremum(e: Emitter, node: Node) -> None:
         check_rank(5, [made, other])
         made = e.op(code, [made, other], broadcast_shape(made, other), made.dtype,
                     ("MaximumMinimumOptions", {}))  # fmt: skip
+    e.put(node.output, made, layout)
+
+
+@spells(Mod, kinds=REMAINDERS)
+def remainder(e: Emitter, node: Node) -> None:
+    """FLOOR_MOD; that of absolute values, with the sign of the dividend, where the quotient is rounded towards zero."""
+    operands, layout = broadcast_inputs(e, node)
+    truncated = node.op == Mod("trunc")
+    dtype = operands[0].dtype
+    if dtype not in ("FLOAT32", "INT32", *(() if truncated else ("INT64",))):
+        raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
+    check_rank(4, operands)
+    m, (x, y) = Elementwise(e), operands
+    shape = broadcast_shape(x, y)
+    if truncated:
+        x, y = (m.unary("ABS", t, "AbsOptions") for t in operands)
+    made = e.op("FLOOR_MOD", [x, y], shape, dtype, ("FloorModOptions", {}))
+    if truncated:
+        made = m.binary("MUL", made, m.unary("SIGN", operands[0], "SignOptions"))
     e.put(node.output, made, layout)
 
 

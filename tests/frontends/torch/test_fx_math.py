@@ -53,6 +53,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
            ["Cast", "Compare", "Compare", "Logical"]),
     "not": (lambda x: (~(x < 0.3)).float(), ["Cast", "Compare", "Unary"]),
     "isnan": (lambda x: torch.isnan(x).float(), ["Cast", "Unary"]),
+    "remainder": (lambda x: x % 0.3, ["Mod"]),
     "where": (lambda x: torch.where(x > 0.5, x, x * 2), ["Compare", "Scale", "Where"]),
     "where-number": (lambda x: torch.where(x > 0.5, x, 0.0), ["Compare", "Where"]),
     "masked": (lambda x: x.masked_fill(x > 0.5, -1.0), ["Compare", "Where"]),
