@@ -31,9 +31,9 @@ from ...ops import (
 from ...ops.base import axis_of
 from ...types import Dim
 from ..dequantized import is_dequantized
+from .einsum import EinsumOperand, einsum_elements
 from .elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
-from .letters import Use, joint_letters
-from .reshapes import reshaped, runs_of
+from .reshapes import reshape_entries, runs_of
 
 
 def is_folded(node: Node) -> bool:
@@ -188,7 +188,7 @@ class ChannelFlow:
                     marked[i] = goal[i] = f"axis {i}"
         runs = runs_of(marked, goal)
         what = f"{node.name} ({node.op.name})"
-        made = reshaped(self.elements, self._entries(x), source, target, runs, what)
+        made = reshape_entries(self.elements, self._entries(x), source, target, runs, what)
         self._define(node.output, made)
 
     def _cut(self, node: Node, op: Split | Slice | Select, x: Value) -> None:
@@ -422,7 +422,7 @@ class ChannelFlow:
         what = f"{node.name} ({node.op.name})"
         letter_of = {axis: k for k, tie in enumerate(ties) for axis in tie}
         strings: dict[int, list[str]] = {}
-        uses: list[Use] = []
+        uses: list[EinsumOperand] = []
         for operand, value in enumerate(node.inputs):
             if value is None:
                 continue
@@ -442,12 +442,12 @@ class ChannelFlow:
                     letters = [letter_of.get(Axis(operand, a)) for a in entry.axes]
                     known = tuple(k for k in letters if k is not None)
                     if len(known) == len(letters):
-                        uses.append(Use(entry, known))
+                        uses.append(EinsumOperand(entry, known))
                     else:
                         self._fix(entry, f"{what} keeps the order of one of its axes")
                         for k in known:
                             strings.setdefault(k, []).append(f"{what} reads it in a fixed order")
-        results = joint_letters(self.elements, node, what, uses, strings)
+        results = einsum_elements(self.elements, node, what, uses, strings)
         made: list[list[Entry]] = []
         for number, output in enumerate(node.outputs):
             entries = _in_order(output, what)

@@ -5,7 +5,7 @@ without changing what the graph computes, if all constants that hold them are re
 about places, not numbers: permuting one leaves all others valid, so they can be applied in any order.
 Channel pruning reads the same groups: what moves together goes together.
 
-How it works. :class:`.channel_flow.ChannelFlow` labels every axis of every constant with elements and
+How it works. :class:`.flow.ChannelFlow` labels every axis of every constant with elements and
 records what binds them. Elements that are joined form *classes*. Two classes may be swapped when
 nothing in the records tells them apart: the k-th element of one (elements are numbered along their origins)
 stands in the same axis of the same constant as the k-th of the other, under the same mark, in the same

@@ -20,7 +20,7 @@ MAX_COPIES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Run:
+class AxisRun:
     """Input axes ``first`` to ``last`` (exclusive) become output axes ``begin`` to ``end``.
 
     Attributes:
@@ -37,7 +37,7 @@ class Run:
 _Key = int | str
 
 
-def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[Run]:
+def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[AxisRun]:
     """The runs of a reshape; ``None`` in a shape agrees with nothing.
 
     Sizes are matched from the left, then, where something is unknown, what is left from the right.
@@ -45,13 +45,13 @@ def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[Run]:
     left = [_key(d, f"?in{i}") for i, d in enumerate(source)]
     right = [_key(d, f"?out{i}") for i, d in enumerate(target)]
     found, i, j = _prefix(left, right)
-    runs = [Run(a, b, c, d) for a, b, c, d in found]
+    runs = [AxisRun(a, b, c, d) for a, b, c, d in found]
     if i == len(left) and j == len(right):
         return runs
     tail, k, m = _prefix(left[i:][::-1], right[j:][::-1])
     n, o = len(left), len(right)
-    runs.append(Run(i, n - k, j, o - m, known=False))
-    runs += [Run(n - b, n - a, o - d, o - c) for a, b, c, d in reversed(tail)]
+    runs.append(AxisRun(i, n - k, j, o - m, known=False))
+    runs += [AxisRun(n - b, n - a, o - d, o - c) for a, b, c, d in reversed(tail)]
     return runs
 
 
@@ -98,12 +98,12 @@ def _prefix(
     return runs, i, j
 
 
-def reshaped(
+def reshape_entries(
     elements: Elements,
     entries: Sequence[Entry],
     source: Sequence[Dim],
     target: Sequence[Dim],
-    runs: Sequence[Run],
+    runs: Sequence[AxisRun],
     name: str,
 ) -> list[Entry]:
     """What is known of the axes of the result; channels that cannot be followed are fixed.
@@ -156,7 +156,7 @@ def reshaped(
     return made
 
 
-def _companions(entries: Sequence[Entry], run_of: dict[int, Run]) -> list[list[Factor]]:
+def _companions(entries: Sequence[Entry], run_of: dict[int, AxisRun]) -> list[list[Factor]]:
     """The factors, those together that have axes in one run."""
     home: dict[int, list[Factor]] = {}
     for axis, entry in enumerate(entries):
@@ -187,7 +187,7 @@ def _static(dim: Dim) -> int:
 
 
 def _obstacle(
-    factors: Sequence[Factor], stretch: Sequence[Run], source: Sequence[Dim]
+    factors: Sequence[Factor], stretch: Sequence[AxisRun], source: Sequence[Dim]
 ) -> str | None:
     tracked = math.prod(f.ids.size for f in factors)
     count = 1
@@ -204,7 +204,7 @@ def _obstacle(
 
 
 def _result_shape(
-    stretch: Sequence[Run], results: Sequence[int], source: Sequence[Dim], target: Sequence[Dim]
+    stretch: Sequence[AxisRun], results: Sequence[int], source: Sequence[Dim], target: Sequence[Dim]
 ) -> list[int] | None:
     shape: dict[int, int] = {}
     for run in stretch:
@@ -219,4 +219,4 @@ def _result_shape(
     return [shape[b] for b in results]
 
 
-__all__ = ["Run", "reshaped", "runs_of"]
+__all__ = ["AxisRun", "reshape_entries", "runs_of"]
