@@ -21,7 +21,7 @@ from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTen
 from .layout import InnerOrder, Layout, channels_last, model_order
 from .preferred_orders import preferred_orders
 
-Rule = Callable[["Emitter", Node], None]
+Rule = Callable[["Emitter", Node, Any], None]
 
 spells: Spellings[Rule] = Spellings("TFLite")
 """The rules of all ops; the files in ``spell/`` fill it."""
@@ -157,7 +157,7 @@ class Emitter:
         found = spells.find(node.op)
         if found.rule is None:
             raise Unsupported(_reason(node, found.reason))
-        found.rule(self, node)
+        found.rule(self, node, node.op)
 
     def _output(self, value: Value, name: str) -> None:
         if value.data is None:

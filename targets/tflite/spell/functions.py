@@ -33,10 +33,9 @@ _COMPOSED = (
 
 
 @spells(Unary, kinds=(*_DIRECT, *_COMPOSED))
-def unary(e: Emitter, node: Node) -> None:
+def unary(e: Emitter, node: Node, op: Unary) -> None:
     """A function of one operand."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Unary)
+    x = node.required(0)
     layout = e.layout_of(x)
     tensor = e.get(x, layout)
     if tensor.dtype != "FLOAT32" and tensor.dtype not in _TYPES.get(op.kind, ()):
@@ -123,7 +122,7 @@ def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
 
 
 @spells(Pow)
-def power(e: Emitter, node: Node) -> None:
+def power(e: Emitter, node: Node, op: Pow) -> None:
     """POW; a faster operation for an exponent of 1, 2, 0.5, -0.5 or -1."""
     base, exponent = node.required(0), node.required(1)
     if e.dtype(base) != "FLOAT32":
@@ -159,9 +158,9 @@ def _scalar(e: Emitter, value: Value) -> float | None:
 
 
 @spells(Max, Min)
-def extremum(e: Emitter, node: Node) -> None:
+def extremum(e: Emitter, node: Node, op: Max | Min) -> None:
     """MAXIMUM or MINIMUM, one for each operand after the first."""
-    code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
+    code = "MAXIMUM" if isinstance(op, Max) else "MINIMUM"
     operands, layout = broadcast_inputs(e, node)
     if operands[0].dtype not in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8"):
         raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
@@ -174,10 +173,10 @@ def extremum(e: Emitter, node: Node) -> None:
 
 
 @spells(Mod, kinds=REMAINDERS)
-def remainder(e: Emitter, node: Node) -> None:
+def remainder(e: Emitter, node: Node, op: Mod) -> None:
     """FLOOR_MOD; that of absolute values, with the sign of the dividend, where the quotient is rounded towards zero."""
     operands, layout = broadcast_inputs(e, node)
-    truncated = node.op == Mod("trunc")
+    truncated = op == Mod("trunc")
     dtype = operands[0].dtype
     if dtype not in ("FLOAT32", "INT32", *(() if truncated else ("INT64",))):
         raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
@@ -200,16 +199,15 @@ _COMPARISONS = {
 
 
 @spells(Compare, kinds=_COMPARISONS)
-def compare(e: Emitter, node: Node) -> None:
+def compare(e: Emitter, node: Node, op: Compare) -> None:
     """EQUAL, LESS and the other comparisons."""
-    assert isinstance(node.op, Compare)
     operands, layout = broadcast_inputs(e, node)
     allowed = {"FLOAT32", "INT32", "INT64"}
-    if node.op.kind in ("equal", "not_equal"):
+    if op.kind in ("equal", "not_equal"):
         allowed |= {"BOOL"}
     if operands[0].dtype not in allowed:
         raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
-    _boolean(e, node, *_COMPARISONS[node.op.kind], operands, layout)
+    _boolean(e, node, *_COMPARISONS[op.kind], operands, layout)
 
 
 _LOGIC = {
@@ -219,11 +217,10 @@ _LOGIC = {
 
 
 @spells(Logical, kinds=_LOGIC)
-def logical(e: Emitter, node: Node) -> None:
+def logical(e: Emitter, node: Node, op: Logical) -> None:
     """LOGICAL_AND, LOGICAL_OR; xor is NOT_EQUAL."""
-    assert isinstance(node.op, Logical)
     operands, layout = broadcast_inputs(e, node)
-    _boolean(e, node, *_LOGIC[node.op.kind], operands, layout)
+    _boolean(e, node, *_LOGIC[op.kind], operands, layout)
 
 
 def _boolean(
@@ -235,7 +232,7 @@ def _boolean(
 
 
 @spells(Where)
-def where(e: Emitter, node: Node) -> None:
+def where(e: Emitter, node: Node, op: Where) -> None:
     """SELECT_V2."""
     operands, layout = broadcast_inputs(e, node)
     dtype = operands[1].dtype

@@ -47,7 +47,7 @@ def _pool(
 
 
 @spells(MaxPool)
-def max_pool(e: Emitter, node: Node) -> None:
+def max_pool(e: Emitter, node: Node, op: MaxPool) -> None:
     """MAX_POOL_2D."""
     x = node.required(0)
     window, n = _window(e, node, x)
@@ -76,10 +76,9 @@ def _not_negative(value: Value) -> bool:
 
 
 @spells(AveragePool)
-def average_pool(e: Emitter, node: Node) -> None:
+def average_pool(e: Emitter, node: Node, op: AveragePool) -> None:
     """AVERAGE_POOL_2D."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, AveragePool)
+    x = node.required(0)
     window, n = _window(e, node, x)
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
@@ -118,7 +117,7 @@ def _ratio(op: AveragePool, window: Window, rank: int) -> Array:
 
 
 @spells(GlobalAveragePool)
-def global_average_pool(e: Emitter, node: Node) -> None:
+def global_average_pool(e: Emitter, node: Node, op: GlobalAveragePool) -> None:
     """MEAN over the spatial axes."""
     x = node.required(0)
     rank = len(e.shape(x))
