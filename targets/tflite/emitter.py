@@ -240,9 +240,10 @@ class Emitter:
 
     def numbers(self, value: Value) -> Array:
         """Return the numbers of a constant in the type that it is stored in."""
-        assert value.data is not None
-        dtype = NUMPY_TYPES[self.dtype(value)]
         data = value.data
+        if data is None:
+            raise Unsupported(f"%{value.name} is not constant")
+        dtype = NUMPY_TYPES[self.dtype(value)]
         if data.dtype.numpy == dtype:
             return data.numpy()
         if data.dtype.is_float:
@@ -402,9 +403,7 @@ class Emitter:
             raise Unsupported("more than one size of the reshaped tensor is not known")
         before = tensor.producer
         if before is not None and before.code == "RESHAPE":
-            source = before.inputs[0]
-            assert source is not None
-            return self.reshape(source, shape)
+            return self.reshape(before.required(0), shape)
         made = self.op(
             "RESHAPE", [tensor, self.constant(_shape_array(shape), "INT32")], shape, tensor.dtype,
             ("ReshapeOptions", {"newShape": list(shape)}),

@@ -228,9 +228,7 @@ def _reorder_channels(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> F
     """Return an image with reordered channels: by reordering the weight of the convolution before it, or by GATHER."""
     conv = image.producer
     if conv is not None and conv.code == "CONV_2D" and x.has_one_use and not e.is_read(image):
-        _, weight, bias = conv.inputs
-        assert weight is not None
-        assert bias is not None
+        weight, bias = conv.required(1), conv.required(2)
         if weight.data is not None and bias.data is not None:
             conv.inputs = (
                 conv.inputs[0],
