@@ -117,7 +117,7 @@ LOGIC = ("and", "or", "xor")
 
 @dataclass(frozen=True)
 class Logical(_Broadcast):
-    """``a and b`` and its kin, of booleans (``kind`` is one of :data:`LOGIC`)."""
+    """``and``, ``or`` and ``xor`` of booleans (``kind`` is one of :data:`LOGIC`)."""
 
     kind: str
     arity = (2, 2)
@@ -129,7 +129,7 @@ class Logical(_Broadcast):
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         if same_dtype(self, *inputs) not in (None, DType.BOOL):
-            raise InferenceError(f"{self.kind} of {required(inputs, 0)}, which are no booleans")
+            raise InferenceError(f"{self.kind} of {required(inputs, 0)}, which is not boolean")
         return (TensorType(DType.BOOL, self.shape(inputs)),)
 
 

@@ -1,8 +1,8 @@
-"""How a reshape joins and cuts axes, and what that does to channels.
+"""How a reshape joins and splits axes, and how channels follow it.
 
-The two shapes are matched into *runs*: the shortest stretches of input and output axes that hold the same
-number of elements. Axes of different runs have nothing to do with each other, so that sizes need not be
-known where a run is one axis to one axis.
+The two shapes are matched into *runs*: the shortest sequences of input and output axes that have the same
+number of elements. Axes of different runs are independent, so a run of one input axis and one output axis needs no
+known sizes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AxisRun:
     """Input axes ``first`` to ``last`` (exclusive) become output axes ``begin`` to ``end``.
 
     Attributes:
-        known: False when sizes are missing, so that nothing more can be said.
+        known: False if sizes are unknown, so that channels cannot be followed.
     """
 
     first: int
@@ -38,9 +38,9 @@ _Key = int | str
 
 
 def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[AxisRun]:
-    """The runs of a reshape; ``None`` in a shape agrees with nothing.
+    """The runs of a reshape; ``None`` in a shape equals no other size.
 
-    Sizes are matched from the left, then, where something is unknown, what is left from the right.
+    Sizes are matched from the left up to an unknown one, and the rest from the right.
     """
     left = [_key(d, f"?in{i}") for i, d in enumerate(source)]
     right = [_key(d, f"?out{i}") for i, d in enumerate(target)]
@@ -106,11 +106,11 @@ def reshape_entries(
     runs: Sequence[AxisRun],
     name: str,
 ) -> list[Entry]:
-    """What is known of the axes of the result; channels that cannot be followed are fixed.
+    """The entries of the axes of the result; channels that cannot be followed are fixed.
 
     Args:
         elements: Where elements and bindings are kept.
-        entries: What is known of the axes of the input.
+        entries: The entries of the axes of the input.
         source: The input's shape.
         target: The result's shape.
         runs: From :func:`runs_of`.
