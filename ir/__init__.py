@@ -5,74 +5,17 @@ from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value, sketch
 from .masks.masked_tensor import MaskedTensor, check_masks, remasked
 from .masks.nm_pattern import Pattern, Reduction
-from .ops import (
-    ACTIVATIONS,
-    COMPARISONS,
-    COORDINATES,
-    GATE_MODES,
-    LOGIC,
-    QUANTIZED,
-    REDUCTIONS,
-    RESIZE_MODES,
-    ROUNDINGS,
-    UNARY,
-    Activation,
-    Add,
-    ArgReduce,
-    AveragePool,
-    Axis,
-    Cast,
-    Compare,
-    Concat,
-    Conv,
-    ConvTranspose,
-    CumSum,
-    DepthToSpace,
-    Dequantize,
-    Div,
-    Embedding,
-    Expand,
-    Flatten,
-    Gate,
-    Gather,
-    GlobalAveragePool,
-    GroupNorm,
-    Identity,
-    InferenceError,
-    LayerNorm,
-    Linear,
-    Logical,
-    LogSoftmax,
-    Lstm,
-    MatMul,
-    Max,
-    MaxPool,
-    Min,
-    Mul,
-    Op,
-    Opaque,
-    Pad,
-    Pow,
-    PRelu,
-    Quantize,
-    Reduce,
-    Reshape,
-    Resize,
-    Scale,
-    Select,
-    Slice,
-    Softmax,
-    SpaceToDepth,
-    Split,
-    Squeeze,
-    Sub,
-    Tie,
-    Transpose,
-    Unary,
-    Unsqueeze,
-    Where,
-    check_gate,
-)
+from .ops.arithmetic import *
+from .ops.base import *
+from .ops.elementwise import *
+from .ops.indexing import *
+from .ops.linear import *
+from .ops.norm import *
+from .ops.opaque import *
+from .ops.quantize import *
+from .ops.recurrent import *
+from .ops.resample import *
+from .ops.shape import *
 from .rewriter import Refusal, Rewrite, Rewriter
 from .tensor import (
     ArrayTensor,
@@ -93,8 +36,10 @@ __all__ = [
     "COORDINATES",
     "GATE_MODES",
     "LOGIC",
+    "PREDICATES",
     "QUANTIZED",
     "REDUCTIONS",
+    "REMAINDERS",
     "RESIZE_MODES",
     "ROUNDINGS",
     "UNARY",
@@ -143,6 +88,7 @@ __all__ = [
     "MaxPool",
     "Min",
     "MissingExtra",
+    "Mod",
     "ModelError",
     "MovedTensor",
     "Mul",
@@ -190,4 +136,4 @@ __all__ = [
     "remasked",
     "sketch",
     "verify",
-]  # fmt: skip
+]

@@ -1,4 +1,4 @@
-"""Which constants are numbers that quantised integers stand for: another constant in their place would be floats."""
+"""Which constants are dequantised integers: a pass that replaced one of them would make it a float."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..ops import Dequantize, Opaque
 def dequantized_from(value: Value) -> str | None:
     """The element type of the integers that a constant is computed from, ``"integers"`` if unknown; ``None`` where there are none.
 
-    What was found is kept by the graph for as long as nothing that computes constants changes.
+    The result is cached in the graph until a node that computes constants changes.
     """
     if value.producer is None and not value.bases:
         return None
@@ -28,7 +28,7 @@ def dequantized_from(value: Value) -> str | None:
             known[found] = "integers" if dtype is None else dtype.value
         else:
             read = (*found.bases, *(producer.inputs if producer is not None else ()))
-            # Shapes of things are constants, but no numbers of them.
+            # Shapes of values are constants, but do not depend on their numbers.
             floats = [v for v in read if v and v.data is not None and v.data.dtype.is_float]
             missing = [v for v in floats if v not in known]
             pending += missing
@@ -38,7 +38,7 @@ def dequantized_from(value: Value) -> str | None:
 
 
 def is_dequantized(value: Value) -> bool:
-    """Whether a constant is what integers stand for, perhaps in another shape."""
+    """Whether a constant is dequantised from integers, perhaps in another shape."""
     return dequantized_from(value) is not None
 
 

@@ -27,24 +27,24 @@ class DominatorTree:
 
     def add(self, predecessors: Iterable[int]) -> int:
         """Add a vertex behind the given ones (at least one) and return its number."""
-        above = -1
+        dominator = -1
         for vertex in predecessors:
-            above = vertex if above < 0 else self._common(above, vertex)
-        if above < 0:
+            dominator = vertex if dominator < 0 else self._common(dominator, vertex)
+        if dominator < 0:
             raise ValueError("every vertex but the root has a predecessor")
         depth, jump = self._depth, self._jump
         vertex = len(depth)
-        far = jump[above]
+        far = jump[dominator]
         # Two jumps of equal length in a row are joined into one of twice the length.
-        joined = depth[above] - depth[far] == depth[far] - depth[jump[far]]
-        self.parent.append(above)
-        depth.append(depth[above] + 1)
-        jump.append(jump[far] if joined else above)
+        joined = depth[dominator] - depth[far] == depth[far] - depth[jump[far]]
+        self.parent.append(dominator)
+        depth.append(depth[dominator] + 1)
+        jump.append(jump[far] if joined else dominator)
         return vertex
 
-    def dominates(self, above: int, below: int) -> bool:
-        """Whether every path from the root to ``below`` passes ``above`` (or they are equal)."""
-        return self._lift(below, self._depth[above]) == above
+    def dominates(self, dominator: int, vertex: int) -> bool:
+        """Whether every path from the root to ``vertex`` goes through ``dominator``; each vertex dominates itself."""
+        return self._lift(vertex, self._depth[dominator]) == dominator
 
     def _lift(self, vertex: int, depth: int) -> int:
         parent, jump, depths = self.parent, self._jump, self._depth

@@ -88,20 +88,20 @@ def regions(graph: Graph) -> Region:
     behind: dict[_Point, Region] = {}  # the region that a point is the entry of
     around: dict[_Point, Region] = {}  # the smallest region that a point is strictly inside
 
-    def innermost(above: _Point | None, at: _Point | None) -> Region:
-        """The smallest region around what has ``above`` for its nearest dominating point."""
-        if above is None:
+    def innermost(dominator: _Point | None, at: _Point | None) -> Region:
+        """The smallest region around what has ``dominator`` as its nearest dominating point."""
+        if dominator is None:
             return root
-        region = behind.get(above)
-        return around[above] if region is None or region.exit is at else region
+        region = behind.get(dominator)
+        return around[dominator] if region is None or region.exit is at else region
 
-    def place(point: _Point, above: _Point | None) -> None:
-        around[point] = parent = innermost(above, point)
-        below = flow.below.get(point)
-        # A region: the nearest dominator and the nearest post-dominator point at each other.
-        if isinstance(below, Value) and flow.above[below] is point:
+    def place(point: _Point, dominator: _Point | None) -> None:
+        around[point] = parent = innermost(dominator, point)
+        post_dominator = flow.post_dominator.get(point)
+        # They are entry and exit of a region if each is the nearest such point of the other.
+        if isinstance(post_dominator, Value) and flow.dominator[post_dominator] is point:
             entry, reader = (point, None) if isinstance(point, Value) else point
-            region = Region(entry, below, reader, parent, _order=root._order)
+            region = Region(entry, post_dominator, reader, parent, _order=root._order)
             behind[point] = region
             parent.children.append(region)
 
@@ -111,12 +111,12 @@ def regions(graph: Graph) -> Region:
         for point in flow.reads[node]:
             if not isinstance(point, Value):
                 place(point, point[0])
-        above = flow.above_node[node]
+        dominator = flow.node_dominator[node]
         root._order[node] = len(root._order)
-        innermost(above, None).nodes.append(node)
+        innermost(dominator, None).nodes.append(node)
         for value in node.outputs:
             if value.data is None:
-                place(value, above)
+                place(value, dominator)
     return root
 
 
@@ -130,9 +130,9 @@ class _Flow:
     def __init__(self, graph: Graph) -> None:
         self.nodes = [n for n in graph.nodes if not _is_known(n)]
         self.reads: dict[Node, list[_Point]] = {}
-        self.above_node: dict[Node, _Point | None] = {}
-        self.above: dict[_Point, _Point | None] = {}
-        self.below: dict[_Point, _Point | None] = {}
+        self.node_dominator: dict[Node, _Point | None] = {}
+        self.dominator: dict[_Point, _Point | None] = {}
+        self.post_dominator: dict[_Point, _Point | None] = {}
         inside = set(self.nodes)
         # In how many ways a value flows on.
         ways = {
@@ -152,11 +152,13 @@ class _Flow:
     def _dominators(self, graph: Graph) -> None:
         tree = DominatorTree()
         vertex: dict[_Point, int] = {}
-        nearest: list[_Point | None] = [None]  # the nearest point at or above each vertex
+        nearest: list[_Point | None] = [
+            None
+        ]  # for each vertex: itself if it is a point, else its nearest dominating point
 
-        def add(point: _Point, above: int) -> None:
-            self.above[point] = nearest[above]
-            vertex[point] = tree.add((above,))
+        def add(point: _Point, predecessor: int) -> None:
+            self.dominator[point] = nearest[predecessor]
+            vertex[point] = tree.add((predecessor,))
             nearest.append(point)
 
         for value in graph.inputs:
@@ -166,8 +168,8 @@ class _Flow:
                 if not isinstance(point, Value):
                     add(point, vertex[point[0]])
             place = tree.add([vertex[p] for p in self.reads[node]] or (0,))
-            self.above_node[node] = nearest[tree.parent[place]]
-            nearest.append(self.above_node[node])
+            self.node_dominator[node] = nearest[tree.parent[place]]
+            nearest.append(self.node_dominator[node])
             for value in node.outputs:
                 if value.data is None:
                     add(value, place)
@@ -178,16 +180,16 @@ class _Flow:
         onward: dict[Value, list[int]] = {v: [0] for v in graph.outputs}
         nearest: list[_Point | None] = [None]
 
-        def add(point: _Point, below: list[int]) -> int:
-            vertex = tree.add(below)
-            self.below[point] = nearest[tree.parent[vertex]]
+        def add(point: _Point, successors: list[int]) -> int:
+            vertex = tree.add(successors)
+            self.post_dominator[point] = nearest[tree.parent[vertex]]
             nearest.append(point)
             return vertex
 
         for node in reversed(self.nodes):
             # A result that nobody reads leads nowhere.
-            below = [add(v, onward.pop(v)) for v in node.outputs if v in onward and v in ways]
-            vertex = tree.add(below or (0,))
+            successors = [add(v, onward.pop(v)) for v in node.outputs if v in onward and v in ways]
+            vertex = tree.add(successors or (0,))
             nearest.append(nearest[tree.parent[vertex]])
             for point in self.reads[node]:
                 if isinstance(point, Value):

@@ -1,43 +1,25 @@
-"""Where a size comes from: axes of different values that are equally long whatever the inputs are.
+"""Where a size comes from: axes of different values whose sizes are equal for all inputs.
 
-What reads only the size of an axis (of batches, mostly) can read it of the earliest value that has it, so that
-hosts that ask different values for the same size say the same.
+Equal sizes get one canonical (value, axis), that of the earliest value, so that graphs from torch and from ONNX print alike.
 """
 
 from __future__ import annotations
 
 from ..graph import Value
-from ..ops import (
-    Add,
-    Axis,
-    Compare,
-    Conv,
-    ConvTranspose,
-    Div,
-    Expand,
-    Flatten,
-    Logical,
-    Max,
-    Min,
-    Mul,
-    Pow,
-    Reshape,
-    Sub,
-    Where,
-)
+from ..ops import Axis, Conv, ConvTranspose, Expand, Flatten, Reshape
 
 Place = tuple[Value, int]
 """One axis of a value, counted from the front."""
 
 
 class SizeRoots:
-    """Remembers what was found; good for as long as nodes are only added."""
+    """A cache of canonical axes; valid as long as nodes are only added."""
 
     def __init__(self) -> None:
         self._known: dict[Place, Place] = {}
 
     def root(self, value: Value, axis: int) -> Place:
-        """The earliest axis that certainly has the same size."""
+        """The earliest axis that is known to have the same size."""
         pending: list[Place] = [(value, axis)]
         while pending:
             place = pending[-1]
@@ -48,13 +30,13 @@ class SizeRoots:
                 continue
             pending.pop()
             roots = {self._known[s] for s in sources}
-            # Where several are read that may differ, one of them may be 1 and be repeated.
+            # If sources have several roots, one of them may be of size 1 and be broadcast.
             self._known.setdefault(place, roots.pop() if len(roots) == 1 else place)
         return self._known[value, axis]
 
 
 def _sources(value: Value, axis: int) -> list[Place]:
-    """The axes of what a node reads that its result has the size of."""
+    """The axes of a node's inputs that have the same size as this axis of its result."""
     node = value.producer
     if node is None or value.data is not None:
         return []
@@ -70,7 +52,7 @@ def _sources(value: Value, axis: int) -> list[Place]:
         second = node.input(1)
         if at >= 0 and op.shape[at] is None and second is not None:
             return [(second, op.like[op.shape[:at].count(None)])]
-    if isinstance(op, _BROADCAST):
+    if op.broadcasts:
         rank = value.type.rank or 0
         read = [
             (v, axis - rank + v.type.rank) for v in node.inputs if v is not None and v.type.rank
@@ -83,12 +65,9 @@ def _sources(value: Value, axis: int) -> list[Place]:
 
 
 def _computed(places: list[Place]) -> list[Place]:
-    """What is no constant; nothing where a constant has a size of its own: the rest may be 1 beside it."""
+    """The places in values that are not constant; none if a constant has a size other than 1, because the rest may be 1 then."""
     known = [v.type.dim(a) for v, a in places if v.data is not None]
     return [] if any(d != 1 for d in known) else [(v, a) for v, a in places if v.data is None]
-
-
-_BROADCAST = (Add, Sub, Mul, Div, Pow, Max, Min, Where, Compare, Logical)
 
 
 __all__ = ["Place", "SizeRoots"]

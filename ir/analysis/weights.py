@@ -1,7 +1,7 @@
-"""Which weights of a graph an N:M pattern can be asked of, and why not the others.
+"""Which weights of a graph can have an N:M pattern, and why the others cannot.
 
-Only shapes are read, never numbers. Whether runtimes gain is another question than whether a weight can have the pattern:
-:meth:`NmWeight.likely` answers it for TensorRT, whose developers found sparse kernels faster than dense ones from
+Only shapes are read, never numbers. A weight that can have the pattern does not always run faster with it:
+:meth:`NmWeight.likely` tells this for TensorRT, whose developers found sparse kernels faster than dense ones from
 about 256 input and 256 output channels on (https://github.com/NVIDIA/TensorRT/issues/3849 and 4065); a kernel of several
 taps reads more for each output, so that smaller ones may be picked too. TensorRT times both and takes the faster.
 """
@@ -27,7 +27,7 @@ from ..masks.nm_pattern import Pattern, Reduction
 from .dequantized import dequantized_from
 
 LIKELY_CHANNELS = 256
-"""From how many input and output channels on TensorRT is likely to pick a sparse kernel."""
+"""The smallest number of input and output channels for which TensorRT is likely to choose a sparse kernel."""
 
 _LOOKED_UP = "it is an embedding table, which is looked up and not multiplied"
 _RECURRENT = "it belongs to a recurrent layer, for which runtimes have no sparse kernels"
@@ -35,13 +35,13 @@ _RECURRENT = "it belongs to a recurrent layer, for which runtimes have no sparse
 
 @dataclass(frozen=True, eq=False)
 class NmWeight:
-    """A weight that is multiplied with what flows through the graph.
+    """A weight that is multiplied with activations.
 
     Attributes:
         value: The constant; ``None`` for a weight that the graph computes.
         readers: The nodes that read it as a weight.
-        reduction: How it is summed over; ``None`` where that is not one thing.
-        problem: Why no pattern can be asked of it, whatever the pattern; ``None`` where nothing is against it.
+        reduction: The axis that it is summed over; ``None`` if its readers differ.
+        problem: Why it cannot have any pattern; ``None`` if it can.
     """
 
     value: Value | None
@@ -80,7 +80,7 @@ class NmWeight:
                 return shape[-1] if axis != len(shape) - 1 else (shape[-2] if len(shape) > 1 else 1)
 
     def reason(self, pattern: Pattern, min_size: int = 0) -> str | None:
-        """Why this pattern cannot be asked of the weight; ``None`` when it can.
+        """Why the weight cannot have this pattern; ``None`` if it can.
 
         Args:
             pattern: The pattern.
@@ -107,7 +107,7 @@ class NmWeight:
 
 
 def reduction_of(node: Node, index: int) -> Reduction | None:
-    """How ``node`` sums over its input ``index``; ``None`` when that input is no weight of a product."""
+    """How ``node`` sums over its input ``index``; ``None`` if that input is not the weight of a product."""
     value = node.input(index)
     shape = None if value is None else value.type.static_shape
     if not shape:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..types import DType, Shape, TensorType
+from ..types import DType, TensorType
 from .base import InferenceError, InputTypes, Op, Tie, required, same_dtype, same_shape_ties
-from .elementwise import broadcast, broadcast_ties
+from .elementwise import _Binary, _Broadcast
 
 UNARY = (
     "abs", "neg", "sign", "exp", "log", "sqrt", "reciprocal", "rsqrt", "erf", "floor", "ceil", "round",
     "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "not", "isnan",
+    "isinf",
 )  # fmt: skip
 """The kinds of ``Unary``.
 
 ``rsqrt`` is ``1 / sqrt(x)``; ``round`` goes to the nearest integer, halves to the even one; ``not`` is of
-booleans; ``isnan`` gives booleans.
+booleans.
 """
+
+PREDICATES = ("not", "isnan", "isinf")
+"""The kinds of ``Unary`` whose results are booleans."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +38,10 @@ class Unary(Op):
         x = required(inputs, 0)
         if (self.kind == "not") != (x.dtype is DType.BOOL) and x.dtype is not None:
             raise InferenceError(f"{self.kind} of {x}")
-        return (TensorType(DType.BOOL, x.shape) if self.kind == "isnan" else x,)
+        return (TensorType(DType.BOOL, x.shape) if self.kind in PREDICATES else x,)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
         return same_shape_ties(required(inputs, 0).rank, (0, -1))
-
-
-@dataclass(frozen=True)
-class _Broadcast(Op):
-    """An op of operands that are broadcast together."""
-
-    def shape(self, inputs: InputTypes) -> Shape | None:
-        """The broadcast of all operands."""
-        shape: Shape | None = ()
-        for index in range(len(inputs)):
-            shape = broadcast(shape, required(inputs, index).shape)
-        return shape
-
-    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        shapes = [required(inputs, index).shape for index in range(len(inputs))]
-        known = [s for s in shapes if s is not None]
-        return broadcast_ties(known) if len(known) == len(shapes) else None
 
 
 @dataclass(frozen=True)
@@ -70,9 +57,6 @@ class Pow(_Broadcast):
 @dataclass(frozen=True)
 class _Extremum(_Broadcast):
     arity = (1, None)
-
-    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        return (TensorType(same_dtype(self, *inputs), self.shape(inputs)),)
 
 
 @dataclass(frozen=True)
@@ -108,13 +92,32 @@ class Compare(_Broadcast):
         return (TensorType(DType.BOOL, self.shape(inputs)),)
 
 
+REMAINDERS = ("floor", "trunc")
+"""The kinds of ``Mod``: how the quotient is rounded.
+
+``floor``, Python's ``%``, gives a remainder with the sign of the divisor; ``trunc``, C's ``fmod``, one with the sign of the dividend.
+"""
+
+
+@dataclass(frozen=True)
+class Mod(_Binary):
+    """The remainder of a division, ``(dividend, divisor)`` (``kind`` is one of :data:`REMAINDERS`)."""
+
+    kind: str
+    kinds = REMAINDERS
+
+    def __post_init__(self) -> None:
+        if self.kind not in REMAINDERS:
+            raise ValueError(f"unknown remainder {self.kind!r}; known are {', '.join(REMAINDERS)}")
+
+
 LOGIC = ("and", "or", "xor")
 """The kinds of ``Logical``."""
 
 
 @dataclass(frozen=True)
 class Logical(_Broadcast):
-    """``a and b`` and its kin, of booleans (``kind`` is one of :data:`LOGIC`)."""
+    """``and``, ``or`` and ``xor`` of booleans (``kind`` is one of :data:`LOGIC`)."""
 
     kind: str
     arity = (2, 2)
@@ -126,7 +129,7 @@ class Logical(_Broadcast):
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         if same_dtype(self, *inputs) not in (None, DType.BOOL):
-            raise InferenceError(f"{self.kind} of {required(inputs, 0)}, which are no booleans")
+            raise InferenceError(f"{self.kind} of {required(inputs, 0)}, which is not boolean")
         return (TensorType(DType.BOOL, self.shape(inputs)),)
 
 
@@ -146,11 +149,14 @@ class Where(_Broadcast):
 __all__ = [
     "COMPARISONS",
     "LOGIC",
+    "PREDICATES",
+    "REMAINDERS",
     "UNARY",
     "Compare",
     "Logical",
     "Max",
     "Min",
+    "Mod",
     "Pow",
     "Unary",
     "Where",

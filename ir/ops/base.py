@@ -1,4 +1,4 @@
-"""What an op is: an immutable payload that types its results and says how axes are coupled."""
+"""The base class of ops: immutable payloads that infer the types of their results and tell which axes are coupled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Tie = frozenset[Axis]
 
 @dataclass(frozen=True)
 class Op:
-    """The payload of a node: what it computes, without what it computes it from.
+    """The payload of a node: the function that it computes, without its operands.
 
     Subclasses are frozen dataclasses of ints, floats, bools, strings and tuples of these, so that ops
     compare by value, hash, and print. The class name is the op's name in the text form.
@@ -46,6 +46,9 @@ class Op:
     """The smallest and largest number of inputs; ``None`` for any number."""
     kinds: ClassVar[tuple[str, ...]] = ()
     """The values of the field ``kind``, where each is a function of its own; each has a row in the table of ops."""
+
+    broadcasts: ClassVar[bool] = False
+    """Whether it broadcasts its operands and computes each element from one element of each of them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,7 +64,7 @@ class Op:
         return type(self).__name__
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...] | None:
-        """The types of the results, or ``None`` when the op does not know (the stated types stand).
+        """The types of the results, or ``None`` when the op cannot infer them (the types that were given are kept).
 
         Raises:
             InferenceError: If the inputs do not fit.
@@ -96,7 +99,7 @@ def axis_of(axis: int, rank: int) -> int:
 
 
 def required(inputs: InputTypes, index: int) -> TensorType:
-    """The type of an input that must be there."""
+    """The type of an input that the op cannot do without."""
     if index >= len(inputs) or inputs[index] is None:
         raise InferenceError(f"input {index} is missing")
     found = inputs[index]
@@ -135,3 +138,6 @@ def same_dtype(op: Op, *types: TensorType | None) -> DType | None:
             raise InferenceError(f"{op.name} mixes {found.value} and {type_.dtype.value}")
         found = type_.dtype
     return found
+
+
+__all__ = ["Axis", "InferenceError", "Op", "Tie"]

@@ -81,11 +81,11 @@ def _slope_ties(inputs: InputTypes, operand: int, axis: int) -> tuple[Tie, ...] 
 
 
 GATE_MODES = ("soft", "top-k", "hard-concrete")
-"""How a gate learns; see :mod:`graphshrink.nn`. What a frozen gate computes does not depend on it."""
+"""The modes in which a gate learns; see :mod:`graphshrink.nn`. A frozen gate computes the same in all of them."""
 
 
 def check_gate(mode: str, value: float) -> None:
-    """Check how a gate learns and where it starts.
+    """Check the mode and the initial value of a gate.
 
     Raises:
         ValueError: If the mode is not known, or no gate of that mode starts at ``value``.
@@ -94,21 +94,21 @@ def check_gate(mode: str, value: float) -> None:
         raise ValueError(f"a gate's mode is one of {', '.join(GATE_MODES)}, not {mode!r}")
     if not 0 <= value <= 1 or (mode == "top-k" and value not in (0, 1)):
         ends = "0 or 1" if mode == "top-k" else "between 0 and 1"
-        raise ValueError(f"a {mode} gate starts at {ends}, not {value!r}")
+        raise ValueError(f"the initial value of a {mode} gate is {ends}, not {value!r}")
 
 
 @dataclass(frozen=True)
 class Gate(Op):
-    """An activation that can be turned down: ``(x, g, slope?)`` gives ``g * act(x) + (1 - g) * x``.
+    """An activation blended with the identity: ``(x, g, slope?)`` gives ``g * act(x) + (1 - g) * x``.
 
-    ``g`` is one number (a vector of size 1) between 0, no activation, and 1, the plain one. Gates that
+    ``g`` is one number (a vector of size 1) between 0, the identity, and 1, the activation. Gates that
     read the same value are tied: they are learned and removed together.
 
     Attributes:
         kind: A kind of :data:`ACTIVATIONS`, or ``prelu``, whose slope is the third input.
         params: The parameters of that kind.
         axis: The axis that a slope lies along.
-        mode: How it learns, one of :data:`GATE_MODES`.
+        mode: The mode in which it learns, one of :data:`GATE_MODES`.
     """
 
     kind: str
@@ -127,7 +127,7 @@ class Gate(Op):
 
     @property
     def activation(self) -> Activation | PRelu:
-        """What an open gate computes."""
+        """The op that a gate of 1 computes."""
         return PRelu(self.axis) if self.kind == "prelu" else Activation(self.kind, self.params)
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
@@ -147,7 +147,7 @@ class Gate(Op):
 
 
 def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:
-    """The broadcast of two shapes, NumPy's rule; unknown where it cannot be known.
+    """The broadcast of two shapes by NumPy's rule; a size is ``None`` where it cannot be inferred.
 
     Raises:
         InferenceError: If two known sizes do not broadcast.
@@ -171,18 +171,30 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
 
 
 @dataclass(frozen=True)
-class _Binary(Op):
-    arity = (2, 2)
+class _Broadcast(Op):
+    """An op that broadcasts its operands, and computes each element from one element of each of them."""
+
+    broadcasts = True
+
+    def shape(self, inputs: InputTypes) -> Shape | None:
+        """The shape that the operands are broadcast to."""
+        shape: Shape | None = ()
+        for index in range(len(inputs)):
+            shape = broadcast(shape, required(inputs, index).shape)
+        return shape
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        a, b = required(inputs, 0), required(inputs, 1)
-        return (TensorType(same_dtype(self, a, b), broadcast(a.shape, b.shape)),)
+        return (TensorType(same_dtype(self, *inputs), self.shape(inputs)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        a, b = required(inputs, 0), required(inputs, 1)
-        if a.shape is None or b.shape is None:
-            return None
-        return broadcast_ties((a.shape, b.shape))
+        shapes = [required(inputs, index).shape for index in range(len(inputs))]
+        known = [s for s in shapes if s is not None]
+        return broadcast_ties(known) if len(known) == len(shapes) else None
+
+
+@dataclass(frozen=True)
+class _Binary(_Broadcast):
+    arity = (2, 2)
 
 
 def broadcast_ties(shapes: Sequence[Shape]) -> tuple[Tie, ...]:
@@ -265,7 +277,7 @@ class _Softmax(Op):
         return (x,)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        # The normaliser is a sum: it does not see the order along its axis.
+        # The normaliser is a sum, which does not depend on the order along its axis.
         return same_shape_ties(required(inputs, 0).rank, (0, -1))
 
 
@@ -301,7 +313,7 @@ class LayerNorm(Op):
         affine = [i for i in (1, 2) if optional(inputs, i) is not None]
         for i in affine:
             shape = required(inputs, i).shape
-            # One that is broadcast does not move with what it scales.
+            # A scale that is broadcast does not move with the axes that it scales.
             if shape is None or len(shape) != rank - first or None in shape or 1 in shape:
                 return None
         return ties(
@@ -314,7 +326,7 @@ class LayerNorm(Op):
 
 @dataclass(frozen=True)
 class MatMul(Op):
-    """Matrix product of two activations, NumPy's rule (a constant right operand is a ``Linear``)."""
+    """Matrix product of two activations by NumPy's rule (a constant right operand is a ``Linear``)."""
 
     arity = (2, 2)
 
@@ -355,3 +367,23 @@ class MatMul(Op):
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
         size, inner = outputs[0].size, required(inputs, 0).dim(-1)
         return None if size is None or inner is None else size * inner
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "GATE_MODES",
+    "Activation",
+    "Add",
+    "Cast",
+    "Div",
+    "Gate",
+    "Identity",
+    "LayerNorm",
+    "LogSoftmax",
+    "MatMul",
+    "Mul",
+    "PRelu",
+    "Softmax",
+    "Sub",
+    "check_gate",
+]

@@ -21,7 +21,7 @@ from .elementwise import broadcast
 
 @dataclass(frozen=True)
 class Gather(Op):
-    """Slices by integers along one axis: ``(data, indices)``, whose axes stand where that axis was.
+    """Slices by integers along one axis: ``(data, indices)``; the axes of the indices replace that axis.
 
     Indices below zero count from the end. A constant single index is a ``Select``, the rows of a constant
     table are an ``Embedding``.
@@ -33,7 +33,7 @@ class Gather(Op):
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         data, indices = required(inputs, 0), required(inputs, 1)
         if indices.dtype is not None and not indices.dtype.is_int:
-            raise InferenceError(f"Gather by {indices}, which are no integers")
+            raise InferenceError(f"Gather by {indices}, which are not integers")
         if data.shape is None or indices.shape is None:
             return (TensorType(data.dtype),)
         axis = axis_of(self.axis, len(data.shape))
@@ -47,7 +47,7 @@ class Gather(Op):
         before = [[(0, a), (-1, a)] for a in range(own)]
         picked = [[(1, a), (-1, own + a)] for a in range(indices)]
         after = [[(0, a), (-1, a - 1 + indices)] for a in range(own + 1, data)]
-        # The picked axis is told by numbers: it keeps its order.
+        # The indices name positions along the axis: it keeps its order.
         return ties(*before, *picked, *after)
 
 
@@ -55,8 +55,8 @@ class Gather(Op):
 class Expand(Op):
     """Repeat along axes: broadcast with ``shape``, where 1 keeps what the input has.
 
-    A size that is known only when the network runs, as that of batches, is ``None``: it is the size of an axis of
-    the second input, of which nothing else is read.
+    A size that is known only when the network runs, such as that of batches, is ``None``: it is copied from an axis of
+    the second input, of which only sizes are read.
 
     Attributes:
         shape: The sizes.
@@ -78,7 +78,7 @@ class Expand(Op):
         return (x.with_shape(broadcast(x.shape, self._wanted(inputs))),)
 
     def _wanted(self, inputs: InputTypes) -> tuple[Dim, ...]:
-        """The sizes, with those of the second input in their places."""
+        """The sizes, with ``None`` replaced by sizes of the second input."""
         if self.shape.count(None) != len(self.like) or bool(self.like) != (len(inputs) == 2):
             raise InferenceError(f"Expand to {self.shape} like axes {self.like} of a second input")
         if not self.like:
@@ -106,20 +106,20 @@ class Expand(Op):
             if own >= 0 and (kept or have == sizes[new] not in (None, 1)):
                 found.append(frozenset({Axis(0, own), Axis(-1, axis)}))
             elif have == 1:
-                # All copies are equal: their order is free.
+                # All copies are equal, so they may be permuted.
                 found.append(frozenset({Axis(-1, axis)}))
         return tuple(found)
 
 
 @dataclass(frozen=True)
 class ArgReduce(Op):
-    """The place of the largest (``kind="max"``) or smallest element along one axis, as int64.
+    """The index of the largest (``kind="max"``) or smallest element along one axis, as int64.
 
     Attributes:
         kind: ``max`` or ``min``.
         axis: The axis.
-        keepdims: Whether it stays, with size 1.
-        last: Take the last place where several are equal, not the first.
+        keepdims: Whether the axis is kept, with size 1.
+        last: If several elements are equal, take the last index, not the first.
     """
 
     kind: str
@@ -155,8 +155,8 @@ class CumSum(Op):
 
     Attributes:
         axis: The axis.
-        exclusive: Without the element itself.
-        reverse: From the end.
+        exclusive: Whether a sum leaves out the element at its own position.
+        reverse: Whether sums start at the end of the axis.
     """
 
     axis: int

@@ -29,9 +29,9 @@ from .base import (
 def window_size(
     size: Dim, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool, pad_end: int = 0
 ) -> Dim:
-    """Output size of a sliding window; ``pad`` is both ends together, unknown stays unknown."""
+    """Output size of a sliding window; ``pad`` is the sum of both ends. The result of an unknown size is unknown."""
     if not isinstance(size, int):
-        # A window that keeps every size keeps a symbol too.
+        # A window that keeps every size keeps a symbolic one too.
         return size if stride == 1 and pad == dilation * (kernel - 1) else None
     span = size + pad - dilation * (kernel - 1) - 1
     if span < 0:
@@ -154,7 +154,7 @@ def _conv_ties(
     if groups == 1:
         return ties([(0, 1), (1, in_axis)], [(1, out_axis), *bias, (-1, 1)])
     if w.dim(0) == groups and w.dim(1) == 1:
-        # One filter a channel: the channel goes through.
+        # One filter per channel: input and output channel are the same.
         return ties([(0, 1), (1, 0), *bias, (-1, 1)])
     return None
 
@@ -261,7 +261,7 @@ class Embedding(Op):
         if table.rank not in (None, 2):
             raise InferenceError(f"Embedding table {table} is not (rows, features)")
         if ids.dtype is not None and not ids.dtype.is_int:
-            raise InferenceError(f"Embedding of {ids}, which are no integers")
+            raise InferenceError(f"Embedding of {ids}, which are not integers")
         if ids.shape is None:
             return (TensorType(table.dtype),)
         features: Dim = table.shape[1] if table.shape is not None else None
@@ -271,7 +271,7 @@ class Embedding(Op):
         rank = required(inputs, 0).rank
         if rank is None:
             return None
-        # The rows are told by their numbers, the features are carried along.
+        # The ids name rows, which keep their order; features are copied.
         return ties(*([(0, a), (-1, a)] for a in range(rank)), [(1, 1), (-1, rank)])
 
 
@@ -335,7 +335,7 @@ class AveragePool(_Windowed):
 
 @dataclass(frozen=True)
 class MaxPool(_Windowed):
-    """Maximum over a sliding window (not affine; here because it slides the same window)."""
+    """Maximum over a sliding window (not affine; it is here because it shares the window)."""
 
     kernel: tuple[int, ...] = ()
     ceil_mode: bool = False
@@ -355,7 +355,7 @@ class GlobalAveragePool(Op):
     """Mean over all spatial axes, kept as axes of size 1.
 
     Attributes:
-        spatial: How many axes these are, the last ones; said only where the rank of the input is not known.
+        spatial: The number of spatial axes; given only if the rank of the input is not known.
     """
 
     RANKS: ClassVar[tuple[int, ...]] = (3, 4, 5)
@@ -375,13 +375,13 @@ class GlobalAveragePool(Op):
         rank = required(inputs, 0).rank
         if rank is None:
             return None
-        # A mean does not see the order of what it averages.
+        # A mean does not depend on the order of its elements.
         spatial = [[(0, axis)] for axis in range(2, rank)]
         return ties([(0, 0), (-1, 0)], [(0, 1), (-1, 1)], *spatial)
 
 
 PAD_MODES = ("constant", "reflect", "edge", "wrap")
-"""How ``Pad`` makes up what it adds."""
+"""How ``Pad`` computes the elements that it adds."""
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,7 @@ class Pad(Op):
         for d, lo, hi in zip(x.shape, self.pads[:rank], self.pads[rank:], strict=True):
             shape.append(d + lo + hi if isinstance(d, int) else (d if lo == hi == 0 else None))
         if any(isinstance(d, int) and d < 0 for d in shape):
-            raise InferenceError(f"Pad by {self.pads} crops more than there is of {x}")
+            raise InferenceError(f"Pad by {self.pads} crops more elements than {x} has")
         return (x.with_shape(tuple(shape)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
@@ -424,5 +424,4 @@ __all__ = [
     "MaxPool",
     "Pad",
     "Scale",
-    "window_size",
 ]

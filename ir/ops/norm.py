@@ -10,7 +10,7 @@ from .base import InferenceError, InputTypes, Op, Tie, optional, required, same_
 
 @dataclass(frozen=True)
 class GroupNorm(Op):
-    """Group normalisation of ``(N, C, *positions)``: ``(x, scale?, shift?)``, the vectors with one number a channel.
+    """Group normalisation of ``(N, C, *positions)``: ``(x, scale?, shift?)``, the vectors have one number per channel.
 
     Mean and variance are taken over the channels of a group and all positions.
 
@@ -42,7 +42,7 @@ class GroupNorm(Op):
         x = required(inputs, 0)
         if x.rank is None:
             return None
-        # What is averaged over has no order; channels of different groups cannot be exchanged.
+        # A mean does not depend on the order of its elements; channels of different groups cannot be exchanged.
         free = self.groups in (0, 1) or self.groups == x.dim(1)
         others = [[(0, a), (-1, a)] for a in range(x.rank) if a != 1]
         return ties(*others, self.channel_axes(inputs) if free else ())
@@ -56,3 +56,6 @@ class GroupNorm(Op):
 
 def _differ(a: int | None, b: int | None) -> bool:
     return a is not None and b is not None and a != b
+
+
+__all__ = ["GroupNorm"]

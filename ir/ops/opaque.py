@@ -1,4 +1,4 @@
-"""What the IR does not understand."""
+"""The op of nodes that the IR does not understand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Opaque(Op):
 
     Attributes:
         kind: The host's name for it (``"onnx:TopK"``, ``"fx:torch.topk"``).
-        pure: Whether it may go when nobody uses its results.
+        pure: Whether it may be removed if its results are not used.
         reason: Why the IR does not express an op that it otherwise knows; for reports alone.
     """
 
@@ -28,3 +28,6 @@ class Opaque(Op):
 
     def macs(self, inputs: InputTypes, outputs: object) -> int | None:
         return 0
+
+
+__all__ = ["Opaque"]

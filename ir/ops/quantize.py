@@ -1,4 +1,4 @@
-"""Quantisation: integers and the numbers that they stand for, ``real = (integer - zero) * scale``."""
+"""Quantisation: integers and the real numbers that they represent, ``real = (integer - zero) * scale``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUANTIZED = ("i8", "u8", "i16", "u16")
 
 @dataclass(frozen=True)
 class _Quantizer(Op):
-    """What both directions share: ``(x, scale, zero?)``, one scale for all, or a vector along ``axis``."""
+    """The operands of both directions: ``(x, scale, zero?)``, one scale for all, or a vector along ``axis``."""
 
     arity = (2, 3)
 

@@ -72,3 +72,6 @@ class Lstm(Op):
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
         size, features = outputs[0].size, required(inputs, 0).dim(-1)
         return None if size is None or features is None else size * 4 * (features + self.hidden)
+
+
+__all__ = ["Lstm"]

@@ -9,21 +9,21 @@ from ..types import Dim, TensorType
 from .base import InferenceError, InputTypes, Op, Tie, required, ties
 
 RESIZE_MODES = ("nearest", "linear", "cubic")
-"""How ``Resize`` makes up values between positions."""
+"""How ``Resize`` interpolates between positions."""
 
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")  # fmt: skip
-"""How ``Resize`` finds the place in the input that a place in the output stands for (ONNX's names)."""
+"""How ``Resize`` maps a position in the output to one in the input (ONNX's names)."""
 
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-"""Which neighbour mode nearest takes."""
+"""How mode nearest rounds a position."""
 
 
 @dataclass(frozen=True)
 class Resize(Op):
     """Interpolate to another size; one entry an axis in ``scales``, or, when that is empty, in ``sizes``.
 
-    With ``scales`` the result has ``floor(size * scale)`` positions, and the coordinates go by the scale given,
-    not by the quotient of the sizes.
+    With ``scales`` the result has ``floor(size * scale)`` positions, and coordinates are computed from the given scale,
+    not from the quotient of the sizes.
 
     Attributes:
         mode: One of :data:`RESIZE_MODES`.

@@ -27,9 +27,9 @@ REDUCTIONS = ("mean", "sum", "max", "min", "prod", "l1", "l2")
 
 @dataclass(frozen=True)
 class Reshape(Op):
-    """Reshape to ``shape``: one entry may be -1 (what is left); 0 is a size of zero.
+    """Reshape to ``shape``: one entry may be -1, which is inferred; 0 is a size of zero.
 
-    ``"batch"``-like symbols are not allowed; ``None`` copies the input's size at the same place
+    ``"batch"``-like symbols are not allowed; ``None`` copies the input's size at the same index
     (ONNX spells this 0).
     """
 
@@ -84,7 +84,7 @@ class Reshape(Op):
 
 @dataclass(frozen=True)
 class Flatten(Op):
-    """To a matrix: the axes before ``axis`` in one, the rest in the other."""
+    """Reshape to a matrix: the axes before ``axis`` are joined to the first axis, the rest to the second."""
 
     axis: int = 1
 
@@ -114,7 +114,7 @@ class Transpose(Op):
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
         x = required(inputs, 0)
         if sorted(self.perm) != list(range(len(self.perm))):
-            raise InferenceError(f"{self.perm} is no permutation")
+            raise InferenceError(f"{self.perm} is not a permutation")
         if x.shape is None:
             return (x.with_shape((None,) * len(self.perm)),)
         if len(x.shape) != len(self.perm):
@@ -152,7 +152,7 @@ class Squeeze(Op):
 
 @dataclass(frozen=True)
 class Unsqueeze(Op):
-    """Insert axes of size 1; ``axes`` are places in the result."""
+    """Insert axes of size 1; ``axes`` are counted in the result."""
 
     axes: tuple[int, ...]
 
@@ -285,7 +285,7 @@ class Slice(Op):
 
 @dataclass(frozen=True)
 class Select(Op):
-    """One index along one axis, which goes away: ``x[:, index]``."""
+    """One index along one axis, which is removed: ``x[:, index]``."""
 
     axis: int
     index: int

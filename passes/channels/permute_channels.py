@@ -39,7 +39,7 @@ class PermuteChannels(Pass):
     Without ``seconds`` the result depends only on the weights and the options.
 
     Attributes:
-        n: How many weights of each group of m are kept.
+        n: The number of weights that are kept in each group of m.
         m: The size of a group of weights.
         steps: The number of exchanges of two channels for each run of channels; 0 for four for each channel, at least
             1000 and at most 4000.

@@ -12,7 +12,7 @@ its last few nodes, so that the walk is linear in the size of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
@@ -83,6 +83,15 @@ class MergeLinear(Pass):
         LinearMerger(self, rw).run(graph)
 
 
+def neighbours(node: Node) -> Iterator[Node]:
+    """The nodes that compute what a node reads, and those that read its results."""
+    for value in node.inputs:
+        if value is not None and value.producer is not None:
+            yield value.producer
+    for value in node.outputs:
+        yield from value.users
+
+
 @dataclass
 class LinearMerger:
     """One run of the pass over a graph.
@@ -149,11 +158,12 @@ class LinearMerger:
         return nodes[::-1]
 
     def note_unknown_weights(self, node: Node) -> None:
-        """Record a refusal if a linear op has no constant weights, or is opaque with a reason."""
+        """Record a refusal if a linear op has no constant weights, or is opaque with a reason and beside an affine node."""
         if isinstance(node.op, Opaque) and node.op.reason:
-            kind = node.op.kind.partition(":")[2]
-            reason = f"{kind} is not merged: {node.op.reason}"
-            self.reasons[node] = Refusal(node.name, reason, node.op.name)
+            if any(data_input(n) is not None for n in neighbours(node)):
+                kind = node.op.kind.partition(":")[2]
+                reason = f"{kind} is not merged: {node.op.reason}"
+                self.reasons[node] = Refusal(node.name, reason, node.op.name)
             return
         problem = weight_problem(node)
         value = node.inputs[0] if node.inputs else None

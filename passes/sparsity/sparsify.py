@@ -59,7 +59,7 @@ class Sparsify(Pass):
     """Make weights sparse: keep at most n of every m numbers along the reduction axis.
 
     Attributes:
-        n: How many numbers of each group of m are kept.
+        n: The number of weights that are kept in each group of m.
         m: The size of a group.
         sparsity: The fraction of each weight that is pruned, at any position, instead of an N:M pattern.
         method: How numbers are chosen: ``magnitude``; ``wanda``, magnitude times the norm of the input; or

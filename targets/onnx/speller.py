@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, defs, helper
 
 from ...ir import ArrayTensor, DType, ModelError, Node, Tensor
 from ..support import Spellings
@@ -21,13 +21,6 @@ spells: Spellings[Rule] = Spellings("ONNX")
 _BROADCASTING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gemm", "And", "Or", "Equal"}
 )
-
-_SINCE = {
-    **dict.fromkeys(("Sin", "Cos", "Tan", "Asin", "Acos", "Atan"), 7),
-    **dict.fromkeys(("Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Sign", "IsNaN"), 9),
-    "Round": 11, "Where": 9, "CumSum": 11, "LessOrEqual": 12, "GreaterOrEqual": 12,
-}  # fmt: skip
-"""The opset in which an operator came."""
 
 
 @dataclass
@@ -72,19 +65,23 @@ class Speller:
         """
         if self.opset < 7 and kind in _BROADCASTING:
             raise self.refuse("is written with broadcasting, which does not exist")
-        if self.opset < _SINCE.get(kind, 1):
-            raise self.refuse(f"needs {kind}, which does not exist")
         output = (
             output if output is not None else self.new_name(f"{self.outputs[0]}_{kind.lower()}")
         )
         inputs = list(inputs)
         while inputs and not inputs[-1]:
             inputs.pop()
-        self._write(kind, inputs, [output], attrs)
+        self.many(kind, inputs, [output], **attrs)
         return output
 
     def many(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attrs: Any) -> None:
-        """One ONNX node with several results."""
+        """One ONNX node with several results.
+
+        Raises:
+            ModelError: If the opset lacks the operator.
+        """
+        if not defs.has(kind, self.opset, ""):
+            raise self.refuse(f"needs {kind}, which does not exist")
         self._write(kind, inputs, outputs, attrs)
 
     def plain(self, kind: str, **attrs: Any) -> None:

@@ -22,7 +22,7 @@ from .layout import InnerOrder, Layout, channels_last, model_order
 from .memory import copy_overwritten
 from .preferred_orders import preferred_orders
 
-Rule = Callable[["Emitter", Node], None]
+Rule = Callable[["Emitter", Node, Any], None]
 
 spells: Spellings[Rule] = Spellings("TFLite")
 """The rules of all ops; the files in ``spell/`` fill it."""
@@ -159,7 +159,7 @@ class Emitter:
         found = spells.find(node.op)
         if found.rule is None:
             raise Unsupported(_reason(node, found.reason))
-        found.rule(self, node)
+        found.rule(self, node, node.op)
 
     def _output(self, value: Value, name: str) -> None:
         if value.data is None:
@@ -242,9 +242,10 @@ class Emitter:
 
     def numbers(self, value: Value) -> Array:
         """Return the numbers of a constant in the type that it is stored in."""
-        assert value.data is not None
-        dtype = NUMPY_TYPES[self.dtype(value)]
         data = value.data
+        if data is None:
+            raise Unsupported(f"%{value.name} is not constant")
+        dtype = NUMPY_TYPES[self.dtype(value)]
         if data.dtype.numpy == dtype:
             return data.numpy()
         if data.dtype.is_float:
@@ -404,9 +405,7 @@ class Emitter:
             raise Unsupported("more than one size of the reshaped tensor is not known")
         before = tensor.producer
         if before is not None and before.code == "RESHAPE":
-            source = before.inputs[0]
-            assert source is not None
-            return self.reshape(source, shape)
+            return self.reshape(before.required(0), shape)
         made = self.op(
             "RESHAPE", [tensor, self.constant(_shape_array(shape), "INT32")], shape, tensor.dtype,
             ("ReshapeOptions", {"newShape": list(shape)}),

@@ -81,6 +81,17 @@ class FlatOperation:
     options: tuple[str, dict[str, Any]] | None = None
     source: str = ""
 
+    def required(self, index: int) -> FlatTensor:
+        """Return an input that the operator cannot do without.
+
+        Raises:
+            ValueError: If it is not given.
+        """
+        tensor = self.inputs[index]
+        if tensor is None:
+            raise ValueError(f"{self.code} without input {index}")
+        return tensor
+
 
 @dataclass
 class FlatModel:

@@ -118,16 +118,14 @@ _INT8_SINCE_VERSION_2 = frozenset(
 
 def version_of(operation: FlatOperation) -> int:
     """Return the lowest version of an operation's operator that supports its element types, ranks and options."""
-    first = operation.inputs[0]
-    assert first is not None
+    first = operation.required(0)
     code, dtype = operation.code, first.dtype
     fields = operation.options[1] if operation.options else {}
     ranks = [t.rank for t in operation.inputs if t is not None]
     version = 2 if dtype == "INT8" and code in _INT8_SINCE_VERSION_2 else 1
     match code:
         case "CONV_2D":
-            weight = operation.inputs[1]
-            assert weight is not None
+            weight = operation.required(1)
             if first.shape[-1] != weight.shape[-1]:
                 return 6
             return 3 if dtype == "INT8" else 1
@@ -139,8 +137,7 @@ def version_of(operation: FlatOperation) -> int:
                 return 6
             return 5 if fields["keepNumDims"] else 4 if dtype == "INT8" else 1
         case "TRANSPOSE_CONV":
-            weight = operation.inputs[1]
-            assert weight is not None
+            weight = operation.required(1)
             bias = len(operation.inputs) == 4
             fused = bool(fields.get("fusedActivationFunction"))
             return 4 if fused else 3 if bias else 2 if weight.dtype == "INT8" else 1
@@ -167,8 +164,7 @@ def version_of(operation: FlatOperation) -> int:
         case "GATHER":
             version = 3 if dtype == "BOOL" else version
         case "SPLIT":
-            data = operation.inputs[1]
-            assert data is not None
+            data = operation.required(1)
             version = {"INT32": 3, "INT8": 2}.get(data.dtype, 1)
         case "DEQUANTIZE":
             per_channel = first.quantization is not None and len(first.quantization.scales) > 1

@@ -15,13 +15,10 @@ from ...hosts.torch import layouts
 from ...hosts.torch.origins import FxHost
 from ...ir import (
     Activation,
-    Add,
     AveragePool,
-    Compare,
     Concat,
     Conv,
     ConvTranspose,
-    Div,
     Gate,
     GlobalAveragePool,
     Graph,
@@ -29,33 +26,25 @@ from ...ir import (
     Identity,
     LayerNorm,
     Linear,
-    Logical,
     LogSoftmax,
     MatMul,
-    Max,
     MaxPool,
-    Min,
-    Mul,
     Node,
     Opaque,
-    Pow,
     PRelu,
     Resize,
     Scale,
     Softmax,
-    Sub,
     Transpose,
     Unary,
     Value,
-    Where,
 )
 
 _ALLOCATING = (
-    Conv, ConvTranspose, Linear, Scale, Add, Sub, Mul, Div, MatMul, Activation, PRelu, Gate, LayerNorm, GroupNorm,
-    Softmax, Concat, AveragePool, MaxPool, GlobalAveragePool, Unary, Pow, Max, Min, Compare, Logical, Where,
-    LogSoftmax, Resize,
+    Conv, ConvTranspose, Linear, Scale, MatMul, Activation, PRelu, Gate, LayerNorm, GroupNorm, Softmax, LogSoftmax,
+    Concat, AveragePool, MaxPool, GlobalAveragePool, Unary, Resize,
 )  # fmt: skip
-"""Ops whose result is new memory."""
+"""Ops whose result is new memory, beside those that broadcast."""
 
 
 class Memory:
@@ -147,7 +136,7 @@ def keeps_memory(node: Node) -> bool:
     while value is not None:
         if value.use_count != 1 or value.producer is None:
             return False
-        if isinstance(value.producer.op, _ALLOCATING):
+        if value.producer.op.broadcasts or isinstance(value.producer.op, _ALLOCATING):
             return True
         value = value.producer.inputs[0] if value.producer.inputs else None
     return False

@@ -36,7 +36,7 @@ from graphshrink.targets.torch.speller import spells as torch_spells
 from support.cli import fails, succeeds
 from support.litert import run
 from support.onnx_run import outputs_of
-from support.op_samples import FORGOTTEN, SAMPLES
+from support.op_samples import FORGOTTEN, SAMPLES, Sample
 
 TABLE = op_table()
 DOCUMENT = Path(__file__).parents[2] / "docs/ops.md"
@@ -114,9 +114,23 @@ def test_what_is_said_to_be_written_is_written(target: str, tmp_path: Path) -> N
     assert wrong == []
 
 
+@pytest.mark.parametrize("kind", ir.REMAINDERS)
+@pytest.mark.parametrize("target", RUNS)
+def test_remainders_of_floats(
+    target: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    x, y = np.float32([[5.5, -5.5, 5.5, -5.5, 6, 0]]), np.float32([3, 3, -3, -3, -2, -2])
+    key: Key = (ir.Mod, kind)
+    monkeypatch.setitem(SAMPLES, key, Sample(ir.Mod(kind), (x, y)))
+    (got,) = RUNS[target](key, tmp_path)
+    np.testing.assert_array_equal(got, np.mod(x, y) if kind == "floor" else np.fmod(x, y))
+
+
 def test_no_op_is_forgotten() -> None:
     assert FORGOTTEN == [], f"a line in tests/support/op_samples.py is missing for {FORGOTTEN}"
     for row in TABLE:
+        name = row.key[0].__name__
+        assert name in ir.__all__, f"{name} is missing in __all__ of ir/__init__.py"
         for side, cells in (("read", row.read), ("written", row.written)):
             for host, cell in cells.items():
                 assert cell.has or cell.note, f"{row.name} has no reason for {host}"

@@ -173,7 +173,6 @@ class With(nn.Module):
 
 aten = torch.ops.aten
 IMAGE, LINE, SPACE, MATRIX, BATCH = n(2, 4, 6, 6), n(2, 4, 8), n(2, 4, 4, 4, 4), n(3, 4), n(2, 3, 4)
-UNIT, LARGE = torch.rand(3, 4, generator=DRAW) * 0.8 + 0.1, torch.rand(3, 4, generator=DRAW) + 1.5
 BITS, IDS = MATRIX > 0, torch.tensor([[0, 2], [4, 1]])
 INPUTS = {1: LINE, 2: IMAGE, 3: SPACE}
 Snippet = tuple[Any, torch.Tensor]
@@ -181,11 +180,7 @@ Snippet = tuple[Any, torch.Tensor]
 
 def functions() -> dict[str, Snippet]:
     """Activations, functions of one number, comparisons, arithmetic."""
-    domains = {"acosh": LARGE, "log": UNIT, "sqrt": UNIT, "rsqrt": UNIT, "reciprocal": UNIT, "asin": UNIT, "acos": UNIT, "atanh": UNIT}  # fmt: skip
-    found: dict[str, Snippet] = {k: (getattr(torch, k), domains.get(k, MATRIX)) for k in ir.UNARY if k != "not"}  # fmt: skip
-    found |= {k: (getattr(torch, k), MATRIX) for k in ("absolute", "negative", "square")}
-    found |= {k: (getattr(torch, k), BITS) for k in ("logical_not", "bitwise_not")}
-    found["invert"] = (lambda x: ~x, BITS)
+    found: dict[str, Snippet] = {"square": (torch.square, MATRIX)}
     activations = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "mish", "softsign", "leaky_relu", "elu", "celu", "selu",
                    "gelu", "hardtanh", "softplus", "glu")  # fmt: skip
     found |= {k: (_applied(getattr(F, k)), 3 * IMAGE) for k in activations}
@@ -328,9 +323,20 @@ def modules() -> dict[type[nn.Module], Snippet]:
     return found
 
 
+def of_samples() -> dict[str, Snippet]:
+    """Functions that read the operands of their row's sample in order: they need no call above."""
+    found: dict[str, Snippet] = {}
+    for name, entry in CALLS.items():
+        homes = [home for home in (torch, F, operator) if hasattr(home, name)]
+        if entry.rule is not None and homes and entry.makes[0] in SAMPLES:
+            x, *own = (torch.from_numpy(np.asarray(c)) for c in SAMPLES[entry.makes[0]].operands)
+            found[name] = (With(getattr(homes[0], name), *own), x)
+    return found
+
+
 @cache
 def snippets() -> dict[str | type[nn.Module], Snippet]:
-    return {**functions(), **layers(), **shapes(), **modules()}
+    return {**of_samples(), **functions(), **layers(), **shapes(), **modules()}
 
 
 def traced(function: Any) -> fx.GraphModule:

@@ -206,6 +206,8 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
         case ir.Pow():
             assert second is not None
             y = torch.pow(x, second).to(x.dtype)
+        case ir.Mod():
+            y = (torch.remainder if op.kind == "floor" else torch.fmod)(x, second)
         case ir.Max():
             y = reduce(torch.maximum, [t for t in operands if t is not None])
         case ir.Min():

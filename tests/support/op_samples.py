@@ -66,6 +66,7 @@ _PARAMETERS: dict[str, tuple[float, ...]] = {
 }  # fmt: skip
 _DOMAINS: dict[str, Any] = {
     "acosh": _u(3, 4, low=1.5, high=3.0), "not": _b(3, 4), "isnan": np.where(_b(3, 4), np.nan, np.float32(1)).astype(np.float32),
+    "isinf": np.array([[1, np.inf, -np.inf, np.nan]], np.float32),
     **{kind: _u(3, 4) for kind in ("log", "sqrt", "rsqrt", "reciprocal", "asin", "acos", "atanh")},
 }  # fmt: skip
 """The numbers that functions are defined on, where that is not all of them."""
@@ -101,6 +102,10 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Max(), _MATRIX, _n(4)),
     (ir.MaxPool((2, 2), (1, 1, 1, 1), (1, 1), (3, 3)), _IMAGE),
     (ir.Min(), _MATRIX, _n(4)),
+    *(
+        (ir.Mod(kind), np.arange(-5, 7, dtype=np.int32).reshape(3, 4), np.int32([2, -3, 4, -5]))
+        for kind in ir.REMAINDERS
+    ),
     (ir.Mul(), _MATRIX, _n(4)),
     (ir.PRelu(1), _IMAGE, _n(4)),
     (ir.Pad((0, 0, 1, 2, 0, 0, 3, 0), "constant", 1.5), _IMAGE),

@@ -115,7 +115,7 @@ def elementwise(draw: Any) -> Site:
             return op, draw(st.sampled_from([[x, y], [y, x], [x, x]]))
         case "unary":
             return ir.Unary(
-                draw(st.sampled_from([k for k in ir.UNARY if k not in ("not", "isnan")]))
+                draw(st.sampled_from([k for k in ir.UNARY if k not in ir.PREDICATES]))
             ), [x]
         case "many":
             count = draw(st.integers(1, 3))

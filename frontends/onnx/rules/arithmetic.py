@@ -25,7 +25,10 @@ def _arithmetic(op: type[Op]) -> None:
 def _function(operator: str, kind: str) -> None:
     @reads(operator, makes=(ir.Unary, kind))
     def rule(node: OnnxNode) -> Lowered | None:
-        return function(kind, node.required(0))
+        one_sign = kind == "isinf" and not (
+            node.flag("detect_negative", 1) and node.flag("detect_positive", 1)
+        )
+        return None if one_sign else function(kind, node.required(0))
 
 
 def _comparison(operator: str, kind: str) -> None:
@@ -108,6 +111,11 @@ def _of_numbers(op: Op, node: OnnxNode) -> Lowered | None:
     """An op whose operands must be numbers of a known type."""
     dtype = node.type().dtype
     return (op, node.inputs) if dtype is not None and dtype is not DType.STRING else None
+
+
+@reads("Mod", makes=[(ir.Mod, kind) for kind in ir.REMAINDERS])
+def _mod(node: OnnxNode) -> Lowered | None:
+    return _of_numbers(ir.Mod("trunc" if node.flag("fmod") else "floor"), node)
 
 
 @reads("Where", makes=ir.Where)

@@ -144,6 +144,16 @@ def _minimum(call: Call) -> Lowered | None:
     return _joined(ir.Min(), call)
 
 
+@reads("remainder", "mod", makes=(ir.Mod, "floor"), note="operands of one type")
+def _remainder(call: Call) -> Lowered | None:
+    return _joined(ir.Mod("floor"), call)
+
+
+@reads("fmod", makes=(ir.Mod, "trunc"), note="operands of one type")
+def _fmod(call: Call) -> Lowered | None:
+    return _joined(ir.Mod("trunc"), call)
+
+
 def _extremum(name: str, op: Op) -> None:
     """Register ``torch.max(a, b)`` of two tensors, or ``torch.max(x)`` over everything."""
 

@@ -1,6 +1,6 @@
 """Follows channels through a graph: which elements lie along the axes of each value, and what binds them.
 
-One walk in topological order. What an op ties (:meth:`graphshrink.ir.Op.channels`) is one *letter*, as in an
+One walk in topological order. Each tie of an op (:meth:`graphshrink.ir.Op.channels`) is one *letter*, as in an
 einsum; ops that only move elements (reshape, split, concat, ...) are followed exactly; everything else
 is a barrier that fixes what it reads. Values hold their channels as :class:`Factor`; axes without elements keep
 their order, with a reason.
@@ -31,13 +31,13 @@ from ...ops import (
 from ...ops.base import axis_of
 from ...types import Dim
 from ..dequantized import is_dequantized
+from .einsum import EinsumOperand, einsum_elements
 from .elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
-from .letters import Use, joint_letters
-from .reshapes import reshaped, runs_of
+from .reshapes import reshape_entries, runs_of
 
 
 def is_folded(node: Node) -> bool:
-    """Whether all results are known constants: the node binds nothing, its readers see constants."""
+    """Whether all results are known constants; such a node binds nothing."""
     return bool(node.outputs) and all(v.data is not None for v in node.outputs)
 
 
@@ -89,7 +89,7 @@ class ChannelFlow:
             shape = (size,) if blocks == 1 else (blocks, size)
             self._constants[key] = self.elements.new(shape, Origin(value, axis, blocks))
             if is_dequantized(value):
-                reason = f"%{value.name} is quantised, and would not be any more"
+                reason = f"%{value.name} is quantised, and a reordered copy would not be"
                 self.elements.fix(self._constants[key], reason)
         return self._constants[key]
 
@@ -155,7 +155,7 @@ class ChannelFlow:
         else:
             ties = op.channels(node.input_types)
             if ties is not None:
-                # Sizes alone are read of what an Expand is like.
+                # Of its second input an Expand reads only sizes.
                 sized = [a for t in ties for a in t if a.operand == 1 and isinstance(op, Expand)]
                 self._tied(node, ties, {(a.operand, a.axis) for a in sized})
             elif isinstance(op, (Conv, ConvTranspose)) and op.groups > 1:
@@ -182,13 +182,13 @@ class ChannelFlow:
         marked: list[Dim] = list(source)
         goal: list[Dim] = list(target)
         if isinstance(node.op, Reshape):
-            # A copied size agrees with its source even where nobody knows it.
+            # A copied size equals its source even if it is unknown.
             for i, d in enumerate(node.op.shape):
                 if d is None and source[i] is None:
                     marked[i] = goal[i] = f"axis {i}"
         runs = runs_of(marked, goal)
         what = f"{node.name} ({node.op.name})"
-        made = reshaped(self.elements, self._entries(x), source, target, runs, what)
+        made = reshape_entries(self.elements, self._entries(x), source, target, runs, what)
         self._define(node.output, made)
 
     def _cut(self, node: Node, op: Split | Slice | Select, x: Value) -> None:
@@ -237,7 +237,7 @@ class ChannelFlow:
         if joined is None:
             axes = (own,)
             for piece in pieces:
-                self._fix(piece, f"{what} joins it with an axis that is not known well enough")
+                self._fix(piece, f"{what} joins it with an axis that has an unknown size")
         handled = {(i, a) for i in range(len(values)) for a in axes}
         made = self._tied(node, ties, handled)
         for axis in axes:
@@ -267,7 +267,7 @@ class ChannelFlow:
         if len(shapes) != 1:
             return None
         if rest:
-            # The pieces of one row stay together.
+            # The pieces of a row stay together.
             parents = np.expand_dims(self.elements.new(shapes.pop()), along)
             for array in arrays:
                 self.elements.project(array, parents, projection(array, rest))
@@ -398,7 +398,7 @@ class ChannelFlow:
         self._fix_axis(start, 1, f"{what} keeps the order of axis 1")
 
     def _bind(self, a: Entry, b: Entry, what: str) -> None:
-        """Two axes move together, or not at all."""
+        """Bind two axes, so that they move together; fix both if that is not possible."""
         whole = [e for e in (a, b) if isinstance(e, Factor) and len(e.axes) == 1]
         if len(whole) == 2 and whole[0].ids.size == whole[1].ids.size:
             self.elements.join(whole[0].ids, whole[1].ids)
@@ -412,7 +412,7 @@ class ChannelFlow:
     def _tied(
         self, node: Node, ties: Sequence[Tie], handled: set[tuple[int, int]] | None = None
     ) -> list[Entry]:
-        """Bind what the ties tie, and define the results; gives what is known of the first one.
+        """Bind the axes of ties, and set the entries of the results; returns those of the first result.
 
         Args:
             node: The node.
@@ -422,7 +422,7 @@ class ChannelFlow:
         what = f"{node.name} ({node.op.name})"
         letter_of = {axis: k for k, tie in enumerate(ties) for axis in tie}
         strings: dict[int, list[str]] = {}
-        uses: list[Use] = []
+        uses: list[EinsumOperand] = []
         for operand, value in enumerate(node.inputs):
             if value is None:
                 continue
@@ -442,12 +442,12 @@ class ChannelFlow:
                     letters = [letter_of.get(Axis(operand, a)) for a in entry.axes]
                     known = tuple(k for k in letters if k is not None)
                     if len(known) == len(letters):
-                        uses.append(Use(entry, known))
+                        uses.append(EinsumOperand(entry, known))
                     else:
                         self._fix(entry, f"{what} keeps the order of one of its axes")
                         for k in known:
                             strings.setdefault(k, []).append(f"{what} reads it in a fixed order")
-        results = joint_letters(self.elements, node, what, uses, strings)
+        results = einsum_elements(self.elements, node, what, uses, strings)
         made: list[list[Entry]] = []
         for number, output in enumerate(node.outputs):
             entries = _in_order(output, what)
@@ -464,7 +464,7 @@ class ChannelFlow:
 
     @staticmethod
     def _axes(value: Value, operand: int, letter_of: dict[Axis, int]) -> Sequence[int]:
-        """The axes of an operand: all, or, where nobody knows how many, those that the node names."""
+        """The axes of an operand: all or, if the rank is unknown, those that the ties name."""
         if value.data is not None:
             return range(len(value.data.shape))
         if value.type.rank is not None:
@@ -478,7 +478,7 @@ class ChannelFlow:
         letters: Sequence[int],
         found: Ids | str,
     ) -> None:
-        """Write what was found for some letters to the axes of one result."""
+        """Set the entries of the axes of a result that have these letters."""
         axes = [axis_by_letter[k] for k in letters if k in axis_by_letter]
         if isinstance(found, str):
             for axis in axes:
@@ -492,7 +492,7 @@ class ChannelFlow:
 
 
 def _in_order(output: Value, what: str) -> list[Entry]:
-    """The axes of a result before anything else is known of them."""
+    """The initial entries of the axes of a result: fixed, with a reason."""
     return [
         None if d == 1 else f"{what} makes axis {a} in a fixed order"
         for a, d in enumerate(output.type.shape or ())
@@ -500,14 +500,14 @@ def _in_order(output: Value, what: str) -> list[Entry]:
 
 
 def _squeezed(factor: Factor) -> Factor:
-    """Without the axes of size 1, which hold nothing to permute."""
+    """A factor without its axes of size 1."""
     kept = [k for k, n in enumerate(factor.ids.shape) if n != 1]
     axes = [a for k, a in enumerate(factor.axes) if k in kept]
     return Factor(tuple(axes), factor.ids.reshape([factor.ids.shape[k] for k in kept]))
 
 
 def _indices(op: Split | Slice | Select, rank: int, x: Value) -> list[list[slice | int]]:
-    """What each result takes along each axis."""
+    """The part of each axis that each result takes."""
     whole: list[slice | int] = [slice(None)] * rank
     if isinstance(op, Select):
         axis = axis_of(op.axis, rank)

@@ -1,14 +1,14 @@
 """Coupled channel groups: which channels of a graph may change places, and which constants move with them.
 
-A group is a set of units (single channels, or blocks of them, as the heads of an attention) that can be put in any order
+A group is a set of units (single channels, or blocks of them, such as attention heads) that can be put in any order
 without changing what the graph computes, if all constants that hold them are reordered together. Groups are
-about places, not numbers: permuting one leaves all others valid, so they can be applied in any order.
-Channel pruning reads the same groups: what moves together goes together.
+about positions, not numbers: permuting one leaves all others valid, so they can be applied in any order.
+Channel pruning needs the same groups: channels that move together are removed together.
 
-How it works. :class:`.channel_flow.ChannelFlow` labels every axis of every constant with elements and
+How it works. :class:`.flow.ChannelFlow` labels every axis of every constant with elements and
 records what binds them. Elements that are joined form *classes*. Two classes may be swapped when
 nothing in the records tells them apart: the k-th element of one (elements are numbered along their origins)
-stands in the same axis of the same constant as the k-th of the other, under the same mark, in the same
+lies in the same axis of the same constant as the k-th of the other, under the same mark, in the same
 bindings. That makes the swap an automorphism of all bindings, so that every value is only reordered. Classes
 with equal records therefore form a group, in which every permutation is allowed.
 
@@ -38,12 +38,12 @@ from .flow import ChannelFlow
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """Where the units of a group stand in one constant.
+    """The positions of the units of a group in one constant.
 
     Attributes:
         value: The constant.
         axis: The axis.
-        positions: Indices along the axis, of shape (units, channels a unit): row ``i`` is unit ``i``.
+        positions: Indices along the axis, of shape (units, channels per unit): row ``i`` is unit ``i``.
         blocks: More than 1 where the channels differ from one block of rows (axis 0) to the next, as along axis 1
             of a grouped convolution's weight: index ``p`` is then channel ``p % size`` in block ``p // size``.
     """
@@ -76,7 +76,7 @@ class ChannelGroup:
 
     Attributes:
         size: The number of units.
-        placements: Everything that moves, in the order of the graph; one for an axis of a constant.
+        placements: Everything that moves, in the order of the graph; one for each axis of a constant.
     """
 
     size: int
@@ -89,7 +89,7 @@ class ChannelGroup:
 
     @property
     def name(self) -> str:
-        """A name for people: the first place that the group has."""
+        """A readable name: the first position of the group."""
         first = self.placements[0]
         return f"%{first.value.name} axis {first.axis} from {first.offset}"
 
@@ -106,12 +106,12 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class FixedChannels:
-    """Channels of a constant that no group has.
+    """Channels of a constant that are in no group.
 
     Attributes:
         value: The constant.
         axis: The axis.
-        count: How many.
+        count: Their number.
         reason: Why.
     """
 
@@ -126,8 +126,8 @@ class ChannelGroups:
     """The channels of a graph.
 
     Attributes:
-        groups: What may be permuted; single channels first, then blocks.
-        fixed: What may not, with reasons.
+        groups: The groups; those of single channels first, then those of blocks.
+        fixed: The channels that cannot be permuted, with reasons.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -167,8 +167,8 @@ UNLIKE = "no other channel is used alike"
 def channel_groups(graph: Graph) -> ChannelGroups:
     """Find the channels of ``graph`` that may be permuted.
 
-    Nothing is computed but shapes and indices: weights are not read. Ops that are not understood are barriers:
-    what they read and make keeps its order. Time and memory grow with the number of nodes and channels.
+    Only shapes are read, not weights. Ops that are not understood are barriers:
+    their operands and results keep their order. Time and memory grow with the number of nodes and channels.
     """
     flow = ChannelFlow(graph)
     flow.run()
@@ -209,7 +209,7 @@ class _Table:
                 marks[ids] += _mixed(seed + 4, np.uint64(number))
 
     def find(self) -> tuple[tuple[ChannelGroup, ...], tuple[FixedChannels, ...]]:
-        """All groups, and what is in none."""
+        """All groups, and the channels that are in none."""
         covered = np.zeros(self.size, bool)
         groups: list[ChannelGroup] = []
         for joined, staying, needed in _READINGS:
@@ -285,13 +285,13 @@ class _Table:
         np.add.at(total, number, _mixed(seed, self.origin, rank, marks))
         a, b, binding = self.a[moving], self.b[moving], self.binding[moving]
         np.add.at(total, number[a], _mixed(seed + 1, binding, rank[a], rank[b]))
-        # A parent that stays is told by its own number.
+        # A parent that stays is identified by its own number.
         a, b, binding = self.a[held], self.b[held], self.binding[held]
         np.add.at(total, number[a], _mixed(seed + 2, binding, rank[a], b))
         return total
 
     def _group(self, members: Ids) -> ChannelGroup:
-        """The group of these elements: one row a unit."""
+        """The group of these elements: one row for each unit."""
         sources = self.origin[members[0]]
         if not bool((self.origin[members] == sources).all()):
             raise AssertionError("hashes of unlike channels collide")
@@ -304,7 +304,7 @@ class _Table:
                 placements.append(Placement(origin.value, origin.axis, positions, origin.blocks))
         return ChannelGroup(len(members), tuple(placements))
 
-    # What is in no group.
+    # Channels that are in no group.
 
     def _reasons(self) -> Ids:
         """For each element the number of the first reason that fixes its class; -1 for none."""

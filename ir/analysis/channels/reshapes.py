@@ -1,8 +1,8 @@
-"""How a reshape joins and cuts axes, and what that does to channels.
+"""How a reshape joins and splits axes, and how channels follow it.
 
-The two shapes are matched into *runs*: the shortest stretches of input and output axes that hold the same
-number of elements. Axes of different runs have nothing to do with each other, so that sizes need not be
-known where a run is one axis to one axis.
+The two shapes are matched into *runs*: the shortest sequences of input and output axes that have the same
+number of elements. Axes of different runs are independent, so a run of one input axis and one output axis needs no
+known sizes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MAX_COPIES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Run:
+class AxisRun:
     """Input axes ``first`` to ``last`` (exclusive) become output axes ``begin`` to ``end``.
 
     Attributes:
-        known: False when sizes are missing, so that nothing more can be said.
+        known: False if sizes are unknown, so that channels cannot be followed.
     """
 
     first: int
@@ -37,21 +37,21 @@ class Run:
 _Key = int | str
 
 
-def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[Run]:
-    """The runs of a reshape; ``None`` in a shape agrees with nothing.
+def runs_of(source: Sequence[Dim], target: Sequence[Dim]) -> list[AxisRun]:
+    """The runs of a reshape; ``None`` in a shape equals no other size.
 
-    Sizes are matched from the left, then, where something is unknown, what is left from the right.
+    Sizes are matched from the left up to an unknown one, and the rest from the right.
     """
     left = [_key(d, f"?in{i}") for i, d in enumerate(source)]
     right = [_key(d, f"?out{i}") for i, d in enumerate(target)]
     found, i, j = _prefix(left, right)
-    runs = [Run(a, b, c, d) for a, b, c, d in found]
+    runs = [AxisRun(a, b, c, d) for a, b, c, d in found]
     if i == len(left) and j == len(right):
         return runs
     tail, k, m = _prefix(left[i:][::-1], right[j:][::-1])
     n, o = len(left), len(right)
-    runs.append(Run(i, n - k, j, o - m, known=False))
-    runs += [Run(n - b, n - a, o - d, o - c) for a, b, c, d in reversed(tail)]
+    runs.append(AxisRun(i, n - k, j, o - m, known=False))
+    runs += [AxisRun(n - b, n - a, o - d, o - c) for a, b, c, d in reversed(tail)]
     return runs
 
 
@@ -98,19 +98,19 @@ def _prefix(
     return runs, i, j
 
 
-def reshaped(
+def reshape_entries(
     elements: Elements,
     entries: Sequence[Entry],
     source: Sequence[Dim],
     target: Sequence[Dim],
-    runs: Sequence[Run],
+    runs: Sequence[AxisRun],
     name: str,
 ) -> list[Entry]:
-    """What is known of the axes of the result; channels that cannot be followed are fixed.
+    """The entries of the axes of the result; channels that cannot be followed are fixed.
 
     Args:
         elements: Where elements and bindings are kept.
-        entries: What is known of the axes of the input.
+        entries: The entries of the axes of the input.
         source: The input's shape.
         target: The result's shape.
         runs: From :func:`runs_of`.
@@ -156,7 +156,7 @@ def reshaped(
     return made
 
 
-def _companions(entries: Sequence[Entry], run_of: dict[int, Run]) -> list[list[Factor]]:
+def _companions(entries: Sequence[Entry], run_of: dict[int, AxisRun]) -> list[list[Factor]]:
     """The factors, those together that have axes in one run."""
     home: dict[int, list[Factor]] = {}
     for axis, entry in enumerate(entries):
@@ -187,7 +187,7 @@ def _static(dim: Dim) -> int:
 
 
 def _obstacle(
-    factors: Sequence[Factor], stretch: Sequence[Run], source: Sequence[Dim]
+    factors: Sequence[Factor], stretch: Sequence[AxisRun], source: Sequence[Dim]
 ) -> str | None:
     tracked = math.prod(f.ids.size for f in factors)
     count = 1
@@ -204,7 +204,7 @@ def _obstacle(
 
 
 def _result_shape(
-    stretch: Sequence[Run], results: Sequence[int], source: Sequence[Dim], target: Sequence[Dim]
+    stretch: Sequence[AxisRun], results: Sequence[int], source: Sequence[Dim], target: Sequence[Dim]
 ) -> list[int] | None:
     shape: dict[int, int] = {}
     for run in stretch:
@@ -219,4 +219,4 @@ def _result_shape(
     return [shape[b] for b in results]
 
 
-__all__ = ["Run", "reshaped", "runs_of"]
+__all__ = ["AxisRun", "reshape_entries", "runs_of"]

@@ -33,6 +33,19 @@ def extremum(s: Speller, op: ir.Max | ir.Min) -> None:
     s.plain(op.name)
 
 
+@spells(ir.Mod, writes={"floor": "Mod Sign Mul Less Add Where", "trunc": "Mod"})
+def mod(s: Speller, op: ir.Mod) -> None:
+    """Mod; of floats it rounds towards zero, and a remainder of the wrong sign then needs the divisor added."""
+    if op.kind == "trunc" or not s.dtype.is_float:
+        s.plain("Mod", fmod=int(op.kind == "trunc"))
+        return
+    divisor = s.inputs[1]
+    rest = s.emit("Mod", s.inputs, fmod=1)
+    signs = s.emit("Mul", [s.emit("Sign", [rest]), s.emit("Sign", [divisor])])
+    differ = s.emit("Less", [signs, s.scalar(0.0, "zero")])
+    s.emit("Where", [differ, s.emit("Add", [rest, divisor]), rest], s.outputs[0])
+
+
 _OPERATORS = {kind: name for name, kind in FUNCTIONS.items()}
 
 

@@ -115,29 +115,26 @@ _COMPOSED = (
 
 
 @spells(Activation, kinds=(*_PLAIN, *_COMPOSED), note="of float32")
-def activation(e: Emitter, node: Node) -> None:
+def activation(e: Emitter, node: Node, op: Activation) -> None:
     """An activation that no operation before it could fuse."""
     x = node.required(0)
-    assert isinstance(node.op, Activation)
     tensor, layout = _float32(e, x)
-    e.put(node.output, activate(e, node.op, tensor), layout)
+    e.put(node.output, activate(e, op, tensor), layout)
 
 
 @spells(PRelu)
-def prelu(e: Emitter, node: Node) -> None:
+def prelu(e: Emitter, node: Node, op: PRelu) -> None:
     """PRELU."""
     x, slope = node.required(0), node.required(1)
-    assert isinstance(node.op, PRelu)
     tensor, layout = _float32(e, x)
-    alpha = vector_along(e, slope, layout, node.op.axis)
+    alpha = vector_along(e, slope, layout, op.axis)
     e.put(node.output, e.op("PRELU", [tensor, alpha], tensor.shape, tensor.dtype), layout)
 
 
 @spells(Gate)
-def gate(e: Emitter, node: Node) -> None:
+def gate(e: Emitter, node: Node, op: Gate) -> None:
     """``g * act(x) + (1 - g) * x``."""
-    op, x, g = node.op, node.required(0), node.required(1)
-    assert isinstance(op, Gate)
+    x, g = node.required(0), node.required(1)
     if g.data is None:
         raise Unsupported("its gate value is computed by the model, not constant")
     tensor, layout = _float32(e, x)

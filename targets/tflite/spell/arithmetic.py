@@ -27,9 +27,9 @@ def broadcast_inputs(e: Emitter, node: Node) -> tuple[list[FlatTensor], Layout]:
 
 
 @spells(Add, Sub, Mul, Div)
-def arithmetic(e: Emitter, node: Node) -> None:
+def arithmetic(e: Emitter, node: Node, op: Add | Sub | Mul | Div) -> None:
     """ADD, SUB, MUL, DIV with a fused activation."""
-    code, options = _FUSING[type(node.op)]
+    code, options = _FUSING[type(op)]
     operands, layout = broadcast_inputs(e, node)
     dtype = e.dtype(node.output)
     if dtype not in _TYPES[code]:
@@ -53,10 +53,9 @@ def check_rank(most: int, operands: list[FlatTensor]) -> None:
 
 
 @spells(Scale)
-def scale(e: Emitter, node: Node) -> None:
+def scale(e: Emitter, node: Node, op: Scale) -> None:
     """MUL and ADD along one axis."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Scale)
+    x = node.required(0)
     layout = e.layout_of(x)
     tensor = e.get(x, layout)
     steps = [
@@ -87,14 +86,14 @@ def vector_along(e: Emitter, vector: Value, layout: Layout, axis: int) -> FlatTe
 
 
 @spells(Identity)
-def identity(e: Emitter, node: Node) -> None:
+def identity(e: Emitter, node: Node, op: Identity) -> None:
     """No operation: the result is the tensor of the input."""
     x = node.required(0)
     e.put(node.output, e.as_stored(x), e.layout_of(x))
 
 
 @spells(Cast)
-def cast(e: Emitter, node: Node) -> None:
+def cast(e: Emitter, node: Node, op: Cast) -> None:
     """CAST, where the stored types differ."""
     x = node.required(0)
     tensor, layout = e.as_stored(x), e.layout_of(x)

@@ -26,10 +26,9 @@ SAME, VALID = 0, 1
 
 
 @spells(Conv)
-def conv(e: Emitter, node: Node) -> None:
+def conv(e: Emitter, node: Node, op: Conv) -> None:
     """CONV_2D or DEPTHWISE_CONV_2D."""
-    op, x, w = node.op, node.required(0), node.required(1)
-    assert isinstance(op, Conv)
+    x, w = node.required(0), node.required(1)
     n = _checked_rank(op.spatial_rank)
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     fan_out, _, *kernel = e.known_sizes(w, range(2 + n), "weight's size")
@@ -66,10 +65,9 @@ def conv(e: Emitter, node: Node) -> None:
 
 
 @spells(ConvTranspose)
-def conv_transpose(e: Emitter, node: Node) -> None:
+def conv_transpose(e: Emitter, node: Node, op: ConvTranspose) -> None:
     """TRANSPOSE_CONV, one for each group."""
-    op, x, w = node.op, node.required(0), node.required(1)
-    assert isinstance(op, ConvTranspose)
+    x, w = node.required(0), node.required(1)
     n = _checked_rank(op.spatial_rank)
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     _, fan_out, *taps = e.known_sizes(w, range(2 + n), "weight's size")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ....ir import Compare, Logical, Max, Min, Node, Pow, Unary, Value, Where
+from ....ir import REMAINDERS, Compare, Logical, Max, Min, Mod, Node, Pow, Unary, Value, Where
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import Layout
@@ -27,16 +27,15 @@ _TYPES = {"abs": ("INT32",), "neg": ("INT32", "INT64"), "sign": ("INT32",), "not
 
 
 _COMPOSED = (
-    "reciprocal", "isnan", "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
+    "reciprocal", "isnan", "isinf", "tan", "atan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
 )  # fmt: skip
 """The functions that are written by several operations."""
 
 
 @spells(Unary, kinds=(*_DIRECT, *_COMPOSED))
-def unary(e: Emitter, node: Node) -> None:
+def unary(e: Emitter, node: Node, op: Unary) -> None:
     """A function of one operand."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Unary)
+    x = node.required(0)
     layout = e.layout_of(x)
     tensor = e.get(x, layout)
     if tensor.dtype != "FLOAT32" and tensor.dtype not in _TYPES.get(op.kind, ()):
@@ -65,6 +64,9 @@ def _function(e: Emitter, kind: str, x: FlatTensor) -> FlatTensor:
             return _divided(e, 1.0, x)
         case "isnan":
             return e.op("NOT_EQUAL", [x, x], x.shape, "BOOL", ("NotEqualOptions", {}))
+        case "isinf":
+            infinity = e.constant(np.inf)
+            return e.op("EQUAL", [call("abs", x), infinity], x.shape, "BOOL", ("EqualOptions", {}))
         case "tan":
             return m.binary("DIV", call("sin", x), call("cos", x))
         case "atan":
@@ -120,7 +122,7 @@ def _erf(e: Emitter, x: FlatTensor) -> FlatTensor:
 
 
 @spells(Pow)
-def power(e: Emitter, node: Node) -> None:
+def power(e: Emitter, node: Node, op: Pow) -> None:
     """POW; a faster operation for an exponent of 1, 2, 0.5, -0.5 or -1."""
     base, exponent = node.required(0), node.required(1)
     if e.dtype(base) != "FLOAT32":
@@ -156,9 +158,9 @@ def _scalar(e: Emitter, value: Value) -> float | None:
 
 
 @spells(Max, Min)
-def extremum(e: Emitter, node: Node) -> None:
+def extremum(e: Emitter, node: Node, op: Max | Min) -> None:
     """MAXIMUM or MINIMUM, one for each operand after the first."""
-    code = "MAXIMUM" if isinstance(node.op, Max) else "MINIMUM"
+    code = "MAXIMUM" if isinstance(op, Max) else "MINIMUM"
     operands, layout = broadcast_inputs(e, node)
     if operands[0].dtype not in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8"):
         raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
@@ -170,6 +172,25 @@ def extremum(e: Emitter, node: Node) -> None:
     e.put(node.output, made, layout)
 
 
+@spells(Mod, kinds=REMAINDERS)
+def remainder(e: Emitter, node: Node, op: Mod) -> None:
+    """FLOOR_MOD; that of absolute values, with the sign of the dividend, where the quotient is rounded towards zero."""
+    operands, layout = broadcast_inputs(e, node)
+    truncated = op == Mod("trunc")
+    dtype = operands[0].dtype
+    if dtype not in ("FLOAT32", "INT32", *(() if truncated else ("INT64",))):
+        raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
+    check_rank(4, operands)
+    m, (x, y) = Elementwise(e), operands
+    shape = broadcast_shape(x, y)
+    if truncated:
+        x, y = (m.unary("ABS", t, "AbsOptions") for t in operands)
+    made = e.op("FLOOR_MOD", [x, y], shape, dtype, ("FloorModOptions", {}))
+    if truncated:
+        made = m.binary("MUL", made, m.unary("SIGN", operands[0], "SignOptions"))
+    e.put(node.output, made, layout)
+
+
 _COMPARISONS = {
     "equal": ("EQUAL", "EqualOptions"), "not_equal": ("NOT_EQUAL", "NotEqualOptions"),
     "less": ("LESS", "LessOptions"), "less_equal": ("LESS_EQUAL", "LessEqualOptions"),
@@ -178,16 +199,15 @@ _COMPARISONS = {
 
 
 @spells(Compare, kinds=_COMPARISONS)
-def compare(e: Emitter, node: Node) -> None:
+def compare(e: Emitter, node: Node, op: Compare) -> None:
     """EQUAL, LESS and the other comparisons."""
-    assert isinstance(node.op, Compare)
     operands, layout = broadcast_inputs(e, node)
     allowed = {"FLOAT32", "INT32", "INT64"}
-    if node.op.kind in ("equal", "not_equal"):
+    if op.kind in ("equal", "not_equal"):
         allowed |= {"BOOL"}
     if operands[0].dtype not in allowed:
         raise Unsupported(f"LiteRT has no kernel for {operands[0].dtype.lower()}")
-    _boolean(e, node, *_COMPARISONS[node.op.kind], operands, layout)
+    _boolean(e, node, *_COMPARISONS[op.kind], operands, layout)
 
 
 _LOGIC = {
@@ -197,11 +217,10 @@ _LOGIC = {
 
 
 @spells(Logical, kinds=_LOGIC)
-def logical(e: Emitter, node: Node) -> None:
+def logical(e: Emitter, node: Node, op: Logical) -> None:
     """LOGICAL_AND, LOGICAL_OR; xor is NOT_EQUAL."""
-    assert isinstance(node.op, Logical)
     operands, layout = broadcast_inputs(e, node)
-    _boolean(e, node, *_LOGIC[node.op.kind], operands, layout)
+    _boolean(e, node, *_LOGIC[op.kind], operands, layout)
 
 
 def _boolean(
@@ -213,7 +232,7 @@ def _boolean(
 
 
 @spells(Where)
-def where(e: Emitter, node: Node) -> None:
+def where(e: Emitter, node: Node, op: Where) -> None:
     """SELECT_V2."""
     operands, layout = broadcast_inputs(e, node)
     dtype = operands[1].dtype

@@ -14,10 +14,9 @@ from .slices import strided_slice
 
 
 @spells(Gather)
-def gather(e: Emitter, node: Node) -> None:
+def gather(e: Emitter, node: Node, op: Gather) -> None:
     """GATHER; the axes of the indices replace the axis."""
-    op, data, indices = node.op, node.required(0), node.required(1)
-    assert isinstance(op, Gather)
+    data, indices = node.required(0), node.required(1)
     layout = Layout(e.layout_of(data).perm)
     tensor = e.get(data, layout)
     axis = op.axis % layout.rank
@@ -51,10 +50,9 @@ def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
 
 
 @spells(Expand)
-def expand(e: Emitter, node: Node) -> None:
+def expand(e: Emitter, node: Node, op: Expand) -> None:
     """BROADCAST_TO, or a product with ones if a size of the result is only known from the input."""
-    op, x, out = node.op, node.required(0), node.output
-    assert isinstance(op, Expand)
+    x, out = node.required(0), node.output
     rank, own = len(e.shape(out)), Layout(e.layout_of(x).perm)
     layout = own.leading(rank - own.rank)
     tensor = e.reshape(e.get(x, own), (1,) * (rank - own.rank) + e.stored_shape(x, own))

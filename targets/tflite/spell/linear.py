@@ -12,7 +12,7 @@ from ..operands import broadcast_shape
 
 
 @spells(Linear)
-def linear(e: Emitter, node: Node) -> None:
+def linear(e: Emitter, node: Node, op: Linear) -> None:
     """FULLY_CONNECTED over the last stored axis; an inner order of that axis reorders the weight's columns."""
     x, w = node.required(0), node.required(1)
     rank = len(e.shape(x))
@@ -47,7 +47,7 @@ def linear(e: Emitter, node: Node) -> None:
 
 
 @spells(MatMul)
-def matmul(e: Emitter, node: Node) -> None:
+def matmul(e: Emitter, node: Node, op: MatMul) -> None:
     """BATCH_MATMUL; its flags read matrices that are stored transposed."""
     a, b = node.required(0), node.required(1)
     if e.dtype(a) != "FLOAT32":
@@ -93,7 +93,7 @@ def _matrix(e: Emitter, value: Value, row: bool) -> tuple[FlatTensor, bool]:
 
 
 @spells(Embedding)
-def embedding(e: Emitter, node: Node) -> None:
+def embedding(e: Emitter, node: Node, op: Embedding) -> None:
     """GATHER of rows."""
     ids, table = node.required(0), node.required(1)
     if table.data is None:

@@ -15,10 +15,9 @@ from .slices import strided_slice
 
 
 @spells(Pad)
-def pad_(e: Emitter, node: Node) -> None:
+def pad_(e: Emitter, node: Node, op: Pad) -> None:
     """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Pad)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     rank = layout.rank

@@ -18,9 +18,7 @@ from .convolutions import VALID, Window, as_image, from_image
 _NOT_NEGATIVE = {"relu", "relu6", "sigmoid", "hard_sigmoid"}
 
 
-def _window(e: Emitter, node: Node, x: Value) -> tuple[Window, int]:
-    op = node.op
-    assert isinstance(op, AveragePool | MaxPool)
+def _window(e: Emitter, node: Node, op: AveragePool | MaxPool, x: Value) -> tuple[Window, int]:
     n = op.spatial_rank
     if n not in (1, 2):
         raise Unsupported(f"{n}-D: LiteRT supports 1-D and 2-D only")
@@ -47,10 +45,10 @@ def _pool(
 
 
 @spells(MaxPool)
-def max_pool(e: Emitter, node: Node) -> None:
+def max_pool(e: Emitter, node: Node, op: MaxPool) -> None:
     """MAX_POOL_2D."""
     x = node.required(0)
-    window, n = _window(e, node, x)
+    window, n = _window(e, node, op, x)
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
     lowest = None if _not_negative(x) else float(np.finfo(np.float32).min)
@@ -76,11 +74,10 @@ def _not_negative(value: Value) -> bool:
 
 
 @spells(AveragePool)
-def average_pool(e: Emitter, node: Node) -> None:
+def average_pool(e: Emitter, node: Node, op: AveragePool) -> None:
     """AVERAGE_POOL_2D."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, AveragePool)
-    window, n = _window(e, node, x)
+    x = node.required(0)
+    window, n = _window(e, node, op, x)
     layout = channels_last(n + 2)
     image = as_image(e, e.get(x, layout))
     act, result = e.fuse_activation(node)
@@ -118,7 +115,7 @@ def _ratio(op: AveragePool, window: Window, rank: int) -> Array:
 
 
 @spells(GlobalAveragePool)
-def global_average_pool(e: Emitter, node: Node) -> None:
+def global_average_pool(e: Emitter, node: Node, op: GlobalAveragePool) -> None:
     """MEAN over the spatial axes."""
     x = node.required(0)
     rank = len(e.shape(x))

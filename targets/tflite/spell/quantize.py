@@ -58,10 +58,9 @@ _KEEPING_SCALE: tuple[type[Op], ...] = (
 
 
 @spells(Quantize)
-def quantize(e: Emitter, node: Node) -> None:
+def quantize(e: Emitter, node: Node, op: Quantize) -> None:
     """The int8 kernel of the op before it, or QUANTIZE."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Quantize)
+    x = node.required(0)
     quantization = _quantization(node, op.dtype)
     if x.data is None:
         made = _int8_result(e, x, quantization)
@@ -79,10 +78,9 @@ def quantize(e: Emitter, node: Node) -> None:
 
 
 @spells(Dequantize)
-def dequantize(e: Emitter, node: Node) -> None:
+def dequantize(e: Emitter, node: Node, op: Dequantize) -> None:
     """DEQUANTIZE, which is dropped if only int8 kernels read the value."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Dequantize)
+    x = node.required(0)
     if x.data is not None:
         raise Unsupported("it dequantizes a constant that is not the weight of a layer")
     tensor, layout = e.as_stored(x), e.layout_of(x)

@@ -18,10 +18,9 @@ _MOST_STEPS = 1024
 
 
 @spells(Lstm)
-def lstm(e: Emitter, node: Node) -> None:
+def lstm(e: Emitter, node: Node, op: Lstm) -> None:
     """FULLY_CONNECTED for the inputs, then one for the state at every step."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Lstm)
+    x = node.required(0)
     weights = [_constant(e, node.required(i)) for i in (1, 2)]
     if node.input(4) is not None:
         raise Unsupported("the sequences of a batch have different lengths")

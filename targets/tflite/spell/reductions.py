@@ -35,10 +35,9 @@ def reduced(
 
 
 @spells(Reduce, kinds=(*_CODES, "l1", "l2"))
-def reduce(e: Emitter, node: Node) -> None:
+def reduce(e: Emitter, node: Node, op: Reduce) -> None:
     """MEAN, SUM, REDUCE_MAX and so on, over the stored axes."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Reduce)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     m = Elementwise(e)
@@ -64,10 +63,9 @@ def reduce(e: Emitter, node: Node) -> None:
 
 
 @spells(Softmax, LogSoftmax)
-def softmax(e: Emitter, node: Node) -> None:
+def softmax(e: Emitter, node: Node, op: Softmax | LogSoftmax) -> None:
     """SOFTMAX or LOG_SOFTMAX over the last stored axis; along another axis as arithmetic, which needs no TRANSPOSE."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Softmax | LogSoftmax)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     place = layout.place(op.axis)
@@ -98,10 +96,9 @@ def normalised(e: Emitter, tensor: FlatTensor, places: Sequence[int], epsilon: f
 
 
 @spells(LayerNorm)
-def layer_norm(e: Emitter, node: Node) -> None:
+def layer_norm(e: Emitter, node: Node, op: LayerNorm) -> None:
     """Layer normalisation as arithmetic."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, LayerNorm)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     rank = layout.rank
@@ -114,10 +111,9 @@ def layer_norm(e: Emitter, node: Node) -> None:
 
 
 @spells(GroupNorm)
-def group_norm(e: Emitter, node: Node) -> None:
+def group_norm(e: Emitter, node: Node, op: GroupNorm) -> None:
     """Group and instance normalisation as arithmetic, channels last."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, GroupNorm)
+    x = node.required(0)
     layout = channels_last(len(e.shape(x))) if len(e.shape(x)) > 2 else model_order(2)
     tensor = e.get(x, layout)
     spatial = list(range(1, tensor.rank - 1))
@@ -140,10 +136,9 @@ def group_norm(e: Emitter, node: Node) -> None:
 
 
 @spells(ArgReduce, kinds=("max", "min"))
-def arg_reduce(e: Emitter, node: Node) -> None:
+def arg_reduce(e: Emitter, node: Node, op: ArgReduce) -> None:
     """ARG_MAX or ARG_MIN."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, ArgReduce)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32"):
@@ -168,10 +163,9 @@ def arg_reduce(e: Emitter, node: Node) -> None:
 
 
 @spells(CumSum)
-def cumulative_sum(e: Emitter, node: Node) -> None:
+def cumulative_sum(e: Emitter, node: Node, op: CumSum) -> None:
     """CUMSUM."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, CumSum)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
     if tensor.dtype not in ("FLOAT32", "INT32", "INT64"):

@@ -21,10 +21,9 @@ Ints = npt.NDArray[np.int64]
 
 
 @spells(Resize)
-def resize(e: Emitter, node: Node) -> None:
+def resize(e: Emitter, node: Node, op: Resize) -> None:
     """RESIZE_BILINEAR, RESIZE_NEAREST_NEIGHBOR, or GATHER and sums."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Resize)
+    x = node.required(0)
     rank = len(e.shape(x))
     if rank not in (3, 4):
         raise Unsupported(f"{rank - 2}-D: LiteRT supports 1-D and 2-D only")
@@ -184,10 +183,9 @@ def _by_taps(
 
 
 @spells(DepthToSpace)
-def depth_to_space(e: Emitter, node: Node) -> None:
+def depth_to_space(e: Emitter, node: Node, op: DepthToSpace) -> None:
     """DEPTH_TO_SPACE, which takes the block offset as the major part of a channel; torch's order (CRD) reorders the channels first."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, DepthToSpace)
+    x = node.required(0)
     layout = channels_last(4)
     image = _image(e, x)
     if op.block == 1:
@@ -203,10 +201,9 @@ def depth_to_space(e: Emitter, node: Node) -> None:
 
 
 @spells(SpaceToDepth)
-def space_to_depth(e: Emitter, node: Node) -> None:
+def space_to_depth(e: Emitter, node: Node, op: SpaceToDepth) -> None:
     """SPACE_TO_DEPTH; torch's order (CRD) reorders the channels of the result."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, SpaceToDepth)
+    x = node.required(0)
     layout = channels_last(4)
     image = _image(e, x)
     if op.block == 1:
@@ -231,9 +228,7 @@ def _reorder_channels(e: Emitter, x: Value, image: FlatTensor, order: Ints) -> F
     """Return an image with reordered channels: by reordering the weight of the convolution before it, or by GATHER."""
     conv = image.producer
     if conv is not None and conv.code == "CONV_2D" and x.has_one_use and not e.is_read(image):
-        _, weight, bias = conv.inputs
-        assert weight is not None
-        assert bias is not None
+        weight, bias = conv.required(1), conv.required(2)
         if weight.data is not None and bias.data is not None:
             conv.inputs = (
                 conv.inputs[0],

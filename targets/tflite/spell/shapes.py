@@ -33,15 +33,14 @@ from ..layout import (
 
 
 @spells(Transpose)
-def transpose(e: Emitter, node: Node) -> None:
+def transpose(e: Emitter, node: Node, op: Transpose) -> None:
     """No operation: the layout of the result maps the same stored axes to other logical axes."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Transpose)
+    x = node.required(0)
     e.put(node.output, e.as_stored(x), e.layout_of(x).transposed(op.perm))
 
 
 @spells(Reshape, Flatten, Squeeze, Unsqueeze)
-def reshape(e: Emitter, node: Node) -> None:
+def reshape(e: Emitter, node: Node, op: Reshape | Flatten | Squeeze | Unsqueeze) -> None:
     """RESHAPE, after a TRANSPOSE only where axes that are joined are stored apart or in another order."""
     x, out = node.required(0), node.output
     before, after = e.shape(x), e.shape(out)

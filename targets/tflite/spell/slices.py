@@ -50,10 +50,9 @@ def empty_part(e: Emitter, tensor: FlatTensor, shape: Sequence[int]) -> FlatTens
 
 
 @spells(Slice)
-def slice_(e: Emitter, node: Node) -> None:
+def slice_(e: Emitter, node: Node, op: Slice) -> None:
     """``x[..., start:end:step, ...]``."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Slice)
+    x = node.required(0)
     layout, shape = Layout(e.layout_of(x).perm), e.shape(x)
     rank = len(shape)
     starts: list[int] = [0] * rank
@@ -71,10 +70,9 @@ def slice_(e: Emitter, node: Node) -> None:
 
 
 @spells(Select)
-def select(e: Emitter, node: Node) -> None:
+def select(e: Emitter, node: Node, op: Select) -> None:
     """``x[:, index]``."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Select)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     place = layout.place(op.axis)
     tensor = e.get(x, layout)
@@ -98,10 +96,8 @@ def select(e: Emitter, node: Node) -> None:
 
 
 @spells(Concat)
-def concat(e: Emitter, node: Node) -> None:
+def concat(e: Emitter, node: Node, op: Concat) -> None:
     """CONCATENATION of the inputs that have elements."""
-    op = node.op
-    assert isinstance(op, Concat)
     values = [v for v in node.inputs if v is not None]
     layout = common_layout(e, node.output, values)
     place = layout.place(op.axis)
@@ -123,10 +119,9 @@ def concat(e: Emitter, node: Node) -> None:
 
 
 @spells(Split)
-def split(e: Emitter, node: Node) -> None:
+def split(e: Emitter, node: Node, op: Split) -> None:
     """SPLIT into equal pieces, SPLIT_V into others."""
-    op, x = node.op, node.required(0)
-    assert isinstance(op, Split)
+    x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     place = layout.place(op.axis)
     tensor = e.get(x, layout)

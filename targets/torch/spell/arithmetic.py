@@ -46,6 +46,12 @@ def power(s: Speller, op: ir.Pow) -> fx.Node:
     return s.call("to", made, s.dtype_of(base))
 
 
+@spells(ir.Mod, kinds=ir.REMAINDERS)
+def remainder(s: Speller, op: ir.Mod) -> fx.Node:
+    """``torch.remainder`` or ``torch.fmod``."""
+    return s.call(torch.remainder if op.kind == "floor" else torch.fmod, *s.values())
+
+
 @spells(ir.Max, ir.Min)
 def extremum(s: Speller, op: ir.Max | ir.Min) -> fx.Node:
     """``torch.maximum`` or ``torch.minimum``, one operand after another."""
@@ -62,6 +68,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "round": torch.round, "sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "asin": torch.asin, "acos": torch.acos,
     "atan": torch.atan, "sinh": torch.sinh, "cosh": torch.cosh, "asinh": torch.asinh, "acosh": torch.acosh,
     "atanh": torch.atanh, "not": torch.logical_not, "isnan": torch.isnan,
+    "isinf": torch.isinf,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import UNARY, Opaque
+from graphshrink.ir import PREDICATES, UNARY, Opaque
 from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.fx_calls import Call, body, ops, respelled, traced
@@ -20,7 +20,7 @@ from support.fx_calls import Call, body, ops, respelled, traced
 torch.manual_seed(0)
 X = torch.rand(2, 4, 6, 8) + 0.1
 INDEX = torch.tensor([[2, 0], [-1, 1]])
-FUNCTIONS = [k for k in UNARY if k not in ("not", "isnan", "reciprocal")]
+FUNCTIONS = [k for k in UNARY if k not in (*PREDICATES, "reciprocal")]
 
 
 class Picks(nn.Module):
@@ -53,6 +53,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
            ["Cast", "Compare", "Compare", "Logical"]),
     "not": (lambda x: (~(x < 0.3)).float(), ["Cast", "Compare", "Unary"]),
     "isnan": (lambda x: torch.isnan(x).float(), ["Cast", "Unary"]),
+    "remainder": (lambda x: x % 0.3, ["Mod"]),
     "where": (lambda x: torch.where(x > 0.5, x, x * 2), ["Compare", "Scale", "Where"]),
     "where-number": (lambda x: torch.where(x > 0.5, x, 0.0), ["Compare", "Where"]),
     "masked": (lambda x: x.masked_fill(x > 0.5, -1.0), ["Compare", "Where"]),

@@ -8,7 +8,7 @@ import pytest
 from graphshrink import ir
 from graphshrink.ir import ArrayTensor, DType, Graph, Op, TensorType, Value
 from graphshrink.ir.analysis import ChannelGroups, channel_groups
-from graphshrink.ir.analysis.channels.reshapes import Run, runs_of
+from graphshrink.ir.analysis.channels.reshapes import AxisRun, runs_of
 from support.evaluate import evaluate
 from support.permutations import permute_all
 from support.work import work
@@ -90,7 +90,7 @@ def reason(found: ChannelGroups, value: str, axis: int = 0) -> str:
     ((), (1,), [(0, 0, 0, 1)]),
 ])  # fmt: skip
 def test_runs_of_a_reshape(source: tuple[ir.Dim, ...], target: tuple[ir.Dim, ...], runs: list[tuple[int, ...]]) -> None:  # fmt: skip
-    assert runs_of(source, target) == [Run(*r) for r in runs]
+    assert runs_of(source, target) == [AxisRun(*r) for r in runs]
 
 
 def test_residual_stream() -> None:

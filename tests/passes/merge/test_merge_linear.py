@@ -771,6 +771,26 @@ def test_an_opaque_node_is_a_barrier() -> None:
     assert rw.refusals == []
 
 
+def test_an_opaque_node_is_reported_beside_linear_ops_only() -> None:
+    graph = parse(
+        """graph g(%x: f32[1, 2]) {
+          %w: f32[2, 2] = random 1
+          %a: f32[1, 2] = Opaque(%x) {kind="test:first", reason="unknown"}
+          %b: f32[1, 2] = Opaque(%a) {kind="test:second", reason="unknown"}
+          %y: f32[1, 2] = Linear(%b, %w)
+          %c: f32[1, 2] = Opaque(%y) {kind="test:third", reason="unknown"}
+          %d: f32[1, 2] = Opaque(%c) {kind="test:fourth", reason="unknown"}
+          return a=%d
+        }"""
+    )
+    rw = Rewriter(graph)
+    MergeLinear().run(graph, rw, Context())
+    assert [r.reason for r in rw.refusals] == [
+        "second is not merged: unknown",
+        "third is not merged: unknown",
+    ]
+
+
 def test_integers_are_left_alone() -> None:
     graph = parse(
         """graph g(%x: i32[1, 2]) {

@@ -1,8 +1,8 @@
-"""Letters: axes that an op ties, taken together where operands hold several of them in one grid.
+"""Channels through ops that are treated like an einsum: each tie of axes is one letter of its subscripts.
 
-An op that only ties axes is an einsum in these ties, up to what it does with each number. A letter by itself binds
-the elements of all operands that have it. Letters that meet in a grid (heads and dimensions) move jointly: an
-operand with fewer of them is a projection of the grid, and so is what is left of it when some are summed up.
+A letter that no operand combines with others joins the elements of all operands that have it. Letters that one operand
+combines in a grid (heads and dimensions) move jointly: an operand with fewer of these letters is a projection of the grid,
+and so is a result in which some of them are summed up.
 """
 
 from __future__ import annotations
@@ -48,22 +48,26 @@ BATCHED: tuple[type[Op], ...] = (
     Activation, Add, Cast, Concat, Div, Embedding, Expand, Gate, GlobalAveragePool, GroupNorm, Identity, LayerNorm, Linear, MatMul,
     Mul, PRelu, Pad, Reduce, Scale, Softmax, Squeeze, Sub, Transpose, Unsqueeze,
 )  # fmt: skip
-"""Ops that are an einsum in their ties, so that tied axes may also move jointly: element ``(h, d)`` of a grid
+"""Ops that can be treated like an einsum, so that tied axes may also move jointly: element ``(h, d)`` of a grid
 to ``(h', d')``, not only row by row."""
 
 
 @dataclass(frozen=True)
-class Use:
-    """A factor that a node reads: its letters, in the order of the factor's axes."""
+class EinsumOperand:
+    """A factor that a node reads, with one letter for each of its axes."""
 
     factor: Factor
     letters: tuple[int, ...]
 
 
-def joint_letters(
-    elements: Elements, node: Node, what: str, uses: Sequence[Use], strings: dict[int, list[str]]
+def einsum_elements(
+    elements: Elements,
+    node: Node,
+    what: str,
+    uses: Sequence[EinsumOperand],
+    strings: dict[int, list[str]],
 ) -> list[tuple[tuple[int, ...], Ids | str]]:
-    """For each set of letters that belong together, the elements of the result or why there are none."""
+    """For each set of letters that move jointly: the elements of the result, or the reason why there are none."""
     home: dict[int, int] = {}
 
     def find(letter: int) -> int:
@@ -91,7 +95,7 @@ def joint_letters(
 
 
 def _single(
-    elements: Elements, uses: Sequence[Use], strings: Sequence[str], what: str
+    elements: Elements, uses: Sequence[EinsumOperand], strings: Sequence[str], what: str
 ) -> Ids | str:
     if not uses:
         return strings[0]
@@ -112,7 +116,7 @@ def _grid(
     node: Node,
     what: str,
     letters: Sequence[int],
-    uses: Sequence[Use],
+    uses: Sequence[EinsumOperand],
     strings: dict[int, list[str]],
 ) -> list[tuple[tuple[int, ...], Ids | str]]:
     lead = max(uses, key=lambda u: len(u.letters))
@@ -129,7 +133,7 @@ def _grid(
     produced = {a.axis: k for k, a in _output_letters(node)}
     grid, order = lead.factor.ids, lead.letters
     if not covers:
-        # No operand has all letters (heads and positions, heads and dimensions): their product does.
+        # No operand has all letters (one has heads and positions, another heads and dimensions): make their product.
         order = tuple(dict.fromkeys([produced[a] for a in sorted(produced)] + list(letters)))
         order = tuple(k for k in order if k in sizes)
         grid = elements.new([sizes[k] for k in order])
@@ -151,7 +155,7 @@ def _grid(
     symmetric = _symmetric(node, produced)
     rows = [order.index(k) for k in out if k not in symmetric]
     if 0 < len(rows) < len(order):
-        # What is summed up for one row stays in one row.
+        # A row is summed up as a whole: its elements stay in it.
         shape = [n if k in rows else 1 for k, n in enumerate(grid.shape)]
         parents = elements.new(shape)
         elements.project(grid, parents, projection(grid, rows))
@@ -162,7 +166,7 @@ def _grid(
         return [(tuple(order), grid)]
     if not out:
         return []
-    # Summed along one axis, and normalised along another: no op does that.
+    # No op sums along one axis and normalises along another.
     elements.fix(grid, f"{what} reads reshaped channels in a fixed order")
     return [(tuple(out), f"{what} makes them in a fixed order")]
 
@@ -174,7 +178,7 @@ def _output_letters(node: Node) -> list[tuple[int, Axis]]:
 
 
 def _symmetric(node: Node, produced: dict[int, int]) -> set[int]:
-    """Letters that are summed up although the result has them: where it normalises."""
+    """The letters along which a result is normalised: they are summed up, and the result has them too."""
     op, rank = node.op, node.output.type.rank or 0
     if isinstance(op, Softmax):
         axes = [axis_of(op.axis, rank)]
@@ -187,8 +191,8 @@ def _symmetric(node: Node, produced: dict[int, int]) -> set[int]:
     return {produced[a] for a in axes if a in produced}
 
 
-def _arranged(use: Use, order: Sequence[int]) -> Ids:
-    """A factor's elements with its axes in the order of the grid's letters, size 1 where it has none."""
+def _arranged(use: EinsumOperand, order: Sequence[int]) -> Ids:
+    """The elements of a factor with its axes in the order ``order`` of letters, and an axis of size 1 for each letter that it lacks."""
     ids = use.factor.ids.transpose(
         sorted(range(len(use.letters)), key=lambda k: order.index(use.letters[k]))
     )
@@ -196,4 +200,4 @@ def _arranged(use: Use, order: Sequence[int]) -> Ids:
     return ids.reshape([next(sizes) if k in use.letters else 1 for k in order])
 
 
-__all__ = ["Use", "joint_letters"]
+__all__ = ["EinsumOperand", "einsum_elements"]
