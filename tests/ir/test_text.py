@@ -116,11 +116,11 @@ def _op_examples() -> list[Op]:
 
 
 def _plain_ops() -> list[Op]:
-    """The ops that need no field but their kind."""
+    """The ops that need no field but their kind (kinds of activations need parameters)."""
     found = []
     for op, kind in rows():
         needed = [f.name for f in fields(op) if f.default is MISSING]
-        if set(needed) <= {"kind"}:
+        if set(needed) <= {"kind"} and op is not ir.Activation:
             found.append(op(*[kind] * len(needed)))
     return found
 
