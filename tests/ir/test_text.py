@@ -120,7 +120,7 @@ def _plain_ops() -> list[Op]:
     found = []
     for op, kind in rows():
         needed = [f.name for f in fields(op) if f.default is MISSING]
-        if set(needed) <= {"kind"} and op is not ir.Activation:
+        if needed == (["kind"] if kind else []) and op is not ir.Activation:
             found.append(op(*[kind] * len(needed)))
     return found
 
