@@ -211,6 +211,7 @@ def shrink(
         fixed_shapes,
         overridable_initializers and keeps,
         "--overridable-initializers keeps them as inputs" if keeps else "",
+        inline=bool(pipeline.passes),
     )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
@@ -354,14 +355,15 @@ def _load(
     fixed_shapes: Mapping[str, Sequence[int | None]] | None,
     overridable: bool,
     remedy: str = "",
+    inline: bool = False,
 ) -> tuple[Graph, str]:
-    """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default."""
+    """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default, ``inline`` as for ``from_onnx``."""
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, overridable, remedy), "onnx"
+        return _from_onnx(path, path, fixed_shapes, overridable, remedy, inline), "onnx"
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, overridable, remedy), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, overridable, remedy, inline), "onnx"
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -399,13 +401,19 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(model: Any, name: str, fixed_shapes: Any, overridable: bool, remedy: str) -> Graph:
+def _from_onnx(
+    model: Any, name: str, fixed_shapes: Any, overridable: bool, remedy: str, inline: bool
+) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
         with _utf8_text(name):
             return from_onnx(
-                model, fixed_shapes, overridable_initializers=overridable, remedy=remedy
+                model,
+                fixed_shapes,
+                overridable_initializers=overridable,
+                remedy=remedy,
+                inline=inline,
             )
     except (GraphshrinkError, MemoryError):
         raise

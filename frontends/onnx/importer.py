@@ -44,6 +44,7 @@ from ...ir import (
     Value,
 )
 from ...ir.analysis.sizes import SizeRoots
+from ...ir.errors import listed
 from ..lowering import Operand, Step, Steps
 from ..raising.patterns import raise_patterns
 from ..support import LeftAlone
@@ -51,6 +52,7 @@ from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, held_note, hold_defaults
 from .fixed_sizes import Fixed, fix_shapes
+from .inlining import first_result, inline_branches, inline_functions
 from .node import OnnxNode
 from .order import ordered
 from .registry import Entry
@@ -64,6 +66,7 @@ def from_onnx(
     *,
     overridable_initializers: bool = False,
     remedy: str = "",
+    inline: bool = False,
 ) -> Graph:
     """Import an ONNX model.
 
@@ -73,6 +76,8 @@ def from_onnx(
         overridable_initializers: Initializers that are inputs as well stay inputs, which a caller may set.
             Otherwise they are weights, and a note names them; they stay if the model has no other input.
         remedy: For that note: how the user of this call keeps them as inputs.
+        inline: Replace local functions that contain linear layers, and Ifs whose condition is known, by what is in them;
+            notes say which. Otherwise an unchanged graph gives an equal model.
 
     Raises:
         ModelError: If the file cannot be read or must not be.
@@ -94,8 +99,17 @@ def from_onnx(
         hold_defaults(proto)
     if fixed_shapes:
         fix_shapes(proto, fixed_shapes)
+    functions = ""
+    if inline:
+        proto, functions = inline_functions(proto)
+        given = given and not functions
     proto, was_sorted = ordered(proto, name, copy=given)
-    graph = _Importer(proto, folder).run()
+    if inline:
+        graph = _inlined(proto, folder, copy=given and not was_sorted)
+    else:
+        graph = _Importer(proto, folder).run()
+    if functions:
+        graph.notes.append(functions)
     if held:
         graph.notes.append(held_note(held, remedy))
     elif overridable and only and not overridable_initializers:
@@ -105,6 +119,30 @@ def from_onnx(
     if was_sorted:
         graph.notes.append("the model's nodes were not in topological order: they were sorted")
     return graph
+
+
+def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
+    """The graph of a model in which each If with a known condition is the branch that it takes."""
+    resolved: list[str] = []
+    for _ in range(_MOST_NESTED):
+        importer = _Importer(proto, folder)
+        importer.read_graph()
+        if not importer.decided:
+            break
+        if copy and not resolved:
+            proto = ModelProto.FromString(proto.SerializeToString())
+        resolved += importer.decided
+        inline_branches(proto, importer.decided)
+    graph = _Importer(proto, folder).run() if importer.decided else importer.raised()
+    if resolved:
+        graph.notes.append(
+            f"{len(resolved)} Ifs have a known condition and are the branch that they take: {listed(resolved)}"
+        )
+    return graph
+
+
+_MOST_NESTED = 16
+"""Ifs that are nested deeper are left."""
 
 
 def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
@@ -153,10 +191,16 @@ class _Importer:
         """Values whose stated type contradicts what an operator infers, and values computed from them."""
         self.others: dict[str, TypeProto] = {}
         """The types of inputs and results that are no tensors."""
+        self.decided: dict[str, bool] = {}
+        """The conditions of Ifs that are known, by the name of their first result."""
 
     def run(self) -> Graph:
         """The graph, with patterns of several nodes raised."""
         self.read_graph()
+        return self.raised()
+
+    def raised(self) -> Graph:
+        """The graph that was read, with patterns of several nodes raised."""
         raise_patterns(self.graph, _combine)
         return self.graph
 
@@ -240,6 +284,8 @@ class _Importer:
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
         self._doubt_behind(node)
+        if domain and node.op_type == "If":
+            self._decide(node)
         inputs = [self.values[n] if n else None for n in node.input]
         steps: Steps | None = None
         reason = ""
@@ -283,6 +329,12 @@ class _Importer:
         if known:
             self._fold(node, made)
             self.sizes.see(made, node)
+
+    def _decide(self, node: NodeProto) -> None:
+        """Note which branch an If takes, where its condition is known."""
+        condition = self.values[node.input[0]].data
+        if condition is not None and condition.size == 1 and first_result(node):
+            self.decided[first_result(node)] = bool(condition.numpy().reshape(-1)[0])
 
     def _append(self, node: NodeProto, steps: Steps, inputs: list[Value | None]) -> list[Node]:
         """Append a host node as one or several nodes; the last one gives its results."""

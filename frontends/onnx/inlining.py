@@ -1,0 +1,150 @@
+"""Nodes that stand for others: an If whose condition is known, and calls of local functions, are replaced by those others.
+
+Both hide linear layers: what is inside a body or a function can neither be merged with what is outside nor be reordered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from ...hosts.onnx.scopes import bodies, rename
+from ...ir.errors import listed
+
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+"""Operators that a call is inlined for."""
+
+_MOST_BYTES = 1 << 30
+"""Larger models are left as they are: onnx copies a model to inline its functions."""
+
+
+def linear_functions(model: ModelProto) -> list[tuple[str, str]]:
+    """The local functions, by domain and name, that contain linear layers, themselves or in functions that they call."""
+    inside = {
+        (f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)}
+        for f in model.functions
+    }
+    found: set[tuple[str, str]] = set()
+    grows = True
+    while grows:
+        grown = {
+            key
+            for key, kinds in inside.items()
+            if not kinds.isdisjoint(found)
+            or any(d in ("", "ai.onnx") and k in _LINEAR for d, k in kinds)
+        }
+        grows, found = grown != found, grown
+    return [key for key in inside if key in found]
+
+
+def inline_functions(model: ModelProto) -> tuple[ModelProto, str]:
+    """Replace the calls of functions that contain linear layers by what is in them.
+
+    Args:
+        model: The model, which is left as it is.
+
+    Returns:
+        A model without these functions, and the note that names them; the given model and no note if there are none, or if
+        the model is too large to be copied.
+    """
+    functions = linear_functions(model) if model.functions else []
+    if not functions or model.ByteSize() > _MOST_BYTES:
+        return model, ""
+    from onnx import inliner
+
+    names = listed([name for _, name in functions])
+    note = f"calls of {len(functions)} local functions with linear layers were inlined: {names}"
+    return inliner.inline_selected_functions(model, functions), note
+
+
+def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
+    """Replace each If whose condition is known by the branch that it takes, in place.
+
+    Args:
+        model: The model. Results inside the branch keep their names where these are unique.
+        decided: The conditions, by the name of the first result of the If.
+    """
+    graph = model.graph
+    defined = Counter(_definitions(graph))
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        taken = decided.get(first_result(node)) if node.op_type == "If" else None
+        if taken is None:
+            nodes.append(NodeProto.FromString(node.SerializeToString()))
+            continue
+        wanted = "then_branch" if taken else "else_branch"
+        (body,) = (a.g for a in node.attribute if a.name == wanted)
+        nodes += _branch(model, node, GraphProto.FromString(body.SerializeToString()), defined)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def first_result(node: NodeProto) -> str:
+    """The name of a node's first result that has one."""
+    return next(filter(None, node.output), "")
+
+
+def _branch(
+    model: ModelProto, node: NodeProto, body: GraphProto, defined: Counter[str]
+) -> list[NodeProto]:
+    """The nodes of a branch under names of the outer graph; its constants become those of the model."""
+    mapping: dict[str, str] = {}
+    tensors = [t.name for t in body.initializer] + [s.values.name for s in body.sparse_initializer]
+    made = [name for inner in body.node for name in inner.output if name]
+    for name in (*tensors, *made):
+        if defined[name] > 1:
+            mapping[name] = _unique(name, defined)
+    hidden = set(_definitions(body))
+    copies: list[NodeProto] = []
+    given: set[str] = set()
+    for result, name in zip([v.name for v in body.output], node.output, strict=True):
+        if not name:
+            continue
+        if result in made and result not in given and name not in hidden:
+            mapping[result] = name
+            given.add(result)
+        else:
+            copies.append(helper.make_node("Identity", [mapping.get(result, result)], [name]))
+    for inner in body.node:
+        rename(inner, mapping)
+    for tensor in body.initializer:
+        tensor.name = mapping.get(tensor.name, tensor.name)
+    for sparse in body.sparse_initializer:
+        sparse.values.name = mapping.get(sparse.values.name, sparse.values.name)
+    for info in body.value_info:
+        info.name = mapping.get(info.name, info.name)
+    model.graph.initializer.extend(body.initializer)
+    model.graph.sparse_initializer.extend(body.sparse_initializer)
+    model.graph.value_info.extend(body.value_info)
+    return [*body.node, *copies]
+
+
+def _unique(name: str, defined: Counter[str]) -> str:
+    count = 1
+    while f"{name}_{count}" in defined:
+        count += 1
+    defined[f"{name}_{count}"] += 1
+    return f"{name}_{count}"
+
+
+def _definitions(graph: GraphProto) -> Iterator[str]:
+    """Every name that a graph or one of its subgraphs defines, as often as it does."""
+    yield from (v.name for v in graph.input)
+    yield from (t.name for t in graph.initializer)
+    yield from (s.values.name for s in graph.sparse_initializer)
+    for node in graph.node:
+        yield from filter(None, node.output)
+        for body in bodies(node):
+            yield from _definitions(body)
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from _all_nodes(body.node)
+
+
+__all__ = ["first_result", "inline_branches", "inline_functions", "linear_functions"]
