@@ -27,6 +27,7 @@ from graphshrink.ir import (
 )
 from support.evaluate import evaluate
 from support.graphs import NAMES, networks, odd_graphs
+from support.op_samples import SAMPLES
 
 
 def same(a: Graph, b: Graph) -> None:
@@ -115,7 +116,7 @@ def _op_examples() -> list[Op]:
 
 
 def test_every_op_reads_back() -> None:
-    examples = _op_examples()
+    examples = [*_op_examples(), *(sample.op for sample in SAMPLES.values())]
     assert {type(op) for op in examples} >= set(Op.names.values()) - {
         cls for name, cls in Op.names.items() if not cls.__module__.startswith("graphshrink.ir")
     }
