@@ -2,16 +2,16 @@
 
 For each of the two networks:
 
-- ``dense`` is trained, and ``dense, trained on`` goes on from it for the extra epochs: it is the teacher of the others;
+- ``dense`` is trained, and ``dense, trained on`` continues for the extra epochs: it is the teacher of the others;
 - ``k = 2, 4, 8``: ``pivot`` puts all layers but the first and the last (of the encoder: all MLPs) into blocks, with refit
   on calibration data, and the result is recovered for the extra epochs;
-- ``dense, recovered`` is recovered in just the same way without blocks: what those in blocks must equal;
-- ``mixed``: blocks of several sizes, two ``pivot`` passes in one pipeline: few blocks where they cost accuracy, many where not.
+- ``dense, recovered`` is recovered in the same way without blocks: the accuracy that networks in blocks must reach;
+- ``mixed``: blocks of several sizes, two ``pivot`` passes in one pipeline: few blocks in layers where they cost accuracy, many in the others.
 
 A trained network is kept as an ONNX file in which dense layers in blocks are one weight with zeros. Measuring fixes its batch
-size and runs the exact pipeline and ``pivot{method=zeros}``, which lowers them as they run best at that size. Accuracy on
-all test images, latency and sizes are those of the file that comes out, in onnxruntime on one thread. A run that was
-interrupted goes on where it was; with ``--measure-only`` nothing is trained::
+size and runs the exact pipeline and ``pivot{method=zeros}``, which lowers them to the fastest form for that size. Accuracy on
+all test images, latency and sizes are those of the resulting file, in onnxruntime on one thread. An interrupted run
+continues; with ``--measure-only`` nothing is trained::
 
     python benchmarks/pivot_networks.py --data cifar10.npz --out local/pivot_networks [--measure-only]
 """
@@ -52,10 +52,10 @@ TRAINED_ON = "dense, trained on"
 """The teacher."""
 
 RECOVERED = "dense, recovered"
-"""The variant that those in blocks must equal."""
+"""The variant whose accuracy those in blocks must reach."""
 
 FORM = "tflite"
-"""The target whose form of dense layers, a layer for each block, is the easiest to put together again."""
+"""The target whose form of dense layers, one layer for each block, is the easiest to join again."""
 
 BATCHES = (1, 32)
 """The batch sizes of the ONNX files."""
@@ -86,7 +86,7 @@ def alexnet(classes: int) -> nn.Sequential:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and an MLP, norms first."""
+    """Self-attention and an MLP, each after a norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -125,15 +125,15 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """A network and what is done with it.
+    """A network and its training.
 
     Attributes:
         make: Makes it, for a number of classes.
         merge: Passes before ``pivot``.
-        layers: The layers that are cut.
+        layers: The layers in blocks.
         mixed: The blocks of each of them in the mixed configurations.
         base_epochs: Epochs of the dense network.
-        extra_epochs: Epochs that all others get.
+        extra_epochs: Epochs of all other variants.
         lr: The largest learning rate; the dense network is trained on with half of it.
     """
 
@@ -146,7 +146,7 @@ class Task:
     lr: float
 
     def blocks(self, name: str) -> dict[str, int]:
-        """How many blocks each layer of a variant has."""
+        """The number of blocks of each layer of a variant."""
         if name.startswith("dense"):
             return {}
         return self.mixed.get(name) or dict.fromkeys(self.layers, int(name.split()[-1]))
@@ -185,7 +185,7 @@ def passes(blocks: dict[str, int]) -> str:
 
 
 class Endless:
-    """Batches of one epoch after the other."""
+    """The batches of all epochs in order."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -199,7 +199,7 @@ def joined(small: Any, layers: Iterable[str]) -> Any:
     """A network in blocks, with each dense layer as one weight with zeros again; convolutions stay as they are.
 
     Args:
-        small: What ``pivot`` has made for torch: Split, a layer for each block, Concat.
+        small: The result of ``pivot`` for torch: Split, a layer for each block, Concat.
         layers: The layers in blocks.
     """
     small = copy.deepcopy(small).eval()
@@ -229,7 +229,7 @@ def with_norms(net: nn.Module, samples: Sequence[torch.Tensor]) -> nn.Module:
 
     Args:
         net: A network whose batch norms were merged.
-        samples: What statistics are taken from.
+        samples: The samples for its statistics.
     """
     moments: dict[str, list[torch.Tensor]] = {}
     hooks = []
@@ -269,7 +269,7 @@ class Bench:
 
     @property
     def task(self) -> Task:
-        """What is done with the network."""
+        """The training of the network."""
         return TASKS[self.name]
 
     @cached_property
@@ -279,19 +279,19 @@ class Bench:
 
     @cached_property
     def samples(self) -> list[torch.Tensor]:
-        """Training images for calibration, as they are."""
+        """Training images for calibration, unchanged."""
         plain = Batches(self.data, 256, train=True)
         torch.manual_seed(SEED)
         return [x for (x, _), _ in zip(plain, range(8), strict=False)]
 
     @property
     def variants(self) -> list[str]:
-        """What is trained, the most wanted first."""
+        """The variants to train, the most important first."""
         sizes = [f"k = {k}" for k in (4, 2, 8)]
         return ["dense", TRAINED_ON, RECOVERED, *sizes, *self.task.mixed]
 
     def path(self, variant: str, suffix: str) -> Path:
-        """Where what is kept of a variant lies."""
+        """The file for the results of a variant."""
         words = "-".join("".join(c if c.isalnum() else " " for c in variant).split())
         return self.folder / f"{self.name}-{words}{suffix}"
 
@@ -309,7 +309,7 @@ class Bench:
         return net
 
     def start(self, variant: str) -> nn.Module:
-        """What a variant is trained from."""
+        """The network from which a variant is trained."""
         blocks = self.task.blocks(variant)
         if variant == "dense":
             return self.fresh()
@@ -330,7 +330,7 @@ class Bench:
         return with_norms(result.model, self.samples) if self.name == "alexnet" else result.model
 
     def learn(self, variant: str) -> None:
-        """Train a variant, unless it is there."""
+        """Train a variant, unless its file exists."""
         from safetensors.torch import save_file
 
         path, task = self.path(variant, ".onnx"), self.task
@@ -366,7 +366,7 @@ class Bench:
             partial.replace(self.path(variant, ".safetensors"))
         last = result.history[-1]
         write_json(str(self.path(variant, ".json")), {**last, "epochs": epochs})
-        # What makes it finished comes last.
+        # The file that marks it as finished is written last.
         export(net, path)
         shutil.rmtree(checkpoint)
         print(f"  {last['seconds']:.0f} s, loss {last['loss']:.3f}", flush=True)
@@ -402,7 +402,7 @@ class Measured:
         run: Runs it.
         parameters: Its numbers.
         macs: Multiply-accumulates for one image.
-        layers: What became of the layers in blocks.
+        layers: The forms of the layers in blocks.
     """
 
     run: Callable[[Any], Any]
@@ -457,7 +457,7 @@ def timed(dense: Measured, made: Measured, batch: int, seconds: float) -> dict[s
 
 
 def measure(bench: Bench, seconds: float) -> list[dict[str, Any]]:
-    """All variants that are there, beside the dense network."""
+    """All finished variants, compared with the dense network."""
     labels = np.asarray(bench.data.test_labels)
     there = [v for v in bench.variants if bench.path(v, ".onnx").exists()]
     one, many = BATCHES
@@ -515,7 +515,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train what is not there, and measure."""
+    """Train the missing variants, and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="CIFAR-10: a folder or .npz file")
     parser.add_argument("--out", required=True, type=Path, help="where trained networks are kept")
@@ -553,7 +553,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran, in general words."""
+    """A general description of the machine."""
     return {
         "processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "onnxruntime", "graphshrink")},

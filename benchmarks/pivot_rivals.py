@@ -1,7 +1,7 @@
-"""What pivoted networks are compared with in ``pivot_accuracy.py``: low rank, and channels removed.
+"""The alternatives to pivoted networks in ``pivot_accuracy.py``: low rank, and fewer channels.
 
-All take a ``nn.Sequential`` of convolutions, dense layers, batch norms and what has no weights, and the names of the layers
-that are to be cut; they give back a network of their own that is really smaller.
+All accept a ``nn.Sequential`` of convolutions, dense layers, batch norms and layers without weights, and the names of the layers
+to make smaller; they return a new network that is really smaller.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Call = Callable[[], object]
 
 
 def low_rank(model: nn.Sequential, layers: list[str], k: int) -> nn.Sequential:
-    """Two layers of a k-th of the weights for each one, by singular vectors."""
+    """Replace each layer by two with 1/k of its weights, by singular value decomposition."""
     model = copy.deepcopy(model)
     for name in layers:
         layer = model.get_submodule(name)
@@ -102,7 +102,7 @@ def _select(norm: nn.BatchNorm2d, kept: torch.Tensor) -> None:
 
 
 def in_onnxruntime(made: ShrinkResult, x: torch.Tensor) -> Call:
-    """A call in onnxruntime, on one thread, of the model as it ships."""
+    """A call of the deployed model in onnxruntime, on one thread."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         made.save(path)

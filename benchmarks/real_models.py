@@ -1,12 +1,12 @@
-"""What the exact pipeline does to models that others have published, and what that is worth in onnxruntime.
+"""The effect of the exact pipeline on published models, and their speed in onnxruntime.
 
-Takes ONNX files, folders of them, or the wheels and archives of packages that ship some::
+Arguments are ONNX files, folders of them, or wheels and archives of packages that contain some::
 
     pip download --no-deps -d wheels rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3
     python benchmarks/real_models.py wheels [--markdown benchmarks/results/real_models.md]
 
-Every model is checked before and after every pass and timed beside its shrunk form on one thread, in pairs. The exit code is
-1 when a check fails or a model that onnxruntime runs is not shrunk.
+Every model is checked before and after every pass, and timed in pairs with its shrunk form on one thread. The exit code is
+1 if a check fails or a model that onnxruntime runs is not shrunk.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def models(source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def row(name: str, path: Path, out: Path, runs: int) -> tuple[str, ...] | str:
-    """One line of the table, or why there is none."""
+    """One line of the table, or the reason why there is none."""
     try:
         session(path, 1)
     except ModelError as error:

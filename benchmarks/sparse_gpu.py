@@ -3,7 +3,7 @@
     python benchmarks/sparse_gpu.py [--dtype float16] [--runs 50]
 
 Weights are pruned to 2:4 by magnitude and compressed by ``graphshrink.nn.use_sparse_kernels``. Each line is a paired ratio:
-dense and sparse calls alternate, each is timed by CUDA events, and the median of the ratios stands. The dense network has the
+dense and sparse calls alternate, each is timed by CUDA events, and the median of the ratios is printed. The dense network has the
 same zeros, so that outputs can be compared. Without a CUDA device that has sparse tensor cores nothing is measured.
 """
 
@@ -32,7 +32,7 @@ TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def prune(module: nn.Module) -> nn.Module:
-    """Zeros by magnitude into all dense layers."""
+    """Prune all dense layers to 2:4 by magnitude."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
@@ -67,7 +67,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def compared(dense: nn.Module, x: torch.Tensor, runs: int) -> tuple[float, float, float, str]:
-    """Median milliseconds of both, the median ratio, and what is to be said."""
+    """Median milliseconds of both, the median ratio, and a remark."""
     sparse = copy.deepcopy(dense)
     found = use_sparse_kernels(sparse)
     if found.skipped:
@@ -89,7 +89,7 @@ def compared(dense: nn.Module, x: torch.Tensor, runs: int) -> tuple[float, float
 
 
 def main() -> int:
-    """Print the table, or say why there is none."""
+    """Print the table, or the reason why there is none."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--runs", type=int, default=50)

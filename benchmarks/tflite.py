@@ -1,10 +1,10 @@
-"""Conversion time and latency beside litert-torch, Google's own converter; and a shrunk MobileNetV2 beside the original.
+"""Conversion time and latency compared with litert-torch, Google's converter; and a shrunk MobileNetV2 with the original.
 
     python benchmarks/tflite.py --oracle /path/to/python [--markdown benchmarks/results/tflite.md]
 
 ``--oracle`` is the Python of another environment in which litert-torch is installed (it needs 2 GB of packages, so it is not
-one of ours). Both converters get the same modules with the same weights; each conversion is timed inside its process, behind
-a small one that loads what is loaded once: the median of three for ours, one run for the other. Latencies are paired: runs alternate in one
+a dependency). Both converters get the same modules with the same weights; each conversion is timed inside its process, after
+a small one that loads all libraries: the median of three for ours, one run for the other. Latencies are paired: runs alternate in one
 process, and the ratio is the median over pairs.
 """
 
@@ -57,7 +57,7 @@ def sizes() -> dict[str, int]:
 
 
 def convert_ours(folder: Path) -> dict[str, float]:
-    """Write the files; seconds from the module to the file."""
+    """Write the files; returns the seconds from the module to the file."""
     import torch
     from zoo.models import make
 
@@ -95,7 +95,7 @@ def convert_theirs(python: str, folder: Path) -> dict[str, float]:
 
 
 def paired(first: Path, second: Path, threads: int, pairs: int) -> tuple[float, float, str]:
-    """Median milliseconds of both, and the first's time over the second's with its interval."""
+    """Median milliseconds of both, and the ratio of the first time to the second with its interval."""
     import numpy as np
 
     from graphshrink.running.latency import paired_latency
@@ -182,8 +182,8 @@ def main() -> int:
     if options.markdown is not None:
         head = (
             f"Made by `python benchmarks/tflite.py --oracle PYTHON`; bars: {json.dumps(BARS)}. "
-            "Ratios are ours over theirs. On a busy machine of two cores the rows of two threads say little: "
-            "the same file beside itself came out between 0.9 and 1.6 for the smallest model.\n\n"
+            "Ratios are ours over theirs. On a busy machine of two cores the rows with two threads are not reliable: "
+            "the same file compared with itself gave between 0.9 and 1.6 for the smallest model.\n\n"
         )
         options.markdown.write_text(head + "\n".join(lines) + "\n")
     return 0

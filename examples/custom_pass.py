@@ -1,6 +1,6 @@
-"""Passes of one's own: a function, and a class with an option, chained with the built-in ones.
+"""Your own passes: a function, and a class with an option, chained with the built-in ones.
 
-``graphshrink_example_plugin/`` beside this file shows how a package publishes passes for everybody. Run::
+``graphshrink_example_plugin/`` beside this file shows how a package publishes passes. Run::
 
     python examples/custom_pass.py
 """
@@ -29,8 +29,8 @@ class DropActivation(Pass):
     """A pass with options is a frozen dataclass; registering it gives it a name in pipeline texts.
 
     Attributes:
-        kind: Which activations become identities.
-        most: How many at most, from the end of the network.
+        kind: The kind of activation that becomes an identity.
+        most: The largest number of them, counted from the end of the network.
     """
 
     name = "drop-activation"
@@ -52,7 +52,7 @@ class DropActivation(Pass):
 
 
 def main() -> None:
-    """Chain them and print what each did."""
+    """Run them in a pipeline, and print the changes of each."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(),

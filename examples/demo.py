@@ -27,7 +27,7 @@ PAIRS = 60
 
 
 class Results:
-    """The table, two rows for every way in."""
+    """The table: two rows for each kind of input."""
 
     def __init__(self, title: str) -> None:
         columns = (
@@ -53,7 +53,7 @@ class Results:
         labels: np.ndarray,
         latency: PairedLatency,
     ) -> None:
-        """Add what was measured before and after."""
+        """Add the measurements before and after."""
         errors = ("", f"{relative_error(outputs[:1], outputs[1:]):.1e}")
         for i, when in enumerate(("before", "after")):
             size = sizes[i]
@@ -86,7 +86,7 @@ def fx(model: torch.nn.Module, x: torch.Tensor, labels: np.ndarray, results: Res
 def onnx(
     model: torch.nn.Module, x: torch.Tensor, labels: np.ndarray, results: Results, folder: Path
 ) -> str:
-    """One command: file in, file out. Returns what it printed."""
+    """One command: file in, file out. Returns its output."""
     batch, source, target = x[:BATCH], folder / "digits.onnx", folder / "small.onnx"
     torch.onnx.export(
         model, (batch,), source, dynamo=True, verbose=False, optimize=False, external_data=False
@@ -98,7 +98,7 @@ def onnx(
         for p in (source, target)
     )
     name = first.get_inputs()[0].name
-    # The file takes whole batches only; the last images fill up with the first.
+    # The file accepts only whole batches: the last one is filled up with the first images.
     whole = np.resize(x.numpy(), (-(-len(x) // BATCH) * BATCH, *x.shape[1:]))
     parts = np.split(whole, len(whole) // BATCH)
     outputs = tuple(

@@ -1,8 +1,8 @@
-"""DepthShrinker from end to end: train, find activations that can go, remove them, recover, merge, export, measure.
+"""DepthShrinker from end to end: train, find activations that can be removed, remove them, recover, merge, export, measure.
 
-``python examples/depthshrinker.py`` takes scikit-learn's digits; ``--data`` a folder of images in torchvision's layout (with
+``python examples/depthshrinker.py`` uses scikit-learn's digits; ``--data`` is a folder of images in torchvision's layout (with
 ``--size 64``, say), CIFAR-10 in its usual formats, or an ``.npz`` file (see ``graphshrink.datasets``). Started by
-``torchrun --nproc-per-node N``, the training is shared by N processes.
+``torchrun --nproc-per-node N``, N processes share the training.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ def shallow(base: nn.Module, example: tuple[torch.Tensor], train: Batches, given
         gated, train, epochs=given.search, lr=2e-3, callbacks=[schedule],
         penalty=lambda m: 0.1 * gate_penalty(m, saved),
     )  # fmt: skip
-    # Remove, and hoist: from here on, what is trained is what ships.
+    # Remove activations and hoist padding: the network that is trained from here on is the one that is deployed.
     pipeline = "fold-constants,remove-activations{ending=relu6},prune-dead,hoist-padding"
     hoisted = shrink_graph(gated, pipeline, example_inputs=example)
     return recover(hoisted, train, epochs=given.epochs, lr=2e-3, teacher=base).model
 
 
 def report(base: nn.Module, small: nn.Module, example: tuple[torch.Tensor], test: Batches, given: argparse.Namespace) -> None:  # fmt: skip
-    """Merge, export, and read everything from the files."""
+    """Merge, export, and measure the exported files."""
     files = [Path(given.output).with_suffix(s) for s in (".base.onnx", ".onnx")]
     table = Table("", "convolutions", "MACs", "accuracy", f"ms, batch of {BATCH}")
     rows = []

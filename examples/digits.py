@@ -1,6 +1,6 @@
 """A small network for scikit-learn's digits, and how it was trained.
 
-``python examples/digits.py`` trains it anew (about half a minute on two cores) and writes ``digits.npz``.
+``python examples/digits.py`` trains it again (about half a minute on two cores) and writes ``digits.npz``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Linear3(nn.Module):
         self.project, self.project_norm = nn.Conv2d(wide, channels, 1), nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The block beside its skip, then one activation."""
+        """The block plus its skip, then one activation."""
         y = self.depthwise_norm(self.depthwise(self.expand_norm(self.expand(x))))
         return torch.relu(x + self.project_norm(self.project(y)))
 

@@ -1,11 +1,10 @@
 """The table of ops: which hosts each op of the IR is read from, and which targets it is written to.
 
-One row an op class and, for ops like ``Unary`` whose ``kind`` chooses a function, one a kind. The cells come from what reading
-rules and spellings registered themselves for (:mod:`.frontends.support`, :mod:`.targets.support`), so that nothing is said twice; the
-column of TensorRT holds the operators of the ONNX spelling against NVIDIA's tables. No cell is empty: an op that a host does not have
-says why.
+It has one row for each class of ops or, for a class like ``Unary`` whose ``kind`` chooses a function, one for each kind. The cells come
+from the registered reading rules (:mod:`.frontends.support`) and spellings (:mod:`.targets.support`). The column of TensorRT compares
+the operators of the ONNX spelling with NVIDIA's tables. Every *no* has a reason.
 
-``python -m graphshrink.op_table > docs/ops.md`` writes the table down; ``tests/contract/test_op_table.py`` holds it up to date.
+``python -m graphshrink.op_table > docs/ops.md`` writes the document; ``tests/contract/test_op_table.py`` fails if it is out of date.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from .ir import Op, UsageError
 from .ir.ops.rows import Key, rows, title
 
 READ = {"onnx": "ONNX", "torch": "torch trace", "export": "torch.export"}
-"""The columns of reading, by the names that the frontends give hosts."""
+"""The columns of frontends, by the frontends' names of hosts."""
 
 WRITTEN = {"onnx": "ONNX", "torch": "torch", "tflite": "TFLite", "tensorrt": "TensorRT"}
-"""The columns of writing, by target."""
+"""The columns of targets, by name."""
 
 FORGOTTEN = "not registered"
-"""The reason in a cell that nobody filled; a test allows none."""
+"""The reason in a cell without a registration; a test fails if there is one."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Cell:
     """Whether a host has an op.
 
     Attributes:
-        has: ``True`` or ``False``; ``None`` if that cannot be told, since a package is missing.
+        has: ``True`` or ``False``; ``None`` if that is unknown because a package is missing.
         note: The limits, or the reason why not.
-        rules: What reads or writes it, one line each.
+        rules: The rules that read or write it, one line each.
     """
 
     has: bool | None
@@ -142,7 +141,7 @@ _Column = Callable[[Key], Cell]
 
 
 def _column(make: Callable[[str], _Column], name: str) -> _Column:
-    """A column, or one that says which extra is missing."""
+    """A column; if a package is missing, one whose cells name the extra."""
     try:
         return make(name)
     except ImportError as error:
@@ -180,7 +179,7 @@ def _readings(host: str) -> _Column:
 
 
 def _registry(target: str) -> Any:
-    """The registry of a target, filled."""
+    """The registry of a target, after the import of its rules."""
     import_module(f".targets.{target}.spell", __package__)
     place = "emitter" if target == "tflite" else "speller"
     return import_module(f".targets.{target}.{place}", __package__).spells
@@ -206,12 +205,12 @@ _LIMITS = {
     "zero-point": "zero points of 0",
     "resize": "not all modes",
 }
-"""Restrictions of TensorRT in words; :mod:`.targets.tensorrt.restrictions` has what they ask for."""
+"""Restrictions of TensorRT (:mod:`.targets.tensorrt.restrictions`) as notes."""
 
 _HELD = {
     "constant-axis", "constant-axes", "first-output", "no-indices", "same-activations", "no-input-forget", "no-layout",
 }  # fmt: skip
-"""Restrictions that whatever our spellings write keeps to."""
+"""Restrictions that the ONNX spellings always satisfy."""
 
 
 def _tensorrt() -> _Column:
@@ -241,7 +240,7 @@ def _tensorrt() -> _Column:
 
 
 def _file(thing: Any) -> str:
-    """The file of a class or a function, by the folder that it has in the sources."""
+    """The source file of a class or a function, relative to the root of the repository."""
     parts = thing.__module__.split(".")[1:]
     return f"{Path(*parts).as_posix()}.py"
 
@@ -250,13 +249,13 @@ def _file(thing: Any) -> str:
 
 _HEAD = """# Ops
 
-Which hosts each op of the IR is read from, and which targets it is written to. This file is made by
-`python -m graphshrink.op_table > docs/ops.md`; `graphshrink ops` prints the table, `graphshrink ops Conv` what is known of one op.
+This table shows which hosts each op of the IR is read from, and which targets it is written to. `make docs/ops.md` generates this file;
+`graphshrink ops` prints the table, `graphshrink ops Conv` the details of one op.
 
-A cell is *yes* or *no*; a number in it refers to the notes below: the limits of a *yes*, the reason of a *no*. A node that
-cannot be read stays `Opaque`: it is copied as it is, and passes leave it alone. A target that copies nodes of its own kind
-of model (ONNX to ONNX, torch to torch) needs a spelling only for nodes that a pass made or changed. Columns of TensorRT are for the newest
-version that there is a table of.
+A cell is *yes* or *no*. A number in it refers to the notes below: the limits of a *yes*, or the reason of a *no*. A node that
+cannot be read stays `Opaque`: passes do not change it, and targets copy it. If model and target are of the same kind
+(ONNX to ONNX, torch to torch), only nodes that a pass made or changed need a spelling. The column of TensorRT is for the newest
+version that has a table.
 """
 
 
@@ -298,7 +297,7 @@ def _line(cells: list[str]) -> str:
 
 
 def doc_of(op: type[Op]) -> str:
-    """What an op computes."""
+    """The docstring of an op."""
     return inspect.getdoc(op) or ""
 
 

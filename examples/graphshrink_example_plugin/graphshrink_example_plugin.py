@@ -10,7 +10,7 @@ from graphshrink.ir import Activation
 
 @dataclass(frozen=True)
 class ClampActivations(Pass):
-    """Bound every ReLU from above, as fixed-point hardware wants it.
+    """Bound every ReLU from above, as fixed-point hardware requires.
 
     Attributes:
         limit: The largest value that is kept.

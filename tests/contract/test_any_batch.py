@@ -1,4 +1,4 @@
-"""Class tokens that are expanded to the size of the batch, whatever that is."""
+"""Class tokens that are expanded to the batch size, for any batch size."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_trace_runs_on_batches_of_any_size(way: str) -> None:
     host = fx.symbolic_trace(module)
     graph = from_fx(host, (x[:1],))
     made = to_fx(graph) if way == "copied" else respelled(graph)
-    # A parameter is asked for where it is read.
+    # A parameter is fetched where it is read.
     lines = [sorted(body(m).splitlines()) for m in (made, host)]
     assert (lines[0] == lines[1]) == (way == "copied")
     with torch.no_grad():
@@ -112,10 +112,10 @@ EXPANDS: dict[str, tuple[Callable[[Any, Any], Any], list[str]]] = {
     "tuple": (lambda x, row: x + row.expand((x.size(0), -1, x.shape[2], -1)), ["Add", "Expand"]),
     "as": (lambda x, row: x + row.expand_as(x), ["Add", "Expand"]),
     "in-front": (lambda x, row: row[0].expand(x.shape[0], 3, 4, 5) * x, ["Expand", "Mul"]),
-    # The size that it has anyway is kept.
+    # An expand to the present size keeps it.
     "own": (lambda x, row: torch.relu(x.mean(2, keepdim=True)).expand(x.shape[0], 3, 7, 5),
             ["Activation", "Expand", "Reduce"]),
-    # A product of sizes is nobody's size.
+    # A product of sizes is not the size of any axis.
     "product": (lambda x, row: row.expand(x.shape[0] * 2, 3, 1, 5).sum(0) * x, []),
 }  # fmt: skip
 
@@ -133,14 +133,14 @@ def test_expands_of_traced_modules(name: str) -> None:
     expand = [n.op for n in graph.nodes if n.op.name == "Expand"]
     assert all(2 not in op.shape for op in expand)
     assert all(bool(op.like) == (name != "own") for op in expand)
-    # What is not understood is copied, or not written at all.
+    # A call that is not understood is copied, or refused.
     for made in (to_fx(graph), respelled(from_fx(host, (X,))) if wanted else to_fx(graph)):
         for x in (X, X[:1], torch.cat([X, X])):
             torch.testing.assert_close(made(x), model(x))
 
 
 def test_what_is_written_in_place_is_not_expanded_past() -> None:
-    """``expand`` gives other names to one memory."""
+    """``expand`` returns a view of the same memory."""
 
     def function(x: Any) -> Any:
         wide = x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1)

@@ -1,4 +1,4 @@
-"""Small files that ask for much: bounded before any work, in a process that may not take much memory."""
+"""Small files that demand much memory or time are refused before any work; tested in a process with little memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.cli import fails, small_model
 from support.onnx_run import agree
 
 MEMORY = 8 << 30
-"""Of address space: the libraries alone map some of it."""
+"""The limit on address space; the libraries alone map some of it."""
 
 DRIVER = """
 import sys
@@ -33,7 +33,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def limited(*calls: tuple[object, ...]) -> list[tuple[int, str]]:
-    """Exit code and error of each call, all in one process that may not take much memory or time."""
+    """Exit code and error of each call, all in one process with limits on memory and time."""
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(Path(__file__).parents[1])],
         input="\n".join("|".join(map(str, arguments)) for arguments in calls),
@@ -84,7 +84,7 @@ BOMBS = {
         node("Concat", [f"j{i}" if i else "one"] * 16, [f"j{i + 1}" if i < 9 else "big"], axis=0)
         for i in range(10)
     ],
-    # Each of them could be held, all of them could not.
+    # Each of them fits into memory, all together do not.
     "many": [
         *(node("Expand", ["one", "half"], [f"h{i}"]) for i in range(16)),
         *(node("Neg", [f"h{i}"], [f"n{i}"]) for i in range(16)),
@@ -141,7 +141,7 @@ def test_inputs_that_no_memory_holds(tmp_path: Path) -> None:
 
 
 def called(depth: int, times: int) -> ModelProto:
-    """Functions that call each other so many times, down to a Relu."""
+    """A chain of functions of the given depth, which ends in a Relu."""
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     functions = []
     for level in range(depth):

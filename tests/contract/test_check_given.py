@@ -1,4 +1,4 @@
-"""``check`` holds what was read against the model that was given, and no module is a result that does not run."""
+"""``check`` compares the graph that was read with the given model, and a module that does not run is not returned."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_module_that_does_not_run_is_no_result(
     ):
         shrink_graph(model, example_inputs=inputs)
     if not exported:
-        assert isinstance(shrink_graph(model), fx.GraphModule)  # There is nothing to run it on.
+        assert isinstance(shrink_graph(model), fx.GraphModule)  # There are no inputs to run it on.
 
 
 def test_looking_whether_a_module_runs_computes_and_changes_nothing() -> None:

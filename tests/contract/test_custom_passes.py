@@ -92,7 +92,7 @@ def test_a_pass_that_breaks_the_signature_is_named() -> None:
 
 
 def test_entry_point_of_another_package(tmp_path: Path) -> None:
-    """A package that is installed beside ours: a module and its metadata, as pip leaves them."""
+    """An installed package: a module and its metadata, as pip installs them."""
     (tmp_path / "plugin.py").write_text(
         "from dataclasses import dataclass\n"
         "from graphshrink import Pass\n"

@@ -1,4 +1,4 @@
-"""Well-known networks without some of their activations: what is trained, padding hoisted, is what ships merged."""
+"""Well-known networks without some of their activations: the trained network with hoisted padding equals the merged one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each reader can be the first part of the package that is used."""
+"""Each frontend can be imported first, before the rest of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Initializers that are inputs as well: weights that passes see, unless the caller wants them as inputs with a default."""
+"""Initializers that are also inputs: passes see them as weights, unless the caller keeps them as inputs with a default."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_default_holds(target: str, version: int, tmp_path: Path) -> None:
     assert "--overridable-initializers" not in said
     if version >= 4 or target == "tflite":
         assert inputs(written) == ["x"]
-    # The batch norm and the factor went into the weights, which are known.
+    # The batch norm and the factor were folded into the weights, which are constant.
     assert "3 -> 1 nodes" in said
     compared = json.loads(succeeds("compare", source, written, "--runs", 1, "--json"))
     assert compared["error"] < 1e-6
@@ -92,7 +92,7 @@ def test_the_default_holds_where_the_target_is_chosen_late(tmp_path: Path) -> No
     lite.invoke()
     (want,) = outputs_of(source, {"x": X})
     np.testing.assert_allclose(lite.results()[0].transpose(0, 3, 1, 2), want, rtol=1e-4, atol=1e-4)
-    # The result itself is what it was.
+    # The result itself is unchanged.
     assert [v.name for v in result.model.graph.input] == [v.name for v in network().graph.input]
 
 

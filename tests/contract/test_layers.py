@@ -1,4 +1,4 @@
-"""Imports run along the arrows of ARCHITECTURE.md and no other way; NumPy-only folders stay so."""
+"""Imports follow the arrows of ARCHITECTURE.md, and NumPy-only folders import only NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # ``from .. import ir`` names a module; so may any other.
+            # ``from .. import ir`` imports a module; each name may be one.
             yield from ((node.lineno, f"{module}.{name.name}") for name in node.names)
 
 
 def folder_of(name: str) -> str | None:
-    """The folder at the root that a module of ours lies in; ``None`` for others' modules."""
+    """The folder at the root that has one of our modules; ``None`` for other modules."""
     parts = name.split(".")
     if parts[0] != "graphshrink":
         return None

@@ -1,4 +1,4 @@
-"""Operators in every version that changed them: what onnxruntime computes from the file is what every target computes."""
+"""Operators in every version that changed them: every target computes the same as onnxruntime."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def scalar(value: float) -> Any:
 
 @dataclass
 class Case:
-    """A node, and how it is said in each version.
+    """A node, and its form in each version.
 
     Attributes:
         op: The operator.
-        attributes: What is an attribute in every version.
+        attributes: The attributes in every version.
         constants: Constant operands in every version.
-        moved: What became an input in a version: names in the order of inputs, with arrays.
+        moved: Attributes that became inputs in a version: names in the order of inputs, with arrays.
         since: That version.
         low: The first opset that has this form.
         high: The last one.
@@ -161,7 +161,7 @@ def versions(op: str) -> Iterator[int]:
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:
-    """Write every node anew that the IR knows."""
+    """Spell every node again that the IR knows."""
     for node in graph.nodes:
         if not isinstance(node.op, Opaque):
             rw.replace(node, node.op, node.inputs)
@@ -237,7 +237,7 @@ def test_all_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", ["BatchNormalization", "Dropout", "PRelu", "Gemm", "Selu", "Concat"])
 def test_older_meanings_are_barriers(op: str) -> None:
-    """What onnxruntime does not run any more: training by default, channels along axis 1, other defaults."""
+    """Forms that onnxruntime does not run any more: training by default, channels along axis 1, other defaults."""
     case = next(c for c in CASES if c.op == op)
     old = 3 if op == "Concat" else 5 if op == "Selu" else 6
     graph = load(case.model(old))[0]

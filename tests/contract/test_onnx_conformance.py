@@ -1,8 +1,8 @@
-"""Every node test of the onnx package: lossless when empty, equal in onnxruntime after rewriting.
+"""Every node test of the onnx package: an empty pipeline is lossless, and rewriting keeps the outputs in onnxruntime.
 
-``respell`` writes every canonical op anew, so that the spelling of each op is compared with onnxruntime on
-every case that uses it, even where no pass would touch it. ``respell-known`` does so with all operands but the
-first as constants: what must be known to be understood (scales, axes, weights) is known there.
+``respell`` spells every canonical op again, so that the spelling of each op is compared with onnxruntime on
+every case that uses it, even if no pass changes it. ``respell-known`` does the same with all operands except the
+first as constants, because many rules need constant scales, axes or weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from support.onnx_cases import Known, feeds_of
 
 CHUNKS = 4
 LEAST = {"default": 10, "respell": 140, "respell-known": 110}
-"""How many cases of a chunk must have been changed and compared: fewer means that ops are no longer understood."""
+"""The smallest number of cases of a chunk that are changed and compared; fewer means that ops are no longer understood."""
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:

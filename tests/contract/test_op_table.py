@@ -1,7 +1,7 @@
-"""The table of ops tells the truth: what it says a target writes is written, and computes the same as in other runtimes.
+"""The table of ops is correct: every op that it lists for a target is written, and computes the same in other runtimes.
 
 The ONNX spelling is run by onnxruntime, the one of torch by torch, the .tflite file by LiteRT, TensorRT's file by onnxruntime: each has
-kernels of its own, and none of them is ours.
+its own kernels, and none of them is ours.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WHERE = {
 
 
 def with_torch_host(graph: Graph, x: Any) -> Graph:
-    """The graph, as if it had come from torch."""
+    """The graph with a torch host, as if it had been read from torch."""
     host = fx.Graph()
     given = host.placeholder("x")
     made = [host.call_function(torch.tanh, (given,)) for _ in graph.outputs]
@@ -195,7 +195,7 @@ def test_registering_wrongly_is_an_error() -> None:
 
 def test_rows_are_those_of_the_package() -> None:
     class Foreign(Op):
-        """An op of somebody else."""
+        """An op of another package."""
 
     try:
         names = {key[0].__name__ for key in rows()}

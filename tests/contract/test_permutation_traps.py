@@ -1,4 +1,4 @@
-"""Networks that careless permutations break: each is permuted right or left alone, by every way in."""
+"""Networks that careless permutations break: from every frontend, each is permuted correctly or left alone."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Grouped(Between):
 
 
 class HandGrouped(Grouped):
-    """Group norm spelled out."""
+    """Group norm written with basic ops."""
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
         y = x.reshape(2, 2, 4 * 36)
@@ -101,7 +101,7 @@ class Sliced(Between):
 
 
 class Chunked(Between):
-    """Halves that go different ways."""
+    """Two halves that are processed differently."""
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
         a, b = torch.chunk(x, 2, 1)
@@ -127,14 +127,14 @@ class Slopes(Between):
 
 
 class Best(Between):
-    """Which channel is largest: its number is data."""
+    """An argmax over channels: the index of a channel is data."""
 
     def middle(self, x: torch.Tensor) -> torch.Tensor:
         return x * x.argmax(1, keepdim=True)
 
 
 class Returned(Between):
-    """The channels are an output of the graph as well."""
+    """The channels are also an output of the graph."""
 
     def forward(self, x: torch.Tensor) -> Any:
         y = torch.relu(self.first(x))
@@ -142,7 +142,7 @@ class Returned(Between):
 
 
 class Twice(Between):
-    """One module at two places couples what it reads at both."""
+    """A module that is called twice couples the channels of both inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Twice(Between):
 
 
 class Tied(nn.Module):
-    """Encoder and decoder with one matrix, by name and by transposition."""
+    """Encoder and decoder share one matrix, which the decoder transposes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Tied(nn.Module):
 
 
 class Shared(Between):
-    """A scale that is a weight here and data there."""
+    """A scale that one node reads as a weight and another as data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Shared(Between):
 
 
 class Collision(nn.Module):
-    """Names of modules that look like what new ones might be called."""
+    """Modules with names that new modules might get."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Collision(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Attention whose dimensions are rotated in pairs that lie half a head apart."""
+    """Attention whose dimensions are rotated in pairs with a distance of half a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ TRAPS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "Tied": (Tied, (4, 6)), "Rotary": (Rotary, (2, 5, 12)),
 }  # fmt: skip
 PARTS: dict[str, list[tuple[int, int]]] = {
-    # The eight channels must stay.
+    # The eight channels must keep their order.
     "LocalResponse": [], "Best": [], "Returned": [],
     # A shuffle is only a renaming; the rest follows pieces, halves and pairs.
     "Shuffle": [(8, 1)], "Roll": [(2, 1), (6, 1)], "HandGrouped": [(2, 4), (4, 1), (4, 1)],
@@ -231,7 +231,7 @@ PARTS: dict[str, list[tuple[int, int]]] = {
 }  # fmt: skip
 """(units, channels in the smallest unit) of every group, where all nodes are understood."""
 NOT_UNDERSTOOD = {"Roll", "Shared", "Tied"}
-"""Where torch's spelling may be opaque; nothing is permuted then."""
+"""Networks of which torch calls may be opaque; nothing is permuted then."""
 
 
 def made(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -284,7 +284,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 
 
 def hand_made(*middle: onnx.NodeProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """Two 1x1 convolutions from ``x`` to ``y`` and ``z``, and what stands between ``h`` and ``m``."""
+    """Two 1x1 convolutions from ``x`` to ``y`` and ``z``, and the nodes between ``h`` and ``m``."""
     rng = np.random.default_rng(0)
     arrays = {
         "a": rng.random((8, 3, 1, 1)),
@@ -336,7 +336,7 @@ def test_onnx_barriers(kind: str) -> None:
 
 
 def test_a_shared_initializer_moves_once() -> None:
-    """One scale read twice stays one initializer, and a name that is taken is not taken again."""
+    """A scale that is read twice stays one initializer, and new names do not collide."""
     model, feeds = hand_made(
         helper.make_node("Mul", ["h", "s"], ["s_1"]), helper.make_node("Add", ["s_1", "s"], ["m"])
     )

@@ -113,7 +113,7 @@ def test_a_constant_that_is_left_out_shows(name: str, onnx_files: Path) -> None:
             kept = [p for k, p in enumerate(whole.placements) if k != place]
             left = whole.placements[place].value.data
             assert left is not None
-            # The same number everywhere (a norm without a shift) moves without a trace.
+            # If all numbers are equal (a norm without a shift), a permutation changes nothing.
             if not kept or np.ptp(left.float64()) == 0:
                 continue
             order = np.roll(np.arange(whole.size), 1)
@@ -126,7 +126,7 @@ def test_a_constant_that_is_left_out_shows(name: str, onnx_files: Path) -> None:
 
 
 def test_groups_stay_valid_one_after_the_other(onnx_files: Path) -> None:
-    """Groups are about places: any order, any number of times, with the groups that were found first."""
+    """Groups are about positions: they stay valid after any permutations, in any order."""
     source = exported("vit", onnx_files)
     graph = plain(source)
     rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def test_tied_weights_stay_tied_and_trained() -> None:
     table = next(m.weight for m in made.modules() if isinstance(m, nn.Embedding))
     assert any(m.weight is table for m in made.modules() if isinstance(m, nn.Linear))
     assert not torch.equal(table, model.words.weight)
-    # All that was trained still is, and nothing else.
+    # The same parameters are trained as before.
     sizes = [sorted(tuple(p.shape) for p in m.parameters()) for m in (made, model)]
     assert sizes[0] == sizes[1]
 

@@ -1,4 +1,4 @@
-"""The public names, listed once: what is added here is a promise, and what is removed here breaks one."""
+"""The public names: adding one is a promise, and removing one breaks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python of the README and of the guides runs as it stands, and their commands are ours."""
+"""The Python code of the README and of the guides runs unchanged, and their commands exist."""
 
 from __future__ import annotations
 

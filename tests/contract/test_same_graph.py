@@ -1,4 +1,4 @@
-"""Attention, U-Nets and shuffles: traced, exported and in ONNX they are the same graph but for names."""
+"""Attention, U-Nets and shuffles: their graphs from a trace, an export and ONNX differ only in names."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Stacked(nn.Module):
 
 
 class Many(nn.Module):
-    """Activations, pools and products that each host has a call of its own for."""
+    """Activations, pools and products for which each host has its own call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,14 +307,14 @@ def test_sizes_of_batches_are_never_baked_in() -> None:
     graph = from_fx(traced, (IMAGE,))
     (shape,) = (n.op.shape for n in graph.nodes if n.op.name == "Reshape")
     assert shape[0] is None
-    # What divides by the size of the batch is no constant.
+    # A quotient of the batch size is not constant.
     assert any(isinstance(n.op, Opaque) and n.op.kind.endswith("truediv") for n in graph.nodes)
     with torch.no_grad():
         torch.testing.assert_close(to_fx(graph)(IMAGE[:1]), traced(IMAGE[:1]))
 
 
 def test_attention_that_was_changed_is_spelled_out() -> None:
-    """One call stands for all of its ops, or for none of them."""
+    """A call is copied for all of its ops, or for none of them."""
 
     class Two(nn.Module):
         def forward(self, x: Any) -> Any:

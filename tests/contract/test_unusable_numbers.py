@@ -1,4 +1,4 @@
-"""Batch norms and weights whose numbers are no numbers to compute with: they stay as they are, and the report says why."""
+"""Batch norms and weights whose numbers are unusable (NaN, infinite): they stay as they are, and the report has the reason."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_usable_variances_merge(variance: float) -> None:
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("before", [False, True])
 def test_scaling_a_weight_that_is_not_finite_is_exact(number: float, before: bool) -> None:
-    """Infinity and NaN stay what they are in a scaled weight, so that finite outputs stay finite."""
+    """Infinity and NaN are kept in a scaled weight, so that finite outputs stay finite."""
     weight = arrays()["w"][:, :, 1:2, 1:2].copy()
     weight[2, 1, 0, 0] = number
     scale = ("Mul", ["s"], {})

@@ -1,4 +1,4 @@
-"""No pass makes a node that the host cannot say: ours leave it alone or are undone, others get an error with their name."""
+"""No pass makes a node that the host cannot express: our passes refuse or are undone, other passes get an error with their name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from graphshrink.targets.torch.emitter import problem as fx_problem
 
 
 def norms(opset: int = 17) -> ModelProto:
-    """Two batch norms behind a reshape to a shape that is an input: the rank is not known to anybody."""
+    """Two batch norms behind a reshape to a shape that is an input: the rank is unknown."""
     vectors = {"g": [1.5, 0.5, 2], "b": [0.5, 0, 1], "m": [0.1, 1, 2], "v": [2.0, 1, 0.5]}
     return helper.make_model(
         helper.make_graph(
@@ -84,7 +84,7 @@ def test_a_pass_of_somebody_else_is_named() -> None:
 
 
 class Careless(Pass):
-    """A pass of the package that asks nobody."""
+    """A pass of the package that does not ask first."""
 
     name = "careless"
     __module__ = "graphshrink.passes.careless"

@@ -68,7 +68,7 @@ def test_onnx(name: str, onnx_files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_onnx_in_float64(name: str, onnx_files: Path) -> None:
-    """Composed numbers before they are rounded, by an interpreter of the IR that is not ours."""
+    """Composed numbers before they are rounded, computed by torch."""
     before, _ = load(exported(name, onnx_files))
     Pipeline("fold-constants,prune-dead").run(before)
     after = before.clone()
@@ -79,7 +79,7 @@ def test_onnx_in_float64(name: str, onnx_files: Path) -> None:
 
 
 def normal(graph: Graph) -> str:
-    """The text without names and without what the ways in say of themselves.
+    """The text without names and without the differences between the frontends.
 
     torch.onnx gives every convolution a bias, of zeros if need be; torch.export adds a call that guards
     the inputs.

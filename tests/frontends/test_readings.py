@@ -1,4 +1,4 @@
-"""Every registered reading is true: the host's operator becomes the op that the table says, and computes the same when written anew.
+"""Every registered reading rule is correct: the host's operator becomes the op in the table, and computes the same when it is spelled again.
 
 The rows of the table are tested on what the targets write for ``tests/support/op_samples.py``, as a model of ONNX, as a traced module and
 as an exported program; every rule of torch is tested on a call of its own below. Numbers are compared with onnxruntime's and torch's.
@@ -42,7 +42,7 @@ from support.op_samples import SAMPLES, Sample
 
 
 def sample(key: Key, host: str) -> tuple[Graph, Any]:
-    """A graph whose node is of a row, and its input; of two operands that are computed where a constant would make a Scale."""
+    """A graph with a node of a row, and its input; both operands are computed if a constant one would make a Scale."""
     found = SAMPLES[key]
     if key[1] in TORCHS and host != "onnx":
         found = Sample(ir.Activation(key[1], TORCHS[key[1]]), found.operands)
@@ -58,11 +58,11 @@ def sample(key: Key, host: str) -> tuple[Graph, Any]:
 
 RNG = np.random.default_rng(1)
 TORCHS = {"selu": (1.6732632, 1.050701), "hard_sigmoid": (1 / 6, 0.5)}
-"""The numbers of activations that take none in torch."""
+"""The parameters of activations that have none in torch."""
 
 
 def as_module(key: Key) -> tuple[fx.GraphModule, Any]:
-    """What the torch target writes for the sample of a row, and the input."""
+    """The module that the torch target writes for the sample of a row, and its input."""
     graph, array = sample(key, "torch")
     x = torch.from_numpy(array)
     host = fx.Graph()
@@ -102,7 +102,7 @@ def by_export(key: Key) -> tuple[Graph, list[Any], list[Any]]:
 def compared(
     read: Callable[[], Graph], module: Callable[..., Any], x: torch.Tensor
 ) -> tuple[Graph, list[Any], list[Any]]:
-    """The graph, the results of the module, and those of the graph with all that is understood written anew."""
+    """The graph, the results of the module, and those of a module in which every op that is not opaque is spelled again."""
     graph = read()
     for node in graph.nodes:
         node.origin = None if not isinstance(node.op, Opaque) else node.origin
@@ -144,7 +144,7 @@ def test_operators_have_one_rule_each() -> None:
     assert set(names) == set(RULES)
 
 
-# Every rule of torch, on a call of its own.
+# Every rule of torch, on a call that uses it.
 
 DRAW = torch.Generator().manual_seed(3)
 

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "local" / "fuzz"
 
 
 def main() -> int:
-    """Run; 1 if anything was found."""
+    """Run; returns 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument(
         "--seed", type=int, help="one seed alone, with all its jobs; with --minutes the first seed"

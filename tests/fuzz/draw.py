@@ -1,4 +1,4 @@
-"""Random choices that one seed decides."""
+"""Random choices that are determined by one seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Draw:
         return self._choices.random() < probability
 
     def pick(self, items: Sequence[T]) -> T:
-        """One of several, all alike."""
+        """One of several, with equal probability."""
         return self._choices.choice(items)
 
     def weighted(self, items: Mapping[T, float]) -> T:
@@ -32,13 +32,13 @@ class Draw:
         return self._choices.choices(list(items), list(items.values()))[0]
 
     def some(self, items: Sequence[T], at_least: int = 1) -> list[T]:
-        """A few of several, in their order."""
+        """A random subset, in the given order."""
         count = self.whole(min(at_least, len(items)), len(items))
         chosen = set(self._choices.sample(range(len(items)), count))
         return [item for i, item in enumerate(items) if i in chosen]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """All of them in another order."""
+        """All of them in random order."""
         return self._choices.sample(list(items), len(items))
 
     def whole(self, low: int, high: int) -> int:
@@ -46,7 +46,7 @@ class Draw:
         return self._choices.randint(low, high)
 
     def real(self, low: float, high: float) -> float:
-        """A number that has a short spelling."""
+        """A number with few decimals."""
         return round(self._choices.uniform(low, high), 3)
 
     def normal(self, *shape: int, scale: float = 1.0) -> npt.NDArray[Any]:
@@ -58,5 +58,5 @@ class Draw:
         return self._numbers.uniform(low, high, shape).astype(np.float32)
 
     def integers(self, low: int, high: int, *shape: int) -> npt.NDArray[Any]:
-        """Whole numbers from ``low`` up to but without ``high``."""
+        """Whole numbers from ``low`` to ``high``, exclusive."""
         return self._numbers.integers(low, high, shape)

@@ -1,4 +1,4 @@
-"""Many seeds in worker processes, which may crash, hang or ask for all memory without ending the run."""
+"""Many seeds in worker processes, which may crash, hang or exhaust their memory without ending the run."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from .trial import Found, broken_generator, fronts, jobs_of, smallest, trial
 from .verdict import CRASH, HANG, REFUSAL, Outcome
 
 SEEDS_A_WORKER = 150
-"""After so many seeds a worker is replaced, whatever has leaked."""
+"""A worker is replaced after this number of seeds, so that leaks do not accumulate."""
 
 PATIENCE = 6
-"""A worker that computes nothing is given up after so many times the limit."""
+"""A worker that uses no CPU time is killed after this multiple of the time limit."""
 
 ALIKE = 8
-"""So many cases of one fault are made small and kept; the others are counted."""
+"""This number of cases of one fault is minimised and kept; more are only counted."""
 
 
 @dataclass
 class Settings:
-    """What a run does.
+    """The settings of a run.
 
     Attributes:
-        targets: Which targets.
-        folder: Where findings go.
-        seconds: How long one seed may take.
-        minimising: How long one finding may be made smaller.
-        gigabytes: The address space of a worker.
-        share: The part of the jobs that each case does.
+        targets: The targets to test.
+        folder: The folder for findings.
+        seconds: The time limit for one seed.
+        minimising: The time limit for minimising one finding.
+        gigabytes: The limit on the address space of a worker.
+        share: The fraction of the jobs that is run for each case.
     """
 
     targets: tuple[str, ...]
@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass
 class Tally:
-    """What came of a run."""
+    """The outcomes of a run."""
 
     cases: int = 0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -74,14 +74,14 @@ class Tally:
             ).append(seed)
 
     def known(self) -> list[list[str]]:
-        """Faults of which there are enough small cases, whichever jobs they are of."""
+        """Faults with enough minimised cases, counted over all jobs."""
         counted: Counter[tuple[str, str]] = Counter()
         for (_, kind, what), seeds in self.found.items():
             counted[kind, what] += len(seeds)
         return [list(key) for key, count in counted.items() if count >= ALIKE]
 
     def summary(self) -> str:
-        """What there is to say at the end."""
+        """The summary that is printed at the end."""
         lines = [f"{self.cases} seeds"]
         jobs = sorted({job for job, _ in self.outcomes})
         for job in jobs:
@@ -111,11 +111,11 @@ def long_run(
     """Try seeds from ``first`` on until a time.
 
     Args:
-        settings: What is done with each.
+        settings: The settings of the run.
         first: The first seed.
-        until: When to end, by ``time.monotonic``.
-        workers: How many processes.
-        most: How many seeds at most.
+        until: The time to end, by ``time.monotonic``.
+        workers: The number of processes.
+        most: The largest number of seeds.
     """
     tally, lock, following = (
         Tally(),
@@ -132,7 +132,7 @@ def long_run(
     while any(thread.is_alive() for thread in threads):
         try:
             time.sleep(0.2)
-        except KeyboardInterrupt:  # The workers end with their pipes.
+        except KeyboardInterrupt:  # Workers end when their pipes close.
             break
         if time.monotonic() - said > 60:
             said = time.monotonic()
@@ -161,7 +161,7 @@ def _tend(
             how = worker.seed(seed, known, tally, lock)
             if how is not None:
                 worker.close()
-                # Which job it was, in a process for each.
+                # Find out which job it was: run each in its own process.
                 worker = _Worker(settings)
                 again = worker.seed(seed, known, tally, lock, alone=True)
                 with lock:
@@ -177,7 +177,7 @@ def _tend(
 
 
 class _Worker:
-    """A process that does seeds."""
+    """A process that runs seeds."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.done = settings, 0
@@ -200,7 +200,7 @@ class _Worker:
         lock: threading.Lock,
         alone: bool = False,
     ) -> str | None:
-        """Do one seed; how the worker ended, if it did."""
+        """Run one seed; returns how the worker ended, if it did."""
         self.done += 1
         try:
             self._in.write(
@@ -209,7 +209,7 @@ class _Worker:
             self._in.flush()
         except OSError:
             return "could not be reached"
-        # Starting takes a while too; a child of its own for each job has a limit of its own.
+        # The start takes time too; a job that runs in its own child process has its own limit.
         limit = self.settings.seconds + 30 + (20 * self.settings.seconds if alone else 0)
         while True:
             line = self._line(limit)
@@ -233,10 +233,10 @@ class _Worker:
                     tally.kept.setdefault(key, said["place"])
 
     def _line(self, seconds: float) -> bytes | None:
-        """The next answer; none if the worker ends, or takes so long that it hangs.
+        """The next answer; ``None`` if the worker ends or hangs.
 
-        On a busy machine a worker may be slow and not hang: it is waited for until it has computed for so long, but
-        not for more than so many times that.
+        On a busy machine a slow worker need not hang: the limit counts its CPU time, and a multiple of it
+        limits the time by the clock.
         """
         start, spent = time.monotonic(), self._computed()
         while b"\n" not in self._rest:
@@ -255,7 +255,7 @@ class _Worker:
         return line
 
     def _computed(self) -> float:
-        """Seconds of CPU time so far; where the system does not tell, those of the clock."""
+        """Seconds of CPU time so far; if the system does not report it, seconds of the clock."""
         try:
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -271,8 +271,8 @@ class _Worker:
 
 
 def worker(settings: Settings) -> None:
-    """Do the seeds that standard input names; what came of each goes to standard output, a line each."""
-    # What libraries print must not come between.
+    """Run the seeds from standard input, and write the outcome of each to standard output, one line each."""
+    # Output of libraries must not be mixed with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -326,5 +326,5 @@ def _outcomes(
 
 
 def targets_of(words: Sequence[str], all_targets: Sequence[str]) -> tuple[str, ...]:
-    """The targets of a command line, all when there are none."""
+    """The targets of a command line; all if it names none."""
     return tuple(words) or tuple(all_targets)

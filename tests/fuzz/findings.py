@@ -1,4 +1,4 @@
-"""What was found, on disk: a folder each, with the smallest case, in words and as files that can be run again."""
+"""Findings on disk: one folder each, with a report and the smallest case as files that can be run again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import onnx
 from .onnx_graphs import OnnxCase
 from .verdict import Outcome
 
-if TYPE_CHECKING:  # What is about ONNX alone does without torch.
+if TYPE_CHECKING:  # ONNX cases do not need torch.
     from .torch_programs import Program
 
 Case: TypeAlias = "OnnxCase | Program"
 
 
 def describe(case: Case) -> str:
-    """A case in words."""
+    """A description of a case."""
     if not isinstance(case, OnnxCase):
         return case.source()
     model = onnx.printer.to_text(case.model)
@@ -35,7 +35,7 @@ def describe(case: Case) -> str:
 
 
 def signature(case: Case) -> str:
-    """What a small case is made of, so that equal faults look equal."""
+    """A key of a minimised case: equal for equal faults."""
     if not isinstance(case, OnnxCase):
         lines = [
             re.sub(r"\d+", "#", line) for step in case.steps for line in (*step.init, *step.lines)
@@ -45,7 +45,7 @@ def signature(case: Case) -> str:
 
 
 def write(folder: Path, seed: int, front: str, outcome: Outcome, case: Case) -> Path:
-    """Write a finding; the folder that it is in."""
+    """Write a finding; returns its folder."""
     word = re.sub(r"[^A-Za-z0-9]+", "-", outcome.what)[:40].strip("-")
     place = folder / f"{outcome.kind}-{front}-{outcome.job}-{word}-{seed}"
     place.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write(folder: Path, seed: int, front: str, outcome: Outcome, case: Case) -> 
 
 
 def read(place: Path) -> tuple[dict[str, Any], Case]:
-    """A finding that was written."""
+    """Read a finding from its folder."""
     outcome = json.loads((place / "outcome.json").read_text())
     if outcome["front"] == "torch":
         from .torch_programs import Program

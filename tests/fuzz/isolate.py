@@ -1,4 +1,4 @@
-"""Running what may kill the process, or never end, in a child of it."""
+"""Runs functions that may crash or hang in a child process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Callable
 from .verdict import CRASH, HANG, Outcome
 
 NO_CASE = "no case"
-"""What is said of a case that its own runtime does not run."""
+"""The verdict on a case that the original runtime does not run."""
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Let this process ask for no more than so much memory."""
+    """Limit the memory of this process."""
     size = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def in_child(run: Callable[[], Outcome], job: str, seconds: float) -> Outcome:
-    """What a forked child finds, or how it ended.
+    """Run a function in a forked child; returns its findings, or how the child ended.
 
     Args:
-        run: What the child does.
-        job: What the job is called.
-        seconds: After so long the child is killed.
+        run: The function that the child calls.
+        job: The name of the job.
+        seconds: The time after which the child is killed.
     """
     reading, writing = os.pipe()
     child = os.fork()

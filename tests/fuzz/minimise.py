@@ -15,12 +15,12 @@ def minimise(
     fails: Callable[[C], bool],
     seconds: float = 30.0,
 ) -> C:
-    """Take any smaller case that fails, for as long as there is one.
+    """Replace the case by a smaller failing one until there is none.
 
     Args:
-        case: What fails.
-        smaller: Gives simpler cases, those that leave most away first.
-        fails: Whether a case fails as the first one does; what it raises means no.
+        case: The failing case.
+        smaller: Yields simpler cases, those with the largest cuts first.
+        fails: Whether a case fails as the first one does; an exception means no.
         seconds: When to be content with what there is.
     """
     deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Whole ONNX models: a grown graph, and the odd forms that files of old and new exporters have."""
+"""Whole ONNX models: a random graph, in the unusual forms that files of old and new exporters have."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ def _captured(b: Builder) -> set[str]:
 def _other_sizes(
     case: OnnxCase, shapes: dict[str, list[Any]], draw: Draw
 ) -> list[dict[str, Array]]:
-    """Inputs of other sizes, if the model runs on such."""
+    """Inputs of other sizes, if the model runs on them."""
     if all(isinstance(d, int) for shape in shapes.values() for d in shape):
         return []
     if any(a.dtype.kind != "f" for a in case.feeds[0].values()):
-        return []  # Sizes that are an input go with these inputs alone.
+        return []  # Sizes that are inputs fit only the original inputs.
     more = draw.pick([1, 2])
     other = {
         n: draw.normal(
@@ -173,7 +173,7 @@ def _other_sizes(
 
 
 def with_function(case: OnnxCase, draw: Draw) -> OnnxCase | None:
-    """Some nodes in a row as one call of a local function, if onnxruntime runs that."""
+    """Replace consecutive nodes by a call of a local function, if onnxruntime runs it."""
     graph = case.model.graph
     first = draw.whole(0, len(graph.node) - 1)
     inside = list(graph.node[first : first + draw.whole(1, 4)])
@@ -230,7 +230,7 @@ def of_type(case: OnnxCase, dtype: Any) -> OnnxCase | None:
 
 
 def _running(case: OnnxCase) -> OnnxCase | None:
-    """The case, if onnxruntime runs it and its numbers are tame."""
+    """The case, if onnxruntime runs it and its numbers are not too large."""
     try:
         made = [a for feeds in case.feeds for a in run_model(case.model, feeds)]
     except OrtError:

@@ -17,13 +17,13 @@ from .ort import OrtError, run_model
 Array = npt.NDArray[Any]
 
 LARGEST = 3e3
-"""A value with a larger number is not kept: what follows would be about rounding."""
+"""A value with a larger number is dropped: later comparisons would test only rounding."""
 
 MOST_NUMBERS = 6000
-"""A value with more numbers is not kept: graphs stay quick."""
+"""A value with more numbers is dropped, so that graphs run fast."""
 
 WEIGHT = "w"
-"""The first letter of constants whose numbers mean no shape, axis or scale, so that they may be moved by a rounding unit."""
+"""The prefix of constants that are not shapes, axes or scales, so that their numbers may be changed by a rounding unit."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class OnnxCase:
 
     Attributes:
         model: The model; onnxruntime runs it.
-        feeds: Inputs by name; the first are those that the model was made with, others have other free sizes.
+        feeds: Inputs by name; the first are those that the model was grown with, the others differ in free sizes.
     """
 
     model: onnx.ModelProto
@@ -44,15 +44,15 @@ class Builder:
     """A graph that grows.
 
     Attributes:
-        draw: Where choices come from.
+        draw: The source of random choices.
         opset: The opset of the model.
-        plain: Only what all targets take, as far as that is known.
+        plain: Whether to use only what all targets support, as far as that is known.
         nodes: The nodes so far.
-        values: What every value is for the inputs that are drawn, constants included.
+        values: The arrays of all values for the drawn inputs, constants included.
         constants: Names of initializers.
         inputs: Names of inputs.
-        fresh: Values in order of their making, which nodes are hung on.
-        largest: A value with a larger number is not kept.
+        fresh: The values that new nodes may read, oldest first.
+        largest: A value with a larger number is dropped.
     """
 
     draw: Draw
@@ -80,7 +80,7 @@ class Builder:
         return name
 
     def constant(self, array: Any, dtype: Any = None, prefix: str = "c") -> str:
-        """A new initializer; numbers that matter exactly, unless the prefix says that they are a weight."""
+        """A new initializer; its numbers must stay exact unless the prefix is that of a weight."""
         name = self.name(prefix)
         self.values[name] = self.constants[name] = np.asarray(array, dtype)
         return name
@@ -88,7 +88,7 @@ class Builder:
     def node(
         self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any
     ) -> str | None:
-        """Append a node if onnxruntime runs it and its values are tame; its first output, or nothing."""
+        """Append a node if onnxruntime runs it and its values are not too large; returns its first output, or ``None``."""
         made = self.nodes_of(op, inputs, outputs, **attributes)
         return made[0] if made else None
 

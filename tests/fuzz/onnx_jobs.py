@@ -1,4 +1,4 @@
-"""What is done with an ONNX model, and what must be true of the result."""
+"""The jobs for ONNX models: each runs a pipeline or a target, and checks the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = {"onnx": 2e-5, "tensorrt": 2e-5, "tflite": 1e-4}
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:
-    """A pass that changes nothing, but has every node written anew instead of copied."""
+    """A pass that changes nothing, but makes the target spell every node instead of copying it."""
     for node in list(graph.nodes):
         if not isinstance(node.op, Opaque):
             rw.replace(node, node.op, node.inputs)
@@ -47,14 +47,14 @@ EXACT: dict[str, Any] = {
     "pivot": "fold-constants,pivot{method=zeros,blocks=2,force=true},prune-dead",
     "gates": "fold-constants,insert-gates{sites=[*]},prune-dead",
 }
-"""Pipelines that must not change the function, as the jobs are called."""
+"""Pipelines that must not change the function, by name of the job."""
 
 Job = Callable[["Prepared"], None]
 
 
 @dataclass
 class Prepared:
-    """A case in a folder, with what the original computes.
+    """A case in a folder, with the outputs of the original.
 
     Attributes:
         case: The case.
@@ -73,16 +73,16 @@ class Prepared:
 
     @cached_property
     def wanted(self) -> list[list[Array]]:
-        """What onnxruntime computes from the original, for each of the inputs.
+        """The outputs of the original in onnxruntime, for each set of inputs.
 
         Raises:
-            OrtError: If it does not run: the case is none.
+            OrtError: If it does not run; such a case is not valid.
         """
         session = Session(self.case.model)
         return [session.run(feeds) for feeds in self.case.feeds]
 
     def nudged(self, which: int, seed: int) -> list[Array]:
-        """What the original computes when inputs and weights are moved by rounding units."""
+        """The outputs of the original when inputs and weights are changed by rounding units."""
         rng = np.random.default_rng(seed)
         model = onnx.ModelProto()
         model.CopyFrom(self.case.model)
@@ -100,7 +100,7 @@ class Prepared:
     def check(
         self, run: Callable[[Mapping[str, Array]], list[Array]], target: str, first: bool = False
     ) -> None:
-        """Hold a result against the original on all inputs, twice on the first."""
+        """Compare a result with the original on all inputs, twice on the first."""
         for which, feeds in enumerate(self.case.feeds[: 1 if first else None]):
             got = run(feeds)
             compare(self.wanted[which], got, TOLERANCE[target], partial(self.nudged, which))
@@ -113,7 +113,7 @@ class Prepared:
                     raise Wrong("two runs differ", "the same inputs gave other outputs")
 
     def check_model(self, model: onnx.ModelProto | Path, target: str = "onnx") -> None:
-        """Hold an ONNX result against the original."""
+        """Compare an ONNX result with the original."""
         try:
             session = Session(model)
         except OrtError as error:
@@ -148,7 +148,7 @@ def exact(passes: Any, it: Prepared) -> None:
 
 
 def given(it: Prepared) -> None:
-    """A model that is given as an object is not changed, and what is written loads."""
+    """A model that is given as an object is not changed, and the written file loads."""
     before = it.case.model.SerializeToString(deterministic=True)
     out = it.folder / "out.onnx"
     shrink(it.case.model).save(out)
@@ -173,14 +173,14 @@ def empty(it: Prepared) -> None:
 
 
 def again(it: Prepared) -> None:
-    """The pipeline once more on its own result."""
+    """Run the pipeline again on its own result."""
     out = it.folder / "once.onnx"
     _shrunk(it, None).save(out)
     it.check_model(shrink(out).model)
 
 
 def external(it: Prepared) -> None:
-    """A file whose weights lie beside it, shrunk beside it, renamed, and shrunk in its own place."""
+    """A file with external data: shrunk to another file, renamed, and shrunk in place."""
     given = it.folder / "external"
     given.mkdir(exist_ok=True)
     source = given / "in.onnx"
@@ -199,7 +199,7 @@ def external(it: Prepared) -> None:
         raise Unsupported("external data: onnxruntime does not load it") from error
     shrink(source).save(given / "out.onnx")
     it.check_model(given / "out.onnx")
-    # A copy must stay what it is when the original is written again.
+    # A copy must not change when the original is overwritten.
     (given / "kept.onnx").write_bytes((given / "out.onnx").read_bytes())
     shrink(source, []).save(given / "out.onnx")
     it.check_model(given / "out.onnx")
@@ -213,7 +213,7 @@ def external(it: Prepared) -> None:
 
 
 def calibrated(passes: str, it: Prepared) -> None:
-    """A pass that looks at samples, on channels that are dead or never change: what it writes is finite."""
+    """A pass that needs calibration data, on dead and constant channels: its result must be finite."""
     samples = [{n: np.array(a) for n, a in it.case.feeds[0].items()} for _ in range(3)]
     for sample in samples[1:]:
         for array in sample.values():
@@ -249,11 +249,11 @@ CALIBRATED = {
     "pivot-search": "fold-constants,pivot{method=search,blocks=2,force=true},prune-dead",
     "pivot-identity": "fold-constants,pivot{method=identity,blocks=2,force=true},prune-dead",
 }
-"""Pipelines that look at samples, as the jobs are called."""
+"""Pipelines that need calibration data, by name of the job."""
 
 
 def hoisted(it: Prepared) -> None:
-    """Where padding is moved, what merges then must be what it was before merging."""
+    """After ``hoist-padding``, a merge must not change the outputs."""
     options = "{force=true,max-mac-growth=1000,max-growth-mb=64}"
     first = _shrunk(it, f"fold-constants,hoist-padding{options},prune-dead").model
     changed = Prepared(OnnxCase(first, it.case.feeds), it.folder / "hoisted")
@@ -278,7 +278,7 @@ def tensorrt(it: Prepared) -> None:
 
 
 def _leaves_range(model: onnx.ModelProto) -> bool:
-    """Whether constants make numbers that are smaller than normal ones."""
+    """Whether constants produce subnormal numbers."""
     stored = [
         *model.graph.initializer,
         *(a.t for n in model.graph.node for a in n.attribute if a.HasField("t")),
@@ -335,7 +335,7 @@ def tflite(it: Prepared, **options: Any) -> None:
 
 
 def _as(want: Array, got: Array) -> Array:
-    """Whole numbers are int32 there and int64 here."""
+    """Convert integers, which are int32 in LiteRT and int64 in ONNX."""
     return got.astype(want.dtype) if want.dtype.kind == got.dtype.kind else got
 
 
@@ -368,11 +368,11 @@ def prepared(case: OnnxCase) -> Iterator[Prepared]:
 
 
 def run_job(case: OnnxCase, job: str) -> Outcome:
-    """Do one job with a case.
+    """Run one job on a case.
 
     Raises:
         OrtError: If onnxruntime does not run the case itself.
     """
     with prepared(case) as it:
-        it.wanted  # noqa: B018 - a case that does not run is none
+        it.wanted  # noqa: B018 - raises if the case does not run
         return judged(job, lambda: JOBS[job](it))

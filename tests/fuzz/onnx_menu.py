@@ -1,6 +1,6 @@
-"""What a random ONNX model is made of: each entry hangs one node, or one idiom of several nodes, on what is there.
+"""The parts of random ONNX models: each entry appends one node, or a common pattern of several nodes, to the graph.
 
-Entries may propose what onnxruntime refuses; the builder then keeps nothing.
+Entries may propose nodes that onnxruntime refuses; the builder then drops them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Entry = Callable[[Builder], object]
 
 
 def weight(b: Builder, *shape: int, scale: float | None = None) -> str:
-    """A weight: stored as it is, as another form that nodes undo, or one that another layer has already."""
+    """A weight: stored directly, stored in another form with nodes that undo it, or shared with another layer."""
     draw = b.draw
     alike = [n for n in b.values if n.startswith(WEIGHT) and b.shape(n) == shape]
     if alike and draw.chance(0.15):
@@ -55,7 +55,7 @@ def weight(b: Builder, *shape: int, scale: float | None = None) -> str:
                 axis=axis,
             )  # fmt: skip
     if made is not None:
-        # A computed weight is nothing to hang layers on.
+        # Layers must not read a computed weight as an activation.
         b.fresh.remove(made)
         return made
     return b.constant(array, prefix=WEIGHT)
@@ -135,7 +135,7 @@ def batch_norm(b: Builder) -> object:
     draw, c = b.draw, b.shape(x)[1]
     variance = draw.uniform(0.2, 2.0, c)
     if draw.chance(0.15):
-        # Of a channel that died, that rounding made negative, or that is hardly one.
+        # The variance of a dead channel: zero, tiny, or negative by rounding.
         odd = draw.pick([0, 0, 1e-12, 1e-30, 1e-39, -5e-6, -1e-12, 1e12, 1e30])
         variance[draw.whole(0, c - 1)] = odd
     given = [x, weight(b, c, scale=1), weight(b, c, scale=0.5), weight(b, c, scale=0.5), b.constant(variance)]  # fmt: skip
@@ -180,7 +180,7 @@ def with_constant(b: Builder) -> object:
 
 
 def far_factors(b: Builder) -> object:
-    """Factors at the ends of what float32 holds, undone behind the next node or two."""
+    """Factors near the limits of float32, undone one or two nodes later."""
     draw, x = b.draw, b.pick(b.floats(low=1))
     if x is None:
         return None
@@ -209,7 +209,7 @@ def far_factors(b: Builder) -> object:
 
 
 def given_sizes(b: Builder) -> object:
-    """A reshape to sizes that are an input: from here on no rank is known."""
+    """A reshape to sizes that are an input: no rank is known after it."""
     x = b.pick(b.floats(low=1))
     if x is None or sum(n.startswith("s") for n in b.inputs) > 1:
         return None
@@ -242,7 +242,7 @@ def _broadcast(a: tuple[int, ...], c: tuple[int, ...]) -> bool:
 
 
 def residual(b: Builder) -> object:
-    """A branch that keeps its shape, and the addition of what it started from."""
+    """A residual block: a branch that keeps the shape, and a skip."""
     x = _spatial(b)
     if x is None:
         return None
@@ -343,7 +343,7 @@ def prelu(b: Builder) -> object:
 
 
 def written_out(b: Builder) -> object:
-    """An activation or a norm as exporters of old spelled it."""
+    """An activation or a norm in the form of old exporters."""
     draw, x = b.draw, b.pick(b.floats())
     if x is None:
         return None
@@ -802,7 +802,7 @@ def expand(b: Builder) -> object:
 
 
 def twice(b: Builder) -> object:
-    """A node once more, with the same operands."""
+    """A copy of a node, with the same operands."""
     if not b.nodes:
         return None
     old = b.draw.pick(b.nodes[-6:])
@@ -814,7 +814,7 @@ def twice(b: Builder) -> object:
 
 
 def other(b: Builder) -> object:
-    """What the compiler knows little of."""
+    """Operators that the IR knows little about."""
     draw, x = b.draw, b.pick(b.floats(2, 3))
     if x is None:
         return None

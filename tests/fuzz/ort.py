@@ -1,4 +1,4 @@
-"""onnxruntime, which optimises nothing and says nothing, as the judge of ONNX models."""
+"""onnxruntime without optimisations and logs, as the oracle for ONNX models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Session:
         self.outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        """All outputs."""
+        """Run the model; returns all outputs."""
         try:
             return list(self._session.run(None, dict(feeds)))
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What is done with a torch module, and what must be true of the result."""
+"""The jobs for torch modules: each runs a pipeline or a target, and checks the result."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LIMITS = {torch.float64: 1e-9, torch.float32: 2e-5}
 
 @dataclass
 class Ran:
-    """What one run gave: outputs, and the inputs afterwards, which it may have written into."""
+    """The results of one run: outputs, and the inputs afterwards, which it may have written to."""
 
     arrays: list[Any]
     form: str
 
 
 def run_module(model: Any, inputs: tuple[Any, ...]) -> Ran:
-    """Run a module on inputs of its own."""
+    """Run a module on its own copy of the inputs."""
     given = [x.clone() for x in inputs]
     with torch.no_grad():
         leaves, form = tree_flatten(model(*given))
@@ -52,11 +52,11 @@ def _form(spec: Any, leaves: list[Any]) -> str:
 
 @dataclass
 class Prepared:
-    """A program with what torch computes from it.
+    """A program with the outputs that torch computes.
 
     Attributes:
         program: The program.
-        dtype: In which type.
+        dtype: The floating-point type.
     """
 
     program: Program
@@ -64,11 +64,11 @@ class Prepared:
 
     @cached_property
     def names(self) -> dict[str, Any]:
-        """What the source defines."""
+        """The names that the source defines."""
         return self.program.loaded()
 
     def made(self) -> Any:
-        """The module, made anew."""
+        """A new instance of the module."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.names["make"](self.dtype)
@@ -79,12 +79,12 @@ class Prepared:
         return made
 
     def wanted(self, inputs: tuple[Any, ...]) -> list[Ran]:
-        """What two runs of the original give."""
+        """The results of two runs of the original."""
         model = self.made()
         return [run_module(model, inputs) for _ in range(2)]
 
     def nudged(self, inputs: tuple[Any, ...], run: int, seed: int) -> list[Any]:
-        """What the original gives when weights and inputs are moved by rounding units."""
+        """The results of the original when weights and inputs are changed by rounding units."""
         rng, model = np.random.default_rng(seed), self.made()
 
         def nudge(x: Any) -> Any:
@@ -101,7 +101,7 @@ class Prepared:
         return self.nudged(inputs, run, seed)[part]
 
     def check(self, model: Any, inputs: tuple[Any, ...]) -> None:
-        """Hold two runs of a result against two of the original."""
+        """Compare two runs of a result with two runs of the original."""
         wanted = self.wanted(inputs)
         for i, want in enumerate(wanted):
             try:
@@ -126,7 +126,7 @@ class Prepared:
                 )
 
     def check_all(self, model: Any, free: bool) -> None:
-        """Hold a result against the original, with another batch size too where the original takes it."""
+        """Compare a result with the original, also with another batch size if the original supports it."""
         self.check(model, self.inputs())
         if not (free and self.program.free):
             return
@@ -143,14 +143,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that there is to a module, to see whether it changes."""
+    """A snapshot of a module, to detect changes."""
 
     facts: dict[str, Any]
     tensors: dict[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module) -> Snapshot:
-        """Take it."""
+        """Take the snapshot."""
         facts: dict[str, Any] = {}
         tensors = {}
         for name, module in model.named_modules(remove_duplicate=False):
@@ -185,9 +185,9 @@ class Snapshot:
         """Compare with a later one.
 
         Args:
-            now: The later one.
+            now: The later snapshot.
             when: What happened in between.
-            by_itself: What the module changes when it is called itself.
+            by_itself: The parts that the module changes itself when it is called.
         """
         changed = [name for name in self.changed(now) if name not in by_itself]
         if changed:
@@ -232,15 +232,15 @@ def whole(passes: Any, it: Prepared, inputs: bool = True, way: str = "module") -
     shrunk = Snapshot.of(owner)
     _check_form(it, examples)
     made = result.model
-    # Wrong numbers are worse than a changed module, and often come with one.
+    # Check numbers first: they are worse than a changed module, and often both occur.
     it.check_all(made, free=way == "module" and not _was_exported(result))
     if way == "export free" and it.program.free and examples[0].shape[0] > 1:
         _check_free(it, given, made)
     before.check(shrunk, "by shrinking")
     if not way.startswith(
         "export"
-    ):  # An exported program writes into the buffers of its module by itself.
-        # Hooks of modules that the result shares may set attributes of theirs.
+    ):  # An exported program writes to the buffers of its module itself.
+        # Hooks of modules that the result shares may set attributes on them.
         alone = it.made()
         fresh = Snapshot.of(alone)
         run_module(alone, examples)
@@ -251,7 +251,7 @@ def whole(passes: Any, it: Prepared, inputs: bool = True, way: str = "module") -
 
 
 def _check_free(it: Prepared, program: Any, made: Any) -> None:
-    """Another batch size, if the exported program takes it."""
+    """Another batch size, if the exported program supports it."""
     other = it.inputs(2)
     try:
         run_module(program.module(), other)
@@ -286,7 +286,7 @@ def empty(it: Prepared) -> None:
 
 
 def copied(it: Prepared) -> None:
-    """The result can be copied, pickled and given back its own weights."""
+    """The result can be copied, pickled, and loaded with its own state dict."""
     try:
         copy.deepcopy(it.made())
     except Exception as error:
@@ -305,13 +305,13 @@ def copied(it: Prepared) -> None:
 
 
 def again(it: Prepared) -> None:
-    """The pipeline once more on its own result."""
+    """Run the pipeline again on its own result."""
     first = shrink(it.made(), example_inputs=it.inputs()).model
     it.check(shrink(first, example_inputs=it.inputs()).model, it.inputs())
 
 
 def masked(it: Prepared) -> None:
-    """Weights that stay sparse under masks, and then are ordinary ones."""
+    """Weights stay sparse under masks, and ``fold-masks`` makes them ordinary weights."""
     first = shrink(it.made(), "sparsify{n=2,m=4}", example_inputs=it.inputs()).model
     wanted = [run_module(first, it.inputs()) for _ in range(2)]
     made = shrink(first, "fold-masks,prune-dead", example_inputs=it.inputs()).model
@@ -390,14 +390,14 @@ RARE = ("onnx", "tensorrt", "tflite")
 """Jobs that take seconds each."""
 
 TARGETS = {"torch": tuple(JOBS)}
-"""Jobs by target: all are about torch."""
+"""Jobs by target."""
 
 OFTEN = ("default", "no-inputs", "respell")
-"""Jobs that every case does."""
+"""Jobs that are run for every case."""
 
 
 def run_job(program: Program, job: str) -> Outcome:
-    """Do one job with a program.
+    """Run one job on a program.
 
     Raises:
         Exception: If torch does not run the program itself.

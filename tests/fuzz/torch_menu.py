@@ -1,4 +1,4 @@
-"""What a random torch module is made of: modules, functions, views, writes in place, sizes, buffers, hooks, options."""
+"""The parts of random torch modules: modules, functions, views, writes in place, sizes, buffers, hooks, options."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def pool(g: Grower) -> object:
 
 
 def again(g: Grower) -> object:
-    """A module that was called before, once more."""
+    """Another call of a module that was called before."""
     if not g.modules:
         return None
     name, shape = g.draw.pick(g.modules)
@@ -181,7 +181,7 @@ def sizes(g: Grower) -> object:
 
 
 def in_place(g: Grower) -> object:
-    """A write into memory that others may read."""
+    """A write to memory that other values may share."""
     x = g.pick(low=1)
     if x is None:
         return None
@@ -260,7 +260,7 @@ def constant(g: Grower) -> object:
 
 
 def weights(g: Grower) -> object:
-    """Functions of own weights."""
+    """Functions with weights of the module."""
     x = g.pick(2, 3, 4)
     if x is None:
         return None
@@ -296,7 +296,7 @@ def weights(g: Grower) -> object:
 
 
 def heads(g: Grower) -> object:
-    """Modules of several parts, and what keeps or counts."""
+    """Modules of several parts, and modules with state."""
     x = g.pick(3, 4)
     if x is None:
         return None
@@ -334,7 +334,7 @@ def heads(g: Grower) -> object:
 
 
 def state(g: Grower) -> object:
-    """A module or a buffer that remembers."""
+    """A module or a buffer with state."""
     x = g.pick(low=1)
     if x is None:
         return None

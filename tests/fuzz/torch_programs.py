@@ -20,10 +20,10 @@ from torch import nn
 from .draw import Draw
 
 LARGEST = 1e3
-"""A value with a larger number is not kept."""
+"""A value with a larger number is dropped."""
 
 MOST_NUMBERS = 6000
-"""A value with more numbers is not kept."""
+"""A value with more numbers is dropped."""
 
 PRELUDE = '''import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class Step:
     """A statement or two of ``forward``.
 
     Attributes:
-        out: The name that it gives a value to, or none.
+        out: The name of the value that it defines, or none.
         lines: The statements.
         init: Statements of ``__init__`` that it needs.
     """
@@ -106,9 +106,9 @@ class Program:
         inputs: Names and shapes of the inputs that are given.
         steps: The statements.
         returns: The expression that is returned.
-        options: More arguments of ``forward``, with defaults, which are not given.
-        after: Statements on ``model`` after it was made.
-        free: Whether another batch size may work.
+        options: Further arguments of ``forward``, with defaults, which calls leave out.
+        after: Statements that change ``model`` after its construction.
+        free: Whether the module may run with other batch sizes.
     """
 
     seed: int
@@ -177,13 +177,13 @@ class Program:
 
     def loaded(self) -> dict[str, Any]:
         """The names that the source defines: ``Model``, ``make``, ``inputs``."""
-        # A module of its own, so that what it defines can be pickled.
+        # A module in sys.modules, so that its classes can be pickled.
         module = sys.modules["fuzzed"] = ModuleType("fuzzed")
         exec(compile(self.source(), "<fuzzed>", "exec"), vars(module))
         return vars(module)
 
     def without(self, place: int, instead: str | None) -> Program:
-        """The same without a step; what read its value reads another."""
+        """The program without a step; readers of its value read another one."""
         step = self.steps[place]
         steps = [*self.steps[:place], *self.steps[place + 1 :]]
         if not step.out or instead is None:
@@ -200,8 +200,8 @@ class Grower:
     """A module that grows: every statement is run as it is proposed, and only what runs is kept.
 
     Attributes:
-        draw: Where choices come from.
-        values: What every name is, for the inputs that are drawn.
+        draw: The source of random choices.
+        values: The values by name, for the drawn inputs.
         steps: The statements so far.
         modules: Attributes that are modules, with the shape of what they were called on.
     """
@@ -247,9 +247,7 @@ class Grower:
         except Exception:
             for key, value in before.items():
                 if not torch.equal(self.values[key], value):
-                    self.values[key] = (
-                        value  # Sharing is lost here, which matters to nothing but magnitudes.
-                    )
+                    self.values[key] = value  # Aliasing is lost here; only magnitudes are checked.
             return None
         self.steps.append(Step(name, lines, tuple(init)))
         if out:

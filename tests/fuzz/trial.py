@@ -14,20 +14,20 @@ from .onnx_forms import onnx_case
 from .verdict import CRASH, Outcome
 
 TARGETS = ("onnx", "tensorrt", "tflite", "torch")
-"""What can be asked for alone."""
+"""The targets that can be chosen."""
 
 
 @dataclass(frozen=True)
 class Front:
-    """One kind of model that comes in.
+    """One kind of input model: ONNX or torch.
 
     Attributes:
-        make: The case of a seed.
-        run: One job on a case.
-        smaller: Simpler cases.
-        jobs: The jobs of a target.
-        often: Jobs that every case does.
-        rare: Jobs that few cases do, for they are slow.
+        make: Makes the case of a seed.
+        run: Runs one job on a case.
+        smaller: Yields simpler cases.
+        jobs: The jobs by target.
+        often: Jobs that are run for every case.
+        rare: Slow jobs, which are run for few cases.
     """
 
     make: Callable[[int], Any]
@@ -70,13 +70,13 @@ def fronts(targets: Collection[str]) -> list[str]:
 
 
 def jobs_of(name: str, seed: int, targets: Collection[str], share: float = 0.35) -> list[str]:
-    """The jobs of a seed: those that are done often, and some of the others.
+    """The jobs of a seed: those that are run for every case, and some of the others.
 
     Args:
         name: The front.
         seed: The seed.
-        targets: For which targets.
-        share: The part of the others.
+        targets: The targets.
+        share: The fraction of the others.
     """
     draw, it = Draw(f"jobs {name} {seed}"), front(name)
     found = []
@@ -94,8 +94,8 @@ class Found:
     """A fault and its case.
 
     Attributes:
-        outcome: What is wrong.
-        case: What it is wrong with.
+        outcome: The outcome of the job.
+        case: The case that fails.
     """
 
     outcome: Outcome
@@ -105,13 +105,13 @@ class Found:
 def trial(
     name: str, seed: int, jobs: Sequence[str], alone: float | None = None
 ) -> Iterator[tuple[Outcome, Any]]:
-    """Do the jobs of a seed, one after the other; each outcome with the case.
+    """Run the jobs of a seed in order; yields each outcome with the case.
 
     Args:
         name: The front.
         seed: The seed.
         jobs: The jobs.
-        alone: Do each job in a process of its own, for so many seconds at most.
+        alone: Run each job in its own process, with this limit in seconds.
     """
     it = front(name)
     case = it.make(seed)
@@ -127,8 +127,8 @@ def smallest(name: str, found: Found, seconds: float = 30.0, alone: float | None
 
     Args:
         name: The front.
-        found: What fails.
-        seconds: How long to try.
+        found: The failing case.
+        seconds: The time limit.
         alone: As for :func:`trial`.
     """
     it = front(name)
@@ -144,7 +144,7 @@ def smallest(name: str, found: Found, seconds: float = 30.0, alone: float | None
 
 
 def broken_generator(name: str, error: BaseException) -> Outcome:
-    """The outcome of a seed for which no case could be made: a fault of the fuzzer's own."""
+    """The outcome of a seed for which no case could be made: a fault of the fuzzer itself."""
     return replace(
         Outcome(f"{name} generator", CRASH), what=type(error).__name__, detail=repr(error)
     )

@@ -1,4 +1,4 @@
-"""What came of a job, and which differences rounding alone explains."""
+"""The outcomes of jobs; tells differences that rounding explains from wrong results."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ EQUAL, REFUSAL, CHAOTIC, UNSUPPORTED = "equal", "refusal", "chaotic", "unsupport
 MISMATCH, CRASH, HANG = "MISMATCH", "CRASH", "HANG"
 
 FINDINGS = (MISMATCH, CRASH, HANG)
-"""Outcomes that are faults of ours."""
+"""The outcomes that are our faults."""
 
 NUDGES = 12
-"""How many times the inputs and weights are moved by rounding units before a difference counts."""
+"""The number of runs of the original on inputs and weights changed by rounding units, to judge a difference."""
 
 SLACK = 8.0
-"""A result may differ this many times as far as rounding the inputs and weights otherwise makes the original differ."""
+"""A result may differ by this multiple of the change that rounding units in inputs and weights make in the original."""
 
 CHAOS = 0.02
-"""A case whose outputs move this far by rounding alone says nothing."""
+"""A case whose outputs change by this much through rounding alone is not judged."""
 
 _ROOT = str(Path(graphshrink.__file__).resolve().parents[1])
 
@@ -37,10 +37,10 @@ Arrays = Sequence[npt.NDArray[Any]]
 
 
 class Wrong(Exception):
-    """A result is not what it must be.
+    """A result is wrong.
 
     Attributes:
-        kind: In two or three words, always the same for the same kind of fault.
+        kind: Two or three words, the same for all faults of a kind.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -49,21 +49,21 @@ class Wrong(Exception):
 
 
 class Unsupported(Exception):
-    """A job does not go with a case, or the host itself cannot do what it begins with."""
+    """A job does not apply to a case, or the host itself cannot run its first step."""
 
 
 class Chaotic(Exception):
-    """Rounding alone moves the outputs of the case too far to tell anything."""
+    """Rounding alone changes the outputs of the case too much for a judgement."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one job on one case.
+    """The outcome of one job on one case.
 
     Attributes:
         job: The job.
         kind: One of the words above.
-        what: Which fault or refusal it is, without names and numbers that differ from case to case.
+        what: The fault or refusal, without names and numbers that differ from case to case.
         detail: The whole message.
     """
 
@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def found(self) -> bool:
-        """True for faults of ours."""
+        """Whether it is our fault."""
         return self.kind in FINDINGS
 
     def like(self, other: Outcome) -> bool:
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def judged(job: str, run: Callable[[], object]) -> Outcome:
-    """Run a job and say what came of it."""
+    """Run a job; returns its outcome."""
     try:
         run()
     except Wrong as wrong:
@@ -103,14 +103,14 @@ def judged(job: str, run: Callable[[], object]) -> Outcome:
 
 
 def _broken(error: PassError) -> bool:
-    """Whether a pass failed by itself, rather than refused what it was asked for."""
+    """Whether a pass crashed, rather than refused."""
     if isinstance(error.__cause__, GraphshrinkError):
         return re.search(r"left a broken graph", str(error)) is not None
     return re.search(r"^pass .*( failed: | changed )", str(error)) is not None
 
 
 def general(text: str) -> str:
-    """A message without what differs from case to case: names in quotes, paths, numbers."""
+    """A message without the parts that differ from case to case: names in quotes, paths, numbers."""
     text = " ".join(text.split())
     text = re.sub(r"(/[\w.+-]+)+", "PATH", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "'…'", text)
@@ -120,7 +120,7 @@ def general(text: str) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost place of ours that an error passed."""
+    """The innermost line of our code in the traceback of an error."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -143,18 +143,18 @@ def compare(
     nudged: Callable[[int], Arrays],
     what: str = "wrong numbers",
 ) -> None:
-    """Hold outputs against those of the original.
+    """Compare outputs with those of the original.
 
     Args:
-        want: What the original computes.
-        got: What the result computes.
+        want: The outputs of the original.
+        got: The outputs of the result.
         tolerance: The error that is allowed in any case, relative to the largest number of an output.
-        nudged: Gives what the original computes when its inputs and weights are moved by rounding units, for a seed.
-        what: What a difference is called.
+        nudged: Returns the outputs of the original with inputs and weights changed by rounding units, for a seed.
+        what: The name of a difference in errors.
 
     Raises:
         Wrong: If the numbers differ by more than rounding explains.
-        Chaotic: If they differ, but rounding alone moves the original as far.
+        Chaotic: If they differ, but rounding alone changes the original as much.
     """
     if len(want) != len(got):
         raise Wrong("number of outputs", f"{len(want)} became {len(got)}")
@@ -185,7 +185,7 @@ def _shown(array: npt.NDArray[Any]) -> str:
 
 
 def moved(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Floats, each moved by about one rounding unit; others as they are."""
+    """Floats, each changed by about one rounding unit; other types are unchanged."""
     if array.dtype.kind != "f":
         return array
     signs = rng.integers(-1, 2, array.shape).astype(array.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ from graphshrink.ir import (
     TextError,
     parse,
 )
-from graphshrink.ir.ops.rows import rows
 from support.evaluate import evaluate
 from support.graphs import NAMES, networks, odd_graphs
+from support.op_samples import SAMPLES
 
 
 def same(a: Graph, b: Graph) -> None:
@@ -115,18 +115,8 @@ def _op_examples() -> list[Op]:
     ]  # fmt: skip
 
 
-def _plain_ops() -> list[Op]:
-    """The ops that need no field but their kind (kinds of activations need parameters)."""
-    found = []
-    for op, kind in rows():
-        needed = [f.name for f in fields(op) if f.default is MISSING]
-        if needed == (["kind"] if kind else []) and op is not ir.Activation:
-            found.append(op(*[kind] * len(needed)))
-    return found
-
-
 def test_every_op_reads_back() -> None:
-    examples = [*_op_examples(), *_plain_ops()]
+    examples = [*_op_examples(), *(sample.op for sample in SAMPLES.values())]
     assert {type(op) for op in examples} >= set(Op.names.values()) - {
         cls for name, cls in Op.names.items() if not cls.__module__.startswith("graphshrink.ir")
     }

@@ -12,7 +12,7 @@ from .evaluate import evaluate
 
 
 class Oracle(Calibration):
-    """Batches, each a list of the graph's inputs; counts how often they are run."""
+    """Calibration batches, each a list of the graph's inputs; counts how often they are run."""
 
     def __init__(self, *batches: Sequence[Any]) -> None:
         self.batches = batches

@@ -1,4 +1,4 @@
-"""The command line inside this process, and small models to give it."""
+"""Runs the command line inside this process, and makes small models for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphshrink.cli import main
 
 
 class Done:
-    """What a call left: exit code, standard output and standard error."""
+    """The result of a call: exit code, standard output and standard error."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -38,14 +38,14 @@ def call(*arguments: Any) -> Done:
 
 
 def succeeds(*arguments: Any) -> str:
-    """The output of a call that must go well."""
+    """The standard output of a call that must succeed."""
     done = call(*arguments)
     assert done.code == 0, done.err
     return done.out
 
 
 def fails(*arguments: Any, code: int = 2) -> str:
-    """The one line that a wrong call prints."""
+    """The one line that a call which must fail prints."""
     done = call(*arguments)
     assert done.code == code, done.err
     lines = done.err.splitlines()
@@ -89,7 +89,7 @@ def small_model(path: Path) -> Path:
 
 
 def external_model(folder: Path, location: str) -> Path:
-    """A 4x3 dense layer whose weight lies in another file."""
+    """A 4x3 dense layer whose weight is in another file."""
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4, 3])
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", "0"), ("length", "48")):

@@ -1,8 +1,8 @@
 """Runs an IR graph with torch: the oracle of the pass tests.
 
 Everything is computed in float64 (bool and integer values keep their type) with torch's own functional
-operators, one node at a time, from the unrounded numbers of the constants. Nothing of the code under
-test takes part but the graph's structure and its tensors.
+operators, one node at a time, from the unrounded numbers of the constants. Of the code under
+test it uses only the graph's structure and its tensors.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _COMPARE: dict[str, Any] = {
 def random_inputs(graph: Graph, seed: int = 0, sizes: Mapping[str, int] | None = None) -> list[Any]:
     """Standard normal inputs (small integers for integer types).
 
-    A symbol takes its size from ``sizes``, else 2 where it comes first on axis 0, and 7 elsewhere.
+    The size of a symbol is that in ``sizes``; otherwise 2 if the symbol first occurs on axis 0, else 7.
     """
     rng = np.random.default_rng(seed)
     known = dict(sizes or {})
@@ -106,7 +106,7 @@ def evaluate(graph: Graph, inputs: Sequence[Any] | None = None, seed: int = 0) -
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Small tensors lose more to waking threads than they gain."""
+    """Use one thread: for small tensors, starting threads costs more than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,7 +124,7 @@ def _constant(value: Value) -> Tensor:
 def _tensor(array: Any) -> Tensor:
     if array.dtype.kind == "f" or array.dtype.kind == "V":
         array = array.astype(np.float64)
-    # A copy: torch neither takes read-only nor negatively strided arrays.
+    # A copy: torch accepts neither read-only arrays nor negative strides.
     return torch.from_numpy(np.array(array))
 
 
@@ -352,7 +352,7 @@ def _scales(vector: Tensor, rank: int, axis: int) -> Tensor:
 
 
 def _resize(op: ir.Resize, x: Tensor) -> Tensor:
-    """By onnx's reference implementation, which is not ours either."""
+    """A resize by onnx's reference implementation."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
@@ -406,7 +406,7 @@ def _average_pool(op: ir.AveragePool, x: Tensor) -> Tensor:
     c = x.shape[1]
     sizes = op.infer([ir.TensorType(ir.DType.F64, tuple(x.shape))])[0].static_shape
     assert sizes is not None
-    # Sums and counts, each as a depthwise convolution; the ceil-mode tail reads what is not there.
+    # Sums and counts, each by a depthwise convolution; in ceil mode the last window goes beyond the padding.
     tail = [
         max(
             0,

@@ -1,4 +1,4 @@
-"""One torch function as a traced module, and what became of it."""
+"""One torch function as a traced module, and helpers to look at the result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from graphshrink.ir import Graph, Opaque
 from graphshrink.targets.torch.emitter import to_fx
 
 CHECKS = ("fx:_guards_fn", "fx:aten._assert_tensor_metadata")
-"""What torch.export adds to check its inputs."""
+"""Calls that torch.export adds to check its inputs."""
 
 
 class Call(nn.Module):
-    """A module that is one function."""
+    """A module whose forward is one function."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def _is_leaf(function: Any) -> bool:
 
 
 def ops(graph: Graph) -> list[str]:
-    """The names of all ops, opaque ones by the host's name."""
+    """The names of all ops; for opaque ones, the host's name."""
     found = [n.op.kind if isinstance(n.op, Opaque) else n.op.name for n in graph.nodes]
     return [k for k in found if k not in CHECKS]
 
@@ -49,7 +49,7 @@ def body(module: fx.GraphModule) -> str:
 
 
 def respelled(graph: Graph) -> fx.GraphModule:
-    """The module with nothing copied from the host."""
+    """The module written without copying any call of the host."""
     for node in graph.nodes:
         node.origin = None
     return to_fx(graph)

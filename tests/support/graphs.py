@@ -59,14 +59,14 @@ def bounds(dtype: DType) -> tuple[int, int]:
 
 
 def types() -> st.SearchStrategy[TensorType]:
-    """Types with sizes, symbols and unknowns, down to nothing known at all."""
+    """Types with sizes, symbols and unknown sizes; also types of which nothing is known."""
     dims = st.one_of(st.none(), st.integers(0, 2**40), SYMBOLS)
     shapes = st.one_of(st.none(), st.lists(dims, max_size=4).map(tuple))
     return st.builds(TensorType, st.one_of(st.none(), st.sampled_from(list(DType))), shapes)
 
 
 def loose_ops() -> st.SearchStrategy[Op]:
-    """Ops that take any type, so that odd attributes and types can be tried."""
+    """Ops that accept any type, for tests of odd attributes and types."""
     finite = st.floats(allow_nan=False)
     return st.one_of(
         st.builds(Opaque, NAMES, st.booleans()),

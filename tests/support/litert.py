@@ -1,4 +1,4 @@
-"""LiteRT as the judge of .tflite files."""
+"""LiteRT as the oracle for .tflite files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(
     kernels: str,
     orders: Mapping[str, Mapping[str, list[int]]] | None = None,
 ) -> dict[str, Any]:
-    """What LiteRT computes, by the signature's names.
+    """The outputs that LiteRT computes, by the signature's names.
 
     Args:
         model: The file or its bytes.
@@ -62,7 +62,7 @@ def run(
 
 
 def check_shapes(model: FlatModel, content: bytes) -> None:
-    """Hold the size of every tensor, as it was declared, against what LiteRT makes of it."""
+    """Check the declared size of every tensor against the size that LiteRT gives it."""
     loaded = interpreter(content)
     loaded.allocate_tensors()
     found = {d["name"]: tuple(d["shape"]) for d in loaded.get_tensor_details()}
@@ -72,7 +72,7 @@ def check_shapes(model: FlatModel, content: bytes) -> None:
 
 
 def run_saved(done: Emitted, feeds: Any, kernels: str) -> list[Any]:
-    """What a saved file computes, from arrays by name or in order, in the original order of axes."""
+    """The outputs of a saved file, from arrays by name or in order, in the original order of axes."""
     if not isinstance(feeds, Mapping):
         items = feeds if isinstance(feeds, list | tuple) else [feeds]
         feeds = dict(zip(done.data["inputs"], items, strict=True))
@@ -80,7 +80,7 @@ def run_saved(done: Emitted, feeds: Any, kernels: str) -> list[Any]:
 
 
 def relative(want: Any, got: Any) -> float:
-    """The largest error relative to the largest number, which must tell something."""
+    """The largest error relative to the largest number, which must not be near zero."""
     want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
     assert want.shape == got.shape, (want.shape, got.shape)
     assert np.abs(want).max(initial=0) > 1e-3, "the outputs are too small to tell"
@@ -88,7 +88,7 @@ def relative(want: Any, got: Any) -> float:
 
 
 def compared(model: ModelProto, feeds: dict[str, Any], **options: Any) -> FlatModel:
-    """Hold what LiteRT computes from an ONNX model, with both kinds of kernels, against onnxruntime.
+    """Convert an ONNX model, and compare LiteRT, with both kinds of kernels, with onnxruntime.
 
     Args:
         model: The model, which is imported as it is, with constants folded.
@@ -125,9 +125,9 @@ def model_of(
     Args:
         nodes: The nodes in order.
         feeds: Inputs, by example.
-        outputs: What is returned.
+        outputs: The names of the outputs.
         weights: Initializers.
-        shapes: Shapes of inputs where they differ from the example's.
+        shapes: Shapes of inputs, if they differ from those of the examples.
     """
     graph = helper.make_graph(
         nodes,

@@ -1,4 +1,4 @@
-"""onnxruntime as the judge of ONNX models."""
+"""onnxruntime as the oracle for ONNX models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from onnx import ModelProto
 
 
 def outputs_of(model: Path | ModelProto, feeds: Any, *, plain: bool = False) -> list[Any]:
-    """What onnxruntime computes.
+    """The outputs that onnxruntime computes.
 
     Args:
         model: The model or its file.
         feeds: Arrays by name, or the one array for a model of one input.
-        plain: Let onnxruntime optimise nothing.
+        plain: Turn off onnxruntime's optimisations.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

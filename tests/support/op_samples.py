@@ -1,7 +1,7 @@
-"""One line a row of the table of ops: a node with operands on which the row tells something.
+"""A sample for each row of the table of ops: a node, with operands that show what the op computes.
 
-``tests/contract/test_op_table.py`` writes each through every target that the table says spells it and compares the numbers;
-a row of the IR that has no line here fails it. The first operand is an input of the graph, the others are constants.
+``tests/contract/test_op_table.py`` writes each sample through every target that has a spelling, and compares the results;
+it fails for a row without a sample. The first operand is an input of the graph, the others are constants.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _DOMAINS: dict[str, Any] = {
     "isinf": np.array([[1, np.inf, -np.inf, np.nan]], np.float32),
     **{kind: _u(3, 4) for kind in ("log", "sqrt", "rsqrt", "reciprocal", "asin", "acos", "atanh")},
 }  # fmt: skip
-"""The numbers that functions are defined on, where that is not all of them."""
+"""The operands of functions that are not defined, or not interesting, on all numbers."""
 
 _ALL: list[tuple[Any, ...]] = [
     *((ir.Activation(kind, _PARAMETERS.get(kind, ())), 3 * _MATRIX) for kind in ir.ACTIVATIONS),

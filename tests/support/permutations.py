@@ -10,7 +10,7 @@ from graphshrink.passes.channels.apply import apply_permutations
 
 
 def derangement(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which nothing keeps its place."""
+    """A random permutation without fixed points."""
     order = rng.permutation(size)
     result = np.empty(size, np.int64)
     result[order] = np.roll(order, 1)

@@ -1,4 +1,4 @@
-"""What each process of ``torchrun`` does in the tests: ``recovery_processes.py FOLDER``."""
+"""The script that each process of ``torchrun`` runs in the tests: ``recovery_processes.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODES = ("soft", "top-k", "hard-concrete")
 
 
 class Half(nn.Module):
-    """A mask that differs between processes until rank 0's is everybody's."""
+    """A mask that differs between processes until that of rank 0 is copied to all."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Half(nn.Module):
 
 
 class Indices(Dataset[Any]):
-    """Numbers that say who they are."""
+    """A data set whose samples contain their own index."""
 
     def __len__(self) -> int:
         return COUNT
@@ -45,7 +45,7 @@ class Indices(Dataset[Any]):
 
 
 class Plain(nn.Module):
-    """A dense layer that notes what it sees."""
+    """A dense layer that records its inputs."""
 
     def __init__(self, rank: int = 0, masked: bool = False) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Plain(nn.Module):
 
 
 def gated(mode: str, rank: int = 0) -> nn.Module:
-    """Two dense layers with a gate between; in each process another one."""
+    """Two dense layers with a gate between; different in each process."""
     torch.manual_seed(rank)
     gate = Gate(nn.ReLU(), mode=mode, value=0.0 if mode == "top-k" and rank else 1.0)
     return nn.Sequential(nn.Linear(5, 6), gate, nn.Linear(6, 3))
@@ -74,7 +74,7 @@ def sgd(model: nn.Module, batches: Any, **options: Any) -> Any:
 
 
 def main() -> None:
-    """Everything that is to be looked at afterwards goes into files."""
+    """Run all cases, and write the results that the test checks to files."""
     folder = Path(sys.argv[1])
     processes = join()
     rank = processes.rank
@@ -117,7 +117,7 @@ def main() -> None:
     again = recovery_run.run(folder / "kept")
     tensors |= {f"again.{k}": v.clone() for k, v in again.model.state_dict().items()}
 
-    # Decisions, and what happens without them.
+    # Decisions of rank 0, and what happens without them.
     told["plan"] = from_rank_0(lambda: {"keep": rank + 7})
     errors = told["errors"] = []
     for broken in (

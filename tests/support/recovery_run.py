@@ -1,6 +1,6 @@
-"""A recovery with everything that can go wrong after a kill, in this process and, as a script, in one to be killed.
+"""A recovery that uses every kind of state, to be run in this process or, as a script, in one that is killed.
 
-``python recovery_run.py FOLDER WHERE``: checkpoints into FOLDER, killed by itself after step ``WHERE`` or, when it
+``python recovery_run.py FOLDER WHERE``: writes checkpoints to FOLDER, and kills itself after step ``WHERE`` or, when it
 is ``between``, between the two files of a checkpoint.
 """
 
@@ -23,7 +23,7 @@ EPOCHS, EVERY = 3, 2
 
 
 class Noisy(Dataset[Any]):
-    """Images with random noise, as augmentation has it."""
+    """Images with random noise, like augmented ones."""
 
     def __len__(self) -> int:
         return 20
@@ -43,7 +43,7 @@ def network() -> Any:
 
 
 def run(folder: Path | None, after_step: Callable[[Any], object] = id, **options: Any) -> Recovered:
-    """The recovery, from the beginning or from where ``folder`` is."""
+    """Run the recovery, from the beginning or from the checkpoint in ``folder``."""
     gated = insert_gates(network(), example_inputs=(torch.randn(1, 3, 8, 8),), mode="top-k")
     schedule = GateSchedule(gated, keep=1, steps=10)
     generator = torch.Generator().manual_seed(3)
@@ -57,7 +57,7 @@ def run(folder: Path | None, after_step: Callable[[Any], object] = id, **options
 
 
 def die() -> None:
-    """As if the power went."""
+    """Kill this process without any clean-up, like a power failure."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

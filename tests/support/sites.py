@@ -62,10 +62,10 @@ def transposed_convs(draw: Any) -> Site:
 
 @st.composite
 def pools(draw: Any) -> Site:
-    """Average and maximum pools; pads at most half of the window, as torch asks."""
+    """Average and maximum pools; pads are at most half of the window, as torch requires."""
     rank = draw(st.integers(1, 3))
     kernel = _sizes(draw, rank, 1, 4)
-    # Equal pads at both ends, so that torch can be asked.
+    # Equal pads at both ends, because torch supports only these.
     pads = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     kind = draw(st.sampled_from([ir.AveragePool, ir.MaxPool]))
     options: dict[str, Any] = {"ceil_mode": draw(st.booleans())}
@@ -245,5 +245,5 @@ def movers(draw: Any) -> Site:
 
 
 def sites() -> st.SearchStrategy[Site]:
-    """Any op with operands of fitting ranks and channels; windows may be larger than what is there."""
+    """Any op with operands of fitting ranks and channels; windows may be larger than the input."""
     return st.one_of(convs(), transposed_convs(), pools(), matrices(), elementwise(), movers())

@@ -1,4 +1,4 @@
-"""How much work a call does, counted in calls of functions and in lines of our own loops: never in seconds."""
+"""Measures the work of a call, in function calls and executed lines instead of seconds."""
 
 from __future__ import annotations
 
