@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink import Pipeline, Rewriter, shrink
 from graphshrink.frontends.onnx.importer import from_onnx
-from graphshrink.ir import ArrayTensor, Dequantize, DType, Graph, Opaque, Quantize
+from graphshrink.ir import ArrayTensor, Dequantize, Graph, Opaque, Quantize
 from graphshrink.ir.analysis import channel_groups
 from graphshrink.ir.analysis.dequantized import dequantized_from
 from graphshrink.targets.onnx.emitter import to_onnx
