@@ -507,8 +507,15 @@ class _Emitter:
             for index in node.origin.nodes
             for name in self.source.node[index].output
         }
+        # Constants that are copied as they are.
+        copied = {p.name for p in self.source.initializer} & {
+            p.name for p in model.graph.initializer
+        }
+        copied |= made & set(self.host.constant_nodes)
         for info in self.source.value_info:
-            if info.name in made and (info.name in same or info.name in interior):
+            if info.name in copied or (
+                info.name in made and (info.name in same or info.name in interior)
+            ):
                 model.graph.value_info.append(info)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto
 
-from ...hosts.onnx.scopes import has_bodies
+from ...hosts.onnx.scopes import captures, has_bodies
 from ...hosts.onnx.tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
 from .draft import DOMAINS, Draft, all_graphs, all_nodes, attributes
@@ -57,6 +57,7 @@ def clean(draft: Draft, operators: Operators, allowed: frozenset[str] = frozense
     complete(draft)
     _inline(draft, operators, allowed)
     _full_shapes(draft)
+    _separate_outputs(draft)
     _fold(draft, operators, allowed)
     _dequantize_biases(draft)
     _rename_branch_results(draft)
@@ -165,6 +166,30 @@ def _unique_name(name: str, taken: set[str]) -> str:
     return fresh
 
 
+def _separate_outputs(draft: Draft) -> None:
+    """Give constants that are outputs another name where bodies read them: graphsurgeon renames what an inlined branch reads."""
+    graph = draft.model.graph
+    outputs = {v.name for v in graph.output}
+    captured = {name for node in graph.node if has_bodies(node) for name in captures(node)}
+    clash = {p.name for p in graph.initializer if p.name in outputs & captured}
+    if not clash:
+        return
+    taken = {name for node in all_nodes(graph) for name in (*node.input, *node.output)}
+    fresh = {name: _unique_name(f"{name}_value", taken) for name in sorted(clash)}
+    for proto in graph.initializer:
+        proto.name = fresh.get(proto.name, proto.name)
+    draft.tensors = {fresh.get(name, name): t for name, t in draft.tensors.items()}
+    for node in all_nodes(graph):
+        node.input[:] = [fresh.get(name, name) for name in node.input]
+    for inner in all_graphs(graph):
+        if inner is not graph:
+            for value in inner.output:
+                value.name = fresh.get(value.name, value.name)
+    graph.node.extend(
+        onnx.helper.make_node("Identity", [inside], [name]) for name, inside in fresh.items()
+    )
+
+
 def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
     """Fold constants and shapes, inline ``If`` nodes with a constant condition, remove unused nodes."""
     unfoldable = set(draft.tensors)
@@ -218,6 +243,10 @@ def _run_surgeon(draft: Draft, typed: ModelProto, unfoldable: set[str], flatten:
         graph = gs.export_onnx(surgeon, do_type_check=False).graph
     finally:
         G_LOGGER.severity = level
+    wanted, found = [v.name for v in typed.graph.output], [v.name for v in graph.output]
+    if found != wanted:
+        # Inlining a branch renames what it reads; a constant that is also an output is renamed with it.
+        raise ModelError(f"it renamed outputs: {', '.join(found)} instead of {', '.join(wanted)}")
     # The stated types of inner values may be wrong now; they are inferred again.
     del graph.value_info[:]
     model = ModelProto()

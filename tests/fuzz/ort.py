@@ -16,6 +16,10 @@ class OrtError(Exception):
     """onnxruntime does not load or run a model."""
 
 
+class NoKernel(OrtError):
+    """onnxruntime has no kernel for an operator in an element type."""
+
+
 class Session:
     """A model in onnxruntime."""
 
@@ -30,7 +34,8 @@ class Session:
                 source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise OrtError(f"does not load: {error}") from error
+            kind = NoKernel if "NOT_IMPLEMENTED" in str(error) else OrtError
+            raise kind(f"does not load: {error}") from error
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,59 @@ def test_rounding_explains_a_difference_or_it_does_not() -> None:
         compare(want, [np.float32([1.0, 9.0])], 2e-5, nudged(0.5))
     with pytest.raises(Wrong, match="type of an output"):
         compare(want, [np.float64([1.0, 1.0])], 2e-5, nudged(0))
+
+
+def small_case(nodes: list[Any], weights: dict[str, Any], shape: list[int], kind: int) -> OnnxCase:
+    """A case of a few nodes from x to y."""
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, shape)],
+        [onnx.helper.make_tensor_value_info("y", kind, None)],
+        [onnx.numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return OnnxCase(model, [{"x": x}])
+
+
+def test_ties_of_zero_rows_are_no_fault() -> None:
+    """A factored weight gives rows of zeros up to rounding, and another index of equal numbers then."""
+    weight = np.random.default_rng(2).standard_normal((4, 6, 1, 1)).astype(np.float32)
+    weight[1:] = 0
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"]),
+        onnx.helper.make_node("ArgMin", ["c"], ["y"], axis=1),
+    ]
+    case = small_case(nodes, {"w": weight}, [2, 6, 5, 5], onnx.TensorProto.INT64)
+    assert not onnx_jobs.run_job(case, "expand").found
+
+
+@pytest.mark.parametrize("kind", ["Greater", "Hardmax"])
+def test_decisions_that_are_wrong_are_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that are compared are moved by rounding; a comparison with zero and another axis still show."""
+    weights = {"zero": np.zeros(1, np.float32)} if kind == "Greater" else {}
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["r"]),
+        onnx.helper.make_node(kind, ["r", *weights], ["y"]),
+    ]
+    case = small_case(nodes, weights, [3, 5], 9 if weights else 1)
+    right = onnx_jobs.shrink
+
+    def misread(*args: Any, **options: Any) -> Any:
+        model = right(*args, **options).model
+        node = model.graph.node[-1]
+        if kind == "Greater":
+            node.op_type = "GreaterOrEqual"
+        else:
+            node.attribute.append(onnx.helper.make_attribute("axis", 0))
+        return SimpleNamespace(model=model)
+
+    assert not onnx_jobs.run_job(case, "default").found
+    monkeypatch.setattr(onnx_jobs, "shrink", misread)
+    assert onnx_jobs.run_job(case, "default").kind == MISMATCH
 
 
 def test_a_changed_input_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

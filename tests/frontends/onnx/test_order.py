@@ -229,3 +229,21 @@ def test_a_result_that_is_left_out_is_no_empty_name() -> None:
     made.graph.node.append(helper.make_node("Dropout", ["y"], ["z", ""]))
     made.graph.node.append(helper.make_node("Clip", ["z", "", ""], ["q"]))
     assert shrink_graph(made, "") == made
+
+
+def test_constants_keep_their_stated_types() -> None:
+    """An input that has a default and no reader has the model put together anew."""
+    constant = numpy_helper.from_array(np.ones(3, np.float32), "k")
+    nodes = [
+        helper.make_node("Add", ["m", "w"], ["y"]),
+        helper.make_node("Mul", ["x", "k"], ["m"]),
+        helper.make_node("Constant", [], ["k"], value=constant),
+    ]
+    graph = helper.make_graph(
+        nodes, "stated", [info("x", 3), info("idle", 3)], [info("y", 3)],
+        [numpy_helper.from_array(np.ones(3, np.float32), n) for n in ("w", "idle")],
+        value_info=[info("k", 3), info("m", 3), info("w", 3)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    made = shrink(model, [], overridable_initializers=True).model
+    assert {v.name for v in made.graph.value_info} == {"k", "m", "w"}

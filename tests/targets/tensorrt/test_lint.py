@@ -356,6 +356,38 @@ def test_a_decided_branch_is_inlined(tmp_path: Path) -> None:
     assert "If" not in {n.op_type for n in written.graph.node}
 
 
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_constant_that_is_an_output_keeps_its_name(
+    condition: bool, nested: bool, tmp_path: Path
+) -> None:
+    """Both branches read it, and the one that is taken is inlined."""
+    parts = [
+        body(name, [helper.make_node(kind, ["h", "k"], ["r"])], [], [("r", F, [3])])
+        for name, kind in (("then", "Mul"), ("else", "Sub"))
+    ]
+    decided = helper.make_node(
+        "If", ["c"], ["y"], name="if", then_branch=parts[0], else_branch=parts[1]
+    )
+    nodes = [helper.make_node("Neg", ["x"], ["h"]), decided]
+    inputs = [("x", F, [3])]
+    if nested:
+        inner = helper.make_node(
+            "If", ["c"], ["q"], name="if", then_branch=parts[0], else_branch=parts[1]
+        )
+        outer = [body("then", [inner], [], [("q", F, [3])]), parts[1]]
+        outer[1].name = "other"
+        nodes[1] = helper.make_node(
+            "If", ["d"], ["y"], name="outer", then_branch=outer[0], else_branch=outer[1]
+        )
+        inputs.append(("d", BOOL, []))
+    weights = {"k": np.array([2, 3, 4], np.float32), "c": np.array(condition)}
+    model = model_of(nodes, inputs, [("k", F, [3]), ("y", F, [3])], weights)
+    feeds = {"x": np.array([1, 2, 3], np.float32)}
+    written = same(model, tmp_path, {**feeds, "d": np.array(True)} if nested else feeds)
+    assert [v.name for v in written.graph.output] == ["k", "y"]
+
+
 def test_what_is_wrong_inside_bodies_is_seen(tmp_path: Path) -> None:
     bad = body(
         "else", [helper.make_node("Unique", ["h"], ["r"], name="inner")], [], [("r", F, [3])]
