@@ -11,6 +11,7 @@ from torch import nn
 from ...ir import Opaque, TensorType, Value
 from ...ir.analysis.sizes import Place, SizeRoots
 from ..support import LeftAlone
+from .runs import Runs, Sizes
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,20 @@ class Free:
     place: Place | None = None
 
 
+@dataclass(frozen=True)
+class Followed(Free):
+    """A whole number that follows another axis of the inputs than that of batches.
+
+    Rules that only shape tensors may take its value (:meth:`Call.shaping`): their call is copied with its own sizes, for as long
+    as no pass rewrites it. Arithmetic may not, since its numbers become part of weights.
+
+    Attributes:
+        runs: The number in all runs, for the example inputs and for others.
+    """
+
+    runs: Sizes = ()
+
+
 @dataclass
 class Call:
     """One call, with values in place of tensors.
@@ -41,6 +56,8 @@ class Call:
         aten: Whether ATen is called itself, whose arguments may mean something else.
         module: The module that is called, if one is.
         tensors: Returns the module's own tensors by name.
+        runs: The sizes of values for other inputs.
+        baked: The numbers for the example inputs that the rule used; filled by :meth:`shaping`.
     """
 
     args: tuple[Any, ...]
@@ -51,6 +68,23 @@ class Call:
     aten: bool = False
     module: nn.Module | None = None
     tensors: Callable[[str], Value | None] | None = field(default=None, repr=False, compare=False)
+    runs: Runs = field(default_factory=Runs, repr=False, compare=False)
+    baked: list[Followed] = field(default_factory=list, repr=False, compare=False)
+
+    def shaping(self, found: Any) -> Any:
+        """Sizes that shape a tensor, with their numbers for the example inputs."""
+        if isinstance(found, (list, tuple)):
+            return [self.shaping(f) for f in found]
+        if not isinstance(found, Followed):
+            return found
+        self.baked.append(found)
+        return found.value
+
+    def same_size(self, x: Value, axis: int, size: Free) -> bool:
+        """Whether an axis has this size, whatever the inputs are."""
+        if not isinstance(size, Followed):
+            return x.type.shape is not None and x.type.shape[axis] == size.value
+        return isinstance(x.host, str) and self.runs.sizes(x.host, axis) == size.runs
 
     def again(self, *args: Any, **kwargs: Any) -> Call:
         """The same call with other arguments."""

@@ -36,14 +36,17 @@ from ...ir.analysis.sizes import SizeRoots
 from ..lowering import Lowered, Operand, Path, Step, Steps
 from ..raising.patterns import raise_patterns
 from ..support import LeftAlone
+from .alike import Alike
 from .call import Call
 from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
 from .registry import Entry, ModuleEntry, call_name, is_aten
+from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
-from .sizes import is_plain, known_sizes, placed
+from .runs import Runs
+from .sizes import asks_sizes, is_plain, known_sizes, placed
 from .trace import StateError, trace
 
 
@@ -93,12 +96,16 @@ class _Importer:
         self.roots = SizeRoots()
         self.barrier: set[str] = set()
         self.in_rows: dict[str, bool] = {}
+        self.runs = Runs()
+        self.baked: dict[str, str] = {}
 
     def run(self) -> Graph:
         self._check_mode()
         if self.inputs is not None:
             ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
+            if asks_sizes(self.nodes):
+                self.runs = resized_runs(self.module, self.inputs, self.types)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
@@ -107,7 +114,7 @@ class _Importer:
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
-        self.sizes = known_sizes(self.nodes, results)
+        self.sizes = known_sizes(self.nodes, results, self.runs)
         writes = find_writes(self.nodes, self.modules, self.sizes)
         self.barrier = writes.barriers
         self.graph.notes += writes.notes
@@ -125,6 +132,8 @@ class _Importer:
             tuple(self.sizes),
             in_rows=frozenset(name for name, known in self.in_rows.items() if known),
             strided=frozenset(name for name, known in self.in_rows.items() if not known),
+            alike=Alike(self.nodes, self.sizes, self.runs),
+            baked=self.baked,
         )
         raise_patterns(self.graph, _combine)
         return self.graph
@@ -282,7 +291,9 @@ class _Importer:
 
         arguments: Any = fx.map_arg(node.args, lookup)
         keywords: Any = fx.map_arg(node.kwargs, lookup)  # type: ignore[call-overload]
-        call = Call(tuple(arguments), dict(keywords), self.roots, self.inputs is not None)
+        call = Call(
+            tuple(arguments), dict(keywords), self.roots, self.inputs is not None, runs=self.runs
+        )
         if node.op == "call_module":
             prefix, module = str(node.target), self.modules[str(node.target)]
             return replace(
@@ -328,6 +339,8 @@ class _Importer:
             raise LeftAlone(
                 f"it gives {stated}, where the IR's {_last(steps).name} gives {made[-1][0]}"
             )
+        if call.baked:
+            self.baked[node.name] = " and ".join(dict.fromkeys(f"{b.value}" for b in call.baked))
         return lowered
 
     def _pieces(self, node: fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 Where shapes are known these calls have known results, which are arguments like any others; they are no nodes of
 the IR. The size of axis 0 is that of the example only, and torch.export has symbols: such a size is
-:class:`~.call.Free`, which only reshapes and ``expand`` take, so that it is never baked into a weight.
+:class:`~.call.Free`, which only reshapes and ``expand`` take, so that it is never baked into a weight. A size that follows
+another axis of the inputs (:mod:`.resized_runs`) is :class:`~.call.Followed`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from ...ir import Value
 from ...ir.analysis.sizes import SizeRoots
-from .call import Free
+from .call import Followed, Free
+from .runs import Runs
 
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _METHODS = ("size", "dim", "ndimension", "numel", "nelement")
@@ -35,6 +38,10 @@ _RESHAPING = (
 """Methods that change a shape in place; in a graph that calls one, no size is known."""
 
 
+_ONE_RUN = Runs()
+"""No other runs."""
+
+
 def is_plain(found: Any) -> bool:
     """Whether a result consists of numbers, types and devices only."""
     if isinstance(found, (tuple, list)):
@@ -44,12 +51,15 @@ def is_plain(found: Any) -> bool:
     return isinstance(found, _PLAIN)
 
 
-def known_sizes(nodes: Sequence[fx.Node], results: Mapping[str, Any]) -> dict[str, Any]:
+def known_sizes(
+    nodes: Sequence[fx.Node], results: Mapping[str, Any], runs: Runs = _ONE_RUN
+) -> dict[str, Any]:
     """The calls that depend only on shapes, each with its result.
 
     Args:
         nodes: The host's nodes in order.
         results: The results that are no tensors, from a run on fake tensors or from the export.
+        runs: The runs with other sizes.
     """
     if any(n.op == "call_method" and n.target in _RESHAPING for n in nodes):
         return {}
@@ -59,10 +69,18 @@ def known_sizes(nodes: Sequence[fx.Node], results: Mapping[str, Any]) -> dict[st
             continue
         result, sources = results[node.name], node.all_input_nodes
         if _asks_a_tensor(node) and sources[0].name not in results:
-            found[node.name] = _shape_of(node, result)
+            found[node.name] = _shape_of(node, result, runs)
         elif sources and all(s.name in found for s in sources):
-            found[node.name] = _computed(node, result, found)
+            others = [r.results.get(node.name) for r in runs.resized]
+            found[node.name] = _computed(node, result, found, others)
     return found
+
+
+def asks_sizes(nodes: Sequence[fx.Node]) -> bool:
+    """Whether any call asks a tensor for its shape."""
+    return any(
+        n.op.startswith("call_") and n.op != "call_module" and _asks_a_tensor(n) for n in nodes
+    )
 
 
 def _asks_a_tensor(node: fx.Node) -> bool:
@@ -75,42 +93,75 @@ def _asks_a_tensor(node: fx.Node) -> bool:
     return node.target is torch.ops.aten.sym_size.int
 
 
-def _shape_of(node: fx.Node, result: Any) -> Any:
-    """A shape query's result, with the batch size replaced by a ``Free`` placeholder."""
+def _shape_of(node: fx.Node, result: Any, runs: Runs) -> Any:
+    """A shape query's result, with sizes that the next call may change replaced by placeholders."""
     source = node.all_input_nodes[0].name
     if isinstance(result, tuple):
-        return tuple(
-            _free(d, (source, i)) if i == 0 else _symbol(d, (source, i))
-            for i, d in enumerate(result)
-        )
+        return tuple(_size(d, (source, i), runs) for i, d in enumerate(result))
+    if not isinstance(result, (int, torch.SymInt)) or node.target in ("dim", "ndimension"):
+        return result
+    if node.target in ("numel", "nelement"):
+        return _free(result)
+    if node.target is builtins.getattr:
+        return result  # The number of axes.
     axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    asked = (source, axis) if type(axis) is int and axis >= 0 else None
-    if node.target in ("numel", "nelement") or (node.target == "size" and axis != 0):
-        # A negative axis may be the batch axis, as the rank is not known here: treat it as free.
-        whole = node.target == "size" and isinstance(axis, int) and axis > 0
-        return _symbol(result, asked) if whole else _free(result)
-    return _free(result, asked) if axis == 0 else _symbol(result, asked)
+    kind = runs.found.get(source)
+    if type(axis) is int and axis < 0 and kind is not None and kind.rank is not None:
+        axis += kind.rank
+    # Without a known rank, a negative axis may be that of batches.
+    if type(axis) is not int or axis < 0:
+        return _free(result)
+    return _size(result, (source, axis), runs)
 
 
-def _computed(node: fx.Node, result: Any, found: Mapping[str, Any]) -> Any:
+def _size(found: Any, asked: tuple[str, int], runs: Runs) -> Any:
+    """The size of one axis: free where it follows the size of batches, or is a symbol."""
+    source, axis = asked
+    seen = runs.sizes(source, axis)
+    in_batches = [r.found for r in runs.resized if r.batch]
+    moves = seen is not None and any(
+        source in run and run[source].dim(axis) not in (found, None) for run in in_batches
+    )
+    if axis == 0 or moves:
+        return _free(found, asked)
+    if type(found) is int and seen is not None and runs.follows(source, axis):
+        return Followed(found, asked, runs=seen)
+    return _symbol(found, asked)
+
+
+def _computed(node: fx.Node, result: Any, found: Mapping[str, Any], others: Sequence[Any]) -> Any:
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
         source, index = node.args
         taken = found[source.name] if isinstance(source, fx.Node) else None
         if isinstance(taken, (tuple, list)) and isinstance(index, (int, slice)):
             return taken[index]
-    if any(_is_free(found[s.name]) for s in node.all_input_nodes):
-        return _all_free(result)
+    sources = [found[s.name] for s in node.all_input_nodes]
+    if any(map(_is_free, sources)):
+        follows = all(_is_free(s, Followed) or not _is_free(s) for s in sources)
+        return _all_free(result, others if follows else None)
     return result
 
 
-def _is_free(found: Any) -> bool:
-    return (
-        any(map(_is_free, found)) if isinstance(found, (tuple, list)) else isinstance(found, Free)
-    )
+def _is_free(found: Any, kind: type[Free] = Free) -> bool:
+    """Whether any of some sizes is free; with a kind, whether all that are free are of this kind."""
+    leaves = tree_leaves(found)
+    free = [f for f in leaves if isinstance(f, Free)]
+    return bool(free) and all(isinstance(f, kind) for f in free)
 
 
-def _all_free(found: Any) -> Any:
-    return tuple(map(_all_free, found)) if isinstance(found, (tuple, list)) else _free(found)
+def _all_free(found: Any, others: Sequence[Any] | None) -> Any:
+    """The results of a computation with free sizes; ``others`` are those of the other runs, where it depends on no batch."""
+    if isinstance(found, (tuple, list)):
+        whole = others is not None and all(
+            isinstance(o, (tuple, list)) and len(o) == len(found) for o in others
+        )
+        return tuple(
+            _all_free(f, [o[i] for o in others] if whole and others is not None else None)
+            for i, f in enumerate(found)
+        )
+    if type(found) is int and others is not None:
+        return Followed(found, runs=(found, *others))
+    return _free(found)
 
 
 def _free(found: Any, asked: tuple[str, int] | None = None) -> Any:

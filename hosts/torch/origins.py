@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -25,6 +26,15 @@ class FxOrigin:
     parts: int = 1
 
 
+Alike = Callable[[str], Iterator[tuple[str, int | None]]]
+"""Takes the name of a host node that is a size, or a shape; yields values and axes that have this size for all inputs, in order. The axis
+is ``None`` for a shape."""
+
+
+def _none_alike(name: str) -> Iterator[tuple[str, int | None]]:
+    return iter(())
+
+
 @dataclass(frozen=True)
 class FxHost:
     """The host module of an FX-born graph, with its inputs and facts about its nodes.
@@ -38,6 +48,8 @@ class FxHost:
         exported: The inputs that a program was exported with, or ``None``.
         in_rows: Names of host nodes whose results are known to lie in order, as ``contiguous`` makes them.
         strided: Names of those that are known not to.
+        alike: Finds another value with the same size.
+        baked: Host nodes whose ops have sizes that follow the inputs, with these sizes for the example inputs.
     """
 
     module: fx.GraphModule
@@ -48,6 +60,8 @@ class FxHost:
     exported: tuple[Any, ...] | None = None
     in_rows: frozenset[str] = frozenset()
     strided: frozenset[str] = frozenset()
+    alike: Alike = _none_alike
+    baked: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

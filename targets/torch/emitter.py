@@ -115,6 +115,7 @@ class _Emitter:
         self.places = {name: i for i, name in enumerate(host.order)}
         stated = {n for node in graph.nodes for n in getattr(node.origin, "nodes", ())}
         self.sizes = [name for name in host.sizes if name not in stated]
+        self.host_sizes = frozenset(host.sizes)
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
         self.memory = Memory(graph, host, self.out, self.host_nodes)
@@ -229,6 +230,37 @@ class _Emitter:
                 self.memory.as_before.add(found.name)
                 self.computed.append((copied, found))
 
+    def _has_size(self, source: fx.Node) -> bool:
+        """Whether a size is written; one that was asked of a value that is gone is asked of another one with the same size."""
+        if source.name in self.host_nodes:
+            return True
+        pending = [source]
+        while pending:
+            last = pending[-1]
+            if last.name in self.host_nodes:
+                pending.pop()
+                continue
+            found = next((p for p in self.host.alike(last.name) if p[0] in self.by_name), None)
+            if found is not None:
+                value, axis = self.by_name[found[0]], found[1]
+                args = (value,) if axis is None else (value, axis)
+                self._sized(pending.pop(), self.out.call_method("size", args))
+                continue
+            if last.name not in self.host_sizes:
+                return False
+            missing = [s for s in last.all_input_nodes if s.name not in self.host_nodes]
+            if any(s.name not in self.host_sizes for s in missing):
+                return False
+            if missing:
+                pending += missing
+            else:
+                self._sized(last, self.out.node_copy(last, lambda s: self.host_nodes[s.name]))
+        return True
+
+    def _sized(self, source: fx.Node, made: fx.Node) -> None:
+        self.host_nodes[source.name] = self.by_name[source.name] = made
+        self.computed.append((made, source))
+
     def _by_name(self, source: fx.Node) -> fx.Node:
         return self.by_name[source.name] if source.name in self.by_name else self._get_attr(source)
 
@@ -259,7 +291,7 @@ class _Emitter:
         for found in hosts:
             for source in found.all_input_nodes:
                 known = source.name in names or source.name in inner or source.op == "get_attr"
-                if not known and not (source.name in bases and source.name in self.host_nodes):
+                if not known and not (source.name in bases and self._has_size(source)):
                     return False
 
         def mapped(source: fx.Node) -> fx.Node:

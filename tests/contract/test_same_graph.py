@@ -19,7 +19,7 @@ from graphshrink import Pipeline
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.ir import Conv, Graph, Opaque, Rewriter
+from graphshrink.ir import Conv, Graph, Opaque, Reshape, Rewriter
 from graphshrink.targets.onnx.emitter import to_onnx
 from graphshrink.targets.torch.emitter import to_fx
 from support.fx_calls import CHECKS, body, ops, respelled
@@ -142,6 +142,12 @@ def normal(graph: Graph) -> str:
         elif isinstance(node.op, Conv) and bias is not None and bias.data is not None:
             zero = not np.any(bias.data.float64())
             rw.replace(node, node.op, node.inputs[:2] if zero else node.inputs)
+        elif isinstance(node.op, Reshape):
+            # A traced module copies the sizes that an export for one size has as numbers.
+            first, *rest = node.op.shape
+            known = [node.output.type.dim(i) for i in range(1, len(rest) + 1)]
+            sizes = [k if isinstance(k, int) else d for k, d in zip(known, rest, strict=True)]
+            rw.replace(node, Reshape((first, *sizes)), node.inputs)
     return graph.text(names=False, full=True)
 
 

@@ -23,6 +23,7 @@ def _interpolate(call: Call) -> Lowered | None:
     )
     if again and factor is not None:
         return None
+    size = call.shaping(size)
     return _resized(call.value(0), size, factor, str(mode), bool(corners), bool(antialias))
 
 
@@ -76,6 +77,7 @@ def _upsample(name: str, mode: str) -> None:
     @reads(name, makes=ir.Resize, note="floats, sizes or factors that are known")
     def rule(call: Call) -> Lowered | None:
         x, size, *rest = call.args
+        size = call.shaping(size)
         corners = bool(rest.pop(0)) if rest and not mode.startswith("nearest") else False
         factors = [f for f in rest if f is not None]
         if not isinstance(x, Value) or (factors and not isinstance(factors[0], (list, tuple))):

@@ -16,7 +16,7 @@ from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
 from ...lowering.shapes import MOST_COPIES, expanding, repeated, reshaping
 from ...support import LeftAlone
-from ..call import Call, Free, flattened, ints, ranked
+from ..call import Call, Followed, Free, flattened, ints, ranked
 from ..registry import Memory, reads, reads_module
 
 VIEW, SHARED = Memory.VIEW, Memory.SHARED
@@ -63,14 +63,23 @@ def _unsafe_view(call: Call) -> Lowered | None:
 
 def _reshaped(call: Call, x: Value, sizes: Sequence[Any]) -> Lowered | None:
     target: list[int | None] = []
-    for i, size in enumerate(sizes):
+    copied = [
+        isinstance(size, Free) and i < (x.type.rank or 0) and call.same_size(x, i, size)
+        for i, size in enumerate(sizes)
+    ]
+    left = [
+        s
+        for s, same in zip(sizes, copied, strict=True)
+        if s == -1 or (isinstance(s, Free) and not same)
+    ]
+    for size, same in zip(sizes, copied, strict=True):
         # What is the size of the same axis already is copied; another one is what is left.
-        free = isinstance(size, Free)
-        same = free and x.type.rank is not None and i < x.type.rank
-        if same and x.type.shape is not None and x.type.shape[i] == size.value:
+        if same:
             target.append(None)
+        elif isinstance(size, Free) and (len(left) == 1 or not isinstance(size, Followed)):
+            target.append(-1)
         else:
-            target += [-1] if free else ints(size, 1)
+            target += ints(call.shaping(size), 1)
     # Numbers alone fit no other batch; beside -1 they would be as they are for any.
     kind = call.certain(x) if -1 in target else x.type
     return (reshaping(kind, tuple(target)), [x]) if target.count(-1) < 2 else None

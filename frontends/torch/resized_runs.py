@@ -1,0 +1,95 @@
+"""Which sizes follow the inputs: the module runs on fake tensors again, with one axis of the inputs after another longer or shorter.
+
+A size that is another one in such a run is no property of the module, so no weight may be computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...hosts.torch.copies import containers_kept
+from ...ir import TensorType
+from .fake_run import FakeRun
+from .runs import Resized, Runs
+
+
+def resized_runs(
+    module: fx.GraphModule, inputs: Sequence[Any], found: Mapping[str, TensorType]
+) -> Runs:
+    """Run a module with other sizes of its inputs, as far as it runs with them.
+
+    Args:
+        module: The module, which ran on the inputs before.
+        inputs: The example inputs.
+        found: The types of all results for them.
+    """
+    sizes = {
+        (i, axis): size
+        for i, x in enumerate(inputs)
+        if isinstance(x, torch.Tensor)
+        for axis, size in enumerate(x.shape)
+    }
+    batch = [place for place in sizes if place[1] == 0]
+    rest = [place for place in sizes if place[1] > 0]
+    made: list[Resized] = []
+    if batch and (run := _run(module, inputs, batch, batch=True)) is not None:
+        made.append(run)
+    alone = {place: _run(module, inputs, [place]) for place in rest}
+    made += [run for run in alone.values() if run is not None]
+    # Axes that only run together: of two inputs, or of images that have to be square.
+    stuck = [place for place, run in alone.items() if run is None]
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for place in stuck:
+        groups.setdefault(sizes[place], []).append(place)
+    for group in groups.values():
+        if len(group) > 1 and (run := _run(module, inputs, group)) is not None:
+            made.append(run)
+            stuck = [place for place in stuck if place not in group]
+    images = [(i, axis) for i, axis in stuck if axis > 1]
+    if len(images) > 1 and (run := _run(module, inputs, images)) is not None:
+        made.append(run)
+    return Runs(found, tuple(made))
+
+
+def _run(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    places: Sequence[tuple[int, int]],
+    *,
+    batch: bool = False,
+) -> Resized | None:
+    """A run with other sizes of some axes; odd sizes first, which tell more apart. ``None`` where it does not run."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    changes: tuple[Callable[[int], int], ...] = (
+        lambda size: 2 * size + 1,
+        lambda size: 2 * size,
+        lambda size: size // 2,
+    )
+    for change in changes:
+        if any(not change(inputs[i].shape[axis]) > 0 for i, axis in places):
+            continue
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        ran = FakeRun(module, mode)
+        try:
+            with containers_kept(module), mode, torch.no_grad():
+                fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+                for i, axis in places:
+                    fakes[i] = _of_size(fakes[i], axis, change(fakes[i].shape[axis]))
+                ran.run(*fakes)
+        except Exception:  # Whatever torch raises for sizes that do not fit.
+            continue
+        return Resized(batch, ran.found, ran.results)
+    return None
+
+
+def _of_size(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """A tensor with another size of one axis, in the same order in memory."""
+    own = x.shape[axis]
+    times, rest = divmod(size, own)
+    parts = [x] * times + ([x.narrow(axis, 0, rest)] if rest else [])
+    return torch.cat(parts, axis)

@@ -1,0 +1,219 @@
+"""A module that was shrunk for one size of its inputs gives the given module's results for others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from graphshrink import shrink
+
+Forward = Callable[..., Any]
+
+
+class Net(nn.Module):
+    """Two convs and a batch norm, which a test puts together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.wide = nn.Conv2d(4, 4, 3, padding=1)
+        self.tokens, self.table = nn.Linear(6, 6), nn.Embedding(9, 6)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+        nn.init.normal_(self.norm.bias)
+        self.eval()
+
+
+def divided(s: Any, x: Any) -> Any:
+    return s.norm(s.conv(x)) / x.shape[2]
+
+
+def divided_by_root(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    return y / math.sqrt(y.shape[-1])
+
+
+def times_area(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    _, _, h, w = y.shape
+    return s.wide(s.norm(y) * (h * w))
+
+
+def to_a_power(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    return s.norm(y).abs() ** (1 / y.size(-1))
+
+
+def mean_by_hand(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    return s.norm(y).sum((2, 3)) / (y.shape[2] * y.size(3))
+
+
+def over_numel(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return y / y.numel()
+
+
+def over_batch_behind(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x)).permute(2, 3, 0, 1)
+    return y / y.shape[2]
+
+
+def plus_grid(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    h, w = y.shape[-2:]
+    across = torch.linspace(-1, 1, w).view(1, 1, 1, w)
+    return s.norm(y) + across + torch.arange(h).view(1, 1, h, 1)
+
+
+def resized_like(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    small = s.wide(F.max_pool2d(y, 2))
+    return s.wide(F.interpolate(small, size=y.shape[2:], mode="bilinear") + y)
+
+
+def pooled_whole(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return s.wide(F.avg_pool2d(y, y.shape[2:]))
+
+
+def pixels_in_a_row(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    n, c, h, w = y.shape
+    return s.norm(y).reshape(n, c, h * w).softmax(-1)
+
+
+def there_and_back(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    n, c, h, w = y.shape
+    rows = s.norm(y).view(n, c, h * w).transpose(1, 2)
+    return s.wide(rows.transpose(1, 2).view(n, c, h, w))
+
+
+def windows(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    n, c, h, w = y.shape
+    parts = s.norm(y).view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    parts = s.wide(parts.reshape(-1, c, 2, 2)).view(n, h // 2, w // 2, c, 2, 2)
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+def upper_half(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return s.wide(y[:, :, : y.shape[2] // 2])
+
+
+def padded(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    return s.wide(F.pad(s.norm(y), (0, y.shape[2] // 2, 0, y.shape[3] // 4)))
+
+
+def expanded(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return y.mean((2, 3), keepdim=True).expand(-1, -1, y.shape[2], y.shape[3]) + y
+
+
+def repeated(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return y.mean(3, keepdim=True).repeat(1, 1, 1, y.shape[3]) + y
+
+
+def rolled(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return torch.roll(y, y.shape[2] // 2, 2)
+
+
+def unflattened(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return y.flatten(2).unflatten(2, (y.shape[2], y.shape[3]))
+
+
+IMAGES = [
+    divided, divided_by_root, times_area, to_a_power, mean_by_hand, over_numel, over_batch_behind, plus_grid, resized_like,
+    pooled_whole, pixels_in_a_row, there_and_back, windows, upper_half, padded, expanded, repeated, rolled, unflattened,
+]  # fmt: skip
+
+PASSES = ["fold-constants,merge-linear,prune-dead", "hoist-padding,merge-linear,prune-dead"]
+
+
+def made(forward: Forward) -> Net:
+    return type("Made", (Net,), {"forward": forward})()
+
+
+def same(model: nn.Module, result: nn.Module, *inputs: torch.Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(result(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("forward", IMAGES, ids=lambda f: f.__name__)
+def test_images_of_other_sizes(forward: Forward, passes: str) -> None:
+    torch.manual_seed(1)
+    model = made(forward)
+    result = shrink(model, passes, example_inputs=(torch.randn(2, 3, 8, 8),), check=True).model
+    for shape in ((2, 3, 8, 8), (1, 3, 12, 12), (3, 3, 16, 8), (2, 3, 8, 20)):
+        same(model, result, torch.randn(shape))
+
+
+def averaged(s: Any, ids: Any) -> Any:
+    y = s.tokens(s.table(ids))
+    return s.tokens(y / ids.shape[1]).sum(1)
+
+
+def scaled_scores(s: Any, ids: Any) -> Any:
+    y = s.tokens(s.table(ids))
+    t = y.shape[1]
+    return (y @ y.transpose(1, 2) / t).softmax(-1) @ y
+
+
+def positions(s: Any, ids: Any) -> Any:
+    return s.tokens(s.table(ids) + s.table(torch.arange(ids.shape[1])))
+
+
+@pytest.mark.parametrize("forward", [averaged, scaled_scores, positions], ids=lambda f: f.__name__)
+def test_other_numbers_of_tokens(forward: Forward) -> None:
+    torch.manual_seed(1)
+    model = made(forward)
+    result = shrink(model, example_inputs=(torch.randint(0, 9, (2, 6)),), check=True).model
+    for shape in ((2, 6), (1, 4), (3, 8)):
+        same(model, result, torch.randint(0, 9, shape))
+
+
+def square_only(s: Any, x: Any) -> Any:
+    y = s.norm(s.conv(x))
+    return y @ y / y.shape[3]
+
+
+def two_inputs(s: Any, x: Any, other: Any) -> Any:
+    return s.norm(s.conv(x + other)) / other.shape[3]
+
+
+def test_sizes_that_only_change_together() -> None:
+    torch.manual_seed(1)
+    square, both = made(square_only), made(two_inputs)
+    x = torch.randn(1, 3, 8, 8)
+    small = shrink(square, example_inputs=(x,), check=True).model
+    joined = shrink(both, example_inputs=(x, x), check=True).model
+    for size in (8, 12):
+        z = torch.randn(2, 3, size, size)
+        same(square, small, z)
+        same(both, joined, z, z + 1)
+
+
+def by_channels(s: Any, x: Any) -> Any:
+    y = s.conv(x)
+    return s.norm(y) / y.shape[1]
+
+
+def test_sizes_of_the_module_are_numbers() -> None:
+    """The number of channels is fixed by a weight: dividing by it merges."""
+    model = made(by_channels)
+    result = shrink(model, example_inputs=(torch.randn(1, 3, 8, 8),))
+    assert result.report.after.ops == {"Conv": 1}
+    same(model, result.model, torch.randn(2, 3, 12, 12))
