@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import graphshrink.targets.torch.spell  # noqa: F401 - its rules are registered before one is replaced
 from graphshrink import ir
 from graphshrink.targets.support import Spelling
 from graphshrink.targets.torch.speller import spells
