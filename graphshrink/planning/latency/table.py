@@ -16,7 +16,7 @@ from .standalone import reference, standalone
 from .store import Row, Store
 from .timing import in_turn, ratio, repeats, timed
 
-_CALIBRATION_ROUNDS = 31
+_CALIBRATION_ROUNDS = 301
 
 
 @dataclass(frozen=True)

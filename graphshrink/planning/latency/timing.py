@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAMPLE = 0.002
-"""A timed sample repeats a call for at least about this many seconds, so that the clock's resolution does not count."""
-LEAST = 7
+SAMPLE = 0.0005
+"""A timed sample repeats a call for at least about this many seconds, so that the clock's resolution does not count.
+
+It is shorter than the time slices of the system's scheduler: most samples are then not interrupted by other processes, and the
+median leaves out those that are.
+"""
+LEAST = 15
 """The smallest number of rounds that a spread is judged by."""
-MOST = 51
+MOST = 401
 """The largest number of rounds."""
 ENOUGH = 0.03
 """No more rounds once the spread, divided by the square root of their number, is this share of the median or less."""
@@ -44,7 +48,7 @@ class Ratio:
 def repeats(call: Call) -> int:
     """How many times a call is repeated in one timed sample; also warms it up."""
     call()
-    once = timed(call, 1)
+    once = min(timed(call, 1) for _ in range(5))
     return max(1, min(10_000, int(SAMPLE / max(once, 1e-9))))
 
 
