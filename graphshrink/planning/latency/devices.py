@@ -106,9 +106,14 @@ class _OrtCpu(Device):
     def load(self, graph: Graph) -> Call:
         from ...running.sessions import run_session, session
 
-        feeds = _arrays(graph)
+        arrays = _arrays(graph)
         with _written_onnx(graph) as path:
             loaded = session(path, self.threads, graph.name)
+        # torch's exporter gives inputs other names; their order stays.
+        names = [port.name for port in loaded.get_inputs()]
+        if set(names) != set(arrays):
+            arrays = dict(zip(names, arrays.values(), strict=True))
+        feeds = arrays
         run_session(loaded, feeds, graph.name)
         return lambda: loaded.run(None, feeds)
 

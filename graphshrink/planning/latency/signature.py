@@ -42,7 +42,7 @@ def canonical_text(graph: Graph, device: Device) -> str:
     check_measurable(graph)
     lines = [f"device {device.identity}"]
     numbers: dict[Value, int] = {}
-    for value in _finished(graph):
+    for value in finished(graph):
         if value in numbers:
             continue
         node = value.producer
@@ -63,17 +63,21 @@ def canonical_text(graph: Graph, device: Device) -> str:
 
 
 def check_measurable(graph: Graph) -> None:
-    """Check that a graph can be timed alone: sizes are known, and every op can be written without its host.
+    """Check that what the outputs depend on can be timed alone: with known sizes, and written without its host.
 
     Raises:
         ModelError: If not.
     """
-    opaque = sorted({n.op.kind for n in graph.nodes if isinstance(n.op, Opaque)})
+    needed = [v for v in finished(graph) if v.data is None]
+    ops = [v.producer.op for v in needed if v.producer is not None]
+    opaque = sorted({op.kind for op in ops if isinstance(op, Opaque)})
     if opaque:
         raise ModelError(
             f"{graph.name}: {listed(opaque)} cannot be timed: the IR does not express it"
         )
-    for value in graph.inputs:
+    for value in needed:
+        if value.producer is not None:
+            continue
         if not value.type.is_static or value.type.dtype in (None, DType.STRING):
             raise ModelError(
                 f"{graph.name}: input {value.name!r} is {value.type}; only graphs with known sizes can be timed "
@@ -83,7 +87,7 @@ def check_measurable(graph: Graph) -> None:
         raise ModelError(f"{graph.name} has no outputs: there is nothing to time")
 
 
-def _finished(graph: Graph) -> list[Value]:
+def finished(graph: Graph) -> list[Value]:
     """Values in the order in which a depth-first search from the outputs finishes them."""
     found: list[Value] = []
     seen: set[Value] = set()

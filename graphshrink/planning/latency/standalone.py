@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import ArrayTensor, DType, Graph, MaskedTensor, Tensor, TensorType, Value
-from .signature import check_measurable
+from .signature import check_measurable, finished
 
 
 def standalone(graph: Graph, *, own_weights: bool = False) -> Graph:
@@ -26,7 +26,7 @@ def standalone(graph: Graph, *, own_weights: bool = False) -> Graph:
         ModelError: If the shape of an input is not known, or the graph has ops that the IR does not express.
     """
     check_measurable(graph)
-    needed = _needed(graph)
+    needed = {v for v in finished(graph) if v.data is None}
     made = Graph("timed")
     values: dict[Value, Value] = {}
     rng = np.random.default_rng(0)
@@ -57,20 +57,6 @@ def standalone(graph: Graph, *, own_weights: bool = False) -> Graph:
         assert returned is not None
         made.add_output(returned, f"y{i}")
     return made
-
-
-def _needed(graph: Graph) -> set[Value]:
-    """The values that the outputs depend on; constants need no producer."""
-    found: set[Value] = set()
-    stack = list(graph.outputs)
-    while stack:
-        value = stack.pop()
-        if value in found:
-            continue
-        found.add(value)
-        if value.data is None and value.producer is not None:
-            stack += [v for v in value.producer.inputs if v is not None]
-    return {v for v in found if v.data is None}
 
 
 def _weight(data: Tensor, rng: np.random.Generator) -> Tensor:
@@ -124,10 +110,10 @@ def reference() -> Graph:
 
 
 def random_array(type_: TensorType, rng: np.random.Generator) -> Any:
-    """Random numbers of a type with known sizes: normal floats, zeros and ones otherwise."""
-    shape, dtype = type_.static_shape, type_.dtype
-    assert shape is not None
+    """Random numbers of a type: normal floats, zeros and ones otherwise; sizes that are not known are 1."""
+    dtype = type_.dtype
     assert dtype is not None
+    shape = tuple(d if isinstance(d, int) else 1 for d in type_.shape or ())
     if dtype.is_float:
         return rng.standard_normal(shape).astype(dtype.numpy)
     return rng.integers(0, 2, shape).astype(dtype.numpy)

@@ -145,6 +145,28 @@ def test_whole_networks_are_timed_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(t > 0 for times in found for t in times)
 
 
+@pytest.mark.parametrize("name", ["ort-cpu", "litert-cpu", "torch-cpu"])
+def test_graphs_from_torch_share_figures_with_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    if name == "litert-cpu":
+        pytest.importorskip("ai_edge_litert")
+    from graphshrink.api import load
+
+    monkeypatch.setenv("GRAPHSHRINK_LATENCY_DB", str(tmp_path / "t.sqlite"))
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.ReLU())
+    program = torch.export.export(module.eval(), (torch.zeros(1, 3, 8, 8),))
+    graph, _ = load(program)
+    where = device(name)
+    assert signature(graph, where) == signature(conv(), where)
+    (found,) = LatencyTable(where, seconds=0.05).measure([graph])
+    assert LatencyTable(where).lookup(conv(seed=5)) == found
+    weights = [p.detach().clone() for p in module.parameters()]
+    assert [len(times) for times in paired(where, [graph, conv()], 2)] == [2, 2]
+    assert all(torch.equal(a, b) for a, b in zip(weights, module.parameters(), strict=True))
+
+
 def test_onnxruntime_is_timed_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
