@@ -1,0 +1,1 @@
+"""Planning what to do to each region of a network under a measured budget."""
