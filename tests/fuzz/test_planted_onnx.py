@@ -81,7 +81,8 @@ def test_an_error_that_is_no_refusal_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(spells.table, (ir.Transpose, None), Spelling(broken))
     _, first = found("respell", range(60), CRASH)
     assert "KeyError" in first.outcome.what
-    assert [n.op_type for n in smallest("onnx", first, 60.0).case.model.graph.node] == ["Transpose"]
+    (left,) = smallest("onnx", first, 60.0).case.model.graph.node
+    assert left.op_type in ("Transpose", "Gemm")  # A Gemm of a transposed matrix has one inside.
 
 
 def test_a_refusal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
