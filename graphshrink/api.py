@@ -470,14 +470,15 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     from .frontends.torch.export import exported, from_export
 
     try:
-        program = exported(model, inputs)
+        made = exported(model, inputs)
     except ModelError:
         raise
     except Exception as error:
         if isinstance(failure, DoesNotRun):
             raise failure from error
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    graph = from_export(program)
+    graph = from_export(made.program, inputs)
+    graph.notes += [made.note] if made.note else []
     graph.notes.append(
         f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "
         "take them"
