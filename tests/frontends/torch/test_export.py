@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from graphshrink import shrink
+from graphshrink import ModelError, UsageError, shrink
 
 
 class Net(nn.Module):
@@ -106,3 +107,62 @@ def test_text_of_a_size_is_not_computed_with(kind: type[Net]) -> None:
     assert any("but for batches" in note for note in made.report.notes)
     with pytest.raises(AssertionError, match="Guard failed"):
         made.model(torch.randn(1, 3, 12, 8))
+
+
+class Named(Net):
+    def forward(self, labels: Any = None, pixels: Any = None) -> Any:
+        y = self.base(pixels)
+        return y if labels is None else y * labels
+
+
+class NamedChecked(Named):
+    def forward(self, labels: Any = None, pixels: Any = None) -> Any:
+        if pixels.shape[1] != 3:
+            raise ValueError("3 channels")
+        return super().forward(labels, pixels)
+
+
+class OfDict(Net):
+    def forward(self, batch: Any) -> Any:
+        return self.base(batch["pixels"])
+
+
+@pytest.mark.parametrize("kind", [Named, NamedChecked])
+def test_example_inputs_by_name(kind: type[Net]) -> None:
+    model, x = kind(), torch.randn(1, 3, 8, 8)
+    made = shrink(model, example_inputs={"pixels": x}, check=True)
+    assert not any("the check compares with the graph" in note for note in made.report.notes)
+    with torch.no_grad():
+        # A trace keeps defaults; an export takes what it was exported with.
+        result = made.model(pixels=x) if kind is Named else made.model(None, x)
+        torch.testing.assert_close(result, model(pixels=x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dict_that_is_an_input() -> None:
+    model, inputs = OfDict(), {"pixels": torch.randn(1, 3, 8, 8)}
+    for given in (inputs, (inputs,)):
+        result = shrink(model, example_inputs=given, check=True).model
+        with torch.no_grad():
+            torch.testing.assert_close(result(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_named_inputs_that_lack_one() -> None:
+    model = type("Two", (Net,), {"forward": lambda self, x, y: self.base(x) + y})()
+    with pytest.raises(UsageError, match="example_inputs lack 'x', which forward needs"):
+        shrink(model, example_inputs={"y": torch.ones(())})
+
+
+def test_torchscript_and_tensors_without_numbers() -> None:
+    model, x = Checked(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(UsageError, match=r"TorchScript, which is not read: give the nn.Module"):
+        shrink(torch.jit.trace(nn.Conv2d(3, 4, 1), x), example_inputs=(x,))
+    with pytest.raises(UsageError, match=r"stem\.0\.weight is on the meta device"):
+        shrink(model.to("meta"), example_inputs=(x,))
+
+
+@pytest.mark.parametrize(("name", "what"), [("m.pt", "a file of torch"), ("m.pth", "a file of torch"), ("m.pt2", "torch.export.load")])  # fmt: skip
+def test_files_of_torch(tmp_path: Path, name: str, what: str) -> None:
+    path = tmp_path / name
+    torch.save(Checked().state_dict(), path)
+    with pytest.raises(ModelError, match=f"is no ONNX model but seems to be .*{what}"):
+        shrink(path)
