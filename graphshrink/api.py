@@ -32,6 +32,7 @@ from .running.sessions import (
     running_module,
 )
 from .targets.emitted import Emitted
+from .torch_models import check_readable, not_a_torch_file, positional
 
 DEFAULT_PIPELINE = "fold-constants,merge-linear,prune-dead"
 """The passes that run if none are given; all are exact."""
@@ -128,7 +129,8 @@ def shrink_graph(
         passes: A pipeline text, a ``Pipeline``, or a list of names, passes and functions
             ``(graph, rewriter)``; the exact default pipeline if not given.
         example_inputs: A tuple of inputs. For torch, shapes come from them; without them, rewrites that need
-            shapes are skipped. ``check`` runs the model on them; for ONNX they may be a dict by name too.
+            shapes are skipped. ``check`` runs the model on them. They may be a dict by name too: names of inputs for ONNX, of arguments
+            of ``forward`` for torch.
         check: Run the model as it was given, as it was read, and after every pass; raise if the first two differ, or if an
             exact pass changes the outputs. Without ``example_inputs``, inputs are random numbers of the known shapes, with 1
             for unknown sizes.
@@ -319,7 +321,7 @@ def _runners(
         kept = getattr(model, "example_inputs", None)
         if isinstance(kept, tuple) and len(kept) == 2 and not kept[1]:
             given = kept[0]
-    inputs = fx_inputs(graph, shapes, seed) if given is None else _as_tuple(given)
+    inputs = fx_inputs(graph, shapes, seed) if given is None else positional(model, given)
     return (
         fx_runner(inputs),
         lambda: run_given_module(model, inputs),
@@ -360,7 +362,10 @@ def _load(
     """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default, ``inline`` as for ``from_onnx``."""
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
-        return _from_onnx(path, path, fixed_shapes, overridable, remedy, inline), "onnx"
+        try:
+            return _from_onnx(path, path, fixed_shapes, overridable, remedy, inline), "onnx"
+        except ModelError as error:
+            raise not_a_torch_file(path, error) from error
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
         return _from_onnx(model, "the model", fixed_shapes, overridable, remedy, inline), "onnx"
@@ -372,7 +377,8 @@ def _load(
         _need_torch()
         from .frontends.torch.importer import from_fx
 
-        inputs = None if example_inputs is None else _as_tuple(example_inputs)
+        check_readable(model, kinds)
+        inputs = None if example_inputs is None else positional(model, example_inputs)
         hooks = (model._forward_hooks, model._forward_pre_hooks)
         if "torch.fx.graph_module.GraphModule" in kinds and not any(hooks):
             return from_fx(model, inputs), "fx"
@@ -437,12 +443,6 @@ def _utf8_text(name: str) -> Iterator[None]:
         raise ModelError(f"{name} is damaged: it contains text that is not UTF-8") from error
 
 
-def _as_tuple(inputs: Any) -> tuple[Any, ...]:
-    if isinstance(inputs, tuple):
-        return inputs
-    return tuple(inputs) if isinstance(inputs, list) else (inputs,)
-
-
 def _need_torch() -> None:
     try:
         import_module("torch")
@@ -491,14 +491,15 @@ def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     from .frontends.torch.export import exported, from_export
 
     try:
-        program = exported(model, inputs)
+        made = exported(model, inputs)
     except ModelError:
         raise
     except Exception as error:
         if isinstance(failure, DoesNotRun):
             raise failure from error
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    graph = from_export(program)
+    graph = from_export(made.program, inputs)
+    graph.notes += [made.note] if made.note else []
     graph.notes.append(
         f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "
         "take them"

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
+from .fake_run import shapes_of
 from .importer import from_fx
 from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
-def from_export(program: torch.export.ExportedProgram) -> Graph:
+def from_export(
+    program: torch.export.ExportedProgram, inputs: tuple[Any, ...] | None = None
+) -> Graph:
     """Import an exported program.
+
+    Args:
+        program: The program.
+        inputs: Inputs from which shapes are found, where those of the program are open.
 
     Raises:
         ModelError: If the program writes to its buffers or inputs.
@@ -32,18 +39,55 @@ def from_export(program: torch.export.ExportedProgram) -> Graph:
     module = program.module()
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelError("the exported program has no graph module")
-    graph = from_fx(module)
+    _record_guards(module)
+    graph = from_fx(module, inputs)
     args, keywords = program.example_inputs or ((), {})
-    if args and not keywords:
+    if inputs is None and args and not keywords:
         graph.host = replace(graph.host, exported=tuple(args))
     return graph
 
 
+def _record_guards(module: torch.fx.GraphModule) -> None:
+    """Make a graph of the function that checks the inputs, which cannot be pickled as torch makes it."""
+    guards = getattr(module, _GUARDS, None)
+    node = next((n for n in module.graph.nodes if n.target == _GUARDS), None)
+    if guards is None or node is None:
+        return
+    tracer, root = torch.fx.Tracer(), nn.Module()
+    tracer.root, tracer.graph = root, torch.fx.Graph()
+    try:
+        guards.forward(
+            *(tracer.create_proxy("placeholder", f"arg{i}", (), {}) for i in range(len(node.args)))
+        )
+    except Exception:  # A check that no graph shows, such as one that has several conditions.
+        return
+    tracer.graph.output(None)
+    made = torch.fx.GraphModule(root, tracer.graph, "Guards")
+    made._is_impure = True  # type: ignore[assignment]
+    setattr(module, _GUARDS, made)
+
+
+_GUARDS = "_guards_fn"
+"""The name that torch.export gives to the check of inputs."""
+
 _MUTATIONS = {"BUFFER_MUTATION", "USER_INPUT_MUTATION", "PARAMETER_MUTATION"}
 
 
-def exported(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    """``torch.export.export`` of a module, which is left unchanged.
+@dataclass(frozen=True)
+class Exported:
+    """An exported module.
+
+    Attributes:
+        program: The program.
+        note: A note for the user, if sizes are fixed.
+    """
+
+    program: torch.export.ExportedProgram
+    note: str = ""
+
+
+def exported(model: nn.Module, inputs: tuple[Any, ...]) -> Exported:
+    """``torch.export.export`` of a module, which is left unchanged, with all sizes open that the module leaves open.
 
     Raises:
         StateError: If the module keeps values that its next call reads.
@@ -54,11 +98,72 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.Exported
         warnings.simplefilter(
             "ignore"
         )  # Warnings about torch's internals, which users cannot act on.
-        program = torch.export.export(shared.module, inputs)
+        program, note = _of_any_size(shared.module, inputs)
+        if program is None:
+            program = torch.export.export(shared.module, inputs)
         kept = _left_behind(model, inputs)
         if kept and not acts_alike(model, program.module(), inputs):
             raise StateError(keeps_state(model, kept))
-    return program
+    return Exported(program, note)
+
+
+def _of_any_size(
+    module: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[torch.export.ExportedProgram | None, str]:
+    """An export with open sizes, all or those of batches, and a note on what is fixed; ``None`` where that fails.
+
+    torch takes a size of 1 for fixed, and checks no branch that a batch of 1 alone takes: one sample is given as two, and the calls
+    have to be those for one sample.
+    """
+    sizes = {x.shape[0] for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.ndim}
+    given = tree_map(_doubled, inputs) if sizes == {1} else inputs
+    single = tree_map(_first, inputs) if len(sizes) == 1 else None
+    for axes, note in ((None, ""), (1, _BATCH_ALONE)):
+        shapes = tree_map(lambda x, axes=axes: _open(x, axes), given)
+        try:
+            program = torch.export.export(module, given, dynamic_shapes=shapes)
+            made = program.module()
+            if not isinstance(made, torch.fx.GraphModule):
+                continue
+            shapes_of(made, inputs)
+            alone = single is None or _calls(program) == _calls(torch.export.export(module, single))
+        except Exception:  # Whatever torch raises where sizes cannot be open.
+            continue
+        # Text of an open size, say its length, is that of a symbol.
+        if alone and acts_alike(module, made, inputs):
+            return program, note
+    return None, _FIXED
+
+
+_FIXED = "torch.export fails with open sizes: the result takes inputs of the sizes of example_inputs only"
+_BATCH_ALONE = (
+    "torch.export fails with open sizes but for batches: the others are those of example_inputs"
+)
+
+
+def _calls(program: torch.export.ExportedProgram) -> list[str]:
+    """The calls that make tensors, in order."""
+    return [
+        str(n.target)
+        for n in program.graph.nodes
+        if n.op == "call_function"
+        and any(isinstance(v, torch.Tensor) for v in tree_leaves(n.meta.get("val")))
+    ]
+
+
+def _doubled(x: Any) -> Any:
+    return torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.ndim else x
+
+
+def _first(x: Any) -> Any:
+    return x[:1] if isinstance(x, torch.Tensor) and x.ndim else x
+
+
+def _open(x: Any, axes: int | None) -> Any:
+    """The axes of an input that may have any size, from the first on."""
+    if not isinstance(x, torch.Tensor):
+        return None
+    return dict.fromkeys(range(x.ndim if axes is None else axes), torch.export.Dim.AUTO)
 
 
 def _left_behind(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:

@@ -64,6 +64,23 @@ for _name in (
     setattr(_Tensorlike, f"__{_name}__", _written(_name))
 
 
+class _Text(str):
+    """The text of a traced value, which holds for no call: it may be shown, but nothing may be computed from it."""
+
+    __slots__ = ()
+
+    def _read(self, *args: Any) -> Any:
+        raise TextError("it computes with the text of a value, which a trace does not know")
+
+    __len__ = __int__ = __float__ = __iter__ = __getitem__ = __hash__ = __eq__ = __ne__ = (
+        __contains__
+    ) = _read  # type: ignore[assignment]
+
+
+class TextError(Exception):
+    """A module computes with the text of a traced value."""
+
+
 class TensorProxy(_Tensorlike, fx.Proxy):
     """A traced value: a tensor, unless it is known to be something else."""
 
@@ -72,6 +89,9 @@ class TensorProxy(_Tensorlike, fx.Proxy):
         example = self.node.meta.get(EXAMPLE, torch.Tensor)
         other = _is_number(self.node) or not issubclass(example, torch.Tensor)
         return type(self) if other else torch.Tensor
+
+    def __str__(self) -> str:
+        return _Text(repr(self))
 
 
 class _Attribute(_Tensorlike, fx.proxy.Attribute):

@@ -233,6 +233,7 @@ def arguments(module: nn.Module, inputs: Sequence[Any] | None) -> Arguments:
                 f"the module does not run on example_inputs: forward of {type(module).__name__} takes {name} by "
                 "keyword alone; give it a default, or wrap the module in one that passes it"
             )
+    _keep_defaults(module, found)
     if inputs is not None and rest and module._forward_pre_hooks:
         # The pre-hooks turn the inputs into the arguments of forward.
         found.positional += [(f"input_{i}", (), None, x) for i, x in enumerate(rest)]
@@ -244,6 +245,26 @@ def arguments(module: nn.Module, inputs: Sequence[Any] | None) -> Arguments:
     if inputs is None and not found.positional and not found.keywords and found.left_out:
         raise NotTraceable("all arguments have defaults")
     return found
+
+
+def _keep_defaults(module: nn.Module, found: Arguments) -> None:
+    """Let arguments that were given as they are by default, and those behind them, be left out by callers of the result."""
+    defaults = {
+        name: p.default
+        for name, p in inspect.signature(module.forward).parameters.items()
+        if p.default is None or isinstance(p.default, (bool, int, float, str))
+    }
+    idle = [
+        name in defaults and _decides(value) and value is defaults[name]
+        for name, _, _, value in found.positional
+    ]
+    if True not in idle:
+        return
+    behind = found.positional[idle.index(True) :]
+    if all(name in defaults for name, *_ in behind):
+        found.positional[idle.index(True) :] = [
+            (name, (defaults[name],), note, value) for name, _, note, value in behind
+        ]
 
 
 _UNKNOWN = object()

@@ -1,0 +1,168 @@
+"""Modules that torch.fx cannot trace are exported: their results take any batch, are pickled, and have the names of the weights."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from graphshrink import ModelError, UsageError, shrink
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Conv2d(8, 4, 1)
+        nn.init.uniform_(self.stem[1].running_var, 0.5, 2.0)
+        self.eval()
+
+    def base(self, x: Any) -> Any:
+        return self.head(self.stem(x).relu())
+
+
+class Checked(Net):
+    def forward(self, x: Any) -> Any:
+        if x.shape[1] != 3:
+            raise ValueError("3 channels")
+        y = self.base(x)
+        return y / y.shape[2]
+
+
+class ByHeight(Net):
+    def forward(self, x: Any) -> Any:
+        return self.base(x) * 2 if x.shape[2] > 10 else self.base(x)
+
+
+class OneSample(Net):
+    def forward(self, x: Any) -> Any:
+        return self.base(x) + 1 if x.shape[0] == 1 else self.base(x)
+
+
+class Text(Net):
+    def forward(self, x: Any) -> Any:
+        y = self.base(x)
+        return y * len(str(y.shape[2]))
+
+
+class Cached(Net):
+    def forward(self, x: Any) -> Any:
+        y = self.base(x)
+        return y * {"8": 3.0}.get(str(y.shape[2]), 1.0)
+
+
+def same(model: nn.Module, result: nn.Module, *shape: int) -> None:
+    x = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(result(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_batch_and_size(batch: int) -> None:
+    model = Checked()
+    result = shrink(model, example_inputs=(torch.randn(batch, 3, 8, 8),), check=True).model
+    for shape in ((1, 3, 8, 8), (4, 3, 8, 8), (2, 3, 12, 6)):
+        same(model, result, *shape)
+
+
+def test_results_are_pickled_and_trained() -> None:
+    model = Checked()
+    result = shrink(model, example_inputs=(torch.randn(1, 3, 8, 8),)).model
+    file = io.BytesIO()
+    torch.save(result, file)
+    file.seek(0)
+    same(model, torch.load(file, weights_only=False), 3, 3, 8, 8)
+    copy.deepcopy(result).train()(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+def test_a_branch_on_a_size_is_checked() -> None:
+    model = ByHeight()
+    result = shrink(model, example_inputs=(torch.randn(1, 3, 8, 8),), check=True).model
+    same(model, result, 2, 3, 9, 7)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        result(torch.randn(1, 3, 12, 8))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_branch_of_one_sample_fixes_the_batch(batch: int) -> None:
+    model = OneSample()
+    made = shrink(model, example_inputs=(torch.randn(batch, 3, 8, 8),), check=True)
+    same(model, made.model, batch, 3, 8, 8)
+    assert any("of the sizes of example_inputs only" in note for note in made.report.notes)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        made.model(torch.randn(3 - batch, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [Text, Cached])
+def test_text_of_a_size_is_not_computed_with(kind: type[Net]) -> None:
+    model = kind()
+    made = shrink(model, example_inputs=(torch.randn(1, 3, 8, 8),), check=True)
+    same(model, made.model, 3, 3, 8, 8)
+    assert any("but for batches" in note for note in made.report.notes)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        made.model(torch.randn(1, 3, 12, 8))
+
+
+class Named(Net):
+    def forward(self, labels: Any = None, pixels: Any = None) -> Any:
+        y = self.base(pixels)
+        return y if labels is None else y * labels
+
+
+class NamedChecked(Named):
+    def forward(self, labels: Any = None, pixels: Any = None) -> Any:
+        if pixels.shape[1] != 3:
+            raise ValueError("3 channels")
+        return super().forward(labels, pixels)
+
+
+class OfDict(Net):
+    def forward(self, batch: Any) -> Any:
+        return self.base(batch["pixels"])
+
+
+@pytest.mark.parametrize("kind", [Named, NamedChecked])
+def test_example_inputs_by_name(kind: type[Net]) -> None:
+    model, x = kind(), torch.randn(1, 3, 8, 8)
+    made = shrink(model, example_inputs={"pixels": x}, check=True)
+    assert not any("the check compares with the graph" in note for note in made.report.notes)
+    with torch.no_grad():
+        # A trace keeps defaults; an export takes what it was exported with.
+        result = made.model(pixels=x) if kind is Named else made.model(None, x)
+        torch.testing.assert_close(result, model(pixels=x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dict_that_is_an_input() -> None:
+    model, inputs = OfDict(), {"pixels": torch.randn(1, 3, 8, 8)}
+    for given in (inputs, (inputs,)):
+        result = shrink(model, example_inputs=given, check=True).model
+        with torch.no_grad():
+            torch.testing.assert_close(result(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_named_inputs_that_lack_one() -> None:
+    model = type("Two", (Net,), {"forward": lambda self, x, y: self.base(x) + y})()
+    with pytest.raises(UsageError, match="example_inputs lack 'x', which forward needs"):
+        shrink(model, example_inputs={"y": torch.ones(())})
+
+
+def test_torchscript_and_tensors_without_numbers() -> None:
+    model, x = Checked(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(UsageError, match=r"TorchScript, which is not read: give the nn.Module"):
+        shrink(torch.jit.trace(nn.Conv2d(3, 4, 1), x), example_inputs=(x,))
+    with pytest.raises(UsageError, match=r"stem\.0\.weight is on the meta device"):
+        shrink(model.to("meta"), example_inputs=(x,))
+
+
+@pytest.mark.parametrize(("name", "what"), [("m.pt", "a file of torch"), ("m.pth", "a file of torch"), ("m.pt2", "torch.export.load")])  # fmt: skip
+def test_files_of_torch(tmp_path: Path, name: str, what: str) -> None:
+    path = tmp_path / name
+    torch.save(Checked().state_dict(), path)
+    with pytest.raises(ModelError, match=f"is no ONNX model but seems to be .*{what}"):
+        shrink(path)
