@@ -243,6 +243,10 @@ def shrink(
     records = pipeline.run(graph, ctx, watching)
     after = Size.of(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
+    if kind == "fx":
+        from .targets.torch.fixed_sizes import fixed_sizes
+
+        notes += fixed_sizes(graph)
     report = Report(str(pipeline), before, after, records, notes)
     return ShrinkResult(graph, report, kind, target)
 

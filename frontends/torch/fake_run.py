@@ -36,6 +36,7 @@ class FakeRun(fx.Interpreter):
         self.copies: dict[int, nn.Module] = {}
         self.fakes: dict[int, tuple[str, Any, int]] = {}
         self.in_rows: dict[str, bool] = {}
+        self.lengths: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and note the type of its result."""
@@ -47,6 +48,8 @@ class FakeRun(fx.Interpreter):
             self.results[n.name] = result
         # An in-place call may change a tensor's shape later: keep the type, not the tensor.
         self.found[n.name] = type_of(result)
+        if isinstance(result, (tuple, list)):
+            self.lengths[n.name] = len(result)
         if isinstance(result, torch.Tensor):
             self.in_rows[n.name] = result.is_contiguous()
         return result

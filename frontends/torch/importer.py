@@ -96,6 +96,8 @@ class _Importer:
         self.roots = SizeRoots()
         self.barrier: set[str] = set()
         self.in_rows: dict[str, bool] = {}
+        self.lengths: dict[str, int] = {}
+        self.named: set[str] = set()
         self.runs = Runs()
         self.baked: dict[str, str] = {}
 
@@ -104,6 +106,7 @@ class _Importer:
         if self.inputs is not None:
             ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
+            self.lengths = ran.lengths
             if asks_sizes(self.nodes):
                 self.runs = resized_runs(self.module, self.inputs, self.types)
         else:
@@ -349,7 +352,7 @@ class _Importer:
         entry = PIECES.get(known) if known else None
         if entry is None:
             return False
-        found = _taken(node, entry.nested)
+        found = _taken(node, entry.nested, self.lengths.get(node.name))
         # A step that nobody reads would go, and all steps of the call would have to be written anew.
         read = {path for path, user in found.items() if user.users}
         taken = {path: user for path, user in found.items() if path in read or not entry.several}
@@ -431,10 +434,11 @@ class _Importer:
         ]  # fmt: skip
 
     def _canonical(self, node: fx.Node, op: ir.Op, operands: Sequence[Operand]) -> None:
-        name = str(node.target) if node.op == "call_module" else node.name
+        inputs = self._operands(node, 0, operands, [])
+        name = str(node.target) if node.op == "call_module" else self._named(node, inputs)
         made = self.graph.append(
             op,
-            self._operands(node, 0, operands, []),
+            inputs,
             name=name,
             types=[self.types.get(node.name, ir.UNKNOWN)],
             output_names=[node.name],
@@ -442,6 +446,18 @@ class _Importer:
         self._define(node, made.output)
         made.origin = _origin(made, (node.name,))
         fold_view(made)
+
+    def _named(self, node: fx.Node, inputs: Sequence[Value | None]) -> str:
+        """The name of a call: that of the module whose weight it reads, where an export has no modules."""
+        weight = inputs[1] if len(inputs) > 1 and is_aten(node.target) else None
+        held = weight.host if weight is not None else None
+        if not (isinstance(held, tuple) and held[0] == "tensor"):
+            return node.name
+        prefix, _, last = str(held[1]).rpartition(".")
+        if last != "weight" or not prefix or prefix in self.named:
+            return node.name
+        self.named.add(prefix)
+        return prefix
 
     def _steps(self, node: fx.Node, steps: Steps) -> None:
         """Append one host call as several nodes; the call is copied if all of them are unchanged."""
@@ -531,8 +547,14 @@ def _count(op: ir.Op, inputs: Sequence[Value | None]) -> int:
     return len(op.infer([v.type if v is not None else None for v in inputs]) or (None,))
 
 
-def _taken(node: fx.Node, nested: Sequence[int]) -> dict[Path, fx.Node]:
-    """The calls that take the tensors of a result, by place; empty if anything else reads it."""
+def _taken(node: fx.Node, nested: Sequence[int], length: int | None) -> dict[Path, fx.Node]:
+    """The calls that take the tensors of a result, by place; empty if anything else reads it.
+
+    Args:
+        node: The call that makes the result.
+        nested: Which of its results are tuples themselves.
+        length: The number of its results, if known: negative places count from there.
+    """
     found: dict[Path, fx.Node] = {}
     pending: list[tuple[Path, fx.Node]] = [((), node)]
     while pending:
@@ -540,6 +562,8 @@ def _taken(node: fx.Node, nested: Sequence[int]) -> dict[Path, fx.Node]:
         for user in source.users:
             plain = user.op == "call_function" and user.target is operator.getitem
             index = user.args[1] if plain else None
+            if type(index) is int and index < 0 and not path and length is not None:
+                index += length
             if type(index) is not int or index < 0 or user.args[0] is not source:
                 return {}
             place = (*path, index)

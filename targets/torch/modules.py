@@ -88,14 +88,18 @@ def get(root: nn.Module, name: str) -> Any:
 
 
 def _reserved(module: fx.GraphModule) -> set[str]:
-    """Names of the host that a new module must not take: containers, tensors, and modules that are called twice."""
+    """Names of the host that a new module must not take: containers of modules, tensors, and modules that are called twice.
+
+    What holds tensors alone was a module before it was exported, whose name a new module may have.
+    """
     seen: set[str] = set()
     kept: set[str] = set()
     for node in module.graph.nodes:
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
             parts = target.split(".")
-            kept.update(".".join(parts[:i]) for i in range(1, len(parts)))
+            holders = len(parts) - (node.op == "get_attr")
+            kept.update(".".join(parts[:i]) for i in range(1, holders))
             if target in seen or node.op == "get_attr":
                 kept.add(target)
             seen.add(target)

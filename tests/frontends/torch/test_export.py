@@ -166,3 +166,26 @@ def test_files_of_torch(tmp_path: Path, name: str, what: str) -> None:
     torch.save(Checked().state_dict(), path)
     with pytest.raises(ModelError, match=f"is no ONNX model but seems to be .*{what}"):
         shrink(path)
+
+
+def test_merged_weights_keep_their_names() -> None:
+    model, x = Checked(), torch.randn(1, 3, 8, 8)
+    for given, inputs in ((model, (x,)), (torch.export.export(model, (x,)), None)):
+        result = shrink(given, example_inputs=inputs).model
+        names = [f"{part}.{kind}" for part in ("stem.0", "head") for kind in ("weight", "bias")]
+        assert list(result.state_dict()) == names
+        with torch.no_grad():
+            torch.testing.assert_close(result(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class LastPiece(Net):
+    def forward(self, x: Any) -> Any:
+        pieces = torch.split(self.stem(x), 4, 1)
+        return torch.cat([pieces[-1], pieces[0].relu()], 1)
+
+
+def test_pieces_counted_from_the_end() -> None:
+    model, x = LastPiece(), torch.randn(1, 3, 8, 8)
+    made = shrink(model, example_inputs=(x,), check=True)
+    assert made.report.after.ops == {"Conv": 1, "Split": 1, "Activation": 1, "Concat": 1}
+    same(model, made.model, 2, 3, 12, 12)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from graphshrink import shrink
+from graphshrink.ir import Graph, Reshape, Rewriter
 
 Forward = Callable[..., Any]
 
@@ -217,3 +218,24 @@ def test_sizes_of_the_module_are_numbers() -> None:
     result = shrink(model, example_inputs=(torch.randn(1, 3, 8, 8),))
     assert result.report.after.ops == {"Conv": 1}
     same(model, result.model, torch.randn(2, 3, 12, 12))
+
+
+def rewritten(graph: Graph, rw: Rewriter) -> None:
+    """A pass that writes all reshapes anew."""
+    for node in list(graph.nodes):
+        if isinstance(node.op, Reshape):
+            with rw.rewrite("write a reshape anew", node):
+                rw.replace(node, node.op, node.inputs)
+
+
+def test_sizes_that_a_pass_fixes_are_noted() -> None:
+    model, x = made(windows), torch.randn(2, 3, 8, 8)
+    notes = shrink(model, [rewritten], example_inputs=(x,), check=True).report.notes
+    assert any("was rewritten with the sizes 4, which follow the inputs" in n for n in notes)
+    assert not shrink(model, example_inputs=(x,)).report.notes
+    # One size that is left over, or that is copied, stays open.
+    for forward in (pixels_in_a_row, expanded):
+        model = made(forward)
+        result = shrink(model, [rewritten], example_inputs=(x,))
+        assert not result.report.notes
+        same(model, result.model, torch.randn(1, 3, 12, 16))
