@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from .blocks.mask_blocks import MaskBlocks
     from .blocks.pivot import Pivot
     from .channels.permute_channels import PermuteChannels
+    from .cleanup.deduplicate import Deduplicate
     from .cleanup.fold_constants import FoldConstants
+    from .cleanup.fuse_moves import FuseMoves
     from .cleanup.prune_dead import PruneDead
+    from .cleanup.remove_noops import RemoveNoops
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
@@ -42,8 +45,11 @@ _NAMES = {
     ".blocks.mask_blocks": ("MaskBlocks",),
     ".blocks.pivot": ("Pivot",),
     ".channels.permute_channels": ("PermuteChannels",),
+    ".cleanup.deduplicate": ("Deduplicate",),
     ".cleanup.fold_constants": ("FoldConstants",),
+    ".cleanup.fuse_moves": ("FuseMoves",),
     ".cleanup.prune_dead": ("PruneDead",),
+    ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
     ".depth.expand_linear": ("ExpandLinear",),
     ".depth.hoist_padding": ("HoistPadding",),
@@ -89,10 +95,12 @@ __all__ = [
     "CheckFailed",
     "Condition",
     "Context",
+    "Deduplicate",
     "Dump",
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
+    "FuseMoves",
     "Gram",
     "GramMatrix",
     "HoistPadding",
@@ -112,6 +120,7 @@ __all__ = [
     "PruneDead",
     "RemovalPlan",
     "RemoveActivations",
+    "RemoveNoops",
     "Repeat",
     "Request",
     "Sparsify",

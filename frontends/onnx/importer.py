@@ -7,6 +7,7 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -255,7 +256,7 @@ class _Importer:
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
-                Opaque(kind, pure, reason),
+                Opaque(kind, pure, reason, _signature(node) if pure else ""),
                 inputs,
                 name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
@@ -366,6 +367,15 @@ class _Importer:
         for value, tensor in zip(outputs, results, strict=True):
             if value.type.accepts(tensor.type):
                 value.data, value.type = tensor, tensor.type
+
+
+def _signature(node: NodeProto) -> str:
+    """The attributes of an operator as text; empty where equal attributes do not give equal results."""
+    # Dropout draws numbers when it is in training mode.
+    if node.op_type == "Dropout" or any(map(is_external, tensors_of_nodes([node]))):
+        return ""
+    given = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
+    return hashlib.sha256(repr((node.op_type, given)).encode()).hexdigest()
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:

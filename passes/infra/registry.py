@@ -15,9 +15,11 @@ ENTRY_POINTS = "graphshrink.passes"
 """The entry point group under which other packages publish passes."""
 
 BUILT_IN = {
+    "deduplicate": "cleanup.deduplicate:Deduplicate",
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",
+    "fuse-moves": "cleanup.fuse_moves:FuseMoves",
     "hoist-padding": "depth.hoist_padding:HoistPadding",
     "insert-gates": "depth.insert_gates:InsertGates",
     "mask-blocks": "blocks.mask_blocks:MaskBlocks",
@@ -26,6 +28,7 @@ BUILT_IN = {
     "pivot": "blocks.pivot:Pivot",
     "prune-dead": "cleanup.prune_dead:PruneDead",
     "remove-activations": "depth.remove_activations:RemoveActivations",
+    "remove-noops": "cleanup.remove_noops:RemoveNoops",
     "sparsify": "sparsity.sparsify:Sparsify",
 }
 """The module and class of each built-in pass, inside ``graphshrink.passes``; imported on first use."""
