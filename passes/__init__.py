@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .channels.permute_channels import PermuteChannels
     from .cleanup.deduplicate import Deduplicate
     from .cleanup.fold_constants import FoldConstants
+    from .cleanup.fuse_dense import FuseDense
     from .cleanup.fuse_moves import FuseMoves
     from .cleanup.prune_dead import PruneDead
+    from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
@@ -47,8 +49,10 @@ _NAMES = {
     ".channels.permute_channels": ("PermuteChannels",),
     ".cleanup.deduplicate": ("Deduplicate",),
     ".cleanup.fold_constants": ("FoldConstants",),
+    ".cleanup.fuse_dense": ("FuseDense",),
     ".cleanup.fuse_moves": ("FuseMoves",),
     ".cleanup.prune_dead": ("PruneDead",),
+    ".cleanup.push_pads": ("PushPads",),
     ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
     ".depth.expand_linear": ("ExpandLinear",),
@@ -100,6 +104,7 @@ __all__ = [
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
+    "FuseDense",
     "FuseMoves",
     "Gram",
     "GramMatrix",
@@ -118,6 +123,7 @@ __all__ = [
     "Pipeline",
     "Pivot",
     "PruneDead",
+    "PushPads",
     "RemovalPlan",
     "RemoveActivations",
     "RemoveNoops",

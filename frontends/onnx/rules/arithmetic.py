@@ -55,6 +55,13 @@ for _name in ("And", "Or", "Xor"):
     _logical(_name, _name.lower())
 
 
+@reads("Sum", makes=[ir.Add, ir.Scale], note="of two")
+def _sum(node: OnnxNode) -> Lowered | None:
+    if len(node.inputs) != 2:
+        return None
+    return scaled("Add", node.input(0), node.input(1)) or (ir.Add(), node.inputs)
+
+
 @reads("Max", makes=ir.Max)
 def _max(node: OnnxNode) -> Lowered | None:
     return _of_numbers(ir.Max(), node)

@@ -8,8 +8,9 @@ from onnx import ModelProto, numpy_helper, parser
 
 from graphshrink import shrink
 from graphshrink.ir import Rewriter, parse, verify
-from graphshrink.passes import Context, Deduplicate, FuseMoves, Pass, RemoveNoops
-from support.onnx_run import outputs_of
+from graphshrink.passes import Context, Deduplicate, FuseMoves, Pass, PushPads, RemoveNoops
+from support.evaluate import evaluate
+from support.onnx_run import agree, outputs_of
 
 
 def tidied(step: Pass, body: str, head: str = "%x: f32[2, 3, 4]", target: str = "onnx") -> str:
@@ -192,3 +193,58 @@ def model(body: str, shape: str) -> ModelProto:
     for name, array in {"w": same, "v": same, "u": np.int64([1])}.items():
         made.graph.initializer.append(numpy_helper.from_array(array, name))
     return made
+
+
+PADDED = """
+  %w: f64[2, 3, 3] = splat 0.5
+  %p: f64[2, 3, 6] = Pad(%x) {pads=[0, 0, 1, 0, 0, 1]}
+  %a: ?[*] = Conv(%p, %w) {strides=[1], pads=[0, 1], dilations=[1], groups=1}
+  %b: ?[*] = OTHER
+  %y: ?[*] = Concat(%a, %b) {axis=2}
+  return %y"""
+
+
+@pytest.mark.parametrize(
+    ("other", "goes"),
+    [
+        ("Conv(%p, %w) {strides=[2], pads=[0, 0], dilations=[1], groups=1}", True),
+        ("Conv(%p, %w) {strides=[1], pads=[0, -1], dilations=[1], groups=1}", False),
+        ("MaxPool(%p) {kernel=[2], strides=[1], pads=[0, 0], dilations=[1]}", False),
+    ],
+)
+def test_convolutions_pad_by_themselves(other: str, goes: bool) -> None:
+    text = PADDED.replace("OTHER", other)
+    if not goes:
+        text = text.replace("Concat(%a, %b) {axis=2}", "Identity(%a)").replace("return %y", "return %y, %b")  # fmt: skip
+    head = "%x: f64[2, 3, 4]"
+    graph = parse(f"graph g({head}) {{{text}\n}}")
+    want = evaluate(graph)
+    PushPads().run(graph, Rewriter(graph), Context())
+    verify(graph)
+    assert any(n.op.name == "Pad" for n in graph.nodes) is not goes
+    for a, b in zip(evaluate(graph), want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("f = Flatten(x) p = MatMul(f, m) y = Add(p, b)", ["Flatten", "Gemm"]),
+        # The weight is read as it is by another node: it would be stored twice.
+        ("f = Flatten(x) p = MatMul(f, m) a = Add(p, b) r = Relu(a) y = MatMul(r, m)", ["Flatten", "MatMul", "Add", "Relu", "MatMul"]),
+        # Not a matrix.
+        ("p = MatMul(x, m4) y = Add(p, b4)", ["MatMul", "Add"]),
+        ("a = Neg(x) p = MatMul(a, m4) q = Neg(p) y = Tanh(q)", ["MatMul", "Tanh"]),
+        ("f = Flatten(x) p = MatMul(f, m) y = Sum(p, b)", ["Flatten", "Gemm"]),
+    ],
+)  # fmt: skip
+def test_dense_layers_are_one_node(body: str, left: list[str]) -> None:
+    before = model(body, "2,3,4")
+    rng = np.random.default_rng(1)
+    for name, shape in {"m": (12, 12), "b": (12,), "m4": (4, 4), "b4": (4,)}.items():
+        numbers = rng.normal(size=shape).astype(np.float32)
+        before.graph.initializer.append(numpy_helper.from_array(numbers, name))
+    after = shrink(before, check=True).model
+    assert [n.op_type for n in after.graph.node] == left
+    assert after.ByteSize() <= before.ByteSize()
+    agree(before, after, {"x": rng.normal(size=(2, 3, 4)).astype(np.float32)})
