@@ -24,6 +24,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,15 @@ def difference(before: str, after: str) -> str:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    sessions = [onnxruntime.InferenceSession(p, options, providers=["CPUExecutionProvider"]) for p in (before, after)]  # fmt: skip
-    feeds = _feeds(sessions[0].get_inputs())
+    made = partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
     try:
-        want = sessions[0].run(None, feeds)
+        original = made(before, options)
+        feeds = _feeds(original.get_inputs())
+        want = original.run(None, feeds)
     except Exception:
         return "not compared: the original does not run on random inputs"
     worst = 0.0
-    for a, b in zip(want, sessions[1].run(None, feeds), strict=True):
+    for a, b in zip(want, made(after, options).run(None, feeds), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"WRONG: {a.dtype}{a.shape} became {b.dtype}{b.shape}"
@@ -285,10 +287,9 @@ def main() -> int:
             outcomes.append(outcome(label, path, Path(name), tools, options.limit))
             last = outcomes[-1]
             print(label, last.before, last.nodes, last.verdict, last.reasons, flush=True)
-    lines = table(outcomes, tools)
-    if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[:12]))
+            if options.markdown:  # After each file: a run takes long, and what is measured stays.
+                options.markdown.write_text("\n".join(table(outcomes, tools)) + "\n")
+    print("\n".join(table(outcomes, tools)[:12]))
     return int(any("WRONG" in o.verdict for o in outcomes))
 
 
