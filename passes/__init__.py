@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.fuse_dense import FuseDense
     from .cleanup.fuse_moves import FuseMoves
+    from .cleanup.move_scales import MoveScales
     from .cleanup.prune_dead import PruneDead
     from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
@@ -51,6 +52,7 @@ _NAMES = {
     ".cleanup.fold_constants": ("FoldConstants",),
     ".cleanup.fuse_dense": ("FuseDense",),
     ".cleanup.fuse_moves": ("FuseMoves",),
+    ".cleanup.move_scales": ("MoveScales",),
     ".cleanup.prune_dead": ("PruneDead",),
     ".cleanup.push_pads": ("PushPads",),
     ".cleanup.remove_noops": ("RemoveNoops",),
@@ -114,6 +116,7 @@ __all__ = [
     "InsertGates",
     "MaskBlocks",
     "MergeLinear",
+    "MoveScales",
     "Observer",
     "Pass",
     "PassError",

@@ -25,6 +25,7 @@ BUILT_IN = {
     "insert-gates": "depth.insert_gates:InsertGates",
     "mask-blocks": "blocks.mask_blocks:MaskBlocks",
     "merge-linear": "merge.merge_linear:MergeLinear",
+    "move-scales": "cleanup.move_scales:MoveScales",
     "permute-channels": "channels.permute_channels:PermuteChannels",
     "pivot": "blocks.pivot:Pivot",
     "prune-dead": "cleanup.prune_dead:PruneDead",

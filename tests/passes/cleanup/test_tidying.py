@@ -248,3 +248,34 @@ def test_dense_layers_are_one_node(body: str, left: list[str]) -> None:
     assert [n.op_type for n in after.graph.node] == left
     assert after.ByteSize() <= before.ByteSize()
     agree(before, after, {"x": rng.normal(size=(2, 3, 4)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("a = Conv(x, w) b = Conv(x, v) c = Concat<axis = 1>(a, b) y = BatchNormalization(c, s8, s8, s8, s8)", ["Conv", "Conv", "Concat"]),
+        # A part that absorbs nothing.
+        ("a = Conv(x, w) b = Relu(a) c = Concat<axis = 1>(b, a) y = BatchNormalization(c, s8, s8, s8, s8)", ["Conv", "Relu", "Concat", "BatchNormalization"]),
+        # Another reader.
+        ("a = Conv(x, w) b = Conv(x, v) c = Concat<axis = 1>(a, b) d = BatchNormalization(c, s8, s8, s8, s8) e = Sin(c) y = Mul(d, e)",
+         ["Conv", "Conv", "Concat", "BatchNormalization", "Sin", "Mul"]),
+        ("a = GlobalAveragePool(x) b = BatchNormalization(a, s4, s4, s4, s4) c = Flatten(b) y = Gemm(c, m)", ["GlobalAveragePool", "Flatten", "Gemm"]),
+        ("a = GlobalAveragePool(x) b = BatchNormalization(a, s4, s4, s4, s4) c = Squeeze(b, ax) y = Gemm(c, m, s5)", ["GlobalAveragePool", "Squeeze", "Gemm"]),
+        # The channels and the pixels are flattened together.
+        ("b = BatchNormalization(x, s4, s4, s4, s4) c = Flatten(b) y = Gemm(c, n)", ["BatchNormalization", "Flatten", "Gemm"]),
+        ("p = Pad(x, pads) a = Conv(p, w) b = Conv(p, v) c = Relu(b) y = Add(a, c)", ["Conv", "Conv", "Relu", "Add"]),
+    ],
+)  # fmt: skip
+def test_scales_come_to_the_layers_that_absorb_them(body: str, left: list[str]) -> None:
+    before = model(body, "2,4,6,6")
+    del before.graph.initializer[:]
+    rng = np.random.default_rng(2)
+    shapes = {"w": (4, 4, 3, 3), "v": (4, 4, 3, 3), "m": (4, 5), "n": (144, 5), "s4": (4,), "s5": (5,), "s8": (8,)}  # fmt: skip
+    for name, shape in shapes.items():
+        numbers = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+        before.graph.initializer.append(numpy_helper.from_array(numbers, name))
+    for name, sizes in {"ax": [2, 3], "pads": [0, 0, 1, 1, 0, 0, 1, 1]}.items():
+        before.graph.initializer.append(numpy_helper.from_array(np.int64(sizes), name))
+    after = shrink(before, check=True).model
+    assert sorted(n.op_type for n in after.graph.node) == sorted(left)
+    agree(before, after, {"x": rng.normal(size=(2, 4, 6, 6)).astype(np.float32)})
