@@ -34,7 +34,7 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 from .torch_models import check_readable, not_a_torch_file, positional
 
-DEFAULT_PIPELINE = "fold-constants,merge-linear,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None

@@ -10,8 +10,14 @@ if TYPE_CHECKING:
     from .blocks.mask_blocks import MaskBlocks
     from .blocks.pivot import Pivot
     from .channels.permute_channels import PermuteChannels
+    from .cleanup.deduplicate import Deduplicate
     from .cleanup.fold_constants import FoldConstants
+    from .cleanup.fuse_dense import FuseDense
+    from .cleanup.fuse_moves import FuseMoves
+    from .cleanup.move_scales import MoveScales
     from .cleanup.prune_dead import PruneDead
+    from .cleanup.push_pads import PushPads
+    from .cleanup.remove_noops import RemoveNoops
     from .depth.expand_linear import ExpandLinear
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
@@ -42,8 +48,14 @@ _NAMES = {
     ".blocks.mask_blocks": ("MaskBlocks",),
     ".blocks.pivot": ("Pivot",),
     ".channels.permute_channels": ("PermuteChannels",),
+    ".cleanup.deduplicate": ("Deduplicate",),
     ".cleanup.fold_constants": ("FoldConstants",),
+    ".cleanup.fuse_dense": ("FuseDense",),
+    ".cleanup.fuse_moves": ("FuseMoves",),
+    ".cleanup.move_scales": ("MoveScales",),
     ".cleanup.prune_dead": ("PruneDead",),
+    ".cleanup.push_pads": ("PushPads",),
+    ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
     ".depth.expand_linear": ("ExpandLinear",),
     ".depth.hoist_padding": ("HoistPadding",),
@@ -89,10 +101,13 @@ __all__ = [
     "CheckFailed",
     "Condition",
     "Context",
+    "Deduplicate",
     "Dump",
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
+    "FuseDense",
+    "FuseMoves",
     "Gram",
     "GramMatrix",
     "HoistPadding",
@@ -101,6 +116,7 @@ __all__ = [
     "InsertGates",
     "MaskBlocks",
     "MergeLinear",
+    "MoveScales",
     "Observer",
     "Pass",
     "PassError",
@@ -110,8 +126,10 @@ __all__ = [
     "Pipeline",
     "Pivot",
     "PruneDead",
+    "PushPads",
     "RemovalPlan",
     "RemoveActivations",
+    "RemoveNoops",
     "Repeat",
     "Request",
     "Sparsify",

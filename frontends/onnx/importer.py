@@ -7,6 +7,7 @@ the indices of their host nodes as ``origin``, so that the emitter can copy what
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -306,7 +307,7 @@ class _Importer:
             pure = pure and not has_bodies(node)
             kind = f"onnx:{node.domain + '.' if not domain else ''}{node.op_type}"
             made = self.graph.append(
-                Opaque(kind, pure, reason),
+                Opaque(kind, pure, reason, _signature(node) if pure else ""),
                 inputs,
                 name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
@@ -486,6 +487,15 @@ def _agreed(one: TensorType, other: TensorType) -> TensorType:
         return TensorType(dtype)
     pairs = zip(one.shape, other.shape, strict=True)
     return TensorType(dtype, tuple(a if a == b else None for a, b in pairs))
+
+
+def _signature(node: NodeProto) -> str:
+    """The attributes of an operator as text; empty where equal attributes do not give equal results."""
+    # Dropout draws numbers when it is in training mode.
+    if node.op_type == "Dropout" or any(map(is_external, tensors_of_nodes([node]))):
+        return ""
+    given = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
+    return hashlib.sha256(repr((node.op_type, given)).encode()).hexdigest()
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:

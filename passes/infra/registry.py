@@ -15,17 +15,23 @@ ENTRY_POINTS = "graphshrink.passes"
 """The entry point group under which other packages publish passes."""
 
 BUILT_IN = {
+    "deduplicate": "cleanup.deduplicate:Deduplicate",
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",
+    "fuse-dense": "cleanup.fuse_dense:FuseDense",
+    "fuse-moves": "cleanup.fuse_moves:FuseMoves",
     "hoist-padding": "depth.hoist_padding:HoistPadding",
     "insert-gates": "depth.insert_gates:InsertGates",
     "mask-blocks": "blocks.mask_blocks:MaskBlocks",
     "merge-linear": "merge.merge_linear:MergeLinear",
+    "move-scales": "cleanup.move_scales:MoveScales",
     "permute-channels": "channels.permute_channels:PermuteChannels",
     "pivot": "blocks.pivot:Pivot",
     "prune-dead": "cleanup.prune_dead:PruneDead",
+    "push-pads": "cleanup.push_pads:PushPads",
     "remove-activations": "depth.remove_activations:RemoveActivations",
+    "remove-noops": "cleanup.remove_noops:RemoveNoops",
     "sparsify": "sparsity.sparsify:Sparsify",
 }
 """The module and class of each built-in pass, inside ``graphshrink.passes``; imported on first use."""

@@ -19,9 +19,9 @@ PUBLIC = {
     """,
     "graphshrink.passes": """
         Accumulator ActivationMoments CALIBRATION_DATA Calibration ChannelMoments ChannelStats Check CheckFailed Condition Context
-        Dump ExpandLinear FoldConstants FoldMasks Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS
-        MaskBlocks MergeLinear NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels Pipeline
-        Pivot PruneDead RemovalPlan RemoveActivations Repeat Request Sparsify Timing Verify known_passes register relative_error
+        Deduplicate Dump ExpandLinear FoldConstants FoldMasks FuseDense FuseMoves Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS
+        MaskBlocks MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels Pipeline
+        Pivot PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
 MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")

@@ -29,6 +29,7 @@ from ....ir import (
     SplatTensor,
     Sub,
     Tensor,
+    Unary,
     Value,
 )
 from ....ir.analysis.dequantized import is_dequantized
@@ -62,7 +63,7 @@ def data_input(node: Node) -> Value | None:
             ):
                 return None
             found = node.inputs[0]
-        case AveragePool() | Pad() | Identity():
+        case AveragePool() | Pad() | Identity() | Unary(kind="neg"):
             found = node.inputs[0]
         case Add() | Sub():
             found = _bias_map_operand(node)
@@ -241,6 +242,9 @@ def affine_of(node: Node, rank: int, channels: int) -> Affine | Refused:
         case Pad(pads=pads):
             half = len(pads) // 2
             return replace(identity, pads=(*pads[2:half], *pads[half + 2 :]))
+        case Unary():
+            minus = SplatTensor(identity.weight.shape, identity.dtype, -1.0)
+            return replace(identity, weight=minus)
         case Add() | Sub():
             return _from_constant_add(node, identity)
         case _:
