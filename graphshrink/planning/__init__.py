@@ -1,0 +1,7 @@
+"""The planner: given a budget of latency, it chooses what each region of a network becomes.
+
+- :mod:`.sites` finds the regions that can be replaced.
+- :mod:`.candidates` has a file for each kind of replacement; the fits need calibration samples and no labels.
+- :mod:`.quality` scores networks by their outputs on samples that no fit has seen.
+- :mod:`.search` finds the best sum of costs and losses.
+"""
