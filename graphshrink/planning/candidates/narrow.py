@@ -50,6 +50,9 @@ class Narrowed(Candidate):
         for placement in group.placements:
             for node, index in placement.value.uses:
                 cut[node.output.name, index] = placement.axis
+                if index == 1 and placement.axis == 0:
+                    # The layer may have got a bias when it was refitted as the closing layer of another site.
+                    cut[node.output.name, 2] = 0
         nodes = [names.producer(n.output) for n in self.site.nodes if n is not closer]
         end = names.producer(closer.output)
         with rw.rewrite(
@@ -62,7 +65,7 @@ class Narrowed(Candidate):
                     for i, v in enumerate(node.inputs)
                 ]
                 if inputs != list(node.inputs) or any(v in narrowed for v in inputs):
-                    rw.resize(node, self._op(node, inputs), inputs)
+                    rw.resize(node, self._op(node, inputs), inputs, anew=True)
                     narrowed.update(node.outputs)
             self._close(rw, end)
 

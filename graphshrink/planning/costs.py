@@ -1,0 +1,120 @@
+"""What a budget is about: milliseconds on a device, or multiply-accumulate operations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..ir import Graph, UsageError
+from .extract import one_sample
+
+Progress = Callable[[int, int, str], None]
+
+ROUNDS = 15
+"""The number of rounds in which whole networks are timed in turn."""
+
+
+class Cost(ABC):
+    """A cost of graphs.
+
+    Attributes:
+        unit: Its unit, for people.
+        measured: Whether it is measured, so that sums over regions are only approximately the cost of a network.
+    """
+
+    unit: str
+    measured: bool
+
+    @abstractmethod
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The costs of graphs of single regions."""
+
+    @abstractmethod
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """The costs of whole networks; measured ones are measured in turn, so that they can be compared."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the plan says about it."""
+        return {"unit": self.unit}
+
+
+class Macs(Cost):
+    """Multiply-accumulate operations; for one sample if the batch is open."""
+
+    unit = "MACs"
+    measured = False
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """Counted from shapes."""
+        return self.networks(graphs)
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """Counted from shapes."""
+        return [self._count(graph) for graph in graphs]
+
+    def _count(self, graph: Graph) -> float:
+        total = 0
+        for node in graph.nodes:
+            if node.outputs and all(v.data is not None for v in node.outputs):
+                continue
+            reads = [None if t is None else one_sample(t) for t in node.input_types]
+            work = node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
+            if work is None:
+                raise UsageError(
+                    f"the MACs of {node.name} are not known: sizes are open (--fix-shape fixes them)"
+                )
+            total += work
+        return float(total)
+
+
+class Entry(Protocol):
+    """A measured latency."""
+
+    @property
+    def milliseconds(self) -> float:
+        """The latency."""
+
+
+class Table(Protocol):
+    """A table of latencies; see :mod:`graphshrink.planning.latency`."""
+
+    def measure(self, graphs: list[Graph], progress: Any = None) -> Sequence[Entry]:
+        """The latencies of graphs, those that are not known yet measured."""
+
+
+class Latency(Cost):
+    """Milliseconds on a device.
+
+    Args:
+        table: The table of latencies of the device.
+        paired: Times whole networks in turn: ``paired(graphs, rounds)`` returns the milliseconds of each in each round.
+        name: The device, for the plan.
+    """
+
+    unit = "ms"
+    measured = True
+
+    def __init__(
+        self, table: Table, paired: Callable[[list[Graph], int], list[list[float]]], name: str
+    ) -> None:
+        self.table, self.paired, self.name = table, paired, name
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """From the table."""
+        found = self.table.measure(list(graphs), progress)
+        return [entry.milliseconds for entry in found]
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """The medians over rounds; the ratio to the first is the median of the ratios in each round."""
+        times = np.array(self.paired(list(graphs), ROUNDS), np.float64)
+        if times.shape[0] != len(graphs):
+            times = times.T
+        base = float(np.median(times[0]))
+        return [base * float(np.median(row / times[0])) for row in times]
+
+    def describe(self) -> dict[str, Any]:
+        """The unit and the device."""
+        return {"unit": self.unit, "device": self.name}
