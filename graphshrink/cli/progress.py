@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -111,6 +111,22 @@ class Training:
         elif not self.quiet:
             sys.stderr.write(f"{text}\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def count_done(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of how many things are done: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with _bar() as progress:
+        task = progress.add_task(what)
+
+        def move(done: int, total: int) -> None:
+            text = f"{what} ({done:,} of {total:,})"
+            progress.update(task, completed=done, total=total, description=text)
+
+        yield move
 
 
 def _bar() -> Progress:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..ir import Graph, UsageError
 from .extract import one_sample
+
+if TYPE_CHECKING:
+    from .latency import LatencyTable
 
 Progress = Callable[[int, int, str], None]
 
@@ -70,51 +73,34 @@ class Macs(Cost):
         return float(total)
 
 
-class Entry(Protocol):
-    """A measured latency."""
-
-    @property
-    def milliseconds(self) -> float:
-        """The latency."""
-
-
-class Table(Protocol):
-    """A table of latencies; see :mod:`graphshrink.planning.latency`."""
-
-    def measure(self, graphs: list[Graph], progress: Any = None) -> Sequence[Entry]:
-        """The latencies of graphs, those that are not known yet measured."""
-
-
 class Latency(Cost):
     """Milliseconds on a device.
 
     Args:
         table: The table of latencies of the device.
-        paired: Times whole networks in turn: ``paired(graphs, rounds)`` returns the milliseconds of each in each round.
-        name: The device, for the plan.
     """
 
     unit = "ms"
     measured = True
 
-    def __init__(
-        self, table: Table, paired: Callable[[list[Graph], int], list[list[float]]], name: str
-    ) -> None:
-        self.table, self.paired, self.name = table, paired, name
+    def __init__(self, table: LatencyTable) -> None:
+        self.table = table
 
     def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
-        """From the table."""
-        found = self.table.measure(list(graphs), progress)
+        """From the table; what it lacks is measured and stored, so that an interrupted run loses nothing."""
+        found = self.table.measure(
+            graphs, progress=lambda done, total: progress(done, total, "latencies")
+        )
         return [entry.milliseconds for entry in found]
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
-        """The medians over rounds; the ratio to the first is the median of the ratios in each round."""
-        times = np.array(self.paired(list(graphs), ROUNDS), np.float64)
-        if times.shape[0] != len(graphs):
-            times = times.T
+        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds."""
+        from .latency import paired
+
+        times = np.array(paired(self.table.device, list(graphs), ROUNDS), np.float64)
         base = float(np.median(times[0]))
         return [base * float(np.median(row / times[0])) for row in times]
 
     def describe(self) -> dict[str, Any]:
         """The unit and the device."""
-        return {"unit": self.unit, "device": self.name}
+        return {"unit": self.unit, "device": self.table.device.identity}

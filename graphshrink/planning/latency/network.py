@@ -1,0 +1,101 @@
+"""A network cut into its ops, each a graph that can be timed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...ir import Activation, Conv, ConvTranspose, Graph, Linear, MatMul, Node, Opaque, Value
+
+_LINEAR = (Conv, ConvTranspose, Linear, MatMul)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One op of a network, with the activation behind it if it is linear.
+
+    Attributes:
+        kind: The names of its ops.
+        graph: The ops as a graph without a host.
+    """
+
+    kind: str
+    graph: Graph
+
+
+def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
+    """Cut a network into its ops.
+
+    Returns:
+        The pieces in order, and for each node that cannot be timed alone a line with its name and the reason.
+    """
+    found: list[Piece] = []
+    left: list[str] = []
+    taken: set[Node] = set()
+    for node in graph.nodes:
+        if node in taken or all(v.data is not None for v in node.outputs):
+            continue
+        if isinstance(node.op, Opaque):
+            left.append(f"{node.name}: {node.op.kind} is not an op of the IR")
+            continue
+        group = [node]
+        behind = _activation_behind(node)
+        if behind is not None:
+            group.append(behind)
+            taken.add(behind)
+        unknown = [v for v in _read(group) if v.data is None and not v.type.is_static]
+        if unknown:
+            left.append(f"{node.name}: its input is {unknown[0].type} (--fix-shape gives sizes)")
+            continue
+        kind = " + ".join(_kind(n) for n in group)
+        found.append(Piece(kind, extract(group, node.name)))
+    return found, left
+
+
+def extract(nodes: Sequence[Node], name: str = "piece") -> Graph:
+    """Nodes of a graph as a graph of their own, without a host; what others read of them are its outputs.
+
+    Args:
+        nodes: The nodes, in order.
+        name: The name of the new graph.
+    """
+    made = Graph(name)
+    values: dict[Value, Value] = {}
+    for value in _read(nodes):
+        if value.data is None:
+            values[value] = made.add_input(value.name, value.type)
+        else:
+            values[value] = made.add_constant(value.data, value.name)
+    for node in nodes:
+        copied = made.append(
+            node.op,
+            [None if v is None else values[v] for v in node.inputs],
+            name=node.name,
+            types=[v.type for v in node.outputs],
+        )
+        values.update(zip(node.outputs, copied.outputs, strict=True))
+    inside = set(nodes)
+    for node in nodes:
+        for value in node.outputs:
+            if value.is_output or any(user not in inside for user in value.users):
+                made.add_output(values[value])
+    return made
+
+
+def _read(nodes: Sequence[Node]) -> list[Value]:
+    """The values that nodes read and do not make, each once."""
+    own = {v for node in nodes for v in node.outputs}
+    read = (v for node in nodes for v in node.inputs if v is not None and v not in own)
+    return list(dict.fromkeys(read))
+
+
+def _activation_behind(node: Node) -> Node | None:
+    """The activation that alone reads the result of a linear op."""
+    if not isinstance(node.op, _LINEAR) or not node.output.has_one_use:
+        return None
+    (user,) = node.output.users
+    return user if isinstance(user.op, Activation) else None
+
+
+def _kind(node: Node) -> str:
+    return node.op.kind if isinstance(node.op, Activation) else node.op.name

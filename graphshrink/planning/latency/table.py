@@ -1,0 +1,151 @@
+"""Latency tables: look up what was timed before, and time what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...ir import Graph, UsageError
+from .devices import Device
+from .signature import canonical_text, signature
+from .standalone import reference, standalone
+from .store import Row, Store
+from .timing import in_turn, ratio, repeats, timed
+
+_CALIBRATION_ROUNDS = 301
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time that a graph takes.
+
+    Attributes:
+        milliseconds: The median over rounds of the ratio to the reference graph, in milliseconds by the reference's own time.
+        spread: The distance between the quartiles of the rounds, in milliseconds.
+        rounds: The number of rounds.
+    """
+
+    milliseconds: float
+    spread: float
+    rounds: int
+
+
+def default_path() -> Path:
+    """The file of the tables: ``GRAPHSHRINK_LATENCY_DB``, or ``graphshrink/latency.sqlite`` in the user's cache folder.
+
+    Raises:
+        UsageError: If there is no home folder.
+    """
+    given = os.environ.get("GRAPHSHRINK_LATENCY_DB")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        # A relative path there is to be ignored.
+        folder = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise UsageError(
+            "there is no home folder for the latency table: give a file by GRAPHSHRINK_LATENCY_DB"
+        ) from error
+    return folder / "graphshrink" / "latency.sqlite"
+
+
+class LatencyTable:
+    """The latencies of graphs on one device.
+
+    Args:
+        device: The device.
+        path: The file; :func:`default_path` if not given.
+        seconds: The upper limit of the time for one graph.
+    """
+
+    def __init__(self, device: Device, path: Path | None = None, *, seconds: float = 2.0) -> None:
+        self.device = device
+        self.store = Store(default_path() if path is None else path)
+        self.seconds = seconds
+
+    def lookup(self, graph: Graph) -> Latency | None:
+        """The stored latency of a graph, or ``None``.
+
+        Raises:
+            ModelError: If the graph cannot be timed.
+            UsageError: If the file cannot be used.
+        """
+        name = signature(graph, self.device)
+        row = self.store.find([name]).get(name)
+        return None if row is None else _latency(row)
+
+    def measure(
+        self, graphs: Sequence[Graph], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[Latency]:
+        """The latencies of graphs, in the same order; those that are not stored are timed and stored one by one.
+
+        Args:
+            graphs: The graphs.
+            progress: Called with the number of signatures that are done and the number of all of them, at the start and
+                after each.
+
+        Raises:
+            ModelError: If a graph cannot be timed.
+            UsageError: If the file cannot be used, or another process times on the hardware for too long.
+        """
+        names = [signature(graph, self.device) for graph in graphs]
+        by_name = dict(zip(names, graphs, strict=True))
+        found = self.store.find(names)
+        show = progress or (lambda done, total: None)
+        show(len(found), len(by_name))
+        if len(found) < len(by_name):
+            with self.store.exclusive(self.device.hardware), self.device.set_up():
+                # Another process may have timed them while this one waited.
+                found |= self.store.find(names)
+                self._time_missing(by_name, found, show)
+        return [_latency(found[name]) for name in names]
+
+    def _time_missing(
+        self, by_name: dict[str, Graph], found: dict[str, Row], show: Callable[[int, int], None]
+    ) -> None:
+        yardstick = self.device.load(reference())
+        unit = self.store.calibration(self.device.identity)
+        if unit is None:
+            count = repeats(yardstick)
+            times = [timed(yardstick, count) for _ in range(_CALIBRATION_ROUNDS)]
+            unit = float(np.median(times)) * 1e3
+            self.store.calibrate(self.device.identity, self.device.name, unit)
+        for name, graph in by_name.items():
+            if name in found:
+                continue
+            call = self.device.load(standalone(graph))
+            got = ratio(call, yardstick, self.seconds)
+            text = canonical_text(graph, self.device)
+            found[name] = Row(
+                name, self.device.name, text, got.median * unit, got.spread * unit, got.rounds
+            )
+            self.store.add(found[name])
+            show(len(found), len(by_name))
+
+
+def _latency(row: Row) -> Latency:
+    return Latency(row.milliseconds, row.spread, row.rounds)
+
+
+def paired(device: Device, graphs: Sequence[Graph], rounds: int) -> list[list[float]]:
+    """Time whole networks in turn, with their own weights; nothing is stored.
+
+    Args:
+        device: The device.
+        graphs: The networks, which the device's target writes as it would write them for the user.
+        rounds: The number of rounds.
+
+    Returns:
+        For each network the milliseconds in each round.
+
+    Raises:
+        ModelError: If a network does not run on the device.
+        UsageError: If the shape of an input is not known, or another process times on the hardware for too long.
+    """
+    with Store(default_path()).exclusive(device.hardware), device.set_up():
+        return in_turn([device.load(graph) for graph in graphs], rounds)
