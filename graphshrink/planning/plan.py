@@ -66,7 +66,7 @@ class Plan:
         factor: What a saving of a single region is worth in the whole network; the correction of ``predicted``.
         model: The SHA-256 of the model.
         samples: The SHA-256 of the calibration samples, their number, and where they were read from, if that was a path.
-        seed: The seed of sampling.
+        fixed_shapes: Input shapes that were fixed in the model, by input name.
         version: The version of graphshrink that made it.
         menu: All candidates that were scored.
         refused: Sites and candidates that were left out, with reasons.
@@ -83,7 +83,7 @@ class Plan:
     factor: float
     model: str
     samples: dict[str, Any]
-    seed: int
+    fixed_shapes: dict[str, list[int | None]]
     version: str
     menu: list[PlannedSite] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -184,11 +184,13 @@ class Plan:
 
         if self._source is None:
             raise UsageError("the plan has no model yet: call bind(model, calibration) first")
-        return shrink(self._source, self.pipeline(), check=check)
+        return shrink(
+            self._source, self.pipeline(), check=check, fixed_shapes=self.fixed_shapes or None
+        )
 
     def pipeline(self) -> Pipeline:
         """The passes that make the planned network: exact preparation, replacements, clean-up."""
-        return Pipeline([PREPARATION, self.replace_regions, "prune-dead"])
+        return Pipeline([Pipeline(PREPARATION), self.replace_regions, Pipeline("prune-dead")])
 
     def replace_regions(self, graph: Graph, rw: Rewriter) -> None:
         """Replace the planned regions; a pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from ..ir import Graph, UsageError
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .candidates import Candidate
-from .costs import Cost, Progress
+from .costs import Cost, Latency, Macs, Progress
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
 from .samples import read_samples
@@ -60,8 +61,7 @@ def make_plan(
     cost: Cost,
     *,
     measure: str | Score = "auto",
-    seed: int = 0,
-    fixed_shapes: Any = None,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
@@ -72,7 +72,7 @@ def make_plan(
     if kind != "onnx":
         raise UsageError("only ONNX models can be planned: export the module, or give a file")
     graph = given.clone()
-    Pipeline(PREPARATION).run(graph, Context(seed=seed))
+    Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
     scorer = Scorer(graph, samples.scoring, measure)
     found = survey(graph, samples, cost, scorer, report)
@@ -108,7 +108,7 @@ def make_plan(
         factor=factor,
         model=model_digest(model),
         samples={"sha256": samples.digest, "count": samples.count, **where(calibration)},
-        seed=seed,
+        fixed_shapes={name: list(shape) for name, shape in (fixed_shapes or {}).items()},
         version=__version__,
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
@@ -217,3 +217,65 @@ def finished(graph: Graph, candidates: list[Candidate]) -> Graph:
     made = apply(graph, candidates)
     Pipeline("prune-dead").run(made)
     return made
+
+
+def plan(
+    model: Any,
+    calibration: Any,
+    *,
+    speedup: float | None = None,
+    latency: float | None = None,
+    macs: float | None = None,
+    max_loss: float | None = None,
+    device: str = "ort-cpu",
+    threads: int = 1,
+    score: str | Score = "auto",
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
+
+    Nothing is trained, and no labels are needed. Give exactly one target.
+
+    Args:
+        model: The path of an ONNX file, or an ``onnx.ModelProto``.
+        calibration: Samples, as for :func:`graphshrink.shrink`; a few hundred are good. Candidates are fitted on most of them and
+            scored on the others.
+        speedup: How many times faster the network is to be on the device, measured as a whole.
+        latency: Its largest latency on the device, in milliseconds.
+        macs: The part of its multiply-accumulate operations that it keeps; nothing is timed then.
+        max_loss: The largest loss (see :mod:`graphshrink.planning.quality`); the fastest network within it is planned.
+        device: A name of :data:`graphshrink.planning.latency.DEVICES`.
+        threads: The number of threads of the device's runtime; 0 uses all cores.
+        score: How outputs are compared: ``"kl"``, ``"error"``, ``"auto"`` (by what computes them), or a function
+            ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
+        fixed_shapes: Input shapes to fix in the model, by input name.
+        progress: Called with (done, total, what).
+
+    Returns:
+        The plan; ``plan.apply()`` makes the network, ``plan.save(path)`` writes the plan.
+
+    Raises:
+        UsageError: If the samples are too few or do not fit, nothing can be replaced, or the target cannot be reached: the error names
+            the best that can.
+        ModelError: If the model cannot be read.
+    """
+    given = {"speedup": speedup, "latency": latency, "macs": macs, "max_loss": max_loss}
+    targets = [Target(kind, value) for kind, value in given.items() if value is not None]
+    if len(targets) != 1:
+        raise UsageError(f"give one target of {', '.join(given)}, not {len(targets)}")
+    cost: Cost = Macs()
+    if macs is None:
+        from .latency import LatencyTable
+        from .latency import device as device_of
+
+        cost = Latency(LatencyTable(device_of(device, threads)))
+    return make_plan(
+        model,
+        calibration,
+        targets[0],
+        cost,
+        measure=score,
+        fixed_shapes=fixed_shapes,
+        progress=progress,
+    )
