@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
+    from .planning.plan import Plan
+    from .planning.planner import plan
     from .report import Report
     from .training.blocks import insert_blocks
     from .training.gating import (
@@ -40,11 +42,39 @@ if TYPE_CHECKING:
 from .targets.version import __version__ as __version__
 
 __all__ = [
-    "DEFAULT_PIPELINE", "CalibrationData", "Context", "Exactness", "GateSchedule", "Graph",
-    "GraphshrinkError", "MissingExtra", "ModelError", "Pass", "PassError", "Pipeline", "Recovered",
-    "Report", "Rewriter", "ShrinkResult", "TrainingError", "UsageError", "gate_penalty", "gates",
-    "insert_blocks", "insert_gates", "keep_top", "kept_at", "recover", "register", "removal_savings", "reorder_alike",
-    "save_removal_plan", "shrink", "shrink_graph",
+    "DEFAULT_PIPELINE",
+    "CalibrationData",
+    "Context",
+    "Exactness",
+    "GateSchedule",
+    "Graph",
+    "GraphshrinkError",
+    "MissingExtra",
+    "ModelError",
+    "Pass",
+    "PassError",
+    "Pipeline",
+    "Plan",
+    "Recovered",
+    "Report",
+    "Rewriter",
+    "ShrinkResult",
+    "TrainingError",
+    "UsageError",
+    "gate_penalty",
+    "gates",
+    "insert_blocks",
+    "insert_gates",
+    "keep_top",
+    "kept_at",
+    "plan",
+    "recover",
+    "register",
+    "removal_savings",
+    "reorder_alike",
+    "save_removal_plan",
+    "shrink",
+    "shrink_graph",
 ]  # fmt: skip
 
 _HOMES = {
@@ -64,6 +94,8 @@ _HOMES = {
     ),
     "CalibrationData": ".data.calibration",
     **dict.fromkeys(("Recovered", "recover"), ".training.recovery.recovery"),
+    "Plan": ".planning.plan",
+    "plan": ".planning.planner",
     "Report": ".report",
     "insert_blocks": ".training.blocks",
     "removal_savings": ".training.savings",

@@ -194,11 +194,19 @@ class Rewriter:
         self._record(f"replace by {op.name}", node.name)
         return node
 
-    def resize(self, node: Node, op: Op, inputs: Sequence[Value | None]) -> Node:
+    def resize(
+        self, node: Node, op: Op, inputs: Sequence[Value | None], *, anew: bool = False
+    ) -> Node:
         """Like :meth:`replace`, for a change that gives the results other sizes.
 
         If the op stays the same, so does the origin, and a host module keeps its identity. The results lose their
         host names. The caller must update the readers, in topological order.
+
+        Args:
+            node: The node.
+            op: Its op.
+            inputs: Its inputs.
+            anew: Drop the origin in any case: a host node may hold sizes that the op leaves open.
 
         Raises:
             GraphError: If a result is an output of the graph, if the op cannot infer its result types, or if the number
@@ -216,7 +224,7 @@ class Rewriter:
         self.graph._set_inputs(node, tuple(inputs))
         for value, type_ in zip(node.outputs, inferred, strict=True):
             value.type, value.data, value.host = type_, None, None
-        if op != node.op:
+        if op != node.op or anew:
             node.op, node.origin = op, None
         self._record(f"resize {op.name}", node.name)
         return node

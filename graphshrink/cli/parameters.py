@@ -51,3 +51,99 @@ Seed = Annotated[
     typer.Option(parser=whole_number(0, LARGEST), metavar="N", help="The seed of random inputs."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def positive(text: str) -> float:
+    """A parser for finite numbers above 0."""
+    found = tolerance(text)
+    if not found:
+        raise typer.BadParameter(f"{text} is not above 0")
+    return found
+
+
+def milliseconds(text: str) -> float:
+    """A parser for latencies such as ``4.2ms``."""
+    return positive(str(text).removesuffix("ms"))
+
+
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive,
+        metavar="X",
+        help="Plan a network that is this many times faster on the device, measured; needs --calibration.",
+    ),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--latency",
+        parser=milliseconds,
+        metavar="4.2ms",
+        help="Plan for this latency on the device.",
+    ),
+]
+MacsBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--macs", parser=positive, metavar="X", help="Plan for this part of the MACs, such as 0.5."
+    ),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive,
+        metavar="X",
+        help="Plan the fastest network whose outputs differ by at most this: KL divergence in nats, or relative squared error.",
+    ),
+]
+DeviceName = Annotated[
+    str, typer.Option(metavar="NAME", help="The device that a plan is timed on, such as ort-cpu.")
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        parser=whole_number(0, 256),
+        metavar="N",
+        help="Threads of the device's runtime; 0 uses all.",
+    ),
+]
+CalibrationPath = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Data for plans, for passes that need them, and for --fp16: .npz, or a folder of .npy or images.",
+    ),
+]
+CalibrationSamples = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number(1, LARGEST),
+        metavar="N",
+        help="The largest number of calibration samples to use.",
+    ),
+]
+CalibrationBatch = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number(1, LARGEST),
+        metavar="N",
+        help="The number of calibration samples in a batch.",
+    ),
+]
+PreprocessText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="How calibration images become samples, such as resize=256,crop=224,"
+        "mean=[0.5,0.5,0.5],std=[0.5,0.5,0.5],layout=nchw, or imagenet.",
+    ),
+]
+FixedShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix-shape",
+        metavar="NAME:1x3x224x224",
+        help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
+    ),
+]

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..ir.errors import UsageError
-from .parameters import LARGEST, InputShapes, Json, Seed, whole_number
+from .parameters import (
+    CalibrationBatch,
+    CalibrationPath,
+    CalibrationSamples,
+    DeviceName,
+    FixedShapes,
+    InputShapes,
+    Json,
+    LatencyBudget,
+    MacsBudget,
+    MaxLoss,
+    PreprocessText,
+    Seed,
+    Speedup,
+    Threads,
+)
+from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary
 from .target_options import given_options, with_target_options
 from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable, write_json
 
@@ -17,6 +34,7 @@ if TYPE_CHECKING:
     from ..api import ShrinkResult
     from ..emission import Emission
     from ..ir import Graph
+    from ..planning.plan import Plan
     from ..report import Report
 
 
@@ -31,14 +49,7 @@ def shrink(
         bool, typer.Option("--check", help="Run the model before and after every pass.")
     ] = False,
     shapes: InputShapes = None,
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fix-shape",
-            metavar="NAME:1x3x224x224",
-            help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
-        ),
-    ] = None,
+    fixed: FixedShapes = None,
     overridable: Annotated[
         bool,
         typer.Option(
@@ -46,37 +57,20 @@ def shrink(
             help="Keep initializers that are also listed as inputs as inputs; without it they are weights.",
         ),
     ] = False,
-    calibration: Annotated[
+    calibration: CalibrationPath = None,
+    calibration_samples: CalibrationSamples = None,
+    calibration_batch: CalibrationBatch = None,
+    preprocess: PreprocessText = None,
+    speedup: Speedup = None,
+    latency: LatencyBudget = None,
+    macs: MacsBudget = None,
+    max_loss: MaxLoss = None,
+    plan: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Data for passes that need them, and for --fp16: .npz, or a folder of .npy or images.",
-        ),
+        typer.Option(metavar="FILE", help="Apply a plan that 'graphshrink plan' wrote."),
     ] = None,
-    calibration_samples: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number(1, LARGEST),
-            metavar="N",
-            help="The largest number of calibration samples to use.",
-        ),
-    ] = None,
-    calibration_batch: Annotated[
-        int | None,
-        typer.Option(
-            parser=whole_number(1, LARGEST),
-            metavar="N",
-            help="The number of calibration samples in a batch.",
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="How calibration images become samples, such as resize=256,crop=224,"
-            "mean=[0.5,0.5,0.5],std=[0.5,0.5,0.5],layout=nchw, or imagenet.",
-        ),
-    ] = None,
+    device: DeviceName = "ort-cpu",
+    threads: Threads = 1,
     report: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +124,21 @@ def shrink(
         raise UsageError("--dump-dir takes a folder, not standard output; ./- is a folder")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     check_outputs(chosen, report, source, files_read(calibration, pipeline))
-    data = _calibration(calibration, calibration_samples, calibration_batch, preprocess)
+    data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
+    targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
+    shown: Plan | None = None
+    if targets or plan is not None:
+        if passes is not None:
+            raise UsageError("a plan has its own passes: leave out --passes")
+        if targets and plan is not None:
+            raise UsageError("--plan has its target already: leave out the other")
+        check_outputs(chosen, report, source, [] if plan is None else [("the plan", Path(plan))])
+        shown = (
+            made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), verbose)
+            if plan is None
+            else read_plan(plan, source, data, fixed)
+        )
+        pipeline = shown.pipeline()
     with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
         result = run(
             source,
@@ -139,7 +147,7 @@ def shrink(
             calibration=data,
             seed=seed,
             shapes=shapes_of(shapes),
-            fixed_shapes=fixed_shapes_of(fixed),
+            fixed_shapes=shown.fixed_shapes if shown else fixed_shapes_of(fixed),
             overridable_initializers=overridable,
             dump=dump,
             observers=[watch, KeepData(outputs)],
@@ -152,6 +160,8 @@ def shrink(
     if report is not None:
         write_json(report, result.report.to_dict())
     _print(result, out, as_json, verbose)
+    if shown is not None and not as_json:
+        typer.echo(summary(shown))
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)
@@ -195,21 +205,3 @@ def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:
     if not getattr(chosen.options, "needs_ranges", False):
         return chosen
     return replace(chosen, options=replace(chosen.options, ranges=named_batches(graph, data)))
-
-
-def _calibration(
-    path: str | None, samples: int | None, batch: int | None, preprocess: str | None
-) -> Any:
-    """The calibration data of the options, or ``None``."""
-    if path is None:
-        for option, value in (
-            ("--calibration-samples", samples),
-            ("--calibration-batch", batch),
-            ("--preprocess", preprocess),
-        ):
-            if value is not None:
-                raise UsageError(f"{option} is about calibration data: give --calibration PATH")
-        return None
-    from ..data.calibration import CalibrationData
-
-    return CalibrationData(path, samples, batch, preprocess)

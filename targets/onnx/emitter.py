@@ -116,14 +116,58 @@ def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[s
     return names
 
 
-def _keep_only(model: ModelProto, names: Sequence[str]) -> None:
-    """Drop nodes and initializers that these values do not depend on."""
-    wanted, nodes = set(names), []
+def part_model(
+    graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]
+) -> tuple[ModelProto, list[str], list[str]]:
+    """The part of a graph that computes some values from others, as a model in memory.
+
+    Args:
+        graph: A graph that did not come from torch.
+        inputs: The values that are fed. They need not suffice: the model keeps the inputs of the graph that it also depends on.
+        outputs: Results of nodes, which are not among ``inputs``.
+
+    Returns:
+        The model, and the names of its inputs and outputs.
+
+    Raises:
+        ModelError: If a node cannot be written in the model's opset.
+    """
+    emitter = _emitter(graph)
+    model, tensors = emitter.run()
+    feeds = [emitter.names[value] for value in inputs]
+    names = [emitter.names[value] for value in outputs]
+    _keep_only(model, names, feeds)
+    kept = {t.name for t in model.graph.initializer}
+    for proto in model.graph.initializer:
+        if proto.name in tensors and proto.name in kept:
+            proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {
+        name for node in model.graph.node for name in (captures(node) if has_bodies(node) else ())
+    }
+    given = {value.name: value for value in model.graph.input}
+    infos = [
+        given.get(name) or _value_info(name, value.type)
+        for name, value in zip(feeds, inputs, strict=True)
+    ]
+    infos += [info for name, info in given.items() if name in read and name not in feeds]
+    del model.graph.input[:]
+    model.graph.input.extend(infos)
+    del model.graph.output[:]
+    model.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    return model, feeds, names
+
+
+def _keep_only(model: ModelProto, names: Sequence[str], given: Sequence[str] = ()) -> None:
+    """Drop nodes and initializers that these values do not depend on, or only through given ones."""
+    fed = set(given)
+    wanted, nodes = set(names) - fed, []
     for node in reversed(model.graph.node):
         if wanted.isdisjoint(node.output):
             continue
         nodes.append(node)
-        wanted.update(node.input, captures(node) if has_bodies(node) else ())
+        wanted.update(name for name in node.input if name not in fed)
+        wanted.update(captures(node) if has_bodies(node) else ())
     kept = [NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
     del model.graph.node[:]
     model.graph.node.extend(kept)

@@ -1,0 +1,64 @@
+"""The command ``plan``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..ir.errors import UsageError
+from .parameters import (
+    CalibrationBatch,
+    CalibrationPath,
+    CalibrationSamples,
+    DeviceName,
+    FixedShapes,
+    Json,
+    LatencyBudget,
+    MacsBudget,
+    MaxLoss,
+    PreprocessText,
+    Speedup,
+    Threads,
+)
+from .planned import calibration_data, chosen_targets, made_plan, summary
+from .terminal import fixed_shapes_of, writable
+
+
+def plan(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The ONNX file to plan for.")],
+    out: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="The plan to write, as JSON.")
+    ],
+    calibration: CalibrationPath = None,
+    calibration_samples: CalibrationSamples = None,
+    calibration_batch: CalibrationBatch = None,
+    preprocess: PreprocessText = None,
+    speedup: Speedup = None,
+    latency: LatencyBudget = None,
+    macs: MacsBudget = None,
+    max_loss: MaxLoss = None,
+    device: DeviceName = "ort-cpu",
+    threads: Threads = 1,
+    fixed: FixedShapes = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="How outputs are compared: kl (distributions), error (relative squared), or auto.",
+        ),
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Plan what each region of a network becomes, so that it gets faster and loses little.
+
+    Regions become thin or linear, or go; nothing is trained and no labels are needed. 'graphshrink IN OUT --plan FILE' applies the plan.
+    """
+    targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
+    if not targets:
+        raise UsageError("give a target: --speedup, --latency, --macs or --max-loss")
+    writable(out, ".json")
+    data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
+    made = made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score)
+    made.save(out)
+    typer.echo(made.to_json() if as_json else f"{out}: {summary(made)}", nl=not as_json)

@@ -1,0 +1,108 @@
+"""Plans for the commands ``plan`` and ``shrink``: options, progress, and a summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..ir.errors import UsageError
+from .terminal import fixed_shapes_of
+
+if TYPE_CHECKING:
+    from ..planning.plan import Plan
+
+
+def calibration_data(
+    path: str | None, samples: int | None, batch: int | None, preprocess: str | None
+) -> Any:
+    """The calibration data of the options, or ``None``.
+
+    Raises:
+        UsageError: If an option about calibration data is given without them.
+    """
+    if path is None:
+        for option, value in (
+            ("--calibration-samples", samples),
+            ("--calibration-batch", batch),
+            ("--preprocess", preprocess),
+        ):
+            if value is not None:
+                raise UsageError(f"{option} is about calibration data: give --calibration PATH")
+        return None
+    from ..data.calibration import CalibrationData
+
+    return CalibrationData(path, samples, batch, preprocess)
+
+
+def chosen_targets(**targets: float | None) -> dict[str, float]:
+    """The targets that were given; at most one.
+
+    Raises:
+        UsageError: If there are several.
+    """
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) > 1:
+        raise UsageError(
+            f"give one target, not {' and '.join('--' + n.replace('_', '-') for n in given)}"
+        )
+    return given
+
+
+def made_plan(
+    source: str,
+    data: Any,
+    targets: dict[str, float],
+    device: str,
+    threads: int,
+    fixed: dict[str, tuple[int | None, ...]],
+    verbose: int = 0,
+    score: str = "auto",
+) -> Plan:
+    """Plan for a file, with progress on standard error.
+
+    Raises:
+        UsageError: If there are no calibration data; else as for :func:`graphshrink.plan`.
+    """
+    if data is None:
+        raise UsageError("a plan needs samples: give --calibration PATH")
+    from ..planning.planner import plan
+    from .progress import watch_passes
+
+    with watch_passes(1, verbose=bool(verbose)) as watch:
+        return plan(
+            source,
+            data,
+            **targets,
+            device=device,
+            threads=threads,
+            score=score,
+            fixed_shapes=fixed,
+            progress=watch.progress_within,
+        )
+
+
+def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Plan:
+    """Read a plan for a file.
+
+    Raises:
+        UsageError: If it is not a plan for this file, or shapes are fixed differently.
+    """
+    from ..planning.plan import Plan
+
+    plan = Plan.load(path)
+    shapes = {name: list(shape) for name, shape in fixed_shapes_of(fixed).items()}
+    if shapes and shapes != plan.fixed_shapes:
+        raise UsageError(f"the plan {path} fixes other shapes: leave out --fix-shape")
+    plan.bind(source, data)
+    return plan
+
+
+def summary(plan: Plan) -> str:
+    """What a plan does, in one line."""
+    unit = plan.cost.get("unit", "")
+    device = plan.cost.get("device")
+    where = f" on {device}" if device else ""
+    off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
+    return (
+        f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
+        f"{unit}{where} ({plan.speedup:.2f}x, {off:.0%} off the sum), loss {plan.loss:.3g}"
+    )

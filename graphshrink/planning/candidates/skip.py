@@ -1,0 +1,42 @@
+"""*skip*: a residual block goes, its skip stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...ir import Exactness, Graph, Identity, Rewriter
+from ..closed_forms import Sums
+from ..column_sums import ColumnSums
+from ..sites import Site
+from .base import Candidate, Kind, Names
+
+
+@dataclass(frozen=True)
+class Skipped(Candidate):
+    """The exit becomes the entry."""
+
+    site: Site
+    label: str = "skip"
+    error: float = 1.0
+
+    def apply(self, graph: Graph, rw: Rewriter) -> None:
+        """Replace the addition."""
+        names = Names.of(graph)
+        node = names.producer(self.site.exit)
+        with rw.rewrite(f"skip {self.site.name}", node, exactness=Exactness.APPROXIMATE):
+            rw.replace(node, Identity(), [names.values[self.site.entry.name]])
+
+
+class Skip(Kind):
+    """Skips of residual blocks."""
+
+    name = "skip"
+
+    def requests(self, site: Site) -> Sequence[ColumnSums] | str:
+        """Nothing has to be measured."""
+        return [] if site.kind == "residual" else ""
+
+    def fit(self, site: Site, results: Sequence[Sums]) -> list[Candidate]:
+        """One candidate."""
+        return [Skipped(site)]

@@ -1,0 +1,106 @@
+"""What a budget is about: milliseconds on a device, or multiply-accumulate operations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir import Graph, UsageError
+from .extract import one_sample
+
+if TYPE_CHECKING:
+    from .latency import LatencyTable
+
+Progress = Callable[[int, int, str], None]
+
+ROUNDS = 15
+"""The number of rounds in which whole networks are timed in turn."""
+
+
+class Cost(ABC):
+    """A cost of graphs.
+
+    Attributes:
+        unit: Its unit, for people.
+        measured: Whether it is measured, so that sums over regions are only approximately the cost of a network.
+    """
+
+    unit: str
+    measured: bool
+
+    @abstractmethod
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The costs of graphs of single regions."""
+
+    @abstractmethod
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """The costs of whole networks; measured ones are measured in turn, so that they can be compared."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the plan says about it."""
+        return {"unit": self.unit}
+
+
+class Macs(Cost):
+    """Multiply-accumulate operations; for one sample if the batch is open."""
+
+    unit = "MACs"
+    measured = False
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """Counted from shapes."""
+        return self.networks(graphs)
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """Counted from shapes."""
+        return [self._count(graph) for graph in graphs]
+
+    def _count(self, graph: Graph) -> float:
+        total = 0
+        for node in graph.nodes:
+            if node.outputs and all(v.data is not None for v in node.outputs):
+                continue
+            reads = [None if t is None else one_sample(t) for t in node.input_types]
+            work = node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
+            if work is None:
+                raise UsageError(
+                    f"the MACs of {node.name} are not known: sizes are open (--fix-shape fixes them)"
+                )
+            total += work
+        return float(total)
+
+
+class Latency(Cost):
+    """Milliseconds on a device.
+
+    Args:
+        table: The table of latencies of the device.
+    """
+
+    unit = "ms"
+    measured = True
+
+    def __init__(self, table: LatencyTable) -> None:
+        self.table = table
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """From the table; what it lacks is measured and stored, so that an interrupted run loses nothing."""
+        found = self.table.measure(
+            graphs, progress=lambda done, total: progress(done, total, "latencies")
+        )
+        return [entry.milliseconds for entry in found]
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds."""
+        from .latency import paired
+
+        times = np.array(paired(self.table.device, list(graphs), ROUNDS), np.float64)
+        base = float(np.median(times[0]))
+        return [base * float(np.median(row / times[0])) for row in times]
+
+    def describe(self) -> dict[str, Any]:
+        """The unit and the device."""
+        return {"unit": self.unit, "device": self.table.device.identity}

@@ -1,0 +1,260 @@
+"""The plan: which sites become what, with everything that is needed to do it again.
+
+A plan is a JSON file. It holds names and numbers, no weights: applying it reads the calibration samples again and repeats the fits of
+the chosen sites, after a check that model and samples are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.calibration import CalibrationData
+from ..ir import Graph, Rewriter, UsageError
+from ..ir.errors import check_readable
+from ..ir.files import write_text
+from ..passes import Pipeline
+from .candidates import MENU, Candidate
+from .samples import read_samples
+from .sites import find_sites
+from .survey import apply_to, fit
+
+FORMAT = 1
+"""The version of the file format."""
+
+PREPARATION = "fold-constants,merge-linear,prune-dead"
+"""The exact passes in front of a plan; its sites are regions of their result."""
+
+_MOST = 1 << 26
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """One chosen replacement.
+
+    Attributes:
+        site: The name of the site.
+        candidate: The label of the candidate.
+        saving: What it saves alone, in the unit of the cost.
+        loss: What it loses alone, on the scoring samples.
+    """
+
+    site: str
+    candidate: str
+    saving: float
+    loss: float
+
+
+@dataclass
+class Plan:
+    """A plan for one model.
+
+    Attributes:
+        sites: The chosen replacements, in the order of the network.
+        target: The target: ``speedup``, ``latency``, ``macs`` or ``max_loss``, with its value.
+        cost: What the costs are: the unit, and the device if they are measured.
+        before: The cost of the given model.
+        predicted: The cost of the planned network by the sum over its sites.
+        after: The cost of the planned network as a whole.
+        predicted_loss: The sum of the losses of single replacements.
+        loss: The loss of the whole planned network on the scoring samples.
+        factor: What a saving of a single region is worth in the whole network; the correction of ``predicted``.
+        model: The SHA-256 of the model.
+        samples: The SHA-256 of the calibration samples, their number, and where they were read from, if that was a path.
+        fixed_shapes: Input shapes that were fixed in the model, by input name.
+        version: The version of graphshrink that made it.
+        menu: All candidates that were scored.
+        refused: Sites and candidates that were left out, with reasons.
+    """
+
+    sites: list[PlannedSite]
+    target: dict[str, float]
+    cost: dict[str, Any]
+    before: float
+    predicted: float
+    after: float
+    predicted_loss: float
+    loss: float
+    factor: float
+    model: str
+    samples: dict[str, Any]
+    fixed_shapes: dict[str, list[int | None]]
+    version: str
+    menu: list[PlannedSite] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    _source: Any = field(default=None, repr=False, compare=False)
+    _data: Any = field(default=None, repr=False, compare=False)
+    _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def speedup(self) -> float:
+        """The cost of the given model divided by that of the planned network."""
+        return self.before / self.after if self.after else 1.0
+
+    def to_json(self) -> str:
+        """The text of the file: equal plans give equal bytes."""
+        fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        fields["sites"] = [asdict(s) for s in self.sites]
+        fields["menu"] = [asdict(s) for s in self.menu]
+        text = json.dumps({"format": FORMAT, **fields}, indent=1, allow_nan=False)
+        return f"{text}\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, whole or not at all.
+
+        Raises:
+            UsageError: If the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan.
+
+        Raises:
+            UsageError: If the file is not a plan that this version understands.
+        """
+        check_readable(path, _MOST)
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read the plan {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path} is not a plan: {error}") from error
+        if not isinstance(found, dict) or "format" not in found:
+            raise UsageError(f"{path} is not a plan")
+        if found.pop("format") != FORMAT:
+            raise UsageError(
+                f"the plan {path} was made by another version of graphshrink: plan anew"
+            )
+        try:
+            for key in ("sites", "menu"):
+                found[key] = [PlannedSite(**s) for s in found[key]]
+            plan = cls(**found)
+            sound = (
+                all(isinstance(s.site, str) and isinstance(s.candidate, str) for s in plan.sites)
+                and isinstance(plan.model, str)
+                and isinstance(plan.samples, dict)
+                and isinstance(plan.cost, dict)
+            )
+        except (TypeError, KeyError, AttributeError):
+            sound = False
+        if not sound:
+            raise UsageError(f"{path} is not a plan: fields are missing or malformed")
+        return plan
+
+    def bind(self, model: Any, calibration: Any = None) -> None:
+        """Set the model and the calibration data that the plan is applied to.
+
+        Args:
+            model: The model that the plan was made for, or the path of its file.
+            calibration: The calibration data; if not given, they are read from the path that the plan names.
+
+        Raises:
+            UsageError: If it is another model, or there are no data.
+        """
+        if model_digest(model) != self.model:
+            raise UsageError("the plan was made for another model: plan anew")
+        if calibration is None:
+            calibration = self._kept_data()
+        self._source, self._data = model, calibration
+
+    def _kept_data(self) -> CalibrationData:
+        path = self.samples.get("path")
+        if not isinstance(path, str):
+            raise UsageError(
+                "the plan does not say where its samples are: give the calibration data"
+            )
+        options = {k: self.samples.get(k) for k in ("samples", "batch_size", "preprocess")}
+        return CalibrationData(path, **options)
+
+    def apply(self, *, check: bool = False) -> Any:
+        """The planned network, as :func:`graphshrink.shrink` returns it: with a report, ``model`` and ``save(path)``.
+
+        Raises:
+            UsageError: If model or samples are not those of the plan.
+            ModelError: If the model cannot be read.
+        """
+        from ..api import shrink
+
+        if self._source is None:
+            raise UsageError("the plan has no model yet: call bind(model, calibration) first")
+        return shrink(
+            self._source, self.pipeline(), check=check, fixed_shapes=self.fixed_shapes or None
+        )
+
+    def pipeline(self) -> Pipeline:
+        """The passes that make the planned network: exact preparation, replacements, clean-up."""
+        return Pipeline([Pipeline(PREPARATION), self.replace_regions, Pipeline("prune-dead")])
+
+    def replace_regions(self, graph: Graph, rw: Rewriter) -> None:
+        """Replace the planned regions; a pass.
+
+        Raises:
+            UsageError: If the samples, or the regions, are not those of the plan.
+        """
+        if self._candidates is None:
+            self._candidates = self._refit(graph)
+        apply_to(graph, rw, self._candidates)
+
+    def _refit(self, graph: Graph) -> list[Candidate]:
+        samples = read_samples(graph, self._data)
+        if samples.digest != self.samples.get("sha256"):
+            raise UsageError(
+                "the calibration data are not those of the plan: give the same, or plan anew"
+            )
+        wanted = {(s.site, s.candidate) for s in self.sites}
+        names = {site for site, _ in wanted}
+        # Fits read the graph that they were made for, also when this one has changed.
+        own = graph.clone()
+        sites = [s for s in find_sites(own).found if s.name in names]
+        found = fit(own, sites, samples, {}, lambda *_: None, list(MENU.values()))
+        chosen = [c for c in found if (c.site.name, c.label) in wanted]
+        missing = wanted - {(c.site.name, c.label) for c in chosen}
+        if missing:
+            raise UsageError(f"the model has no site {min(missing)[0]!r} any more: plan anew")
+        return chosen
+
+
+def model_digest(model: Any) -> str:
+    """The SHA-256 of a model file, or of a model in memory.
+
+    Raises:
+        UsageError: If the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if isinstance(model, str | os.PathLike):
+        check_readable(model)
+        try:
+            with open(model, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise UsageError(f"cannot read {os.fspath(model)}: {error.strerror}") from error
+    else:
+        digest.update(model.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def where(data: Any) -> Mapping[str, Any]:
+    """Where calibration data were read from, for the plan; empty for data in memory."""
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    if not isinstance(given.data, str | os.PathLike):
+        return {}
+    recipe = given.preprocess
+    return {
+        "path": os.fspath(given.data),
+        "samples": given.samples,
+        "batch_size": given.batch_size,
+        "preprocess": None if recipe is None else str(recipe),
+    }
+
+
+def rounded(numbers: Sequence[float]) -> list[float]:
+    """Numbers with nine digits, as the file has them."""
+    return [float(f"{n:.9g}") for n in numbers]

@@ -1,0 +1,281 @@
+"""Making a plan: survey, steps by true score, and a measurement of the whole network at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..ir import Graph, UsageError
+from ..passes import Context, Pipeline
+from ..targets.version import __version__
+from .candidates import Candidate
+from .costs import Cost, Latency, Macs, Progress
+from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
+from .quality import Score, Scorer
+from .samples import read_samples
+from .steps import Choices, Stepper
+from .survey import Choice, Survey, apply, survey
+
+TARGETS = ("speedup", "latency", "macs", "max_loss")
+"""The targets of a plan."""
+
+TIGHTENINGS = 4
+"""How often the budget is tightened if the measured network misses it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is to reach.
+
+    Attributes:
+        kind: ``speedup``: how many times faster the network is to be; ``latency``: its milliseconds; ``macs``: the part of the MACs
+            that it keeps; ``max_loss``: the largest loss, and then the fastest network.
+        value: The number.
+    """
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in TARGETS:
+            raise UsageError(f"a target is one of {', '.join(TARGETS)}, not {self.kind!r}")
+        if self.kind == "speedup" and not self.value > 1:
+            raise UsageError(f"a speedup must be larger than 1, not {self.value:g}")
+        if self.kind == "macs" and not 0 < self.value < 1:
+            raise UsageError(f"macs is the part that is kept, between 0 and 1, not {self.value:g}")
+        if self.kind in ("latency", "max_loss") and not self.value > 0:
+            raise UsageError(f"{self.kind} must be larger than 0, not {self.value:g}")
+
+    def budget(self, before: float) -> float:
+        """The largest cost that reaches the target, from the cost of the given model."""
+        if self.kind == "speedup":
+            return before / self.value
+        return self.value * before if self.kind == "macs" else self.value
+
+
+def make_plan(
+    model: Any,
+    calibration: Any,
+    target: Target,
+    cost: Cost,
+    *,
+    measure: str | Score = "auto",
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
+    from ..api import load
+
+    report = progress or (lambda *_: None)
+    given, kind = load(model, None, fixed_shapes)
+    if kind != "onnx":
+        raise UsageError("only ONNX models can be planned: export the module, or give a file")
+    graph = given.clone()
+    Pipeline(PREPARATION).run(graph, Context())
+    samples = read_samples(graph, calibration)
+    scorer = Scorer(graph, samples.scoring, measure)
+    found = survey(graph, samples, cost, scorer, report)
+    if not found.choices:
+        raise UsageError(_nothing(found))
+
+    def score(chosen: Choices) -> float:
+        return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+
+    search = _Search(given, graph, target, cost, found, Stepper(found, score, report))
+    chosen = search.run()
+    candidates = [c.candidate for c in chosen]
+    predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
+    before, predicted, after, added, loss, factor = rounded(
+        [
+            search.before,
+            predicted,
+            search.after,
+            sum(c.loss for c in chosen),
+            search.loss,
+            search.factor,
+        ]
+    )
+    return Plan(
+        sites=[_planned(c) for c in chosen],
+        target={target.kind: target.value},
+        cost=cost.describe(),
+        before=before,
+        predicted=predicted,
+        after=after,
+        predicted_loss=added,
+        loss=loss,
+        factor=factor,
+        model=model_digest(model),
+        samples={"sha256": samples.digest, "count": samples.count, **where(calibration)},
+        fixed_shapes={name: list(shape) for name, shape in (fixed_shapes or {}).items()},
+        version=__version__,
+        menu=[_planned(c) for c in found.choices],
+        refused=found.refused,
+        _source=model,
+        _data=calibration,
+        _candidates=candidates,
+    )
+
+
+def _planned(choice: Choice) -> PlannedSite:
+    saving, loss = rounded([choice.saving, choice.loss])
+    return PlannedSite(*choice.key, saving, loss)
+
+
+def _nothing(found: Survey) -> str:
+    reasons = sorted(set(found.refused.values()))
+    why = f": {'; '.join(reasons[:3])}" if reasons else ""
+    return f"the model has nothing to replace that would save anything{why}"
+
+
+class _Search:
+    """Searches until the measured network reaches the target.
+
+    Attributes:
+        before: The cost of the given model.
+        prepared: The cost of the network after the exact passes.
+        after: The cost of the chosen network.
+        loss: Its loss.
+        factor: The saving of the chosen network divided by the sum over its regions.
+    """
+
+    def __init__(
+        self,
+        given: Graph,
+        graph: Graph,
+        target: Target,
+        cost: Cost,
+        found: Survey,
+        stepper: Stepper,
+    ) -> None:
+        self.given, self.graph, self.target, self.cost = given, graph, target, cost
+        self.stepper, self.factor, self.loss = stepper, 1.0, 0.0
+        self.before, self.prepared = cost.networks([given, graph])
+        self.after = self.prepared
+
+    def run(self) -> list[Choice]:
+        """The chosen replacements, in the order of the network."""
+        if self.target.kind == "max_loss":
+            chosen = self.stepper.within(self.target.value)
+            self._measure(chosen)
+        else:
+            chosen = self._within_budget()
+        if self.after >= self.before:
+            raise UsageError(
+                f"the planned network would not be faster than the given one ({self.after:.4g} "
+                f"and {self.before:.4g} {self.cost.unit}): no file is made"
+            )
+        self.loss = self.stepper.loss(chosen)
+        return sorted(chosen, key=lambda c: (c.site.span, c.key))
+
+    def _within_budget(self) -> Choices:
+        chosen: Choices = frozenset()
+        best, tightened = self.after / self.before, 0.0
+        for _ in range(TIGHTENINGS + 1):
+            budget = self.target.budget(self.before)
+            needed = (self.prepared - budget) / self.factor + tightened
+            if self.after <= budget and not chosen and needed <= 0:
+                return chosen
+            found = self.stepper.reach(needed, chosen)
+            if found is None:
+                self._unreachable(best)
+            assert found is not None
+            chosen = found
+            self._measure(chosen)
+            best = min(best, self.after / self.before)
+            if self.after <= self.target.budget(self.before):
+                return chosen
+            # Measured noise may hide that the factor is right: ask for a little more each time.
+            tightened += 0.02 * self.prepared
+        self._unreachable(best)
+        raise AssertionError
+
+    def _measure(self, chosen: Choices) -> None:
+        made = finished(self.graph, [c.candidate for c in chosen])
+        self.before, self.prepared, self.after = self.cost.networks([self.given, self.graph, made])
+        saving = sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
+        if self.cost.measured and saving > 0:
+            # A factor near 0 would ask for more than there is.
+            self.factor = max(0.25, (self.prepared - self.after) / saving)
+
+    def _unreachable(self, best: float) -> None:
+        """Measure the smallest network that there is, and refuse the target."""
+        most = self.stepper.reach(0.999 * self.stepper.most())
+        if most:
+            self._measure(most)
+            best = min(best, self.after / self.before)
+        reached = best * self.before
+        raise UsageError(
+            f"{self.target.kind} {self.target.value:g} cannot be reached: the best is {reached:.4g} {self.cost.unit} "
+            f"instead of {self.before:.4g}, a speedup of {1 / best:.2f}"
+        )
+
+
+def finished(graph: Graph, candidates: list[Candidate]) -> Graph:
+    """A graph with its replacements, without what nobody reads."""
+    made = apply(graph, candidates)
+    Pipeline("prune-dead").run(made)
+    return made
+
+
+def plan(
+    model: Any,
+    calibration: Any,
+    *,
+    speedup: float | None = None,
+    latency: float | None = None,
+    macs: float | None = None,
+    max_loss: float | None = None,
+    device: str = "ort-cpu",
+    threads: int = 1,
+    score: str | Score = "auto",
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
+
+    Nothing is trained, and no labels are needed. Give exactly one target.
+
+    Args:
+        model: The path of an ONNX file, or an ``onnx.ModelProto``.
+        calibration: Samples, as for :func:`graphshrink.shrink`; a few hundred are good. Candidates are fitted on most of them and
+            scored on the others.
+        speedup: How many times faster the network is to be on the device, measured as a whole.
+        latency: Its largest latency on the device, in milliseconds.
+        macs: The part of its multiply-accumulate operations that it keeps; nothing is timed then.
+        max_loss: The largest loss (see :mod:`graphshrink.planning.quality`); the fastest network within it is planned.
+        device: A name of :data:`graphshrink.planning.latency.DEVICES`.
+        threads: The number of threads of the device's runtime; 0 uses all cores.
+        score: How outputs are compared: ``"kl"``, ``"error"``, ``"auto"`` (by what computes them), or a function
+            ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
+        fixed_shapes: Input shapes to fix in the model, by input name.
+        progress: Called with (done, total, what).
+
+    Returns:
+        The plan; ``plan.apply()`` makes the network, ``plan.save(path)`` writes the plan.
+
+    Raises:
+        UsageError: If the samples are too few or do not fit, nothing can be replaced, or the target cannot be reached: the error names
+            the best that can.
+        ModelError: If the model cannot be read.
+    """
+    given = {"speedup": speedup, "latency": latency, "macs": macs, "max_loss": max_loss}
+    targets = [Target(kind, value) for kind, value in given.items() if value is not None]
+    if len(targets) != 1:
+        raise UsageError(f"give one target of {', '.join(given)}, not {len(targets)}")
+    cost: Cost = Macs()
+    if macs is None:
+        from .latency import LatencyTable
+        from .latency import device as device_of
+
+        cost = Latency(LatencyTable(device_of(device, threads)))
+    return make_plan(
+        model,
+        calibration,
+        targets[0],
+        cost,
+        measure=score,
+        fixed_shapes=fixed_shapes,
+        progress=progress,
+    )

@@ -1,0 +1,215 @@
+"""How much a network's outputs differ from those of the original, on samples that no fit has seen.
+
+For an output that is a softmax, a log-softmax or logits, the difference is the Kullback-Leibler divergence from the original's
+distribution, in nats, averaged over distributions. For any other output it is the squared error divided by the variance of the original's
+output. The loss of a network is the mean over its outputs, or what the user's own function ``score(outputs, reference)`` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
+from ..running.sessions import one_line
+from .samples import Batch
+
+Array = npt.NDArray[Any]
+Outputs = list[Array]
+
+Score = Callable[[Outputs, Outputs], float]
+"""``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; 0 if equal, larger is worse."""
+
+MEASURES = ("auto", "kl", "error")
+"""How outputs are compared: ``auto`` chooses for each output."""
+
+
+class Scorer:
+    """Scores variants of a graph by their outputs.
+
+    Args:
+        graph: The original graph, from ONNX.
+        batches: The scoring samples.
+        measure: ``auto``, ``kl`` or ``error``, or a function.
+
+    Attributes:
+        kinds: How each output is compared: ``log``, ``softmax``, ``logits`` or ``error``.
+        reference: The outputs of the original graph.
+    """
+
+    def __init__(
+        self, graph: Graph, batches: Sequence[Batch], measure: str | Score = "auto"
+    ) -> None:
+        self.graph, self.batches = graph, batches
+        self.own = measure if callable(measure) else None
+        if isinstance(measure, str) and measure not in MEASURES:
+            raise UsageError(f"outputs are compared by {', '.join(MEASURES)}, not {measure!r}")
+        self.kinds = [
+            _kind(value, measure if isinstance(measure, str) else "auto", len(graph.outputs))
+            for value in graph.outputs
+        ]
+        self.reference = _joined([run_part(graph, graph.inputs, graph.outputs, b) for b in batches])
+
+    def loss(self, graph: Graph) -> float:
+        """The loss of a whole network."""
+        run = part_runner(graph, graph.inputs, graph.outputs)
+        return self._of([run(batch) for batch in self.batches])
+
+    def prefix(self, node: Node) -> Prefix:
+        """What is computed in front of a node of the original graph, to score variants that differ behind it."""
+        return Prefix(self, node)
+
+    def _of(self, found: list[Outputs]) -> float:
+        outputs = _joined(found)
+        if self.own is not None:
+            loss = float(self.own(outputs, self.reference))
+        else:
+            parts = [
+                divergence(kind, made, wanted)
+                for kind, made, wanted in zip(self.kinds, outputs, self.reference, strict=True)
+            ]
+            loss = float(np.mean(parts))
+        return loss if np.isfinite(loss) else float("inf")
+
+
+class Prefix:
+    """The values that are alive in front of a node, for every scoring sample; only what follows is run again.
+
+    Args:
+        scorer: The scorer.
+        node: A node of the original graph.
+    """
+
+    def __init__(self, scorer: Scorer, node: Node) -> None:
+        graph = scorer.graph
+        done: set[Value] = set(graph.inputs)
+        for earlier in graph.nodes:
+            if earlier is node:
+                break
+            done.update(v for v in earlier.outputs if v.data is None)
+        later = {v for n in graph.nodes for v in n.inputs if v in done and n.output not in done} | {
+            v for v in graph.outputs if v in done
+        }
+        self.scorer = scorer
+        alive = [v for v in graph.values() if v in later]
+        self.names = [v.name for v in alive]
+        made = [v for v in alive if v.producer is not None]
+        given = {v: i for i, v in enumerate(graph.inputs)}
+        run = part_runner(graph, graph.inputs, made) if made else lambda batch: []
+        self.kept: list[Batch] = []
+        for batch in scorer.batches:
+            found = dict(zip(made, run(batch), strict=True))
+            self.kept.append(tuple(batch[given[v]] if v in given else found[v] for v in alive))
+
+    def loss(self, graph: Graph) -> float:
+        """The loss of a variant of the original graph that computes the same up to the node."""
+        values = {v.name: v for v in graph.values()}
+        feeds = [values[name] for name in self.names]
+        fresh = [v for v in graph.outputs if v not in feeds]
+        run = part_runner(graph, feeds, fresh)
+        found = []
+        for batch in self.kept:
+            made = dict(zip(fresh, run(batch), strict=True))
+            made.update(zip(feeds, batch, strict=True))
+            found.append([made[v] for v in graph.outputs])
+        return self.scorer._of(found)
+
+
+def run_part(
+    graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value], batch: Batch
+) -> Outputs:
+    """Run the part of a graph between some values once."""
+    return part_runner(graph, inputs, outputs)(batch)
+
+
+def part_runner(
+    graph: Graph, inputs: Sequence[Value], outputs: Sequence[Value]
+) -> Callable[[Batch], Outputs]:
+    """A function that computes some values of a graph from others in onnxruntime.
+
+    Raises:
+        ModelError: If the graph cannot be emitted or loaded; the function raises it if the model does not run.
+    """
+    import onnxruntime
+
+    from ..targets.onnx.emitter import part_model
+
+    model, feeds, names = part_model(graph, inputs, outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    base = getattr(graph.host, "base_dir", None)
+    if base is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(Path(base))
+        )
+    try:
+        loaded = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
+    taken = {info.name for info in loaded.get_inputs()}
+
+    def run(batch: Batch) -> Outputs:
+        given = {n: a for n, a in zip(feeds, batch, strict=True) if n in taken}
+        try:
+            found: Any = loaded.run(names, given)
+        except Exception as error:
+            raise ModelError(
+                f"onnxruntime cannot run the model on calibration data: {one_line(error)}"
+            ) from error
+        return list(found)
+
+    return run
+
+
+def _joined(found: list[Outputs]) -> Outputs:
+    """The outputs of all batches, one behind the other; flat where they have different shapes."""
+    joined = []
+    for parts in zip(*found, strict=True):
+        alike = {a.shape[1:] for a in parts if a.ndim}
+        rows = parts if len(alike) == 1 else [a.reshape(-1) for a in parts]
+        joined.append(np.concatenate(rows) if rows[0].ndim else np.stack(rows))
+    return joined
+
+
+def _kind(value: Value, measure: str, count: int) -> str:
+    """How an output is compared."""
+    node = value.producer
+    while node is not None and isinstance(node.op, Identity):
+        node = node.required(0).producer
+    if measure == "error" or value.type.rank is None or value.type.rank < 2:
+        return "error"
+    if node is not None and isinstance(node.op, LogSoftmax):
+        return "log"
+    if node is not None and isinstance(node.op, Softmax):
+        return "softmax"
+    if measure == "kl":
+        return "logits"
+    # One matrix that a dense layer computes, with a score for each of several classes.
+    wide = (value.type.dim(-1) or 0) > 2
+    dense = node is not None and isinstance(node.op, Linear)
+    return "logits" if dense and wide and count == 1 and value.type.rank == 2 else "error"
+
+
+def divergence(kind: str, made: Array, wanted: Array) -> float:
+    """The difference of one output from the original's; see the module."""
+    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
+    if kind == "error":
+        spread = wanted.var() or 1.0
+        return float(((made - wanted) ** 2).mean() / spread)
+    if kind == "softmax":
+        made, wanted = (np.log(np.maximum(a, 1e-30)) for a in (made, wanted))
+    if kind == "logits":
+        made, wanted = _log_softmax(made), _log_softmax(wanted)
+    return float((np.exp(wanted) * (wanted - made)).sum(-1).mean())
+
+
+def _log_softmax(logits: Array) -> Array:
+    moved = logits - logits.max(-1, keepdims=True)
+    found: Array = moved - np.log(np.exp(moved).sum(-1, keepdims=True))
+    return found

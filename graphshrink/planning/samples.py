@@ -1,0 +1,107 @@
+"""Calibration samples in two parts: candidates are fitted on one and scored on the other.
+
+A candidate that is scored on the samples that it was fitted on looks about twice as good as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.calibration import CalibrationData, calibrated, named_batches
+from ..ir import Graph, UsageError
+from ..passes import Calibration
+
+PIECE = 8
+"""The number of samples of a batch, where the model allows any."""
+
+SCORED = 8
+"""Of this number of batches one is for scoring."""
+
+MOST_SCORED = 96
+"""The largest number of samples that candidates are scored on; all others are for fitting."""
+
+LEAST = 32
+"""The smallest number of samples."""
+
+Batch = tuple[npt.NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches with one array for each input of the graph, in order.
+
+    Attributes:
+        fitting: The batches that candidates are fitted on.
+        scoring: The batches that candidates are scored on.
+        digest: A hash of all samples.
+        count: The number of samples.
+    """
+
+    fitting: tuple[Batch, ...]
+    scoring: tuple[Batch, ...]
+    digest: str
+    count: int
+
+    def statistics(self, graph: Graph) -> Calibration:
+        """The fitting part, in the form that statistics are collected from."""
+        return calibrated(graph, "onnx", list(self.fitting))
+
+
+def read_samples(graph: Graph, data: Any) -> Samples:
+    """Read calibration data and divide them.
+
+    Args:
+        graph: A graph from ONNX.
+        data: As for :func:`graphshrink.shrink`.
+
+    Raises:
+        UsageError: If they do not fit the model, or are too few.
+    """
+    free = not any(isinstance(d, int) for v in graph.inputs for d in (v.type.shape or ("",))[:1])
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    pieces: list[Batch] = []
+    digest = hashlib.sha256()
+    for found in named_batches(graph, given):
+        batch = tuple(found.values())
+        for array in batch:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        pieces += _cut(batch) if free else [batch]
+    count = sum(_size(batch) for batch in pieces)
+    if count < LEAST or len(pieces) < 4:
+        raise UsageError(
+            f"the calibration data have {count} samples; the planner needs at least {LEAST}, "
+            "and a few hundred are better"
+        )
+    step = max(2, min(SCORED, len(pieces) // 2))
+    scoring: list[int] = []
+    for i in range(step // 2, len(pieces), step):
+        if sum(_size(pieces[j]) for j in scoring) < MOST_SCORED:
+            scoring.append(i)
+    chosen = set(scoring)
+    return Samples(
+        tuple(batch for i, batch in enumerate(pieces) if i not in chosen),
+        tuple(pieces[i] for i in scoring),
+        digest.hexdigest(),
+        count,
+    )
+
+
+def _size(batch: Sequence[npt.NDArray[Any]]) -> int:
+    return len(batch[0]) if batch and batch[0].ndim else 1
+
+
+def _cut(batch: Batch) -> Iterator[Batch]:
+    """A batch in pieces, where all its arrays have the same number of samples."""
+    sizes = {len(array) if array.ndim else -1 for array in batch}
+    if len(sizes) != 1 or -1 in sizes:
+        yield batch
+        return
+    for start in range(0, sizes.pop(), PIECE):
+        yield tuple(array[start : start + PIECE] for array in batch)

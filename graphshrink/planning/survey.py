@@ -1,0 +1,172 @@
+"""The survey: what each candidate of each site saves and loses if it alone is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Rewriter
+from ..passes.statistics.requests import groups_within_memory
+from .candidates import MENU, Candidate, Kind
+from .column_sums import ColumnSums
+from .costs import Cost, Progress
+from .extract import region_graph
+from .quality import Scorer
+from .samples import Samples
+from .sites import Site, Sites, find_sites
+
+LEAST_SAVING = 0.002
+"""A candidate that saves less than this part of the whole network is left out."""
+
+WORST_ERROR = 1.05
+"""A fitted candidate whose relative error is larger is left out: the mean alone would have 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A candidate with what it saves and loses.
+
+    Attributes:
+        candidate: The candidate.
+        saving: The cost of its region minus the cost of the candidate.
+        loss: The loss of the network with this candidate alone, on the scoring samples.
+    """
+
+    candidate: Candidate
+    saving: float
+    loss: float
+
+    @property
+    def site(self) -> Site:
+        """The site."""
+        return self.candidate.site
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The names of site and candidate."""
+        return self.site.name, self.candidate.label
+
+
+@dataclass
+class Survey:
+    """All choices for a graph.
+
+    Attributes:
+        sites: The sites.
+        choices: The choices, by span.
+        cost: The cost of the graph.
+        refused: Sites and candidates that were left out, with reasons.
+    """
+
+    sites: Sites
+    choices: list[Choice]
+    cost: float
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def survey(
+    graph: Graph, samples: Samples, cost: Cost, scorer: Scorer, progress: Progress
+) -> Survey:
+    """Fit, measure and score all candidates of a graph."""
+    sites = find_sites(graph)
+    refused = dict(sites.refused)
+    fitted = fit(graph, sites.found, samples, refused, progress)
+    usable: list[Candidate] = []
+    parts: list[Graph] = []
+    for candidate in fitted:
+        try:
+            changed = apply(graph, [candidate])
+            part = region_graph(changed, candidate.site.entry.name, candidate.site.exit.name)
+        except (GraphError, InferenceError, ModelError) as error:
+            refused[f"{candidate.label} of {candidate.site.name}"] = str(error)
+            continue
+        usable.append(candidate)
+        parts.append(part)
+    whole: dict[Site, Graph] = {}
+    for candidate in usable:
+        site = candidate.site
+        if site not in whole:
+            whole[site] = region_graph(graph, site.entry.name, site.exit.name)
+    costs = cost.regions([*parts, *whole.values()], progress)
+    total = cost.networks([graph])[0]
+    kept = dict(zip(whole, costs[len(parts) :], strict=True))
+    promising = [
+        (candidate, kept[candidate.site] - spent)
+        for candidate, spent in zip(usable, costs, strict=False)
+        if kept[candidate.site] - spent > LEAST_SAVING * total and candidate.error < WORST_ERROR
+    ]
+    promising = [p for p in promising if not _is_beaten(p, promising)]
+    choices = _scored(graph, promising, scorer, progress)
+    return Survey(sites, choices, total, refused)
+
+
+def _is_beaten(one: tuple[Candidate, float], others: Sequence[tuple[Candidate, float]]) -> bool:
+    """Whether another candidate of the same site errs less and saves more."""
+    candidate, saving = one
+    return any(
+        other.site is candidate.site and saves > saving and other.error < candidate.error
+        for other, saves in others
+    )
+
+
+def fit(
+    graph: Graph,
+    sites: Sequence[Site],
+    samples: Samples,
+    refused: dict[str, str],
+    progress: Progress,
+    kinds: Sequence[Kind] = tuple(MENU.values()),
+) -> list[Candidate]:
+    """The candidates of sites, fitted on the fitting samples; refusals are added to ``refused``."""
+    asked: list[tuple[Kind, Site, Sequence[ColumnSums]]] = []
+    for site in sites:
+        for kind in kinds:
+            requests = kind.requests(site)
+            if not isinstance(requests, str):
+                asked.append((kind, site, requests))
+            elif requests:
+                refused[f"{kind.name} of {site.name}"] = requests
+    data = samples.statistics(graph)
+    data.progress = progress  # type: ignore[method-assign]
+    found: list[Candidate] = []
+    for group in groups_within_memory(asked, lambda a: sum(r.nbytes() for r in a[2])):
+        results = data.collect(graph, [r for *_, requests in group for r in requests])
+        for done, (kind, site, requests) in enumerate(group):
+            progress(done, len(group), "fits")
+            found += kind.fit(site, [results[r] for r in requests])
+    return found
+
+
+def _scored(
+    graph: Graph, promising: Sequence[tuple[Candidate, float]], scorer: Scorer, progress: Progress
+) -> list[Choice]:
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    first = {c.site: min(c.site.nodes, key=place.__getitem__) for c, _ in promising}
+    ordered = sorted(promising, key=lambda p: place[first[p[0].site]])
+    choices: list[Choice] = []
+    prefix, at = None, None
+    for done, (candidate, saving) in enumerate(ordered):
+        progress(done, len(ordered), "scores")
+        if at is not first[candidate.site]:
+            at = first[candidate.site]
+            prefix = scorer.prefix(at)
+        assert prefix is not None
+        loss = prefix.loss(apply(graph, [candidate]))
+        choices.append(Choice(candidate, saving, max(loss, 0.0)))
+    return sorted(choices, key=lambda c: (c.site.span, c.key))
+
+
+def apply(graph: Graph, candidates: Sequence[Candidate]) -> Graph:
+    """A copy of a graph with candidates that do not exclude each other."""
+    made = graph.clone()
+    apply_to(made, Rewriter(made), candidates)
+    return made
+
+
+def apply_to(graph: Graph, rw: Rewriter, candidates: Sequence[Candidate]) -> None:
+    """Replace sites of a graph; what is left without readers stays for ``prune-dead``."""
+    for candidate in sorted(candidates, key=lambda c: (c.site.span, c.site.name)):
+        candidate.apply(graph, rw)
+    for node in graph.nodes:
+        if isinstance(node.op, Identity) and node.origin is None and not node.output.is_output:
+            rw.replace_uses(node.output, node.required(0))

@@ -1,0 +1,128 @@
+"""Candidates, applied to networks and run in onnxruntime: what their fits promise is what runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from zoo.exports import exported
+
+import graphshrink
+from graphshrink import ir
+from graphshrink.data.calibration import calibrated
+from graphshrink.planning import column_sums
+from graphshrink.planning.candidates import MENU, Candidate, Names
+from graphshrink.planning.sites import find_sites
+from graphshrink.running.inner_values import onnx_values
+
+SHAPES = {"mobilenet_v2": (3, 96, 96), "resnet50": (3, 64, 64), "vit": (3, 32, 32)}
+
+
+def _graph(name: str, folder: Path) -> ir.Graph:
+    return graphshrink.shrink(exported(name, folder)).graph
+
+
+def _batches(graph: ir.Graph, count: int) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(3)
+    shape = graph.inputs[0].type.static_shape
+    assert shape is not None
+    return [[rng.standard_normal(shape).astype(np.float32)] for _ in range(count)]
+
+
+def _fitted(graph: ir.Graph, batches: list[list[np.ndarray]]) -> list[Candidate]:
+    data = calibrated(graph, "onnx", [tuple(b) for b in batches])
+    asked = []
+    for site in find_sites(graph).found:
+        for kind in MENU.values():
+            requests = kind.requests(site)
+            if not isinstance(requests, str):
+                asked.append((kind, site, requests))
+    results = data.collect(graph, [r for *_, requests in asked for r in requests])
+    return [c for kind, site, rs in asked for c in kind.fit(site, [results[r] for r in rs])]
+
+
+def _applied(graph: ir.Graph, *candidates: Candidate) -> ir.Graph:
+    made = graph.clone()
+    for candidate in candidates:
+        candidate.apply(made, ir.Rewriter(made))
+    made.verify()
+    return made
+
+
+def _run(graph: ir.Graph, name: str, batches: list[list[np.ndarray]]) -> np.ndarray:
+    value = Names.of(graph).values[name]
+    return np.concatenate([found[0] for found in onnx_values(graph, [value], batches)])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_error_of_a_fit_is_that_of_the_region_that_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(column_sums, "POSITIONS", 10**6)
+    graph = _graph(name, tmp_path)
+    batches = _batches(graph, 6)
+    fitted = _fitted(graph, batches)
+    assert {c.label.split()[0] for c in fitted} >= {"skip", "linear", "narrow"}
+    for candidate in fitted[:: max(1, len(fitted) // 25)]:
+        site = candidate.site
+        end = site.exit if site.closer is None else site.closer.output
+        changed = _applied(graph, candidate)
+        wanted, found = (_run(g, end.name, batches).astype(np.float64) for g in (graph, changed))
+        target = wanted
+        if site.body is not None:
+            target = wanted - _run(graph, site.entry.name, batches)
+        axis = tuple(
+            i for i in range(target.ndim) if i != (1 if _is_conv(site.nodes) else target.ndim - 1)
+        )
+        spread = ((target - target.mean(axis, keepdims=True)) ** 2).sum()
+        error = ((wanted - found) ** 2).sum() / spread
+        if candidate.label != "skip":
+            assert error == pytest.approx(candidate.error, rel=0.02, abs=1e-4), candidate.label
+
+
+def _is_conv(nodes: tuple[ir.Node, ...]) -> bool:
+    return any(isinstance(n.op, ir.Conv) for n in nodes)
+
+
+def test_hidden_channels_of_consecutive_layers_go_together(tmp_path: Path) -> None:
+    graph = _graph("resnet50", tmp_path)
+    batches = _batches(graph, 3)
+    fitted = [c for c in _fitted(graph, batches) if c.label.startswith("narrow")]
+    smallest = {c.site: c for c in fitted}
+    chosen: list[Candidate] = []
+    for candidate in smallest.values():
+        if not any(candidate.site.excludes(c.site) for c in chosen):
+            chosen.append(candidate)
+    assert len(chosen) > 4
+    changed = _applied(graph, *chosen)
+    assert _run(changed, graph.outputs[0].name, batches).shape == (3, 100)
+
+
+def test_channels_that_nobody_needs_go_without_a_trace(tmp_path: Path) -> None:
+    """Half of the hidden channels are always 0: narrowing to the other half changes nothing."""
+    rng = np.random.default_rng(0)
+    w1 = rng.standard_normal((16, 8, 1, 1)).astype(np.float32)
+    w1[::2] = 0
+    graph = ir.Graph()
+    x = graph.add_input("x", ir.TensorType(ir.DType.F32, (1, 8, 6, 6)))
+    first, second = (
+        graph.add_constant(ir.ArrayTensor(a), n)
+        for a, n in ((w1, "w1"), (rng.standard_normal((8, 16, 3, 3)).astype(np.float32), "w2"))
+    )
+    a = graph.append(ir.Conv((1, 1), (0, 0, 0, 0), (1, 1)), [x, first], name="a").output
+    b = graph.append(ir.Activation("relu"), [a], name="b").output
+    c = graph.append(ir.Conv((1, 1), (1, 1, 1, 1), (1, 1)), [b, second], name="c").output
+    graph.add_output(c)
+    batches = _batches(graph, 8)
+    (candidate,) = [k for k in _fitted(graph, batches) if k.label == "narrow 8"]
+    changed = _applied(graph, candidate)
+    wanted, found = _run(graph, "c", batches), _run(changed, "c", batches)
+    assert np.abs(wanted - found).max() < 0.02 * np.abs(wanted).max()
+    assert (
+        sum(t.size for v in changed.constants if v.use_count and (t := v.data))
+        < w1.size + 8 * 16 * 9
+    )
