@@ -464,10 +464,21 @@ def _frames_inside() -> int:
 
 def _traced(model: Any, inputs: tuple[Any, ...] | None) -> Graph:
     """The graph of a module that ``torch.fx`` traces or, if that fails, ``torch.export``."""
+    from .frontends.torch.folded import folded
+
+    name = type(model).__name__
+    model, weights = folded(model)
+    graph = _traced_or_exported(model, name, inputs)
+    if weights:
+        shown = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
+        graph.notes.append(f"computed at every call before, a plain weight now: {shown}")
+    return graph
+
+
+def _traced_or_exported(model: Any, name: str, inputs: tuple[Any, ...] | None) -> Graph:
     from .frontends.torch.importer import DoesNotRun, from_fx
     from .frontends.torch.trace import traced
 
-    name = type(model).__name__
     failure: Exception
     try:
         found = traced(model, inputs)
