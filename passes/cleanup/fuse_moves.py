@@ -35,20 +35,21 @@ _VIEWS = (Reshape, Flatten, Squeeze, Unsqueeze)
 class FuseMoves(Pass):
     """Fuse chains of transposes, reshapes, slices, casts and concatenations; exact.
 
-    A pair that together gives back what it read is removed, even if others read the value between the two.
+    Reshapes of traced modules stay, since other batches have other sizes than the example. A pair that together gives back what it read is removed, even if others read the value between the two.
     """
 
     name = "fuse-moves"
     asks_first = True
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        roots = SizeRoots()
+        # The sizes of a traced module are those of an example: another batch may differ in them.
+        roots = SizeRoots() if ctx.target != "fx" else None
         for node in graph.nodes:
             while node.graph is graph and _step(node, rw, roots):
                 pass
 
 
-def _step(node: Node, rw: Rewriter, roots: SizeRoots) -> bool:
+def _step(node: Node, rw: Rewriter, roots: SizeRoots | None) -> bool:
     """Fuse a node with one that it reads; returns whether the node may fuse with another one."""
     if isinstance(node.op, Concat):
         return _flatten_concat(node, rw)
@@ -71,7 +72,7 @@ def _step(node: Node, rw: Rewriter, roots: SizeRoots) -> bool:
     return fused and node.graph is not None
 
 
-def _fused(node: Node, roots: SizeRoots) -> Op | Value | None:
+def _fused(node: Node, roots: SizeRoots | None) -> Op | Value | None:
     """What a node and the one before it are together: one op, or the value that the first one reads."""
     if len(node.outputs) != 1 or node.output.data is not None or not node.inputs:
         return None
@@ -109,14 +110,14 @@ def _replace(node: Node, first: Node, op: Op, inputs: list[Value], rw: Rewriter)
     return True
 
 
-def _transposes(node: Node, first: Node, _: SizeRoots) -> Op | Value | None:
+def _transposes(node: Node, first: Node, _: SizeRoots | None) -> Op | Value | None:
     assert isinstance(node.op, Transpose)
     assert isinstance(first.op, Transpose)
     perm = tuple(first.op.perm[p] for p in node.op.perm)
     return first.required(0) if perm == tuple(range(len(perm))) else Transpose(perm)
 
 
-def _slices(node: Node, first: Node, _: SizeRoots) -> Op | Value | None:
+def _slices(node: Node, first: Node, _: SizeRoots | None) -> Op | Value | None:
     """One slice for two that cut different axes."""
     a, b = first.op, node.op
     assert isinstance(a, Slice)
@@ -132,7 +133,7 @@ def _slices(node: Node, first: Node, _: SizeRoots) -> Op | Value | None:
 _FLOATS = (DType.F16, DType.F32, DType.F64)
 
 
-def _casts(node: Node, first: Node, _: SizeRoots) -> Op | Value | None:
+def _casts(node: Node, first: Node, _: SizeRoots | None) -> Op | Value | None:
     """One cast for two, if the first one loses nothing."""
     assert isinstance(node.op, Cast)
     source, between, to = first.required(0).type.dtype, node.required(0).type.dtype, node.op.to
@@ -158,14 +159,14 @@ def _is_wider(narrow: DType, wide: DType) -> bool:
     return both and narrow.bits < wide.bits
 
 
-def _views(node: Node, first: Node, roots: SizeRoots) -> Op | Value | None:
+def _views(node: Node, first: Node, roots: SizeRoots | None) -> Op | Value | None:
     """One reshape for two nodes that keep the elements in order, or their input if the shape is the same."""
     source, result = first.required(0), node.output
+    squeezed = _squeezes(node, first)
+    if squeezed is not None or roots is None:
+        return squeezed
     if same_shape(result, source, roots):
         return source
-    squeezed = _squeezes(node, first)
-    if squeezed is not None:
-        return squeezed
     shape = result.type.shape
     if shape is None or 0 in shape:
         return None
@@ -249,7 +250,7 @@ def _flatten_concat(node: Node, rw: Rewriter) -> bool:
     return True
 
 
-_RULES: dict[type, Callable[[Node, Node, SizeRoots], Op | Value | None]] = {
+_RULES: dict[type, Callable[[Node, Node, SizeRoots | None], Op | Value | None]] = {
     Cast: _casts,
     Flatten: _views,
     Reshape: _views,

@@ -39,7 +39,7 @@ from ..infra.registry import register
 class RemoveNoops(Pass):
     """Remove casts, reshapes, transposes, slices, pads and others that give back what they read; exact.
 
-    Where a size is not known, a node goes only if it cannot change it: a reshape that copies all sizes but one, say.
+    Nodes of traced modules stay if only the sizes of the example make them needless. Where a size is not known, a node goes only if it cannot change it: a reshape that copies all sizes but one, say.
     """
 
     name = "remove-noops"
@@ -47,8 +47,10 @@ class RemoveNoops(Pass):
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         roots = SizeRoots()
+        # The sizes of a traced module are those of an example: another batch may differ in them.
+        rules = {op: r for op, r in _RULES.items() if op not in _BY_SIZE or ctx.target != "fx"}
         for node in graph.nodes:
-            rule = _RULES.get(type(node.op))
+            rule = rules.get(type(node.op))
             if rule is None or len(node.outputs) != 1 or node.output.data is not None:
                 continue
             source = rule(node, roots)
@@ -193,3 +195,6 @@ _RULES: dict[type, Callable[[Node, SizeRoots], Value | None]] = {
     Transpose: _transpose,
     Unsqueeze: _squeeze,
 }
+
+_BY_SIZE = (Div, Expand, Flatten, Mul, Reshape, Slice, Sub)
+"""The ops whose rules compare sizes."""

@@ -36,6 +36,9 @@ from .spell import NEWEST_OPSET, problem, spell
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are written into the model at once, larger ones when it is saved."""
 
+SHAPE_BYTES = 128
+"""New tensors of integers up to this size are stored once if they are equal."""
+
 
 def to_onnx(graph: Graph) -> ModelProto:
     """Emit a graph as an ONNX model in memory.
@@ -290,6 +293,7 @@ class _Emitter:
         self.spelled: list[NodeProto] = []
         self.added: list[TensorProto] = []
         self.tensors: dict[str, Tensor] = {}
+        self.shared: dict[tuple[TensorType, bytes], str] = {}
         self.names: dict[Value, str] = {}
         self.taken = self._host_names()
         self.fresh = 0
@@ -381,7 +385,15 @@ class _Emitter:
         return name
 
     def _add_constant(self, data: Tensor, hint: str) -> str:
+        # Starts, axes and shapes are often the same: one tensor serves all nodes that are spelled anew.
+        key = None
+        if data.dtype.is_int and data.dtype.bits >= 8 and data.nbytes <= SHAPE_BYTES:
+            key = (data.type, data.numpy().tobytes())
+            if key in self.shared:
+                return self.shared[key]
         name = self._new_name(hint)
+        if key is not None:
+            self.shared[key] = name
         if data.nbytes <= INLINE_BYTES or data.dtype is DType.STRING or data.dtype.bits < 8:
             self.added.append(proto_of(data, name))
             return name

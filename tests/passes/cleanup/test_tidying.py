@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from onnx import ModelProto, numpy_helper, parser
 
-from graphshrink import shrink
+from graphshrink import shrink, shrink_graph
 from graphshrink.ir import Rewriter, parse, verify
 from graphshrink.passes import Context, Deduplicate, FuseMoves, Pass, PushPads, RemoveNoops
 from support.evaluate import evaluate
@@ -193,6 +194,17 @@ def model(body: str, shape: str) -> ModelProto:
     for name, array in {"w": same, "v": same, "u": np.int64([1])}.items():
         made.graph.initializer.append(numpy_helper.from_array(array, name))
     return made
+
+
+def test_a_traced_module_serves_other_batches() -> None:
+    class Views(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(x).flatten(1).unsqueeze(2).float()
+            return torch.tanh(y) + torch.relu(x).reshape(1, -1, 12).reshape(-1, 12, 1)
+
+    made = shrink_graph(Views(), example_inputs=(torch.randn(1, 3, 4),))
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(made(x), Views()(x))
 
 
 PADDED = """
