@@ -84,7 +84,6 @@ def make_plan(
 
     search = _Search(given, graph, target, cost, found, Stepper(found, score, report))
     chosen = search.run()
-    candidates = [c.candidate for c in chosen]
     predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
     before, predicted, after, added, loss, factor = rounded(
         [
@@ -114,7 +113,6 @@ def make_plan(
         refused=found.refused,
         _source=model,
         _data=calibration,
-        _candidates=candidates,
     )
 
 
