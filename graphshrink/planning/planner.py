@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import Graph, UsageError
+from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .candidates import Candidate
@@ -16,6 +17,8 @@ from .quality import Score, Scorer
 from .samples import read_samples
 from .steps import Choices, Stepper
 from .survey import Choice, Survey, apply, survey
+
+_log = logging.getLogger(__name__)
 
 TARGETS = ("speedup", "latency", "macs", "max_loss")
 """The targets of a plan."""
@@ -80,11 +83,15 @@ def make_plan(
         raise UsageError(_nothing(found))
 
     def score(chosen: Choices) -> float:
-        return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+        try:
+            return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+        except (GraphError, InferenceError, ModelError) as error:
+            # Each fits alone; a set that does not fit together is a set that is not chosen.
+            _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
+            return float("inf")
 
     search = _Search(given, graph, target, cost, found, Stepper(found, score, report))
     chosen = search.run()
-    candidates = [c.candidate for c in chosen]
     predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
     before, predicted, after, added, loss, factor = rounded(
         [
@@ -114,7 +121,6 @@ def make_plan(
         refused=found.refused,
         _source=model,
         _data=calibration,
-        _candidates=candidates,
     )
 
 

@@ -10,6 +10,7 @@ Greedy steps by measured loss for what is saved are those of latency-aware one-s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -71,7 +72,7 @@ class Stepper:
         if steps is not None:
             starts.append(steps)
         chosen = min(starts, key=self.loss)
-        return self._exchange(chosen, saving)
+        return self._exchange(chosen, saving) if math.isfinite(self.loss(chosen)) else None
 
     def within(self, loss: float) -> Choices:
         """The largest saving of the descent whose true loss is at most this."""
