@@ -102,8 +102,9 @@ def from_onnx(
         fix_shapes(proto, fixed_shapes)
     functions = ""
     if inline:
-        proto, functions = inline_functions(proto)
-        given = given and not functions
+        inlined, functions = inline_functions(proto)
+        given = given and inlined is proto
+        proto = inlined
     proto, was_sorted = ordered(proto, name, copy=given)
     if inline:
         graph = _inlined(proto, folder, copy=given and not was_sorted)

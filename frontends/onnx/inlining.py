@@ -46,8 +46,8 @@ def inline_functions(model: ModelProto) -> tuple[ModelProto, str]:
         model: The model, which is left as it is.
 
     Returns:
-        A model without these functions, and the note that names them; the given model and no note if there are none, or if
-        the model is too large to be copied.
+        A model without these functions, and a note that names them. The given model if there are none, if it is too large
+        to be copied, or if the functions cannot be inlined: then the note says why.
     """
     functions = linear_functions(model) if model.functions else []
     if not functions or model.ByteSize() > _MOST_BYTES:
@@ -55,8 +55,46 @@ def inline_functions(model: ModelProto) -> tuple[ModelProto, str]:
     from onnx import inliner
 
     names = listed([name for _, name in functions])
-    note = f"calls of {len(functions)} local functions with linear layers were inlined: {names}"
-    return inliner.inline_selected_functions(model, functions), note
+    imports = _imports(model)
+    if imports is None:
+        return model, f"calls of {names} stay: local functions use other opsets than the model"
+    if any(f.overload for f in model.functions):
+        return model, f"calls of {names} stay: local functions are overloaded"
+    made: ModelProto = inliner.inline_selected_functions(_with_defaults(model), functions)
+    stated = {o.domain for o in made.opset_import}
+    made.opset_import.extend(
+        helper.make_opsetid(d, v) for d, v in imports.items() if d not in stated
+    )
+    return (
+        made,
+        f"calls of {len(functions)} local functions with linear layers were inlined: {names}",
+    )
+
+
+def _imports(model: ModelProto) -> dict[str, int] | None:
+    """The opsets of a model and its functions; ``None`` if they disagree, because nodes are moved as they are."""
+    found: dict[str, int] = {}
+    for item in (model, *model.functions):
+        for opset in item.opset_import:
+            domain = "" if opset.domain == "ai.onnx" else opset.domain
+            if found.setdefault(domain, opset.version) != opset.version:
+                return None
+    return found
+
+
+def _with_defaults(model: ModelProto) -> ModelProto:
+    """A model whose calls state all attributes that their functions have defaults for: onnx's inliner drops the defaults."""
+    defaults = {(f.domain, f.name): f.attribute_proto for f in model.functions if f.attribute_proto}
+    if not defaults:
+        return model
+    made: ModelProto = ModelProto.FromString(model.SerializeToString())
+    graphs: list[Iterable[NodeProto]] = [made.graph.node, *(f.node for f in made.functions)]
+    for nodes in graphs:
+        for node in _all_nodes(nodes):
+            stated = {a.name for a in node.attribute}
+            found = defaults.get((node.domain, node.op_type), ())
+            node.attribute.extend(a for a in found if a.name not in stated)
+    return made
 
 
 def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
@@ -68,6 +106,8 @@ def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
     """
     graph = model.graph
     defined = Counter(_definitions(graph))
+    names = {node.name for node in graph.node}
+    stated = {v.name for v in (*graph.input, *graph.output, *graph.value_info)}
     nodes: list[NodeProto] = []
     for node in graph.node:
         taken = decided.get(first_result(node)) if node.op_type == "If" else None
@@ -76,7 +116,12 @@ def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
             continue
         wanted = "then_branch" if taken else "else_branch"
         (body,) = (a.g for a in node.attribute if a.name == wanted)
-        nodes += _branch(model, node, GraphProto.FromString(body.SerializeToString()), defined)
+        body = GraphProto.FromString(body.SerializeToString())
+        made = _branch(model, node, body, defined)
+        graph.value_info.extend(info for info in body.value_info if info.name not in stated)
+        stated.update(info.name for info in body.value_info)
+        _rename_nodes(made, names)
+        nodes += made
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -117,8 +162,17 @@ def _branch(
         info.name = mapping.get(info.name, info.name)
     model.graph.initializer.extend(body.initializer)
     model.graph.sparse_initializer.extend(body.sparse_initializer)
-    model.graph.value_info.extend(body.value_info)
     return [*body.node, *copies]
+
+
+def _rename_nodes(nodes: Iterable[NodeProto], taken: set[str]) -> None:
+    """Make the names of nodes unique: onnxruntime refuses a graph with two nodes of one name."""
+    for node in nodes:
+        name, count = node.name, 0
+        while node.name and node.name in taken:
+            count += 1
+            node.name = f"{name}_{count}"
+        taken.add(node.name)
 
 
 def _unique(name: str, defined: Counter[str]) -> str:

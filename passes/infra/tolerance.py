@@ -32,7 +32,10 @@ def relative_error(reference: Outputs, outputs: Outputs) -> float:
         return float("inf")
     worst = 0.0
     for want, got in zip(reference, outputs, strict=True):
-        worst = max(worst, _array_error(np.asarray(want), np.asarray(got)))
+        if isinstance(want, list) and isinstance(got, list):  # A sequence of tensors.
+            worst = max(worst, relative_error(want, got))
+        else:
+            worst = max(worst, _array_error(np.asarray(want), np.asarray(got)))
     return worst
 
 

@@ -95,6 +95,7 @@ def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[s
         ModelError: If a node cannot be written in the model's opset.
     """
     emitter = _emitter(graph)
+    emitter.open_groups(values)
     model, tensors = emitter.run()
     names = []
     for i, value in enumerate(values):
@@ -315,6 +316,14 @@ class _Emitter:
             for body in bodies(node):
                 taken |= all_names(body)
         return taken
+
+    def open_groups(self, wanted: Sequence[Value]) -> None:
+        """Write the nodes of a group one by one where a value between them is wanted."""
+        self.groups = {
+            indices: group
+            for indices, group in self.groups.items()
+            if _inner(group).isdisjoint(wanted)
+        }
 
     def run(self) -> tuple[ModelProto, dict[str, Tensor]]:
         self._name_outputs()

@@ -61,6 +61,7 @@ def to_fx_values(graph: Graph, values: Sequence[Value]) -> tuple[fx.GraphModule,
     if not isinstance(graph.host, FxHost):
         raise UsageError("only graphs that came from torch can be emitted as a GraphModule")
     emitter = _Emitter(graph, graph.host)
+    emitter.open_groups(values)
     module = emitter.run()
     for value in values:
         if value not in emitter.nodes:
@@ -119,6 +120,15 @@ class _Emitter:
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
         self.memory = Memory(graph, host, self.out, self.host_nodes)
+
+    def open_groups(self, wanted: Sequence[Value]) -> None:
+        """Write the nodes of a group one by one where a value between them is wanted."""
+        inner = {v for v in wanted if not isinstance(v.host, str)}
+        self.whole = {
+            names: group
+            for names, group in self.whole.items()
+            if inner.isdisjoint(v for node in group for v in node.outputs)
+        }
 
     def run(self) -> fx.GraphModule:
         """The module."""

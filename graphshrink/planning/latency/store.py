@@ -233,6 +233,13 @@ def _is_ready(database: sqlite3.Connection, path: Path) -> bool:
     Raises:
         UsageError: If the file is of a newer version or another program.
     """
+    if not database.in_transaction:
+        # All questions are asked of one state of the file: another process may be making its tables.
+        database.execute("BEGIN")
+        try:
+            return _is_ready(database, path)
+        finally:
+            database.execute("ROLLBACK")
     (application,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if application == _APPLICATION:

@@ -593,3 +593,39 @@ def test_images_need_pillow(
     monkeypatch.setitem(sys.modules, "PIL", None)
     line = fails(model, tmp_path / "o.onnx", "--calibration", pictures)
     assert 'pip install "graphshrink[images]"' in line
+
+
+def test_values_inside_one_node_of_the_host_can_be_measured() -> None:
+    """What the product of an Einsum reads is no value of the host."""
+    w = RNG.standard_normal((8, 8)).astype(np.float32)
+    made = helper.make_graph(
+        [helper.make_node("Einsum", ["x", "w"], ["y"], equation="ji,jk->ik")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (8, 5))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (5, 8))],
+        [numpy_helper.from_array(w, "w")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.from_numpy(w))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("ji,jk->ik", x, self.w)
+
+    x = RNG.standard_normal((8, 5)).astype(np.float32)
+    options: dict[str, Any] = {"passes": "sparsify{method=wanda}", "calibration": x}
+    got = outputs_of(shrink(model, **options).model, x)[0]
+    # Wanda keeps the two of four numbers with the largest product of weight and root mean square of its input.
+    scores = np.abs(w.T) * np.sqrt((x.astype(np.float64) ** 2).mean(1))
+    order = np.argsort(scores.reshape(8, 2, 4), axis=2)
+    kept = np.ones((8, 2, 4), bool)
+    np.put_along_axis(kept, order[..., :2], values=False, axis=2)
+    want = x.T @ (w.T * kept.reshape(8, 8)).T
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    module = shrink(Product(), example_inputs=(torch.from_numpy(x),), **options).model
+    np.testing.assert_allclose(
+        module(torch.from_numpy(x)).detach().numpy(), want, rtol=1e-4, atol=1e-5
+    )

@@ -167,3 +167,64 @@ def test_other_functions_stay() -> None:
     result = shrink(given)
     agree(given, result.model, feeds())
     assert kinds(result.model) == {"Block": 2}
+
+
+def test_nodes_and_types_inside_and_outside_may_have_one_name() -> None:
+    inner = helper.make_node("Softmax", ["x"], ["t"], name="n")
+    inside = branch([inner], ["t"])
+    inside.value_info.append(info("t", 2, 4))
+    other = branch([helper.make_node("Neg", ["x"], ["e"])], ["e"])
+    nodes = [
+        choice("yes", inside, other, ["c"]),
+        helper.make_node("Sigmoid", ["c"], ["d"], name="n"),
+        helper.make_node("Softmax", ["d"], ["y"], name="m"),
+    ]
+    given = model(nodes, [numpy_helper.from_array(np.array(True), "yes")], ["y"])
+    given.graph.value_info.append(info("c", 2, 4))
+    result = shrink(given).model
+    agree(given, result, feeds())
+    assert max(Counter(n.name for n in result.graph.node).values()) == 1
+    assert max(Counter(v.name for v in result.graph.value_info).values()) == 1
+
+
+def test_defaults_of_functions_are_kept() -> None:
+    slope = helper.make_node("LeakyRelu", ["t"], ["o"])
+    slope.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    given = with_function(helper.make_node("MatMul", ["a", "v"], ["t"]), slope)
+    given.ir_version = 9
+    given.functions[0].attribute_proto.append(helper.make_attribute("alpha", 0.3))
+    given.graph.node[0].attribute.append(helper.make_attribute("alpha", 0.9))
+    before = given.SerializeToString()
+    result = shrink(given).model
+    agree(given, result, feeds())
+    assert kinds(result)["LeakyRelu"] == 2
+    assert given.SerializeToString() == before
+
+
+def test_opsets_that_only_a_function_imports_are_imported() -> None:
+    given = with_function(
+        helper.make_node("FusedMatMul", ["a", "v"], ["t"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["t", "v"], ["o"]),
+    )
+    given.functions[0].opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    result = shrink(given).model
+    agree(given, result, feeds())
+    assert {o.domain for o in result.opset_import} >= {"", "com.microsoft"}
+
+
+def test_functions_with_other_opsets_or_overloads_stay() -> None:
+    product = helper.make_node("MatMul", ["a", "v"], ["o"])
+    newer = with_function(product)
+    newer.functions[0].opset_import[0].version = 14
+    overloaded = with_function(product)
+    overloaded.ir_version = 10
+    overloaded.functions[0].overload = "one"
+    for node in overloaded.graph.node:
+        node.overload = "one"
+    for given, why in ((newer, "other opsets"), (overloaded, "overloaded")):
+        before = given.SerializeToString()
+        result = shrink(given)
+        agree(given, result.model, feeds())
+        assert kinds(result.model) == {"Block": 2}
+        assert any(why in note for note in result.report.notes)
+        assert given.SerializeToString() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -239,3 +240,23 @@ def test_sizes_that_a_pass_fixes_are_noted() -> None:
         result = shrink(model, [rewritten], example_inputs=(x,))
         assert not result.report.notes
         same(model, result.model, torch.randn(1, 3, 12, 16))
+
+
+def test_sizes_that_do_not_fit_are_not_logged() -> None:
+    """torch logs each of them as an error with its traceback, which is no message for a user."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        shrink(made(divided), example_inputs=(torch.randn(1, 3, 8, 8),))
+        shrink(made(over_tokens), example_inputs=(torch.randn(2, 5, 6),))
+    finally:
+        logger.removeHandler(handler)
+    assert not found
+    assert not logger.disabled
+
+
+def over_tokens(s: Any, x: Any) -> Any:
+    return s.tokens(x) / x.shape[1]
