@@ -1,7 +1,7 @@
-"""Whole-process time of ``graphshrink in out`` against ``onnxslim in out``, and growth with the graph.
+"""Whole-process time of ``graphshrink in out`` compared with ``onnxslim in out``, and its growth with the size of the graph.
 
-Runs of both alternate, and each pair gives one ratio; below 1 graphshrink is faster. The networks are those
-of ``tests/zoo``, exported with nothing folded, so that there is work to do. Run from a checkout::
+Runs of both alternate, and each pair gives one ratio; graphshrink is faster if it is below 1. The networks are those
+of ``tests/zoo``, exported without optimization, so that there is work to do. Run from a checkout::
 
     python benchmarks/compile_time.py [--rounds 9] [--models resnet50,...] [--json]
 
@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "local" / "benchmarks"
-"""Exports are kept here between runs; the folder is not part of the repository."""
+"""The cache of exported models between runs; the folder is not part of the repository."""
 
 MODELS = ("resnet50", "mobilenet_v2", "densenet121")
 LENGTHS = (10_000, 100_000)
@@ -41,7 +41,7 @@ MOST_GROWTH = 12.0
 
 
 def seconds(command: list[str]) -> float:
-    """The wall time that a command takes from start to exit."""
+    """The wall time of a command from start to exit."""
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     taken = time.perf_counter() - start
@@ -51,7 +51,7 @@ def seconds(command: list[str]) -> float:
 
 
 def tool(name: str) -> str:
-    """The command of this environment."""
+    """The path of a command in this environment."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
     if found is None:
         sys.exit(f'{name} is not installed beside {sys.executable}: pip install -e ".[dev]"')
@@ -59,7 +59,7 @@ def tool(name: str) -> str:
 
 
 def network(name: str) -> Path:
-    """The full-size network as torch.onnx writes it with nothing folded."""
+    """The full-size network, exported by torch.onnx without optimization."""
     source = ROOT / "tests" / "zoo" / "models.py"
     path = CACHE / f"{name}.onnx"
     if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
@@ -82,7 +82,7 @@ def network(name: str) -> Path:
 
 
 def chain(length: int, path: Path) -> Path:
-    """Alternating 1x1 convolutions and ReLUs: nothing merges, everything is looked at."""
+    """Alternating 1x1 convolutions and ReLUs: no layers can merge, but all must be examined."""
     weight = np.full((4, 4, 1, 1), 0.25, np.float32)
     nodes = []
     for i in range(0, length, 2):
@@ -108,13 +108,13 @@ def spread(times: list[float]) -> dict[str, float]:
 
 
 def against(name: str, path: Path, out: Path, rounds: int) -> dict[str, Any]:
-    """Both tools on one file, in turns; the first round warms the disk cache and is not counted."""
+    """Time both tools in turn on one file; the first round warms the disk cache and is not counted."""
     commands = [[tool(t), str(path), str(out)] for t in ("graphshrink", "onnxslim")]
     pairs: list[tuple[float, float]] = []
     nodes: list[int] = [0, 0]
     for turn in range(rounds + 1):
         taken = [0.0, 0.0]
-        # Neither is always the first of its pair.
+        # The order within a pair alternates.
         for which in ((0, 1), (1, 0))[turn % 2]:
             out.unlink(missing_ok=True)
             taken[which] = seconds(commands[which])
@@ -131,7 +131,7 @@ def against(name: str, path: Path, out: Path, rounds: int) -> dict[str, Any]:
 
 
 def growth(folder: Path, out: Path, rounds: int) -> dict[str, Any]:
-    """The chains in turns; the smallest time of each counts, for noise only ever adds."""
+    """Time the chains in turn; the smallest time of each is used, because noise only adds time."""
     paths = {n: chain(n, folder / f"chain{n}.onnx") for n in LENGTHS}
     best = dict.fromkeys(LENGTHS, float("inf"))
     for _ in range(min(rounds, 3)):
@@ -141,8 +141,10 @@ def growth(folder: Path, out: Path, rounds: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Time graphshrink's command against onnxslim's.")
+    """Measure, and print the results."""
+    parser = argparse.ArgumentParser(
+        description="Compare the run times of graphshrink and onnxslim."
+    )
     parser.add_argument("--rounds", type=int, default=9, help="timed pairs for each model")
     parser.add_argument("--models", default=",".join(MODELS), help="names from tests/zoo")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

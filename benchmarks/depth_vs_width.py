@@ -1,17 +1,18 @@
-"""Depth beside width: the accuracy that a shallower and a narrower network of one latency keep, on CIFAR-10.
+"""Depth compared with width: the accuracy of a shallower and of a narrower network at equal latency, on CIFAR-10.
 
-A MobileNetV2 for 32x32 images is trained once. Then, each for the same number of extra epochs:
+A MobileNetV2 for 32x32 images is trained once. Then these variants are trained, each for the same number of extra epochs:
 
-- ``depth``: gates find the blocks that need their activations least (the search counts), these blocks lose
-  them, their padding is hoisted, the network is recovered from labels, and each block merges to one convolution;
+- ``depth``: gates find the blocks that need their activations least (epochs of this search count as extra epochs). The
+  activations of these blocks are removed, their padding is hoisted, the network is recovered from labels, and each block
+  merges to one convolution;
 - ``depth-kd``: the same, recovered with the base network as teacher;
-- ``depth+``: the merged convolutions are expanded again with gated activations and merged back (DepthShrinker+), with teacher;
+- ``depth+``: the merged convolutions are expanded again with gated activations and merged back (DepthShrinker+), with the teacher;
 - ``uniform``, ``importance``: channels pruned by Torch-Pruning (group magnitude; the same share of every layer, or of
-  all channels), to the latency of ``depth`` as measured here; and ``importance-kd`` with the teacher;
-- ``scratch``: the merged shape, from random weights, for the epochs of the base network and the extra ones.
+  all channels), to the measured latency of ``depth``; ``importance-kd`` is recovered with the teacher;
+- ``scratch``: the merged network, from random weights, for the epochs of the base network plus the extra epochs.
 
 Everything is merged and folded by graphshrink's exact pipeline before it is exported; accuracy (on all test images) and
-latency are read from that ONNX file. An interrupted run goes on where it was::
+latency are measured on that ONNX file. An interrupted run continues where it stopped::
 
     python benchmarks/depth_vs_width.py --data cifar10.npz --results local/depth_vs_width [--config small]
     python benchmarks/depth_vs_width.py --data ... --results ... --measure   # latencies, table, plot and JSON
@@ -69,29 +70,29 @@ ROUND = 8
 """Pruned layers keep a multiple of this many channels: onnxruntime is several times slower on odd numbers."""
 
 MATCH = 0.97
-"""A pruned network is fast enough when it is this fast beside the shallow one."""
+"""A pruned network is fast enough if its speed is at least this share of the shallow network's."""
 
 RESULT = Path(__file__).parent / "results" / "depth_vs_width"
 
 GOAL = (3.06, 1.53)
-"""Points of accuracy more than channel pruning, at this many times its speed."""
+"""The goal: (points of accuracy above channel pruning, speed relative to it)."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """How large everything is.
+    """Sizes of the networks and lengths of the training.
 
     Attributes:
         stem: Channels of the first convolution, and its stride.
         blocks: Expansion, channels, number and stride of the inverted residuals.
         head: Channels of the last convolution.
-        images: Training images that an epoch takes.
+        images: Training images per epoch.
         batch: Images in a batch.
         base_epochs: Epochs of the base network.
-        search_epochs: Epochs that gates are trained for; a part of the extra ones.
-        extra_epochs: Epochs that each variant gets.
-        budgets: How many blocks lose their activations, in the order of the work.
-        lr: The largest learning rate of the base network; half of it for everything else.
+        search_epochs: Epochs of the training with gates; they count as extra epochs.
+        extra_epochs: Extra epochs of each variant.
+        budgets: Numbers of blocks whose activations are removed, in the order in which they are run.
+        lr: The largest learning rate of the base network; everything else uses half of it.
     """
 
     stem: tuple[int, int]
@@ -112,12 +113,12 @@ CONFIGS = {
         (16, 2), ((1, 16, 1, 1), (6, 16, 2, 1), (6, 24, 3, 2), (6, 40, 2, 2)), 160,
         10_000, 64, 20, 1, 4, (7, 3, 5),
     ),
-    # MobileNetV2 at its own width, for a GPU.
+    # MobileNetV2 at its original width, for a GPU.
     "full": Config(
         (32, 1), ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
         1280, 50_000, 128, 200, 20, 100, (16, 10, 6),
     ),
-    # To see that it runs.
+    # A quick test that everything runs.
     "smoke": Config(
         (8, 2), ((1, 8, 1, 1), (6, 8, 2, 1), (6, 12, 2, 2)), 32, 512, 64, 1, 1, 2, (4, 2),
     ),
@@ -131,7 +132,7 @@ def conv_norm(fan_in: int, fan_out: int, kernel: int, stride: int = 1, groups: i
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; beside a skip where shapes allow."""
+    """Expand, filter each channel, project; with a skip if the shapes allow it."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class InvertedResidual(nn.Module):
         self.body = nn.Sequential(*first, *middle, *conv_norm(wide, fan_out, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One block."""
+        """Run the block."""
         return x + self.body(x) if self.skip else self.body(x)
 
 
@@ -163,13 +164,13 @@ def network(config: Config, classes: int) -> nn.Sequential:
 
 
 def channels_last(batch: Any) -> tuple[tuple[torch.Tensor], torch.Tensor]:
-    """Batches in the layout that convolutions on CPUs train fastest in."""
+    """A batch in channels-last layout, in which convolutions train fastest on CPUs."""
     x, y = batch
     return (x.to(memory_format=torch.channels_last),), y
 
 
 def with_norms(model: Any) -> nn.Module:
-    """The same network with a batch norm behind each convolution and new weights, as one trains from scratch."""
+    """The same network with new weights and a batch norm behind each convolution, for training from scratch."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
             fresh = nn.Conv2d(
@@ -183,7 +184,7 @@ def with_norms(model: Any) -> nn.Module:
 
 
 def noise(batch: int) -> np.ndarray:
-    """Inputs to time with."""
+    """Random inputs for timing."""
     return np.random.default_rng(SEED).standard_normal((batch, 3, 32, 32)).astype(np.float32)
 
 
@@ -221,7 +222,7 @@ class Bench:
         return (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(SEED)),)
 
     def trained(self, module: Any, name: str, epochs: int, lr: float, **options: Any) -> Any:
-        """Train a module, or take what an earlier run has trained."""
+        """Train a module, or continue from the checkpoint of an earlier run."""
         print(f"{name}: {epochs} epochs", flush=True)
         return recover(
             module, self.train, epochs=epochs, lr=lr, unpack=channels_last, clip=2.0, seed=SEED, device=self.device,
@@ -230,7 +231,7 @@ class Bench:
         ).model.cpu()  # fmt: skip
 
     def base(self) -> nn.Module:
-        """The base network; every call gives weights of its own."""
+        """A copy of the trained base network."""
         return copy.deepcopy(self._base)
 
     @cached_property
@@ -242,7 +243,7 @@ class Bench:
 
     @cached_property
     def savings(self) -> dict[str, float]:
-        """What each block would save, measured."""
+        """The measured time that removing each block's activations would save."""
         base = self.base()
         gated = self.gated(base)
         return self.kept(
@@ -274,22 +275,22 @@ class Bench:
         return shrink_graph(gated, steps_, example_inputs=self.example)
 
     def left(self, budget: int) -> int:
-        """The epochs that the search has left."""
+        """The number of extra epochs that remain after the search."""
         c = self.config
         searched = budget < len(switches(self.gated(self.base())))
         return c.extra_epochs - (c.search_epochs if searched else 0)
 
     def depth(self, budget: int, teacher: bool) -> Any:
-        """Recovered from labels, or with the base network as teacher."""
+        """The shallow network, recovered from labels only, or also with the base network as teacher."""
         name = f"depth-{budget}" + ("-kd" if teacher else "")
         return self.recovered(self.shallow(budget), name, self.left(budget), teacher)
 
     def depth_plus(self, budget: int) -> Any:
-        """Merged, expanded with gated activations, trained, shrunk and trained again."""
+        """The shallow network, merged, expanded with gated activations, trained, shrunk and trained again."""
         merged = shrink_graph(self.shallow(budget), example_inputs=self.example)
         grown = [n for n, m in merged.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
         grown = [n for n in grown if merged.get_submodule(n).kernel_size != (1, 1)]
-        names = ",".join(grown[1:])  # The stem was no block.
+        names = ",".join(grown[1:])  # Without the stem, which is not a merged block.
         wide = shrink_graph(
             merged,
             f"expand-linear{{names=[{names}],expansion=2,value=0.5}}",
@@ -305,7 +306,7 @@ class Bench:
         return self.recovered(narrow, f"depth-plus-{budget}", self.left(budget) - first, True)
 
     def scratch(self, budget: int) -> Any:
-        """The merged shape from random weights."""
+        """The merged network, trained from random weights."""
         merged = shrink_graph(self.shallow(budget), example_inputs=self.example)
         torch.manual_seed(SEED)
         fresh = with_norms(merged)
@@ -315,7 +316,7 @@ class Bench:
     # Width.
 
     def width(self, budget: int, kind: str, teacher: bool) -> Any:
-        """Pruned to the latency of ``depth``."""
+        """The base network, pruned to the latency of ``depth`` and recovered."""
         shape = self.shallow(budget)
         ratios = self.kept(f"ratio-{kind}-{budget}", lambda: self.ratio(shape, budget, kind))
         name = f"{kind}-{budget}" + ("-kd" if teacher else "")
@@ -349,20 +350,20 @@ class Bench:
             runs = (lambda: wanted.run(None, feeds), lambda: found.run(None, inputs))  # noqa: B023
             tried.append((ratio, paired_latency(*runs, pairs=25).speedup))
             low, high = (ratio, high) if tried[-1][1] < MATCH else (low, ratio)
-        # The least pruned of those that are fast enough.
+        # The smallest ratio that is fast enough.
         ratio, speed = min(pair for pair in tried if pair[1] >= MATCH)
         return {"ratio": ratio, "speed_beside_depth": speed}
 
-    # What all have in common.
+    # Helpers of all variants.
 
     def recovered(self, module: Any, name: str, epochs: int, teacher: bool, **options: Any) -> Any:
-        """Train on what was cut; the learning rate is half of the base network's."""
+        """Train a changed network with half of the base network's learning rate."""
         if teacher:
             options |= {"teacher": self.base(), "distill_weight": 0.7}
         return self.trained(module, name, epochs, self.config.lr / 2, **options)
 
     def kept(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A measured number that later runs must find as it was."""
+        """A measurement, read from the folder if an earlier run stored it: later runs must use the same value."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             with urgent(self.urgency):
@@ -383,7 +384,7 @@ class Bench:
         return path
 
     def accuracy(self, path: Path) -> float:
-        """On all test images, in onnxruntime."""
+        """The accuracy of an ONNX file on all test images, in onnxruntime."""
         run, right = session(path, threads=1), 0
         name = run.get_inputs()[0].name
         for x, y in Batches(self.images, 500, train=False):
@@ -391,7 +392,7 @@ class Bench:
         return right / len(self.images.test)
 
     def variants(self) -> Iterator[tuple[str, str, int, Callable[[], Any]]]:
-        """Name, kind, budget and how it is made."""
+        """For each variant: name, kind, budget, and a function that trains it."""
         yield "base", "base", 0, self.base
         for i, b in enumerate(self.config.budgets):
             yield f"depth-{b}-kd", "depth-kd", b, lambda b=b: self.depth(b, True)
@@ -406,7 +407,7 @@ class Bench:
                 yield f"scratch-{first}", "scratch", first, lambda b=first: self.scratch(b)
 
     def run(self) -> None:
-        """Train whatever is not there yet, export it, and note its accuracy and size."""
+        """Train and export each missing variant, and store its accuracy and size."""
         for name, kind, budget, make in self.variants():
             path = self.folder / f"{name}.json"
             if path.exists():
@@ -428,7 +429,7 @@ class Bench:
 
 
 def rounds(calls: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of each call, all of them in turn in every round, in an order that changes."""
+    """Seconds of each call in each round; every round makes all calls, in random order."""
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     rng = np.random.default_rng(SEED)
@@ -444,7 +445,7 @@ def rounds(calls: dict[str, Callable[[], object]], count: int) -> dict[str, list
 def runtimes(
     folder: Path, names: list[str]
 ) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """What each network is timed by: a runtime with a batch size, and a call for each network."""
+    """For each runtime and batch size: its title, and a call that runs each network once, by name."""
     for batch in (1, 64):
         calls: dict[str, Callable[[], object]] = {}
         for name in names:
@@ -456,13 +457,13 @@ def runtimes(
     if not torch.cuda.is_available():
         print("torch CUDA is left out: there is no GPU")
     elif find_spec("onnx2torch") is None:
-        print("torch CUDA is left out: pip install onnx2torch, which reads the same files")
+        print("torch CUDA is left out: pip install onnx2torch, which converts the files to torch")
     else:
         yield "torch CUDA, batch 128", cuda(folder, names)
 
 
 def litert(folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """The same files through graphshrink's TFLite target, where that and LiteRT are installed."""
+    """The same files, converted by graphshrink's TFLite target, if LiteRT is installed."""
     try:
         from ai_edge_litert.interpreter import Interpreter
 
@@ -514,7 +515,7 @@ def cuda(folder: Path, names: list[str]) -> dict[str, Callable[[], object]]:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Latencies of everything that is there, each as a paired ratio to the base network."""
+    """Latencies of all variants that were trained, each as a paired ratio to the base network."""
     files = sorted(folder.glob("*.json"))
     records = [r for r in (json.loads(f.read_text()) for f in files) if "accuracy" in r]
     names = [record["name"] for record in records]
@@ -537,7 +538,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def verdict(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each runtime, the shallow network that beats a pruned one by most among those GOAL[1] times as fast."""
+    """For each runtime, the pair of a shallow and a pruned network with the largest gain in accuracy, among pairs with the speed of GOAL."""
     found: dict[str, Any] = {}
     for title in records[0]["latency"]:
         pairs = [
@@ -559,7 +560,7 @@ def verdict(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A table in Markdown."""
+    """The results as a Markdown table."""
     titles = list(result["records"][0]["latency"])
     lines = [
         "| network | accuracy | MACs | parameters | " + " | ".join(titles) + " |",
@@ -577,7 +578,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Accuracy over latency, one picture for each runtime."""
+    """Plot accuracy over latency, one panel for each runtime."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -600,7 +601,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran, in general words."""
+    """The hardware and the versions, for the JSON."""
     packages = ("torch", "onnxruntime", "torch-pruning", "graphshrink")
     model = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
@@ -624,10 +625,14 @@ def main() -> None:
     """Train, or measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="CIFAR-10: a folder or .npz file")
-    parser.add_argument("--results", required=True, type=Path, help="where everything is kept")
+    parser.add_argument(
+        "--results", required=True, type=Path, help="folder for checkpoints and results"
+    )
     parser.add_argument("--config", choices=CONFIGS, default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--measure", action="store_true", help="time what is there and report")
+    parser.add_argument(
+        "--measure", action="store_true", help="time the trained variants and report"
+    )
     parser.add_argument("--urgency", type=int, help="niceness while latencies are matched")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()

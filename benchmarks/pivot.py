@@ -1,15 +1,15 @@
-"""Latency of pivoted layers and networks as paired ratios to the dense ones, and the search for blocks.
+"""Latency of pivoted layers and networks, as paired ratios to the dense ones, and quality of the search for blocks.
 
-Each layer is a model of its own, or one of several in a row (``--depth``), with weights in blocks that ``pivot`` finds in
-its zeros; dense and pivoted runs alternate, on one thread. The ratio counts the whole call, with inputs and outputs
-bound; about 4 us are the call itself. Run from a checkout, on a machine that does nothing else::
+A model is one layer, or several in a row (``--depth``), with weights whose zeros form the blocks that ``pivot``
+finds; dense and pivoted runs alternate, on one thread. The ratio compares whole calls, with inputs and outputs
+bound; the call itself takes about 4 us. Run from a checkout, on an idle machine::
 
     python benchmarks/pivot.py [--what fc,conv,networks,search] [--runtime onnxruntime,litert] [--depth 1,4] [--json]
 
-``fc``: n x n dense layers, and as the ratio ``thin`` what one dense layer of n / k x n weights would gain; ``conv``: 3 x 3
-convolutions on 14 x 14 pixels; ``networks``: one in the style of AlexNet, and the MLPs of a transformer encoder;
-``search``: the mass that orders keep of a 1024 x 1024 matrix of squares of Student's t (3
-degrees of freedom) in 16 blocks, beside METIS with assignment and swaps where pymetis is installed.
+``fc``: n x n dense layers; the column ``thin`` is the speed-up of one dense layer of n / k x n weights. ``conv``: 3 x 3
+convolutions on 14 x 14 pixels. ``networks``: one in the style of AlexNet, and the MLPs of a transformer encoder.
+``search``: the share of the squared weights that orders keep of 1024 x 1024 matrices in 16 blocks, compared with METIS with
+assignment and swaps if pymetis is installed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from graphshrink.passes.blocks.search import Side, kept_mass, search_blocks
 from graphshrink.running.latency import PairedLatency, paired_latency_for
 
 BAR = 0.7
-"""The speed-up that is wanted is this part of the number of blocks."""
+"""The goal for the speed-up, as a share of the number of blocks."""
 
 
 def model(nodes: list[Any], weights: dict[str, Any], x: list[int], y: list[int]) -> onnx.ModelProto:
-    """An ONNX model from x to y."""
+    """An ONNX model with input x and output y."""
     graph = helper.make_graph(
         nodes, "layers",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
@@ -55,14 +55,14 @@ def model(nodes: list[Any], weights: dict[str, Any], x: list[int], y: list[int])
 
 
 def thin(n: int, k: int, batch: int) -> onnx.ModelProto:
-    """One dense layer of a k-th of the outputs: as many weights as k blocks, and nothing to reorder."""
+    """One dense layer with 1 / k of the outputs: the same number of weights as k blocks, without any reordering."""
     weights = {"w": np.ones((n // k, n), np.float32), "b": np.ones(n // k, np.float32)}
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", transB=1)]
     return model(nodes, weights, [batch, n], [batch, n // k])
 
 
 def layers(kind: str, n: int, k: int, batch: int, depth: int) -> onnx.ModelProto:
-    """Layers in a row with an activation behind each but the last, in blocks of the present order; dense for k = 1."""
+    """Layers in a row with ReLUs between them, in k blocks of the present order; dense for k = 1."""
     rng = np.random.default_rng(0)
     nodes, weights, value = [], {}, "x"
     labels = contiguous_labels(capacities(n, k))
@@ -94,7 +94,7 @@ def layers(kind: str, n: int, k: int, batch: int, depth: int) -> onnx.ModelProto
 
 
 class InOnnxruntime:
-    """A model with its input and its output bound, on one thread."""
+    """A model in onnxruntime with bound input and output, on one thread."""
 
     def __init__(self, made: onnx.ModelProto, x: Any) -> None:
         options = onnxruntime.SessionOptions()
@@ -119,7 +119,7 @@ class InOnnxruntime:
 
 
 class InLitert:
-    """The same in LiteRT, through this package's own target."""
+    """A model in LiteRT on one thread, written by the target ``tflite``."""
 
     def __init__(self, made: onnx.ModelProto, x: Any) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -146,7 +146,7 @@ class InLitert:
 
 
 def as_layout(x: Any, shape: tuple[int, ...]) -> Any:
-    """Channels first or last, whichever has this shape."""
+    """An array in the layout, channels first or last, that has this shape."""
     if shape == x.shape or x.ndim != 4:
         return x
     turned = x.transpose(0, 2, 3, 1)
@@ -162,7 +162,7 @@ RUNTIMES: dict[str, tuple[str, Runner]] = {
 
 
 def missing(runtime: str) -> str:
-    """Why a runtime cannot be measured here; empty if it can."""
+    """The reason why a runtime cannot be measured here; empty if it can."""
     if runtime == "litert":
         for name in ("ai_edge_litert", "graphshrink.targets.tflite"):
             if importlib.util.find_spec(name) is None:
@@ -177,14 +177,14 @@ def pair(
     run: Runner,
     budget: float,
 ) -> PairedLatency:
-    """Time both, after the pivoted model agreed with the one that it was made from."""
+    """Time dense and pivoted model; exits if the pivoted model has other outputs than ``same``, from which it was made."""
     x = inputs(dense)
     a, b, c = (run(made, x) for made in (dense, pivoted, same))
     b()
     c()
     want, got = c.output(), b.output()
     if not np.allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max()):
-        sys.exit("the pivoted model gives other outputs")
+        sys.exit("the pivoted model has other outputs")
     return paired_latency_for(budget, a, b)
 
 
@@ -197,7 +197,7 @@ def inputs(made: onnx.ModelProto) -> Any:
 def measure_layers(
     kind: str, runtime: str, depths: list[int], budget: float
 ) -> Iterator[dict[str, Any]]:
-    """All sizes of one kind of layer."""
+    """Measure all sizes of one kind of layer."""
     target, run = RUNTIMES[runtime]
     sizes = (512, 1024, 2048, 4096) if kind == "fc" else (128, 256)
     for depth in depths:
@@ -288,7 +288,7 @@ def networks() -> dict[str, tuple[onnx.ModelProto, str]]:
 
 
 def measure_networks(budget: float) -> Iterator[dict[str, Any]]:
-    """Whole networks in onnxruntime, masked at random and pivoted, beside the dense ones."""
+    """Measure whole networks in onnxruntime, with random blocks, pivoted, compared with the dense ones."""
     for name, (dense, names) in networks().items():
         for k in (2, 4, 8):
             masked = shrink(dense, f"mask-blocks{{blocks={k},layers={names}}}")
@@ -315,7 +315,7 @@ def measure_networks(budget: float) -> Iterator[dict[str, Any]]:
 
 
 def metis_blocks(saliency: Any, k: int, heavy: int = 8) -> Blocks | None:
-    """METIS on the heaviest entries, then assignment of rows and columns in turns until no swap helps."""
+    """METIS on the heaviest entries, then assignment of rows and columns in turn until nothing improves."""
     try:
         import pymetis
     except ImportError:
@@ -343,7 +343,7 @@ def metis_blocks(saliency: Any, k: int, heavy: int = 8) -> Blocks | None:
 
 
 def heavy_tailed() -> dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]]:
-    """Weights by name, the least heavy tails first; those of the last two lie in whole rows and columns."""
+    """Distributions of weights by name, the lightest tails first; in the last two, whole rows and columns are large."""
 
     def scaled(rng: np.random.Generator, size: tuple[int, int], draw: Callable[..., Any]) -> Any:
         return rng.standard_normal(size) * draw(size=(size[0], 1)) * draw(size=(1, size[1]))
@@ -368,11 +368,12 @@ def heavy_tailed() -> dict[str, Callable[[np.random.Generator, tuple[int, int]],
 
 
 def measure_search() -> Iterator[dict[str, Any]]:
-    """Kept mass and seconds of one core, for a few matrices."""
+    """Measure kept squared weights and CPU seconds of the search, for a few matrices."""
     n, k = 1024, 16
     side = Side(capacities(n, k))
     present = Blocks(contiguous_labels(side.sizes), contiguous_labels(side.sizes), k)
-    search_blocks(np.ones((4, 4)), Side(capacities(4, 2)), Side(capacities(4, 2)))  # Imports.
+    # A first, small search, so that imports are not timed.
+    search_blocks(np.ones((4, 4)), Side(capacities(4, 2)), Side(capacities(4, 2)))
     for name, draw in heavy_tailed().items():
         for seed in range(3):
             saliency = draw(np.random.default_rng(seed), (n, n)) ** 2
@@ -388,7 +389,7 @@ def measure_search() -> Iterator[dict[str, Any]]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A Markdown table."""
+    """Print rows as a Markdown table."""
     names = list(dict.fromkeys(name for row in rows for name in row))
 
     def cell(value: Any) -> str:
@@ -405,14 +406,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure, and print tables or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", default="fc,conv,networks,search")
     parser.add_argument("--runtime", default="onnxruntime,litert")
     parser.add_argument("--depth", default="1,4", help="how many layers in a row")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="about how long each pair is timed"
-    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="approximate time for each pair")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     depths = [int(d) for d in given.depth.split(",")]

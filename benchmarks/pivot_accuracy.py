@@ -1,25 +1,25 @@
-"""Accuracy of a network with pivoted layers, beside other ways to make the layers smaller or faster.
+"""Accuracy of a network with pivoted layers, compared with other ways to make the layers smaller or faster.
 
 An MLP with a 512 x 512 layer in the middle (scikit-learn's digits), or a small convolutional network whose 128 x 128 x
-3 x 3 convolutions are cut (CIFAR-10, ``--data PATH``: what ``graphshrink.datasets`` reads). Everything else stays as it
-is. For k = 4, 8, 16:
+3 x 3 convolutions are compressed (CIFAR-10, ``--data PATH``, in any format of ``graphshrink.datasets``). All other layers
+stay unchanged. For k = 4, 8, 16:
 
-- one-shot: the blocks of the present order (identity) or of the best order, weights as they are;
-- refit: the same with ridge regression on training inputs, which is what ``pivot`` does by default;
-- mask-trained: blocks drawn at random, from random weights, for the epochs of the dense network. They are pivoted before
-  they are trained, which is faster: the masked network has the same outputs and gradients;
-- low-rank: singular vectors at the same number of weights;
-- channels: those of least norm removed on both sides of the layers, down to the latency of the pivoted network or to
-  the number of its weights.
+- one-shot: the blocks of the present order (identity) or of the best order, with unchanged weights;
+- refit: the same with ridge regression on training inputs, which is the default of ``pivot``;
+- mask-trained: random blocks, trained from random weights for as many epochs as the dense network. The network is pivoted
+  before it is trained, which is faster: the masked network has the same outputs and gradients;
+- low-rank: a truncated singular value decomposition with the same number of weights;
+- channels: the channels of smallest norm are removed on both sides of the layers, down to the latency of the pivoted network
+  or to its number of weights.
 
-*Fine-tuned* is a fourth of the dense network's epochs (one at least) more. Latency is that of the whole network, emitted as ONNX,
-in onnxruntime on one thread, at ``--batch`` images a call: 1 for the convolutional network, as where pictures come one
-by one; 128 for the MLP, a row of which takes little longer than the call itself.
+*Fine-tuned* means further training for a quarter of the dense network's epochs (at least one). Latency is measured on the whole
+network, emitted as ONNX, in onnxruntime on one thread, with ``--batch`` images per call: 1 for the convolutional network, because
+images often come one by one; 128 for the MLP, because one row takes little longer than the call itself.
 
-An interrupted run goes on where it was if it has a folder::
+An interrupted run with ``--out`` continues where it stopped::
 
     OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py [--data PATH] [--out FOLDER] [--json FILE]
-    OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py --data PATH --out FOLDER --latency   # latencies alone
+    OMP_NUM_THREADS=1 python benchmarks/pivot_accuracy.py --data PATH --out FOLDER --latency   # latencies only
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def convnet() -> nn.Sequential:
 
 
 def as_trained(x: Any) -> Any:
-    """A model or images in the layout in which convolutions train fastest on a CPU."""
+    """A model or images in channels-last layout, in which convolutions train fastest on a CPU."""
     if isinstance(x, torch.Tensor) and x.dim() != 4:
         return x
     return x.to(memory_format=torch.channels_last)
@@ -125,7 +125,7 @@ def train(model: nn.Module, data: Data, epochs: int, rate: float, seed: int) -> 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data) -> float:
-    """The part of the test images that are classified rightly."""
+    """The share of the test images that are classified correctly."""
     model = as_trained(model)
     right = [
         (model(x).argmax(1) == y).float()
@@ -136,16 +136,16 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 @dataclass
 class Task:
-    """A network, its data, and the layers that are cut.
+    """A network, its data, and the layers that are compressed.
 
     Attributes:
         data: Images and classes to train and to test on.
         make: Makes the network.
         layers: Names of the layers.
         width: The channels on both sides of each layer.
-        samples: How many training images are calibration data.
+        samples: The number of training images that are calibration data.
         epochs: Epochs of training.
-        folder: What is done is kept here.
+        folder: The folder where results are stored, or ``None``.
     """
 
     data: Data
@@ -160,12 +160,12 @@ class Task:
         self.data = (as_trained(self.data[0]), self.data[1], as_trained(self.data[2]), self.data[3])
 
     def kept(self, name: str) -> dict[str, Any]:
-        """What an earlier run has kept under this name."""
+        """The results that an earlier run stored under this name; empty if there are none."""
         path = self.folder and self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path and path.exists() else {}
 
     def keep(self, name: str, found: dict[str, Any]) -> None:
-        """Keep it."""
+        """Store results under a name."""
         if self.folder:
             write_json(str(self.folder / f"{name}.json"), found)
 
@@ -190,7 +190,7 @@ class Task:
         )  # fmt: skip
 
     def pivot(self, model: nn.Module, k: int, options: str, **how: Any) -> ShrinkResult:
-        """After ``pivot``; fails if a layer was refused."""
+        """The result of ``pivot``; exits if a layer was refused."""
         names = ",".join(self.layers)
         result = shrink(
             model, f"pivot{{blocks={k},layers=[{names}],force=true,{options}}}",
@@ -207,16 +207,16 @@ class Task:
         return made
 
     def same_weights(self, k: int) -> list[int]:
-        """How many channels on each side make a k-th of the weights of a layer."""
+        """The number of channels at each border of the layers that leaves 1 / k of a layer's weights."""
         return [round(self.width / k**0.5)] * (len(self.layers) + 1)
 
     def tuned(self, model: nn.Module, seed: int) -> nn.Module:
-        """Trained on."""
+        """The network after fine-tuning."""
         return train(model, self.data, max(1, self.epochs // 4), 1e-3, seed)
 
 
 def measure(task: Task, ks: list[int], seed: int, widths: dict[str, list[int]]) -> dict[str, Any]:
-    """All accuracies for one seed, by way and k."""
+    """All accuracies for one seed, by method and k."""
     found = task.kept(f"seed-{seed}")
 
     def note(way: str, k: int, make: Callable[[], nn.Module], tune: bool = False) -> None:
@@ -247,18 +247,18 @@ def measure(task: Task, ks: list[int], seed: int, widths: dict[str, list[int]]) 
 
 
 def trained_in_blocks(task: Task, k: int, seed: int) -> nn.Module:
-    """Mask, pivot, train; fails if the pivoted network is not the masked one."""
+    """Mask, pivot, train; exits if the pivoted network computes something else than the masked one."""
     masked = task.masked(k, seed)
     made = task.pivoted(masked, k, "method=zeros")
     some = task.data[2][:100]
     with torch.no_grad():
         if not torch.allclose(made(some), masked(some), atol=1e-5):
-            sys.exit("the pivoted network is not the masked one")
+            sys.exit("the pivoted network has other outputs than the masked one")
     return train(made, task.data, task.epochs, 2e-3, seed)
 
 
 def latencies(task: Task, ks: list[int], batch: int, seconds: float) -> dict[str, Any]:
-    """How much faster than dense each way is, and the widths of equal latency; weights are those of the first seed."""
+    """The speed-up of each method over dense, and the widths of equal latency; the weights are those of the first seed."""
     found = task.kept(f"latency-{batch}")
     if found:
         return found
@@ -297,7 +297,7 @@ def latencies(task: Task, ks: list[int], batch: int, seconds: float) -> dict[str
 
 
 def figures(found: PairedLatency) -> dict[str, Any]:
-    """For JSON."""
+    """A paired latency as a dict for JSON."""
     return {
         "ratio": found.speedup,
         "interval": found.interval,
@@ -306,7 +306,7 @@ def figures(found: PairedLatency) -> dict[str, Any]:
 
 
 def show(table: dict[str, dict[str, Any]], ks: list[int]) -> None:
-    """A Markdown table of ways by k."""
+    """Print a Markdown table of methods by k."""
     print("\n| way | " + " | ".join(f"k = {k}" for k in ks) + " |")
     print("| --- |" + " --- |" * len(ks))
     for name, row in table.items():
@@ -321,10 +321,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="training epochs")
     parser.add_argument("--blocks", default="4,8,16")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, help="images a call, for latencies")
+    parser.add_argument("--batch", type=int, help="images per call, for latencies")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each pair is timed")
-    parser.add_argument("--latency", action="store_true", help="measure latencies alone")
-    parser.add_argument("--out", type=Path, help="keep what is done in this folder")
+    parser.add_argument("--latency", action="store_true", help="measure latencies only")
+    parser.add_argument("--out", type=Path, help="store results in this folder, to continue later")
     parser.add_argument("--json", help="write all figures to this file")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -347,7 +347,7 @@ def main() -> None:
         mean = {w: {k: statistics.mean(r[w][k] for r in runs) for k in runs[0][w]} for w in ways}
         show({w: {k: f"{v:.1%}" for k, v in row.items()} for w, row in mean.items()}, ks)
     print(
-        f"\nlatency: how many times faster than the dense network, {speed['batch']} images a call"
+        f"\nlatency: how many times faster than the dense network, {speed['batch']} images per call"
     )
     rows = {
         w: {k: f"{v['ratio']:.2f}" for k, v in row.items()} for w, row in speed["faster"].items()

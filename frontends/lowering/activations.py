@@ -11,7 +11,7 @@ from ...ir import Value
 from .base import Lowered
 
 HARD_SIGMOID = (1 / 6, 0.5)
-"""The numbers of torch's hard sigmoid, and of the one inside HardSwish."""
+"""The parameters of torch's hard sigmoid; HardSwish contains the same function."""
 
 
 def activation(kind: str, x: Value, params: Sequence[float] = ()) -> Lowered | None:
@@ -24,7 +24,7 @@ def activation(kind: str, x: Value, params: Sequence[float] = ()) -> Lowered | N
 
 
 def clip(x: Value, low: Any, high: Any) -> Lowered | None:
-    """A clip between two numbers, open where one is ``None``; between 0 and 6 a ReLU6."""
+    """A clip between two numbers; ``None`` means no limit. A clip between 0 and 6 is a ReLU6."""
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
     if not all(isinstance(e, (int, float)) and not math.isnan(e) for e in ends):
         return None
@@ -36,12 +36,12 @@ def clip(x: Value, low: Any, high: Any) -> Lowered | None:
 
 
 def gelu(x: Value, approximate: Any) -> Lowered | None:
-    """GELU, or its approximation by tanh where ``approximate`` is ``"tanh"``."""
+    """GELU, or its approximation by tanh if ``approximate`` is ``"tanh"``."""
     return activation("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
 def softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax], x: Value, axis: int) -> Lowered:
-    """A softmax, or its logarithm, along an axis that is counted from the front where the rank is known."""
+    """A softmax, or its logarithm; the axis becomes nonnegative if the rank is known."""
     rank = x.type.rank
     return kind(axis + rank if rank and axis < 0 else axis), [x]
 

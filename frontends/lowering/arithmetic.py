@@ -1,4 +1,4 @@
-"""Arithmetic with constants as scales, and functions of one number."""
+"""Arithmetic with constants, read as Scale; and elementwise functions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...ir.tensor import reshaped
 from .base import Lowered, Operand
 
 _OF_INTEGERS = ("abs", "neg", "sign")
-"""The kinds of ``Unary`` that take integers too."""
+"""The kinds of ``Unary`` that also accept integers."""
 
 
 def function(kind: str, x: Value) -> Lowered | None:
-    """A function of one number; ``None`` for element types that the IR's function does not take."""
+    """An elementwise function; ``None`` for element types that the IR's function does not accept."""
     dtype = x.type.dtype
     if dtype is None or (kind == "not") != (dtype is DType.BOOL):
         return None
@@ -25,11 +25,11 @@ def function(kind: str, x: Value) -> Lowered | None:
 
 
 def scaled(kind: str, a: Any, b: Any) -> Lowered | None:
-    """``a kind b`` as a Scale, where one of them is a constant that scales the other; ``None`` where none is.
+    """``a kind b`` as a Scale, if one of them is a constant scalar or vector along one axis; otherwise ``None``.
 
     Args:
         kind: ``"Add"``, ``"Sub"``, ``"Mul"`` or ``"Div"``.
-        a: A value, or a constant that is none of the graph's yet; anything else is no operand of a Scale.
+        a: A value, or a constant that is not in the graph yet; anything else cannot be an operand of a Scale.
         b: Likewise.
     """
     for x, c, swapped in ((a, b, False), (b, a, True)):
@@ -45,7 +45,7 @@ def scaled(kind: str, a: Any, b: Any) -> Lowered | None:
 
 
 def scale_place(x: TensorType, constant: Tensor) -> tuple[int, int] | None:
-    """Where a constant operand scales ``x``: (axis, 1 or the size of that axis); ``None`` if it does not."""
+    """The axis along which a constant scales ``x``, and the constant's size (1 or that of the axis); ``None`` if it is no scale."""
     if not x.rank or not constant.dtype.is_wide_float or x.dtype is not constant.dtype:
         return None
     if len(constant.shape) > x.rank:

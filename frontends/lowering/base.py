@@ -1,4 +1,4 @@
-"""What a rule returns: an op with its operands, or several of them."""
+"""The result of a rule: an op with its operands, or several such steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir import Op, Tensor, Value
 
 Operand = Value | Tensor | None
-"""An operand of an op: a value, a tensor that a rule computed, or ``None`` where it is left out."""
+"""An operand of an op: a value, a tensor that a rule computed, or ``None`` if it is left out."""
 
 Lowered = tuple[Op, Sequence[Operand]]
 """An op and its operands: the result of a rule."""
@@ -16,11 +16,11 @@ Lowered = tuple[Op, Sequence[Operand]]
 
 @dataclass(frozen=True)
 class Step:
-    """A result of an earlier one of several steps.
+    """A result of an earlier step, used as an operand of a later one.
 
     Attributes:
-        number: The step.
-        result: Which of its results.
+        number: The number of the step.
+        result: The number of the result.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Steps:
 
     Attributes:
         parts: The ops in order, each with its operands.
-        results: The tensors of a call that returns several; without them, it returns the last step's.
+        results: The results of a call that returns several tensors; if ``None``, the call returns those of the last step.
     """
 
     parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
@@ -55,12 +55,12 @@ class Builder:
         self.parts: list[tuple[Op, Sequence[Operand | Step]]] = []
 
     def add(self, op: Op, *operands: Operand | Step) -> Step:
-        """Append an op; the result is its first result, as an operand of later ones."""
+        """Append an op; returns its first result, as an operand for later steps."""
         self.parts.append((op, operands))
         return Step(len(self.parts) - 1)
 
     def chain(self, lowered: tuple[Op, Sequence[Operand | Step]] | Lowered) -> Step:
-        """Append what a rule returned."""
+        """Append the op that a rule returned; returns its first result."""
         op, operands = lowered
         return self.add(op, *operands)
 
@@ -70,7 +70,7 @@ class Builder:
 
 
 def first_of_several(lowered: Lowered | None) -> Steps | None:
-    """The steps of a call that returns several tensors, of which an op computes the first."""
+    """The steps of a call that returns several tensors, if an op computes the first one and the others are unused."""
     return None if lowered is None else Steps((lowered,), {(0,): Step(0)})
 
 

@@ -1,4 +1,4 @@
-"""Picks along an axis in canonical form."""
+"""Gather, Select and Embedding in canonical form."""
 
 from __future__ import annotations
 

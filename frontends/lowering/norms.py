@@ -14,7 +14,7 @@ _LARGE = 1 << 17
 """Longer vectors are not checked at import, so that they stay lazy."""
 
 _CANCELLED = 64
-"""How many times a negative variance may be larger than its sum with epsilon: then float32 loses 6 bits of it."""
+"""The largest ratio of a negative variance to its sum with epsilon; at this ratio, float32 loses 6 bits in the sum."""
 
 
 def batch_norm_scale(
@@ -24,7 +24,7 @@ def batch_norm_scale(
 
     Raises:
         LeftAlone: If a number is not finite, or a variance is so negative that adding epsilon does not make
-            a safe divisor of it: what such a batch norm computes depends on how its host rounds.
+            it a safe divisor: the result of such a batch norm depends on how its host rounds.
     """
     _check(gamma, beta, mean, var, eps)
 

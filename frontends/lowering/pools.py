@@ -19,14 +19,14 @@ def average_pool(
     ceil_mode: bool = False,
     counts_padding: bool = False,
 ) -> Lowered:
-    """An average pool; where nothing is padded, it does not count padding."""
+    """An average pool in canonical form: without padding, ``counts_padding`` is false."""
     counted = counts_padding and any(pads)
     window = tuple(strides), tuple(pads), tuple(dilations), tuple(kernel)
     return ir.AveragePool(*window, ceil_mode, counted), [x]
 
 
 def reduce(kind: str, x: Value, axes: Sequence[int], keepdims: bool) -> Lowered:
-    """A reduction over axes counted from the front; a mean over all positions of an image is a global pool."""
+    """A reduction over nonnegative axes; a mean over all spatial axes is a GlobalAveragePool."""
     rank, dtype = x.type.rank, x.type.dtype
     axes = tuple(sorted(axes))
     spatial = rank in ir.GlobalAveragePool.RANKS and axes == tuple(range(2, rank))
@@ -36,6 +36,6 @@ def reduce(kind: str, x: Value, axes: Sequence[int], keepdims: bool) -> Lowered:
 
 
 def global_max(x: Value) -> Lowered | None:
-    """The maximum over all positions, kept as axes of size 1."""
+    """The maximum over all spatial axes, which stay as axes of size 1."""
     rank = x.type.rank
     return (ir.Reduce("max", tuple(range(2, rank)), True), [x]) if rank and rank > 2 else None

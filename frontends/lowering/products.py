@@ -1,4 +1,4 @@
-"""Matrix products: with a constant matrix on the right they are dense layers."""
+"""Matrix products; a product with a constant matrix on the right is a dense layer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def matmul(a: Value, b: Value) -> Lowered | None:
 
 
 def einsum(equation: str, a: Value, b: Value) -> Steps | None:
-    """An Einstein sum of two operands where it is a batched product of two matrices; ``None`` where it is not.
+    """An Einstein sum of two operands, if it is a batched product of two matrices; otherwise ``None``.
 
-    Each operand has the letters of the batch, one of its own, and one that is summed over. With a constant matrix as the
-    second operand, the first may have several letters of its own.
+    Each operand has the letters of the batch, one letter of its own, and the letter that is summed over. With a constant
+    matrix as the second operand, the first may have several letters of its own.
     """
     found = _letters(equation)
     if found is None or a.type.dtype is not b.type.dtype:
@@ -52,7 +52,7 @@ def einsum(equation: str, a: Value, b: Value) -> Steps | None:
 
 
 def _letters(equation: str) -> tuple[str, str, str] | None:
-    """The letters of both operands and of the result, where one letter is summed over and the second has one of its own."""
+    """The letters of both operands and of the result; ``None`` unless one letter is summed over and the second operand has one of its own."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not arrow or len(terms) != 2 or not all(t.isalpha() for t in (*terms, out)):

@@ -1,4 +1,4 @@
-"""Resizes in their one form."""
+"""Resizes in canonical form."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def resizing(
 ) -> ir.Resize:
     """A Resize in canonical form.
 
-    Integer factors are stored as scales, other known sizes as sizes. A scale that does not give an integer size stays,
-    because it decides on the coordinates.
+    Integer factors are stored as scales, other known sizes as sizes. Scales that do not give an integer size are kept,
+    because they determine the coordinates.
 
     Args:
         x: The type of the input.
         mode: The mode.
-        coordinates: How places are found.
+        coordinates: The coordinate mode.
         scales: One for each axis, or empty.
         sizes: One for each axis, or empty.
-        more: Further fields.
+        more: Further fields of the op.
     """
     dims = [x.dim(a) for a in range(x.rank or 0)]
     if dims and len(dims) == len(scales or sizes):

@@ -13,9 +13,9 @@ from .base import Lowered
 
 
 def reshaping(x: TensorType, target: tuple[int | None, ...]) -> Op:
-    """A reshape, which is a Flatten where it keeps the first axis and joins the rest.
+    """A Reshape; or a Flatten if it keeps the first axis and joins all others.
 
-    A first axis of unchanged size is copied rather than named, so that the batch size stays open.
+    If the size of the first axis does not change, it is copied instead of stated, so that the batch size stays free.
     """
     rest = [d for d in (x.shape or ())[1:] if isinstance(d, int)]
     known = x.rank is not None and x.rank > 1 and len(rest) == x.rank - 1 and 0 not in rest
@@ -39,9 +39,9 @@ def slicing(
     axes: Sequence[int],
     steps: Sequence[int],
 ) -> Op:
-    """A Slice that names only the axes that it cuts; an Identity where it takes everything.
+    """A Slice of only the axes that it shortens; an Identity if it keeps everything.
 
-    torch.export writes ``x[:, 1]`` with a slice of everything in front of it, up to version 2.8.
+    Up to torch 2.8, torch.export puts a slice that keeps everything in front of ``x[:, 1]``.
     """
     parts = [
         (start, end, axis, step)
@@ -55,7 +55,7 @@ def slicing(
 
 
 def _size(x: TensorType, axis: int) -> int:
-    """The size of an axis; where it is not known, the smallest end that is certainly behind it."""
+    """The size of an axis; if it is unknown, the smallest end that is certainly not inside it."""
     size = x.dim(axis)
     return size if isinstance(size, int) else 2**31 - 1
 
@@ -63,15 +63,15 @@ def _size(x: TensorType, axis: int) -> int:
 def expanding(
     x: Value | None, sizes: Sequence[int | Place | None], roots: SizeRoots
 ) -> Lowered | None:
-    """An Expand that names only the axes that grow; an Identity where none does.
+    """An Expand that states only the axes that grow; an Identity if none does.
 
     Args:
-        x: What is expanded.
-        sizes: The sizes: numbers, or the earliest axes that have them.
-        roots: What is known of the sizes of values.
+        x: The value to expand.
+        sizes: The new sizes: numbers, or the first axes that are known to have these sizes.
+        roots: The analysis that knows which sizes are equal.
 
     Returns:
-        The op and its inputs; ``None`` where a size is not known, or where sizes come from several values.
+        The op and its inputs; ``None`` if a size is unknown, or if sizes come from several values.
     """
     if x is None:
         return None
@@ -101,9 +101,9 @@ def expanding(
 
 
 MOST_COPIES = 16
-"""More copies of a tensor than these are not written as a Concat."""
+"""The largest number of copies of a tensor that is written as a Concat."""
 
 
 def repeated(x: Any, axis: int, times: int) -> tuple[Op, list[Any]]:
-    """Copies of a value, or of a step's result, side by side along an axis."""
+    """A Concat of copies of a value, or of a step's result, along an axis."""
     return ir.Concat(axis), [x] * times

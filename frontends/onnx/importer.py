@@ -1,8 +1,8 @@
 """ONNX models to IR graphs.
 
-Every host node becomes one IR node, canonical where the IR knows it and ``Opaque`` elsewhere; then
-spread-out spellings are raised (see :mod:`..raising.patterns`). Values keep their ONNX names as ``host``, nodes keep
-the indices of their host nodes as ``origin``, so that the emitter can copy what was not changed.
+Every host node becomes one or several IR nodes: canonical ops if a rule can read it, otherwise one ``Opaque`` node. Then
+patterns of several nodes are raised to one op (see :mod:`..raising.patterns`). Values keep their ONNX names as ``host``, and
+nodes keep the indices of their host nodes as ``origin``, so that the emitter can copy unchanged nodes.
 """
 
 from __future__ import annotations
@@ -74,20 +74,20 @@ def from_onnx(
     Args:
         model: The model, or the path of a file; external data is mapped, not read.
         fixed_shapes: Sizes of inputs to fix before anything else, by input name.
-        overridable_initializers: Initializers that are inputs as well stay inputs, which a caller may set.
-            Otherwise they are weights, and a note names them; they stay if the model has no other input.
-        remedy: For that note: how the user of this call keeps them as inputs.
-        inline: Replace local functions that contain linear layers, and Ifs whose condition is known, by what is in them;
-            notes say which. Otherwise an unchanged graph gives an equal model.
+        overridable_initializers: Keep initializers that are also listed as inputs as inputs.
+            Otherwise they become weights, and a note names them; they stay inputs if the model has no other input.
+        remedy: Text for that note: how the user can keep them as inputs.
+        inline: Inline local functions that contain linear layers, and replace each If with a known condition by its branch;
+            notes name them. Without it, an unchanged graph is emitted as an equal model.
 
     Raises:
-        ModelError: If the file cannot be read or must not be.
+        ModelError: If the file cannot be read, or reading it is not allowed.
         UsageError: If fixed shapes do not fit the inputs.
     """
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
     name = "the model" if isinstance(model, ModelProto) else os.fspath(model)
-    # read_model has read small external data of bodies and attributes into the model.
+    # The model may be larger than its file: read_model reads small external data of bodies and attributes into it.
     size = None if isinstance(model, ModelProto) else max(os.path.getsize(model), proto.ByteSize())
     check_bounds(proto, name, size)
     overridable = defaults(proto)
@@ -124,7 +124,7 @@ def from_onnx(
 
 
 def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
-    """The graph of a model in which each If with a known condition is the branch that it takes."""
+    """Import a model in which each If with a known condition is replaced by the branch that it takes."""
     resolved: list[str] = []
     for _ in range(_MOST_NESTED):
         importer = _Importer(proto, folder)
@@ -144,15 +144,15 @@ def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
 
 
 _MOST_NESTED = 16
-"""Ifs that are nested deeper are left."""
+"""Ifs that are nested deeper than this are not inlined."""
 
 
 def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
-    """An ONNX-born graph whose inputs with a default have become constants.
+    """Turn the inputs of an ONNX-born graph that have a default into constants.
 
     Args:
         graph: The graph.
-        model: What it is as an ONNX model. It is changed.
+        model: The graph, emitted as an ONNX model. It is changed.
     """
     hold_defaults(model)
     return _Importer(model, graph.host.base_dir).run()
@@ -161,11 +161,11 @@ def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
 def value_types(
     model: ModelProto, tensors: Mapping[str, Tensor], base_dir: Path | None = None
 ) -> dict[str, TensorType]:
-    """The types of all values of a model's graph, as far as they are stated or can be inferred.
+    """The types of all values of a model's graph, if they are stated or can be inferred.
 
     Args:
-        model: The model, in order; its initializers need not have their numbers.
-        tensors: The numbers of initializers that do not.
+        model: The model, with nodes in topological order; initializers may be placeholders without numbers.
+        tensors: The numbers of these placeholders.
         base_dir: The folder of its external data.
     """
     importer = _Importer(model, base_dir)
@@ -192,9 +192,9 @@ class _Importer:
         self.doubtful: set[str] = set()
         """Values whose stated type contradicts what an operator infers, and values computed from them."""
         self.others: dict[str, TypeProto] = {}
-        """The types of inputs and results that are no tensors."""
+        """The types of inputs and results that are not tensors."""
         self.decided: dict[str, bool] = {}
-        """The conditions of Ifs that are known, by the name of their first result."""
+        """The known conditions of Ifs, by the name of the If's first result."""
 
     def run(self) -> Graph:
         """The graph, with patterns of several nodes raised."""
@@ -207,7 +207,7 @@ class _Importer:
         return self.graph
 
     def read_graph(self) -> None:
-        """Make one node of the IR for each node of the host."""
+        """Read inputs, constants, nodes and outputs of the host graph into the IR."""
         host = self.model.graph
         self.types = stated_types(self.model)
         given = {v.name for v in host.input}
@@ -268,7 +268,7 @@ class _Importer:
         self.values[name] = value
 
     def _barrier_value(self, name: str) -> None:
-        """Add an opaque node for a value of the host that the IR has no tensor for (text, sparse tensors)."""
+        """Add an opaque node for a host constant that the IR cannot represent as a tensor (text, sparse tensors)."""
         node = self.graph.append(
             Opaque("onnx:initializer", pure=False),
             [],
@@ -292,7 +292,7 @@ class _Importer:
         steps: Steps | None = None
         reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
-        # A model of this node alone would look for the file in another folder.
+        # onnx and onnxruntime would look for the file in another folder if they are given this node alone.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
         entry = RULES.get(node.op_type) if known and any(node.output) else None
         if entry is not None and self.opset >= entry.since:
@@ -333,13 +333,13 @@ class _Importer:
             self.sizes.see(made, node)
 
     def _decide(self, node: NodeProto) -> None:
-        """Note which branch an If takes, where its condition is known."""
+        """Record which branch an If takes, if its condition is known."""
         condition = self.values[node.input[0]].data
         if condition is not None and condition.size == 1 and first_result(node):
             self.decided[first_result(node)] = bool(condition.numpy().reshape(-1)[0])
 
     def _append(self, node: NodeProto, steps: Steps, inputs: list[Value | None]) -> list[Node]:
-        """Append a host node as one or several nodes; the last one gives its results."""
+        """Append one or several IR nodes for a host node; the last one computes its results."""
         made: list[Node] = []
         last = len(steps.parts) - 1
         place = 0
@@ -435,7 +435,7 @@ class _Importer:
                 outputs[0].type = outputs[0].data.type
             return
         if node.op_type == "CastLike":
-            # Only the type of the second input matters; its numbers need not be known.
+            # Only the element type of the second input matters; its numbers may be unknown.
             data, like = self.values[node.input[0]].data, self.values[node.input[1]].type.dtype
             if data is not None and data.dtype is like:
                 outputs[0].data, outputs[0].type = LazyTensor(*_same(data)), data.type
@@ -461,7 +461,7 @@ class _Importer:
 
 
 def _inferred(steps: Steps) -> tuple[TensorType, ...] | None:
-    """The types of the results of the last step; ``None`` if a step does not know its result.
+    """The types of the results of the last step; ``None`` if a step cannot infer its result.
 
     Raises:
         InferenceError: If operands do not fit an op.
@@ -482,7 +482,7 @@ def _inferred(steps: Steps) -> tuple[TensorType, ...] | None:
 
 
 def _agreed(one: TensorType, other: TensorType) -> TensorType:
-    """What two types that contradict each other have in common."""
+    """The parts of two contradicting types that agree."""
     dtype = one.dtype if one.dtype is other.dtype else None
     if one.shape is None or other.shape is None or len(one.shape) != len(other.shape):
         return TensorType(dtype)
@@ -500,7 +500,7 @@ def _signature(node: NodeProto) -> str:
 
 
 def _same(data: Tensor) -> tuple[tuple[int, ...], DType, Callable[[], Any]]:
-    """Shape, type and numbers of a tensor, without its host object."""
+    """Shape, element type and loader of a tensor: the arguments of a ``LazyTensor`` without its host object."""
     return data.shape, data.dtype, data.numpy
 
 

@@ -1,6 +1,6 @@
-"""Nodes that stand for others: an If whose condition is known, and calls of local functions, are replaced by those others.
+"""Inlining: replaces calls of local functions by their nodes, and each If with a known condition by its branch.
 
-Both hide linear layers: what is inside a body or a function can neither be merged with what is outside nor be reordered.
+Both hide linear layers: layers inside a body or a function can neither be merged with layers outside nor be reordered.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ...hosts.onnx.scopes import bodies, rename
 from ...ir.errors import listed
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-"""Operators that a call is inlined for."""
+"""A function is inlined if it contains one of these operators."""
 
 _MOST_BYTES = 1 << 30
-"""Larger models are left as they are: onnx copies a model to inline its functions."""
+"""Functions of larger models are not inlined, because onnx copies the whole model for that."""
 
 
 def linear_functions(model: ModelProto) -> list[tuple[str, str]]:
-    """The local functions, by domain and name, that contain linear layers, themselves or in functions that they call."""
+    """The local functions, by domain and name, that contain linear layers, directly or in functions that they call."""
     inside = {
         (f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)}
         for f in model.functions
@@ -40,10 +40,10 @@ def linear_functions(model: ModelProto) -> list[tuple[str, str]]:
 
 
 def inline_functions(model: ModelProto) -> tuple[ModelProto, str]:
-    """Replace the calls of functions that contain linear layers by what is in them.
+    """Inline the functions that contain linear layers.
 
     Args:
-        model: The model, which is left as it is.
+        model: The model; it is not changed.
 
     Returns:
         A model without these functions, and a note that names them. The given model if there are none, if it is too large
@@ -98,11 +98,11 @@ def _with_defaults(model: ModelProto) -> ModelProto:
 
 
 def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
-    """Replace each If whose condition is known by the branch that it takes, in place.
+    """Replace each If with a known condition by the branch that it takes, in place.
 
     Args:
-        model: The model. Results inside the branch keep their names where these are unique.
-        decided: The conditions, by the name of the first result of the If.
+        model: The model. Results inside the branch keep their names if these are unique.
+        decided: The known conditions, by the name of the If's first result.
     """
     graph = model.graph
     defined = Counter(_definitions(graph))
@@ -127,14 +127,14 @@ def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
 
 
 def first_result(node: NodeProto) -> str:
-    """The name of a node's first result that has one."""
+    """The first result name of a node that is not empty; an empty text if there is none."""
     return next(filter(None, node.output), "")
 
 
 def _branch(
     model: ModelProto, node: NodeProto, body: GraphProto, defined: Counter[str]
 ) -> list[NodeProto]:
-    """The nodes of a branch under names of the outer graph; its constants become those of the model."""
+    """The nodes of a branch, renamed for the outer graph; the branch's constants are added to the model."""
     mapping: dict[str, str] = {}
     tensors = [t.name for t in body.initializer] + [s.values.name for s in body.sparse_initializer]
     made = [name for inner in body.node for name in inner.output if name]
@@ -184,7 +184,7 @@ def _unique(name: str, defined: Counter[str]) -> str:
 
 
 def _definitions(graph: GraphProto) -> Iterator[str]:
-    """Every name that a graph or one of its subgraphs defines, as often as it does."""
+    """Every name that a graph or one of its subgraphs defines, once for each definition."""
     yield from (v.name for v in graph.input)
     yield from (t.name for t in graph.initializer)
     yield from (s.values.name for s in graph.sparse_initializer)

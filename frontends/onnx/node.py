@@ -1,4 +1,4 @@
-"""An ONNX node with its inputs as IR values: what rules read."""
+"""An ONNX node with its inputs as IR values: the argument of a rule."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _HARMLESS = frozenset(
 
 @dataclass
 class OnnxNode:
-    """One host node, as its rule reads it.
+    """One host node, with helpers for its rule.
 
     Attributes:
         kind: The operator.
-        inputs: What it reads; ``None`` for an input that is left out.
-        outputs: How many results it has; trailing ones that nobody reads may not count.
+        inputs: The inputs; ``None`` for an input that is left out.
+        outputs: The number of results; optional ones that nothing reads may be left out.
         attributes: The host's attributes by name.
         opset: The version of the operator set.
-        known: The sizes that the model computes.
+        known: What is known of the sizes that the model computes.
     """
 
     kind: str
@@ -41,20 +41,20 @@ class OnnxNode:
 
     @property
     def understood(self) -> bool:
-        """Whether the rule read every attribute: an unread one may change what is computed."""
+        """Whether the rule read every attribute; an unread one could change the result."""
         return not self.attributes or self.attributes.keys() <= self._read | _HARMLESS
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        """An attribute as onnx gives it."""
+        """The value of an attribute, as onnx returns it."""
         self._read.add(name)
         return self.attributes.get(name, default)
 
     def input(self, index: int) -> Value | None:
-        """An input, ``None`` when it is left out."""
+        """An input; ``None`` if it is left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     def required(self, index: int) -> Value:
-        """An input that the operator cannot do without.
+        """A required input.
 
         Raises:
             ValueError: If it is left out; the node then stays opaque.
@@ -65,7 +65,7 @@ class OnnxNode:
         return value
 
     def data(self, index: int) -> Tensor | None:
-        """An input's tensor, when it is known."""
+        """The tensor of a constant input; ``None`` for other inputs."""
         value = self.input(index)
         return value.data if value is not None else None
 
@@ -75,7 +75,7 @@ class OnnxNode:
         return value.type if value is not None else TensorType()
 
     def ints(self, name: str, index: int | None = None) -> tuple[int, ...] | None:
-        """Integers from an attribute, or from a known input; ``None`` when absent or unknown."""
+        """Integers from an attribute, or from a constant input; ``None`` if absent or unknown."""
         found = self.attribute(name)
         if found is not None:
             return tuple(found) if isinstance(found, (list, tuple)) else (found,)
@@ -85,11 +85,11 @@ class OnnxNode:
         return tuple(int(v) for v in data.numpy().reshape(-1))
 
     def sizes(self, index: int) -> tuple[Size, ...] | None:
-        """The numbers of an input as far as they are known; ``None`` when nothing is."""
+        """The known numbers of an input that holds sizes; ``None`` if nothing is known."""
         return self.known.of(self.input(index))
 
     def is_own(self, axis: int, size: Size) -> bool:
-        """Whether a size that the model computes is that of an axis of the first input."""
+        """Whether a computed size is the size of an axis of the first input."""
         x = self.input(0)
         if x is None or not isinstance(size, tuple) or axis >= (x.type.rank or 0):
             return False
@@ -101,12 +101,12 @@ class OnnxNode:
         return found.decode() if isinstance(found, bytes) else str(found)
 
     def number(self, name: str, default: float) -> float:
-        """A float attribute as the shortest decimal that is the same float32."""
+        """A float attribute, as the shortest decimal that rounds to the same float32."""
         found = self.attribute(name)
         return default if found is None else shortest(found)
 
     def scalar(self, index: int) -> float | None:
-        """The number in a known input of one element; ``None`` when there is none."""
+        """The number in a constant input of one element; ``None`` for other inputs."""
         data = self.data(index)
         if data is None or data.size != 1:
             return None
@@ -114,14 +114,14 @@ class OnnxNode:
         return shortest(number) if data.dtype.value == "f32" else float(number)
 
     def flag(self, name: str, default: int = 0) -> bool:
-        """An integer attribute that means yes or no."""
+        """An integer attribute that is a boolean."""
         return bool(self.attribute(name, default))
 
     def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
-        """Axes counted from the front.
+        """Axes as nonnegative numbers.
 
         Raises:
-            ValueError: If there is no such axis, or one is named twice.
+            ValueError: If an axis does not exist or occurs twice.
         """
         found = tuple(axis_of(a, rank) for a in axes)
         if len(set(found)) != len(found):

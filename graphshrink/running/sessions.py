@@ -27,13 +27,13 @@ def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
 
 @contextmanager
 def emitted_session(graph: Graph) -> Iterator[Any]:
-    """An onnxruntime session of a graph that is emitted as ONNX.
+    """Open an onnxruntime session of a graph that is emitted as ONNX.
 
     Raises:
-        ModelError: If it cannot be emitted, or onnxruntime cannot load it.
+        ModelError: If the graph cannot be emitted, or onnxruntime cannot load it.
     """
     check_memory(graph, "the model")
-    # Imported before there is a temporary file, which an interrupted import would leave behind.
+    # Imported before the temporary folder is made: an interrupted import would leave the folder behind.
     import_module("onnxruntime")
     from ..targets.onnx.emitter import save_onnx
 
@@ -95,7 +95,7 @@ def fx_runner(inputs: Sequence[Any]) -> Callable[[Graph], list[Any]]:
 
 
 def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The tensors that a module returns; random numbers are the same in every run."""
+    """The tensors that a module returns, as arrays; random numbers are the same in every run."""
     import torch
     from torch.utils._pytree import tree_leaves, tree_map
 
@@ -118,10 +118,10 @@ def _run_module(module: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The tensors that the given module or exported program returns; it is not changed.
+    """The tensors that the user's module or exported program returns; the model is not changed.
 
     Raises:
-        ModelError: If it does not run.
+        ModelError: If the model does not run.
     """
     import torch
 
@@ -134,7 +134,7 @@ def run_given_module(model: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
-    """The outputs of a given ONNX file or ``ModelProto``.
+    """The outputs of the user's ONNX file or ``ModelProto``.
 
     Raises:
         ModelError: If onnxruntime cannot load or run it.
@@ -155,10 +155,10 @@ def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
 
 
 def running_module(graph: Graph) -> Any:
-    """The module of a graph from torch, after a test that it runs on fake tensors with the shapes of the example inputs.
+    """Emit a graph from torch as a module, and test that the module runs on fake tensors with the shapes of the example inputs.
 
     Raises:
-        ModelError: If it does not run, or torch cannot express the graph.
+        ModelError: If the module does not run, or torch cannot express the graph.
     """
     from ..frontends.torch.importer import DoesNotRun, shapes_of
     from ..targets.torch.emitter import to_fx
@@ -182,6 +182,6 @@ def first_line(error: BaseException) -> str:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, cut where it gets long."""
+    """An error's text on one line, cut after ``limit`` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,13 +1,13 @@
-"""Names of ONNX operators that are one op of the IR."""
+"""Names of the ONNX operators for the IR's ``Unary`` op."""
 
 from __future__ import annotations
 
 from ... import ir
 
 _OTHER_NAMES = {"isnan": "IsNaN", "isinf": "IsInf"}
-"""The operators whose names differ from the kind in more than the first letter."""
+"""Operators whose name differs from the kind in more than the first letter."""
 
 FUNCTIONS: dict[str, str] = {
     _OTHER_NAMES.get(kind, kind.capitalize()): kind for kind in ir.UNARY if kind != "rsqrt"
 }
-"""ONNX's operators of one number, and their kinds."""
+"""The kind of each elementwise ONNX operator, by its name."""

@@ -1,4 +1,4 @@
-"""Where the nodes of an ONNX-born graph came from, and the model that they came from."""
+"""Origins of the nodes of a graph from ONNX, and its host model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnx import ModelProto
 
 @dataclass(frozen=True)
 class OnnxOrigin:
-    """The host nodes that an IR node was made from.
+    """The host nodes from which an IR node was made.
 
     Attributes:
         nodes: Their indices in the host graph, in order.
-        inputs: ``Value.host`` of each IR input when the node was made.
+        inputs: ``Value.host`` of each IR input at the time when the node was made.
         outputs: The host names of the results.
         parts: Number of IR nodes made from this host node; it is copied only if all of them are unchanged.
     """
@@ -28,14 +28,14 @@ class OnnxOrigin:
 
 @dataclass(frozen=True)
 class OnnxHost:
-    """The host model of an ONNX-born graph.
+    """The host model of a graph from ONNX.
 
     Attributes:
-        model: The model, which nobody may change.
-        base_dir: The folder of its external data, when it came from a file.
+        model: The model, which must not be changed.
+        base_dir: The folder of its external data, if it was read from a file.
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
-        idle: Names of constants that nothing read from the start.
+        idle: Names of constants that nothing read in the host model.
     """
 
     model: ModelProto

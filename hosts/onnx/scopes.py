@@ -1,4 +1,4 @@
-"""Names across the scopes of an ONNX model: what subgraphs capture, and how captured names are changed.
+"""Names in the scopes of an ONNX model: finds the names that subgraphs capture, and renames them.
 
 The bodies of If, Loop and Scan read values of enclosing scopes by name. A name that a body defines itself
 hides the outer one.
@@ -59,7 +59,7 @@ def all_names(body: GraphProto) -> set[str]:
 
 
 def rename(node: NodeProto, mapping: Mapping[str, str]) -> None:
-    """Rename what a node reads and makes, the captured names in its subgraphs included, in place.
+    """Rename the inputs and results of a node, and the captured names in its subgraphs, in place.
 
     No subgraph may define one of the new names itself.
     """

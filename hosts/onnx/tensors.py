@@ -1,8 +1,8 @@
 """ONNX tensors as lazy handles, and models from files.
 
-External data is memory-mapped. Model files are hostile input: a location must stay inside the model's
-folder, logically and after symlinks are followed, and offset and length are checked against the file
-and against the tensor's own size before anything is allocated. This holds for every tensor of a model:
+External data is memory-mapped. Model files are treated as hostile: a location must be inside the model's
+folder, before and after symlinks are followed, and offset and length are checked against the file's
+and the tensor's size before anything is allocated. This applies to every tensor of a model:
 initializers, sparse ones, attributes, the bodies of If, Loop and Scan, local functions.
 """
 
@@ -46,17 +46,17 @@ _DTYPES: dict[int, DType] = {
 _EMBEDDED = 1 << 16
 """External tensors of up to this many bytes in attributes and bodies are read with the model."""
 _EMBEDDED_ALL = 1 << 26
-"""All of these together; what is larger stays external."""
+"""The limit for all of these together; further ones stay external."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def text_of(text: str | bytes) -> str:
-    """Text of a model for people: protobuf hands out text that is not UTF-8 as bytes."""
+    """A text of a model as ``str``: protobuf returns text that is not UTF-8 as bytes."""
     return text if isinstance(text, str) else text.decode("utf-8", "backslashreplace")
 
 
 def dtype_of(code: int) -> DType | None:
-    """The element type of an ONNX data type number; ``None`` when it is not one of ours."""
+    """The element type of an ONNX data type number; ``None`` if the IR does not have it."""
     return _DTYPES.get(code)
 
 
@@ -66,14 +66,14 @@ def code_of(dtype: DType) -> int:
 
 
 def tensor_of(proto: TensorProto, base_dir: Path | None = None) -> Tensor | None:
-    """A lazy handle on an ONNX tensor; ``proto`` becomes its ``host``.
+    """A lazy handle of an ONNX tensor; ``proto`` becomes its ``host``.
 
     Args:
         proto: The tensor.
         base_dir: The model's folder, for external data.
 
     Returns:
-        The handle, or ``None`` for an element type that is not one of ours.
+        The handle, or ``None`` for an element type that the IR does not have.
 
     Raises:
         ModelError: If a dimension is negative, or the external data is missing or not allowed.
@@ -93,14 +93,14 @@ def tensor_of(proto: TensorProto, base_dir: Path | None = None) -> Tensor | None
 
 
 def constant_of(node: NodeProto, base_dir: Path | None = None) -> Tensor | None:
-    """The numbers that a ``Constant`` node holds.
+    """The value of a ``Constant`` node.
 
     Args:
         node: The node.
         base_dir: The model's folder, for external data.
 
     Returns:
-        A lazy handle, or ``None`` for what is no dense tensor of numbers, such as strings or a sparse tensor.
+        A lazy handle, or ``None`` if the value is not a dense tensor of numbers, such as strings or a sparse tensor.
 
     Raises:
         ModelError: If external data is missing or not allowed.
@@ -123,13 +123,13 @@ def is_external(proto: TensorProto) -> bool:
 
 
 def tensors_in(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model: of its graph, of the bodies in it, of attributes, of functions, of training."""
+    """Every tensor of a model: in its graph, bodies, attributes, functions and training information."""
     yield from model.graph.initializer
     yield from inner_tensors(model)
 
 
 def inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model but the initializers of its graph."""
+    """Every tensor of a model except the initializers of its graph."""
     yield from _sparse(model.graph.sparse_initializer)
     yield from tensors_of_nodes(model.graph.node)
     for function in model.functions:
@@ -149,7 +149,7 @@ def tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 def _of_attributes(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
     for attribute in attributes:
-        # By what is there, not by the stated type, which may be left out or wrong.
+        # Test the fields, not the stated type, which may be missing or wrong.
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
@@ -175,12 +175,12 @@ def _sparse(tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
 
 
 def external_files(model: ModelProto, base_dir: Path) -> list[Path]:
-    """The files that a model's external data lie in, each once; they need not be there."""
+    """The files of a model's external data, each once; they need not exist."""
     return [base_dir / location for location in sorted(external_names(model))]
 
 
 def external_names(model: ModelProto) -> set[str]:
-    """The names of the files that a model's external data lie in, as the model states them."""
+    """The locations of a model's external data, as the model states them."""
     return {
         entry.value
         for proto in tensors_in(model)
@@ -198,8 +198,8 @@ def embed(
     Args:
         protos: Tensors of the model.
         base_dir: The model's folder.
-        each: Leave larger ones where they are.
-        total: Stop after so many bytes.
+        each: Tensors of more bytes stay external.
+        total: The limit for all tensors together, in bytes; tensors that would exceed it stay external.
 
     Raises:
         ModelError: If external data are missing or not allowed.
@@ -246,7 +246,7 @@ def _mapped(
         return raw.view(dtype.numpy.newbyteorder("<") if dtype.bits > 8 else dtype.numpy).reshape(
             shape
         )
-    # Packed types are small by nature: let onnx unpack them.
+    # Packed types: let onnx unpack them.
     whole = TensorProto(data_type=code_of(dtype), dims=shape, raw_data=raw.tobytes())
     unpacked: npt.NDArray[Any] = numpy_helper.to_array(whole)
     return unpacked
@@ -260,7 +260,7 @@ def external_location(
     Args:
         proto: The tensor.
         base_dir: The model's folder.
-        known: Files that were found already, by location: models have thousands of tensors in one file.
+        known: A cache of checked files, by location: models can have thousands of tensors in one file.
 
     Raises:
         ModelError: If the entry leaves the model's folder, the file is missing or too short, or the length
@@ -314,7 +314,7 @@ def _external_file(location: str, base_dir: Path, where: str) -> tuple[Path, int
 
 
 def proto_of(tensor: Tensor, name: str) -> TensorProto:
-    """An ONNX tensor with the numbers inside; a tensor that came from ONNX is copied as it was."""
+    """An ONNX tensor with its numbers inside; a tensor from ONNX is copied unchanged, and stays external if it was."""
     made = TensorProto()
     if isinstance(tensor.host, TensorProto):
         made.CopyFrom(tensor.host)
@@ -333,8 +333,8 @@ def proto_of(tensor: Tensor, name: str) -> TensorProto:
 def read_model(path: str | os.PathLike[str]) -> tuple[ModelProto, Path]:
     """Read a model without the external data of its initializers.
 
-    All external data are checked. Small ones of attributes and bodies are read with the model: onnx and onnxruntime,
-    when they are asked about a node, look for them in the folder that the process was started in.
+    All external data are checked. Small external tensors of attributes and bodies are read with the model: when onnx and
+    onnxruntime are given a single node, they look for the files in the current folder of the process.
 
     Returns:
         The model and its folder.

@@ -1,4 +1,4 @@
-"""The types that an ONNX model states, and those that onnx infers for what the IR does not know."""
+"""The types that an ONNX model states, and types that onnx infers for operators without an IR op."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def type_of(proto: TypeProto) -> TensorType:
         if dim.HasField("dim_value"):
             dims.append(dim.dim_value if dim.dim_value >= 0 else None)
         else:
-            # Some exporters write "?" for every size that they do not know: it is no symbol.
+            # Some exporters write "?" for every unknown size; it is not a symbol.
             dims.append(None if dim.dim_param in ("", "?") else text_of(dim.dim_param))
     return TensorType(dtype, tuple(dims))
 
@@ -37,7 +37,7 @@ def stated_types(model: ModelProto) -> dict[str, TensorType]:
 
 
 def proto_of_type(type_: TensorType) -> TypeProto:
-    """The ONNX type of an IR type; unset where not even the element type is known."""
+    """The ONNX type of an IR type; empty if the element type is unknown."""
     made = TypeProto()
     if type_.dtype is None:
         return made
@@ -58,8 +58,8 @@ def proto_of_type(type_: TensorType) -> TypeProto:
 class NodeTypes:
     """Asks onnx for the result types of single nodes.
 
-    One node at a time, with the numbers of short inputs, so that no data propagation is asked of onnx: that takes
-    memory for every element of every vector that a model computes, whatever the vector holds.
+    Nodes are given one at a time, with the numbers of their short inputs, so that onnx's data propagation is not needed: it
+    allocates memory for every element of every vector that a model computes.
 
     Args:
         model: The model, for its operator sets and functions.
@@ -73,12 +73,12 @@ class NodeTypes:
     def of(
         self, node: NodeProto, known: Mapping[str, TypeProto], numbers: Mapping[str, TensorProto]
     ) -> dict[str, TypeProto]:
-        """The types of a node's results, by name, as far as onnx knows them.
+        """The types of a node's results, by name, if onnx can infer them.
 
         Args:
             node: The node.
-            known: The types of what it and its bodies read.
-            numbers: What is known of the numbers that it reads.
+            known: The types of the values that the node and its bodies read.
+            numbers: The numbers of inputs, where they are known.
         """
         made = ModelProto(ir_version=self._ir_version)
         made.opset_import.extend(self._opsets)
@@ -94,16 +94,16 @@ class NodeTypes:
         try:
             done = onnx.shape_inference.infer_shapes(made)
         except Exception:
-            return {}  # Without inferred types the import goes on.
+            return {}  # The import continues without inferred types.
         own = {d.dim_param for type_ in known.values() for d in type_.tensor_type.shape.dim}
         for value in done.graph.output:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param not in own:
-                    dim.Clear()  # A name that onnx made up: it may mean another size elsewhere.
+                    dim.Clear()  # A name invented by onnx: elsewhere it may mean another size.
         return {value.name: value.type for value in done.graph.output}
 
     def _called(self, node: NodeProto) -> list[FunctionProto]:
-        """The functions that a node calls, itself or in its bodies, and those that they call."""
+        """The functions that a node calls directly, in its bodies, or through other functions."""
         found: dict[tuple[str, str], FunctionProto] = {}
         pending = [node] if self._functions else []
         while pending:

@@ -1,10 +1,9 @@
 """IR graphs to ONNX.
 
-An ONNX-born graph is edited natively: what was not changed is copied from the host model verbatim, names
-are remapped, changed nodes are spelled anew in the model's own opset, and everything else of the model
-(metadata, functions, doc strings, custom domains) stays. When nothing was changed the result equals the
-host model. A graph made from text is spelled from nothing; an FX-born graph goes through
-``torch.onnx.export(dynamo=True)``.
+For a graph from ONNX, the host model is edited: unchanged nodes are copied verbatim with remapped names, changed nodes
+are written in the model's own opset, and everything else in the model (metadata, functions, doc strings, custom domains)
+is kept. If nothing was changed, the result equals the host model. For a graph that was parsed from text, all nodes are written
+new; a graph from torch is exported by ``torch.onnx.export(dynamo=True)``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from .save import Saved, save_model
 from .spell import NEWEST_OPSET, problem, spell
 
 INLINE_BYTES = 1 << 10
-"""New tensors up to this size are written into the model at once, larger ones when it is saved."""
+"""New tensors up to this size are put into the model immediately, larger ones when it is saved."""
 
 SHAPE_BYTES = 128
 """New tensors of integers up to this size are stored once if they are equal."""
@@ -43,7 +42,7 @@ SHAPE_BYTES = 128
 def to_onnx(graph: Graph) -> ModelProto:
     """Emit a graph as an ONNX model in memory.
 
-    External data of the host model that was not changed stays external, by its old location.
+    Unchanged external data of the host model stays external, at its old location.
 
     Raises:
         ModelError: If a node cannot be written in the model's opset.
@@ -59,7 +58,7 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
     """Emit a graph into a file, atomically; large tensors are streamed.
 
     Returns:
-        What was left of the model that was replaced.
+        Data files of the replaced model that are still there.
 
     Raises:
         ModelError: If a node cannot be written in the model's opset.
@@ -68,7 +67,7 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
     model, tensors = emit(graph)
     if not isinstance(graph.host, OnnxHost):
         return save_model(model, path, tensors)
-    # A model that came with its data beside it goes out in the same way, and is streamed.
+    # A model that was read with external data is also written with external data, which is streamed.
     split = any(map(is_external, tensors_in(graph.host.model)))
     return save_model(model, path, tensors, graph.host.base_dir, split)
 
@@ -79,9 +78,9 @@ def save(graph: Graph, path: Path, options: OnnxOptions, readers: Readers | None
 
 
 def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[str]) -> list[str]:
-    """Write a model that gives these values instead of the graph's outputs, and computes nothing else.
+    """Write a model whose outputs are these values instead of the graph's outputs, and that computes nothing else.
 
-    bfloat16, which NumPy lacks, is given as float32.
+    bfloat16 values are cast to float32, because NumPy has no bfloat16.
 
     Args:
         graph: A graph that did not come from torch.
@@ -191,7 +190,7 @@ def _emitter(graph: Graph) -> _Emitter:
 
 
 def unwritable(graph: Graph) -> Callable[[Node], str | None]:
-    """A function that gives the reason why a node cannot be written anew, and ``None`` if it can be."""
+    """A function that returns the reason why a changed node cannot be written, or ``None`` if it can."""
     opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
 
     def why(node: Node) -> str | None:
@@ -227,7 +226,7 @@ def _value_info(name: str, type_: TensorType) -> Any:
 
 
 def _exported(graph: Graph) -> ModelProto:
-    """The model that torch's own exporter makes of an FX-born graph, without stack traces."""
+    """Export a graph from torch by torch's own exporter, and remove stack traces."""
     import torch
 
     from ...hosts.torch.modules.masks import without_masks
@@ -252,14 +251,14 @@ def _exported(graph: Graph) -> ModelProto:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The first line of the exception that an exporter's exception was raised from, through all levels."""
+    """The first line of the innermost exception that caused an exporter's exception."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_exported(model: ModelProto) -> None:
-    """Refuse a model that runtimes refuse: torch's exporter writes some, as a Squeeze of what is longer than one.
+    """Check an exported model by strict shape inference: torch's exporter can write invalid models, such as a Squeeze of an axis longer than 1.
 
     Raises:
         ModelError: If shapes do not fit.
@@ -346,7 +345,7 @@ class _Emitter:
     # Names.
 
     def _name_outputs(self) -> None:
-        """Give results that are outputs the name of the output, and other results the name that they had in the host."""
+        """Give results that are outputs the name of the output, and other results their name in the host."""
         outputs = set(self.graph.output_names)
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
             if value.producer is not None and self.names.get(value) != value.host:
@@ -360,7 +359,7 @@ class _Emitter:
                     self.names[value] = value.host
 
     def _name_nodes(self) -> None:
-        """Make the names of new nodes unique: onnxruntime refuses a model with two nodes of one name."""
+        """Make the names of new nodes unique: onnxruntime refuses a model in which two nodes share a name."""
         new = {id(node) for node in self.spelled}
         used = {node.name for node in self.nodes if id(node) not in new}
         last: dict[str, int] = {}
@@ -434,7 +433,7 @@ class _Emitter:
         self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
 
     def _copied(self, node: Node, origin: OnnxOrigin) -> bool:
-        """Copy what a node came from; with the first of several nodes of one host node, copy it for all of them."""
+        """Copy the host nodes of an IR node. If several IR nodes came from one host node, it is copied at the first of them."""
         if origin.parts == 1:
             return self._copy([node], origin.nodes)
         group = self.groups.get(origin.nodes)
@@ -452,11 +451,11 @@ class _Emitter:
         return False
 
     def _copy(self, parts: Sequence[Node], indices: Sequence[int]) -> bool:
-        """Copy host nodes with remapped names; ``False`` if they no longer compute what the IR nodes do."""
+        """Copy host nodes with remapped names; ``False`` if they no longer compute the same as the IR nodes."""
         if any(v.host is None for node in parts for v in node.outputs) and any(
             a.name == "auto_pad" for i in indices for a in self.source.node[i].attribute
         ):
-            return False  # The node was resized, and the pads that auto_pad asks for depend on the size.
+            return False  # The sizes changed, and the pads of auto_pad depend on them.
         mapping: dict[str, str] = {}
         for node in parts:
             if not self._map(node, mapping):
@@ -486,7 +485,7 @@ class _Emitter:
         return True
 
     def _map(self, node: Node, mapping: dict[str, str]) -> bool:
-        """Note the new names of what the host node of an IR node read and gave; ``False`` if it reads something else now."""
+        """Map the host's names of a node's inputs and results to their new names; ``False`` if the node reads something else now."""
         origin: OnnxOrigin = node.origin
         for value, was in zip(node.inputs, origin.inputs, strict=True):
             if value is None or was is None:
@@ -547,17 +546,17 @@ class _Emitter:
         for sparse in self.source.sparse_initializer:
             if sparse.values.name in wanted:
                 model.graph.sparse_initializer.append(sparse)
-        # A spelling may read another form of a tensor (a transposed weight) than the one that was added first.
+        # Some added tensors are unused: a written node may read another form of them, such as a transposed weight.
         added = [t for t in self.added if t.name in wanted]
         model.graph.initializer.extend(added)
         self.tensors = {name: t for name, t in self.tensors.items() if name in wanted}
         if model.ir_version < 4:
-            # Until then, every initializer is listed as an input as well.
+            # Before IR version 4, every initializer must be listed as an input as well.
             model.graph.input.extend(
                 helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in added
             )
         made = {name for node in model.graph.node for name in node.output}
-        # A name keeps its stated type only while the same value carries it.
+        # A name keeps its stated type only if it still belongs to the same value.
         same = {
             name: value
             for value, name in self.names.items()
@@ -567,12 +566,12 @@ class _Emitter:
             name
             for node in self.graph.nodes
             if isinstance(node.origin, OnnxOrigin)
-            # Values between the host nodes of a node whose results were resized have other sizes too.
+            # If the results of a node were resized, values between its host nodes may have other sizes too.
             and tuple(v.host for v in node.outputs) == tuple(node.origin.outputs)
             for index in node.origin.nodes
             for name in self.source.node[index].output
         }
-        # Constants that are copied as they are.
+        # Constants that are copied unchanged.
         copied = {p.name for p in self.source.initializer} & {
             p.name for p in model.graph.initializer
         }
@@ -585,7 +584,7 @@ class _Emitter:
 
 
 def _whole(graph: Graph) -> dict[tuple[int, ...], list[Node]]:
-    """The nodes that came from one host node, where all of them are left and nothing else reads a result between them."""
+    """IR nodes by host node, for host nodes that became several IR nodes of which none was removed and no inner result is read elsewhere."""
     groups: dict[tuple[int, ...], list[Node]] = {}
     for node in graph.nodes:
         if isinstance(node.origin, OnnxOrigin) and node.origin.parts > 1:
@@ -599,7 +598,7 @@ def _whole(graph: Graph) -> dict[tuple[int, ...], list[Node]]:
 
 
 def _inner(group: Sequence[Node]) -> set[Value]:
-    """The results of a group's nodes that are no results of the host node."""
+    """The results between a group's nodes, which are not results of the host node."""
     return {v for node in group for v in node.outputs if not isinstance(v.host, str)}
 
 

@@ -1,4 +1,4 @@
-"""What each ONNX operator is in the IR, by family. Importing this package registers all rules."""
+"""The rules that read ONNX operators as ops of the IR, by family. Importing this package registers all of them."""
 
 from .... import ir
 from ...support import cannot_read

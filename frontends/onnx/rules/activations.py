@@ -19,7 +19,7 @@ from ..registry import reads
 
 
 def _plain(operator: str, kind: str, *parameters: tuple[str, float]) -> None:
-    """Register an operator whose attributes, with their defaults, are the parameters of an activation."""
+    """Register an operator whose attributes are the parameters of an activation; ``parameters`` has their defaults."""
 
     @reads(operator, makes=(ir.Activation, kind))
     def rule(node: OnnxNode) -> Lowered | None:
@@ -65,7 +65,7 @@ def _clip(node: OnnxNode) -> Lowered | Steps | None:
         assert number is not None
         low, high = (number, high) if index == 1 else (low, number)
     if node.opset < 11:
-        # Old exporters write the float32 limits for an open end.
+        # Old exporters write the largest float32 number if there is no limit.
         low = -math.inf if low <= -3.4e38 else low
         high = math.inf if high >= 3.4e38 else high
     return clip(node.required(0), low, high) if node.type().dtype is not None else None
@@ -95,7 +95,7 @@ def _swish(node: OnnxNode) -> Lowered | None:
 
 @reads("PRelu", makes=ir.PRelu, note="constant slopes along one axis", since=7)
 def _prelu(node: OnnxNode) -> Lowered | None:
-    # Below opset 7 slopes lay along axis 1, without broadcasting.
+    # Below opset 7, slopes were along axis 1, without broadcasting.
     slope = node.data(1)
     place = scale_place(node.type(), slope) if slope is not None else None
     if slope is None or place is None:
@@ -136,7 +136,7 @@ def _over_joined_axes(
 ) -> Steps:
     target: list[int | None] = [size if isinstance(size, int) else -1 for size in shape]
     if axis == 1 and target[0] == -1:
-        target[0] = None  # The first axis stays what it is.
+        target[0] = None  # The first axis keeps its size.
     if target.count(-1) > 1 or (-1 in target and 0 in target):
         raise LeftAlone(
             f"in this version of ONNX it joins axes, and the sizes of {node.type()} are not known (--fix-shape)"

@@ -15,7 +15,7 @@ from ..registry import reads
 
 
 def _arithmetic(op: type[Op]) -> None:
-    """Register ``Add`` or one of its kin; a constant for each channel, or one number, makes a Scale."""
+    """Register ``Add``, ``Sub``, ``Mul`` or ``Div``; with a constant per channel, or a constant scalar, it is read as a Scale."""
 
     @reads(op.__name__, makes=[op, ir.Scale])
     def rule(node: OnnxNode) -> Lowered | None:
@@ -108,7 +108,7 @@ def _min(node: OnnxNode) -> Lowered | None:
 
 
 def _of_numbers(op: Op, node: OnnxNode) -> Lowered | None:
-    """An op whose operands must be numbers of a known type."""
+    """An op on all inputs; ``None`` if the first one is text or its type is unknown."""
     dtype = node.type().dtype
     return (op, node.inputs) if dtype is not None and dtype is not DType.STRING else None
 
@@ -134,7 +134,7 @@ def _pow(node: OnnxNode) -> Lowered | None:
 
 
 def scalar_exponent(base: TensorType, data: Tensor) -> Tensor | None:
-    """A constant exponent of one number as a scalar of the base's element type, if that means the same."""
+    """A constant exponent of one number, converted to a scalar of the base's element type if that does not change it."""
     if data.size != 1 or base.dtype is None or base.rank is None or len(data.shape) > base.rank:
         return None
     if data.shape == () and data.dtype is base.dtype:

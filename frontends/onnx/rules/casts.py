@@ -24,7 +24,7 @@ def _identity(node: OnnxNode) -> Lowered | None:
 
 @reads("Dropout", makes=ir.Identity, note="not in training mode", idle_results=True)
 def _dropout(node: OnnxNode) -> Lowered | None:
-    # Below opset 7 it was in training mode by default.
+    # Below opset 7, training mode was the default.
     if node.outputs != 1 or (node.opset < 7 and not node.flag("is_test")):
         return None
     if node.input(2) is not None:

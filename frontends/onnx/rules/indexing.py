@@ -1,4 +1,4 @@
-"""ONNX operators that cut and pick: slices, pieces, rows of tables."""
+"""ONNX operators that select parts of a tensor: Slice, Split, Gather; and Tile."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _slice(node: OnnxNode) -> Lowered | Steps | None:
 
 
 def _backwards(node: OnnxNode, forwards: Sequence[_Cut], backwards: Sequence[_Cut]) -> Steps | None:
-    """Slices with steps below zero: the IR's Slice has none, so they pick by a list of indices."""
+    """Read a Slice with negative steps: the IR's Slice has none, so a Gather with a list of indices is used."""
     made = Builder()
     found: Operand | Step = node.input(0)
     if forwards:
@@ -82,7 +82,7 @@ _Cut = tuple[int, int, int, int]
 """Start, end, axis and step."""
 
 MOST_INDICES = 1 << 16
-"""Slices backwards along longer axes are left alone: the list of indices would be large."""
+"""Backward slices along longer axes stay opaque, because the list of indices would be large."""
 
 
 @reads("Tile", makes=[ir.Concat, ir.Identity], note="a few constant copies", several=True)

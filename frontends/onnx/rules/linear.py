@@ -76,14 +76,14 @@ def _gemm(node: OnnxNode) -> Lowered | Steps | None:
 def _product(
     node: OnnxNode, weight: Operand, turned: bool, alpha: float, beta: float
 ) -> Steps | None:
-    """A Gemm in steps: operands transposed, the product, what is added.
+    """Read a Gemm as several steps: transposes, the product, the sum.
 
     Args:
         node: The Gemm.
-        weight: Its constant matrix ``(out, in)``, times alpha; ``None`` if the matrix is computed.
-        turned: Whether the second operand is ``(out, in)`` already.
-        alpha: What the product is multiplied by.
-        beta: What the third operand is multiplied by.
+        weight: The constant matrix ``(out, in)``, multiplied by alpha; ``None`` if the matrix is not constant.
+        turned: Whether the second operand of the Gemm has the layout ``(out, in)``.
+        alpha: The factor of the product.
+        beta: The factor of the third operand.
     """
     dtype = node.type().dtype
     if dtype is None or not dtype.is_wide_float or node.type().rank != 2:

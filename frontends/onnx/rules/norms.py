@@ -22,7 +22,7 @@ from ..registry import reads
     several=True,
 )
 def _batch_norm(node: OnnxNode) -> Lowered | Steps | None:
-    # Below opset 7 it was in training mode by default.
+    # Below opset 7, training mode was the default.
     if node.opset < 7 and not node.flag("is_test"):
         return None
     if node.outputs != 1 or node.flag("training_mode") or node.type().rank in (0, 1):
@@ -39,7 +39,7 @@ def _by_channel(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Lowered | N
 
 
 def _by_element(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Steps | None:
-    """Statistics of each channel and place, as ``spatial=0`` meant below opset 9."""
+    """Read a batch norm with statistics for each element: ``spatial=0`` below opset 9."""
     shape = (node.type().shape or ())[1:]
     if not shape or any(t is None or t.shape != shape for t in tensors):
         return None
@@ -51,7 +51,7 @@ def _by_element(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Steps | Non
 
 def _scale(node: OnnxNode, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     gamma, beta, mean, var = (t for t in tensors if t is not None)
-    # onnx writes eps as float32; the shortest decimal is what its author meant.
+    # onnx stores epsilon as float32; the shortest decimal recovers the intended number.
     eps = node.number("epsilon", 1e-5)
     return batch_norm_scale(gamma, beta, mean, var, eps, node.type().dtype or gamma.dtype)
 
@@ -83,7 +83,7 @@ def _group_norm(node: OnnxNode) -> Lowered | None:
     op = ir.GroupNorm(groups, node.number("epsilon", 1e-5))
     if node.opset >= 21:
         return op, node.inputs
-    # Below opset 21 the vectors had one number a group.
+    # Below opset 21, the vectors have one number per group.
     channels, vectors = x.dim(1), [node.data(1), node.data(2)]
     if not isinstance(channels, int) or groups <= 0 or channels % groups:
         return None

@@ -28,7 +28,7 @@ def _max_pool(node: OnnxNode) -> Lowered | None:
     sizes = window(node, kernel, ceil_mode) if kernel else None
     if kernel is None or sizes is None or node.outputs != 1:
         return None
-    # The order of storage shows in the indices alone, which nobody reads here.
+    # The storage order only affects the indices, which nothing reads here.
     node.flag("storage_order")
     return ir.MaxPool(**sizes, kernel=kernel, ceil_mode=ceil_mode), node.inputs
 

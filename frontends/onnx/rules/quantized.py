@@ -38,7 +38,7 @@ def _dequantize(node: OnnxNode) -> Lowered | None:
 
 
 def _is_plain(node: OnnxNode) -> bool:
-    """Whether it neither works in blocks nor computes in a precision of its own."""
+    """Whether the node neither quantizes in blocks nor states a precision of its own."""
     return not node.attribute("block_size", 0) and not node.attribute("precision", 0)
 
 

@@ -13,7 +13,7 @@ from ..registry import reads
 
 @reads("LSTM", makes=ir.Lstm, note="default activations, no clipping, no peepholes, layout 0")
 def _lstm(node: OnnxNode) -> Lowered | None:
-    # Other activations, clipping, coupled gates and peepholes are left alone.
+    # LSTMs with other activations, clipping, coupled gates or peepholes stay opaque.
     peepholes = node.input(7) is not None
     if node.attribute("layout", 0) or node.flag("input_forget") or peepholes:
         return None
@@ -27,14 +27,14 @@ def _lstm(node: OnnxNode) -> Lowered | None:
 
 
 def _are_default(node: OnnxNode, direction: str) -> bool:
-    """Whether activations that are written out are those that ONNX takes without them."""
+    """Whether the activations are ONNX's defaults, stated or not."""
     found = node.attribute("activations")
     default = [b"sigmoid", b"tanh", b"tanh"] * (2 if direction == "bidirectional" else 1)
     return not found or [name.lower() for name in found] == default
 
 
 def _without_zero_states(node: OnnxNode, places: Sequence[int]) -> list[Value | None]:
-    """The inputs, without initial states that are all zero, which is what ONNX takes without them."""
+    """The inputs without initial states that are all zero: zero is ONNX's default."""
     inputs = list(node.inputs[:7])
     for place in places:
         data = node.data(place)
@@ -46,4 +46,4 @@ def _without_zero_states(node: OnnxNode, places: Sequence[int]) -> list[Value | 
 
 
 _MOST_STATES = 1 << 16
-"""Larger constants are not read to see whether they are zero."""
+"""Larger constants are not tested for zero, so that they stay lazy."""

@@ -1,4 +1,4 @@
-"""ONNX's reductions, places of extrema and running sums."""
+"""ONNX's reductions, ArgMax and ArgMin, and cumulative sums."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _log_of_sum(node: OnnxNode) -> Steps | None:
 
 
 def _total(node: OnnxNode) -> ir.Reduce | None:
-    """The sum of a reduction that sums floats and does something else besides."""
+    """The sum inside a reduction that combines a sum of floats with another op."""
     axes, dtype, rank = node.ints("axes", 1), node.type().dtype, node.type().rank
     keep, noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
     if rank is None or dtype is None or not dtype.is_wide_float:

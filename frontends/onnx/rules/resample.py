@@ -1,4 +1,4 @@
-"""ONNX operators that change the resolution of images, in the IR."""
+"""ONNX operators that change the resolution of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def _resize(node: OnnxNode) -> Lowered | None:
         return _older(node, mode, scales)
     coordinates = node.text("coordinate_transformation_mode", "half_pixel")
     policy = node.text("keep_aspect_ratio_policy", "stretch")
-    node.number("extrapolation_value", 0.0)  # Of a mode of coordinates that stays opaque.
+    node.number(
+        "extrapolation_value", 0.0
+    )  # Unused: it belongs to a coordinate mode that stays opaque.
     axes = node.ints("axes")
     if coordinates not in ir.COORDINATES or (sizes and policy != "stretch"):
         return None
@@ -33,7 +35,7 @@ def _resize(node: OnnxNode) -> Lowered | None:
         whole = [sizes[places[a]] if a in places else None for a in range(rank)] if sizes else []
     else:
         whole = list(sizes or ())
-    # What is the size of the same axis already stays.
+    # A size that is computed from the same axis leaves the axis unchanged.
     goal = [None if node.is_own(a, d) else d for a, d in enumerate(whole)]
     if any(isinstance(d, tuple) for d in goal) or None in (sizes or ()):
         return None
@@ -54,7 +56,7 @@ def _resize(node: OnnxNode) -> Lowered | None:
 
 
 def _older(node: OnnxNode, mode: str, scales: Sequence[float]) -> Lowered | None:
-    """Before opset 11 mode nearest took the lower neighbour when it made larger, the upper one otherwise."""
+    """Read a resize below opset 11, where mode nearest rounds down when it enlarges, and up otherwise."""
     if len(scales) != node.type().rank or mode == "cubic":
         return None
     smaller = [scale < 1.0 for scale in scales if scale != 1.0]
@@ -65,7 +67,7 @@ def _older(node: OnnxNode, mode: str, scales: Sequence[float]) -> Lowered | None
 
 
 def _numbers(node: OnnxNode, index: int) -> list[float]:
-    """Scales from an attribute or an input; empty when there are none, or they are not known."""
+    """Scales from an attribute or an input; empty if there are none, or if they are unknown."""
     found = node.attribute("scales")
     if found is None:
         data = node.data(index)

@@ -25,7 +25,7 @@ def _reshape(node: OnnxNode) -> Lowered | None:
         if isinstance(size, int):
             target.append(None if size == 0 and not zeros else size)
         else:
-            # What is the size of the same axis already is copied; another one is what is left.
+            # A size that is computed from the same axis is copied; one computed otherwise is inferred (-1).
             target.append(None if node.is_own(axis, size) else -1)
     return (
         (reshaping(node.type(), tuple(target)), node.inputs[:1]) if target.count(-1) < 2 else None

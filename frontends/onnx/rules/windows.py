@@ -1,4 +1,4 @@
-"""Windows of ONNX's convolutions and pools."""
+"""Strides, pads and dilations of ONNX's convolutions and pools."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..node import OnnxNode
 
 
 def window(node: OnnxNode, kernel: Sequence[int], ceil_mode: bool = False) -> dict[str, Any] | None:
-    """Strides, pads and dilations with ``auto_pad`` resolved; ``None`` when sizes are needed for it."""
+    """Strides, pads and dilations with ``auto_pad`` resolved; ``None`` if that needs unknown sizes."""
     n = len(kernel)
     strides = node.ints("strides") or (1,) * n
     dilations = node.ints("dilations") or (1,) * n
     auto = node.text("auto_pad", "NOTSET")
     pads = node.ints("pads") or (0,) * (2 * n)
     if auto not in ("NOTSET", "") and ceil_mode:
-        return None  # Which of the two decides the size differs between versions.
+        return None  # Versions differ in which of the two determines the size.
     if auto == "VALID":
         pads = (0,) * (2 * n)
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -52,10 +52,10 @@ def transposed_window(
     Args:
         node: The convolution.
         kernel: The sizes of its kernel.
-        extra: Its output padding, or nothing.
+        extra: Its output padding; may be empty.
 
     Returns:
-        ``None`` when sizes are needed that are not known, or when less than nothing is cropped.
+        ``None`` if that needs unknown sizes, or if a crop would be negative.
     """
     n = len(kernel)
     auto, shape = node.text("auto_pad", "NOTSET"), node.ints("output_shape")
@@ -65,7 +65,7 @@ def transposed_window(
         return None
     strides = node.ints("strides") or (1,) * n
     dilations = node.ints("dilations") or (1,) * n
-    node.ints("pads")  # These count only without the two.
+    node.ints("pads")  # Pads are ignored if one of these attributes is given.
     begins, ends = [], []
     for i in range(n):
         span = dilations[i] * (kernel[i] - 1) + 1 + (extra[i] if extra else 0)

@@ -1,7 +1,7 @@
-"""Latency tables: small graphs timed once for each signature on a device, and kept in one SQLite file.
+"""Latency tables: small graphs are timed once for each signature on a device, and the latencies are kept in one SQLite file.
 
-``signature`` names what is timed, ``standalone`` copies a graph without its host, ``devices`` run it, ``timing`` times it in turn
-with a reference graph, ``store`` is the file, ``table`` holds them together, and ``network`` cuts a model into its ops.
+``signature`` computes the key of a measurement, ``standalone`` copies a graph without its host, ``devices`` run it, ``timing``
+times it in turn with a reference graph, ``store`` is the file, ``table`` combines these, and ``network`` splits a model into its ops.
 """
 
 from .devices import DEVICES, Device, device

@@ -1,6 +1,6 @@
 """Devices that graphs are timed on: a runtime, the hardware that it uses, and a number of threads.
 
-A runtime is imported when its device is asked for, and none of them for another device.
+A runtime is imported only when its device is requested.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Device(ABC):
     """Runs graphs to time them.
 
     Attributes:
-        name: The name that :func:`device` takes.
+        name: The argument of :func:`device`.
         threads: The number of threads of the runtime; 0 uses all cores.
-        hardware: ``"cpu"`` or ``"gpu"``: only one process times on it at once.
+        hardware: ``"cpu"`` or ``"gpu"``; only one process at a time measures on each.
 
     Args:
         threads: The number of threads.
@@ -44,7 +44,7 @@ class Device(ABC):
 
     @cached_property
     def identity(self) -> str:
-        """The device as it enters signatures: name, version of the runtime, processor, threads."""
+        """The description of the device in signatures: name, version of the runtime, processor, threads."""
         return f"{self.name} {self.version()}, {self.processor()}, {self.threads} threads"
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Device(ABC):
 
     @abstractmethod
     def load(self, graph: Graph) -> Call:
-        """A call that runs a graph once on random inputs and returns when it is done.
+        """Load a graph; returns a call that runs it once on random inputs and waits for the result.
 
         Raises:
             ModelError: If the graph cannot be written for the runtime, or does not run.
@@ -61,12 +61,12 @@ class Device(ABC):
         """
 
     def processor(self) -> str:
-        """The model of the hardware."""
+        """The name of the CPU or GPU model."""
         return _processor()
 
     @contextmanager
     def set_up(self) -> Iterator[None]:
-        """Settings of the runtime that hold for the whole process while graphs run."""
+        """A context with the process-wide settings of the runtime that graphs need."""
         yield
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Device(ABC):
 
 
 def _processor() -> str:
-    """The model of the processor, as the system names it."""
+    """The name of the CPU model, as reported by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -109,7 +109,7 @@ class _OrtCpu(Device):
         arrays = _arrays(graph)
         with _written_onnx(graph) as path:
             loaded = session(path, self.threads, graph.name)
-        # torch's exporter gives inputs other names; their order stays.
+        # torch's exporter renames inputs, but keeps their order.
         names = [port.name for port in loaded.get_inputs()]
         if set(names) != set(arrays):
             arrays = dict(zip(names, arrays.values(), strict=True))
@@ -198,7 +198,7 @@ class _Torch(Device):
             from .standalone import standalone
 
             graph = with_torch_host(standalone(graph, own_weights=True))
-        # Copies, because moving a module to a device would move the caller's weights.
+        # A copy, because moving a module to a device moves its weights, which belong to the caller.
         module = import_module("copy").deepcopy(to_fx(graph)).eval().to(self.kind)
         held = graph.host.inputs
         inputs = [
@@ -242,7 +242,7 @@ class _TorchCuda(_Torch):
 
 
 class _TensorRt(Device):
-    """TensorRT through polygraphy; inputs lie on the GPU, and outputs stay there."""
+    """TensorRT through polygraphy; inputs and outputs are in GPU memory."""
 
     name = "tensorrt"
     hardware = "gpu"
@@ -305,14 +305,14 @@ DEVICES: dict[str, type[Device]] = {cls.name: cls for cls in _CLASSES}
 
 
 def device(name: str, threads: int = 1) -> Device:
-    """The device of a name.
+    """The device with a name.
 
     Args:
         name: A name of :data:`DEVICES`.
         threads: The number of threads of the runtime; 0 uses all cores. GPUs ignore it.
 
     Raises:
-        UsageError: If there is no such device, or it has no hardware here.
+        UsageError: If there is no such device, or its hardware is missing on this machine.
         MissingExtra: If its runtime is not installed.
     """
     if name not in DEVICES:

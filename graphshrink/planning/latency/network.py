@@ -1,4 +1,4 @@
-"""A network cut into its ops, each a graph that can be timed alone."""
+"""Splits a network into its ops, each as a graph that can be timed alone."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Piece:
 
 
 def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
-    """Cut a network into its ops.
+    """Split a network into its ops.
 
     Returns:
-        The pieces in order, and for each node that cannot be timed alone a line with its name and the reason.
+        The pieces in order; and, for each node that cannot be timed alone, a line with its name and the reason.
     """
     found: list[Piece] = []
     left: list[str] = []
@@ -53,7 +53,7 @@ def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
 
 
 def extract(nodes: Sequence[Node], name: str = "piece") -> Graph:
-    """Nodes of a graph as a graph of their own, without a host; what others read of them are its outputs.
+    """Copy nodes of a graph into a new graph without a host; its outputs are the results that other nodes read.
 
     Args:
         nodes: The nodes, in order.
@@ -83,14 +83,14 @@ def extract(nodes: Sequence[Node], name: str = "piece") -> Graph:
 
 
 def _read(nodes: Sequence[Node]) -> list[Value]:
-    """The values that nodes read and do not make, each once."""
+    """The values that nodes read but do not compute, each once."""
     own = {v for node in nodes for v in node.outputs}
     read = (v for node in nodes for v in node.inputs if v is not None and v not in own)
     return list(dict.fromkeys(read))
 
 
 def _activation_behind(node: Node) -> Node | None:
-    """The activation that alone reads the result of a linear op."""
+    """The activation behind a linear op, if it is the only reader of the result."""
     if not isinstance(node.op, _LINEAR) or not node.output.has_one_use:
         return None
     (user,) = node.output.users

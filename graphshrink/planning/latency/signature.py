@@ -1,8 +1,8 @@
 """The signature of a graph on a device: a hash of everything that its latency depends on.
 
-That is the device with its runtime, ops with their attributes, shapes and element types, and which results are
-shared. Names, the stored order of nodes, and the values of weights are not in it, so that graphs of different models have one
-signature if they take the same time.
+It covers the device with its runtime, the ops with their attributes, shapes and element types, and which results are
+shared. Names, the stored order of nodes, and the values of weights are left out, so that equal graphs in different models share
+one signature.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .devices import Device
 
 _SMALL = 64
-"""Integer constants of up to this many numbers may be shapes, axes or bounds, so their values count."""
+"""Integer constants of up to this many numbers may be shapes, axes or bounds, so their values are part of the signature."""
 
 
 def signature(graph: Graph, device: Device) -> str:
@@ -63,10 +63,12 @@ def canonical_text(graph: Graph, device: Device) -> str:
 
 
 def check_measurable(graph: Graph) -> None:
-    """Check that what the outputs depend on can be timed alone: with known sizes, and written without its host.
+    """Check that a graph can be timed alone: sizes are known, and it can be written without its host.
+
+    Only what the outputs depend on is checked.
 
     Raises:
-        ModelError: If not.
+        ModelError: If it cannot be timed.
     """
     needed = [v for v in finished(graph) if v.data is None]
     ops = [v.producer.op for v in needed if v.producer is not None]
@@ -88,7 +90,7 @@ def check_measurable(graph: Graph) -> None:
 
 
 def finished(graph: Graph) -> list[Value]:
-    """Values in the order in which a depth-first search from the outputs finishes them."""
+    """The values that the outputs depend on, in the order in which a depth-first search from the outputs finishes them."""
     found: list[Value] = []
     seen: set[Value] = set()
     stack = [(v, False) for v in reversed(graph.outputs)]
@@ -114,7 +116,7 @@ def _op_text(node: Node) -> str:
 def _constant_text(data: Tensor) -> str:
     text = str(data.type)
     if isinstance(data, MaskedTensor):
-        # Some runtimes have kernels for the pattern.
+        # Some runtimes have special kernels for the pattern.
         text += f" masked {data.pattern}"
     if keeps_value(data):
         text += f" {np.asarray(data.numpy()).tolist()}"
@@ -122,6 +124,6 @@ def _constant_text(data: Tensor) -> str:
 
 
 def keeps_value(data: Tensor) -> bool:
-    """Whether the values of a constant count: integers that may be shapes, axes or bounds."""
+    """Whether the values of a constant are part of the signature: integers that may be shapes, axes or bounds."""
     dtype = data.dtype
     return (dtype.is_int or dtype is DType.BOOL) and dtype.bits > 8 and data.size <= _SMALL

@@ -1,7 +1,7 @@
-"""Copies of graphs that need no host model, with weights of ordinary size: what is timed for a signature.
+"""Copies of graphs without a host model and with random weights: these are timed for a signature.
 
 A copy has no origins, so that every target writes it from its ops, whether it came from ONNX or from torch. Float weights
-become random numbers: zeros, infinities and subnormal numbers would make the figure depend on values.
+are replaced by random numbers, because zeros, infinities and subnormal numbers can change the latency.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def standalone(graph: Graph, *, own_weights: bool = False) -> Graph:
 
 
 def _weight(data: Tensor, rng: np.random.Generator) -> Tensor:
-    """Random numbers that keep the size of what passes through; masks, single numbers and integers stay as they are."""
+    """Random weights that keep activations at an ordinary magnitude; masked tensors, single numbers and integers are unchanged."""
     if isinstance(data, MaskedTensor) or not data.dtype.is_wide_float or data.size < 2:
         return data
     if len(data.shape) < 2:  # Scales and biases.
@@ -80,7 +80,7 @@ def with_torch_host(graph: Graph) -> Graph:
     host = fx.Graph()
     for value in graph.inputs:
         value.host = host.placeholder(value.name).name
-    # Only the names of the results matter: nothing of these calls is copied.
+    # Only the names of the results are used: these calls are not copied.
     stubs = [host.call_function(torch.empty, (0,)) for _ in graph.outputs]
     host.output(tuple(stubs))
     module = fx.GraphModule(nn.Module(), host).eval()
@@ -90,7 +90,7 @@ def with_torch_host(graph: Graph) -> Graph:
 
 
 def reference() -> Graph:
-    """The graph that every other one is timed in turn with: two convolutions with a ReLU between them."""
+    """The reference graph, which is timed in turn with every other graph: two convolutions with a ReLU between them."""
     from ...ir import Activation, Conv
 
     graph = Graph("reference")
@@ -110,7 +110,7 @@ def reference() -> Graph:
 
 
 def random_array(type_: TensorType, rng: np.random.Generator) -> Any:
-    """Random numbers of a type: normal floats, zeros and ones otherwise; sizes that are not known are 1."""
+    """A random array of a type: normally distributed floats, otherwise zeros and ones; unknown sizes become 1."""
     dtype = type_.dtype
     assert dtype is not None
     shape = tuple(d if isinstance(d, int) else 1 for d in type_.shape or ())

@@ -1,7 +1,7 @@
 """The file of latency tables: one SQLite database, which several processes may use at once.
 
-Every measurement is a row that is committed by itself, so that a killed process loses none. A second database beside it is
-the lock of the hardware: the process that times holds a transaction on it, which ends with the process.
+Every measurement is a row that is committed by itself, so that a killed process loses none. A second database beside the file
+serves as a lock of the hardware: the process that measures holds a transaction on it, which ends with the process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ...ir.errors import check_readable
 
 VERSION = 1
 _APPLICATION = 0x67734C54
-"""Marks the file as ours ("gsLT")."""
+"""SQLite's application ID of our files ("gsLT")."""
 BUSY_SECONDS = 30.0
-"""How long a process waits for another one that writes."""
+"""How long a process waits while another one writes."""
 EXCLUSIVE_SECONDS = 600.0
-"""How long a process waits for another one that times on the same hardware."""
+"""How long a process waits while another one measures on the same hardware."""
 _POLL = 0.05
 
 _SCHEMA = """
@@ -43,11 +43,11 @@ class Row:
     Attributes:
         signature: The signature of the graph on the device.
         device: The name of the device.
-        text: The canonical text that the signature is the hash of.
+        text: The canonical text; the signature is its hash.
         milliseconds: The latency.
-        spread: The distance between the quartiles of the rounds, in milliseconds.
+        spread: The interquartile range of the rounds, in milliseconds.
         rounds: The number of rounds.
-        measured_at: When, in UTC.
+        measured_at: The time of the measurement, in UTC.
     """
 
     signature: str
@@ -94,7 +94,7 @@ class Store:
             return [Row(*row) for row in database.execute(f"{_SELECT} {order}")]
 
     def add(self, row: Row) -> None:
-        """Store a measurement, instead of an older one of the same signature.
+        """Store a measurement; it replaces an older one with the same signature.
 
         Raises:
             UsageError: If the file cannot be used.
@@ -145,10 +145,10 @@ class Store:
 
     @contextmanager
     def exclusive(self, hardware: str) -> Iterator[None]:
-        """Hold the lock of some hardware; the system frees it if the process dies.
+        """Hold the lock of some hardware; it is released if the process dies.
 
         Raises:
-            UsageError: If another process holds it for too long, or it cannot be made.
+            UsageError: If another process holds it for too long, or it cannot be created.
         """
         path = self.path.with_name(f"{self.path.name}.{hardware}.lock")
         end = time.monotonic() + EXCLUSIVE_SECONDS
@@ -165,7 +165,7 @@ class Store:
                             f"{path} is held by another process that times on this {hardware} since "
                             f"{EXCLUSIVE_SECONDS:.0f} s: wait for it or end it, then run again"
                         ) from error
-                # Not SQLite's own wait, in which an interrupt would not be noticed.
+                # Poll, because Ctrl-C would not interrupt SQLite's own wait.
                 time.sleep(_POLL)
             try:
                 yield
@@ -186,7 +186,7 @@ _SELECT = (
 
 @contextmanager
 def _connection(path: Path, busy: float) -> Iterator[sqlite3.Connection]:
-    """A connection in which every statement is committed by itself."""
+    """Open a connection in which every statement is committed by itself."""
     check_readable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ _ELSEWHERE = "give another file by GRAPHSHRINK_LATENCY_DB or --table"
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new file, and check the version of an old one.
+    """Create the tables of a new file, and check the version of an existing one.
 
     Raises:
         UsageError: If the file is of a newer version or another program.
@@ -210,7 +210,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
     if _is_ready(database, path):
         return
     end = time.monotonic() + BUSY_SECONDS
-    while True:  # A change to WAL does not wait for other processes.
+    while True:  # SQLite does not wait for other processes when it changes to WAL.
         try:
             database.execute("PRAGMA journal_mode = WAL")
             break
@@ -228,7 +228,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _is_ready(database: sqlite3.Connection, path: Path) -> bool:
-    """Whether the tables are there; false for an empty file.
+    """Whether the tables exist; false for an empty file.
 
     Raises:
         UsageError: If the file is of a newer version or another program.
@@ -261,7 +261,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into one line with the file and the remedy."""
+    """Turn SQLite's errors into one line that names the file and the remedy."""
     try:
         yield
     except sqlite3.Error as error:

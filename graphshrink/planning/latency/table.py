@@ -1,4 +1,4 @@
-"""Latency tables: look up what was timed before, and time what is missing."""
+"""Latency tables: look up stored latencies, and measure missing ones."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CALIBRATION_ROUNDS = 301
 
 @dataclass(frozen=True)
 class Latency:
-    """The time that a graph takes.
+    """The latency of a graph.
 
     Attributes:
-        milliseconds: The median over rounds of the ratio to the reference graph, in milliseconds by the reference's own time.
-        spread: The distance between the quartiles of the rounds, in milliseconds.
+        milliseconds: The median over rounds of the ratio to the reference graph, multiplied by the reference's own milliseconds.
+        spread: The interquartile range of the rounds, in milliseconds.
         rounds: The number of rounds.
     """
 
@@ -45,7 +45,7 @@ def default_path() -> Path:
         return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        # A relative path there is to be ignored.
+        # The XDG specification says that relative paths are ignored.
         folder = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
     except RuntimeError as error:
         raise UsageError(
@@ -60,7 +60,7 @@ class LatencyTable:
     Args:
         device: The device.
         path: The file; :func:`default_path` if not given.
-        seconds: The upper limit of the time for one graph.
+        seconds: The upper limit of the measuring time for one graph.
     """
 
     def __init__(self, device: Device, path: Path | None = None, *, seconds: float = 2.0) -> None:
@@ -82,12 +82,11 @@ class LatencyTable:
     def measure(
         self, graphs: Sequence[Graph], *, progress: Callable[[int, int], None] | None = None
     ) -> list[Latency]:
-        """The latencies of graphs, in the same order; those that are not stored are timed and stored one by one.
+        """The latencies of graphs, in the same order; missing ones are measured and stored one by one.
 
         Args:
             graphs: The graphs.
-            progress: Called with the number of signatures that are done and the number of all of them, at the start and
-                after each.
+            progress: Called at the start and after each measurement, with the number of finished signatures and of all.
 
         Raises:
             ModelError: If a graph cannot be timed.
@@ -100,7 +99,7 @@ class LatencyTable:
         show(len(found), len(by_name))
         if len(found) < len(by_name):
             with self.store.exclusive(self.device.hardware), self.device.set_up():
-                # Another process may have timed them while this one waited.
+                # Another process may have measured some of them while this one waited.
                 found |= self.store.find(names)
                 self._time_missing(by_name, found, show)
         return [_latency(found[name]) for name in names]
@@ -137,7 +136,7 @@ def paired(device: Device, graphs: Sequence[Graph], rounds: int) -> list[list[fl
 
     Args:
         device: The device.
-        graphs: The networks, which the device's target writes as it would write them for the user.
+        graphs: The networks; the device's target writes them in the same way as for the user.
         rounds: The number of rounds.
 
     Returns:

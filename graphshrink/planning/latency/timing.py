@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE = 0.0005
-"""A timed sample repeats a call for at least about this many seconds, so that the clock's resolution does not count.
+"""The minimal length of a timed sample in seconds: the call is repeated, so that the clock's resolution has no influence.
 
 It is shorter than the time slices of the system's scheduler: most samples are then not interrupted by other processes, and the
-median leaves out those that are.
+median ignores those that are.
 """
 LEAST = 15
-"""The smallest number of rounds that a spread is judged by."""
+"""The smallest number of rounds before measuring may end."""
 MOST = 401
 """The largest number of rounds."""
 ENOUGH = 0.03
-"""No more rounds once the spread, divided by the square root of their number, is this share of the median or less."""
+"""Measuring ends when the spread, divided by the square root of the number of rounds, is at most this share of the median."""
 
 Call = Callable[[], object]
 
@@ -30,7 +30,7 @@ class Ratio:
 
     Attributes:
         median: The median over rounds.
-        spread: The distance between the quartiles.
+        spread: The interquartile range.
         rounds: The number of rounds.
     """
 
@@ -46,14 +46,14 @@ class Ratio:
 
 
 def repeats(call: Call) -> int:
-    """How many times a call is repeated in one timed sample; also warms it up."""
+    """The number of repetitions of a call in one timed sample; also warms the call up."""
     call()
     once = min(timed(call, 1) for _ in range(5))
     return max(1, min(10_000, int(SAMPLE / max(once, 1e-9))))
 
 
 def timed(call: Call, count: int) -> float:
-    """Seconds that one of ``count`` repeated calls takes."""
+    """The mean seconds of ``count`` repeated calls."""
     start = time.perf_counter()
     for _ in range(count):
         call()
@@ -61,18 +61,18 @@ def timed(call: Call, count: int) -> float:
 
 
 def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
-    """Time a call in turn with a reference, until the median is settled or the time is over.
+    """Time a call in turn with a reference, until the median has settled or the time is over.
 
     Args:
         call: The call.
-        reference: What its time is divided by.
-        seconds: The upper limit; one round is always made.
+        reference: The call by whose time the result is divided.
+        seconds: The upper limit of the measuring time; there is always at least one round.
     """
     end = time.perf_counter() + seconds
     count, reference_count = repeats(call), repeats(reference)
     samples: list[float] = []
     while len(samples) < MOST:
-        # Which is first alternates, because the first one may find another one's data in the caches.
+        # The order alternates, because the first call may find the caches filled with other data.
         if len(samples) % 2:
             below = timed(reference, reference_count)
             above = timed(call, count)
@@ -91,7 +91,7 @@ def _is_settled(found: Ratio) -> bool:
 
 
 def in_turn(calls: Sequence[Call], rounds: int) -> list[list[float]]:
-    """Milliseconds of each call in each round; every round starts with another call."""
+    """For each call, its milliseconds in each round; successive rounds start with different calls."""
     for call in calls:
         call()
     found: list[list[float]] = [[] for _ in calls]
