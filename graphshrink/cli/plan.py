@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -57,7 +58,13 @@ def plan(
     targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
     if not targets:
         raise UsageError("give a target: --speedup, --latency, --macs or --max-loss")
+    from ..guarded import files_read
+    from ..ir.files import check_overwrites
+    from ..passes import Pipeline
+
     writable(out, ".json")
+    read = [("the model", Path(source)), *files_read(calibration, Pipeline("prune-dead"))]
+    check_overwrites([out], read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     made = made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score)
     made.save(out)

@@ -129,8 +129,12 @@ def test_the_command_line(digits: _Trained, tmp_path: Path) -> None:
     held = json.loads(plan.read_text())
     assert held["after"] <= 0.6 * held["before"]
     assert held["sites"]
-    line = fails(digits.file, out, "--plan", plan, "--calibration", tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    line = fails(digits.file, out, "--plan", plan, "--calibration", empty)
     assert "neither .npy files nor images" in line
+    line = fails("plan", digits.file, *options[:3], empty, "-o", empty / "p.txt")
+    assert "only .json files" in line
 
 
 @pytest.mark.parametrize(
