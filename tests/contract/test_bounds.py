@@ -108,10 +108,13 @@ def test_small_files_take_little_memory(tmp_path: Path) -> None:
         calls += [(path, tmp_path / f"{kind}.out.onnx"), ("inspect", path, "--text")]
     assert limited(*calls) == [(0, "")] * len(calls)
     for kind in BOMBS:
-        models = onnx.load(tmp_path / f"{kind}.out.onnx"), bomb(kind)
-        # A Cast to the type that a value has already goes.
-        kept, given = ([n.op_type for n in m.graph.node if n.op_type != "Cast"] for m in models)
-        assert kept[-2:] == given[-2:]
+        written = tmp_path / f"{kind}.out.onnx"
+        assert written.stat().st_size < 3000
+        kept = [n.op_type for n in onnx.load(written).graph.node]
+        left = iter(n.op_type for n in bomb(kind).graph.node)
+        assert all(op in left for op in kept), kept  # Needless nodes may go, nothing is computed.
+        assert kept[-1] == "Add"
+        assert len(kept) > 1
 
 
 def test_no_target_and_no_run_takes_much_memory(tmp_path: Path) -> None:

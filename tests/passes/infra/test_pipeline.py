@@ -646,3 +646,10 @@ def test_passes_and_ir_import_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_outputs_that_are_sequences_are_compared_item_by_item() -> None:
+    want = [[np.ones(2), np.ones(3)]]
+    assert relative_error(want, [[np.ones(2), np.ones(3)]]) == 0.0
+    assert relative_error(want, [[np.ones(2), np.full(3, 1.5)]]) == 0.5
+    assert relative_error(want, [[np.ones(2)]]) == float("inf")
