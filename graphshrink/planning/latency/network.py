@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...ir import Activation, Conv, ConvTranspose, Graph, Linear, MatMul, Node, Opaque, Value
+from .signature import finished
 
 _LINEAR = (Conv, ConvTranspose, Linear, MatMul)
 
@@ -24,7 +25,7 @@ class Piece:
 
 
 def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
-    """Split a network into its ops.
+    """Split a network into its ops, without those that no output depends on.
 
     Returns:
         The pieces in order; and, for each node that cannot be timed alone, a line with its name and the reason.
@@ -32,8 +33,9 @@ def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
     found: list[Piece] = []
     left: list[str] = []
     taken: set[Node] = set()
+    needed = {v for v in finished(graph) if v.data is None}
     for node in graph.nodes:
-        if node in taken or all(v.data is not None for v in node.outputs):
+        if node in taken or needed.isdisjoint(node.outputs):
             continue
         if isinstance(node.op, Opaque):
             left.append(f"{node.name}: {node.op.kind} is not an op of the IR")

@@ -21,6 +21,7 @@ from graphshrink import ModelError, UsageError, ir
 from graphshrink.ir import ArrayTensor, DType, Graph, TensorType, Value
 from graphshrink.planning.latency import LatencyTable, device, paired, signature
 from graphshrink.planning.latency import store as store_module
+from graphshrink.planning.latency.network import pieces
 from graphshrink.planning.latency.standalone import reference, standalone, with_torch_host
 from graphshrink.planning.latency.store import Row, Store
 from support.graphs import networks
@@ -79,6 +80,17 @@ def test_shapes_attributes_types_and_threads_count() -> None:
     ]  # fmt: skip
     names = [signature(g, d) for g in graphs for d in (ORT, device("ort-cpu", 2))]
     assert all(a != b for a, b in itertools.combinations(names, 2))
+
+
+def test_ops_that_no_output_depends_on_are_not_timed() -> None:
+    graph = Graph()
+    x = graph.add_input("x", TensorType(DType.F32, (2, 2)))
+    unread = graph.append(ir.Activation("relu"), [x]).output
+    graph.append(ir.Unary("exp"), [unread])
+    graph.add_output(graph.append(ir.Unary("neg"), [x]).output)
+    found, left = pieces(graph)
+    assert [piece.kind for piece in found] == ["Unary"]
+    assert not left
 
 
 def test_a_shared_result_is_not_two_equal_ones() -> None:
