@@ -9,11 +9,11 @@ import torch
 from torch import fx, nn
 
 from ... import ir
+from ...hosts.torch.calls import call_name
 from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...hosts.torch.dtypes import DTYPES
 from ...ir import ModelError, TensorType
 from .modules import hooked
-from .registry import call_name
 from .sizes import is_plain
 from .trace import StateError, version_of, writes_tensors
 

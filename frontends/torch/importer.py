@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from ... import ir
 from ...hosts.torch import layouts as fx_layout
+from ...hosts.torch.calls import call_name, is_aten
 from ...hosts.torch.dtypes import DTYPES
 from ...hosts.torch.modules.gates import RANDOM, Gate
 from ...hosts.torch.modules.masks import Constant, mask_of, plain_type
@@ -42,7 +43,7 @@ from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
-from .registry import Entry, ModuleEntry, call_name, is_aten
+from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .runs import Runs

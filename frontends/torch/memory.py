@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...hosts.torch.calls import call_name
 from ...hosts.torch.modules.masks import plain_type
-from .registry import CALLS, MODULES, Memory, call_name
+from .registry import CALLS, MODULES, Memory
 from .trace import StateError, writes_tensors
 
 _AUGMENTED = {

@@ -255,30 +255,6 @@ def refuses(*names: str, reason: str) -> None:
     REFUSED.update(dict.fromkeys(names, reason))
 
 
-def call_name(target: Any) -> str:
-    """The plain name of a function: ``conv2d``, ``add``; in-place names lose their underscore."""
-    if is_aten(target):
-        name = target._qualified_op_name if isinstance(target, _PACKET) else target._schema.name
-        name = name.split("::")[1]
-        return f"aten.{name}" if name in _ATEN_DIFFERS else name.rstrip("_")
-    if target in (torch.batch_norm, torch.instance_norm, torch.adaptive_max_pool1d):
-        return f"aten.{target.__name__}"
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if not isinstance(target, str) and not _is_torch(target):
-        return ""
-    if target in _OPERATORS or name in _AUGMENTED:
-        return _OPERATORS.get(target) or _AUGMENTED[name]
-    return name.rstrip("_").removeprefix("boolean_dispatch.")
-
-
-_PACKET = torch._ops.OpOverloadPacket
-
-
-def is_aten(target: Any) -> bool:
-    """Whether a function is one of ATen's own."""
-    return isinstance(target, (torch._ops.OpOverload, _PACKET))
-
-
 def _hosts(name: str) -> list[str]:
     """The hosts that can have a call of a plain name: a traced module as a function, a method or an operator; ATen."""
     traced = any(_has(home, name) for home in (F, torch, torch.Tensor, operator))
@@ -288,20 +264,3 @@ def _hosts(name: str) -> list[str]:
 def _has(home: Any, name: str) -> bool:
     name = name.removeprefix("aten.")
     return any(hasattr(home, f"{name}{end}") for end in ("", "_", "__"))
-
-
-_ATEN_DIFFERS = (
-    "batch_norm", "instance_norm", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-)  # fmt: skip
-"""Calls for which ATen, and ``torch`` itself, have other arguments or results than ``torch.nn.functional``."""
-
-_OPERATORS = {
-    operator.iadd: "add", operator.isub: "sub", operator.imul: "mul", operator.itruediv: "div",
-}  # fmt: skip
-
-_AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div"}
-
-
-def _is_torch(target: Any) -> bool:
-    module = getattr(target, "__module__", None) or ""
-    return target in _OPERATORS or module.startswith(("torch", "_operator")) or module == ""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .calls import call_name
 from .modules.gates import Gate
 from .modules.masks import Constant, plain_type
 from .modules.scale import Scale
@@ -39,18 +40,10 @@ _RESHAPED = {"view": "reshape", "_unsafe_view": "reshape", "view_as": "reshape_a
 
 
 def plain(node: fx.Node) -> str:
-    """The plain name of a call of torch, without the underscore of in-place calls; empty for other nodes."""
-    if node.op == "call_method":
-        return str(node.target).rstrip("_")
-    if node.op != "call_function":
-        return ""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.split("::")[1].rstrip("_")
-    if node.target is getattr:
+    """The plain name of a call of torch, or of the attribute that a node reads; empty for other nodes."""
+    if node.op == "call_function" and node.target is getattr:
         return str(node.args[1])
-    own = (getattr(node.target, "__module__", None) or "torch").startswith("torch")
-    name = getattr(node.target, "__name__", "")
-    return (name if name in _RESHAPED else name.rstrip("_")) if own else ""
+    return call_name(node.target) if node.op in ("call_function", "call_method") else ""
 
 
 def keeps_format(format: Any) -> bool:

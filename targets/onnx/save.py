@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -159,23 +159,50 @@ def _write_two(
             flush_to_disk(file)
         copy_permissions(data, target)
         made = data.stat()
-        tried: list[Path] = []
-        written = False
-        with _turn(folder) as alone:
-            try:
-                final = _named(data, target, digest, alone, tried)
-                for proto, _ in moved:
-                    proto.external_data[0].value = final.name
-                _write_whole(out, whole, target)
-                written = True
-                return _replace(whole, target, final.name, stale, alone)
-            except BaseException:
-                if not written or os.path.lexists(whole):  # Else the new model is in its place.
-                    for path in tried:
-                        with suppress(OSError):
-                            if os.path.samestat(path.lstat(), made):
-                                path.unlink()
-                raise
+        with _turn(folder) as alone, _undone_on_failure(whole, made) as progress:
+            final = _named(data, target, digest, alone, progress.tried)
+            for proto, _ in moved:
+                proto.external_data[0].value = final.name
+            _write_whole(out, whole, target)
+            progress.written = True
+            return _replace(whole, target, final.name, stale, alone)
+
+
+@dataclass
+class _Progress:
+    """How far writing a model and its data file has got.
+
+    Attributes:
+        tried: The names that the data file may have.
+        written: Whether the model is complete under its temporary name.
+    """
+
+    tried: list[Path] = field(default_factory=list)
+    written: bool = False
+
+
+@contextmanager
+def _undone_on_failure(whole: Path, made: os.stat_result) -> Iterator[_Progress]:
+    """Remove the new data file after an error, unless the new model is already in its place.
+
+    Args:
+        whole: The temporary name of the model.
+        made: Identifies the data file: a file of another run under one of its names is never removed.
+    """
+    progress = _Progress()
+    try:
+        yield progress
+    except BaseException:
+        if not progress.written or os.path.lexists(whole):  # Else the new model is in its place.
+            for path in progress.tried:
+                _unlink_if_same(path, made)
+        raise
+
+
+def _unlink_if_same(path: Path, made: os.stat_result) -> None:
+    with suppress(OSError):
+        if os.path.samestat(path.lstat(), made):
+            path.unlink()
 
 
 def _write_whole(model: ModelProto, name: Path, target: Path) -> None:

@@ -118,78 +118,109 @@ _INT8_SINCE_VERSION_2 = frozenset(
 
 def version_of(operation: FlatOperation) -> int:
     """Return the lowest version of an operation's operator that supports its element types, ranks and options."""
+    for rule in (_layer_version, _arithmetic_version, _layout_version, _conversion_version):
+        found = rule(operation)
+        if found is not None:
+            return found
+    is_int8 = operation.required(0).dtype == "INT8"
+    return 2 if is_int8 and operation.code in _INT8_SINCE_VERSION_2 else 1
+
+
+def _layer_version(operation: FlatOperation) -> int | None:
+    """Return the version of a convolution or dense layer; ``None`` for other operators."""
     first = operation.required(0)
-    code, dtype = operation.code, first.dtype
+    is_int8 = first.dtype == "INT8"
     fields = operation.options[1] if operation.options else {}
-    ranks = [t.rank for t in operation.inputs if t is not None]
-    version = 2 if dtype == "INT8" and code in _INT8_SINCE_VERSION_2 else 1
-    match code:
+    match operation.code:
         case "CONV_2D":
-            weight = operation.required(1)
-            if first.shape[-1] != weight.shape[-1]:
+            if first.shape[-1] != operation.required(1).shape[-1]:
                 return 6
-            return 3 if dtype == "INT8" else 1
+            return 3 if is_int8 else 1
         case "DEPTHWISE_CONV_2D":
             dilated = (fields["dilationHFactor"], fields["dilationWFactor"]) != (1, 1)
-            return 3 if dtype == "INT8" else 2 if dilated else 1
+            return 3 if is_int8 else 2 if dilated else 1
         case "FULLY_CONNECTED":
             if len(operation.inputs) == 2:
                 return 6
-            return 5 if fields["keepNumDims"] else 4 if dtype == "INT8" else 1
+            return 5 if fields["keepNumDims"] else 4 if is_int8 else 1
         case "TRANSPOSE_CONV":
-            weight = operation.required(1)
-            bias = len(operation.inputs) == 4
+            int8_weight = operation.required(1).dtype == "INT8"
+            has_bias = len(operation.inputs) == 4
             fused = bool(fields.get("fusedActivationFunction"))
-            return 4 if fused else 3 if bias else 2 if weight.dtype == "INT8" else 1
-        case "ADD":
-            version = 4 if dtype == "INT64" else version
-        case "MUL":
-            version = 5 if dtype == "INT64" else version
-            if dtype == "INT8" and _product_scale(operation) >= 1:
-                version = 3
-        case "SUB":
-            wide = max(ranks) > 4 and len({t.shape for t in operation.inputs if t}) > 1
-            version = 4 if dtype == "INT64" else 3 if wide else version
-        case "DIV" | "MAXIMUM" | "MINIMUM":
-            if max(ranks) > 4 and len({t.shape for t in operation.inputs if t}) > 1:
-                version = 2 if code == "DIV" else 3
-        case "TRANSPOSE":
-            version = {5: 4, 6: 6}.get(first.rank, 3 if dtype == "BOOL" else version)
-        case "PAD" | "PADV2":
-            version = 5 if dtype == "BOOL" else 4 if first.rank > 4 else version
-        case "SLICE":
-            version = 5 if first.rank > 4 else version
-        case "STRIDED_SLICE":
-            version = 4 if first.rank > 4 else 3 if dtype == "BOOL" else version
-        case "GATHER":
-            version = 3 if dtype == "BOOL" else version
-        case "SPLIT":
-            data = operation.required(1)
-            version = {"INT32": 3, "INT8": 2}.get(data.dtype, 1)
-        case "DEQUANTIZE":
-            per_channel = first.quantization is not None and len(first.quantization.scales) > 1
-            version = 3 if dtype == "FLOAT16" else 5 if per_channel else version
-        case "RESIZE_BILINEAR" if fields["halfPixelCenters"]:
-            version = 3
-        case "RESIZE_NEAREST_NEIGHBOR" if fields["halfPixelCenters"] or fields["alignCorners"]:
-            version = 3
-        case "CAST":
-            kinds = {dtype, operation.outputs[0].dtype}
-            version = (
-                5 if "FLOAT16" in kinds else 4 if "UINT16" in kinds else 3 if "INT8" in kinds
-                else 2 if "UINT32" in kinds else 1
-            )  # fmt: skip
-        case "BROADCAST_TO":
-            version = 3 if dtype == "INT8" else 2
+            return 4 if fused else 3 if has_bias else 2 if int8_weight else 1
+    return None
+
+
+def _arithmetic_version(operation: FlatOperation) -> int | None:
+    """Return the version of an elementwise operator; ``None`` where the general rule holds."""
+    code, dtype = operation.code, operation.required(0).dtype
+    match code:
+        case "ADD" | "SUB" if dtype == "INT64":
+            return 4
+        case "MUL" if dtype == "INT64":
+            return 5
+        case "MUL" if dtype == "INT8" and _product_scale(operation) >= 1:
+            return 3
+        case "SUB" | "MAXIMUM" | "MINIMUM" if _broadcasts_above_rank_4(operation):
+            return 3
+        case "DIV" if _broadcasts_above_rank_4(operation):
+            return 2
         case "ABS":
-            version = {"INT32": 5, "INT16": 4}.get(dtype, 1)
+            return {"INT32": 5, "INT16": 4}.get(dtype, 1)
         case "SIGN":
-            version = 2 if dtype == "INT32" else 1
+            return 2 if dtype == "INT32" else 1
         case "FLOOR_DIV":
-            version = 2 if dtype == "FLOAT32" else 1
-        case "CONCATENATION":
-            version = 4 if dtype == "UINT32" else version
-    return version
+            return 2 if dtype == "FLOAT32" else 1
+    return None
+
+
+def _broadcasts_above_rank_4(operation: FlatOperation) -> bool:
+    inputs = [t for t in operation.inputs if t is not None]
+    return max(t.rank for t in inputs) > 4 and len({t.shape for t in inputs}) > 1
+
+
+def _layout_version(operation: FlatOperation) -> int | None:
+    """Return the version of an operator that moves data; ``None`` where the general rule holds."""
+    first = operation.required(0)
+    is_bool, is_large = first.dtype == "BOOL", first.rank > 4
+    match operation.code:
+        case "TRANSPOSE" if first.rank in (5, 6) or is_bool:
+            return {5: 4, 6: 6}.get(first.rank, 3)
+        case "PAD" | "PADV2" if is_bool or is_large:
+            return 5 if is_bool else 4
+        case "SLICE" if is_large:
+            return 5
+        case "STRIDED_SLICE" if is_bool or is_large:
+            return 4 if is_large else 3
+        case "GATHER" if is_bool:
+            return 3
+        case "SPLIT":
+            return {"INT32": 3, "INT8": 2}.get(operation.required(1).dtype, 1)
+        case "BROADCAST_TO":
+            return 3 if first.dtype == "INT8" else 2
+        case "CONCATENATION" if first.dtype == "UINT32":
+            return 4
+    return None
+
+
+def _conversion_version(operation: FlatOperation) -> int | None:
+    """Return the version of a cast, a dequantization or a resize; ``None`` where the general rule holds."""
+    first = operation.required(0)
+    fields = operation.options[1] if operation.options else {}
+    match operation.code:
+        case "DEQUANTIZE" if first.dtype == "FLOAT16":
+            return 3
+        case "DEQUANTIZE" if first.quantization and len(first.quantization.scales) > 1:
+            return 5
+        case "RESIZE_BILINEAR" if fields["halfPixelCenters"]:
+            return 3
+        case "RESIZE_NEAREST_NEIGHBOR" if fields["halfPixelCenters"] or fields["alignCorners"]:
+            return 3
+        case "CAST":
+            kinds = {first.dtype, operation.outputs[0].dtype}
+            versions = (("FLOAT16", 5), ("UINT16", 4), ("INT8", 3), ("UINT32", 2))
+            return next((version for kind, version in versions if kind in kinds), 1)
+    return None
 
 
 def _product_scale(operation: FlatOperation) -> float:

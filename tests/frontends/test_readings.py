@@ -24,8 +24,8 @@ from graphshrink.frontends.onnx.rules import RULES
 from graphshrink.frontends.support import HOSTS, holes, table
 from graphshrink.frontends.torch.export import from_export
 from graphshrink.frontends.torch.importer import from_fx
-from graphshrink.frontends.torch.registry import call_name
 from graphshrink.frontends.torch.rules import CALLS, MODULES, PIECES
+from graphshrink.hosts.torch.calls import call_name
 from graphshrink.hosts.torch.modules.gates import Gate, Switch
 from graphshrink.hosts.torch.modules.masks import plain_type
 from graphshrink.hosts.torch.modules.scale import Scale

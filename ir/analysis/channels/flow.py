@@ -424,29 +424,9 @@ class ChannelFlow:
         strings: dict[int, list[str]] = {}
         uses: list[EinsumOperand] = []
         for operand, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            seen: set[int] = set()
-            for axis in self._axes(value, operand, letter_of):
-                if handled and (operand, axis) in handled:
-                    continue
-                letter = letter_of.get(Axis(operand, axis))
-                if letter is None:
-                    self._fix_axis(value, axis, f"{what} keeps the order of axis {axis}")
-                    continue
-                entry = self._entry(value, axis)
-                if isinstance(entry, str):
-                    strings.setdefault(letter, []).append(entry)
-                elif entry is not None and id(entry) not in seen:
-                    seen.add(id(entry))
-                    letters = [letter_of.get(Axis(operand, a)) for a in entry.axes]
-                    known = tuple(k for k in letters if k is not None)
-                    if len(known) == len(letters):
-                        uses.append(EinsumOperand(entry, known))
-                    else:
-                        self._fix(entry, f"{what} keeps the order of one of its axes")
-                        for k in known:
-                            strings.setdefault(k, []).append(f"{what} reads it in a fixed order")
+            if value is not None:
+                skipped = {axis for of, axis in handled or () if of == operand}
+                uses += self._tied_operand(what, operand, value, letter_of, skipped, strings)
         results = einsum_elements(self.elements, node, what, uses, strings)
         made: list[list[Entry]] = []
         for number, output in enumerate(node.outputs):
@@ -461,6 +441,51 @@ class ChannelFlow:
             made.append(entries)
             self._define(output, entries)
         return made[0]
+
+    def _tied_operand(
+        self,
+        what: str,
+        operand: int,
+        value: Value,
+        letter_of: dict[Axis, int],
+        skipped: set[int],
+        strings: dict[int, list[str]],
+    ) -> list[EinsumOperand]:
+        """Fix the axes of an operand that no tie names; returns its channel entries with their letters.
+
+        Args:
+            what: The node, for reasons.
+            operand: The index of the operand.
+            value: Its value.
+            letter_of: The letter of each axis that a tie names.
+            skipped: Axes that are taken care of elsewhere.
+            strings: Gets the reasons, by letter, why axes cannot be reordered.
+        """
+        uses: list[EinsumOperand] = []
+        seen: set[int] = set()
+        for axis in self._axes(value, operand, letter_of):
+            if axis in skipped:
+                continue
+            letter = letter_of.get(Axis(operand, axis))
+            if letter is None:
+                self._fix_axis(value, axis, f"{what} keeps the order of axis {axis}")
+                continue
+            entry = self._entry(value, axis)
+            if isinstance(entry, str):
+                strings.setdefault(letter, []).append(entry)
+                continue
+            if entry is None or id(entry) in seen:
+                continue
+            seen.add(id(entry))
+            letters = [letter_of.get(Axis(operand, a)) for a in entry.axes]
+            known = tuple(k for k in letters if k is not None)
+            if len(known) == len(letters):
+                uses.append(EinsumOperand(entry, known))
+                continue
+            self._fix(entry, f"{what} keeps the order of one of its axes")
+            for k in known:
+                strings.setdefault(k, []).append(f"{what} reads it in a fixed order")
+        return uses
 
     @staticmethod
     def _axes(value: Value, operand: int, letter_of: dict[Axis, int]) -> Sequence[int]:
