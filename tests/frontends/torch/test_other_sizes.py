@@ -238,3 +238,16 @@ def test_sizes_that_do_not_fit_are_not_logged() -> None:
 
 def over_tokens(s: Any, x: Any) -> Any:
     return s.tokens(x) / x.shape[1]
+
+
+def cut_off(s: Any, x: Any) -> Any:
+    y = x[:, :16]
+    return s.tokens(y) / y.shape[1]
+
+
+@pytest.mark.parametrize("size", [20, 70])
+def test_sizes_that_only_follow_smaller_inputs(size: int) -> None:
+    model = made(cut_off)
+    result = shrink(model, example_inputs=(torch.randn(1, size, 6),), check=True).model
+    for other in (3, 9, 16, 33):
+        same(model, result, torch.randn(2, other, 6))
