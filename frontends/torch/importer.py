@@ -46,7 +46,7 @@ from .registry import Entry, ModuleEntry, call_name, is_aten
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .runs import Runs
-from .sizes import asks_sizes, is_plain, known_sizes, placed
+from .sizes import asks_sizes, cuts_nothing, is_plain, known_sizes, placed
 from .trace import StateError, trace
 
 
@@ -104,7 +104,7 @@ class _Importer:
         if self.inputs is not None:
             ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
-            if asks_sizes(self.nodes):
+            if asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types):
                 self.runs = resized_runs(self.module, self.inputs, self.types)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
