@@ -113,6 +113,16 @@ class Call:
         free = source.data is None and opaque and axis == 0
         return x.type.with_shape((None, *x.type.shape[1:])) if free else x.type
 
+    def bounded(self, x: Value) -> TensorType:
+        """The type of a value; sizes that other inputs would change are left open."""
+        certain, name = self.certain(x), x.host
+        if not isinstance(name, str) or not certain.shape:
+            return certain
+        sizes = enumerate(certain.shape)
+        return certain.with_shape(
+            tuple(None if self.runs.follows(name, axis) else size for axis, size in sizes)
+        )
+
     def get(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by place or by name."""
         if place < len(self.args):

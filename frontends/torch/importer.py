@@ -47,7 +47,7 @@ from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .runs import Runs
-from .sizes import asks_sizes, is_plain, known_sizes, placed
+from .sizes import asks_sizes, cuts_nothing, is_plain, known_sizes, placed
 from .trace import StateError, trace
 
 
@@ -108,7 +108,7 @@ class _Importer:
             ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
             self.lengths = ran.lengths
-            if asks_sizes(self.nodes):
+            if asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types):
                 self.runs = resized_runs(self.module, self.inputs, self.types)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}

@@ -38,40 +38,60 @@ def resized_runs(
     batch = [place for place in sizes if place[1] == 0]
     rest = [place for place in sizes if place[1] > 0]
     made: list[Resized] = []
-    if batch and (run := _run(module, inputs, batch, batch=True)) is not None:
+    if batch and (run := _run(module, inputs, batch, _OTHER, batch=True)) is not None:
         made.append(run)
-    alone = {place: _run(module, inputs, [place]) for place in rest}
-    made += [run for run in alone.values() if run is not None]
+    alone = {place: _runs(module, inputs, [place]) for place in rest}
+    made += [run for runs in alone.values() for run in runs]
     # Axes that only run together: of two inputs, or of images that have to be square.
-    stuck = [place for place, run in alone.items() if run is None]
+    stuck = [place for place, runs in alone.items() if not runs]
     groups: dict[int, list[tuple[int, int]]] = {}
     for place in stuck:
         groups.setdefault(sizes[place], []).append(place)
     for group in groups.values():
-        if len(group) > 1 and (run := _run(module, inputs, group)) is not None:
-            made.append(run)
+        if len(group) > 1 and (runs := _runs(module, inputs, group)):
+            made += runs
             stuck = [place for place in stuck if place not in group]
     images = [(i, axis) for i, axis in stuck if axis > 1]
-    if len(images) > 1 and (run := _run(module, inputs, images)) is not None:
-        made.append(run)
+    if len(images) > 1:
+        made += _runs(module, inputs, images)
     return Runs(found, tuple(made))
+
+
+Change = Callable[[int], int]
+
+_OTHER: tuple[Change, ...] = (
+    lambda size: 2 * size + 1,
+    lambda size: 2 * size,
+    lambda size: size // 2,
+)
+"""Other sizes to run with; odd sizes first, which tell more apart."""
+
+_SMALL: tuple[Change, ...] = (lambda size: min(2, size - 1), lambda size: size // 2)
+"""Small sizes, which tell apart what is cut off at a number: ``x[:, :16]`` follows only smaller sizes."""
+
+
+def _runs(
+    module: fx.GraphModule, inputs: Sequence[Any], places: Sequence[tuple[int, int]]
+) -> list[Resized]:
+    """The runs with another and with a small size of some axes; none where no other size runs."""
+    other = _run(module, inputs, places, _OTHER)
+    if other is None:
+        return []
+    small = _run(module, inputs, places, _SMALL)
+    return [other] if small is None else [other, small]
 
 
 def _run(
     module: fx.GraphModule,
     inputs: Sequence[Any],
     places: Sequence[tuple[int, int]],
+    changes: Sequence[Change],
     *,
     batch: bool = False,
 ) -> Resized | None:
-    """A run with other sizes of some axes; odd sizes first, which tell more apart. ``None`` where it does not run."""
+    """A run with the first change of the sizes of some axes that runs; ``None`` where none does."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    changes: tuple[Callable[[int], int], ...] = (
-        lambda size: 2 * size + 1,
-        lambda size: 2 * size,
-        lambda size: size // 2,
-    )
     for change in changes:
         if any(not change(inputs[i].shape[axis]) > 0 for i, axis in places):
             continue

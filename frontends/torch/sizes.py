@@ -9,6 +9,7 @@ another axis of the inputs (:mod:`.resized_runs`) is :class:`~.call.Followed`.
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from ...ir import Value
+from ...ir import TensorType, Value
 from ...ir.analysis.sizes import SizeRoots
 from .call import Followed, Free
 from .runs import Runs
@@ -80,6 +81,18 @@ def asks_sizes(nodes: Sequence[fx.Node]) -> bool:
     """Whether any call asks a tensor for its shape."""
     return any(
         n.op.startswith("call_") and n.op != "call_module" and _asks_a_tensor(n) for n in nodes
+    )
+
+
+def cuts_nothing(nodes: Sequence[fx.Node], types: Mapping[str, TensorType]) -> bool:
+    """Whether any slice takes all of its input, which it may not do for a longer one."""
+    cuts = (operator.getitem, torch.narrow, "narrow")
+    return any(
+        n.target in cuts
+        and (kind := types.get(n.name)) is not None
+        and kind == types.get(getattr(n.args[0] if n.args else None, "name", ""))
+        for n in nodes
+        if n.op.startswith("call_") and n.op != "call_module"
     )
 
 

@@ -43,7 +43,7 @@ def _narrow(call: Call) -> Lowered | None:
     )
     if start < 0:
         return None
-    return slicing(call.certain(x), (start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
+    return slicing(call.bounded(x), (start,), (start + length,), (axis_of(axis, rank),), (1,)), [x]
 
 
 @reads("slice", makes=[ir.Slice, ir.Identity], note="known bounds", memory=Memory.VIEW)
@@ -96,7 +96,7 @@ def _sliced(call: Call, x: Value, cut: dict[int, slice]) -> Lowered | None:
     n = len(cut)
     if min(ints(steps, n)) < 1:
         return None
-    return slicing(call.certain(x), ints(starts, n), ints(ends, n), tuple(cut), steps), [x]
+    return slicing(call.bounded(x), ints(starts, n), ints(ends, n), tuple(cut), steps), [x]
 
 
 @reads("index_select", makes=ir.Gather, note="indices of one axis")

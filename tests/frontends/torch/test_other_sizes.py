@@ -260,3 +260,32 @@ def test_sizes_that_do_not_fit_are_not_logged() -> None:
 
 def over_tokens(s: Any, x: Any) -> Any:
     return s.tokens(x) / x.shape[1]
+
+
+def cut_off(s: Any, x: Any) -> Any:
+    y = x[:, :16]
+    return s.tokens(y) / y.shape[1]
+
+
+@pytest.mark.parametrize("size", [20, 70])
+def test_sizes_that_only_follow_smaller_inputs(size: int) -> None:
+    model = made(cut_off)
+    result = shrink(model, example_inputs=(torch.randn(1, size, 6),), check=True).model
+    for other in (3, 9, 16, 33):
+        same(model, result, torch.randn(2, other, 6))
+
+
+def truncated(s: Any, x: Any) -> Any:
+    return s.tokens(x[:, :16]).narrow(1, 0, 4)
+
+
+def truncated_by_size(s: Any, x: Any) -> Any:
+    return s.tokens(x[:, :16]) / x.shape[1]
+
+
+@pytest.mark.parametrize("forward", [truncated, truncated_by_size])
+def test_slices_that_cut_only_longer_inputs_stay(forward: Forward) -> None:
+    model = made(forward)
+    result = shrink(model, example_inputs=(torch.randn(1, 4, 6),), check=True).model
+    for size in (4, 9, 16, 33):
+        same(model, result, torch.randn(2, size, 6))
