@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
 from ..passes import Context, Pipeline
@@ -24,7 +24,10 @@ TARGETS = ("speedup", "latency", "macs", "max_loss")
 """The targets of a plan."""
 
 TIGHTENINGS = 4
-"""How often the budget is tightened if the measured network misses it."""
+"""How often the search goes on if the measured network misses the budget, or is much smaller."""
+
+SLACK = 0.95
+"""A measured network that costs less than this part of the budget is searched again, with what its measurement has taught."""
 
 
 @dataclass(frozen=True)
@@ -176,36 +179,43 @@ class _Search:
         return sorted(chosen, key=lambda c: (c.site.span, c.key))
 
     def _within_budget(self) -> Choices:
-        chosen: Choices = frozenset()
-        best, tightened = self.after / self.before, 0.0
+        """The reached set of the smallest loss: too small a network is as wrong as too slow a one."""
+        budget, tightened = self.target.budget(self.before), 0.0
+        if self.after <= budget:
+            return frozenset()
+        best, slack = self.after / self.before, SLACK if self.cost.measured else 0.0
+        reached: dict[Choices, tuple[float, float, float, float]] = {}
         for _ in range(TIGHTENINGS + 1):
-            budget = self.target.budget(self.before)
             needed = (self.prepared - budget) / self.factor + tightened
-            if self.after <= budget and not chosen and needed <= 0:
-                return chosen
-            found = self.stepper.reach(needed, chosen)
-            if found is None:
-                self._unreachable(best)
-            assert found is not None
-            chosen = found
+            chosen = self.stepper.reach(needed)
+            if chosen is None or chosen in reached:
+                break
             self._measure(chosen)
             best = min(best, self.after / self.before)
-            if self.after <= self.target.budget(self.before):
-                return chosen
-            # Measured noise may hide that the factor is right: ask for a little more each time.
-            tightened += 0.02 * self.prepared
-        self._unreachable(best)
-        raise AssertionError
+            budget = self.target.budget(self.before)
+            if self.after <= budget:
+                reached[chosen] = (self.before, self.prepared, self.after, self.factor)
+                if self.after >= slack * budget:
+                    break
+                tightened = 0.0
+            else:
+                # Noise may hide that the factor is right: ask for a little more each time.
+                tightened += 0.02 * self.prepared
+        if not reached:
+            self._unreachable(best)
+        chosen = min(reached, key=self.stepper.loss)
+        self.before, self.prepared, self.after, self.factor = reached[chosen]
+        return chosen
 
     def _measure(self, chosen: Choices) -> None:
         made = finished(self.graph, [c.candidate for c in chosen])
         self.before, self.prepared, self.after = self.cost.networks([self.given, self.graph, made])
         saving = sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
         if self.cost.measured and saving > 0:
-            # A factor near 0 would ask for more than there is.
-            self.factor = max(0.25, (self.prepared - self.after) / saving)
+            # Noise must not ask for much more, or less, than there is.
+            self.factor = min(2.0, max(0.5, (self.prepared - self.after) / saving))
 
-    def _unreachable(self, best: float) -> None:
+    def _unreachable(self, best: float) -> NoReturn:
         """Measure the smallest network that there is, and refuse the target."""
         most = self.stepper.reach(0.999 * self.stepper.most())
         if most:
