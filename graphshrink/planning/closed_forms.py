@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from ..passes.merge.algebra.tensors import Array64
 
@@ -64,6 +63,8 @@ def ridged(gram: Array64) -> Array64:
 
 def ridge(sums: Sums) -> Array64:
     """The weight ``(O, K + 1)`` that predicts the targets best."""
+    import scipy.linalg
+
     made: Array64 = scipy.linalg.solve(
         ridged(sums.gram), (sums.cross / sums.count).T, assume_a="pos"
     ).T
@@ -84,6 +85,8 @@ def surgery(
     Yields:
         For each size, largest first: the size, the channels that are kept, and the weight ``(O, size * block + 1)``.
     """
+    import scipy.linalg
+
     channels = (gram.shape[0] - 1) // block
     inverse = scipy.linalg.inv(ridged(gram))
     weight = weight.copy()

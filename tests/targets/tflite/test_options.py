@@ -260,7 +260,8 @@ def refusal(nodes: list[Any], feeds: dict[str, Any], outputs: list[str], **kept:
 def test_one_error_names_every_op_that_is_missing() -> None:
     nodes = [
         helper.make_node("Det", ["x"], ["a"], name="first"),
-        helper.make_node("Det", ["x"], ["b"], name="second"),
+        helper.make_node("Tanh", ["x"], ["other"]),
+        helper.make_node("Det", ["other"], ["b"], name="second"),
         helper.make_node("NonZero", ["x"], ["c"], name="third"),
         helper.make_node("Relu", ["a"], ["d"], name="fine"),
     ]
