@@ -11,7 +11,7 @@ from ...lowering import Lowered, Path, Steps
 from ...lowering.base import first_of_several
 from ...lowering.pools import average_pool, global_max
 from ...support import LeftAlone
-from ..call import Call, ints
+from ..call import Call, Followed, ints
 from ..registry import reads_module, reads_pieces, reads_ranks
 
 
@@ -94,7 +94,12 @@ def _windows(call: Call, n: int) -> tuple[int, ...] | None:
     if any(not w or h % w for h, w in sizes):
         have, into = ("x".join(str(d[i]) for d in sizes) for i in (0, 1))
         raise LeftAlone(f"its input of {have} does not divide into {into} windows of one size")
-    return tuple(h // w for h, w in sizes)
+    windows = tuple(h // w for h, w in sizes)
+    if call.example:  # Copied, the call has other windows for inputs of other sizes.
+        call.baked += [
+            Followed(w) for w, goal in zip(windows, wanted, strict=True) if goal is not None
+        ]
+    return windows
 
 
 @reads_ranks(

@@ -289,3 +289,19 @@ def test_slices_that_cut_only_longer_inputs_stay(forward: Forward) -> None:
     result = shrink(model, example_inputs=(torch.randn(1, 4, 6),), check=True).model
     for size in (4, 9, 16, 33):
         same(model, result, torch.randn(2, size, 6))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d((4, 2)), nn.AdaptiveAvgPool2d((None, 4))]
+)
+def test_windows_of_adaptive_pools_are_noted_where_a_pass_fixes_them(pool: nn.Module) -> None:
+    x = torch.randn(1, 3, 8, 8)
+    merged = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), pool, nn.Conv2d(4, 4, 1)).eval()
+    kept = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), pool, nn.ReLU()).eval()
+    for model in (merged, kept):
+        result = shrink(model, example_inputs=(x,))
+        other = torch.randn(2, 3, 18, 18)
+        alike = result.model(other).shape == model(other).shape
+        assert alike or any("follow the inputs" in n for n in result.report.notes)
+    assert alike
+    assert not result.report.notes
