@@ -48,10 +48,15 @@ def to_onnx(graph: Graph) -> ModelProto:
         ModelError: If a node cannot be written in the model's opset.
     """
     model, tensors = emit(graph)
+    _fill(model, tensors)
+    return model
+
+
+def _fill(model: ModelProto, tensors: dict[str, Tensor]) -> None:
+    """Put the numbers of new tensors into their placeholders."""
     for proto in model.graph.initializer:
         if proto.name in tensors:
             proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
-    return model
 
 
 def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
@@ -93,8 +98,7 @@ def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[s
     Raises:
         ModelError: If a node cannot be written in the model's opset.
     """
-    emitter = _emitter(graph)
-    emitter.open_groups(values)
+    emitter = _emitter(graph, values)
     model, tensors = emitter.run()
     names = []
     for i, value in enumerate(values):
@@ -135,19 +139,13 @@ def part_model(
     Raises:
         ModelError: If a node cannot be written in the model's opset.
     """
-    emitter = _emitter(graph)
+    emitter = _emitter(graph, [*inputs, *outputs])
     model, tensors = emitter.run()
     feeds = [emitter.names[value] for value in inputs]
     names = [emitter.names[value] for value in outputs]
     _keep_only(model, names, feeds)
-    kept = {t.name for t in model.graph.initializer}
-    for proto in model.graph.initializer:
-        if proto.name in tensors and proto.name in kept:
-            proto.CopyFrom(proto_of(tensors[proto.name], proto.name))
-    read = {name for node in model.graph.node for name in node.input}
-    read |= {
-        name for node in model.graph.node for name in (captures(node) if has_bodies(node) else ())
-    }
+    _fill(model, tensors)
+    read = {name for node in model.graph.node for name in (*node.input, *captures(node))}
     given = {value.name: value for value in model.graph.input}
     infos = [
         given.get(name) or _value_info(name, value.type)
@@ -169,8 +167,7 @@ def _keep_only(model: ModelProto, names: Sequence[str], given: Sequence[str] = (
         if wanted.isdisjoint(node.output):
             continue
         nodes.append(node)
-        wanted.update(name for name in node.input if name not in fed)
-        wanted.update(captures(node) if has_bodies(node) else ())
+        wanted.update({*node.input, *captures(node)} - fed)
     kept = [NodeProto.FromString(node.SerializeToString()) for node in reversed(nodes)]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -183,10 +180,14 @@ def _keep_only(model: ModelProto, names: Sequence[str], given: Sequence[str] = (
                 del field[i]
 
 
-def _emitter(graph: Graph) -> _Emitter:
-    if isinstance(graph.host, OnnxHost):
-        return _Emitter(graph, graph.host)
-    return _Emitter(graph, OnnxHost(_empty_model(graph), None, NEWEST_OPSET))
+def _emitter(graph: Graph, wanted: Sequence[Value]) -> _Emitter:
+    """An emitter that writes these values, also where they lie within a host node."""
+    host = graph.host
+    if not isinstance(host, OnnxHost):
+        host = OnnxHost(_empty_model(graph), None, NEWEST_OPSET)
+    emitter = _Emitter(graph, host)
+    emitter.open_groups(wanted)
+    return emitter
 
 
 def unwritable(graph: Graph) -> Callable[[Node], str | None]:
@@ -205,7 +206,7 @@ def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
     """The model, with large new initializers as empty placeholders, and their tensors by name."""
     check_masks(graph)
     if graph.host is None or isinstance(graph.host, OnnxHost):
-        return _emitter(graph).run()
+        return _emitter(graph, ()).run()
     return _exported(graph), {}
 
 
