@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...ir import Op, Tensor, Value
+from ...ir import InferenceError, Op, Tensor, TensorType, Value
 
 Operand = Value | Tensor | None
 """An operand of an op: a value, a tensor that a rule computed, or ``None`` if it is left out."""
@@ -46,6 +46,24 @@ class Steps:
 
     parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
     results: Mapping[Path, Step] | None = None
+
+    def infer(self) -> list[tuple[TensorType, ...]]:
+        """The types of the results of each step.
+
+        Raises:
+            InferenceError: If operands do not fit an op, or an op cannot infer its results.
+        """
+        made: list[tuple[TensorType, ...]] = []
+        for op, operands in self.parts:
+            types = [
+                made[o.number][o.result] if isinstance(o, Step) else None if o is None else o.type
+                for o in operands
+            ]
+            inferred = op.infer(types)
+            if inferred is None:
+                raise InferenceError(f"the result of {op.name} is not known")
+            made.append(inferred)
+        return made
 
 
 class Builder:

@@ -46,7 +46,7 @@ from ...ir import (
 )
 from ...ir.analysis.sizes import SizeRoots
 from ...ir.errors import listed
-from ..lowering import Operand, Step, Steps
+from ..lowering import Step, Steps
 from ..raising.patterns import raise_patterns
 from ..support import LeftAlone
 from .bounds import check_bounds
@@ -289,7 +289,7 @@ class _Importer:
         if domain and node.op_type == "If":
             self._decide(node)
         inputs = [self.values[n] if n else None for n in node.input]
-        steps: Steps | None = None
+        lowered: tuple[Steps, int] | None = None
         reason = ""
         known = (node.domain, node.op_type) not in self.functions and domain
         # onnx and onnxruntime would look for the file in another folder if they are given this node alone.
@@ -297,10 +297,10 @@ class _Importer:
         entry = RULES.get(node.op_type) if known and any(node.output) else None
         if entry is not None and self.opset >= entry.since:
             try:
-                steps = self._lower(entry, node, inputs)
+                lowered = self._lower(entry, node, inputs)
             except LeftAlone as error:
                 reason = str(error)
-        if steps is None:
+        if lowered is None:
             captured = captures(node)
             self._infer(node, {n: self.values[n] for n in (*node.input, *captured) if n})
             inputs += [self.values[name] for name in captured]
@@ -316,7 +316,7 @@ class _Importer:
             )
             parts = [made]
         else:
-            parts = self._append(node, steps, inputs)
+            parts = self._append(node, *lowered, inputs)
             made = parts[-1]
         for value, name in zip(made.outputs, node.output, strict=False):
             if name:
@@ -338,8 +338,10 @@ class _Importer:
         if condition is not None and condition.size == 1 and first_result(node):
             self.decided[first_result(node)] = bool(condition.numpy().reshape(-1)[0])
 
-    def _append(self, node: NodeProto, steps: Steps, inputs: list[Value | None]) -> list[Node]:
-        """Append one or several IR nodes for a host node; the last one computes its results."""
+    def _append(
+        self, node: NodeProto, steps: Steps, results: int, inputs: list[Value | None]
+    ) -> list[Node]:
+        """Append one or several IR nodes for a host node; the last one computes its results, of which the first ones are read."""
         made: list[Node] = []
         last = len(steps.parts) - 1
         place = 0
@@ -354,8 +356,8 @@ class _Importer:
                     arguments.append(operand)
                 place += 1
             if number == last:
-                name, count = text_of(node.name), len(_inferred(steps) or ())
-                types, names = self._stated(node)[:count], list(node.output)[:count]
+                name = text_of(node.name)
+                types, names = self._stated(node)[:results], list(node.output)[:results]
             else:
                 step = f"{op.name.lower()}_{number}"
                 name = f"{text_of(node.name) or node.output[0]}_{step}"
@@ -370,7 +372,10 @@ class _Importer:
     def _stated(self, node: NodeProto) -> list[TensorType]:
         return [self.types.get(o, UNKNOWN) for o in node.output if o]
 
-    def _lower(self, entry: Entry, node: NodeProto, inputs: list[Value | None]) -> Steps | None:
+    def _lower(
+        self, entry: Entry, node: NodeProto, inputs: list[Value | None]
+    ) -> tuple[Steps, int] | None:
+        """What the rule of a node makes of it, and how many of its results are read; ``None`` to leave it opaque."""
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         results = len(node.output)
         if entry.idle_results and not any(o and o in self.read for o in node.output[1:]):
@@ -381,11 +386,11 @@ class _Importer:
             if lowered is None or not found.understood:
                 return None
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
-            inferred = _inferred(steps)
+            inferred = steps.infer()[-1]
         except (InferenceError, GraphError, ModelError, ValueError):
             return None
         stated = self._stated(node)[:results]
-        if inferred is None or len(inferred) != results or len(stated) != results:
+        if len(inferred) != results or len(stated) != results:
             return None
         # If the types that the model states disagree with the op's, either may be wrong: the rule misreads this node, or the
         # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
@@ -394,7 +399,7 @@ class _Importer:
                 self.types[name] = _agreed(self.types.get(name, UNKNOWN), own)
                 self.doubtful.add(name)
             return None
-        return steps
+        return steps, results
 
     def _doubt_behind(self, node: NodeProto) -> None:
         """Forget the stated types of results that are computed from values whose stated type may be wrong."""
@@ -458,27 +463,6 @@ class _Importer:
         for value, tensor in zip(outputs, results, strict=True):
             if value.type.accepts(tensor.type):
                 value.data, value.type = tensor, tensor.type
-
-
-def _inferred(steps: Steps) -> tuple[TensorType, ...] | None:
-    """The types of the results of the last step; ``None`` if a step cannot infer its result.
-
-    Raises:
-        InferenceError: If operands do not fit an op.
-    """
-    made: list[tuple[TensorType, ...]] = []
-
-    def type_of_operand(operand: Operand | Step) -> TensorType | None:
-        if isinstance(operand, Step):
-            return made[operand.number][operand.result]
-        return None if operand is None else operand.type
-
-    for op, operands in steps.parts:
-        inferred = op.infer([type_of_operand(o) for o in operands])
-        if inferred is None:
-            return None
-        made.append(inferred)
-    return made[-1]
 
 
 def _agreed(one: TensorType, other: TensorType) -> TensorType:

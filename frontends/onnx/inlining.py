@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from ...hosts.onnx.scopes import bodies, rename
+from ...hosts.onnx.scopes import all_nodes, bodies, rename
 from ...ir.errors import listed
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
@@ -23,7 +23,7 @@ _MOST_BYTES = 1 << 30
 def linear_functions(model: ModelProto) -> list[tuple[str, str]]:
     """The local functions, by domain and name, that contain linear layers, directly or in functions that they call."""
     inside = {
-        (f.domain, f.name): {(n.domain, n.op_type) for n in _all_nodes(f.node)}
+        (f.domain, f.name): {(n.domain, n.op_type) for n in all_nodes(f.node)}
         for f in model.functions
     }
     found: set[tuple[str, str]] = set()
@@ -90,7 +90,7 @@ def _with_defaults(model: ModelProto) -> ModelProto:
     made: ModelProto = ModelProto.FromString(model.SerializeToString())
     graphs: list[Iterable[NodeProto]] = [made.graph.node, *(f.node for f in made.functions)]
     for nodes in graphs:
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             stated = {a.name for a in node.attribute}
             found = defaults.get((node.domain, node.op_type), ())
             node.attribute.extend(a for a in found if a.name not in stated)
@@ -192,13 +192,6 @@ def _definitions(graph: GraphProto) -> Iterator[str]:
         yield from filter(None, node.output)
         for body in bodies(node):
             yield from _definitions(body)
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from _all_nodes(body.node)
 
 
 __all__ = ["first_result", "inline_branches", "inline_functions", "linear_functions"]

@@ -335,7 +335,7 @@ class _Importer:
             if lowered is None:
                 raise LeftAlone(_limit(entry.note))
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
-            made = _inferred(steps)
+            made = steps.infer()
         except _NOT_READ as error:
             raise LeftAlone(_limit(entry.note)) from error
         stated = self.types.get(node.name, ir.UNKNOWN)
@@ -364,7 +364,7 @@ class _Importer:
             if steps is None or steps.results is None or not read <= steps.results.keys():
                 raise LeftAlone(_limit(entry.note))
             taken = {path: user for path, user in taken.items() if path in steps.results}
-            _inferred(steps)
+            steps.infer()
         except _NOT_READ as error:
             raise LeftAlone(_limit(entry.note)) from error
         between = [n for user in found.values() for n in _between(user, node)]
@@ -518,26 +518,6 @@ _NOT_READ = (TypeError, ValueError, KeyError, AttributeError, IndexError, Infere
 def _limit(note: str) -> str:
     """The reason of a call that its rule returned nothing for."""
     return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
-
-
-def _inferred(steps: Steps) -> list[tuple[TensorType, ...]]:
-    """The types of the results of all steps.
-
-    Raises:
-        TypeError: If an op does not know them.
-        InferenceError: If operands do not fit an op.
-    """
-    made: list[tuple[TensorType, ...]] = []
-    for op, operands in steps.parts:
-        types = [
-            made[o.number][o.result] if isinstance(o, Step) else o.type if o is not None else None
-            for o in operands
-        ]
-        inferred = op.infer(types)
-        if inferred is None:
-            raise TypeError(f"the result of {op.name} is not known")
-        made.append(inferred)
-    return made
 
 
 def _last(steps: Steps) -> ir.Op:

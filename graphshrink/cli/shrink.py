@@ -123,7 +123,10 @@ def shrink(
     if dump == STDOUT:
         raise UsageError("--dump-dir takes a folder, not standard output; ./- is a folder")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
-    check_outputs(chosen, report, source, files_read(calibration, pipeline))
+    read = [*files_read(calibration, pipeline)]
+    if plan is not None:
+        read.append(("the plan", Path(plan)))
+    check_outputs(chosen, report, source, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
     shown: Plan | None = None
@@ -132,7 +135,6 @@ def shrink(
             raise UsageError("a plan has its own passes: leave out --passes")
         if targets and plan is not None:
             raise UsageError("--plan has its target already: leave out the other")
-        check_outputs(chosen, report, source, [] if plan is None else [("the plan", Path(plan))])
         shown = (
             made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), verbose)
             if plan is None

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..ir import Value
 from ..passes import Accumulator, Request
+from ..passes.statistics.im2col import pad_spatial, windows_of
 from .closed_forms import Sums
 
 POSITIONS = 100
@@ -114,7 +115,8 @@ def sampled(
         columns = rows[chosen]
         found = None if target is None else target.reshape(-1, target.shape[-1])[chosen]
     else:
-        view = _windows(window, entry)
+        padded = pad_spatial(entry, window.pads)
+        view = windows_of(padded, window.kernel, window.strides, window.dilations)
         n = len(window.kernel)
         outputs = view.shape[2 : 2 + n]
         total = len(view) * int(np.prod(outputs, dtype=int))
@@ -132,17 +134,3 @@ def _drawn(total: int, limit: int, rng: np.random.Generator) -> npt.NDArray[np.i
     if total <= limit:
         return np.arange(total)
     return np.sort(rng.choice(total, limit, replace=False))
-
-
-def _windows(window: Window, array: Array) -> Array:
-    """All windows of a batch, as a view ``(N, C, *outputs, *kernel)``."""
-    n = len(window.kernel)
-    pads = [(window.pads[i], window.pads[n + i]) for i in range(n)]
-    grown = np.pad(array, [(0, 0), (0, 0), *((max(0, a), max(0, b)) for a, b in pads)])
-    crop = [slice(max(0, -a), grown.shape[2 + i] - max(0, -b)) for i, (a, b) in enumerate(pads)]
-    grown = grown[(slice(None), slice(None), *crop)]
-    span = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(grown, span, tuple(range(2, 2 + n)))
-    steps = [slice(None, None, s) for s in (*window.strides, *window.dilations)]
-    made: Array = view[(slice(None), slice(None), *steps)]
-    return made

@@ -8,14 +8,13 @@ output. The loss of a network is the mean over its outputs, or what the user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
-from ..running.sessions import one_line
+from ..running.sessions import one_line, session
 from .samples import Batch
 
 Array = npt.NDArray[Any]
@@ -134,24 +133,11 @@ def part_runner(
     Raises:
         ModelError: If the graph cannot be emitted or loaded; the function raises it if the model does not run.
     """
-    import onnxruntime
-
     from ..targets.onnx.emitter import part_model
 
     model, feeds, names = part_model(graph, inputs, outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     base = getattr(graph.host, "base_dir", None)
-    if base is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(Path(base))
-        )
-    try:
-        loaded = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
+    loaded = session(model, name="the model", base_dir=base)
     taken = {info.name for info in loaded.get_inputs()}
 
     def run(batch: Batch) -> Outputs:
@@ -205,11 +191,7 @@ def divergence(kind: str, made: Array, wanted: Array) -> float:
     if kind == "softmax":
         made, wanted = (np.log(np.maximum(a, 1e-30)) for a in (made, wanted))
     if kind == "logits":
-        made, wanted = _log_softmax(made), _log_softmax(wanted)
+        from scipy.special import log_softmax
+
+        made, wanted = log_softmax(made, -1), log_softmax(wanted, -1)
     return float((np.exp(wanted) * (wanted - made)).sum(-1).mean())
-
-
-def _log_softmax(logits: Array) -> Array:
-    moved = logits - logits.max(-1, keepdims=True)
-    found: Array = moved - np.log(np.exp(moved).sum(-1, keepdims=True))
-    return found

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, ModelError
 from .inputs import Arrays, shapes_text
 from .memory import check_memory
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def onnx_runner(feeds: Arrays) -> Callable[[Graph], list[Any]]:
@@ -43,13 +46,19 @@ def emitted_session(graph: Graph) -> Iterator[Any]:
         yield session(path, name="the model")
 
 
-def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
+def session(
+    model: Path | ModelProto,
+    threads: int = 0,
+    name: str | None = None,
+    base_dir: Path | None = None,
+) -> Any:
     """An onnxruntime session on the CPU.
 
     Args:
-        path: The model file.
+        model: The model file, or the model in memory.
         threads: The number of threads within an op; 0 uses all cores.
-        name: The model's name in errors; the path if not given.
+        name: The model's name in errors; the path of its file if not given.
+        base_dir: The folder of the external data of a model in memory.
 
     Raises:
         ModelError: If onnxruntime cannot load the model.
@@ -59,13 +68,21 @@ def session(path: Path, threads: int = 0, name: str | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if base_dir is not None:
+        options.add_session_config_entry(_DATA_FOLDER, str(base_dir))
+    named = name or str(model)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        what = f"onnxruntime cannot load {name or path}"
-        raise ModelError(
-            f"{what}: {one_line(error).replace(str(path), name or str(path))}"
-        ) from error
+        reason = one_line(error)
+        if isinstance(model, Path):
+            reason = reason.replace(str(model), named)
+        raise ModelError(f"onnxruntime cannot load {named}: {reason}") from error
+
+
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""onnxruntime's name for the option with the folder of external data."""
 
 
 def run_session(loaded: Any, feeds: Arrays, name: str) -> list[Any]:
@@ -139,19 +156,9 @@ def run_given_file(model: Any, feeds: Arrays) -> list[Any]:
     Raises:
         ModelError: If onnxruntime cannot load or run it.
     """
-    import onnxruntime
-
     if isinstance(model, str | os.PathLike):
         return run_session(session(Path(model)), feeds, os.fspath(model))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        loaded = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the given model: {one_line(error)}") from error
-    return run_session(loaded, feeds, "the given model")
+    return run_session(session(model, name="the given model"), feeds, "the given model")
 
 
 def running_module(graph: Graph) -> Any:

@@ -6,7 +6,7 @@ hides the outer one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
@@ -20,6 +20,20 @@ def bodies(node: NodeProto) -> Iterator[GraphProto]:
             yield attribute.g
         elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes and those of all bodies in them, in order; each before its own."""
+    stack = [iter(nodes)]
+    while stack:
+        for node in stack[-1]:
+            yield node
+            inner = [n for body in bodies(node) for n in body.node]
+            if inner:
+                stack.append(iter(inner))
+                break
+        else:
+            stack.pop()
 
 
 def has_bodies(node: NodeProto) -> bool:
@@ -95,4 +109,4 @@ def _given(body: GraphProto) -> set[str]:
     return own | {t.values.name for t in body.sparse_initializer}
 
 
-__all__ = ["all_names", "bodies", "captures", "free_names", "has_bodies", "rename"]
+__all__ = ["all_names", "all_nodes", "bodies", "captures", "free_names", "has_bodies", "rename"]

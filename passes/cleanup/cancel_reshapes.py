@@ -17,7 +17,7 @@ from ...ir import (
     Value,
 )
 
-_RESHAPES = (Reshape, Flatten, Squeeze, Unsqueeze)
+RESHAPES = (Reshape, Flatten, Squeeze, Unsqueeze)
 """Ops that change the shape and keep the elements in order."""
 
 
@@ -32,7 +32,7 @@ def cancel_reshapes(rw: Rewriter, nodes: Iterable[Node]) -> None:
         nodes: Nodes of the graph in topological order; nodes that are not reshapes are ignored.
     """
     for node in nodes:
-        while isinstance(node.op, _RESHAPES) and node.outputs[0].type.is_static:
+        while isinstance(node.op, RESHAPES) and node.outputs[0].type.is_static:
             between, first = _previous_reshape(node)
             if first is None or not _cancel(rw, node, between, first):
                 break
@@ -42,7 +42,7 @@ def _previous_reshape(node: Node) -> tuple[list[Node], Node | None]:
     """The activations between a node and the reshape before it, in order, and that reshape."""
     between: list[Node] = []
     while (value := node.inputs[0]) is not None and (producer := value.producer) is not None:
-        if isinstance(producer.op, _RESHAPES):
+        if isinstance(producer.op, RESHAPES):
             return between[::-1], producer
         if not isinstance(producer.op, (Activation, Unary)) or not value.has_one_use:
             break

@@ -25,9 +25,8 @@ from ...ir import (
 from ...ir.analysis.sizes import SizeRoots
 from ..infra.contract import Context, Pass
 from ..infra.registry import register
+from .cancel_reshapes import RESHAPES
 from .remove_noops import bypass, same_shape
-
-_VIEWS = (Reshape, Flatten, Squeeze, Unsqueeze)
 
 
 @register
@@ -92,7 +91,7 @@ def _fused(node: Node, roots: SizeRoots | None) -> Op | Value | None:
 def _is_view(node: Node) -> bool:
     """Whether a node keeps the elements in order: reshapes, and transposes that only move axes of size 1."""
     if not isinstance(node.op, Transpose):
-        return isinstance(node.op, _VIEWS)
+        return isinstance(node.op, RESHAPES)
     moved = [p for p in node.op.perm if node.required(0).type.dim(p) != 1]
     return moved == sorted(moved)
 

@@ -112,7 +112,7 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
         return
     assert isinstance(op, Conv | ConvTranspose)
     if isinstance(op, Conv):
-        windows = _windows(_pad_spatial(array, op.pads), kernel, op.strides, op.dilations)
+        windows = windows_of(pad_spatial(array, op.pads), kernel, op.strides, op.dilations)
     else:
         extra = op.output_padding or (0,) * op.spatial_rank
         reach = [d * (k - 1) for d, k in zip(op.dilations, kernel, strict=True)]
@@ -121,8 +121,8 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
             *(r - p for r, p in zip(reach, op.pads[:n], strict=True)),
             *(r - p + e for r, p, e in zip(reach, op.pads[n:], extra, strict=True)),
         )
-        stuffed = _pad_spatial(_insert_zeros(array, op.strides), pads)
-        windows = _windows(stuffed, kernel, (1,) * n, op.dilations)
+        stuffed = pad_spatial(_insert_zeros(array, op.strides), pads)
+        windows = windows_of(stuffed, kernel, (1,) * n, op.dilations)
         # A transposed convolution applies the taps in reverse order.
         windows = np.flip(windows, tuple(range(-n, 0)))
     yield from _columns_of_windows(windows, op.groups, op.spatial_rank, limit)
@@ -149,7 +149,7 @@ def _check_input(node: Node, shape: Sequence[int], array: Array) -> None:
         )
 
 
-def _pad_spatial(array: Array, pads: Sequence[int]) -> Array:
+def pad_spatial(array: Array, pads: Sequence[int]) -> Array:
     """The array with its spatial axes padded with zeros, or cropped by negative pads."""
     n = len(pads) // 2
     grow = [(0, 0), (0, 0), *((max(0, pads[i]), max(0, pads[n + i])) for i in range(n))]
@@ -166,7 +166,7 @@ def _insert_zeros(array: Array, strides: Sequence[int]) -> Array:
     return made
 
 
-def _windows(
+def windows_of(
     array: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
     """All windows of a padded input, as a view ``(N, C, *outputs, *kernel)``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...hosts.onnx.origins import OnnxHost
+from ...hosts.onnx.scopes import all_nodes as nodes_within
 from ...hosts.onnx.scopes import bodies
 from ...hosts.onnx.tensors import (
     code_of,
@@ -135,16 +136,7 @@ class Draft:
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield the nodes of a graph and of all bodies in it, in order."""
-    stack: list[Iterator[NodeProto]] = [iter(graph.node)]
-    while stack:
-        for node in stack[-1]:
-            yield node
-            inner = [n for body in bodies(node) for n in body.node]
-            if inner:
-                stack.append(iter(inner))
-                break
-        else:
-            stack.pop()
+    return nodes_within(graph.node)
 
 
 def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:

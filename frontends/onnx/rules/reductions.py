@@ -17,13 +17,19 @@ def _reduction(operator: str, kind: str) -> None:
 
     @reads(operator, makes=rows, note="along constant axes")
     def rule(node: OnnxNode) -> Lowered | None:
-        axes, rank = node.ints("axes", 1), node.type().rank
-        keep, noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
-        if rank is None or (axes is None and node.input(1) is not None):
+        axes = _axes(node)
+        if axes is None:
             return None
-        if not axes and noop:
-            return None
-        return reduce(kind, node.required(0), node.axes(axes or range(rank), rank), keep)
+        return reduce(kind, node.required(0), axes, node.flag("keepdims", 1))
+
+
+def _axes(node: OnnxNode) -> tuple[int, ...] | None:
+    """The axes that a node reduces; ``None`` if they are not known, or if it reduces none."""
+    axes, rank = node.ints("axes", 1), node.type().rank
+    noop = node.flag("noop_with_empty_axes")
+    if rank is None or (axes is None and node.input(1) is not None) or (not axes and noop):
+        return None
+    return node.axes(axes or range(rank), rank)
 
 
 for _name, _kind in (
@@ -63,13 +69,10 @@ def _log_of_sum(node: OnnxNode) -> Steps | None:
 
 def _total(node: OnnxNode) -> ir.Reduce | None:
     """The sum inside a reduction that combines a sum of floats with another op."""
-    axes, dtype, rank = node.ints("axes", 1), node.type().dtype, node.type().rank
-    keep, noop = node.flag("keepdims", 1), node.flag("noop_with_empty_axes")
-    if rank is None or dtype is None or not dtype.is_wide_float:
+    axes, dtype = _axes(node), node.type().dtype
+    if axes is None or dtype is None or not dtype.is_wide_float:
         return None
-    if (axes is None and node.input(1) is not None) or (not axes and noop):
-        return None
-    return ir.Reduce("sum", node.axes(axes or range(rank), rank), keep)
+    return ir.Reduce("sum", axes, node.flag("keepdims", 1))
 
 
 def _place(operator: str, kind: str) -> None:
