@@ -32,7 +32,7 @@ from .running.sessions import (
     running_module,
 )
 from .targets.emitted import Emitted
-from .torch_models import check_readable, not_a_torch_file, positional
+from .torch_models import check_torch_model, not_a_torch_file, positional
 
 DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,prune-dead"
 """The passes that run if none are given; all are exact."""
@@ -381,7 +381,7 @@ def _load(
         _need_torch()
         from .frontends.torch.importer import from_fx
 
-        check_readable(model, kinds)
+        check_torch_model(model, kinds)
         inputs = None if example_inputs is None else positional(model, example_inputs)
         hooks = (model._forward_hooks, model._forward_pre_hooks)
         if "torch.fx.graph_module.GraphModule" in kinds and not any(hooks):

@@ -26,7 +26,7 @@ def not_a_torch_file(path: str, error: ModelError) -> ModelError:
     )
 
 
-def check_readable(model: Any, kinds: set[str]) -> None:
+def check_torch_model(model: Any, kinds: set[str]) -> None:
     """Refuse torch models whose calls or numbers are not there.
 
     Args:
