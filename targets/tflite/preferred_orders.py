@@ -24,7 +24,6 @@ from ...ir import (
     GroupNorm,
     Linear,
     LogSoftmax,
-    Lstm,
     MatMul,
     MaxPool,
     Node,
@@ -41,6 +40,7 @@ from ...ir import (
     Unsqueeze,
     Value,
 )
+from ...ir.ops.recurrent import _Recurrent
 from .layout import channels_last, order_after_reshape, reshape_parts
 
 Perm = tuple[int, ...]
@@ -48,7 +48,7 @@ Perm = tuple[int, ...]
 _NEEDS_CHANNELS_LAST = (
     Conv, ConvTranspose, AveragePool, MaxPool, GlobalAveragePool, GroupNorm, Resize, DepthToSpace, SpaceToDepth,
 )  # fmt: skip
-_NO_PREFERENCE = (MatMul, Embedding, Lstm, Select, Gather, ArgReduce)
+_NO_PREFERENCE = (MatMul, Embedding, _Recurrent, Select, Gather, ArgReduce)
 
 
 def preferred_orders(graph: Graph, nodes: Sequence[Node]) -> dict[Value, Perm]:

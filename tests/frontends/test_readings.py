@@ -287,6 +287,8 @@ def shapes() -> dict[str, Snippet]:
         "t": (lambda x: x.t(), MATRIX), "index": (With(lambda x, i: aten.index.Tensor(x, [None, i]), torch.tensor([2, 0])), IMAGE),
         "index_select": (With(lambda x, i: x.index_select(1, i), torch.tensor([2, 0])), IMAGE),
         "embedding": (With(lambda i, t: F.embedding(i, t), n(5, 3)), IDS),
+        "gru": (With(lambda x, h, *w: aten.gru.input(x, h, list(w), True, 1, 0.0, False, False, False)[0], n(1, 3, 2), n(6, 4), n(6, 2), n(6), n(6)), n(5, 3, 4)),
+        **{f"rnn_{kind}": (With(lambda x, h, *w, kind=kind: getattr(aten, f"rnn_{kind}").input(x, h, list(w), False, 1, 0.0, False, False, True)[1], n(1, 3, 2), n(2, 4), n(2, 2)), n(3, 5, 4)) for kind in ir.Rnn.kinds},
         "lstm": (With(lambda x, h, *w: aten.lstm.input(x, [h, h], list(w), False, 1, 0.0, False, False, False)[0], n(1, 3, 2), n(8, 4), n(8, 2)), n(5, 3, 4)),
     }  # fmt: skip
 
@@ -315,6 +317,12 @@ def modules() -> dict[type[nn.Module], Snippet]:
         With(lambda x, m: m(x)[0], nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)),
         n(2, 5, 4),
     )
+    gru, rnn = (
+        nn.GRU(4, 3, 2, batch_first=True, bidirectional=True),
+        nn.RNN(4, 3, 2, "relu", bias=False),
+    )
+    found[nn.GRU] = (With(lambda x, m: m(x)[0], gru), n(2, 5, 4))
+    found[nn.RNN] = (With(lambda x, m: m(x)[1], rnn), n(2, 5, 4))
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     found[nn.MultiheadAttention] = (
         With(lambda x, m: m(x, x, x.tanh(), need_weights=False)[0], attention),

@@ -92,6 +92,7 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Gather(1), _MATRIX, np.array([[3, 0], [1, 1]])),
     (ir.GlobalAveragePool(), _IMAGE),
     (ir.GroupNorm(2, 0.25), _IMAGE, _n(4), _n(4)),
+    (ir.Gru(3, "forward", 2, reset_after=True), _n(5, 2, 4), _n(1, 9, 4), _n(1, 9, 3), _n(1, 18)),
     (ir.Identity(), _MATRIX),
     (ir.LayerNorm(-1, 0.25), _MATRIX, _n(4), _n(4)),
     (ir.Linear(), _MATRIX, _n(5, 4), _n(5)),
@@ -114,6 +115,10 @@ _ALL: list[tuple[Any, ...]] = [
     *((ir.Reduce(kind, (1, 3), False), _IMAGE) for kind in ir.REDUCTIONS),
     (ir.Reshape((None, 2, -1)), _IMAGE),
     (ir.Resize("linear", "half_pixel", (1.0, 1.0, 2.0, 2.0)), _IMAGE),
+    *(
+        (ir.Rnn(3, "forward", 2, kind), _n(5, 2, 4), _n(1, 3, 4), _n(1, 3, 3), _n(1, 6))
+        for kind in ir.Rnn.kinds
+    ),
     (ir.Scale(1), _IMAGE, _n(4), _n(4)),
     (ir.Select(1, -1), _IMAGE),
     (ir.Slice((1, 0), (5, -1), (2, 3), (2, 1)), _IMAGE),

@@ -15,9 +15,6 @@ refuses(
     reason="the IR has no such activation",
 )  # fmt: skip
 refuses(
-    "GRU", "RNN", "gru", "rnn_tanh", "rnn_relu", reason="of recurrent layers the IR has LSTM alone"
-)
-refuses(
     "GRUCell", "LSTMCell", "RNNCell", "gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell",
     reason="the IR has no steps of recurrent layers",
 )  # fmt: skip

@@ -188,6 +188,24 @@ FORMS: dict[str, Form] = {
            ("functions-backwards", "Lstm", 1, (), {"activations": ["Sigmoid", "Tanh", "Tanh"], "direction": "reverse"}),
            ("functions-both-ways", "Lstm", 2, (), {"activations": ["Sigmoid", "Tanh", "Tanh"] * 2, "direction": "bidirectional"}),
            ("one-way-differs", "onnx:LSTM", 2, (), {"activations": ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh"], "direction": "bidirectional"}))},
+    **{f"gru-{name}": Form(becomes, "GRU", (numbers(d, 9, 4), numbers(d, 9, 3), *more), {"hidden_size": 3, **attributes}, opset, x=numbers(3, 1, 4))
+       for name, becomes, d, more, opset, attributes in (
+           ("plain", "Gru", 1, (), 14, {}), ("bias", "Gru", 1, (numbers(1, 18),), 22, {}), ("back", "Gru", 1, (), 7, {"direction": "reverse"}),
+           ("after", "Gru", 1, (numbers(1, 18),), 14, {"linear_before_reset": 1}), ("after-plain", "Gru", 1, (), 14, {"linear_before_reset": 1}),
+           ("zero-state", "Gru", 1, (None, None, ZERO_STATE), 14, {}), ("lengths", "Gru", 1, (numbers(1, 18), np.array([2], np.int32)), 14, {}),
+           ("said", "Gru", 1, (), 14, {"activations": ["sigmoid", "TANH"]}), ("said-both-ways", "Gru", 2, (), 14, {"activations": ["Sigmoid", "Tanh"] * 2, "direction": "bidirectional"}),
+           ("both", "Gru", 2, (numbers(2, 18), None, numbers(2, 1, 3)), 14, {"direction": "bidirectional", "linear_before_reset": 1}),
+           ("batch-first", "onnx:GRU", 1, (), 14, {"layout": 1}), ("clipped", "onnx:GRU", 1, (), 14, {"clip": 0.5}),
+           ("other-functions", "onnx:GRU", 1, (), 14, {"activations": ["Sigmoid", "Relu"]}),
+           ("one-way-differs", "onnx:GRU", 2, (), 14, {"activations": ["Sigmoid", "Tanh", "Sigmoid", "Relu"], "direction": "bidirectional"}))},
+    **{f"rnn-{name}": Form(becomes, "RNN", (numbers(d, 3, 4), numbers(d, 3, 3), *more), {"hidden_size": 3, **attributes}, opset, x=numbers(3, 1, 4))
+       for name, becomes, d, more, opset, attributes in (
+           ("plain", "Rnn", 1, (), 14, {}), ("bias", "Rnn", 1, (numbers(1, 6),), 7, {}), ("back", "Rnn", 1, (), 22, {"direction": "reverse"}),
+           ("relu", "Rnn", 1, (numbers(1, 6), None, numbers(1, 1, 3)), 14, {"activations": ["Relu"]}), ("said", "Rnn", 1, (), 14, {"activations": ["Tanh"]}),
+           ("relu-both", "Rnn", 2, (numbers(2, 6),), 14, {"activations": ["Relu", "Relu"], "direction": "bidirectional"}), ("both", "Rnn", 2, (), 14, {"direction": "bidirectional"}),
+           ("lengths", "Rnn", 1, (None, np.array([1], np.int32)), 14, {}), ("other-functions", "onnx:RNN", 1, (), 14, {"activations": ["Sigmoid"]}),
+           ("one-way-differs", "onnx:RNN", 2, (), 14, {"activations": ["Tanh", "Relu"], "direction": "bidirectional"}),
+           ("with-a-slope", "onnx:RNN", 1, (), 14, {"activations": ["Relu"], "activation_alpha": [0.5]}), ("clipped", "onnx:RNN", 1, (), 14, {"clip": 0.5}))},
     "instance": Form("GroupNorm", "InstanceNormalization", (numbers(4), numbers(4)), {"epsilon": 0.25}),
     "layer": Form("LayerNorm", "LayerNormalization", (numbers(6), numbers(6)), {"epsilon": 0.25}),
     "group-18": Form("GroupNorm", "GroupNormalization", (numbers(2), numbers(2)), {"num_groups": 2}, 18),

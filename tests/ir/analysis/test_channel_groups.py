@@ -292,36 +292,57 @@ def test_group_norm() -> None:
         assert sizes(found, name, axis) == [(4, 1), (4, 1), (2, 4)]
 
 
+RECURRENT = {
+    "lstm": lambda n, way: ir.Lstm(n, way, 3),
+    "gru": lambda n, way: ir.Gru(n, way, 2),
+    "gru-after": lambda n, way: ir.Gru(n, way, 2, reset_after=True),
+    "rnn": lambda n, way: ir.Rnn(n, way, 2),
+    "rnn-relu": lambda n, way: ir.Rnn(n, way, 2, "relu"),
+}
+
+
+@pytest.mark.parametrize("layer", RECURRENT)
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("start", ["none", "constant", "computed"])
-def test_lstm(direction: str, start: str) -> None:
+def test_recurrent_layers(layer: str, direction: str, start: str) -> None:
     b = Builder(3, 2, 5)
     d, n = 1 + (direction == "bidirectional"), 4
+    op = RECURRENT[layer](n, direction)
     x = b.linear(b.x, 6, "in")
     weights = [
-        b.constant(d, 16, 6, name="w"),
-        b.constant(d, 16, 4, name="r"),
-        b.constant(d, 32, name="b"),
+        b.constant(d, op.gates * n, 6, name="w"),
+        b.constant(d, op.gates * n, 4, name="r"),
+        b.constant(d, 2 * op.gates * n, name="b"),
     ]
     first: list[Value | None] = []
     if start == "constant":
         h = b.constant(d, 2, 4, name="h")
-        first = [None, h, h]
+        first = [None, *[h] * op.states]
     elif start == "computed":
         h = b(ir.Reshape((2, d, n)), b.linear(b(ir.Select(0, 0), b.x), d * n, "h"))
         first = [None, b(ir.Transpose((1, 0, 2)), h), b.constant(d, 2, 4, name="h")]
-    y, last, _ = b.graph.append(ir.Lstm(n, direction, 3), [x, *weights, *first]).outputs
+    y, last, *_ = b.graph.append(op, [x, *weights, *first][: 5 + op.states]).outputs
     y = b(ir.Reshape((3, 2, d * n)), b(ir.Transpose((0, 2, 1, 3)), y))
     last = b(ir.Reshape((2, d * n)), b(ir.Transpose((1, 0, 2)), last))
     found = b.check(b.linear(y, 3, "out"), b.linear(last, 3, "end"))
     # What it reads, and the state of each direction by itself.
     assert sizes(found, "w", 2) == [(6, 1)]
     assert sizes(found, "r", 2) == [(n, 1)] * d
-    assert sizes(found, "r", 1) == sizes(found, "w", 1) == [(n, 4)] * d
-    assert sizes(found, "b", 1) == [(n, 8)] * d
+    assert sizes(found, "r", 1) == sizes(found, "w", 1) == [(n, op.gates)] * d
+    assert sizes(found, "b", 1) == [(n, 2 * op.gates)] * d
     assert sizes(found, "out.w", 1) == sizes(found, "end.w", 1) == [(n, 1)] * d
     if start == "computed":
         assert sizes(found, "h.w", 0) == [(n, 1)] * d
+
+
+def test_lengths_of_sequences_keep_their_order() -> None:
+    b = Builder(3, 2, 5)
+    lengths = b.graph.add_input("lengths", TensorType(DType.I32, (2,)))
+    weights = [b.constant(1, 12, 5, name="w"), b.constant(1, 12, 4, name="r")]
+    node = b.graph.append(ir.Gru(4, "forward", 2), [b.x, *weights, None, lengths])
+    b.graph.add_output(b.linear(node.outputs[1], 3, "out"))
+    found = channel_groups(b.graph)
+    assert sizes(found, "r", 2) == sizes(found, "out.w", 1) == [(4, 1)]
 
 
 def test_unknown_ranks_and_sizes_are_fixed() -> None:
