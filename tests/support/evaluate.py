@@ -314,6 +314,18 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
                 index[axis] = slice(start, end, step)
             y = x[tuple(index)]
+        case ir.GatherElements():
+            assert second is not None
+            index = torch.where(second < 0, second + x.shape[op.axis], second).to(torch.int64)
+            y = torch.gather(x, op.axis, index)
+        case ir.GatherNd(batch_axes=0):
+            assert second is not None
+            y = x[tuple(second.to(torch.int64).movedim(-1, 0))]
+        case ir.TopK():
+            found = torch.sort(x, dim=op.axis, descending=op.largest, stable=True)
+            return [found.values.narrow(op.axis, 0, op.k), found.indices.narrow(op.axis, 0, op.k)]
+        case ir.LocalResponseNorm():
+            y = F.local_response_norm(x, op.size, op.alpha, op.beta, op.bias)
         case ir.Select():
             y = x.select(op.axis, op.index)
         case ir.Reduce():

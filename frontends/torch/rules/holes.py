@@ -22,6 +22,13 @@ refuses(
     "Transformer", "TransformerEncoder", "TransformerEncoderLayer", "TransformerDecoder", "TransformerDecoderLayer",
     reason="a trace does not look inside it: torch.export does",
 )  # fmt: skip
-refuses("topk", "sort", "argsort", reason="the IR has no ops that order numbers")
-refuses("local_response_norm", "LocalResponseNorm", reason="the IR has no such normalisation")
+refuses("argsort", "msort", reason="only topk and sort are read")
+cannot_read(ir.LocalResponseNorm, "torch.export writes it as its arithmetic", "export")
+cannot_read(
+    ir.GatherNd,
+    "torch has several tensors of indices in its place, which are not read",
+    "torch",
+    "export",
+)
+cannot_read(ir.Range, "torch computes its ends outside of tensors", "torch", "export")
 refuses("multi_head_attention_forward", reason="only the module is read")

@@ -28,6 +28,9 @@ class Builder:
     def constant(self, *shape: int, name: str = "c") -> Value:
         return self.graph.add_constant(ArrayTensor(self.rng.standard_normal(shape)), name)
 
+    def integers(self, numbers: object, name: str) -> Value:
+        return self.graph.add_constant(ArrayTensor(np.array(numbers)), name)
+
     def __call__(self, op: Op, *inputs: Value | None, name: str = "") -> Value:
         return self.graph.append(op, inputs, name=name).output
 
@@ -333,6 +336,33 @@ def test_recurrent_layers(layer: str, direction: str, start: str) -> None:
     assert sizes(found, "out.w", 1) == sizes(found, "end.w", 1) == [(n, 1)] * d
     if start == "computed":
         assert sizes(found, "h.w", 0) == [(n, 1)] * d
+
+
+def test_picks_along_other_axes() -> None:
+    """Along pixels, the channels are free; the axis that is indexed, ordered or normalised keeps its order."""
+    b = Builder(2, 3, 4, 4)
+    x = b.point(b.x, 8, "a")
+    best, _ = b.graph.append(ir.TopK(3, 2), [x]).outputs
+    y = b(ir.GatherNd(), b(ir.Transpose((2, 3, 1, 0)), best), b.integers([[0, 1], [2, -1]], "at"))
+    places = b.graph.append(ir.TopK(2, 3), [b.point(b.x, 8, "b")]).outputs[1]
+    z = b(ir.GatherElements(3), x, places)
+    w = b(ir.LocalResponseNorm(3), b.point(b.x, 6, "n"))
+    found = b.check(
+        b.linear(b(ir.Transpose((0, 2, 1)), y), 3, "c"), b.point(z, 2, "d"), b.point(w, 2, "e")
+    )
+    assert sizes(found, "a.w", 0) == sizes(found, "c.w", 1) == sizes(found, "b.w", 0) == [(8, 1)]
+    assert sizes(found, "n.w", 0) == sizes(found, "e.w", 1) == []
+    assert "keeps the order of axis 1" in reason(found, "n.w", 0)
+
+
+def test_picks_along_channels() -> None:
+    b = Builder(2, 3, 4, 4)
+    x = b.point(b.x, 8, "a")
+    best, places = b.graph.append(ir.TopK(3, 1), [x]).outputs
+    z = b(ir.GatherElements(1), b.point(b.x, 8, "b"), places)
+    found = b.check(b.point(best, 2, "c"), b.point(z, 2, "d"))
+    for name, axis in (("a.w", 0), ("b.w", 0), ("c.w", 1), ("d.w", 1)):
+        assert sizes(found, name, axis) == []
 
 
 def test_lengths_of_sequences_keep_their_order() -> None:
