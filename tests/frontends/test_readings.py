@@ -268,7 +268,7 @@ def shapes() -> dict[str, Snippet]:
     casts: dict[str, Any] = {k: (lambda x, k=k: getattr(x, k)()) for k in ("float", "double", "half", "bfloat16", "int", "long", "bool")}  # fmt: skip
     plain: dict[str, Any] = {
         "mean": lambda x: x.mean((0, 2)), "sum": lambda x: x.sum(1), "amax": lambda x: x.amax((1, 2), True), "amin": lambda x: torch.amin(x, 1),
-        "prod": lambda x: x.prod(1), "argmax": lambda x: x.argmax(1), "argmin": lambda x: x.argmin(1, True), "cumsum": lambda x: x.cumsum(1),
+        "prod": lambda x: x.prod(1), "logsumexp": lambda x: x.logsumexp((1, -1)), "argmax": lambda x: x.argmax(1), "argmin": lambda x: x.argmin(1, True), "cumsum": lambda x: x.cumsum(1),
         "linalg_vector_norm": lambda x: torch.linalg.vector_norm(x, 1, (1, 2)), "norm": lambda x: torch.Tensor.norm(x, 2, 1),
         "flatten": lambda x: x.flatten(1), "reshape": lambda x: torch.reshape(x, (2, -1)), "view": lambda x: x.view(2, 4, 36), "_unsafe_view": lambda x: aten._unsafe_view.default(x, [2, 4, 36]),
         "reshape_as": lambda x: x.reshape_as(x.flatten(2)), "view_as": lambda x: x.view_as(x.tanh().flatten(1, 2)),
