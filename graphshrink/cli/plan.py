@@ -69,3 +69,8 @@ def plan(
     made = made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score)
     made.save(out)
     typer.echo(made.to_json() if as_json else f"{out}: {summary(made)}", nl=not as_json)
+    if made.not_understood and not as_json:
+        from ..not_understood import summary as line
+
+        shown = f"'graphshrink inspect {source}' lists them"
+        typer.echo(f"note: {line(made.not_understood, shown)}")

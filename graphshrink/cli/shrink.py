@@ -156,8 +156,12 @@ def shrink(
             target=chosen.target.name,
             progress=watch.progress_within,
         )
+        result.report.planned = shown is not None
         if data is not None:
+            measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
+            if measured or shown is not None:
+                result.report.calibration_used = True
         result.emit(chosen)
     if report is not None:
         write_json(report, result.report.to_dict())
@@ -180,7 +184,7 @@ def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
     else:
         typer.echo(_summary(report, out))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
-        for note in (*undone, *report.all_notes):
+        for note in (*undone, *report.warnings, *report.all_notes):
             typer.echo(f"note: {note}")
 
 

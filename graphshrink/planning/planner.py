@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
+from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .candidates import Candidate
@@ -122,6 +123,7 @@ def make_plan(
         version=__version__,
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
+        _not_understood=tuple(not_understood(graph)),
         _source=model,
         _data=calibration,
     )
