@@ -16,6 +16,7 @@ from .parameters import (
     CalibrationSamples,
     DeviceName,
     FixedShapes,
+    FrontierPath,
     InputShapes,
     Json,
     LatencyBudget,
@@ -23,10 +24,11 @@ from .parameters import (
     MaxLoss,
     PreprocessText,
     Seed,
+    SizeBudget,
     Speedup,
     Threads,
 )
-from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary
+from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
 from .target_options import given_options, with_target_options
 from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable, write_json
 
@@ -64,6 +66,7 @@ def shrink(
     speedup: Speedup = None,
     latency: LatencyBudget = None,
     macs: MacsBudget = None,
+    size: SizeBudget = None,
     max_loss: MaxLoss = None,
     plan: Annotated[
         str | None,
@@ -71,6 +74,7 @@ def shrink(
     ] = None,
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
+    frontier: FrontierPath = None,
     report: Annotated[
         str | None,
         typer.Option(
@@ -120,23 +124,39 @@ def shrink(
     if report is not None:
         writable(report, text=True)
         outputs.append(report)
+    if frontier is not None:
+        writable(frontier, ".csv")
+        outputs.append(frontier)
     if dump == STDOUT:
         raise UsageError("--dump-dir takes a folder, not standard output; ./- is a folder")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     read = [*files_read(calibration, pipeline)]
     if plan is not None:
         read.append(("the plan", Path(plan)))
-    check_outputs(chosen, report, source, read)
+    check_outputs(chosen, {"--report": report, "--frontier": frontier}, source, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
-    targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
+    targets = chosen_targets(
+        speedup=speedup, latency=latency, macs=macs, size=size, max_loss=max_loss
+    )
     shown: Plan | None = None
+    if frontier is not None and not targets and plan is None:
+        raise UsageError("--frontier is the trade-off of a plan: give a target such as --speedup")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
         if targets and plan is not None:
             raise UsageError("--plan has its target already: leave out the other")
         shown = (
-            made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), verbose)
+            made_plan(
+                source,
+                data,
+                targets,
+                device,
+                threads,
+                fixed_shapes_of(fixed),
+                verbose,
+                frontier=frontier is not None,
+            )
             if plan is None
             else read_plan(plan, source, data, fixed)
         )
@@ -159,6 +179,8 @@ def shrink(
         if data is not None:
             chosen = _with_ranges(chosen, result.graph, data)
         result.emit(chosen)
+    if frontier is not None and shown is not None:
+        write_frontier(frontier, shown)
     if report is not None:
         write_json(report, result.report.to_dict())
     _print(result, out, as_json, verbose)

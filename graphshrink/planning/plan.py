@@ -42,12 +42,14 @@ class PlannedSite:
         candidate: The label of the candidate.
         saving: What it saves alone, in the unit of the cost.
         loss: What it loses alone, on the scoring samples.
+        cost: What the region costs as it is; ``None`` in plans of older versions.
     """
 
     site: str
     candidate: str
     saving: float
     loss: float
+    cost: float | None = None
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Plan:
 
     Attributes:
         sites: The chosen replacements, in the order of the network.
-        target: The target: ``speedup``, ``latency``, ``macs`` or ``max_loss``, with its value.
+        target: The target: ``speedup``, ``latency``, ``macs``, ``size`` or ``max_loss``, with its value.
         cost: What the costs are: the unit, and the device if they are measured.
         before: The cost of the given model.
         predicted: The cost of the planned network by the sum over its sites.
@@ -70,6 +72,8 @@ class Plan:
         version: The version of graphshrink that made it.
         menu: All candidates that were scored.
         refused: Sites and candidates that were left out, with reasons.
+        regions: The network in order, divided into parts; see :func:`graphshrink.planning.strip.strip`.
+        frontier: The sets of replacements that no other scored set beats, by their losses; see :mod:`graphshrink.planning.frontier`.
     """
 
     sites: list[PlannedSite]
@@ -87,6 +91,8 @@ class Plan:
     version: str
     menu: list[PlannedSite] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    frontier: list[dict[str, Any]] = field(default_factory=list)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
@@ -141,6 +147,7 @@ class Plan:
                 and isinstance(plan.model, str)
                 and isinstance(plan.samples, dict)
                 and isinstance(plan.cost, dict)
+                and all(isinstance(p, dict) for p in (*plan.regions, *plan.frontier))
             )
         except (TypeError, KeyError, AttributeError):
             sound = False
