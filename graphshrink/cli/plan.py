@@ -25,6 +25,7 @@ from .parameters import (
     Threads,
 )
 from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
+from .reports import check_report, command, is_page, write_report
 from .terminal import fixed_shapes_of, writable
 
 
@@ -53,6 +54,10 @@ def plan(
         ),
     ] = "auto",
     frontier: FrontierPath = None,
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.html", help="Write a page with the plan, too."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Plan what each region of a network becomes, so that it gets faster and loses little.
@@ -74,7 +79,13 @@ def plan(
     if frontier is not None:
         writable(frontier, ".csv")
         outputs.append(frontier)
-        check_different({"-o": out, "--frontier": frontier})
+    if report is not None:
+        if not is_page(report):
+            raise UsageError(f"--report {report} is a page, .html: -o has the plan as JSON")
+        check_report(report)
+        outputs.append(report)
+    texts = {"-o": out, "--frontier": frontier, "--report": report}
+    check_different({option: path for option, path in texts.items() if path is not None})
     check_overwrites(outputs, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     made = made_plan(
@@ -83,4 +94,8 @@ def plan(
     made.save(out)
     if frontier is not None:
         write_frontier(frontier, made)
+    if report is not None:
+        from ..page import Run, plan_document
+
+        write_report(report, plan_document(made, Run(command(), source, outputs=[Path(out)])))
     typer.echo(made.to_json() if as_json else f"{out}: {summary(made)}", nl=not as_json)

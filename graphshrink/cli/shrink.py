@@ -29,8 +29,9 @@ from .parameters import (
     Threads,
 )
 from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
+from .reports import check_report, device_table, report_data, write_report
 from .target_options import given_options, with_target_options
-from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable, write_json
+from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable
 
 if TYPE_CHECKING:
     from ..api import ShrinkResult
@@ -78,7 +79,8 @@ def shrink(
     report: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Write the report as JSON; - is standard output, like --json."
+            metavar="FILE",
+            help="Write the report: a page if FILE ends in .html, else JSON; - is standard output, like --json.",
         ),
     ] = None,
     as_json: Json = False,
@@ -111,6 +113,7 @@ def shrink(
     from ..api import shrink as run
     from ..emission import emission
     from ..guarded import KeepData, check_outputs, files_read
+    from ..page.outline import Outline
     from ..passes import Pipeline
     from .progress import watch_passes
 
@@ -122,7 +125,7 @@ def shrink(
     for file in outputs:
         writable(file)
     if report is not None:
-        writable(report, text=True)
+        check_report(report)
         outputs.append(report)
     if frontier is not None:
         writable(frontier, ".csv")
@@ -161,6 +164,9 @@ def shrink(
             else read_plan(plan, source, data, fixed)
         )
         pipeline = shown.pipeline()
+    wanted = report is not None or as_json
+    table = device_table(shown, device, threads) if report is not None and plan is None else None
+    outline = Outline(timed=table is not None)
     with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
         result = run(
             source,
@@ -172,7 +178,7 @@ def shrink(
             fixed_shapes=shown.fixed_shapes if shown else fixed_shapes_of(fixed),
             overridable_initializers=overridable,
             dump=dump,
-            observers=[watch, KeepData(outputs)],
+            observers=[watch, KeepData(outputs), *([outline] if wanted else [])],
             target=chosen.target.name,
             progress=watch.progress_within,
         )
@@ -181,9 +187,10 @@ def shrink(
         result.emit(chosen)
     if frontier is not None and shown is not None:
         write_frontier(frontier, shown)
+    found = report_data(result, outline, source, seed, shown, table) if wanted else {}
     if report is not None:
-        write_json(report, result.report.to_dict())
-    _print(result, out, as_json, verbose)
+        write_report(report, found)
+    _print(result, out, found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
     undone = [r.problem for r in result.report.passes if r.rolled_back]
@@ -192,11 +199,11 @@ def shrink(
         raise typer.Exit(1)
 
 
-def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
-    """Print the report: as JSON, as tables, or in one line and the notes."""
+def _print(result: ShrinkResult, out: str, found: dict[str, Any] | None, verbose: int) -> None:
+    """Print the report: as JSON if its data are given, as tables, or in one line and the notes."""
     report = result.report
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=1))
+    if found is not None:
+        typer.echo(json.dumps(found, indent=1))
     elif verbose or sys.stdout.isatty():
         report.render(console(), verbose=bool(verbose))
     else:

@@ -128,6 +128,7 @@ def make_plan(
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
         regions=strip(graph, found.choices, chosen),
+        measures=["own"] if scorer.own is not None else list(scorer.kinds),
         frontier=search.frontier(chosen),
         _source=model,
         _data=calibration,
