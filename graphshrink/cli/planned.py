@@ -56,6 +56,7 @@ def made_plan(
     fixed: dict[str, tuple[int | None, ...]],
     verbose: int = 0,
     score: str = "auto",
+    frontier: bool = False,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 
@@ -76,6 +77,7 @@ def made_plan(
             threads=threads,
             score=score,
             fixed_shapes=fixed,
+            frontier=frontier,
             progress=watch.progress_within,
         )
 
@@ -94,6 +96,18 @@ def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Pla
         raise UsageError(f"the plan {path} fixes other shapes: leave out --fix-shape")
     plan.bind(source, data)
     return plan
+
+
+def write_frontier(path: str, plan: Plan) -> None:
+    """Write the trade-off of a plan as CSV, whole or not at all.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    from ..ir.files import write_text
+    from ..planning.frontier import to_csv
+
+    write_text(path, to_csv(plan.frontier, plan.before, str(plan.cost.get("unit", ""))))
 
 
 def summary(plan: Plan) -> str:

@@ -1,14 +1,16 @@
-"""What a budget is about: milliseconds on a device, or multiply-accumulate operations."""
+"""What a budget is about: milliseconds on a device, multiply-accumulate operations, or bytes."""
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir import Graph, UsageError
+from ..ir import Graph, Node, UsageError
 from .extract import one_sample
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ Progress = Callable[[int, int, str], None]
 
 ROUNDS = 15
 """The number of rounds in which whole networks are timed in turn."""
+
+
+def node_macs(node: Node) -> int | None:
+    """The multiply-accumulate operations of a node, for one sample if the batch is open; ``None`` if other sizes are open."""
+    reads = [None if t is None else one_sample(t) for t in node.input_types]
+    return node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
 
 
 class Cost(ABC):
@@ -63,14 +71,38 @@ class Macs(Cost):
         for node in graph.nodes:
             if node.outputs and all(v.data is not None for v in node.outputs):
                 continue
-            reads = [None if t is None else one_sample(t) for t in node.input_types]
-            work = node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
+            work = node_macs(node)
             if work is None:
                 raise UsageError(
                     f"the MACs of {node.name} are not known: sizes are open (--fix-shape fixes them)"
                 )
             total += work
         return float(total)
+
+
+class FileSize(Cost):
+    """Bytes: those of the constants of a region, and those of the ONNX files of a whole network."""
+
+    unit = "bytes"
+    measured = False
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The bytes of all constants that are read."""
+        return [
+            float(sum(v.data.nbytes for v in g.constants if v.data is not None and v.use_count))
+            for g in graphs
+        ]
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """The size of the files, written to a temporary folder."""
+        return [self._written(graph) for graph in graphs]
+
+    def _written(self, graph: Graph) -> float:
+        from ..targets.onnx.emitter import save_onnx
+
+        with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
+            save_onnx(graph, Path(folder) / "sized.onnx")
+            return float(sum(path.stat().st_size for path in Path(folder).iterdir()))
 
 
 class Latency(Cost):

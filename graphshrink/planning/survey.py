@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Rewriter
@@ -30,11 +30,13 @@ class Choice:
         candidate: The candidate.
         saving: The cost of its region minus the cost of the candidate.
         loss: The loss of the network with this candidate alone, on the scoring samples.
+        cost: The cost of its region as it is.
     """
 
     candidate: Candidate
     saving: float
     loss: float
+    cost: float
 
     @property
     def site(self) -> Site:
@@ -96,7 +98,7 @@ def survey(
         if kept[candidate.site] - spent > LEAST_SAVING * total and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
-    choices = _scored(graph, promising, scorer, progress)
+    choices = _scored(graph, promising, kept, scorer, progress)
     return Survey(sites, choices, total, refused)
 
 
@@ -138,7 +140,11 @@ def fit(
 
 
 def _scored(
-    graph: Graph, promising: Sequence[tuple[Candidate, float]], scorer: Scorer, progress: Progress
+    graph: Graph,
+    promising: Sequence[tuple[Candidate, float]],
+    kept: Mapping[Site, float],
+    scorer: Scorer,
+    progress: Progress,
 ) -> list[Choice]:
     place = {node: i for i, node in enumerate(graph.nodes)}
     first = {c.site: min(c.site.nodes, key=place.__getitem__) for c, _ in promising}
@@ -152,7 +158,7 @@ def _scored(
             prefix = scorer.prefix(at)
         assert prefix is not None
         loss = prefix.loss(apply(graph, [candidate]))
-        choices.append(Choice(candidate, saving, max(loss, 0.0)))
+        choices.append(Choice(candidate, saving, max(loss, 0.0), kept[candidate.site]))
     return sorted(choices, key=lambda c: (c.site.span, c.key))
 
 
