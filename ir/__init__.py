@@ -62,6 +62,7 @@ __all__ = [
     "DerivedTensor",
     "Dim",
     "Div",
+    "DynamicSlice",
     "ElidedTensor",
     "Embedding",
     "Exactness",

@@ -85,6 +85,7 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.DepthToSpace(2), _IMAGE),
     (ir.Dequantize(), np.arange(-8, 8, dtype=np.int8).reshape(4, 4), np.float32(0.25), np.int8(0)),
     (ir.Div(), _MATRIX, _u(4, low=0.5, high=2.0)),
+    (ir.DynamicSlice((3, 1), (2, 1)), _IMAGE, np.array([1, -3]), np.array([2**62, 3])),
     (ir.Embedding(), np.array([[2, 0], [1, 4]]), _n(5, 3)),
     (ir.Expand((2, 1, 4)), _n(3, 4)),
     (ir.Flatten(1), _IMAGE),

@@ -31,4 +31,5 @@ cannot_read(
     "export",
 )
 cannot_read(ir.Range, "torch computes its ends outside of tensors", "torch", "export")
+cannot_read(ir.DynamicSlice, "torch computes its bounds outside of tensors", "torch", "export")
 refuses("multi_head_attention_forward", reason="only the module is read")
