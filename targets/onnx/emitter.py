@@ -306,6 +306,7 @@ class _Emitter:
         self.kept_constants |= {t.values.name for t in self.source.sparse_initializer}
         self.made: set[str] = set()
         self.groups = _whole(graph)
+        self.copies = _copies(self.source)
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
@@ -462,12 +463,14 @@ class _Emitter:
             if not self._map(node, mapping):
                 return False
         inner = {name for i in indices for name in self.source.node[i].output}
-        for index in indices:
-            source = self.source.node[index]
-            for name in source.input:
-                known = not name or name in mapping or name in inner or name in self.made
-                if not known and name not in self.kept_constants:
-                    return False
+        for name in dict.fromkeys(n for i in indices for n in self.source.node[i].input if n):
+            if name in mapping or name in inner or name in self.made:
+                continue
+            # The node reads a constant of which the IR has another form.
+            constant = self.copies.get(name, name)
+            if constant not in self.kept_constants:
+                return False
+            mapping[name] = constant
         changed = {a: b for a, b in mapping.items() if a != b}
         made: dict[int, NodeProto] = {}
         for index in indices:
@@ -582,6 +585,15 @@ class _Emitter:
                 info.name in made and (info.name in same or info.name in interior)
             ):
                 model.graph.value_info.append(info)
+
+
+def _copies(source: Any) -> dict[str, str]:
+    """For each result of an ``Identity``, the value at the other end of the chain of them."""
+    found: dict[str, str] = {}
+    for node in source.node:
+        if node.op_type == "Identity" and node.domain in ("", "ai.onnx") and len(node.input) == 1:
+            found[node.output[0]] = found.get(node.input[0], node.input[0])
+    return found
 
 
 def _whole(graph: Graph) -> dict[tuple[int, ...], list[Node]]:
