@@ -296,6 +296,7 @@ class _Emitter:
         self.tensors: dict[str, Tensor] = {}
         self.shared: dict[tuple[TensorType, bytes], str] = {}
         self.names: dict[Value, str] = {}
+        self.forms: dict[Value, str] = {}
         self.taken = self._host_names()
         self.fresh = 0
         self.verbatim: list[int] = []
@@ -394,6 +395,14 @@ class _Emitter:
         self.names[value] = name
         return name
 
+    def _existing(self, value: Value) -> str:
+        """The name of a constant that the host stores, or that nodes written before compute; else an empty text."""
+        if value.producer is None:
+            name = value.host
+            return name if isinstance(name, str) and name in self.kept_constants else ""
+        name = self.names.get(value, "")
+        return name if name in self.made else ""
+
     def _add_constant(self, data: Tensor, hint: str) -> str:
         # Starts, axes and shapes are often the same: one tensor serves all nodes that are spelled anew.
         key = None
@@ -429,6 +438,8 @@ class _Emitter:
                 opset=self.host.opset,
                 new_constant=self._add_constant,
                 new_name=self._new_name,
+                existing=self._existing,
+                forms=self.forms,
             )
             self.nodes += made
             self.spelled += made
@@ -540,6 +551,13 @@ class _Emitter:
         read.update(v.name for v in self.source.output)
         wanted = read | (self.host.idle & self._live_constants())
         listed = {v.name for v in self.source.input}
+        if model.ir_version < 4:
+            # Every initializer is listed as an input there, and goes together with it.
+            own = {name for value, name in self.names.items() if value in self.graph.inputs}
+            listed &= own
+            stays = [v for v in model.graph.input if v.name in wanted | listed]
+            del model.graph.input[:]
+            model.graph.input.extend(stays)
         for index in sorted(self.host.constant_nodes.values()):
             if self.source.node[index].output[0] in wanted:
                 model.graph.node.append(self.source.node[index])
