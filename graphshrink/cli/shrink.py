@@ -14,6 +14,7 @@ from .parameters import (
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
+    CustomOps,
     DeviceName,
     FixedShapes,
     InputShapes,
@@ -83,6 +84,7 @@ def shrink(
         str | None,
         typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
     ] = None,
+    libraries: CustomOps = None,
     verbose: Annotated[
         int,
         typer.Option(
@@ -108,6 +110,7 @@ def shrink(
     from ..emission import emission
     from ..guarded import KeepData, check_outputs, files_read
     from ..passes import Pipeline
+    from ..running.sessions import custom_ops
     from .progress import watch_passes
 
     if report == STDOUT:
@@ -141,7 +144,10 @@ def shrink(
             else read_plan(plan, source, data, fixed)
         )
         pipeline = shown.pipeline()
-    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
+    with (
+        custom_ops(libraries or ()),
+        watch_passes(len(pipeline), verbose=bool(verbose)) as watch,
+    ):
         result = run(
             source,
             pipeline,
