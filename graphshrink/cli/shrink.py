@@ -14,6 +14,7 @@ from .parameters import (
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
+    CustomOps,
     DeviceName,
     FixedShapes,
     FrontierPath,
@@ -89,6 +90,7 @@ def shrink(
         str | None,
         typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
     ] = None,
+    libraries: CustomOps = None,
     verbose: Annotated[
         int,
         typer.Option(
@@ -115,6 +117,7 @@ def shrink(
     from ..guarded import KeepData, check_outputs, files_read
     from ..page.outline import Outline
     from ..passes import Pipeline
+    from ..running.sessions import custom_ops
     from .progress import watch_passes
 
     if report == STDOUT:
@@ -167,7 +170,10 @@ def shrink(
     wanted = report is not None or as_json
     table = device_table(shown, device, threads) if report is not None and plan is None else None
     outline = Outline(timed=table is not None)
-    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
+    with (
+        custom_ops(libraries or ()),
+        watch_passes(len(pipeline), verbose=bool(verbose)) as watch,
+    ):
         result = run(
             source,
             pipeline,
