@@ -121,6 +121,8 @@ def test_every_row_is_read_as_the_table_says(host: str) -> None:
         assert key in readable or reasons.get(key), f"{title(key)} has no rule and no reason"
         if host == "export" and key[0] in (ir.Gate, ir.Identity):
             continue  # They are written as modules, which an export takes apart.
+        if host != "onnx" and key[0] is ir.Range:
+            continue  # Its size depends on numbers: a run on fake tensors cannot follow it.
         graph, want, got = READ[host](key)
         found = {key_of(n.op) for n in graph.nodes if not isinstance(n.op, Opaque)}
         if (key in found) != (key in readable):
@@ -287,6 +289,11 @@ def shapes() -> dict[str, Snippet]:
         "t": (lambda x: x.t(), MATRIX), "index": (With(lambda x, i: aten.index.Tensor(x, [None, i]), torch.tensor([2, 0])), IMAGE),
         "index_select": (With(lambda x, i: x.index_select(1, i), torch.tensor([2, 0])), IMAGE),
         "embedding": (With(lambda i, t: F.embedding(i, t), n(5, 3)), IDS),
+        "gather": (With(lambda x, i: x.gather(1, i), torch.tensor([[3, 0], [1, 1]])), MATRIX),
+        "topk": (lambda x: torch.topk(x, 2, 0, False)[0], MATRIX), "sort": (lambda x: x.sort(descending=True)[1], MATRIX),
+        "local_response_norm": (lambda x: F.local_response_norm(x, 3, 0.5), IMAGE),
+        "gru": (With(lambda x, h, *w: aten.gru.input(x, h, list(w), True, 1, 0.0, False, False, False)[0], n(1, 3, 2), n(6, 4), n(6, 2), n(6), n(6)), n(5, 3, 4)),
+        **{f"rnn_{kind}": (With(lambda x, h, *w, kind=kind: getattr(aten, f"rnn_{kind}").input(x, h, list(w), False, 1, 0.0, False, False, True)[1], n(1, 3, 2), n(2, 4), n(2, 2)), n(3, 5, 4)) for kind in ir.Rnn.kinds},
         "lstm": (With(lambda x, h, *w: aten.lstm.input(x, [h, h], list(w), False, 1, 0.0, False, False, False)[0], n(1, 3, 2), n(8, 4), n(8, 2)), n(5, 3, 4)),
     }  # fmt: skip
 
@@ -299,7 +306,7 @@ def modules() -> dict[type[nn.Module], Snippet]:
         *((kind(), IMAGE) for kind in plain),
         (nn.LeakyReLU(0.3), IMAGE), (nn.CELU(0.5), IMAGE), (nn.ELU(0.5), IMAGE), (nn.GELU("tanh"), IMAGE), (nn.Hardtanh(-0.5, 0.7), IMAGE),
         (nn.Threshold(0.5, 0.0), IMAGE), (nn.Softplus(2.0), IMAGE), (nn.GLU(1), IMAGE), (nn.PReLU(4, 0.3), IMAGE), (nn.Softmax(1), IMAGE), (nn.LogSoftmax(1), IMAGE),
-        (nn.Dropout1d(), LINE), (nn.SyncBatchNorm(4), IMAGE), (nn.Linear(4, 5), MATRIX), (nn.Embedding(5, 3), IDS), (nn.LayerNorm(6), IMAGE), (nn.GroupNorm(2, 4), IMAGE), (nn.Unflatten(1, (2, 2)), IMAGE),
+        (nn.Dropout1d(), LINE), (nn.SyncBatchNorm(4), IMAGE), (nn.LocalResponseNorm(5, 0.5, 0.5, 2.0), IMAGE), (nn.Linear(4, 5), MATRIX), (nn.Embedding(5, 3), IDS), (nn.LayerNorm(6), IMAGE), (nn.GroupNorm(2, 4), IMAGE), (nn.Unflatten(1, (2, 2)), IMAGE),
         (nn.PixelShuffle(2), IMAGE), (nn.PixelUnshuffle(2), IMAGE), (nn.Upsample(scale_factor=2), IMAGE), (nn.UpsamplingNearest2d((8, 9)), IMAGE), (nn.UpsamplingBilinear2d((8, 9)), IMAGE),
         (Gate(nn.ReLU(), Switch("soft", 0.25)), MATRIX), (Scale(n(4), n(4), 2), IMAGE),
     ]  # fmt: skip
@@ -315,6 +322,12 @@ def modules() -> dict[type[nn.Module], Snippet]:
         With(lambda x, m: m(x)[0], nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)),
         n(2, 5, 4),
     )
+    gru, rnn = (
+        nn.GRU(4, 3, 2, batch_first=True, bidirectional=True),
+        nn.RNN(4, 3, 2, "relu", bias=False),
+    )
+    found[nn.GRU] = (With(lambda x, m: m(x)[0], gru), n(2, 5, 4))
+    found[nn.RNN] = (With(lambda x, m: m(x)[1], rnn), n(2, 5, 4))
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     found[nn.MultiheadAttention] = (
         With(lambda x, m: m(x, x, x.tanh(), need_weights=False)[0], attention),

@@ -1,4 +1,4 @@
-"""ONNX operators that select parts of a tensor: Slice, Split, Gather; and Tile."""
+"""ONNX operators that select parts of a tensor: Slice, Split, Gather, TopK; Tile and Range."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ...lowering import Lowered, Operand, Step, Steps
 from ...lowering.base import Builder
 from ...lowering.indexing import gather
 from ...lowering.shapes import MOST_COPIES, repeated, slicing
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -103,3 +104,40 @@ def _tile(node: OnnxNode) -> Lowered | Steps | None:
 @reads("Gather", makes=[ir.Gather, ir.Select, ir.Embedding])
 def _gather(node: OnnxNode) -> Lowered | None:
     return gather(node.required(0), node.required(1), node.attribute("axis", 0))
+
+
+@reads("GatherElements", makes=ir.GatherElements)
+def _gather_elements(node: OnnxNode) -> Lowered | None:
+    axis, rank = node.attribute("axis", 0), node.type().rank
+    if not rank or node.type(1).rank is None or node.type(1).dtype is None:
+        return None
+    return ir.GatherElements(axis_of(axis, rank)), node.inputs
+
+
+@reads("GatherND", makes=ir.GatherNd, note="vectors of known length")
+def _gather_nd(node: OnnxNode) -> Lowered | None:
+    indices = node.type(1)
+    if node.type().rank is None or not indices.rank or indices.dtype is None:
+        return None
+    if indices.dim(-1) is None:
+        raise LeftAlone("the length of its index vectors is not known")
+    return ir.GatherNd(node.attribute("batch_dims", 0)), node.inputs
+
+
+@reads("TopK", makes=ir.TopK, note="a constant number of them, sorted")
+def _top_k(node: OnnxNode) -> Lowered | None:
+    k, axis, rank = node.ints("k", 1), node.attribute("axis", -1), node.type().rank
+    largest = node.flag("largest", 1)
+    if not node.flag("sorted", 1):
+        raise LeftAlone("its results have no defined order")
+    if k is None:
+        raise LeftAlone("the number of its results is computed")
+    if not rank or len(k) != 1:
+        return None
+    return ir.TopK(k[0], axis_of(axis, rank), largest), node.inputs[:1]
+
+
+@reads("Range", makes=ir.Range)
+def _range(node: OnnxNode) -> Lowered | None:
+    scalars = all(node.type(i).rank == 0 and node.type(i).dtype is not None for i in range(3))
+    return (ir.Range(), node.inputs) if scalars else None

@@ -11,6 +11,7 @@ from ....ir import DerivedTensor, Tensor
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
 from ...lowering.norms import Array64, batch_norm_scale
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -100,3 +101,15 @@ def _repeated(data: Tensor, times: int) -> Tensor:
         return np.repeat(data.float64(), times)
 
     return DerivedTensor((data.shape[0] * times,), data.dtype, numbers, sources=(data,))
+
+
+@reads("LRN", makes=ir.LocalResponseNorm, note="over an odd number of channels")
+def _local_response_norm(node: OnnxNode) -> Lowered | None:
+    size = node.attribute("size")
+    if size is None or node.type().rank in (None, 0, 1):
+        return None
+    if size % 2 == 0:
+        # ONNX and torch differ in which channel is the middle one.
+        raise LeftAlone("its even number of channels has no middle")
+    alpha, beta = node.number("alpha", 1e-4), node.number("beta", 0.75)
+    return ir.LocalResponseNorm(size, alpha, beta, node.number("bias", 1.0)), node.inputs
