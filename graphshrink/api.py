@@ -16,6 +16,7 @@ from typing import Any, Literal
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
+from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.infra.tolerance import allowed_error, tolerance_of
 from .report import Report, Size
@@ -247,8 +248,30 @@ def shrink(
         from .targets.torch.fixed_sizes import fixed_sizes
 
         notes += fixed_sizes(graph)
-    report = Report(str(pipeline), before, after, records, notes)
+    notes += _without_numbers(graph)
+    report = Report(
+        str(pipeline),
+        before,
+        after,
+        records,
+        notes,
+        not_understood=not_understood(graph),
+        calibration_used=None if ctx.calibration is None else ctx.calibration.used,
+    )
     return ShrinkResult(graph, report, kind, target)
+
+
+def _without_numbers(graph: Graph) -> list[str]:
+    """Notes on inputs and outputs that hold no numbers, because one of their sizes is 0."""
+    named = [("input", v.name, v) for v in graph.inputs]
+    named += [
+        ("output", name, v) for name, v in zip(graph.output_names, graph.outputs, strict=True)
+    ]
+    return [
+        f"{what} {name} is {value.type}: a size of 0 leaves no numbers in it"
+        for what, name, value in named
+        if 0 in (value.type.shape or ())
+    ]
 
 
 def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:

@@ -182,8 +182,12 @@ def shrink(
             target=chosen.target.name,
             progress=watch.progress_within,
         )
+        result.report.planned = shown is not None
         if data is not None:
+            measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
+            if measured or shown is not None:
+                result.report.calibration_used = True
         result.emit(chosen)
     if frontier is not None and shown is not None:
         write_frontier(frontier, shown)
@@ -209,7 +213,7 @@ def _print(result: ShrinkResult, out: str, found: dict[str, Any] | None, verbose
     else:
         typer.echo(_summary(report, out))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
-        for note in (*undone, *report.all_notes):
+        for note in (*undone, *report.warnings, *report.all_notes):
             typer.echo(f"note: {note}")
 
 

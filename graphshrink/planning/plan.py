@@ -19,6 +19,7 @@ from ..data.calibration import CalibrationData
 from ..ir import Graph, Rewriter, UsageError
 from ..ir.errors import check_readable
 from ..ir.files import write_text
+from ..not_understood import NotUnderstood
 from ..passes import Pipeline
 from .candidates import MENU, Candidate
 from .samples import read_samples
@@ -97,6 +98,7 @@ class Plan:
     regions: list[dict[str, Any]] = field(default_factory=list)
     measures: list[str] = field(default_factory=list)
     frontier: list[dict[str, Any]] = field(default_factory=list)
+    _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
@@ -105,6 +107,11 @@ class Plan:
     def speedup(self) -> float:
         """The cost of the given model divided by that of the planned network."""
         return self.before / self.after if self.after else 1.0
+
+    @property
+    def not_understood(self) -> tuple[NotUnderstood, ...]:
+        """The opaque nodes of the model that was planned for; empty for a plan that was read from a file."""
+        return self._not_understood
 
     def to_json(self) -> str:
         """The text of the file: equal plans give equal bytes."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
+from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .candidates import Candidate
@@ -130,6 +131,7 @@ def make_plan(
         regions=strip(graph, found.choices, chosen),
         measures=["own"] if scorer.own is not None else list(scorer.kinds),
         frontier=search.frontier(chosen),
+        _not_understood=tuple(not_understood(graph)),
         _source=model,
         _data=calibration,
     )

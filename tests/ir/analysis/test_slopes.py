@@ -24,4 +24,3 @@ def test_any_rank(shape: tuple[int, ...], passes: str) -> None:
     module, x = nn.Sequential(nn.PReLU(), nn.Tanh(), nn.PReLU()).eval(), torch.randn(shape)
     result = shrink(module, passes, example_inputs=(x,))
     torch.testing.assert_close(result.model(x), module(x))
-
