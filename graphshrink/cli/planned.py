@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..ir.errors import UsageError
 from .terminal import fixed_shapes_of
 
@@ -68,18 +70,28 @@ def made_plan(
     from ..planning.planner import plan
     from .progress import watch_passes
 
-    with watch_passes(1, verbose=bool(verbose)) as watch:
-        return plan(
-            source,
-            data,
-            **targets,
-            device=device,
-            threads=threads,
-            score=score,
-            fixed_shapes=fixed,
-            frontier=frontier,
-            progress=watch.progress_within,
+    try:
+        with watch_passes(1, verbose=bool(verbose)) as watch:
+            return plan(
+                source,
+                data,
+                **targets,
+                device=device,
+                threads=threads,
+                score=score,
+                fixed_shapes=fixed,
+                frontier=frontier,
+                progress=watch.progress_within,
+            )
+    except KeyboardInterrupt:
+        from ..planning.latency import default_path
+
+        typer.echo(
+            f"graphshrink: what was measured and scored is kept in {default_path()}; "
+            "the same command goes on from there",
+            err=True,
         )
+        raise
 
 
 def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Plan:

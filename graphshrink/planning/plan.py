@@ -99,6 +99,7 @@ class Plan:
     measures: list[str] = field(default_factory=list)
     frontier: list[dict[str, Any]] = field(default_factory=list)
     _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
+    _notes: list[str] = field(default_factory=list, repr=False, compare=False)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
@@ -112,6 +113,11 @@ class Plan:
     def not_understood(self) -> tuple[NotUnderstood, ...]:
         """The opaque nodes of the model that was planned for; empty for a plan that was read from a file."""
         return self._not_understood
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how the plan was made, which its file does not have."""
+        return self._notes
 
     def to_json(self) -> str:
         """The text of the file: equal plans give equal bytes."""

@@ -14,6 +14,7 @@ from ..targets.version import __version__
 from .candidates import Candidate
 from .costs import Cost, FileSize, Latency, Macs, Progress
 from .frontier import FrontierPoint, frontier
+from .kept_scores import TOGETHER, KeptScores
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
 from .samples import read_samples
@@ -85,13 +86,19 @@ def make_plan(
     Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
     scorer = Scorer(graph, samples.scoring, measure)
-    found = survey(graph, samples, cost, scorer, report)
+    digest = model_digest(model)
+    shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
+    kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
+    found = survey(graph, samples, cost, scorer, kept, report)
     if not found.choices:
         raise UsageError(_nothing(found))
 
     def score(chosen: Choices) -> float:
+        made = [c.candidate for c in chosen]
         try:
-            return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+            return kept.loss(
+                TOGETHER, [c.digest for c in chosen], lambda: scorer.loss(apply(graph, made))
+            )
         except (GraphError, InferenceError, ModelError) as error:
             # Each fits alone; a set that does not fit together is a set that is not chosen.
             _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
@@ -122,9 +129,9 @@ def make_plan(
         predicted_loss=added,
         loss=loss,
         factor=factor,
-        model=model_digest(model),
+        model=digest,
         samples={"sha256": samples.digest, "count": samples.count, **where(calibration)},
-        fixed_shapes={name: list(shape) for name, shape in (fixed_shapes or {}).items()},
+        fixed_shapes=shapes,
         version=__version__,
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
@@ -132,6 +139,7 @@ def make_plan(
         measures=["own"] if scorer.own is not None else list(scorer.kinds),
         frontier=search.frontier(chosen),
         _not_understood=tuple(not_understood(graph)),
+        _notes=[kept.problem] if kept.problem else [],
         _source=model,
         _data=calibration,
     )
