@@ -128,7 +128,8 @@ def summary(plan: Plan) -> str:
     device = plan.cost.get("device")
     where = f" on {device}" if device else ""
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
-    sums = f"savings times {plan.factor:.2f}" if device else f"{off:.0%} off the sum"
+    sums = f"savings times {plan.factor:.2f}, " if device else ""
+    sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
         f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}"

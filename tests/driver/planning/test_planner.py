@@ -223,7 +223,11 @@ def test_the_budget_is_tightened_until_the_whole_network_is_fast(digits: _Traine
     plan = make_plan(digits.file, digits.data, Target("speedup", 1.5), _Slow())
     assert plan.speedup >= 1.5
     assert plan.factor == pytest.approx(0.5, rel=0.3)
-    assert plan.predicted == pytest.approx(plan.after, rel=1e-6)
+    assert plan.predicted == pytest.approx(plan.after, rel=0.2)
+    assert plan.additivity["networks"] >= 3
+    assert plan.additivity["error"] < 0.2
+    off = abs(plan.predicted - plan.after) / plan.after
+    assert plan.additivity["off"] == pytest.approx(off, rel=1e-6)
 
 
 def test_max_loss(digits: _Trained) -> None:
