@@ -203,6 +203,8 @@ def shrink(
     _print(result, out, found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
+        for note in shown.notes:
+            typer.echo(f"note: {note}")
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)
