@@ -15,7 +15,7 @@ from graphshrink import shrink
 TIDYING = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,prune-dead"  # fmt: skip
 KINDS = (
     "transpose", "reshape", "unsqueeze", "squeeze", "slice", "concat", "unary", "identity", "neutral", "again",
-    "pad", "flatten", "cast", "expand",
+    "pad", "flatten", "cast", "expand", "neutral",
 )  # fmt: skip
 
 
@@ -108,21 +108,20 @@ class Builder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_tidying_changes_no_bit(draw: st.DataObject) -> None:
     made = Builder(draw)
+    # Nodes whose result is the input of the graph have to stay.
+    made.add("Neg", ["x"])
     for kind in draw.draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=9)):
         made.step(kind)
     values = [name for name in made.shapes if name != "x"]
-    if not values:
-        return
     outputs = list(dict.fromkeys([values[-1], draw.draw(st.sampled_from(values))]))
     before = made.model(outputs, draw.draw(st.sampled_from((2, "n"))))
     after = shrink(before, TIDYING).model
     assert len(after.graph.node) <= len(before.graph.node)
-    x = np.random.default_rng(0).normal(size=(2, 3, 4)) * 3
-    x[0, 0] = [0.0, -0.0, -0.3, 1.0]
+    x = np.random.default_rng(0).choice([0.0, -0.0, -0.3, 1.5, -2.5], size=(2, 3, 4))
     pairs = (ReferenceEvaluator(m).run(None, {"x": x}) for m in (before, after))
     for want, got in zip(*pairs, strict=True):
         assert want.shape == got.shape
