@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
-from .fake_run import shapes_of
+from .fake_run import shapes_of, unlogged
 from .importer import from_fx
 from .inlined import inline_regions
 from .trace import StateError, acts_alike, keeps_state, random_kept
@@ -145,12 +145,13 @@ def _of_any_size(
     for axes, note in ((None, ""), (1, _BATCH_ALONE)):
         shapes = tree_map(lambda x, axes=axes: _open(x, axes), given)
         try:
-            program = torch.export.export(module, given, dynamic_shapes=shapes)
-            made = program.module()
-            if not isinstance(made, torch.fx.GraphModule):
-                continue
-            shapes_of(made, inputs)
-            alone = single is None or acts_alike(module, made, single)
+            with unlogged():
+                program = torch.export.export(module, given, dynamic_shapes=shapes)
+                made = program.module()
+                if not isinstance(made, torch.fx.GraphModule):
+                    continue
+                shapes_of(made, inputs)
+                alone = single is None or acts_alike(module, made, single)
         except Exception:  # Whatever torch raises where sizes cannot be open.
             continue
         # Text of an open size, say its length, is that of a symbol.

@@ -36,7 +36,7 @@ from ...ir import (
 from ...ir.analysis.sizes import SizeRoots
 from ..lowering import Lowered, Operand, Path, Step, Steps
 from ..raising.patterns import raise_patterns
-from ..support import LeftAlone
+from ..support import LeftAlone, limit
 from .alike import Alike
 from .call import Call
 from .constants import fold_view
@@ -335,11 +335,11 @@ class _Importer:
                 call = entry.call(call)
             lowered = entry.rule(call)
             if lowered is None:
-                raise LeftAlone(_limit(entry.note))
+                raise LeftAlone(limit(entry.note))
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
             made = steps.infer()
         except _NOT_READ as error:
-            raise LeftAlone(_limit(entry.note)) from error
+            raise LeftAlone(limit(entry.note)) from error
         stated = self.types.get(node.name, ir.UNKNOWN)
         if not made[-1][0].accepts(stated):
             raise LeftAlone(
@@ -364,11 +364,11 @@ class _Importer:
         try:
             steps = entry.rule(self._call(node), list(taken))
             if steps is None or steps.results is None or not read <= steps.results.keys():
-                raise LeftAlone(_limit(entry.note))
+                raise LeftAlone(limit(entry.note))
             taken = {path: user for path, user in taken.items() if path in steps.results}
             steps.infer()
         except _NOT_READ as error:
-            raise LeftAlone(_limit(entry.note)) from error
+            raise LeftAlone(limit(entry.note)) from error
         between = [n for user in found.values() for n in _between(user, node)]
         self._results(node, steps, taken, [n.name for n in between])
         return True
@@ -515,11 +515,6 @@ class _Importer:
 
 _NOT_READ = (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError)
 """What rules raise for arguments of a kind that they do not expect."""
-
-
-def _limit(note: str) -> str:
-    """The reason of a call that its rule returned nothing for."""
-    return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
 
 
 def _last(steps: Steps) -> ir.Op:
