@@ -36,7 +36,7 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 from .torch_models import check_torch_model, not_a_torch_file, positional
 
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None

@@ -316,7 +316,7 @@ class _Importer:
                 inputs,
                 name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
-                output_names=[o or f"{node.op_type}_unused" for o in node.output],
+                output_names=_names(node),
             )
             parts = [made]
         else:
@@ -361,7 +361,7 @@ class _Importer:
                 place += 1
             if number == last:
                 name = text_of(node.name)
-                types, names = self._stated(node)[:results], list(node.output)[:results]
+                types, names = self._stated(node)[:results], _names(node)[:results]
             else:
                 step = f"{op.name.lower()}_{number}"
                 name = f"{text_of(node.name) or node.output[0]}_{step}"
@@ -374,7 +374,7 @@ class _Importer:
         return made
 
     def _stated(self, node: NodeProto) -> list[TensorType]:
-        return [self.types.get(o, UNKNOWN) for o in node.output if o]
+        return [self.types.get(o, UNKNOWN) for o in node.output]
 
     def _lower(
         self, entry: Entry, node: NodeProto, inputs: list[Value | None]
@@ -396,6 +396,9 @@ class _Importer:
             if found.unread:
                 raise LeftAlone(f"its rule does not read {listed(found.unread)}")
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
+            if not node.output[0] and _makes_values(steps):
+                # Steps and their constants are named after the first result.
+                raise LeftAlone("its first result is left out, and several ops would stand for it")
             inferred = steps.infer()[-1]
         except (InferenceError, GraphError, ModelError, ValueError) as error:
             raise LeftAlone(f"{limit(entry.note)} ({error})") from error
@@ -408,6 +411,8 @@ class _Importer:
         # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
         if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
             for name, own in zip(node.output, inferred, strict=False):
+                if not name:
+                    continue
                 self.types[name] = _agreed(self.types.get(name, UNKNOWN), own)
                 self.doubtful.add(name)
             raise LeftAlone(
@@ -477,6 +482,17 @@ class _Importer:
         for value, tensor in zip(outputs, results, strict=True):
             if value.type.accepts(tensor.type):
                 value.data, value.type = tensor, tensor.type
+
+
+def _names(node: NodeProto) -> list[str]:
+    """The names of the results of a node; those that it leaves out get one too."""
+    return [name or f"{node.op_type}_unused" for name in node.output]
+
+
+def _makes_values(steps: Steps) -> bool:
+    """Whether steps have inner results or tensors of their own."""
+    operands = (operand for _, operands in steps.parts for operand in operands)
+    return len(steps.parts) > 1 or any(isinstance(operand, Tensor) for operand in operands)
 
 
 def _agreed(one: TensorType, other: TensorType) -> TensorType:

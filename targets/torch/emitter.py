@@ -17,6 +17,7 @@ from ...hosts.torch.buffers import keep_temporary, temporary
 from ...hosts.torch.modules.gates import Switch
 from ...hosts.torch.modules.masks import OTHER_ORDER, Constant
 from ...hosts.torch.origins import FxHost, FxOrigin
+from ...hosts.torch.pickled import ShrunkModule
 from ...ir import (
     Conv,
     Graph,
@@ -160,7 +161,7 @@ class _Emitter:
     def _assembled(self) -> fx.GraphModule:
         """The module of the finished FX graph, with what the host module has beside its graph."""
         source = self.host.module
-        module = fx.GraphModule(self.tree.root, self.out, type(source).__name__)
+        module = ShrunkModule(self.tree.root, self.out, type(source).__name__)
         own = set(source.modules())
         for part in module.modules():
             if part not in own:  # The others are the caller's.

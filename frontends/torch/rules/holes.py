@@ -15,9 +15,6 @@ refuses(
     reason="the IR has no such activation",
 )  # fmt: skip
 refuses(
-    "GRU", "RNN", "gru", "rnn_tanh", "rnn_relu", reason="of recurrent layers the IR has LSTM alone"
-)
-refuses(
     "GRUCell", "LSTMCell", "RNNCell", "gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell",
     reason="the IR has no steps of recurrent layers",
 )  # fmt: skip
@@ -25,6 +22,14 @@ refuses(
     "Transformer", "TransformerEncoder", "TransformerEncoderLayer", "TransformerDecoder", "TransformerDecoderLayer",
     reason="a trace does not look inside it: torch.export does",
 )  # fmt: skip
-refuses("topk", "sort", "argsort", reason="the IR has no ops that order numbers")
-refuses("local_response_norm", "LocalResponseNorm", reason="the IR has no such normalisation")
+refuses("argsort", "msort", reason="only topk and sort are read")
+cannot_read(ir.LocalResponseNorm, "torch.export writes it as its arithmetic", "export")
+cannot_read(
+    ir.GatherNd,
+    "torch has several tensors of indices in its place, which are not read",
+    "torch",
+    "export",
+)
+cannot_read(ir.Range, "torch computes its ends outside of tensors", "torch", "export")
+cannot_read(ir.DynamicSlice, "torch computes its bounds outside of tensors", "torch", "export")
 refuses("multi_head_attention_forward", reason="only the module is read")
