@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
+from ..ir import Graph, GraphError, InferenceError, ModelError, Rewriter, UsageError
 from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
-from .candidates import Candidate
+from .candidates import MENU, Candidate
 from .costs import Cost, FileSize, Latency, Macs, Progress
 from .frontier import FrontierPoint, frontier
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
+from .repair import Repairer, Repairs
 from .samples import read_samples
 from .steps import Choices, Stepper
 from .strip import strip
@@ -72,9 +73,11 @@ def make_plan(
     measure: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    repair: bool = True,
+    menu: Sequence[str] = tuple(MENU),
     progress: Progress | None = None,
 ) -> Plan:
-    """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
+    """Plan for a model from ONNX; see :func:`graphshrink.plan`. ``menu`` has the names of the kinds of candidates."""
     from ..api import load
 
     report = progress or (lambda *_: None)
@@ -85,7 +88,8 @@ def make_plan(
     Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
     scorer = Scorer(graph, samples.scoring, measure)
-    found = survey(graph, samples, cost, scorer, report)
+    kinds = [MENU[name] for name in menu]
+    found = survey(graph, samples, cost, scorer, report, kinds)
     if not found.choices:
         raise UsageError(_nothing(found))
 
@@ -101,6 +105,14 @@ def make_plan(
     chosen = search.run()
     if frontier:
         search.stepper.within(float("inf"))
+    repairs = Repairs()
+    if repair and chosen:
+        candidates = [c.candidate for c in chosen]
+        changed = apply(graph, candidates)
+        repairs = Repairer(graph, changed, candidates, samples, measure, report).search()
+        if repairs.layers:
+            repairs.apply(changed, Rewriter(changed))
+            search.loss = scorer.loss(changed)
     predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
     before, predicted, after, added, loss, factor = rounded(
         [
@@ -131,10 +143,19 @@ def make_plan(
         regions=strip(graph, found.choices, chosen),
         measures=["own"] if scorer.own is not None else list(scorer.kinds),
         frontier=search.frontier(chosen),
+        repairs=[asdict(r) for r in repairs.layers],
+        repaired=_before_and_after(repairs),
         _not_understood=tuple(not_understood(graph)),
         _source=model,
         _data=calibration,
     )
+
+
+def _before_and_after(repairs: Repairs) -> dict[str, float]:
+    if not repairs.sought:
+        return {}
+    before, after = rounded([repairs.before, repairs.after])
+    return {"before": before, "after": after}
 
 
 def _planned(choice: Choice) -> PlannedSite:
@@ -281,6 +302,7 @@ def plan(
     score: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    repair: bool = True,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -302,6 +324,7 @@ def plan(
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
+        repair: Correct other layers of the planned network in closed form, where its outputs come closer to the original's.
         progress: Called with (done, total, what).
 
     Returns:
@@ -332,5 +355,6 @@ def plan(
         measure=score,
         fixed_shapes=fixed_shapes,
         frontier=frontier,
+        repair=repair,
         progress=progress,
     )

@@ -67,12 +67,17 @@ class Survey:
 
 
 def survey(
-    graph: Graph, samples: Samples, cost: Cost, scorer: Scorer, progress: Progress
+    graph: Graph,
+    samples: Samples,
+    cost: Cost,
+    scorer: Scorer,
+    progress: Progress,
+    kinds: Sequence[Kind] = tuple(MENU.values()),
 ) -> Survey:
     """Fit, measure and score all candidates of a graph."""
     sites = find_sites(graph)
     refused = dict(sites.refused)
-    fitted = fit(graph, sites.found, samples, refused, progress)
+    fitted = fit(graph, sites.found, samples, refused, progress, kinds)
     usable: list[Candidate] = []
     parts: list[Graph] = []
     for candidate in fitted:
