@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--fetch", action="store_true", help="fetch sources that are not there")
     made.add_argument("--list", nargs="+", metavar="SOURCE", help="add sources to the list")
     made.add_argument("--targets", action="store_true", help="write for TFLite and TensorRT too")
+    made.add_argument("--jobs", nargs="+", choices=list(corpus_run.JOBS), help="only these steps")
     made.add_argument("--limit", type=float, default=300, help="seconds for a file and tool")
     made.add_argument("--only", default="", help="files whose names contain this")
     made.add_argument("--group", default="", help="only packages, repositories or tests of onnx")
@@ -95,7 +96,7 @@ def main() -> int:
     if options.markdown:
         versions = ", ".join(f"{tool} {version(tool)}" for tool in (*corpus_run.OTHERS, "onnxruntime"))  # fmt: skip
         notes = options.notes.read_text().splitlines() if options.notes else []
-        options.markdown.write_text("\n".join(table(rows, label, versions, notes)) + "\n")
+        options.markdown.write_text("\n".join(table(rows, versions, notes)) + "\n")
     print("\n".join(summary(rows)))
     return int(any(row.wrong for row in rows))
 
@@ -109,13 +110,19 @@ def _measure(
     options: argparse.Namespace,
 ) -> None:
     """Do the jobs that have not been done on a file."""
-    for job, key in corpus_run.keys(label).items():
-        kept = results.get(digest, job)
-        if (kept and kept["key"] == key) or (job in corpus_run.TARGETS and not options.targets):
-            continue
-        found = corpus_run.run(job, str(path), options.limit)
-        results.add(digest, job, key, found)
-        print(name, job, {k: v for k, v in found.items() if k != "refusals"}, flush=True)
+    with tempfile.TemporaryDirectory() as inside:
+        for job, key in corpus_run.keys(label).items():
+            kept = results.get(digest, job)
+            wanted = (
+                job in options.jobs
+                if options.jobs
+                else options.targets or job not in corpus_run.TARGETS
+            )
+            if not wanted or (kept and kept["key"] == key):
+                continue
+            found = corpus_run.run(job, str(path), inside, options.limit)
+            results.add(digest, job, key, found)
+            print(name, job, {k: v for k, v in found.items() if k != "refusals"}, flush=True)
 
 
 if __name__ == "__main__":

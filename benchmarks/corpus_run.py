@@ -62,10 +62,10 @@ def compare(before: str, after: str) -> dict[str, Any]:
     """How the outputs of what graphshrink writes differ from those of the original."""
     from corpus_inputs import difference
 
-    from graphshrink import shrink
-
-    shrink(before).save(after)
-    wrong, gap, own = difference(before, after)
+    written = Path(after).with_name("graphshrink.onnx")
+    if not written.exists():
+        graphshrink(before, str(written))
+    wrong, gap, own = difference(before, str(written))
     return {"wrong": wrong, "gap": gap, "own": own}
 
 
@@ -87,20 +87,29 @@ def onnxsim(before: str, after: str) -> dict[str, Any]:
     return {"nodes": node_count(after), "bytes": _size(after)}
 
 
-def tflite(before: str, after: str) -> dict[str, Any]:
-    """Whether the model can be written for TFLite."""
+def _target(before: str, after: str, target: str) -> dict[str, Any]:
+    """Whether the model can be written for a target; open sizes are fixed to some that the model runs with."""
+    from corpus_inputs import running_inputs, session
+
     from graphshrink import shrink
 
-    shrink(before, target="tflite").save(after, target="tflite")
-    return {}
+    inputs = session(before).get_inputs()
+    sizes: dict[str, list[int]] = {}
+    if not all(isinstance(d, int) for i in inputs for d in i.shape or []):
+        feeds, _ = running_inputs(before)
+        sizes = {i.name: list(feeds[i.name].shape) for i in inputs}
+    shrink(before, target=target, fixed_shapes=sizes or None).save(after, target=target)
+    return {"fixed": sizes}
+
+
+def tflite(before: str, after: str) -> dict[str, Any]:
+    """Whether the model can be written for TFLite."""
+    return _target(before, after, "tflite")
 
 
 def tensorrt(before: str, after: str) -> dict[str, Any]:
     """Whether the model can be written for TensorRT."""
-    from graphshrink import shrink
-
-    shrink(before, target="tensorrt").save(after, target="tensorrt")
-    return {}
+    return _target(before, after, "tensorrt")
 
 
 JOBS: dict[str, Job] = {
@@ -140,28 +149,34 @@ def preload() -> None:
     assert onnxruntime
 
 
-def run(job: str, before: str, limit: float) -> dict[str, Any]:
+def run(job: str, before: str, folder: str, limit: float) -> dict[str, Any]:
     """Do a job in a process of its own, which is stopped after ``limit`` seconds.
+
+    Args:
+        job: One of the names in :data:`JOBS`.
+        before: The model.
+        folder: Where it writes; what earlier jobs on the same file wrote is there.
+        limit: In seconds.
 
     Returns:
         What the job returns, or ``{"error": ...}``; and the seconds that it took.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        child = os.fork()
-        if child == 0:
-            _work(job, before, folder)
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            if time.monotonic() - started > limit:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return {"error": f"stopped after {limit:g} s"}
-            time.sleep(0.02)
-        report = Path(folder) / "report"
-        lines = (Path(folder) / "log").read_text(errors="replace").strip().splitlines()
-        found: dict[str, Any] = {"error": f"crashed: {lines[-1][:200] if lines else 'no message'}"}
-        if report.exists():
-            found = json.loads(report.read_text())
+    report = Path(folder) / "report"
+    report.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        _work(job, before, folder)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() - started > limit:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return {"error": f"stopped after {limit:g} s"}
+        time.sleep(0.02)
+    lines = (Path(folder) / "log").read_text(errors="replace").strip().splitlines()
+    found: dict[str, Any] = {"error": f"crashed: {lines[-1][:200] if lines else 'no message'}"}
+    if report.exists():
+        found = json.loads(report.read_text())
     return {**found, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -170,7 +185,7 @@ def _work(job: str, before: str, folder: str) -> None:
     try:
         os.setpgid(0, 0)
         os.chdir(folder)
-        log = os.open("log", os.O_CREAT | os.O_WRONLY)
+        log = os.open("log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         suffix = "tflite" if job == "tflite" else "onnx"
@@ -227,7 +242,9 @@ class Results:
 def main() -> int:
     """Do one job on one file, and print what it finds; for looking at a file."""
     preload()
-    print(json.dumps(run(sys.argv[1], str(Path(sys.argv[2]).resolve()), 600), indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(sys.argv[1], str(Path(sys.argv[2]).resolve()), folder, 600)
+    print(json.dumps(found, indent=1))
     return 0
 
 

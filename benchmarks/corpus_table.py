@@ -76,7 +76,8 @@ class Row:
 
 
 def _cell(text: str) -> str:
-    return text.removeprefix("ValueError: ").replace("|", "/").replace("\n", " ")[:110]
+    text = re.sub(r"(?<![\w:/])/\S+/", "", text.removeprefix("ValueError: "))
+    return text.replace("|", "/").replace("\n", " ")[:110]
 
 
 def general(reason: str) -> str:
@@ -115,9 +116,18 @@ def summary(rows: list[Row]) -> list[str]:
     return lines
 
 
-def table(rows: list[Row], commit: str, versions: str, notes: list[str]) -> list[str]:
+def _commits(rows: list[Row]) -> str:
+    """Which graphshrink was measured."""
+    found = {
+        what: " and ".join(dict.fromkeys(r.found[job]["key"] for r in rows if job in r.found))
+        for what, job in (("graphshrink", "graphshrink"), ("its targets", TARGETS[0]))
+    }
+    return ", ".join(f"{what} at {key}" for what, key in found.items() if key)
+
+
+def table(rows: list[Row], versions: str, notes: list[str]) -> list[str]:
     """All results: the counts of each group, then a line for each file."""
-    lines = ["# Files that others publish", "", f"graphshrink at {commit}; {versions}. Nodes without constants.", "", *notes]  # fmt: skip
+    lines = ["# Files that others publish", "", f"{_commits(rows)}; {versions}. Nodes without constants.", "", *notes]  # fmt: skip
     for name in dict.fromkeys(r.group for r in rows):
         group = [r for r in rows if r.group == name]
         lines += ["", f"## {name.capitalize()}", "", *summary(group), ""]

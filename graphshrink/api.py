@@ -18,7 +18,8 @@ from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
-from .passes.infra.tolerance import allowed_error, tolerance_of
+from .passes.infra.difference import largest_difference
+from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
 from .report import Report, Size
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
@@ -35,7 +36,7 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 from .torch_models import check_torch_model, not_a_torch_file, positional
 
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
@@ -306,11 +307,14 @@ def _as_given(
         )
         return outputs
     moved = relative_error(wanted, outputs)
-    limit = allowed_error(tolerance_of(graph), moved, outputs, graph, nudged)
+    limit = allowed_error(
+        tolerance_of(graph), moved, outputs, lambda: (perturbed(graph) for perturbed in nudged())
+    )
     if moved > limit:
+        where = largest_difference(wanted, outputs, graph.output_names, limit)
         raise ModelError(
             f"the model was read wrongly: before any pass its outputs differ by {moved:.2e} of their largest value "
-            f"from those of the given model (allowed {limit:.1g}); this is a bug in graphshrink, or the "
+            f"from those of the given model (allowed {limit:.1g}{'' if where is None else f': {where}'}); this is a bug in graphshrink, or the "
             "model computes different outputs in every run"
         )
     return outputs
@@ -330,6 +334,7 @@ def _runners(
         A function that runs a graph on the inputs of the check; one that runs the given model on them; and one that makes
         functions which run a graph on inputs changed by one rounding unit.
     """
+    unit = unit_of(graph)
     if kind == "onnx":
         if given is not None:
             feeds = named_inputs(graph, given)
@@ -341,7 +346,7 @@ def _runners(
         return (
             onnx_runner(feeds),
             lambda: run_given_file(model, feeds),
-            lambda: [onnx_runner(x) for x in nudges(feeds, seed)],
+            lambda: [onnx_runner(x) for x in nudges(feeds, seed, unit)],
         )
     if given is None:
         # An exported program holds the inputs that it was exported with.
@@ -352,7 +357,7 @@ def _runners(
     return (
         fx_runner(inputs),
         lambda: run_given_module(model, inputs),
-        lambda: [fx_runner(x) for x in fx_nudges(inputs, seed)],
+        lambda: [fx_runner(x) for x in fx_nudges(inputs, seed, unit)],
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .ir import DType, Graph, Node, Opaque
 from .ir.ops.linear import Conv, ConvTranspose, Linear
-from .ir.ops.recurrent import Lstm
+from .ir.ops.recurrent import Gru, Lstm, Rnn
 
 SHOWN = 8
 """The number of node names that a report lists for each entry."""
@@ -17,7 +17,7 @@ SHOWN = 8
 _CALM = "no layers are on both sides, so no merge is missed"
 """What is said of nodes that are no barrier between layers."""
 
-_LAYERS = (Conv, ConvTranspose, Linear, Lstm)
+_LAYERS = (Conv, ConvTranspose, Linear, Lstm, Gru, Rnn)
 
 
 @dataclass(frozen=True)

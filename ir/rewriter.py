@@ -257,6 +257,11 @@ class Rewriter:
                 if value is old:
                     self.graph._set_output(index, new)
 
+    def rebase(self, value: Value, bases: Sequence[Value]) -> None:
+        """Name other host values with the same numbers as those that a constant was made from."""
+        value.bases = tuple(bases)
+        self._record("change where a constant comes from", value.name)
+
     def erase(self, node: Node) -> None:
         """Remove a node whose results are unused.
 

@@ -397,7 +397,8 @@ class _Importer:
                 raise LeftAlone(f"its rule does not read {listed(found.unread)}")
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
             if not node.output[0] and _makes_values(steps):
-                return None  # Steps and their constants are named after the first result.
+                # Steps and their constants are named after the first result.
+                raise LeftAlone("its first result is left out, and several ops would stand for it")
             inferred = steps.infer()[-1]
         except (InferenceError, GraphError, ModelError, ValueError) as error:
             raise LeftAlone(f"{limit(entry.note)} ({error})") from error

@@ -43,6 +43,7 @@ from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
+from .ranks import told_ranks
 from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
@@ -115,6 +116,7 @@ class _Importer:
             self.types = {name: type_of(found) for name, found in stated.items()}
             results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
+                results = told_ranks(self.module)
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )

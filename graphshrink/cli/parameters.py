@@ -186,3 +186,12 @@ FixedShapes = Annotated[
         help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
     ),
 ]
+
+CustomOps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--custom-ops",
+        metavar="FILE",
+        help="A library with kernels of custom operators for onnxruntime; it is native code, which runs. May be repeated.",
+    ),
+]

@@ -109,6 +109,8 @@ def plan(
 
         write_report(report, plan_document(made, Run(command(), source, outputs=[Path(out)])))
     typer.echo(made.to_json() if as_json else f"{out}: {summary(made)}", nl=not as_json)
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=as_json)
     if made.not_understood and not as_json:
         from ..not_understood import summary as line
 

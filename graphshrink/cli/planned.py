@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..ir.errors import UsageError
 from .terminal import fixed_shapes_of
 
@@ -69,19 +71,29 @@ def made_plan(
     from ..planning.planner import plan
     from .progress import watch_passes
 
-    with watch_passes(1, verbose=bool(verbose)) as watch:
-        return plan(
-            source,
-            data,
-            **targets,
-            device=device,
-            threads=threads,
-            score=score,
-            fixed_shapes=fixed,
-            frontier=frontier,
-            repair=repair,
-            progress=watch.progress_within,
+    try:
+        with watch_passes(1, verbose=bool(verbose)) as watch:
+            return plan(
+                source,
+                data,
+                **targets,
+                device=device,
+                threads=threads,
+                score=score,
+                fixed_shapes=fixed,
+                frontier=frontier,
+                repair=repair,
+                progress=watch.progress_within,
+            )
+    except KeyboardInterrupt:
+        from ..planning.latency import default_path
+
+        typer.echo(
+            f"graphshrink: what was measured and scored is kept in {default_path()}; "
+            "the same command goes on from there",
+            err=True,
         )
+        raise
 
 
 def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Plan:
@@ -118,7 +130,8 @@ def summary(plan: Plan) -> str:
     device = plan.cost.get("device")
     where = f" on {device}" if device else ""
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
-    sums = f"savings times {plan.factor:.2f}" if device else f"{off:.0%} off the sum"
+    sums = f"savings times {plan.factor:.2f}, " if device else ""
+    sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
     repaired = f", {len(plan.repairs)} layers corrected" if plan.repairs else ""
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "

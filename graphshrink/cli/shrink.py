@@ -14,6 +14,7 @@ from .parameters import (
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
+    CustomOps,
     DeviceName,
     FixedShapes,
     FrontierPath,
@@ -91,6 +92,7 @@ def shrink(
         str | None,
         typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
     ] = None,
+    libraries: CustomOps = None,
     verbose: Annotated[
         int,
         typer.Option(
@@ -117,6 +119,7 @@ def shrink(
     from ..guarded import KeepData, check_outputs, files_read
     from ..page.outline import Outline
     from ..passes import Pipeline
+    from ..running.sessions import custom_ops
     from .progress import watch_passes
 
     if report == STDOUT:
@@ -172,7 +175,10 @@ def shrink(
     wanted = report is not None or as_json
     table = device_table(shown, device, threads) if report is not None and plan is None else None
     outline = Outline(timed=table is not None)
-    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
+    with (
+        custom_ops(libraries or ()),
+        watch_passes(len(pipeline), verbose=bool(verbose)) as watch,
+    ):
         result = run(
             source,
             pipeline,
@@ -202,6 +208,8 @@ def shrink(
     _print(result, out, found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
+        for note in shown.notes:
+            typer.echo(f"note: {note}")
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)

@@ -122,5 +122,7 @@ def plan_document(plan: Plan, run: Run) -> dict[str, Any]:
     return {
         "plan": plan.to_dict(),
         "network": {"chosen_by": "plan", "parts": plan.regions},
+        "not_understood": [entry.to_dict() for entry in plan.not_understood],
+        "notes": plan.notes,
         "run": run.to_dict(),
     }

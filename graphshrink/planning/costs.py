@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +96,17 @@ class FileSize(Cost):
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
         """The size of the files, written to a temporary folder."""
-        return [self._written(graph) for graph in graphs]
+        return [float(sum(path.stat().st_size for _, path in _files(g))) for g in graphs]
 
-    def _written(self, graph: Graph) -> float:
-        from ..targets.onnx.emitter import save_onnx
 
-        with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
-            save_onnx(graph, Path(folder) / "sized.onnx")
-            return float(sum(path.stat().st_size for path in Path(folder).iterdir()))
+def _files(graph: Graph) -> Iterator[tuple[str, Path]]:
+    """The ONNX files of a network in a temporary folder, one after the other by name."""
+    from ..targets.onnx.emitter import save_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
+        save_onnx(graph, Path(folder) / "network.onnx")
+        for path in sorted(Path(folder).iterdir()):
+            yield path.name, path
 
 
 class Latency(Cost):
@@ -126,12 +130,31 @@ class Latency(Cost):
         return [entry.milliseconds for entry in found]
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
-        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds."""
+        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds.
+
+        They are kept as well, so that an interrupted run ends with the same plan.
+        """
         from .latency import paired
 
+        key = self._key(graphs)
+        kept = self.table.store.networks(key)
+        if kept is not None and len(kept) == len(graphs):
+            return kept
         times = np.array(paired(self.table.device, list(graphs), ROUNDS), np.float64)
         base = float(np.median(times[0]))
-        return [base * float(np.median(row / times[0])) for row in times]
+        found = [base * float(np.median(row / times[0])) for row in times]
+        self.table.store.add_networks(key, self.table.device.name, found)
+        return found
+
+    def _key(self, graphs: Sequence[Graph]) -> str:
+        """A hash of networks that are timed in turn, with their weights, and of the device."""
+        digest = hashlib.sha256(f"{self.table.device.identity} {ROUNDS} rounds".encode())
+        for graph in graphs:
+            for name, path in _files(graph):
+                digest.update(name.encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """The unit and the device."""

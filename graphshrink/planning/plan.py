@@ -70,7 +70,8 @@ class Plan:
         after: The cost of the planned network as a whole.
         predicted_loss: The sum of the losses of single replacements.
         loss: The loss of the whole planned network on the scoring samples.
-        factor: What a saving of a single region is worth in the whole network; the correction of ``predicted``.
+        factor: What a saving of a single region is worth in the whole network, fitted on other networks than the planned one; the correction
+            of ``predicted``.
         model: The SHA-256 of the model.
         samples: The SHA-256 of the calibration samples, their number, and where they were read from, if that was a path.
         fixed_shapes: Input shapes that were fixed in the model, by input name.
@@ -78,6 +79,8 @@ class Plan:
         menu: All candidates that were scored.
         refused: Sites and candidates that were left out, with reasons.
         regions: The network in order, divided into parts; see :func:`graphshrink.planning.strip.strip`.
+        additivity: How well costs of regions add up: the number of whole ``networks`` that were timed, the root mean square ``error`` of their
+            predicted costs, and how far the planned network is ``off`` its prediction, both relative.
         measures: How each output is compared: ``log``, ``softmax`` and ``logits`` by KL divergence, ``error`` by the relative squared
             error; or ``own``, the user's function.
         frontier: The sets of replacements that no other scored set beats, by their losses; see :mod:`graphshrink.planning.frontier`.
@@ -102,11 +105,13 @@ class Plan:
     menu: list[PlannedSite] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     regions: list[dict[str, Any]] = field(default_factory=list)
+    additivity: dict[str, float | int | None] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     frontier: list[dict[str, Any]] = field(default_factory=list)
     repairs: list[dict[str, str]] = field(default_factory=list)
     repaired: dict[str, float] = field(default_factory=dict)
     _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
+    _notes: list[str] = field(default_factory=list, repr=False, compare=False)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
@@ -121,6 +126,11 @@ class Plan:
     def not_understood(self) -> tuple[NotUnderstood, ...]:
         """The opaque nodes of the model that was planned for; empty for a plan that was read from a file."""
         return self._not_understood
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how the plan was made, which its file does not have."""
+        return self._notes
 
     def to_json(self) -> str:
         """The text of the file: equal plans give equal bytes."""
@@ -279,11 +289,14 @@ def _is_sound(plan: Plan) -> bool:
     texts = [plan.model, *plan.refused, *plan.refused.values(), *plan.measures]
     texts += [text for s in (*plan.sites, *plan.menu) for text in (s.site, s.candidate)]
     numbers = [plan.before, plan.predicted, plan.after, plan.predicted_loss, plan.loss, plan.factor]
+    numbers += [n or 0 for n in plan.additivity.values()]
     numbers += [n for s in (*plan.sites, *plan.menu) for n in (s.saving, s.loss, s.cost or 0)]
     return (
         all(isinstance(text, str) for text in texts)
         and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
-        and all(isinstance(d, dict) for d in (plan.samples, plan.cost, plan.target))
+        and all(
+            isinstance(d, dict) for d in (plan.samples, plan.cost, plan.target, plan.additivity)
+        )
         and all(_has(part, _PART) for part in plan.regions)
         and all(_has(point, _POINT) for point in plan.frontier)
         and all(_has(repair, _REPAIR) and len(repair) == 2 for repair in plan.repairs)

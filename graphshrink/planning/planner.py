@@ -11,9 +11,11 @@ from ..ir import Graph, GraphError, InferenceError, ModelError, Rewriter, UsageE
 from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
+from .additivity import LIMITS, Additivity, handful
 from .candidates import MENU, Candidate
 from .costs import Cost, FileSize, Latency, Macs, Progress
 from .frontier import FrontierPoint, frontier
+from .kept_scores import TOGETHER, KeptScores
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
 from .repair import Repairer, Repairs
@@ -88,14 +90,20 @@ def make_plan(
     Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
     scorer = Scorer(graph, samples.scoring, measure)
+    digest = model_digest(model)
+    shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
+    kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
     kinds = [MENU[name] for name in menu]
-    found = survey(graph, samples, cost, scorer, report, kinds)
+    found = survey(graph, samples, cost, scorer, kept, report, kinds)
     if not found.choices:
         raise UsageError(_nothing(found))
 
     def score(chosen: Choices) -> float:
+        made = [c.candidate for c in chosen]
         try:
-            return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+            return kept.loss(
+                TOGETHER, [c.digest for c in chosen], lambda: scorer.loss(apply(graph, made))
+            )
         except (GraphError, InferenceError, ModelError) as error:
             # Each fits alone; a set that does not fit together is a set that is not chosen.
             _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
@@ -113,7 +121,9 @@ def make_plan(
         if repairs.layers:
             repairs.apply(changed, Rewriter(changed))
             search.loss = scorer.loss(changed)
-    predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
+    made = frozenset(chosen)
+    search.factor = search.additivity.factor(without=made)
+    predicted = search.prepared - search.factor * saving_of(made)
     before, predicted, after, added, loss, factor = rounded(
         [
             search.before,
@@ -134,9 +144,9 @@ def make_plan(
         predicted_loss=added,
         loss=loss,
         factor=factor,
-        model=model_digest(model),
+        model=digest,
         samples={"sha256": samples.digest, "count": samples.count, **where(calibration)},
-        fixed_shapes={name: list(shape) for name, shape in (fixed_shapes or {}).items()},
+        fixed_shapes=shapes,
         version=__version__,
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
@@ -145,7 +155,9 @@ def make_plan(
         frontier=search.frontier(chosen),
         repairs=[asdict(r) for r in repairs.layers],
         repaired=_before_and_after(repairs),
+        additivity=search.agreement(predicted),
         _not_understood=tuple(not_understood(graph)),
+        _notes=[kept.problem] if kept.problem else [],
         _source=model,
         _data=calibration,
     )
@@ -177,7 +189,8 @@ class _Search:
         prepared: The cost of the network after the exact passes.
         after: The cost of the chosen network.
         loss: Its loss.
-        factor: The saving of the chosen network divided by the sum over its regions.
+        factor: What a saving of a region is worth in a whole network.
+        additivity: The networks that were timed, from which the factor comes.
     """
 
     def __init__(
@@ -191,11 +204,14 @@ class _Search:
     ) -> None:
         self.given, self.graph, self.target, self.cost = given, graph, target, cost
         self.stepper, self.factor, self.loss = stepper, 1.0, 0.0
+        self.additivity = Additivity()
         self.before, self.prepared = cost.networks([given, graph])
         self.after = self.prepared
 
     def run(self) -> list[Choice]:
         """The chosen replacements, in the order of the network."""
+        if self.cost.measured:
+            self._measure_handful()
         if self.target.kind == "max_loss":
             chosen = self.stepper.within(self.target.value)
             self._measure(chosen)
@@ -250,13 +266,39 @@ class _Search:
         self.before, self.prepared, self.after, self.factor = reached[chosen]
         return chosen
 
+    def agreement(self, predicted: float) -> dict[str, float | int | None]:
+        """How well costs add up, for the plan; see :attr:`.plan.Plan.additivity`."""
+        error = self.additivity.error()
+        off = abs(predicted - self.after) / self.after if self.after else 0.0
+        return {
+            "networks": len(self.additivity.promised),
+            "error": None if error is None else rounded([error])[0],
+            "off": rounded([off])[0],
+        }
+
+    def _measure_handful(self) -> None:
+        """Time a few networks in turn, so that the search starts with the right factor."""
+        sets, made = [], []
+        for chosen in handful(self.stepper.survey, lambda some: saving_of(frozenset(some))):
+            try:
+                made.append(finished(self.graph, [c.candidate for c in chosen]))
+                sets.append(chosen)
+            except (GraphError, InferenceError, ModelError) as error:
+                _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
+        self.before, self.prepared, *costs = self.cost.networks([self.given, self.graph, *made])
+        for chosen, cost in zip(sets, costs, strict=True):
+            self.additivity.add(chosen, saving_of(chosen), self.prepared, cost)
+        self.factor, self.after = self.additivity.factor(), self.prepared
+
     def _measure(self, chosen: Choices) -> None:
         made = finished(self.graph, [c.candidate for c in chosen])
         self.before, self.prepared, self.after = self.cost.networks([self.given, self.graph, made])
         saving = saving_of(chosen)
         if self.cost.measured and saving > 0:
-            # Noise must not ask for much more, or less, than there is.
-            self.factor = min(2.0, max(0.5, (self.prepared - self.after) / saving))
+            self.additivity.add(chosen, saving, self.prepared, self.after)
+            # The search goes on near this network, so its own factor is better than that of all.
+            low, high = LIMITS
+            self.factor = min(high, max(low, (self.prepared - self.after) / saving))
 
     def _unreachable(self, best: float) -> NoReturn:
         """Measure the smallest network that there is, and refuse the target."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
-from ...ir import Graph, GraphError, LazyTensor, Node, Rewriter, Tensor, Value
+from ...ir import Graph, GraphError, Identity, LazyTensor, Node, Rewriter, Tensor, Value
 from ...ir.analysis.dequantized import is_dequantized
 from ...ir.options import Bounds
 from ..infra.contract import Context, Pass
@@ -29,6 +29,8 @@ class FoldConstants(Pass):
     max_growth: Annotated[int, Bounds(at_least=0)] = 65536
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        if ctx.target != "fx":
+            _skip_copies(graph, rw)
         based = Counter(b for v in graph.constants if v.use_count for b in v.bases)
         for node in graph.nodes:
             if not node.outputs or any(v.data is None for v in node.outputs):
@@ -80,6 +82,23 @@ class FoldConstants(Pass):
                 rw.set_input(user, index, constant)
 
 
+def _skip_copies(graph: Graph, rw: Rewriter) -> None:
+    """Let what reads a copy of a constant read the constant itself, in whatever form."""
+    copies: dict[Value, Value] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, Identity) or node.required(0).data is None:
+            continue
+        source = node.required(0)
+        copies[node.output] = copies.get(source, source)
+        with rw.rewrite("read a constant instead of a copy", node):
+            for user, index in node.output.uses:
+                rw.set_input(user, index, copies[node.output])
+    for value in graph.constants if copies else ():
+        if not copies.keys().isdisjoint(value.bases):
+            with rw.rewrite("read a constant instead of a copy", *value.users):
+                rw.rebase(value, [copies.get(b, b) for b in value.bases])
+
+
 def _is_view(data: Tensor | None) -> bool:
     """Whether a constant has the numbers of a host tensor, only in another order or shape."""
     while isinstance(data, LazyTensor) and data.source is not None:
@@ -90,17 +109,30 @@ def _is_view(data: Tensor | None) -> bool:
 
 
 def _freed(makers: list[Node], based: Counter[Value]) -> int:
-    """Bytes of the constants that become unread if the results of ``makers`` are stored."""
+    """Bytes of the constants that become unread if the results of ``makers`` are stored.
+
+    What several of the nodes that go read, such as a weight that is cut into pieces and joined in another order, goes with
+    the last of them.
+    """
     freed = 0
-    pending = list(makers)
+    gone, pending = set(makers), list(makers)
+    left: dict[Value, int] = {}
     while pending:
-        for value in dict.fromkeys(pending.pop().inputs):
-            if value is None or value.data is None or value.is_output:
+        for value in pending.pop().inputs:
+            if value is None or value.data is None or value.is_output or based[value]:
                 continue
-            if len(value.users) > 1 or based[value]:
+            left[value] = left.get(value, value.use_count) - 1
+            maker = value.producer
+            if left[value]:
                 continue
-            if value.producer is None:
+            if maker is None:
                 freed += value.data.nbytes
-            else:
-                pending.append(value.producer)
+            elif maker not in gone and all(_goes(v, left, based) for v in maker.outputs):
+                gone.add(maker)
+                pending.append(maker)
     return freed
+
+
+def _goes(value: Value, left: dict[Value, int], based: Counter[Value]) -> bool:
+    """Whether nothing reads a result any more."""
+    return not left.get(value, value.use_count) and not value.is_output and not based[value]

@@ -18,6 +18,7 @@ from ...ir import (
     Slice,
     Squeeze,
     Transpose,
+    Unary,
     Unsqueeze,
     Value,
     sketch,
@@ -32,7 +33,7 @@ from .remove_noops import bypass, same_shape
 @register
 @dataclass(frozen=True)
 class FuseMoves(Pass):
-    """Fuse chains of transposes, reshapes, slices, casts and concatenations; exact.
+    """Fuse chains of transposes, reshapes, slices, casts, concatenations and of functions such as negation; exact.
 
     Reshapes of traced modules stay, since other batches have other sizes than the example. A pair that together gives back what it read is removed, even if others read the value between the two.
     """
@@ -220,6 +221,23 @@ def _squeezes(node: Node, first: Node) -> Op | Value | None:
     return Unsqueeze(added) if added else first.required(0)
 
 
+def _unaries(node: Node, first: Node, _: SizeRoots | None) -> Op | Value | None:
+    """What two equal functions in a row give: the input, or what one of them gives."""
+    assert isinstance(node.op, Unary)
+    if node.op != first.op:
+        return None
+    if node.op.kind in _INVERSE:
+        return first.required(0)
+    return node.required(0) if node.op.kind in _IDEMPOTENT else None
+
+
+_INVERSE = ("neg", "not")
+"""Functions that undo themselves, to the bit."""
+
+_IDEMPOTENT = ("abs", "ceil", "floor", "round", "sign")
+"""Functions that change nothing the second time."""
+
+
 def _flatten_concat(node: Node, rw: Rewriter) -> bool:
     """Let a concatenation read the parts of one that it reads, along the same axis."""
     assert isinstance(node.op, Concat)
@@ -256,6 +274,7 @@ _RULES: dict[type, Callable[[Node, Node, SizeRoots | None], Op | Value | None]] 
     Slice: _slices,
     Squeeze: _views,
     Transpose: _transposes,
+    Unary: _unaries,
     Unsqueeze: _views,
 }
 """The rules for two nodes of one kind."""

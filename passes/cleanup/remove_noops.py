@@ -21,6 +21,7 @@ from ...ir import (
     Pad,
     Reshape,
     Rewriter,
+    Scale,
     Slice,
     Split,
     Squeeze,
@@ -32,12 +33,13 @@ from ...ir import (
 from ...ir.analysis.sizes import SizeRoots
 from ..infra.contract import Context, Pass
 from ..infra.registry import register
+from .zero_states import drop_zero_states
 
 
 @register
 @dataclass(frozen=True)
 class RemoveNoops(Pass):
-    """Remove casts, reshapes, transposes, slices, pads and others that give back what they read; exact.
+    """Remove casts, reshapes, transposes, slices, pads, scales by one and others that give back what they read, and initial states of zero; exact.
 
     Nodes of traced modules stay if only the sizes of the example make them needless. Where a size is not known, a node goes only if it cannot change it: a reshape that copies all sizes but one, say.
     """
@@ -56,6 +58,8 @@ class RemoveNoops(Pass):
             source = rule(node, roots)
             if source is not None and source.data is None:
                 bypass(node, source, rw)
+        if ctx.target != "fx":
+            drop_zero_states(graph, rw)
 
 
 def bypass(node: Node, source: Value, rw: Rewriter) -> bool:
@@ -179,6 +183,21 @@ def _is_full_of(array: Any, number: int) -> bool:
     return bool(np.all(array == number) and not np.signbit(array).any())
 
 
+def _scale(node: Node, _: SizeRoots) -> Value | None:
+    """The input of a scale by one, without a shift or with one of -0.0; adding 0.0 would change the sign of a zero."""
+    source, factor, shift = node.required(0), node.input(1), node.input(2)
+    for constant, number, negative in ((factor, 1, False), (shift, 0, True)):
+        data = constant.data if constant is not None else None
+        if constant is None:
+            continue
+        if data is None or data.size > _MOST or not data.dtype.is_wide_float:
+            return None
+        array = data.float64()
+        if not np.all(array == number) or not np.all(np.signbit(array) == negative):
+            return None
+    return source
+
+
 _RULES: dict[type, Callable[[Node, SizeRoots], Value | None]] = {
     Cast: _cast,
     Concat: _only_input,
@@ -188,6 +207,7 @@ _RULES: dict[type, Callable[[Node, SizeRoots], Value | None]] = {
     Mul: _neutral(1, (0, 1)),
     Pad: _pad,
     Reshape: _reshape,
+    Scale: _scale,
     Slice: _slice,
     Split: _only_input,
     Squeeze: _squeeze,
@@ -196,5 +216,5 @@ _RULES: dict[type, Callable[[Node, SizeRoots], Value | None]] = {
     Unsqueeze: _squeeze,
 }
 
-_BY_SIZE = (Div, Expand, Flatten, Mul, Reshape, Slice, Sub)
-"""The ops whose rules compare sizes."""
+_BY_SIZE = (Div, Expand, Flatten, Mul, Reshape, Scale, Slice, Sub)
+"""The ops whose rules compare sizes, and scales, which are modules in torch."""

@@ -296,6 +296,7 @@ class _Emitter:
         self.tensors: dict[str, Tensor] = {}
         self.shared: dict[tuple[TensorType, bytes], str] = {}
         self.names: dict[Value, str] = {}
+        self.forms: dict[Value, str] = {}
         self.taken = self._host_names()
         self.fresh = 0
         self.verbatim: list[int] = []
@@ -306,6 +307,7 @@ class _Emitter:
         self.kept_constants |= {t.values.name for t in self.source.sparse_initializer}
         self.made: set[str] = set()
         self.groups = _whole(graph)
+        self.copies = _copies(self.source)
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
@@ -393,6 +395,14 @@ class _Emitter:
         self.names[value] = name
         return name
 
+    def _existing(self, value: Value) -> str:
+        """The name of a constant that the host stores, or that nodes written before compute; else an empty text."""
+        if value.producer is None:
+            name = value.host
+            return name if isinstance(name, str) and name in self.kept_constants else ""
+        name = self.names.get(value, "")
+        return name if name in self.made else ""
+
     def _add_constant(self, data: Tensor, hint: str) -> str:
         # Starts, axes and shapes are often the same: one tensor serves all nodes that are spelled anew.
         key = None
@@ -428,6 +438,8 @@ class _Emitter:
                 opset=self.host.opset,
                 new_constant=self._add_constant,
                 new_name=self._new_name,
+                existing=self._existing,
+                forms=self.forms,
             )
             self.nodes += made
             self.spelled += made
@@ -462,12 +474,14 @@ class _Emitter:
             if not self._map(node, mapping):
                 return False
         inner = {name for i in indices for name in self.source.node[i].output}
-        for index in indices:
-            source = self.source.node[index]
-            for name in source.input:
-                known = not name or name in mapping or name in inner or name in self.made
-                if not known and name not in self.kept_constants:
-                    return False
+        for name in dict.fromkeys(n for i in indices for n in self.source.node[i].input if n):
+            if name in mapping or name in inner or name in self.made:
+                continue
+            # The node reads a constant of which the IR has another form.
+            constant = self.copies.get(name, name)
+            if constant not in self.kept_constants:
+                return False
+            mapping[name] = constant
         changed = {a: b for a, b in mapping.items() if a != b}
         made: dict[int, NodeProto] = {}
         for index in indices:
@@ -537,6 +551,13 @@ class _Emitter:
         read.update(v.name for v in self.source.output)
         wanted = read | (self.host.idle & self._live_constants())
         listed = {v.name for v in self.source.input}
+        if model.ir_version < 4:
+            # Every initializer is listed as an input there, and goes together with it.
+            own = {name for value, name in self.names.items() if value in self.graph.inputs}
+            listed &= own
+            stays = [v for v in model.graph.input if v.name in wanted | listed]
+            del model.graph.input[:]
+            model.graph.input.extend(stays)
         for index in sorted(self.host.constant_nodes.values()):
             if self.source.node[index].output[0] in wanted:
                 model.graph.node.append(self.source.node[index])
@@ -582,6 +603,15 @@ class _Emitter:
                 info.name in made and (info.name in same or info.name in interior)
             ):
                 model.graph.value_info.append(info)
+
+
+def _copies(source: Any) -> dict[str, str]:
+    """For each result of an ``Identity``, the value at the other end of the chain of them."""
+    found: dict[str, str] = {}
+    for node in source.node:
+        if node.op_type == "Identity" and node.domain in ("", "ai.onnx") and len(node.input) == 1:
+            found[node.output[0]] = found.get(node.input[0], node.input[0])
+    return found
 
 
 def _whole(graph: Graph) -> dict[tuple[int, ...], list[Node]]:

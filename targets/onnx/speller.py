@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, defs, helper
 
-from ...ir import ArrayTensor, DType, ModelError, Node, Tensor
+from ...ir import ArrayTensor, DType, ModelError, Node, Tensor, Value
 from ..support import Spellings
 
 Rule = Callable[["Speller", Any], None]
@@ -34,6 +34,8 @@ class Speller:
         opset: The version of the default domain.
         new_constant: Adds an initializer with a name like the hint and gives its name.
         new_name: Gives a free value name like the hint.
+        existing: Gives the name of a constant that the model already has; an empty text if it has not.
+        forms: The names of other forms of constants that were written for nodes before this one.
     """
 
     node: Node
@@ -42,6 +44,8 @@ class Speller:
     opset: int
     new_constant: Callable[[Tensor, str], str]
     new_name: Callable[[str], str]
+    existing: Callable[[Value], str] = lambda value: ""
+    forms: dict[Value, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.made: list[NodeProto] = []

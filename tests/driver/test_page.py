@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from support.cli import fails, small_model, succeeds, write
+from support.small_networks import residual_model
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'graphshrink[report]'")
 pytest.importorskip(
@@ -91,38 +92,11 @@ def _checked(text: str) -> _Page:
     return page
 
 
-def _residual(path: Path, name: str = "block") -> Path:
-    """A convolution and two residual blocks with a dense layer behind, for a symbolic batch."""
-    rng = np.random.default_rng(0)
-    nodes, tensors, last = [], [], "x"
-
-    def layer(op: str, out: str, shape: tuple[int, ...], *inputs: str, **attributes: Any) -> None:
-        weight = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-        tensors.append(numpy_helper.from_array(weight, f"w_{out}"))
-        nodes.append(
-            helper.make_node(op, [*inputs, f"w_{out}"], [out], name=f"{name} {out}", **attributes)
-        )
-
-    layer("Conv", "stem", (8, 1, 3, 3), "x", pads=[1, 1, 1, 1])
-    nodes.append(helper.make_node("Relu", ["stem"], ["stem_r"]))
-    last = "stem_r"
-    for i in range(2):
-        layer("Conv", f"a{i}", (16, 8, 3, 3), last, pads=[1, 1, 1, 1])
-        nodes.append(helper.make_node("Relu", [f"a{i}"], [f"r{i}"]))
-        layer("Conv", f"b{i}", (8, 16, 3, 3), f"r{i}", pads=[1, 1, 1, 1])
-        nodes.append(helper.make_node("Add", [last, f"b{i}"], [f"{name} s{i}"]))
-        last = f"{name} s{i}"
-    nodes.append(helper.make_node("GlobalAveragePool", [last], ["p"]))
-    nodes.append(helper.make_node("Flatten", ["p"], ["f"]))
-    layer("Gemm", "y", (5, 8), "f", transB=1)
-    return write(path, nodes, {"x": ["n", 1, 6, 6]}, {"y": ["n", 5]}, tensors)
-
-
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A page and the JSON of a run with a plan."""
     folder = tmp_path_factory.mktemp("planned")
-    model, data, plan = _residual(folder / "m.onnx"), folder / "d.npz", folder / "p.json"
+    model, data, plan = residual_model(folder / "m.onnx"), folder / "d.npz", folder / "p.json"
     np.savez(data, x=np.random.default_rng(1).standard_normal((64, 1, 6, 6)).astype(np.float32))
     page, report, early = folder / "r.html", folder / "r.json", folder / "early.html"
     succeeds("plan", model, "-o", plan, "--macs", "0.6", "--calibration", data, "--report", early)
@@ -184,7 +158,7 @@ def test_hostile_names(tmp_path: Path, planned: tuple[Path, dict[str, Any]]) -> 
 
     name = HOSTILE.replace("\x00", "")  # onnx's checker and files have no NUL.
     out, report = tmp_path / "o.onnx", tmp_path / "r.html"
-    succeeds(_residual(tmp_path / "m.onnx", name), out, "--report", report)
+    succeeds(residual_model(tmp_path / "m.onnx", name), out, "--report", report)
     made = _checked(report.read_text())
     assert "<script>alert('x')</script>" in made.text
     assert "{{ 7 * 7 }}" in made.text

@@ -326,6 +326,13 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             return [found.values.narrow(op.axis, 0, op.k), found.indices.narrow(op.axis, 0, op.k)]
         case ir.LocalResponseNorm():
             y = F.local_response_norm(x, op.size, op.alpha, op.beta, op.bias)
+        case ir.DynamicSlice():
+            assert second is not None
+            assert third is not None
+            cut = [slice(None)] * x.ndim
+            for axis, step, start, end in zip(op.axes, op.steps, second, third, strict=True):
+                cut[axis] = slice(int(start), int(end), step)
+            y = x[tuple(cut)]
         case ir.Select():
             y = x.select(op.axis, op.index)
         case ir.Reduce():

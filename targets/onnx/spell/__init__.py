@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from onnx import NodeProto
 
-from ....ir import ModelError, Node, Tensor
+from ....ir import ModelError, Node, Tensor, Value
 from ..speller import DrySpeller, Speller, spells
 from . import (  # noqa: F401 - their rules register themselves
     activations,
@@ -38,6 +38,8 @@ def spell(
     opset: int,
     new_constant: Callable[[Tensor, str], str],
     new_name: Callable[[str], str],
+    existing: Callable[[Value], str],
+    forms: dict[Value, str],
 ) -> list[NodeProto]:
     """ONNX nodes that compute what an IR node computes.
 
@@ -48,11 +50,13 @@ def spell(
         opset: The version of the default domain.
         new_constant: Adds an initializer with a name like the hint and gives its name.
         new_name: Gives a free value name like the hint.
+        existing: Gives the name of a constant that the model already has; an empty text if it has not.
+        forms: The names of other forms of constants that were written for nodes before this one; it grows.
 
     Raises:
         ModelError: If the op cannot be written in this opset.
     """
-    speller = Speller(node, inputs, outputs, opset, new_constant, new_name)
+    speller = Speller(node, inputs, outputs, opset, new_constant, new_name, existing, forms)
     spells.rule_of(node)(speller, node.op)
     if speller.made:
         speller.made[-1].name = node.name

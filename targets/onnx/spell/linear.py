@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .... import ir
-from ....ir import LazyTensor
+from ....ir import LazyTensor, Value
 from ..speller import Speller, spells
 
 
@@ -15,15 +15,31 @@ def linear(s: Speller, op: ir.Linear) -> None:
     if s.rank == 2 and (bias or s.opset >= 11):
         s.emit("Gemm", [s.inputs[0], s.inputs[1], bias], s.outputs[0], transB=1)
         return
-    if w.data is not None:
+    stored = _stored(s, w)
+    if stored:
+        weight = stored
+    elif w.data is not None:
         data = w.data
         turned = LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T)
-        weight = s.new_constant(turned, f"{s.inputs[1]}_t")
+        # Layers that share a weight share its transpose.
+        weight = s.forms.get(w) or s.new_constant(turned, f"{s.inputs[1]}_t")
+        s.forms[w] = weight
     else:
         weight = s.emit("Transpose", [s.inputs[1]], perm=[1, 0])
     out = s.emit("MatMul", [s.inputs[0], weight], None if bias else s.outputs[0])
     if bias:
         s.emit("Add", [out, bias], s.outputs[0])
+
+
+def _stored(s: Speller, w: Value) -> str:
+    """The name of the matrix of which a weight is the transpose, if the model stores or computes it; else an empty text."""
+    base, data = (w.bases[0] if len(w.bases) == 1 else None), w.data
+    if base is None or not isinstance(data, LazyTensor) or data.source is not base.data:
+        return ""
+    name = s.existing(base)
+    if name and base.data is not None and data.numpy().tobytes() == base.data.numpy().T.tobytes():
+        return name
+    return ""
 
 
 @spells(ir.MatMul, writes="MatMul")

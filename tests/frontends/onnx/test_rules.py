@@ -175,7 +175,8 @@ FORMS: dict[str, Form] = {
     "threshold": Form("Activation", "ThresholdedRelu", (), {"alpha": 0.5}), "threshold-plain": Form("Activation", "ThresholdedRelu"),
     "gelu": Form("Activation", "Gelu", opset=20), "gelu-tanh": Form("Activation", "Gelu", (), {"approximate": "tanh"}, 20),
     "prelu": Form("PRelu", "PRelu", (numbers(4, 1, 1),)), "prelu-last": Form("PRelu", "PRelu", (numbers(6),)),
-    "prelu-one": Form("PRelu", "PRelu", (numbers(1),)), "prelu-map": Form("onnx:PRelu", "PRelu", (numbers(4, 6, 6),)),
+    "prelu-one": Form("PRelu", "PRelu", (numbers(1),)), "prelu-map": Form("Where", "PRelu", (numbers(4, 6, 6),)), "prelu-pixels": Form("Where", "PRelu", (numbers(6, 6),), opset=9),
+    "prelu-computed": Form("Where", "PRelu", (numbers(3, 4),), x=numbers(4), first=False), "prelu-6": Form("onnx:PRelu", "PRelu", (numbers(4),), opset=6),
     **{f"lstm-{name}": Form(becomes, "LSTM", (numbers(d, 12, 4), numbers(d, 12, 3), *more), {"hidden_size": 3, **attributes}, 14, x=numbers(2, 1, 4))
        for name, becomes, d, more, attributes in (
            ("plain", "Lstm", 1, (), {}), ("bias", "Lstm", 1, (numbers(1, 24),), {}), ("back", "Lstm", 1, (), {"direction": "reverse"}),
@@ -217,7 +218,7 @@ FORMS: dict[str, Form] = {
     "layer-without": Form("LayerNorm", "LayerNormalization", (numbers(4, 6, 6),), {"axis": 1}),
     "layer-broadcast": Form("onnx:LayerNormalization", "LayerNormalization", (numbers(6), numbers(6)), {"axis": 2}),
     "dropout": Form("Identity", "Dropout"), "dropout-ratio": Form("Identity", "Dropout", (np.float32(0.5),)),
-    "dropout-said": Form("Identity", "Dropout", (np.float32(0.5), np.array(False))),
+    "dropout-said": Form("Identity", "Dropout", (np.float32(0.5), np.array(False))), "dropout-training": Form("onnx:Dropout", "Dropout", (np.float32(0.5), np.array(True))),
     "pow": Form("Pow", "Pow", (np.float32(2.0),)), "pow-int": Form("Pow", "Pow", (np.int64(3),)),
     "pow-wide": Form("Pow", "Pow", (np.full((1, 1), 2, np.int32),)),
     **{f"softmax-{opset}-{axis}": Form(becomes, kind, (), {} if axis is None else {"axis": axis}, opset)
@@ -253,6 +254,16 @@ FORMS: dict[str, Form] = {
        (("Sum", 0, "Identity"), ("Sum", 1, "Scale"), ("Sum", 3, "Add"), ("Mean", 0, "Identity"), ("Mean", 1, "Scale"), ("Mean", 3, "Scale"))},
     **{f"{kind}-{keep}-{axes}": Form(becomes, kind, (), {"keepdims": keep, **({"axes": list(axes)} if axes else {})}, 12, np.abs(IMAGE))
        for kind, becomes in (("ReduceSumSquare", "Reduce"), ("ReduceLogSum", "Unary")) for keep in (0, 1) for axes in ((2, -1), None)},
+    **{f"logsumexp-{opset}-{keep}-{axes}": Form("Add" if keep else "Squeeze", "ReduceLogSumExp", (ints(*axes),) if axes and opset >= 18 else (), {"keepdims": keep, **({"axes": list(axes)} if axes and opset < 18 else {})}, opset, 60 * IMAGE)
+       for opset in (11, 13, 18) for keep in (0, 1) for axes in ((2, -1), (0,), None)},
+    "logsumexp-large": Form("Add", "ReduceLogSumExp", (), {}, 13, np.float32([[3e38, 3e38, -3e38]])),
+    "logsumexp-of-nothing": Form("onnx:ReduceLogSumExp", "ReduceLogSumExp", (), {"axes": [1]}, 13, np.zeros((2, 0), np.float32)),
+    **{f"hardmax-{opset}-{axis}": Form("Cast", "Hardmax", (), {} if axis is None else {"axis": axis}, opset, np.round(IMAGE)) for opset, axis in ((13, None), (13, 1), (13, -2), (13, 0), (11, 3), (11, -1))},
+    "hardmax-11-joined": Form("onnx:Hardmax", "Hardmax", (), {}, 11), "hardmax-11-ones": Form("Cast", "Hardmax", (), {}, 11, numbers(3, 5, 1, 1)), "hardmax-ties": Form("Cast", "Hardmax", x=np.ones((2, 3), np.float32)),
+    "hardmax-vector": Form("Cast", "Hardmax", x=numbers(5)), "hardmax-none": Form("onnx:Hardmax", "Hardmax", x=numbers(2, 0)),
+    **{f"lp-{p}-{axis}": Form("Div", "LpNormalization", (), {**({"p": p} if p else {}), **({} if axis is None else {"axis": axis})}, opset, np.where(IMAGE[:, :1] > 0, IMAGE, 0)) for p, axis, opset in ((1, 1, 17), (2, -2, 11), (None, None, 22), (None, 0, 17))},
+    "lp-zeros": Form("Div", "LpNormalization", x=np.zeros((2, 3), np.float32)),
+    **{f"mvn-{opset}-{axes}": Form("Div", "MeanVarianceNormalization", (), {"axes": list(axes)} if axes else {}, opset, 2 * IMAGE + 1) for opset in (9, 13) for axes in (None, (2, 3), (1,), (0, 1, 2, 3))},
     "gather": Form("Gather", "Gather", (ints(2, 0),), {"axis": -1}),
     "gather-one": Form("Select", "Gather", (np.int64(-1),), {"axis": 1}),
     "gather-first": Form("Select", "Gather", (np.int64(1),)),

@@ -355,6 +355,16 @@ def test_picks_along_other_axes() -> None:
     assert "keeps the order of axis 1" in reason(found, "n.w", 0)
 
 
+def test_slices_with_computed_bounds() -> None:
+    b = Builder(2, 3, 4, 4)
+    start, end = b.integers([0, 1], "s"), b.integers([9, 3], "e")
+    x = b(ir.DynamicSlice((2, 3), (2, 1)), b.point(b.x, 8, "a"), start, end)
+    y = b(ir.DynamicSlice((1, 2), (1, 1)), b.point(b.x, 8, "b"), start, end)
+    found = b.check(b.point(x, 2, "c"), y)
+    assert sizes(found, "a.w", 0) == sizes(found, "c.w", 1) == [(8, 1)]
+    assert sizes(found, "b.w", 0) == []
+
+
 def test_picks_along_channels() -> None:
     b = Builder(2, 3, 4, 4)
     x = b.point(b.x, 8, "a")

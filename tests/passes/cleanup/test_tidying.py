@@ -71,6 +71,10 @@ def test_two_outputs_that_are_equal_keep_their_nodes() -> None:
         ("Mul(%one, %a)", True),
         ("Div(%a, %one)", True),
         ("Sub(%a, %zero)", True),
+        ("Scale(%a, %ones, none)", True),
+        ("Scale(%a, none, %minus)", True),
+        ("Scale(%a, %ones, %zeros)", False),
+        ("Scale(%a, %twos, none)", False),
         ("Div(%one, %a)", False),
         ("Sub(%zero, %a)", False),
         # -0.0 + 0.0 is 0.0.
@@ -88,6 +92,10 @@ def test_needless_nodes_go(operation: str, goes: bool) -> None:
     body = f"""
   %one: f32[1] = splat 1.0
   %two: f32[1] = splat 2.0
+  %ones: f32[3] = splat 1.0
+  %twos: f32[3] = splat 2.0
+  %zeros: f32[3] = splat 0.0
+  %minus: f32[3] = splat -0.0
   %zero: f32[1] = splat 0.0
   %wide: f32[5, 1, 1, 1] = splat 1.0
   %a: f32[2, 3, 4] = Activation(%x) {{kind="relu"}}
@@ -291,3 +299,16 @@ def test_scales_come_to_the_layers_that_absorb_them(body: str, left: list[str]) 
     after = shrink(before, check=True).model
     assert sorted(n.op_type for n in after.graph.node) == sorted(left)
     agree(before, after, {"x": rng.normal(size=(2, 4, 6, 6)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("neg", 0), ("abs", 1), ("floor", 1), ("round", 1), ("exp", 2), ("sin", 2)]
+)
+def test_functions_that_undo_or_repeat_themselves(kind: str, left: int) -> None:
+    body = f"""
+  %a: f32[2, 3, 4] = Activation(%x) {{kind="tanh"}}
+  %b: f32[2, 3, 4] = Unary(%a) {{kind="{kind}"}}
+  %c: f32[2, 3, 4] = Unary(%b) {{kind="{kind}"}}
+  %y: f32[2, 3, 4] = Activation(%c) {{kind="tanh"}}
+  return %y"""
+    assert tidied(FuseMoves(), body).split().count("Unary") == left

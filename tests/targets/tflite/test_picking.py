@@ -130,3 +130,34 @@ def test_refused(name: str) -> None:
     node = helper.make_node(kind, [*feeds, *constants], outputs, **attributes)
     with pytest.raises(ModelError, match=reason):
         compared(model_of([node], feeds, outputs, constants), feeds)
+
+
+def slices() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Constants and further inputs of a Slice."""
+
+    def ints(*found: int) -> Any:
+        return np.array(found, np.int64)
+
+    return {
+        "both": ({"a": ints(1, -1)}, {"s": ints(1, 0), "e": ints(4, -1)}),
+        "end": ({"s": ints(0), "a": ints(1)}, {"e": ints(3)}),
+        "start": ({"e": ints(2**63 - 1), "a": ints(2)}, {"s": ints(-2)}),
+        "steps": ({"a": ints(2, 1), "t": ints(2, 3)}, {"s": ints(1, 0), "e": ints(2**63 - 1, 4)}),
+        "far": ({"a": ints(1)}, {"s": ints(-(2**63)), "e": ints(2**63 - 1)}),
+        "all-axes": ({}, {"s": ints(1, 0, 2, 0), "e": ints(2, 5, 6, 3)}),
+        "narrow": ({"a": np.int32([1])}, {"s": np.int32([1]), "e": np.int32([2**31 - 1])}),
+    }
+
+
+@pytest.mark.parametrize("layered", [False, True], ids=["plain", "channels-last"])
+@pytest.mark.parametrize("name", slices())
+def test_slices_with_computed_bounds(name: str, layered: bool) -> None:
+    constants, more = slices()[name]
+    w = RNG.standard_normal((4, 4, 1, 1)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"])] if layered else []
+    names = [n if n in constants or n in more else "" for n in ("s", "e", "a", "t")]
+    while not names[-1]:
+        names.pop()
+    nodes.append(helper.make_node("Slice", ["c" if layered else "x", *names], ["y"]))
+    feeds = {"x": IMAGE, **more}
+    compared(model_of(nodes, feeds, ["y"], constants | ({"w": w} if layered else {})), feeds)
