@@ -23,6 +23,7 @@ from .parameters import (
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
 from .reports import check_report, command, is_page, write_report
@@ -53,6 +54,7 @@ def plan(
             help="How outputs are compared: kl (distributions), error (relative squared), or auto.",
         ),
     ] = "auto",
+    workers: Workers = 0,
     frontier: FrontierPath = None,
     report: Annotated[
         str | None,
@@ -89,7 +91,16 @@ def plan(
     check_overwrites(outputs, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     made = made_plan(
-        source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score, bool(frontier)
+        source,
+        data,
+        targets,
+        device,
+        threads,
+        fixed_shapes_of(fixed),
+        0,
+        score,
+        bool(frontier),
+        workers,
     )
     made.save(out)
     if frontier is not None:

@@ -59,6 +59,7 @@ def made_plan(
     verbose: int = 0,
     score: str = "auto",
     frontier: bool = False,
+    workers: int = 0,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 
@@ -81,6 +82,7 @@ def made_plan(
                 score=score,
                 fixed_shapes=fixed,
                 frontier=frontier,
+                workers=workers,
                 progress=watch.progress_within,
             )
     except KeyboardInterrupt:

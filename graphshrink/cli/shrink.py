@@ -28,6 +28,7 @@ from .parameters import (
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
 from .reports import check_report, device_table, report_data, write_report
@@ -76,6 +77,7 @@ def shrink(
     ] = None,
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
+    workers: Workers = 0,
     frontier: FrontierPath = None,
     report: Annotated[
         str | None,
@@ -162,6 +164,7 @@ def shrink(
                 fixed_shapes_of(fixed),
                 verbose,
                 frontier=frontier is not None,
+                workers=workers,
             )
             if plan is None
             else read_plan(plan, source, data, fixed)

@@ -74,6 +74,7 @@ def make_plan(
     measure: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
@@ -90,7 +91,7 @@ def make_plan(
     digest = model_digest(model)
     shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
     kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
-    found = survey(graph, samples, cost, scorer, kept, report)
+    found = survey(graph, samples, cost, scorer, kept, report, workers)
     if not found.choices:
         raise UsageError(_nothing(found))
 
@@ -323,6 +324,7 @@ def plan(
     score: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -344,6 +346,8 @@ def plan(
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
+        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. The plan does not depend
+            on their number. Scripts that use them need ``if __name__ == "__main__":``.
         progress: Called with (done, total, what).
 
     Returns:
@@ -374,5 +378,6 @@ def plan(
         measure=score,
         fixed_shapes=fixed_shapes,
         frontier=frontier,
+        workers=workers,
         progress=progress,
     )
