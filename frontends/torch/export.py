@@ -15,6 +15,7 @@ from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
 from .fake_run import shapes_of, unlogged
 from .importer import from_fx
+from .inlined import inline_regions
 from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
@@ -40,7 +41,9 @@ def from_export(
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelError("the exported program has no graph module")
     _record_guards(module)
+    notes = inline_regions(module)
     graph = from_fx(module, inputs)
+    graph.notes += notes
     args, keywords = program.example_inputs or ((), {})
     if inputs is None and args and not keywords:
         graph.host = replace(graph.host, exported=tuple(args))

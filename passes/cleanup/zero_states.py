@@ -7,7 +7,6 @@ from ...ir import (
     Expand,
     Graph,
     Identity,
-    Lstm,
     Node,
     Reshape,
     Rewriter,
@@ -19,6 +18,7 @@ from ...ir import (
     Value,
     sketch,
 )
+from ...ir.ops.recurrent import _Recurrent
 
 MOST = 1 << 16
 """Larger constants are not tested for zero."""
@@ -32,15 +32,15 @@ def drop_zero_states(graph: Graph, rw: Rewriter) -> None:
 
     The state may be computed for a batch of unknown size.
     """
-    if not any(isinstance(node.op, Lstm) for node in graph.nodes):
+    if not any(isinstance(node.op, _Recurrent) for node in graph.nodes):
         return
     zeros: dict[Value, bool] = {}
     for node in graph.nodes:
         if isinstance(node.op, _MOVING):
             read = node.inputs[:1] if isinstance(node.op, Expand) else node.inputs
             zeros[node.output] = all(v is not None and _is_zero(v, zeros) for v in read)
-        elif isinstance(node.op, Lstm):
-            _drop(node, zeros, rw)
+        elif isinstance(node.op, _Recurrent):
+            _drop(node, node.op, zeros, rw)
 
 
 def _is_zero(value: Value, zeros: dict[Value, bool]) -> bool:
@@ -51,9 +51,9 @@ def _is_zero(value: Value, zeros: dict[Value, bool]) -> bool:
     return zeros[value]
 
 
-def _drop(node: Node, zeros: dict[Value, bool], rw: Rewriter) -> None:
+def _drop(node: Node, op: _Recurrent, zeros: dict[Value, bool], rw: Rewriter) -> None:
     inputs = list(node.inputs)
-    for place in (5, 6):
+    for place in range(5, 5 + op.states):
         value = node.input(place)
         if value is not None and _is_zero(value, zeros):
             inputs[place] = None
