@@ -20,6 +20,7 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    Repaired,
     SizeBudget,
     Speedup,
     Threads,
@@ -54,6 +55,7 @@ def plan(
         ),
     ] = "auto",
     frontier: FrontierPath = None,
+    repair: Repaired = True,
     report: Annotated[
         str | None,
         typer.Option(metavar="FILE.html", help="Write a page with the plan, too."),
@@ -89,7 +91,15 @@ def plan(
     check_overwrites(outputs, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     made = made_plan(
-        source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score, bool(frontier)
+        source,
+        data,
+        targets,
+        device,
+        threads,
+        fixed_shapes_of(fixed),
+        score=score,
+        frontier=frontier is not None,
+        repair=repair,
     )
     made.save(out)
     if frontier is not None:

@@ -76,11 +76,12 @@ def survey(
     scorer: Scorer,
     kept_scores: KeptScores,
     progress: Progress,
+    kinds: Sequence[Kind] = tuple(MENU.values()),
 ) -> Survey:
     """Fit, measure and score all candidates of a graph."""
     sites = find_sites(graph)
     refused = dict(sites.refused)
-    fitted = fit(graph, sites.found, samples, refused, progress)
+    fitted = fit(graph, sites.found, samples, refused, progress, kinds)
     usable: list[Candidate] = []
     parts: list[Graph] = []
     for candidate in fitted:
