@@ -77,7 +77,7 @@ def _drop(node: Node, zeros: dict[Value, bool], rw: Rewriter) -> None:
         rw.skip(node, reason)
         return
     with rw.rewrite("start from zero without an initial state", node):
-        if isinstance(node.op, Lstm):
+        if isinstance(node.op, _Recurrent):
             rw.replace(node, node.op, inputs)
         else:
             for place in zero:
