@@ -329,7 +329,7 @@ def test_onnx_barriers(kind: str) -> None:
     graph = load(model)[0]
     found = channel_groups(graph)
     assert not found.groups
-    kinds = {"LRN": "onnx:LRN", "custom": "onnx:custom.Relu"}
+    kinds = {"LRN": "LocalResponseNorm", "custom": "onnx:custom.Relu"}
     for value in (v for v in graph.constants if v.name in ("a", "b")):
         (why,) = found.reasons(value, 0 if value.name == "a" else 1)
         assert kinds.get(kind, "onnx:If") in why
