@@ -94,6 +94,11 @@ def cannot_read(makes: Makes | Sequence[Makes], reason: str, *hosts: str) -> Non
         _holes[host].update(dict.fromkeys(keys(makes), reason))
 
 
+def limit(note: str) -> str:
+    """The reason to leave a call alone that its rule returned nothing for; ``note`` is the limit of the rule."""
+    return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
+
+
 def table(host: str) -> dict[Key, list[Reading]]:
     """The rules that fill each row, for one of :data:`HOSTS`; rows that no rule fills are not in it."""
     _load(host)
@@ -124,6 +129,7 @@ __all__ = [
     "cannot_read",
     "holes",
     "keys",
+    "limit",
     "reads_pattern",
     "record",
     "rows",

@@ -16,8 +16,10 @@ from typing import Any, Literal
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
+from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
-from .passes.infra.tolerance import allowed_error, tolerance_of
+from .passes.infra.difference import largest_difference
+from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
 from .report import Report, Size
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
@@ -247,8 +249,30 @@ def shrink(
         from .targets.torch.fixed_sizes import fixed_sizes
 
         notes += fixed_sizes(graph)
-    report = Report(str(pipeline), before, after, records, notes)
+    notes += _without_numbers(graph)
+    report = Report(
+        str(pipeline),
+        before,
+        after,
+        records,
+        notes,
+        not_understood=not_understood(graph),
+        calibration_used=None if ctx.calibration is None else ctx.calibration.used,
+    )
     return ShrinkResult(graph, report, kind, target)
+
+
+def _without_numbers(graph: Graph) -> list[str]:
+    """Notes on inputs and outputs that hold no numbers, because one of their sizes is 0."""
+    named = [("input", v.name, v) for v in graph.inputs]
+    named += [
+        ("output", name, v) for name, v in zip(graph.output_names, graph.outputs, strict=True)
+    ]
+    return [
+        f"{what} {name} is {value.type}: a size of 0 leaves no numbers in it"
+        for what, name, value in named
+        if 0 in (value.type.shape or ())
+    ]
 
 
 def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
@@ -283,11 +307,14 @@ def _as_given(
         )
         return outputs
     moved = relative_error(wanted, outputs)
-    limit = allowed_error(tolerance_of(graph), moved, outputs, graph, nudged)
+    limit = allowed_error(
+        tolerance_of(graph), moved, outputs, lambda: (perturbed(graph) for perturbed in nudged())
+    )
     if moved > limit:
+        where = largest_difference(wanted, outputs, graph.output_names, limit)
         raise ModelError(
             f"the model was read wrongly: before any pass its outputs differ by {moved:.2e} of their largest value "
-            f"from those of the given model (allowed {limit:.1g}); this is a bug in graphshrink, or the "
+            f"from those of the given model (allowed {limit:.1g}{'' if where is None else f': {where}'}); this is a bug in graphshrink, or the "
             "model computes different outputs in every run"
         )
     return outputs
@@ -307,6 +334,7 @@ def _runners(
         A function that runs a graph on the inputs of the check; one that runs the given model on them; and one that makes
         functions which run a graph on inputs changed by one rounding unit.
     """
+    unit = unit_of(graph)
     if kind == "onnx":
         if given is not None:
             feeds = named_inputs(graph, given)
@@ -318,7 +346,7 @@ def _runners(
         return (
             onnx_runner(feeds),
             lambda: run_given_file(model, feeds),
-            lambda: [onnx_runner(x) for x in nudges(feeds, seed)],
+            lambda: [onnx_runner(x) for x in nudges(feeds, seed, unit)],
         )
     if given is None:
         # An exported program holds the inputs that it was exported with.
@@ -329,7 +357,7 @@ def _runners(
     return (
         fx_runner(inputs),
         lambda: run_given_module(model, inputs),
-        lambda: [fx_runner(x) for x in fx_nudges(inputs, seed)],
+        lambda: [fx_runner(x) for x in fx_nudges(inputs, seed, unit)],
     )
 
 

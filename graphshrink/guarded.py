@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from .emission import Emission, data_files
@@ -16,13 +17,13 @@ Input = tuple[str, Path]
 
 
 def check_outputs(
-    chosen: Emission, report: str | None, source: str, inputs: Iterable[Input]
+    chosen: Emission, texts: Mapping[str, str | None], source: str, inputs: Iterable[Input]
 ) -> None:
     """Check that the outputs of ``shrink`` are neither inputs nor each other.
 
     Args:
         chosen: The target with the files that it will write.
-        report: The file of the report, if there is one.
+        texts: The other files that are written, by the option that names each.
         source: The model file that is read; the model that is written may replace it.
         inputs: The other files that are read.
 
@@ -31,13 +32,26 @@ def check_outputs(
     """
     from .targets.onnx.save import is_data_file
 
-    beside = [str(path) for path in chosen.files[1:]]
-    others: list[str] = beside if report is None else [*beside, report]
+    given = {option: path for option, path in texts.items() if path is not None}
+    others = [*(str(path) for path in chosen.files[1:]), *given.values()]
     check_overwrites([str(chosen.path), *others], inputs)
     check_overwrites(others, [("the model", Path(source))])
-    for path in chosen.files if report is not None else ():
-        if same_file(report or "", path) or is_data_file(Path(report or ""), path):
-            raise UsageError(f"--report {report} would overwrite the model {path}")
+    for option, text in given.items():
+        for path in chosen.files:
+            if same_file(text, path) or is_data_file(Path(text), path):
+                raise UsageError(f"{option} {text} would overwrite the model {path}")
+    check_different(given)
+
+
+def check_different(texts: Mapping[str, str]) -> None:
+    """Check that no two options name the same output file.
+
+    Raises:
+        UsageError: If two do.
+    """
+    for (option, one), (other, two) in combinations(texts.items(), 2):
+        if same_file(one, two):
+            raise UsageError(f"{option} {one} and {other} {two} are the same file")
 
 
 def files_read(calibration: object, pipeline: Pipeline) -> Iterator[Input]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .cli.terminal import show
-from .ir import Graph, Opaque, Rewrite
+from .ir import Exactness, Graph, Opaque, Rewrite
+from .ir.errors import listed
+from .not_understood import NotUnderstood, summary
 from .passes import PassRecord
 from .targets.emitted import Emitted
 
@@ -88,6 +90,9 @@ class Report:
         passes: One record for each pass.
         notes: Remarks on the model, such as optimizations that unknown shapes or types prevent.
         emitted: The files and notes of the target; ``None`` until it has written them.
+        not_understood: The nodes that are still opaque after the passes, grouped.
+        calibration_used: Whether something used the calibration data that were given; ``None`` if none were.
+        planned: Whether a plan chose the passes, which measured what they lose.
     """
 
     pipeline: str
@@ -96,6 +101,9 @@ class Report:
     passes: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     emitted: Emitted | None = None
+    not_understood: list[NotUnderstood] = field(default_factory=list)
+    calibration_used: bool | None = None
+    planned: bool = False
 
     @property
     def changed(self) -> bool:
@@ -111,6 +119,36 @@ class Report:
     def all_notes(self) -> tuple[str, ...]:
         """The notes on the model that was read, then those on the file that was written."""
         return (*self.notes, *(self.emitted.notes if self.emitted else ()))
+
+    @property
+    def unchecked(self) -> list[str]:
+        """The passes that changed the function of the model by an amount that nobody measured."""
+        if self.planned:
+            return []
+        return [
+            r.text
+            for r in self.passes
+            if r.rewrites
+            and r.exactness is not Exactness.EXACT
+            and r.error is None
+            and not r.rolled_back
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was not understood, not used or not checked, one line each."""
+        found = [summary(self.not_understood)] if self.not_understood else []
+        if self.calibration_used is False:
+            found.append(
+                "no pass used the calibration data: sparsify, pivot and remove-activations do, "
+                "and targets that measure ranges"
+            )
+        if self.unchecked:
+            found.append(
+                f"{listed(self.unchecked)} changed the model's function, and nobody measured by how much: "
+                "--check does (check=True in Python)"
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data for JSON; ``schema`` increases when the meaning changes."""
@@ -143,6 +181,9 @@ class Report:
                 for r in self.passes
             ],
             "notes": list(self.notes),
+            "not_understood": [entry.to_dict() for entry in self.not_understood],
+            "calibration_used": self.calibration_used,
+            "unchecked": self.unchecked,
             "emitted": None
             if self.emitted is None
             else {
@@ -184,7 +225,10 @@ class Report:
             if r.problem:
                 kind = "rolled back" if r.rolled_back else "note"
                 console.print(escape(f"{kind}: {r.problem}"), soft_wrap=True)
-        for note in self.all_notes:
+        for entry in self.not_understood if verbose else ():
+            console.print(escape(f"not understood: {entry}"), soft_wrap=True)
+        said = self.warnings[bool(self.not_understood) :] if verbose else self.warnings
+        for note in (*said, *self.all_notes):
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from .ops.linear import *
 from .ops.norm import *
 from .ops.opaque import *
 from .ops.quantize import *
+from .ops.quantized import *
 from .ops.recurrent import *
 from .ops.resample import *
 from .ops.shape import *
@@ -62,6 +63,8 @@ __all__ = [
     "DerivedTensor",
     "Dim",
     "Div",
+    "DynamicQuantize",
+    "DynamicSlice",
     "ElidedTensor",
     "Embedding",
     "Exactness",
@@ -69,16 +72,21 @@ __all__ = [
     "Flatten",
     "Gate",
     "Gather",
+    "GatherElements",
+    "GatherNd",
     "GlobalAveragePool",
     "Graph",
     "GraphError",
     "GraphshrinkError",
     "GroupNorm",
+    "Gru",
     "Identity",
     "InferenceError",
+    "IntegerMatMul",
     "LayerNorm",
     "LazyTensor",
     "Linear",
+    "LocalResponseNorm",
     "LogSoftmax",
     "Logical",
     "Lstm",
@@ -100,6 +108,9 @@ __all__ = [
     "Pattern",
     "Pow",
     "Quantize",
+    "QuantizedConv",
+    "QuantizedMatMul",
+    "Range",
     "Reduce",
     "Reduction",
     "Refusal",
@@ -107,6 +118,7 @@ __all__ = [
     "Resize",
     "Rewrite",
     "Rewriter",
+    "Rnn",
     "Scale",
     "Select",
     "Shape",
@@ -121,6 +133,7 @@ __all__ = [
     "TensorType",
     "TextError",
     "Tie",
+    "TopK",
     "TrainingError",
     "Transpose",
     "Unary",

@@ -191,19 +191,28 @@ class DerivedTensor(Tensor):
 
 
 class MovedTensor(DerivedTensor):
-    """The numbers of another tensor in another order, for tensors that are computed.
+    """The numbers of another tensor in another order, or some of them, for tensors that are computed.
 
     Args:
         source: The other tensor.
-        move: Reorders the elements of an array of the tensor's shape and of any element type.
+        move: Reorders or selects the elements of an array of the source's shape and of any element type.
+        shape: The shape of the result; that of the source if not given.
     """
 
     __slots__ = ("move", "source")
 
-    def __init__(self, source: Tensor, move: Callable[[Array], Array]) -> None:
+    def __init__(
+        self,
+        source: Tensor,
+        move: Callable[[Array], Array],
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.source, self.move = source, move
         super().__init__(
-            source.shape, source.dtype, lambda: move(source.float64()), sources=(source,)
+            source.shape if shape is None else shape,
+            source.dtype,
+            lambda: move(source.float64()),
+            sources=(source,),
         )
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .blocks.mask_blocks import MaskBlocks
     from .blocks.pivot import Pivot
     from .channels.permute_channels import PermuteChannels
+    from .channels.prune_channels import PruneChannels
     from .cleanup.deduplicate import Deduplicate
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.fuse_dense import FuseDense
@@ -48,6 +49,7 @@ _NAMES = {
     ".blocks.mask_blocks": ("MaskBlocks",),
     ".blocks.pivot": ("Pivot",),
     ".channels.permute_channels": ("PermuteChannels",),
+    ".channels.prune_channels": ("PruneChannels",),
     ".cleanup.deduplicate": ("Deduplicate",),
     ".cleanup.fold_constants": ("FoldConstants",),
     ".cleanup.fuse_dense": ("FuseDense",),
@@ -125,6 +127,7 @@ __all__ = [
     "PermuteChannels",
     "Pipeline",
     "Pivot",
+    "PruneChannels",
     "PruneDead",
     "PushPads",
     "RemovalPlan",

@@ -34,6 +34,12 @@ def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Latencies and scores of tests are not kept in the user's cache, nor read from there."""
+    os.environ["GRAPHSHRINK_LATENCY_DB"] = str(tmp_path_factory.mktemp("tables") / "t.sqlite")
+
+
 @pytest.fixture(scope="session")
 def cases(onnx_files: Path) -> list[Any]:
     """The node tests of the onnx package, which takes five seconds to compute them: once a session."""

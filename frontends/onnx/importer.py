@@ -49,7 +49,7 @@ from ...ir.analysis.sizes import SizeRoots
 from ...ir.errors import listed
 from ..lowering import Step, Steps
 from ..raising.patterns import raise_patterns
-from ..support import LeftAlone
+from ..support import LeftAlone, limit
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, held_note, hold_defaults
@@ -296,7 +296,11 @@ class _Importer:
         # onnx and onnxruntime would look for the file in another folder if they are given this node alone.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
         entry = RULES.get(node.op_type) if known and any(node.output) else None
-        if entry is not None and self.opset >= entry.since:
+        if entry is not None and self.opset < entry.since:
+            reason = (
+                f"it meant something else before opset {entry.since}, and the file has {self.opset}"
+            )
+        elif entry is not None:
             try:
                 lowered = self._lower(entry, node, inputs)
             except LeftAlone as error:
@@ -313,7 +317,7 @@ class _Importer:
                 inputs,
                 name=text_of(node.name),
                 types=[self.types.get(o, UNKNOWN) for o in node.output],
-                output_names=[o or f"{node.op_type}_unused" for o in node.output],
+                output_names=_names(node),
             )
             parts = [made]
         else:
@@ -358,7 +362,7 @@ class _Importer:
                 place += 1
             if number == last:
                 name = text_of(node.name)
-                types, names = self._stated(node)[:results], list(node.output)[:results]
+                types, names = self._stated(node)[:results], _names(node)[:results]
             else:
                 step = f"{op.name.lower()}_{number}"
                 name = f"{text_of(node.name) or node.output[0]}_{step}"
@@ -371,12 +375,16 @@ class _Importer:
         return made
 
     def _stated(self, node: NodeProto) -> list[TensorType]:
-        return [self.types.get(o, UNKNOWN) for o in node.output if o]
+        return [self.types.get(o, UNKNOWN) for o in node.output]
 
     def _lower(
         self, entry: Entry, node: NodeProto, inputs: list[Value | None]
-    ) -> tuple[Steps, int] | None:
-        """What the rule of a node makes of it, and how many of its results are read; ``None`` to leave it opaque."""
+    ) -> tuple[Steps, int]:
+        """What the rule of a node makes of it, and how many of its results are read.
+
+        Raises:
+            LeftAlone: If the node must stay opaque; the text says why.
+        """
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         results = len(node.output)
         if entry.idle_results and not any(o and o in self.read for o in node.output[1:]):
@@ -384,15 +392,22 @@ class _Importer:
         found = OnnxNode(node.op_type, inputs, results, attributes, self.opset, self.sizes)
         try:
             lowered = entry.rule(found)
-            if lowered is None or not found.understood:
-                return None
+            if lowered is None:
+                raise LeftAlone(limit(entry.note))
+            if found.unread:
+                raise LeftAlone(f"its rule does not read {listed(found.unread)}")
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
+            if not node.output[0] and _makes_values(steps):
+                # Steps and their constants are named after the first result.
+                raise LeftAlone("its first result is left out, and several ops would stand for it")
             inferred = steps.infer()[-1]
-        except (InferenceError, GraphError, ModelError, ValueError):
-            return None
+        except (InferenceError, GraphError, ModelError, ValueError) as error:
+            raise LeftAlone(f"{limit(entry.note)} ({error})") from error
         stated = self._stated(node)[:results]
         if len(inferred) != results or len(stated) != results:
-            return None
+            raise LeftAlone(
+                f"{len(stated)} of its results are read, the IR's op has {len(inferred)}"
+            )
         # If the types that the model states disagree with the op's, either may be wrong: the rule misreads this node, or the
         # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
         if isinstance(steps.parts[-1][0], Reshape) and inferred[0].rank != stated[0].rank:
@@ -401,9 +416,13 @@ class _Importer:
             self.doubtful.add(node.output[0])
         elif not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
             for name, own in zip(node.output, inferred, strict=False):
+                if not name:
+                    continue
                 self.types[name] = _agreed(self.types.get(name, UNKNOWN), own)
                 self.doubtful.add(name)
-            return None
+            raise LeftAlone(
+                "the types that the file states for its results are not those that it computes"
+            )
         return steps, results
 
     def _doubt_behind(self, node: NodeProto) -> None:
@@ -468,6 +487,17 @@ class _Importer:
         for value, tensor in zip(outputs, results, strict=True):
             if value.type.accepts(tensor.type):
                 value.data, value.type = tensor, tensor.type
+
+
+def _names(node: NodeProto) -> list[str]:
+    """The names of the results of a node; those that it leaves out get one too."""
+    return [name or f"{node.op_type}_unused" for name in node.output]
+
+
+def _makes_values(steps: Steps) -> bool:
+    """Whether steps have inner results or tensors of their own."""
+    operands = (operand for _, operands in steps.parts for operand in operands)
+    return len(steps.parts) > 1 or any(isinstance(operand, Tensor) for operand in operands)
 
 
 def _agreed(one: TensorType, other: TensorType) -> TensorType:

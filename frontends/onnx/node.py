@@ -40,9 +40,9 @@ class OnnxNode:
     _read: set[str] = field(default_factory=set)
 
     @property
-    def understood(self) -> bool:
-        """Whether the rule read every attribute; an unread one could change the result."""
-        return not self.attributes or self.attributes.keys() <= self._read | _HARMLESS
+    def unread(self) -> list[str]:
+        """Attributes that the rule did not read, although they could change the result."""
+        return [a for a in self.attributes if a not in self._read and a not in _HARMLESS]
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, as onnx returns it."""

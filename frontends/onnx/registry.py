@@ -23,11 +23,13 @@ class Entry:
         rule: The rule.
         since: The first opset in which the operator means what the rule reads; in older ones it stays opaque.
         idle_results: Whether further results change nothing about the first, so that unread ones do not matter.
+        note: The limit of the rule in a few words.
     """
 
     rule: Rule
     since: int = 1
     idle_results: bool = False
+    note: str = ""
 
 
 RULES: dict[str, Entry] = {}
@@ -57,7 +59,7 @@ def reads(
         for name in operators:
             if name in RULES:
                 raise ValueError(f"operator {name} has two rules")
-            RULES[name] = Entry(rule, since, idle_results)
+            RULES[name] = Entry(rule, since, idle_results, note)
             record(Reading(name, keys(makes), note, several), "onnx")
         return rule
 

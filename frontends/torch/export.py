@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
-from .fake_run import shapes_of
+from .fake_run import shapes_of, unlogged
 from .importer import from_fx
+from .inlined import inline_regions
 from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
@@ -40,7 +41,9 @@ def from_export(
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelError("the exported program has no graph module")
     _record_guards(module)
+    notes = inline_regions(module)
     graph = from_fx(module, inputs)
+    graph.notes += notes
     args, keywords = program.example_inputs or ((), {})
     if inputs is None and args and not keywords:
         graph.host = replace(graph.host, exported=tuple(args))
@@ -112,8 +115,8 @@ def _of_any_size(
 ) -> tuple[torch.export.ExportedProgram | None, str]:
     """An export with open sizes, all or those of batches, and a note on what is fixed; ``None`` where that fails.
 
-    torch takes a size of 1 for fixed, and checks no branch that a batch of 1 alone takes: one sample is given as two, and the calls
-    have to be those for one sample.
+    torch takes a size of 1 for fixed, and checks no branch that a batch of 1 alone takes: one sample is given as two, and the program
+    is held against the module on one sample too.
     """
     sizes = {x.shape[0] for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.ndim}
     given = tree_map(_doubled, inputs) if sizes == {1} else inputs
@@ -121,12 +124,13 @@ def _of_any_size(
     for axes, note in ((None, ""), (1, _BATCH_ALONE)):
         shapes = tree_map(lambda x, axes=axes: _open(x, axes), given)
         try:
-            program = torch.export.export(module, given, dynamic_shapes=shapes)
-            made = program.module()
-            if not isinstance(made, torch.fx.GraphModule):
-                continue
-            shapes_of(made, inputs)
-            alone = single is None or _calls(program) == _calls(torch.export.export(module, single))
+            with unlogged():
+                program = torch.export.export(module, given, dynamic_shapes=shapes)
+                made = program.module()
+                if not isinstance(made, torch.fx.GraphModule):
+                    continue
+                shapes_of(made, inputs)
+                alone = single is None or acts_alike(module, made, single)
         except Exception:  # Whatever torch raises where sizes cannot be open.
             continue
         # Text of an open size, say its length, is that of a symbol.
@@ -139,16 +143,6 @@ _FIXED = "torch.export fails with open sizes: the result takes inputs of the siz
 _BATCH_ALONE = (
     "torch.export fails with open sizes but for batches: the others are those of example_inputs"
 )
-
-
-def _calls(program: torch.export.ExportedProgram) -> list[str]:
-    """The calls that make tensors, in order."""
-    return [
-        str(n.target)
-        for n in program.graph.nodes
-        if n.op == "call_function"
-        and any(isinstance(v, torch.Tensor) for v in tree_leaves(n.meta.get("val")))
-    ]
 
 
 def _doubled(x: Any) -> Any:

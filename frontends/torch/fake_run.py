@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -111,6 +113,17 @@ def fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> FakeRun:
     if interpreter.written():
         raise StateError(writes_tensors(interpreter.written()))
     return interpreter
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep torch from logging sizes that do not fit, which are expected here, with tracebacks as errors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def type_of(found: Any) -> TensorType:

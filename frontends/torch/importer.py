@@ -36,13 +36,14 @@ from ...ir import (
 from ...ir.analysis.sizes import SizeRoots
 from ..lowering import Lowered, Operand, Path, Step, Steps
 from ..raising.patterns import raise_patterns
-from ..support import LeftAlone
+from ..support import LeftAlone, limit
 from .alike import Alike
 from .call import Call
 from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
+from .ranks import told_ranks
 from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
@@ -115,6 +116,7 @@ class _Importer:
             self.types = {name: type_of(found) for name, found in stated.items()}
             results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
+                results = told_ranks(self.module)
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
@@ -333,11 +335,11 @@ class _Importer:
                 call = entry.call(call)
             lowered = entry.rule(call)
             if lowered is None:
-                raise LeftAlone(_limit(entry.note))
+                raise LeftAlone(limit(entry.note))
             steps = lowered if isinstance(lowered, Steps) else Steps((lowered,))
             made = steps.infer()
         except _NOT_READ as error:
-            raise LeftAlone(_limit(entry.note)) from error
+            raise LeftAlone(limit(entry.note)) from error
         stated = self.types.get(node.name, ir.UNKNOWN)
         if not made[-1][0].accepts(stated):
             raise LeftAlone(
@@ -362,11 +364,11 @@ class _Importer:
         try:
             steps = entry.rule(self._call(node), list(taken))
             if steps is None or steps.results is None or not read <= steps.results.keys():
-                raise LeftAlone(_limit(entry.note))
+                raise LeftAlone(limit(entry.note))
             taken = {path: user for path, user in taken.items() if path in steps.results}
             steps.infer()
         except _NOT_READ as error:
-            raise LeftAlone(_limit(entry.note)) from error
+            raise LeftAlone(limit(entry.note)) from error
         between = [n for user in found.values() for n in _between(user, node)]
         self._results(node, steps, taken, [n.name for n in between])
         return True
@@ -513,11 +515,6 @@ class _Importer:
 
 _NOT_READ = (TypeError, ValueError, KeyError, AttributeError, IndexError, InferenceError)
 """What rules raise for arguments of a kind that they do not expect."""
-
-
-def _limit(note: str) -> str:
-    """The reason of a call that its rule returned nothing for."""
-    return f"the limit of its rule: {note}" if note else "its rule does not read these arguments"
 
 
 def _last(steps: Steps) -> ir.Op:

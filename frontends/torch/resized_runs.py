@@ -5,9 +5,7 @@ A size that is another one in such a run is no property of the module, so no wei
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import fx
 
 from ...hosts.torch.copies import containers_kept
 from ...ir import TensorType
-from .fake_run import FakeRun
+from .fake_run import FakeRun, unlogged
 from .runs import Resized, Runs
 
 
@@ -98,7 +96,7 @@ def _run(
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         ran = FakeRun(module, mode)
         try:
-            with _unlogged(), containers_kept(module), mode, torch.no_grad():
+            with unlogged(), containers_kept(module), mode, torch.no_grad():
                 fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
                 for i, axis in places:
                     fakes[i] = _of_size(fakes[i], axis, change(fakes[i].shape[axis]))
@@ -107,17 +105,6 @@ def _run(
             continue
         return Resized(batch, ran.found, ran.results)
     return None
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep torch from logging sizes that do not fit, which are expected here, with tracebacks as errors."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _of_size(x: torch.Tensor, axis: int, size: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .parameters import InputShapes, Json, Seed, tolerance, whole_number
+from .parameters import CustomOps, InputShapes, Json, Seed, tolerance, whole_number
 from .terminal import console, shapes_of
 
 
@@ -39,21 +39,24 @@ def compare(
         ),
     ] = 0,
     seed: Seed = 0,
+    libraries: CustomOps = None,
     as_json: Json = False,
 ) -> None:
     """Compare two models: outputs, size, and latency as a paired ratio."""
     from ..running.compare import compare_models
+    from ..running.sessions import custom_ops
 
-    found = compare_models(
-        Path(first),
-        Path(second),
-        shapes=shapes_of(shapes),
-        data=Path(data) if data else None,
-        tolerance=allowed,
-        runs=runs,
-        threads=threads,
-        seed=seed,
-    )
+    with custom_ops(libraries or ()):
+        found = compare_models(
+            Path(first),
+            Path(second),
+            shapes=shapes_of(shapes),
+            data=Path(data) if data else None,
+            tolerance=allowed,
+            runs=runs,
+            threads=threads,
+            seed=seed,
+        )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
@@ -61,7 +64,7 @@ def compare(
     if not found.equal:
         typer.echo(
             f"graphshrink: the outputs differ by {found.error:.2e}, "
-            f"allowed are {found.tolerance:.0e}",
+            f"allowed are {found.tolerance:.0e}{'' if found.difference is None else f': {found.difference}'}",
             err=True,
         )
         raise typer.Exit(1)

@@ -60,8 +60,10 @@ def inspect(
 
 def _show_graph(graph: Graph, as_json: bool) -> None:
     """Signature, size and structure of a graph."""
+    from ..not_understood import not_understood
     from ..report import Size, size_table
 
+    opaque = not_understood(graph)
     size = Size.of(graph)
     notes = [*graph.notes, *size.notes]
     count, depth = _count_regions(graph)
@@ -70,7 +72,8 @@ def _show_graph(graph: Graph, as_json: bool) -> None:
     if as_json:
         signature = {"inputs": inputs, "outputs": outputs}
         structure = {"regions": {"count": count, "depth": depth}, "notes": notes}
-        typer.echo(json.dumps({**signature, **vars(size), **structure}, indent=1))
+        listed = {"not_understood": [entry.to_dict() for entry in opaque]}
+        typer.echo(json.dumps({**signature, **vars(size), **structure, **listed}, indent=1))
         return
     for name, type_ in inputs.items():
         typer.echo(f"input  {name}: {type_}")
@@ -79,6 +82,8 @@ def _show_graph(graph: Graph, as_json: bool) -> None:
     out = console()
     show(out, size_table(size))
     out.print(f"{count:,} single-entry single-exit regions, nested {depth} deep", highlight=False)
+    for entry in opaque:
+        out.print(f"not understood: {entry}", markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 

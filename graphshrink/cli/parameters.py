@@ -66,6 +66,21 @@ def milliseconds(text: str) -> float:
     return positive(str(text).removesuffix("ms"))
 
 
+_UNITS = {
+    "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "b": 1.0,
+}  # fmt: skip
+
+
+def bytes_of(text: str) -> float:
+    """A parser for sizes of files such as ``5MB``; a plain number is bytes."""
+    text = str(text)
+    number = text.rstrip("abgikmABGIKM").rstrip()
+    unit = text[len(number) :].strip().lower() or "b"
+    if unit not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is not a size such as 5MB or 500kB")
+    return positive(number) * _UNITS[unit]
+
+
 Speedup = Annotated[
     float | None,
     typer.Option(
@@ -87,6 +102,23 @@ MacsBudget = Annotated[
     float | None,
     typer.Option(
         "--macs", parser=positive, metavar="X", help="Plan for this part of the MACs, such as 0.5."
+    ),
+]
+SizeBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--size",
+        parser=bytes_of,
+        metavar="5MB",
+        help="Plan for this size of the ONNX file; kB, MB, GB, KiB, MiB and GiB are known.",
+    ),
+]
+FrontierPath = Annotated[
+    str | None,
+    typer.Option(
+        "--frontier",
+        metavar="FILE.csv",
+        help="Write the whole trade-off of cost and loss, as CSV; the search then goes on beyond the target.",
     ),
 ]
 MaxLoss = Annotated[
@@ -145,5 +177,14 @@ FixedShapes = Annotated[
         "--fix-shape",
         metavar="NAME:1x3x224x224",
         help="Fix the sizes of an input in the model (? leaves one as it is); may be given several times.",
+    ),
+]
+
+CustomOps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--custom-ops",
+        metavar="FILE",
+        help="A library with kernels of custom operators for onnxruntime; it is native code, which runs. May be repeated.",
     ),
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..ir.errors import UsageError
 from .terminal import fixed_shapes_of
 
@@ -56,6 +58,7 @@ def made_plan(
     fixed: dict[str, tuple[int | None, ...]],
     verbose: int = 0,
     score: str = "auto",
+    frontier: bool = False,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 
@@ -67,17 +70,28 @@ def made_plan(
     from ..planning.planner import plan
     from .progress import watch_passes
 
-    with watch_passes(1, verbose=bool(verbose)) as watch:
-        return plan(
-            source,
-            data,
-            **targets,
-            device=device,
-            threads=threads,
-            score=score,
-            fixed_shapes=fixed,
-            progress=watch.progress_within,
+    try:
+        with watch_passes(1, verbose=bool(verbose)) as watch:
+            return plan(
+                source,
+                data,
+                **targets,
+                device=device,
+                threads=threads,
+                score=score,
+                fixed_shapes=fixed,
+                frontier=frontier,
+                progress=watch.progress_within,
+            )
+    except KeyboardInterrupt:
+        from ..planning.latency import default_path
+
+        typer.echo(
+            f"graphshrink: what was measured and scored is kept in {default_path()}; "
+            "the same command goes on from there",
+            err=True,
         )
+        raise
 
 
 def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Plan:
@@ -96,13 +110,26 @@ def read_plan(path: str, source: str, data: Any, fixed: list[str] | None) -> Pla
     return plan
 
 
+def write_frontier(path: str, plan: Plan) -> None:
+    """Write the trade-off of a plan as CSV, whole or not at all.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    from ..ir.files import write_text
+    from ..planning.frontier import to_csv
+
+    write_text(path, to_csv(plan.frontier, plan.before, str(plan.cost.get("unit", ""))))
+
+
 def summary(plan: Plan) -> str:
     """What a plan does, in one line."""
     unit = plan.cost.get("unit", "")
     device = plan.cost.get("device")
     where = f" on {device}" if device else ""
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
-    sums = f"savings times {plan.factor:.2f}" if device else f"{off:.0%} off the sum"
+    sums = f"savings times {plan.factor:.2f}, " if device else ""
+    sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
         f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}"

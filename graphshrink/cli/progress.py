@@ -44,6 +44,7 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID, count: int) -> None:
         self.progress, self.task, self.left = progress, task, count
         self.inner: TaskID | None = None
+        self.what = ""
 
     def before(self, step: Pass, graph: Graph) -> None:
         """Show the name of the pass that starts."""
@@ -60,9 +61,12 @@ class Bar:
 
     def progress_within(self, done: int, total: int, what: str) -> None:
         """Move a second bar for the work inside the pass; without a known total it only pulses."""
-        if self.inner is None:
-            self.inner = self.progress.add_task(what)
-        self.progress.update(self.inner, description=what, completed=done, total=total or None)
+        if self.inner is None or what != self.what:
+            # The time left is worked out from the speed of this work alone.
+            if self.inner is not None:
+                self.progress.remove_task(self.inner)
+            self.inner, self.what = self.progress.add_task(what, left=True), what
+        self.progress.update(self.inner, completed=done, total=total or None)
 
 
 @contextmanager
@@ -92,7 +96,7 @@ class Training:
         if not self.quiet and sys.stderr.isatty():
             self.progress = _bar()
             self.progress.start()
-            self.task = self.progress.add_task("training", total=self.steps)
+            self.task = self.progress.add_task("training", total=self.steps, left=True)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -120,7 +124,7 @@ def count_done(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: None
         return
     with _bar() as progress:
-        task = progress.add_task(what)
+        task = progress.add_task(what, left=True)
 
         def move(done: int, total: int) -> None:
             text = f"{what} ({done:,} of {total:,})"
@@ -131,12 +135,30 @@ def count_done(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _bar() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Left(TimeRemainingColumn):
+        """The time left, where tasks ask for it and the speed is known."""
+
+        def render(self, task: Task) -> Text:
+            if not task.fields.get("left") or task.time_remaining is None:
+                return Text("")
+            return Text.assemble(super().render(task), " left")
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
+        Left(compact=True),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -14,8 +14,10 @@ from .parameters import (
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
+    CustomOps,
     DeviceName,
     FixedShapes,
+    FrontierPath,
     InputShapes,
     Json,
     LatencyBudget,
@@ -23,12 +25,14 @@ from .parameters import (
     MaxLoss,
     PreprocessText,
     Seed,
+    SizeBudget,
     Speedup,
     Threads,
 )
-from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary
+from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
+from .reports import check_report, device_table, report_data, write_report
 from .target_options import given_options, with_target_options
-from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable, write_json
+from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable
 
 if TYPE_CHECKING:
     from ..api import ShrinkResult
@@ -64,6 +68,7 @@ def shrink(
     speedup: Speedup = None,
     latency: LatencyBudget = None,
     macs: MacsBudget = None,
+    size: SizeBudget = None,
     max_loss: MaxLoss = None,
     plan: Annotated[
         str | None,
@@ -71,10 +76,12 @@ def shrink(
     ] = None,
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
+    frontier: FrontierPath = None,
     report: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Write the report as JSON; - is standard output, like --json."
+            metavar="FILE",
+            help="Write the report: a page if FILE ends in .html, else JSON; - is standard output, like --json.",
         ),
     ] = None,
     as_json: Json = False,
@@ -83,6 +90,7 @@ def shrink(
         str | None,
         typer.Option("--dump-dir", metavar="FOLDER", help="Write the graph after every pass."),
     ] = None,
+    libraries: CustomOps = None,
     verbose: Annotated[
         int,
         typer.Option(
@@ -107,7 +115,9 @@ def shrink(
     from ..api import shrink as run
     from ..emission import emission
     from ..guarded import KeepData, check_outputs, files_read
+    from ..page.outline import Outline
     from ..passes import Pipeline
+    from ..running.sessions import custom_ops
     from .progress import watch_passes
 
     if report == STDOUT:
@@ -118,30 +128,52 @@ def shrink(
     for file in outputs:
         writable(file)
     if report is not None:
-        writable(report, text=True)
+        check_report(report)
         outputs.append(report)
+    if frontier is not None:
+        writable(frontier, ".csv")
+        outputs.append(frontier)
     if dump == STDOUT:
         raise UsageError("--dump-dir takes a folder, not standard output; ./- is a folder")
     pipeline = Pipeline(DEFAULT_PIPELINE if passes is None else passes)
     read = [*files_read(calibration, pipeline)]
     if plan is not None:
         read.append(("the plan", Path(plan)))
-    check_outputs(chosen, report, source, read)
+    check_outputs(chosen, {"--report": report, "--frontier": frontier}, source, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
-    targets = chosen_targets(speedup=speedup, latency=latency, macs=macs, max_loss=max_loss)
+    targets = chosen_targets(
+        speedup=speedup, latency=latency, macs=macs, size=size, max_loss=max_loss
+    )
     shown: Plan | None = None
+    if frontier is not None and not targets and plan is None:
+        raise UsageError("--frontier is the trade-off of a plan: give a target such as --speedup")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
         if targets and plan is not None:
             raise UsageError("--plan has its target already: leave out the other")
         shown = (
-            made_plan(source, data, targets, device, threads, fixed_shapes_of(fixed), verbose)
+            made_plan(
+                source,
+                data,
+                targets,
+                device,
+                threads,
+                fixed_shapes_of(fixed),
+                verbose,
+                frontier=frontier is not None,
+            )
             if plan is None
             else read_plan(plan, source, data, fixed)
         )
         pipeline = shown.pipeline()
-    with watch_passes(len(pipeline), verbose=bool(verbose)) as watch:
+    wanted = report is not None or as_json
+    table = device_table(shown, device, threads) if report is not None and plan is None else None
+    outline = Outline(timed=table is not None)
+    with (
+        custom_ops(libraries or ()),
+        watch_passes(len(pipeline), verbose=bool(verbose)) as watch,
+    ):
         result = run(
             source,
             pipeline,
@@ -152,35 +184,44 @@ def shrink(
             fixed_shapes=shown.fixed_shapes if shown else fixed_shapes_of(fixed),
             overridable_initializers=overridable,
             dump=dump,
-            observers=[watch, KeepData(outputs)],
+            observers=[watch, KeepData(outputs), *([outline] if wanted else [])],
             target=chosen.target.name,
             progress=watch.progress_within,
         )
+        result.report.planned = shown is not None
         if data is not None:
+            measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
+            if measured or shown is not None:
+                result.report.calibration_used = True
         result.emit(chosen)
+    if frontier is not None and shown is not None:
+        write_frontier(frontier, shown)
+    found = report_data(result, outline, source, seed, shown, table) if wanted else {}
     if report is not None:
-        write_json(report, result.report.to_dict())
-    _print(result, out, as_json, verbose)
+        write_report(report, found)
+    _print(result, out, found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
+        for note in shown.notes:
+            typer.echo(f"note: {note}")
     undone = [r.problem for r in result.report.passes if r.rolled_back]
     if undone:
         typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
 
 
-def _print(result: ShrinkResult, out: str, as_json: bool, verbose: int) -> None:
-    """Print the report: as JSON, as tables, or in one line and the notes."""
+def _print(result: ShrinkResult, out: str, found: dict[str, Any] | None, verbose: int) -> None:
+    """Print the report: as JSON if its data are given, as tables, or in one line and the notes."""
     report = result.report
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=1))
+    if found is not None:
+        typer.echo(json.dumps(found, indent=1))
     elif verbose or sys.stdout.isatty():
         report.render(console(), verbose=bool(verbose))
     else:
         typer.echo(_summary(report, out))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
-        for note in (*undone, *report.all_notes):
+        for note in (*undone, *report.warnings, *report.all_notes):
             typer.echo(f"note: {note}")
 
 

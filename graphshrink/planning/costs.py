@@ -1,14 +1,17 @@
-"""What a budget is about: milliseconds on a device, or multiply-accumulate operations."""
+"""What a budget is about: milliseconds on a device, multiply-accumulate operations, or bytes."""
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir import Graph, UsageError
+from ..ir import Graph, Node, UsageError
 from .extract import one_sample
 
 if TYPE_CHECKING:
@@ -18,6 +21,12 @@ Progress = Callable[[int, int, str], None]
 
 ROUNDS = 15
 """The number of rounds in which whole networks are timed in turn."""
+
+
+def node_macs(node: Node) -> int | None:
+    """The multiply-accumulate operations of a node, for one sample if the batch is open; ``None`` if other sizes are open."""
+    reads = [None if t is None else one_sample(t) for t in node.input_types]
+    return node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
 
 
 class Cost(ABC):
@@ -63,14 +72,41 @@ class Macs(Cost):
         for node in graph.nodes:
             if node.outputs and all(v.data is not None for v in node.outputs):
                 continue
-            reads = [None if t is None else one_sample(t) for t in node.input_types]
-            work = node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
+            work = node_macs(node)
             if work is None:
                 raise UsageError(
                     f"the MACs of {node.name} are not known: sizes are open (--fix-shape fixes them)"
                 )
             total += work
         return float(total)
+
+
+class FileSize(Cost):
+    """Bytes: those of the constants of a region, and those of the ONNX files of a whole network."""
+
+    unit = "bytes"
+    measured = False
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The bytes of all constants that are read."""
+        return [
+            float(sum(v.data.nbytes for v in g.constants if v.data is not None and v.use_count))
+            for g in graphs
+        ]
+
+    def networks(self, graphs: Sequence[Graph]) -> list[float]:
+        """The size of the files, written to a temporary folder."""
+        return [float(sum(path.stat().st_size for _, path in _files(g))) for g in graphs]
+
+
+def _files(graph: Graph) -> Iterator[tuple[str, Path]]:
+    """The ONNX files of a network in a temporary folder, one after the other by name."""
+    from ..targets.onnx.emitter import save_onnx
+
+    with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
+        save_onnx(graph, Path(folder) / "network.onnx")
+        for path in sorted(Path(folder).iterdir()):
+            yield path.name, path
 
 
 class Latency(Cost):
@@ -94,12 +130,31 @@ class Latency(Cost):
         return [entry.milliseconds for entry in found]
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
-        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds."""
+        """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds.
+
+        They are kept as well, so that an interrupted run ends with the same plan.
+        """
         from .latency import paired
 
+        key = self._key(graphs)
+        kept = self.table.store.networks(key)
+        if kept is not None and len(kept) == len(graphs):
+            return kept
         times = np.array(paired(self.table.device, list(graphs), ROUNDS), np.float64)
         base = float(np.median(times[0]))
-        return [base * float(np.median(row / times[0])) for row in times]
+        found = [base * float(np.median(row / times[0])) for row in times]
+        self.table.store.add_networks(key, self.table.device.name, found)
+        return found
+
+    def _key(self, graphs: Sequence[Graph]) -> str:
+        """A hash of networks that are timed in turn, with their weights, and of the device."""
+        digest = hashlib.sha256(f"{self.table.device.identity} {ROUNDS} rounds".encode())
+        for graph in graphs:
+            for name, path in _files(graph):
+                digest.update(name.encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """The unit and the device."""

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..data.calibration import CalibrationData
 from ..ir import Graph, Rewriter, UsageError
 from ..ir.errors import check_readable
 from ..ir.files import write_text
+from ..not_understood import NotUnderstood
 from ..passes import Pipeline
 from .candidates import MENU, Candidate
 from .samples import read_samples
@@ -42,12 +44,14 @@ class PlannedSite:
         candidate: The label of the candidate.
         saving: What it saves alone, in the unit of the cost.
         loss: What it loses alone, on the scoring samples.
+        cost: What the region costs as it is; ``None`` in plans of older versions.
     """
 
     site: str
     candidate: str
     saving: float
     loss: float
+    cost: float | None = None
 
 
 @dataclass
@@ -56,20 +60,27 @@ class Plan:
 
     Attributes:
         sites: The chosen replacements, in the order of the network.
-        target: The target: ``speedup``, ``latency``, ``macs`` or ``max_loss``, with its value.
+        target: The target: ``speedup``, ``latency``, ``macs``, ``size`` or ``max_loss``, with its value.
         cost: What the costs are: the unit, and the device if they are measured.
         before: The cost of the given model.
         predicted: The cost of the planned network by the sum over its sites.
         after: The cost of the planned network as a whole.
         predicted_loss: The sum of the losses of single replacements.
         loss: The loss of the whole planned network on the scoring samples.
-        factor: What a saving of a single region is worth in the whole network; the correction of ``predicted``.
+        factor: What a saving of a single region is worth in the whole network, fitted on other networks than the planned one; the correction
+            of ``predicted``.
         model: The SHA-256 of the model.
         samples: The SHA-256 of the calibration samples, their number, and where they were read from, if that was a path.
         fixed_shapes: Input shapes that were fixed in the model, by input name.
         version: The version of graphshrink that made it.
         menu: All candidates that were scored.
         refused: Sites and candidates that were left out, with reasons.
+        regions: The network in order, divided into parts; see :func:`graphshrink.planning.strip.strip`.
+        additivity: How well costs of regions add up: the number of whole ``networks`` that were timed, the root mean square ``error`` of their
+            predicted costs, and how far the planned network is ``off`` its prediction, both relative.
+        measures: How each output is compared: ``log``, ``softmax`` and ``logits`` by KL divergence, ``error`` by the relative squared
+            error; or ``own``, the user's function.
+        frontier: The sets of replacements that no other scored set beats, by their losses; see :mod:`graphshrink.planning.frontier`.
     """
 
     sites: list[PlannedSite]
@@ -87,6 +98,12 @@ class Plan:
     version: str
     menu: list[PlannedSite] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    additivity: dict[str, float | int | None] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    frontier: list[dict[str, Any]] = field(default_factory=list)
+    _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
+    _notes: list[str] = field(default_factory=list, repr=False, compare=False)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
@@ -96,13 +113,27 @@ class Plan:
         """The cost of the given model divided by that of the planned network."""
         return self.before / self.after if self.after else 1.0
 
+    @property
+    def not_understood(self) -> tuple[NotUnderstood, ...]:
+        """The opaque nodes of the model that was planned for; empty for a plan that was read from a file."""
+        return self._not_understood
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks on how the plan was made, which its file does not have."""
+        return self._notes
+
     def to_json(self) -> str:
         """The text of the file: equal plans give equal bytes."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        return f"{text}\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
         fields = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         fields["sites"] = [asdict(s) for s in self.sites]
         fields["menu"] = [asdict(s) for s in self.menu]
-        text = json.dumps({"format": FORMAT, **fields}, indent=1, allow_nan=False)
-        return f"{text}\n"
+        return {"format": FORMAT, **fields}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, whole or not at all.
@@ -136,12 +167,7 @@ class Plan:
             for key in ("sites", "menu"):
                 found[key] = [PlannedSite(**s) for s in found[key]]
             plan = cls(**found)
-            sound = (
-                all(isinstance(s.site, str) and isinstance(s.candidate, str) for s in plan.sites)
-                and isinstance(plan.model, str)
-                and isinstance(plan.samples, dict)
-                and isinstance(plan.cost, dict)
-            )
+            sound = _is_sound(plan)
         except (TypeError, KeyError, AttributeError):
             sound = False
         if not sound:
@@ -219,6 +245,35 @@ class Plan:
         if missing:
             raise UsageError(f"the model has no site {min(missing)[0]!r} any more: plan anew")
         return chosen
+
+
+_PART = {
+    "site": str, "kind": str, "candidate": str | None, "nodes": int, "ops": dict, "macs": int | None,
+    "first": str, "last": str,
+}  # fmt: skip
+_POINT = {"cost": int | float, "loss": int | float, "chosen": bool, "sites": list}
+
+
+def _is_sound(plan: Plan) -> bool:
+    """Whether the fields of a plan from a file have the types that are relied on."""
+    texts = [plan.model, *plan.refused, *plan.refused.values(), *plan.measures]
+    texts += [text for s in (*plan.sites, *plan.menu) for text in (s.site, s.candidate)]
+    numbers = [plan.before, plan.predicted, plan.after, plan.predicted_loss, plan.loss, plan.factor]
+    numbers += [n or 0 for n in plan.additivity.values()]
+    numbers += [n for s in (*plan.sites, *plan.menu) for n in (s.saving, s.loss, s.cost or 0)]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(n, int | float) and isfinite(n) for n in numbers)
+        and all(
+            isinstance(d, dict) for d in (plan.samples, plan.cost, plan.target, plan.additivity)
+        )
+        and all(_has(part, _PART) for part in plan.regions)
+        and all(_has(point, _POINT) for point in plan.frontier)
+    )
+
+
+def _has(entry: dict[str, Any], types: Mapping[str, Any]) -> bool:
+    return all(isinstance(entry[key], kind) for key, kind in types.items())
 
 
 def model_digest(model: Any) -> str:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
+from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
+from .additivity import LIMITS, Additivity, handful
 from .candidates import Candidate
-from .costs import Cost, Latency, Macs, Progress
+from .costs import Cost, FileSize, Latency, Macs, Progress
+from .frontier import FrontierPoint, frontier
+from .kept_scores import TOGETHER, KeptScores
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
 from .samples import read_samples
 from .steps import Choices, Stepper
+from .strip import strip
 from .survey import Choice, Survey, apply, survey
 
 _log = logging.getLogger(__name__)
 
-TARGETS = ("speedup", "latency", "macs", "max_loss")
+TARGETS = ("speedup", "latency", "macs", "size", "max_loss")
 """The targets of a plan."""
 
 TIGHTENINGS = 4
@@ -36,7 +41,7 @@ class Target:
 
     Attributes:
         kind: ``speedup``: how many times faster the network is to be; ``latency``: its milliseconds; ``macs``: the part of the MACs
-            that it keeps; ``max_loss``: the largest loss, and then the fastest network.
+            that it keeps; ``size``: the bytes of its ONNX files; ``max_loss``: the largest loss, and then the fastest network.
         value: The number.
     """
 
@@ -50,7 +55,7 @@ class Target:
             raise UsageError(f"a speedup must be larger than 1, not {self.value:g}")
         if self.kind == "macs" and not 0 < self.value < 1:
             raise UsageError(f"macs is the part that is kept, between 0 and 1, not {self.value:g}")
-        if self.kind in ("latency", "max_loss") and not self.value > 0:
+        if self.kind in ("latency", "size", "max_loss") and not self.value > 0:
             raise UsageError(f"{self.kind} must be larger than 0, not {self.value:g}")
 
     def budget(self, before: float) -> float:
@@ -68,6 +73,7 @@ def make_plan(
     *,
     measure: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    frontier: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
@@ -81,13 +87,19 @@ def make_plan(
     Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
     scorer = Scorer(graph, samples.scoring, measure)
-    found = survey(graph, samples, cost, scorer, report)
+    digest = model_digest(model)
+    shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
+    kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
+    found = survey(graph, samples, cost, scorer, kept, report)
     if not found.choices:
         raise UsageError(_nothing(found))
 
     def score(chosen: Choices) -> float:
+        made = [c.candidate for c in chosen]
         try:
-            return scorer.loss(apply(graph, [c.candidate for c in chosen]))
+            return kept.loss(
+                TOGETHER, [c.digest for c in chosen], lambda: scorer.loss(apply(graph, made))
+            )
         except (GraphError, InferenceError, ModelError) as error:
             # Each fits alone; a set that does not fit together is a set that is not chosen.
             _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
@@ -95,7 +107,11 @@ def make_plan(
 
     search = _Search(given, graph, target, cost, found, Stepper(found, score, report))
     chosen = search.run()
-    predicted = search.prepared - search.factor * sum(c.saving for c in chosen)
+    if frontier:
+        search.stepper.within(float("inf"))
+    made = frozenset(chosen)
+    search.factor = search.additivity.factor(without=made)
+    predicted = search.prepared - search.factor * saving_of(made)
     before, predicted, after, added, loss, factor = rounded(
         [
             search.before,
@@ -116,20 +132,26 @@ def make_plan(
         predicted_loss=added,
         loss=loss,
         factor=factor,
-        model=model_digest(model),
+        model=digest,
         samples={"sha256": samples.digest, "count": samples.count, **where(calibration)},
-        fixed_shapes={name: list(shape) for name, shape in (fixed_shapes or {}).items()},
+        fixed_shapes=shapes,
         version=__version__,
         menu=[_planned(c) for c in found.choices],
         refused=found.refused,
+        regions=strip(graph, found.choices, chosen),
+        measures=["own"] if scorer.own is not None else list(scorer.kinds),
+        frontier=search.frontier(chosen),
+        additivity=search.agreement(predicted),
+        _not_understood=tuple(not_understood(graph)),
+        _notes=[kept.problem] if kept.problem else [],
         _source=model,
         _data=calibration,
     )
 
 
 def _planned(choice: Choice) -> PlannedSite:
-    saving, loss = rounded([choice.saving, choice.loss])
-    return PlannedSite(*choice.key, saving, loss)
+    saving, loss, cost = rounded([choice.saving, choice.loss, choice.cost])
+    return PlannedSite(*choice.key, saving, loss, cost)
 
 
 def _nothing(found: Survey) -> str:
@@ -146,7 +168,8 @@ class _Search:
         prepared: The cost of the network after the exact passes.
         after: The cost of the chosen network.
         loss: Its loss.
-        factor: The saving of the chosen network divided by the sum over its regions.
+        factor: What a saving of a region is worth in a whole network.
+        additivity: The networks that were timed, from which the factor comes.
     """
 
     def __init__(
@@ -160,23 +183,38 @@ class _Search:
     ) -> None:
         self.given, self.graph, self.target, self.cost = given, graph, target, cost
         self.stepper, self.factor, self.loss = stepper, 1.0, 0.0
+        self.additivity = Additivity()
         self.before, self.prepared = cost.networks([given, graph])
         self.after = self.prepared
 
     def run(self) -> list[Choice]:
         """The chosen replacements, in the order of the network."""
+        if self.cost.measured:
+            self._measure_handful()
         if self.target.kind == "max_loss":
             chosen = self.stepper.within(self.target.value)
             self._measure(chosen)
         else:
             chosen = self._within_budget()
         if self.after >= self.before:
+            better = "smaller" if self.target.kind == "size" else "faster"
             raise UsageError(
-                f"the planned network would not be faster than the given one ({self.after:.4g} "
+                f"the planned network would not be {better} than the given one ({self.after:.4g} "
                 f"and {self.before:.4g} {self.cost.unit}): no file is made"
             )
         self.loss = self.stepper.loss(chosen)
         return sorted(chosen, key=lambda c: (c.site.span, c.key))
+
+    def frontier(self, chosen: Sequence[Choice]) -> list[dict[str, Any]]:
+        """The sets of replacements that no other scored set beats, for the plan."""
+        points = frontier(
+            self.stepper.survey.choices,
+            self.stepper.scores,
+            frozenset(chosen),
+            lambda made: self.prepared - self.factor * saving_of(made),
+            (self.after, self.loss),
+        )
+        return [{**asdict(p), **_rounded_point(p)} for p in points]
 
     def _within_budget(self) -> Choices:
         """The reached set of the smallest loss: too small a network is as wrong as too slow a one."""
@@ -207,13 +245,39 @@ class _Search:
         self.before, self.prepared, self.after, self.factor = reached[chosen]
         return chosen
 
+    def agreement(self, predicted: float) -> dict[str, float | int | None]:
+        """How well costs add up, for the plan; see :attr:`.plan.Plan.additivity`."""
+        error = self.additivity.error()
+        off = abs(predicted - self.after) / self.after if self.after else 0.0
+        return {
+            "networks": len(self.additivity.promised),
+            "error": None if error is None else rounded([error])[0],
+            "off": rounded([off])[0],
+        }
+
+    def _measure_handful(self) -> None:
+        """Time a few networks in turn, so that the search starts with the right factor."""
+        sets, made = [], []
+        for chosen in handful(self.stepper.survey, lambda some: saving_of(frozenset(some))):
+            try:
+                made.append(finished(self.graph, [c.candidate for c in chosen]))
+                sets.append(chosen)
+            except (GraphError, InferenceError, ModelError) as error:
+                _log.info("%s do not fit together: %s", sorted(c.key for c in chosen), error)
+        self.before, self.prepared, *costs = self.cost.networks([self.given, self.graph, *made])
+        for chosen, cost in zip(sets, costs, strict=True):
+            self.additivity.add(chosen, saving_of(chosen), self.prepared, cost)
+        self.factor, self.after = self.additivity.factor(), self.prepared
+
     def _measure(self, chosen: Choices) -> None:
         made = finished(self.graph, [c.candidate for c in chosen])
         self.before, self.prepared, self.after = self.cost.networks([self.given, self.graph, made])
-        saving = sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
+        saving = saving_of(chosen)
         if self.cost.measured and saving > 0:
-            # Noise must not ask for much more, or less, than there is.
-            self.factor = min(2.0, max(0.5, (self.prepared - self.after) / saving))
+            self.additivity.add(chosen, saving, self.prepared, self.after)
+            # The search goes on near this network, so its own factor is better than that of all.
+            low, high = LIMITS
+            self.factor = min(high, max(low, (self.prepared - self.after) / saving))
 
     def _unreachable(self, best: float) -> NoReturn:
         """Measure the smallest network that there is, and refuse the target."""
@@ -226,6 +290,16 @@ class _Search:
             f"{self.target.kind} {self.target.value:g} cannot be reached: the best is {reached:.4g} {self.cost.unit} "
             f"instead of {self.before:.4g}, a speedup of {1 / best:.2f}"
         )
+
+
+def _rounded_point(point: FrontierPoint) -> dict[str, float]:
+    cost, loss = rounded([point.cost, point.loss])
+    return {"cost": cost, "loss": loss}
+
+
+def saving_of(chosen: Choices) -> float:
+    """The sum of savings, in a fixed order: rounding must not depend on that of a set."""
+    return sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
 
 
 def finished(graph: Graph, candidates: list[Candidate]) -> Graph:
@@ -242,11 +316,13 @@ def plan(
     speedup: float | None = None,
     latency: float | None = None,
     macs: float | None = None,
+    size: float | None = None,
     max_loss: float | None = None,
     device: str = "ort-cpu",
     threads: int = 1,
     score: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    frontier: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -260,12 +336,14 @@ def plan(
         speedup: How many times faster the network is to be on the device, measured as a whole.
         latency: Its largest latency on the device, in milliseconds.
         macs: The part of its multiply-accumulate operations that it keeps; nothing is timed then.
+        size: The largest number of bytes of its ONNX files; nothing is timed then.
         max_loss: The largest loss (see :mod:`graphshrink.planning.quality`); the fastest network within it is planned.
         device: A name of :data:`graphshrink.planning.latency.DEVICES`.
         threads: The number of threads of the device's runtime; 0 uses all cores.
         score: How outputs are compared: ``"kl"``, ``"error"``, ``"auto"`` (by what computes them), or a function
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
+        frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
         progress: Called with (done, total, what).
 
     Returns:
@@ -276,12 +354,14 @@ def plan(
             the best that can.
         ModelError: If the model cannot be read.
     """
-    given = {"speedup": speedup, "latency": latency, "macs": macs, "max_loss": max_loss}
+    given = {
+        "speedup": speedup, "latency": latency, "macs": macs, "size": size, "max_loss": max_loss,
+    }  # fmt: skip
     targets = [Target(kind, value) for kind, value in given.items() if value is not None]
     if len(targets) != 1:
         raise UsageError(f"give one target of {', '.join(given)}, not {len(targets)}")
-    cost: Cost = Macs()
-    if macs is None:
+    cost: Cost = Macs() if size is None else FileSize()
+    if macs is None and size is None:
         from .latency import LatencyTable
         from .latency import device as device_of
 
@@ -293,5 +373,6 @@ def plan(
         cost,
         measure=score,
         fixed_shapes=fixed_shapes,
+        frontier=frontier,
         progress=progress,
     )

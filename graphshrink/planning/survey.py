@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Rewriter
+from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Node, Rewriter
 from ..passes.statistics.requests import groups_within_memory
 from .candidates import MENU, Candidate, Kind
 from .column_sums import ColumnSums
 from .costs import Cost, Progress
 from .extract import region_graph
-from .quality import Scorer
+from .kept_scores import ALONE, KeptScores, region_digest
+from .quality import Prefix, Scorer
 from .samples import Samples
 from .sites import Site, Sites, find_sites
 
@@ -30,11 +31,15 @@ class Choice:
         candidate: The candidate.
         saving: The cost of its region minus the cost of the candidate.
         loss: The loss of the network with this candidate alone, on the scoring samples.
+        cost: The cost of its region as it is.
+        digest: A hash of the region with the candidate.
     """
 
     candidate: Candidate
     saving: float
     loss: float
+    cost: float
+    digest: str
 
     @property
     def site(self) -> Site:
@@ -65,7 +70,12 @@ class Survey:
 
 
 def survey(
-    graph: Graph, samples: Samples, cost: Cost, scorer: Scorer, progress: Progress
+    graph: Graph,
+    samples: Samples,
+    cost: Cost,
+    scorer: Scorer,
+    kept_scores: KeptScores,
+    progress: Progress,
 ) -> Survey:
     """Fit, measure and score all candidates of a graph."""
     sites = find_sites(graph)
@@ -91,21 +101,31 @@ def survey(
     total = cost.networks([graph])[0]
     kept = dict(zip(whole, costs[len(parts) :], strict=True))
     promising = [
-        (candidate, kept[candidate.site] - spent)
-        for candidate, spent in zip(usable, costs, strict=False)
+        Promising(candidate, part, kept[candidate.site], kept[candidate.site] - spent)
+        for candidate, part, spent in zip(usable, parts, costs, strict=False)
         if kept[candidate.site] - spent > LEAST_SAVING * total and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
-    choices = _scored(graph, promising, scorer, progress)
+    choices = _scored(graph, promising, scorer, kept_scores, progress)
     return Survey(sites, choices, total, refused)
 
 
-def _is_beaten(one: tuple[Candidate, float], others: Sequence[tuple[Candidate, float]]) -> bool:
+@dataclass(frozen=True, eq=False)
+class Promising:
+    """A candidate that is worth a score: its region, what that costs as it is, and the saving."""
+
+    candidate: Candidate
+    region: Graph
+    cost: float
+    saving: float
+
+
+def _is_beaten(one: Promising, others: Sequence[Promising]) -> bool:
     """Whether another candidate of the same site errs less and saves more."""
-    candidate, saving = one
+    mine = one.candidate
     return any(
-        other.site is candidate.site and saves > saving and other.error < candidate.error
-        for other, saves in others
+        p.candidate.site is mine.site and p.saving > one.saving and p.candidate.error < mine.error
+        for p in others
     )
 
 
@@ -138,21 +158,33 @@ def fit(
 
 
 def _scored(
-    graph: Graph, promising: Sequence[tuple[Candidate, float]], scorer: Scorer, progress: Progress
+    graph: Graph,
+    promising: Sequence[Promising],
+    scorer: Scorer,
+    kept: KeptScores,
+    progress: Progress,
 ) -> list[Choice]:
     place = {node: i for i, node in enumerate(graph.nodes)}
-    first = {c.site: min(c.site.nodes, key=place.__getitem__) for c, _ in promising}
-    ordered = sorted(promising, key=lambda p: place[first[p[0].site]])
+    first = {
+        p.candidate.site: min(p.candidate.site.nodes, key=place.__getitem__) for p in promising
+    }
+    ordered = sorted(promising, key=lambda p: place[first[p.candidate.site]])
     choices: list[Choice] = []
-    prefix, at = None, None
-    for done, (candidate, saving) in enumerate(ordered):
+    prefixes: dict[Node, Prefix] = {}
+    for done, one in enumerate(ordered):
         progress(done, len(ordered), "scores")
-        if at is not first[candidate.site]:
-            at = first[candidate.site]
-            prefix = scorer.prefix(at)
-        assert prefix is not None
-        loss = prefix.loss(apply(graph, [candidate]))
-        choices.append(Choice(candidate, saving, max(loss, 0.0)))
+        start = first[one.candidate.site]
+        if start not in prefixes:
+            prefixes.clear()  # Candidates come in order: the values of one are kept at a time.
+
+        def score(one: Promising = one, start: Node = start) -> float:
+            if start not in prefixes:
+                prefixes[start] = scorer.prefix(start)
+            return max(prefixes[start].loss(apply(graph, [one.candidate])), 0.0)
+
+        digest = region_digest(one.candidate.site.name, one.region)
+        loss = kept.loss(ALONE, [digest], score)
+        choices.append(Choice(one.candidate, one.saving, loss, one.cost, digest))
     return sorted(choices, key=lambda c: (c.site.span, c.key))
 
 

@@ -14,10 +14,12 @@ from ..cli.terminal import show
 from ..ir import Graph, UsageError
 from ..ir.errors import check_readable
 from ..passes import relative_error
-from ..passes.infra.tolerance import MOST_NOISE, noise_limit
+from ..passes.infra.difference import Difference, largest_difference
+from ..passes.infra.tolerance import allowed_error
 from ..report import Size, number, size_table
 from .inputs import Arrays, named_inputs, nudges, running_inputs
 from .latency import PairedLatency, paired_latency
+from .matching import matched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +39,8 @@ class Comparison:
         sizes: The sizes of A and B; ``None`` for a .tflite file, whose operations are not those of the IR.
         file_bytes: The bytes of the two models, including the files of their external data.
         latency: The latency of B compared with A.
+        difference: Where the outputs differ most; ``None`` if they are equal.
+        notes: Inputs and outputs that were matched in spite of different names, and how a model was run.
     """
 
     error: float
@@ -44,6 +48,8 @@ class Comparison:
     sizes: tuple[Size | None, Size | None]
     file_bytes: tuple[int, int]
     latency: PairedLatency
+    difference: Difference | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -56,6 +62,8 @@ class Comparison:
             "error": number(self.error),
             "tolerance": self.tolerance,
             "equal": self.equal,
+            "difference": None if self.difference is None else self.difference.to_dict(),
+            "notes": list(self.notes),
             "a": {**_fields(self.sizes[0]), "file_bytes": self.file_bytes[0]},
             "b": {**_fields(self.sizes[1]), "file_bytes": self.file_bytes[1]},
             "milliseconds": list(self.latency.milliseconds),
@@ -76,6 +84,8 @@ class Comparison:
         console.print(
             f"largest output error, relative: {self.error:.2e} (allowed {self.tolerance:.0e})"
         )
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _fields(size: Size | None) -> dict[str, Any]:
@@ -134,32 +144,72 @@ def compare_models(
         settable = set(other.types) & set(arrays or ())
         left_out = side.optional - settable if side.optional < set(side.types) else frozenset()
         side.types = {name: t for name, t in side.types.items() if name not in left_out}
-    if (
-        list(a.types) != list(b.types)
-        or len(a.outputs) != len(b.outputs)
-        or (a.named and b.named and a.outputs != b.outputs)
-    ):
-        raise UsageError(f"{first} and {second} have different inputs or outputs")
-    graph = Graph("the inputs of both")
-    for name, type_ in a.types.items():
-        if not type_.accepts(b.types[name]):
-            raise UsageError(f"input {name!r} is {type_} in {first}, {b.types[name]} in {second}")
-        # A size that is free in one of them may be fixed in the other.
-        graph.add_input(name, type_.refined(b.types[name]))
+    pair = _Pair(a, b)
     if arrays is None:
-        feeds = running_inputs(graph, shapes, seed, lambda x: (a.run(x), b.run(x)))
+        feeds = running_inputs(pair.graph, shapes, seed, pair.run)
     else:
-        feeds = named_inputs(graph, arrays)
-    want, got = a.run(feeds), b.run(feeds)
+        feeds = named_inputs(pair.graph, arrays)
+    want, got = pair.run(feeds)
     error = relative_error(want, got)
     if tolerance is None:
-        tolerance = max(a.tolerance, b.tolerance)
-        if tolerance < error < MOST_NOISE:
-            moved = (a.run(x) for x in nudges(feeds, seed))
-            tolerance = noise_limit(tolerance, want, moved)
-            a.run(feeds)
+        unit = max(a.unit, b.unit)
+        tolerance = allowed_error(
+            max(a.tolerance, b.tolerance),
+            error,
+            want,
+            lambda: (a.run(x) for x in nudges(feeds, seed, unit)),
+        )
+        a.run(feeds)
+    found = largest_difference(want, got, a.outputs, tolerance)
     latency = paired_latency(a.again, b.again, pairs=runs)
-    return Comparison(error, tolerance, (a.size, b.size), (a.file_bytes, b.file_bytes), latency)
+    return Comparison(
+        error,
+        tolerance,
+        (a.size, b.size),
+        (a.file_bytes, b.file_bytes),
+        latency,
+        found,
+        (*pair.notes, *a.notes, *b.notes),
+    )
+
+
+class _Pair:
+    """Two models whose inputs and outputs are matched.
+
+    Attributes:
+        graph: A graph with the inputs of both, under the names of the first.
+        notes: What was matched in spite of different names.
+
+    Raises:
+        UsageError: If their inputs or outputs do not match.
+    """
+
+    def __init__(self, a: OnnxSide | LiteSide, b: OnnxSide | LiteSide) -> None:
+        self.a, self.b = a, b
+        files = (str(a.path), str(b.path))
+        theirs = list(b.types.items())
+        places, inputs = matched("inputs", list(a.types.items()), theirs, files)
+        self._outputs, outputs = matched(
+            "outputs",
+            list(zip(a.outputs, a.output_types, strict=True)),
+            list(zip(b.outputs, b.output_types, strict=True)),
+            files,
+        )
+        self.notes = [note for note in (inputs, outputs) if note]
+        self._inputs = [theirs[place][0] for place in places]
+        self.graph = Graph("the inputs of both")
+        for (name, type_), partner in zip(a.types.items(), self._inputs, strict=True):
+            other = b.types[partner]
+            if not type_.accepts(other):
+                raise UsageError(f"input {name!r} is {type_} in {a.path}, {other} in {b.path}")
+            # A size that is free in one of them may be fixed in the other.
+            self.graph.add_input(name, type_.refined(other))
+
+    def run(self, feeds: Arrays) -> tuple[list[Any], list[Any]]:
+        """The outputs of both, those of the second in the order of the first."""
+        given = dict(zip(self._inputs, feeds.values(), strict=True))
+        want, got = self.a.run(feeds), self.b.run(given)
+        return want, [got[place] for place in self._outputs]
 
 
 def _side(path: Path, threads: int, like: OnnxSide | LiteSide | None = None) -> OnnxSide | LiteSide:

@@ -8,11 +8,12 @@ from typing import Any
 from ..api import load
 from ..emission import data_files
 from ..frontends.onnx.defaults import defaults
-from ..passes.infra.tolerance import tolerance_of
+from ..passes.infra.tolerance import tolerance_of, unit_of
 from ..report import Size
 from .inputs import Arrays
 from .memory import check_memory
 from .sessions import run_session, session
+from .widened import WidenedSession
 
 
 class OnnxSide:
@@ -23,12 +24,12 @@ class OnnxSide:
         types: The types of the inputs, by name.
         optional: The inputs that have a default, by name.
         outputs: The names of the outputs.
-        named: Whether the names of the outputs are those of the original model.
+        output_types: Their types.
         size: The size of the graph.
         tolerance: The error allowed for its coarsest element type.
+        unit: The rounding unit of that type.
+        notes: How the file was run, if not as it is.
     """
-
-    named = True
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
@@ -39,8 +40,12 @@ class OnnxSide:
         self.output_types = [v.type for v in self.graph.outputs]
         self.size: Size | None = Size.of(self.graph)
         self.tolerance = tolerance_of(self.graph)
+        self.unit = unit_of(self.graph)
+        self.notes: list[str] = []
         check_memory(self.graph, str(path))
         self._session = session(path, threads)
+        if isinstance(self._session, WidenedSession):
+            self.notes.append(f"{path}: onnxruntime ran its bfloat16 as float32")
         self._feeds: Arrays = {}
 
     def run(self, feeds: Arrays) -> list[Any]:

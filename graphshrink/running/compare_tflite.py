@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..ir import DType, TensorType, UsageError
-from ..passes.infra.tolerance import TOLERANCE
+from ..passes.infra.tolerance import TOLERANCE, UNITS
 from ..report import Size
 from ..targets.tflite.layout import Layout, channels_last
 from .compare_onnx import OnnxSide
 from .inputs import Arrays
 from .litert import LiteModel, Port
+from .matching import paired_names
 
 _ALLOWED = {DType.F32: TOLERANCE[DType.F32], DType.F16: TOLERANCE[DType.F16], DType.I8: 0.1}
 """The error allowed for the type of a file's weights; int8 models round after every op."""
@@ -39,45 +40,39 @@ class LiteSide:
         self.model = LiteModel(path, threads)
         inputs, outputs = self.model.inputs, self.model.outputs
         names = [p.name for p in inputs]
-        others: list[TensorType | None] = [None] * len(inputs)
         wished: dict[str, TensorType] = {}
         if like is not None:
             left_out = like.optional - set(names)
             wished = {name: t for name, t in like.types.items() if name not in left_out}
-        if like is not None and len(names) == len(wished):
-            if set(names) == set(wished):
-                place = {name: i for i, name in enumerate(wished)}
-                inputs = sorted(inputs, key=lambda port: place[port.name])
-            names, others = list(wished), list(wished.values())
+        others = _partners(names, wished)
         self._inputs = [
             (port, _order(path, port, t)) for port, t in zip(inputs, others, strict=True)
         ]
         self.types = {
-            name: _float_of(_logical(port.type, order), other)
-            for name, (port, order), other in zip(names, self._inputs, others, strict=True)
+            port.name: _float_of(_logical(port.type, order), other)
+            for (port, order), other in zip(self._inputs, others, strict=True)
         }
-        self.named = self.model.written_by is not None
-        results = {p.name: p for p in outputs}
-        wanted: list[TensorType | None] = [None] * len(outputs)
-        if like is not None and len(like.outputs) == len(outputs):
-            wanted = list(like.output_types)
-            if set(results) == set(like.outputs):
-                outputs = [results[name] for name in like.outputs]
-        self._outputs = [(p, _order(path, p, t)) for p, t in zip(outputs, wanted, strict=True)]
+        wanted = {}
+        if like is not None:
+            wanted = dict(zip(like.outputs, like.output_types, strict=True))
+        results = _partners([p.name for p in outputs], wanted)
+        self._outputs = [(p, _order(path, p, t)) for p, t in zip(outputs, results, strict=True)]
         self.outputs = [p.name for p in outputs]
         self.output_types = [
             _float_of(_logical(port.type, order), other)
-            for (port, order), other in zip(self._outputs, wanted, strict=True)
+            for (port, order), other in zip(self._outputs, results, strict=True)
         ]
         self.size: Size | None = None
         self.tolerance = _ALLOWED[self.model.coarsest]
+        self.unit = UNITS[DType.F16 if self.model.coarsest is DType.F16 else DType.F32]
+        self.notes: list[str] = []
 
     def run(self, feeds: Arrays) -> list[Any]:
         """Set the inputs, run, and return the outputs."""
         arrays = {}
-        for (port, order), array in zip(self._inputs, feeds.values(), strict=True):
+        for port, order in self._inputs:
             assert port.type.dtype is not None
-            arrays[port.name] = array.transpose(order).astype(port.type.dtype.numpy)
+            arrays[port.name] = feeds[port.name].transpose(order).astype(port.type.dtype.numpy)
         self.model.feed(arrays)
         self.model.invoke()
         places = {p.name: i for i, p in enumerate(self.model.outputs)}
@@ -97,6 +92,15 @@ class LiteSide:
     def file_bytes(self) -> int:
         """The bytes of the file."""
         return self.model.file_bytes
+
+
+def _partners(names: list[str], others: dict[str, TensorType]) -> list[TensorType | None]:
+    """For each input or output of the file, the type of its partner on the other side; none if there are not as many."""
+    if len(names) != len(others):
+        return [None] * len(names)
+    types = list(others.values())
+    places = paired_names(names, list(others))
+    return [None if place is None else types[place] for place in places]
 
 
 def _logical(type_: TensorType, order: tuple[int, ...]) -> TensorType:

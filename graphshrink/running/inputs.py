@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..ir import DType, Graph, ModelError, TensorType, UsageError, Value
 from ..ir.errors import check_input_name
+from ..passes.infra.tolerance import UNITS
 from .memory import available_memory
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -155,20 +156,27 @@ def running_inputs(
     raise failure
 
 
-def nudge(array: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """An array of floats, each changed up or down by about one rounding unit; an array of another type is not changed."""
-    if not np.issubdtype(array.dtype, np.floating):
+def nudge(array: npt.NDArray[Any], rng: np.random.Generator, unit: float = 0.0) -> npt.NDArray[Any]:
+    """An array of floats, each changed up or down by about one rounding unit; an array of another type is not changed.
+
+    Args:
+        array: The array.
+        rng: A random generator, for the directions.
+        unit: The rounding unit; that of the array's element type if that is larger.
+    """
+    step = UNITS.get(DType.of(array.dtype)) if array.dtype.kind in "fV" else None
+    if step is None:
         return array
-    step = np.asarray(np.finfo(array.dtype).eps, array.dtype)
-    signs = rng.integers(0, 2, array.shape).astype(array.dtype) * 2 - 1
-    moved: npt.NDArray[Any] = (array + array * signs * step).astype(array.dtype)
+    wide = array.astype(np.float64)
+    signs = rng.integers(0, 2, array.shape) * 2 - 1
+    moved: npt.NDArray[Any] = (wide + wide * signs * max(step, unit)).astype(array.dtype)
     return moved
 
 
-def nudges(feeds: Arrays, seed: int) -> list[Arrays]:
-    """Several sets of inputs that differ from ``feeds`` by rounding units only."""
+def nudges(feeds: Arrays, seed: int, unit: float = 0.0) -> list[Arrays]:
+    """Several sets of inputs that differ from ``feeds`` by rounding units only; ``unit`` as for :func:`nudge`."""
     rng = np.random.default_rng(seed)
-    return [{n: nudge(a, rng) for n, a in feeds.items()} for _ in range(NUDGES)]
+    return [{n: nudge(a, rng, unit) for n, a in feeds.items()} for _ in range(NUDGES)]
 
 
 def shapes_text(feeds: Arrays) -> str:
@@ -233,8 +241,11 @@ def fx_inputs(
     return tuple(made)
 
 
-def fx_nudges(inputs: Sequence[Any], seed: int) -> list[tuple[Any, ...]]:
-    """Several sets of inputs that differ from ``inputs`` by rounding units only; only tensors of floats are changed."""
+def fx_nudges(inputs: Sequence[Any], seed: int, unit: float = 0.0) -> list[tuple[Any, ...]]:
+    """Several sets of inputs that differ from ``inputs`` by rounding units only; only tensors of floats are changed.
+
+    ``unit`` as for :func:`nudge`.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -243,6 +254,6 @@ def fx_nudges(inputs: Sequence[Any], seed: int) -> list[tuple[Any, ...]]:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             return x
         signs = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
-        return x + x * signs * torch.finfo(x.dtype).eps
+        return x + x * signs * max(torch.finfo(x.dtype).eps, unit)
 
     return [tuple(map(moved, inputs)) for _ in range(NUDGES)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir import Graph, ModelError
+from ..ir import Graph, GraphshrinkError, ModelError, UsageError
+from ..ir.errors import check_readable
 from .inputs import Arrays, shapes_text
 from .memory import check_memory
 
@@ -63,6 +66,30 @@ def session(
     Raises:
         ModelError: If onnxruntime cannot load the model.
     """
+    import_module("onnxruntime")
+    named = name or str(model)
+    try:
+        made = _opened(model, threads, base_dir)
+        if all(_readable(port.type) for port in (*made.get_inputs(), *made.get_outputs())):
+            return made
+        failure: Exception = ModelError("onnxruntime does not take bfloat16 from Python")
+    except Exception as error:
+        failure = error
+    from .widened import widened
+
+    try:
+        wide = widened(model, base_dir, lambda proto: _opened(proto, threads, base_dir))
+    except Exception:
+        wide = None  # The first error is the one about the model as it is.
+    if wide is not None:
+        return wide
+    reason = one_line(failure)
+    if isinstance(model, Path):
+        reason = reason.replace(str(model), named)
+    raise ModelError(f"onnxruntime cannot load {named}: {reason}{_hint(str(failure))}") from failure
+
+
+def _opened(model: Path | ModelProto, threads: int, base_dir: Path | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -70,15 +97,53 @@ def session(
     options.intra_op_num_threads = threads
     if base_dir is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(base_dir))
-    named = name or str(model)
+    for library in _libraries.get():
+        options.register_custom_ops_library(library)
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _readable(type_: str) -> bool:
+    """Whether Python can give onnxruntime arrays of a type, and take them."""
+    return "bfloat16" not in type_
+
+
+_libraries: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
+
+
+@contextmanager
+def custom_ops(libraries: Sequence[str]) -> Iterator[None]:
+    """Register libraries with kernels of custom operators in every onnxruntime session inside this context.
+
+    Raises:
+        UsageError: If onnxruntime cannot load one.
+    """
+    for library in libraries:
+        import onnxruntime
+
+        try:
+            check_readable(library)
+            onnxruntime.SessionOptions().register_custom_ops_library(library)
+        except GraphshrinkError:
+            raise
+        except Exception as error:
+            raise UsageError(f"--custom-ops {library}: {one_line(error)}") from error
+    token = _libraries.set(tuple(libraries))
     try:
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = one_line(error)
-        if isinstance(model, Path):
-            reason = reason.replace(str(model), named)
-        raise ModelError(f"onnxruntime cannot load {named}: {reason}") from error
+        yield
+    finally:
+        _libraries.reset(token)
+
+
+def _hint(reason: str) -> str:
+    """What helps with operators that onnxruntime does not know."""
+    unknown = re.search(r"([^\s:]+):([^\s:(]+)\(-?\d+\) is not a registered function/op", reason)
+    if unknown is None:
+        return ""
+    return (
+        f" (the kernel of {unknown[2]} of {unknown[1]} is in a library: --custom-ops FILE loads it; "
+        "a model can be shrunk without --check and without it)"
+    )
 
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"

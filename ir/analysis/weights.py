@@ -18,12 +18,12 @@ from .. import (
     Embedding,
     Graph,
     Linear,
-    Lstm,
     MatMul,
     Node,
     Value,
 )
 from ..masks.nm_pattern import Pattern, Reduction
+from ..ops.recurrent import _Recurrent
 from .dequantized import dequantized_from
 
 LIKELY_CHANNELS = 256
@@ -153,7 +153,7 @@ def _weights(node: Node) -> list[tuple[int, Value]]:
             indices: Sequence[int] = (1,)
         case MatMul():
             indices = (0, 1)
-        case Lstm():
+        case _Recurrent():
             indices = (1, 2)
         case _:
             return []
@@ -169,7 +169,7 @@ def _weight(value: Value) -> NmWeight:
     first = next(iter(reductions)) if len(reductions) == 1 else None
     assert value.data is not None
     problem: str | None = None
-    special = [n for n in readers if isinstance(n.op, Embedding | Lstm)]
+    special = [n for n in readers if isinstance(n.op, Embedding | _Recurrent)]
     if special:
         problem = _LOOKED_UP if isinstance(special[0].op, Embedding) else _RECURRENT
         if len(special) < len(readers):

@@ -75,8 +75,9 @@ def _slope_ties(inputs: InputTypes, operand: int, axis: int) -> tuple[Tie, ...] 
     x, slope = required(inputs, 0), required(inputs, operand)
     if x.rank is None or slope.dim(0) is None:
         return None
-    own = axis_of(axis, x.rank)
-    tied = [(operand, 0)] if slope.dim(0) != 1 else []
+    # One slope for all needs no axis, and torch has such slopes on values without axis 1.
+    shared = slope.dim(0) == 1
+    own, tied = (-1, []) if shared else (axis_of(axis, x.rank), [(operand, 0)])
     return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
 
 

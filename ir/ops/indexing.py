@@ -13,6 +13,7 @@ from .base import (
     Tie,
     axis_of,
     required,
+    same_dtype,
     same_shape_ties,
     ties,
 )
@@ -31,9 +32,7 @@ class Gather(Op):
     arity = (2, 2)
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        data, indices = required(inputs, 0), required(inputs, 1)
-        if indices.dtype is not None and not indices.dtype.is_int:
-            raise InferenceError(f"Gather by {indices}, which are not integers")
+        data, indices = required(inputs, 0), _integers(self, required(inputs, 1))
         if data.shape is None or indices.shape is None:
             return (TensorType(data.dtype),)
         axis = axis_of(self.axis, len(data.shape))
@@ -179,4 +178,135 @@ class CumSum(Op):
         return tuple(tie for axis, tie in enumerate(found) if axis != own)
 
 
-__all__ = ["ArgReduce", "CumSum", "Expand", "Gather"]
+@dataclass(frozen=True)
+class GatherElements(Op):
+    """Single elements by their place along one axis: ``(data, indices)``; the result has the shape of the indices.
+
+    ``result[i, j] = data[indices[i, j], j]`` along axis 0 of matrices. Indices below zero count from the end. Along the
+    other axes the indices may be shorter than the data.
+    """
+
+    axis: int = 0
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        data, indices = required(inputs, 0), _integers(self, required(inputs, 1))
+        ranks = {data.rank, indices.rank} - {None}
+        if len(ranks) > 1 or 0 in ranks:
+            raise InferenceError(f"GatherElements of {data} by {indices}")
+        for rank in ranks:
+            axis_of(self.axis, rank or 0)
+        return (TensorType(data.dtype, indices.shape),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        data, indices = required(inputs, 0), required(inputs, 1)
+        if data.rank is None or indices.rank is None:
+            return None
+        own = axis_of(self.axis, data.rank)
+        # Indices that are shorter than the data, or may be, read the first elements.
+        others = (
+            a for a in range(data.rank) if a != own and data.dim(a) == indices.dim(a) is not None
+        )
+        return ties([(1, own), (-1, own)], *([(0, a), (1, a), (-1, a)] for a in others))
+
+
+@dataclass(frozen=True)
+class GatherNd(Op):
+    """Slices by vectors of integers: ``(data, indices)``; the last axis of the indices holds places along axes of the data.
+
+    These are the axes behind ``batch_axes``, which data and indices have in common. Indices below zero count from the end.
+
+    Attributes:
+        batch_axes: The number of leading axes that are not indexed.
+    """
+
+    batch_axes: int = 0
+    arity = (2, 2)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        data, indices = required(inputs, 0), _integers(self, required(inputs, 1))
+        if data.shape is None or indices.shape is None:
+            return (TensorType(data.dtype),)
+        count, batch = indices.dim(-1) if indices.shape else None, self.batch_axes
+        if not 0 <= batch < min(len(data.shape), len(indices.shape)):
+            raise InferenceError(f"GatherNd of {data} by {indices}, with {batch} batch axes")
+        if count is None:
+            return (TensorType(data.dtype),)
+        if batch + count > len(data.shape):
+            raise InferenceError(f"GatherNd of {data} by {indices}")
+        return (TensorType(data.dtype, (*indices.shape[:-1], *data.shape[batch + count :])),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        data, indices = required(inputs, 0), required(inputs, 1)
+        count = indices.dim(-1) if indices.rank else None
+        if data.rank is None or indices.rank is None or count is None:
+            return None
+        batch, places = self.batch_axes, indices.rank - 1
+        shared = [[(0, a), (1, a), (-1, a)] for a in range(batch)]
+        picked = [[(1, a), (-1, a)] for a in range(batch, places)]
+        rest = range(batch + count, data.rank)
+        return ties(*shared, *picked, *([(0, a), (-1, places + i)] for i, a in enumerate(rest)))
+
+
+def _integers(op: Op, indices: TensorType) -> TensorType:
+    if indices.dtype is not None and not indices.dtype.is_int:
+        raise InferenceError(f"{op.name} by {indices}, which are not integers")
+    return indices
+
+
+@dataclass(frozen=True)
+class TopK(Op):
+    """The largest or smallest numbers along one axis, in order: ``(x)`` gives ``(numbers, their indices)``, the latter as int64.
+
+    Of equal numbers, the one with the lower index comes first.
+
+    Attributes:
+        k: How many.
+        axis: The axis.
+        largest: Whether they are the largest ones, in descending order; else the smallest, in ascending order.
+    """
+
+    k: int
+    axis: int = -1
+    largest: bool = True
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if self.k < 0:
+            raise InferenceError(f"the first {self.k} numbers")
+        if x.shape is None:
+            return (TensorType(x.dtype), TensorType(DType.I64))
+        axis = axis_of(self.axis, len(x.shape))
+        size = x.shape[axis]
+        if isinstance(size, int) and self.k > size:
+            raise InferenceError(f"the first {self.k} of {size} numbers")
+        shape = (*x.shape[:axis], self.k, *x.shape[axis + 1 :])
+        return (TensorType(x.dtype, shape), TensorType(DType.I64, shape))
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        own = axis_of(self.axis, rank)
+        return ties(*([(0, a), (-1, a), (-2, a)] for a in range(rank) if a != own))
+
+
+@dataclass(frozen=True)
+class Range(Op):
+    """Numbers at equal distances: scalars ``(start, limit, delta)`` give ``start, start + delta, ...`` before the limit."""
+
+    arity = (3, 3)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        given = [required(inputs, i) for i in range(3)]
+        dtype = same_dtype(self, *given)
+        if any(type_.rank not in (None, 0) for type_ in given):
+            raise InferenceError(f"Range of {', '.join(map(str, given))}, which are not scalars")
+        return (TensorType(dtype, (None,)),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        # There are no axes but that of the result, whose order is its meaning.
+        return ()
+
+
+__all__ = ["ArgReduce", "CumSum", "Expand", "Gather", "GatherElements", "GatherNd", "Range", "TopK"]

@@ -1,4 +1,4 @@
-"""Normalisation within groups of channels, over all positions."""
+"""Normalisation within groups of channels, and by neighbouring ones."""
 
 from __future__ import annotations
 
@@ -58,4 +58,35 @@ def _differ(a: int | None, b: int | None) -> bool:
     return a is not None and b is not None and a != b
 
 
-__all__ = ["GroupNorm"]
+@dataclass(frozen=True)
+class LocalResponseNorm(Op):
+    """``x / (bias + alpha / size * s) ** beta`` of ``(N, C, *positions)``; s is the sum of the squares of ``size`` channels around it.
+
+    Channels that do not exist count as zeros.
+
+    Attributes:
+        size: The number of channels, which is odd.
+        alpha: The factor of the mean square.
+        beta: The exponent.
+        bias: Added to the mean square.
+    """
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    bias: float = 1.0
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        if self.size < 1 or self.size % 2 == 0 or x.rank in (0, 1):
+            raise InferenceError(f"LocalResponseNorm of {x} over {self.size} channels")
+        return (x,)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        return ties(*([(0, a), (-1, a)] for a in range(rank) if a != 1))
+
+
+__all__ = ["GroupNorm", "LocalResponseNorm"]

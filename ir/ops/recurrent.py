@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..types import Dim, Shape, TensorType
 from .base import InferenceError, InputTypes, Op, optional, required, same_dtype
@@ -13,29 +14,34 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 
 @dataclass(frozen=True)
-class Lstm(Op):
-    """ONNX's LSTM with its default activations: ``(x, w, r, b?, lengths?, h?, c?)`` gives ``(y, last h, last c)``.
+class _Recurrent(Op):
+    """What the recurrent layers of ONNX share: ``(x, w, r, b?, lengths?, h?)`` gives ``(y, last h)``.
 
-    Shapes, with D directions: x ``(time, batch, inputs)``, w ``(D, 4 * hidden, inputs)``,
-    r ``(D, 4 * hidden, hidden)``, b ``(D, 8 * hidden)`` (both biases), h and c ``(D, batch, hidden)``,
-    y ``(time, D, batch, hidden)``. The four gates are input, output, forget, cell.
+    Shapes, with D directions and G gates: x ``(time, batch, inputs)``, w ``(D, G * hidden, inputs)``,
+    r ``(D, G * hidden, hidden)``, b ``(D, 2 * G * hidden)`` (both biases), lengths ``(batch,)``, each state
+    ``(D, batch, hidden)``, y ``(time, D, batch, hidden)``.
 
     Attributes:
         hidden: The size of the state.
         direction: One of :data:`DIRECTIONS`.
-        results: How many of y, last h and last c there are.
+        results: How many of y and the last states there are.
     """
 
     hidden: int
     direction: str = "forward"
     results: int = 1
-    arity = (3, 7)
+    arity = (3, 6)
+    gates: ClassVar[int]
+    """The number of gates."""
+    states: ClassVar[int] = 1
+    """The number of states: they are the last inputs and the last results."""
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise ValueError(f"unknown direction {self.direction!r}; known are {DIRECTIONS}")
-        if not 1 <= self.results <= 3:
-            raise ValueError(f"an Lstm has 1 to 3 results, not {self.results}")
+        most = 1 + self.states
+        if not 1 <= self.results <= most:
+            raise ValueError(f"{self.name} has 1 to {most} results, not {self.results}")
 
     @property
     def directions(self) -> int:
@@ -50,28 +56,95 @@ class Lstm(Op):
             optional(inputs, 3),
         )
         dtype = same_dtype(self, x, w, r, b)
-        d, n = self.directions, self.hidden
+        d, n, rows = self.directions, self.hidden, self.gates * self.hidden
         features = x.dim(-1)
-        state: Shape = (d, x.shape[1] if x.shape is not None and len(x.shape) == 3 else None, n)
+        time: Dim = x.shape[0] if x.rank == 3 and x.shape else None
+        batch: Dim = x.shape[1] if x.rank == 3 and x.shape else None
+        state: Shape = (d, batch, n)
         wanted: list[tuple[TensorType | None, Shape]] = [
             (x, (None, None, None)),
-            (w, (d, 4 * n, features)),
-            (r, (d, 4 * n, n)),
-            (b, (d, 8 * n)),
-            (optional(inputs, 5), state),
-            (optional(inputs, 6), state),
+            (w, (d, rows, features)),
+            (r, (d, rows, n)),
+            (b, (d, 2 * rows)),
+            (optional(inputs, 4), (batch,)),
+            *((optional(inputs, 5 + i), state) for i in range(self.states)),
         ]
         for type_, shape in wanted:
             if type_ is not None and not type_.accepts(TensorType(type_.dtype, shape)):
-                raise InferenceError(f"Lstm of hidden size {n} with an operand {type_}")
-        time: Dim = x.shape[0] if x.shape is not None else None
-        batch: Dim = x.shape[1] if x.shape is not None else None
-        last = TensorType(dtype, (d, batch, n))
-        return (TensorType(dtype, (time, d, batch, n)), last, last)[: self.results]
+                raise InferenceError(f"{self.name} of hidden size {n} with an operand {type_}")
+        last = TensorType(dtype, state)
+        return (TensorType(dtype, (time, d, batch, n)), *[last] * self.states)[: self.results]
 
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
         size, features = outputs[0].size, required(inputs, 0).dim(-1)
-        return None if size is None or features is None else size * 4 * (features + self.hidden)
+        return (
+            None
+            if size is None or features is None
+            else size * self.gates * (features + self.hidden)
+        )
 
 
-__all__ = ["Lstm"]
+@dataclass(frozen=True)
+class Lstm(_Recurrent):
+    """ONNX's LSTM with its default activations: ``(x, w, r, b?, lengths?, h?, c?)`` gives ``(y, last h, last c)``.
+
+    Shapes, with D directions: x ``(time, batch, inputs)``, w ``(D, 4 * hidden, inputs)``,
+    r ``(D, 4 * hidden, hidden)``, b ``(D, 8 * hidden)`` (both biases), h and c ``(D, batch, hidden)``,
+    y ``(time, D, batch, hidden)``. The four gates are input, output, forget, cell.
+
+    Attributes:
+        hidden: The size of the state.
+        direction: One of :data:`DIRECTIONS`.
+        results: How many of y, last h and last c there are.
+    """
+
+    arity = (3, 7)
+    gates = 4
+    states = 2
+
+
+@dataclass(frozen=True)
+class Gru(_Recurrent):
+    """ONNX's GRU with its default activations: ``(x, w, r, b?, lengths?, h?)`` gives ``(y, last h)``.
+
+    Shapes, with D directions: x ``(time, batch, inputs)``, w ``(D, 3 * hidden, inputs)``,
+    r ``(D, 3 * hidden, hidden)``, b ``(D, 6 * hidden)`` (both biases), h ``(D, batch, hidden)``,
+    y ``(time, D, batch, hidden)``. The three gates are update, reset, new.
+
+    Attributes:
+        hidden: The size of the state.
+        direction: One of :data:`DIRECTIONS`.
+        results: How many of y and last h there are.
+        reset_after: Whether the reset gate scales the product with the state and its bias, as in torch and cuDNN; if not, it
+            scales the state before the product.
+    """
+
+    reset_after: bool = False
+    gates = 3
+
+
+@dataclass(frozen=True)
+class Rnn(_Recurrent):
+    """ONNX's RNN with the activation ``kind``: ``(x, w, r, b?, lengths?, h?)`` gives ``(y, last h)``.
+
+    Shapes, with D directions: x ``(time, batch, inputs)``, w ``(D, hidden, inputs)``, r ``(D, hidden, hidden)``,
+    b ``(D, 2 * hidden)`` (both biases), h ``(D, batch, hidden)``, y ``(time, D, batch, hidden)``.
+
+    Attributes:
+        hidden: The size of the state.
+        direction: One of :data:`DIRECTIONS`.
+        results: How many of y and last h there are.
+        kind: The activation, ``tanh`` or ``relu``, of all directions.
+    """
+
+    kind: str = "tanh"
+    kinds = ("tanh", "relu")
+    gates = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in self.kinds:
+            raise ValueError(f"Rnn with the activation {self.kind!r}: it is tanh or relu")
+
+
+__all__ = ["Gru", "Lstm", "Rnn"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..types import Dim, Shape, TensorType
+from ..types import Dim, DType, Shape, TensorType
 from .base import (
     Axis,
     InferenceError,
@@ -284,6 +284,42 @@ class Slice(Op):
 
 
 @dataclass(frozen=True)
+class DynamicSlice(Op):
+    """A Slice whose bounds are computed: ``(x, starts, ends)``; the vectors have a whole number for each axis that is cut.
+
+    Attributes:
+        axes: The axes, in the order of the bounds.
+        steps: A step above zero for each axis.
+    """
+
+    axes: tuple[int, ...]
+    steps: tuple[int, ...]
+    arity = (3, 3)
+
+    def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
+        x = required(inputs, 0)
+        count = len(self.axes)
+        if len(self.steps) != count or any(step < 1 for step in self.steps):
+            raise InferenceError(f"DynamicSlice along {self.axes} with steps {self.steps}")
+        for bounds in (required(inputs, 1), required(inputs, 2)):
+            whole = bounds.dtype in (None, DType.I32, DType.I64)
+            if not whole or not bounds.accepts(TensorType(bounds.dtype, (count,))):
+                raise InferenceError(f"DynamicSlice along {self.axes} with bounds {bounds}")
+        same_dtype(self, *inputs[1:])
+        if x.shape is None:
+            return (x,)
+        cut = {axis_of(axis, len(x.shape)) for axis in self.axes}
+        return (x.with_shape(tuple(None if a in cut else d for a, d in enumerate(x.shape))),)
+
+    def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
+        rank = required(inputs, 0).rank
+        if rank is None:
+            return None
+        cut = {axis_of(a, rank) for a in self.axes}
+        return ties(*([(0, a), (-1, a)] for a in range(rank) if a not in cut))
+
+
+@dataclass(frozen=True)
 class Select(Op):
     """One index along one axis, which is removed: ``x[:, index]``."""
 
@@ -350,6 +386,7 @@ class Reduce(Op):
 __all__ = [
     "REDUCTIONS",
     "Concat",
+    "DynamicSlice",
     "Flatten",
     "Reduce",
     "Reshape",

@@ -10,6 +10,7 @@ from typing import Literal
 from ...ir import Exactness, Graph, GraphshrinkError
 from ...ir.errors import listed
 from .contract import Pass, PassError
+from .difference import largest_difference
 from .pipeline import PassRecord
 from .tolerance import Outputs, PerturbedRuns, allowed_error, relative_error, tolerance_of
 
@@ -69,9 +70,10 @@ class Check:
             if record.exactness is not Exactness.EXACT or record.error <= limit:
                 self.reference = outputs
                 return
+            where = largest_difference(self.reference, outputs, graph.output_names, limit)
             problem = (
                 f"claims to be exact, but the outputs moved by {record.error:.2e} "
-                f"(allowed {limit:.1g})"
+                f"(allowed {limit:.1g}){'' if where is None else f': {where}'}"
             )
         nodes = [name for r in record.rewrites for name in r.nodes]
         message = f"pass {step} {problem}; it rewrote {listed(nodes)}"
@@ -90,7 +92,8 @@ class Check:
         if self.nudged is None or self.tolerance is not None or exactness is not Exactness.EXACT:
             return limit
         before = graph if self._backup is None else self._backup
-        raised = allowed_error(limit, error, reference, before, self.nudged)
+        nudged = self.nudged
+        raised = allowed_error(limit, error, reference, lambda: (run(before) for run in nudged()))
         if limit < error <= raised:
             graph.notes.append(
                 f"{step} moved the outputs by {error:.1e} of their largest value, no further than "

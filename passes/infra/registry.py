@@ -28,6 +28,7 @@ BUILT_IN = {
     "move-scales": "cleanup.move_scales:MoveScales",
     "permute-channels": "channels.permute_channels:PermuteChannels",
     "pivot": "blocks.pivot:Pivot",
+    "prune-channels": "channels.prune_channels:PruneChannels",
     "prune-dead": "cleanup.prune_dead:PruneDead",
     "push-pads": "cleanup.push_pads:PushPads",
     "remove-activations": "depth.remove_activations:RemoveActivations",

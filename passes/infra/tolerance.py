@@ -22,6 +22,15 @@ TOLERANCE: dict[DType | None, float] = {
 """How far an exact pass may move an output, relative to its largest value, by element type."""
 
 
+UNITS: dict[DType | None, float] = {
+    DType.F64: 2.0**-52,
+    DType.F32: 2.0**-23,
+    DType.F16: 2.0**-10,
+    DType.BF16: 2.0**-7,
+}
+"""The rounding unit of each floating-point type, relative to a number."""
+
+
 def relative_error(reference: Outputs, outputs: Outputs) -> float:
     """The largest error over all outputs, each relative to the largest magnitude of its reference.
 
@@ -69,6 +78,11 @@ def tolerance_of(graph: Graph) -> float:
     return max(TOLERANCE[d] for d in (*(d for d in found if d in TOLERANCE), DType.F64))
 
 
+def unit_of(graph: Graph) -> float:
+    """The rounding unit of the coarsest floating-point type of any value; that of float64 if there is none."""
+    return max([UNITS[DType.F64], *(UNITS.get(v.type.dtype, 0.0) for v in graph.values())])
+
+
 NOISE_FACTOR = 4.0
 """An exact pass may move an output this many times as far as moving the inputs by one rounding unit does."""
 
@@ -96,13 +110,13 @@ def noise_limit(tolerance: float, reference: Outputs, nudged: Iterable[Outputs])
 
 
 def allowed_error(
-    tolerance: float, error: float, reference: Outputs, graph: Graph, nudged: PerturbedRuns
+    tolerance: float, error: float, reference: Outputs, nudged: Callable[[], Iterable[Outputs]]
 ) -> float:
-    """The error to allow for ``graph``: ``tolerance``, or more if ``graph`` is sensitive to rounding.
+    """The error to allow: ``tolerance``, or more if the model that computed ``reference`` is sensitive to rounding.
 
-    ``nudged`` is called only if ``error`` is above ``tolerance`` and below the largest excusable error; see
-    :func:`noise_limit`.
+    ``nudged`` returns that model's outputs for inputs that were moved by one rounding unit. It is called only if ``error`` is above
+    ``tolerance`` and below the largest excusable error; see :func:`noise_limit`.
     """
     if not tolerance < error < MOST_NOISE:
         return tolerance
-    return noise_limit(tolerance, reference, (run(graph) for run in nudged()))
+    return noise_limit(tolerance, reference, nudged())

@@ -158,7 +158,9 @@ class _ChannelAccumulator(Accumulator[ChannelStats]):
 def channel_axis(node: Node) -> int:
     """The channel axis of an activation: that of the layers around it, else 1."""
     if isinstance(node.op, PRelu) or (isinstance(node.op, Gate) and node.op.kind == "prelu"):
-        return node.op.axis
+        rank = node.required(0).type.rank
+        # One slope for all channels goes with any axis.
+        return node.op.axis if rank is None or node.op.axis < rank else -1
     value = node.required(0)
     axis = _axis_of_source(value)
     if axis is None:

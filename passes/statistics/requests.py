@@ -73,9 +73,11 @@ class Calibration(ABC):
 
     Attributes:
         progress: Called with (done, total, description) after every batch; the total is 0 if it is not known.
+        used: Whether a statistic was asked for.
     """
 
     progress: Callable[[int, int, str], None] = staticmethod(lambda done, total, what: None)
+    used: bool = False
     _state: tuple[Any, ...] = ()
     _kept: dict[Any, Any] | None = None
 
@@ -103,6 +105,7 @@ class Calibration(ABC):
                 matrix would be too large.
             ModelError: If the graph does not run.
         """
+        self.used = True
         state = _state_of(graph)
         if self._kept is None or state != self._state:
             self._kept, self._state = {}, state

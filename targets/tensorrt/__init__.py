@@ -1,7 +1,7 @@
 """The target ``tensorrt``: an ONNX file that NVIDIA's parser accepts without changes, and a side-car with the command that builds it.
 
-The steps, in order: clean-up by onnx-graphsurgeon (:mod:`.cleanup`, which starts with :mod:`.formalities`), float64
-(:mod:`.doubles`), a check for everything that TensorRT would refuse (:mod:`.lint`), shape profiles (:mod:`.profiles`), precision
+The steps, in order: an old opset becomes a newer one (:mod:`.opsets`), clean-up by onnx-graphsurgeon (:mod:`.cleanup`, which starts
+with :mod:`.formalities`), pools over one axis (:mod:`.pools`), float64 (:mod:`.doubles`), a check for everything that TensorRT would refuse (:mod:`.lint`), shape profiles (:mod:`.profiles`), precision
 in the graph (:mod:`.precision`), onnx's checker, the file, the side-car (:mod:`.sidecar`) and, if ``build`` is set, the engine
 (:mod:`.engine`).
 """
@@ -21,6 +21,8 @@ from .doubles import convert_float64
 from .draft import Draft
 from .lint import check_opset, lint
 from .operators import operators_of
+from .opsets import raise_opset
+from .pools import widen_pools
 from .precision import Lowered, lower
 from .profiles import parse_profiles
 from .ranges import measure_ranges
@@ -57,8 +59,10 @@ def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -
     operators = operators_of(options.trt_version)
     allowed = frozenset(options.allow_op)
     draft = Draft.from_graph(graph, readers)
+    raise_opset(draft)
     check_opset(draft, operators)
     clean(draft, operators, allowed)
+    widen_pools(draft)
     convert_float64(draft, options.float64)
     lint(draft, operators, allowed)
     profiles = parse_profiles(draft, options.profile)

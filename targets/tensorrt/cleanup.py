@@ -212,12 +212,10 @@ def _fold(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None:
         message = " ".join(str(error).split())[:300] or type(error).__name__
         failed = f"onnx-graphsurgeon cannot clean up the model: {message}"
         try:
-            lint(
-                draft, operators, allowed
-            )  # Most likely a node that TensorRT refuses: that error is clearer.
+            lint(draft, operators, allowed, folded=False)
         except ModelError as refused:
-            # Without clean-up, what could be folded counts as computed: both reasons are given.
-            raise ModelError(f"{refused}. This was found without clean-up: {failed}") from error
+            # Operators that TensorRT lacks are worth knowing even if they are not what made the clean-up fail.
+            raise ModelError(f"{failed}. Whether or not it is the cause: {refused}") from error
         raise ModelError(failed) from error
     draft.model, draft.tensors = done.model, done.tensors
 

@@ -13,7 +13,7 @@ from ...hosts.onnx.tensors import constant_of, tensor_of
 from ...ir import DType, ModelError, Tensor
 from .draft import DOMAINS, Draft
 from .operators import Operator, Operators, type_name
-from .restrictions import RULES, NodeInfo
+from .restrictions import RULES, UNFOLDED, NodeInfo
 
 ALTERNATIVES = {
     "AffineGrid": "a constant grid, or MatMul",
@@ -95,18 +95,25 @@ def check_opset(draft: Draft, operators: Operators) -> None:
     )
 
 
-def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset()) -> None:
+def lint(
+    draft: Draft,
+    operators: Operators,
+    allowed: frozenset[str] = frozenset(),
+    *,
+    folded: bool = True,
+) -> None:
     """Refuse a model that TensorRT would refuse.
 
     Args:
         draft: The model, after clean-up.
         operators: The operators that TensorRT supports.
         allowed: Operators that are accepted without a check, for plugins and for operators that the table lacks.
+        folded: Whether constants are folded; if not, restrictions that ask for constants or shapes are not checked.
 
     Raises:
         ModelError: One error that lists every operator with the nodes and the remedy.
     """
-    found = list(_findings(draft.model.graph, draft, operators, allowed))
+    found = list(_findings(draft.model.graph, draft, operators, allowed, folded))
     if not found:
         return
     groups: dict[tuple[str, str], list[str]] = {}
@@ -120,7 +127,7 @@ def lint(draft: Draft, operators: Operators, allowed: frozenset[str] = frozenset
 
 
 def _findings(
-    graph: GraphProto, draft: Draft, operators: Operators, allowed: frozenset[str]
+    graph: GraphProto, draft: Draft, operators: Operators, allowed: frozenset[str], folded: bool
 ) -> Iterator[Finding]:
     types, constants = draft.types(), _constants_of(graph) | draft.constants()
     stack = [(graph, types, constants)]
@@ -129,7 +136,7 @@ def _findings(
         for node in scope.node:
             if node.op_type not in allowed:
                 info = NodeInfo(node, types, constants, draft.opset)
-                yield from _check_node(info, operators)
+                yield from _check_node(info, operators, folded)
             for body in bodies(node):
                 # Names defined in the body hide those of the outer graphs.
                 own = {n for inner in body.node for n in inner.output} | {
@@ -149,7 +156,7 @@ def _constants_of(body: GraphProto) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def _check_node(info: NodeInfo, operators: Operators) -> Iterator[Finding]:
+def _check_node(info: NodeInfo, operators: Operators, folded: bool) -> Iterator[Finding]:
     node, op = info.node, info.node.op_type
     if node.domain not in DOMAINS:
         yield Finding(
@@ -168,6 +175,8 @@ def _check_node(info: NodeInfo, operators: Operators) -> Iterator[Finding]:
         taken = ", ".join(sorted(row.types))
         yield Finding(op, f"does not support {type_} (only {taken})", node.name)
     for name in row.rules:
+        if not folded and name not in UNFOLDED:
+            continue
         problem = RULES[name](info)
         if problem is not None:
             yield Finding(op, problem, node.name)

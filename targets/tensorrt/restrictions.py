@@ -280,3 +280,17 @@ RULES: dict[str, Callable[[NodeInfo], str | None]] = {
     "stft": _stft,
     "tensor-scatter": _tensor_scatter,
 }
+
+UNFOLDED = frozenset(
+    {
+        "no-dilations",
+        "no-indices",
+        "first-output",
+        "branches",
+        "same-activations",
+        "no-input-forget",
+        "no-layout",
+        "no-reduction",
+    }
+)
+"""The rules that clean-up cannot satisfy: they ask neither for constants nor for shapes that folding makes known."""

@@ -12,7 +12,7 @@ from ...ir import Graph, ModelError
 from ...ir.errors import listed
 from ..emitted import Readers
 from ..version import __version__
-from .emitter import HALF_FROM, Emitter, Refusal
+from .emitter import HALF_FROM, Emitter, Refusal, signature_names
 from .flat import FlatModel, FlatTensor
 from .layout import Layout, channels_last
 
@@ -64,9 +64,16 @@ def _written_emitter(
     graph: Graph, options: TFLiteOptions, readers: Readers | None
 ) -> tuple[Emitter, list[str]]:
     """Return an emitter that has written the whole graph, or another reading of its torch model, and notes on the reading."""
+    names = signature_names(graph)
 
     def emit(read: Graph) -> Emitter:
-        made = Emitter(read, keep_nchw=options.keep_nchw_io, float16=options.weights == "float16")
+        kept = len(read.inputs) == len(names[0]) and len(read.outputs) == len(names[1])
+        made = Emitter(
+            read,
+            keep_nchw=options.keep_nchw_io,
+            float16=options.weights == "float16",
+            names=names if kept else None,
+        )
         made.run()
         return made
 

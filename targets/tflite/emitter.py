@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...hosts.torch import is_from_torch
 from ...ir import Activation, DType, Graph, Node, Opaque, Value
 from ...ir.types import Dim, Shape
 from ..support import Spellings
@@ -66,7 +67,7 @@ class Refusal:
 def _reason(node: Node, registered: str) -> str:
     """Why a node without a rule cannot be written: the frontend's reason for an opaque node, else the registered one."""
     if isinstance(node.op, Opaque):
-        return node.op.reason or "not understood in this form"
+        return node.op.reason or "the IR has no such op"
     return registered
 
 
@@ -77,6 +78,7 @@ class Emitter:
         graph: The graph.
         keep_nchw: Inputs and outputs keep the model's own order of axes.
         float16: Weights are stored as float16.
+        names: The names of inputs and outputs in the signature.
         halved: The number of weights that are stored as float16.
         model: The operations written so far.
         preferred: The order of axes that the readers of values prefer.
@@ -86,8 +88,16 @@ class Emitter:
         notes: Notes for the user, as keys.
     """
 
-    def __init__(self, graph: Graph, *, keep_nchw: bool = False, float16: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        keep_nchw: bool = False,
+        float16: bool = False,
+        names: tuple[list[str], list[str]] | None = None,
+    ) -> None:
         self.graph, self.keep_nchw, self.float16 = graph, keep_nchw, float16
+        self.names = names or signature_names(graph)
         self.halved = 0
         self.model = FlatModel(graph.name)
         self.refusals: list[Refusal] = []
@@ -106,13 +116,14 @@ class Emitter:
 
     def run(self) -> FlatModel:
         """Write every node and return the model; ``refusals`` lists the nodes that cannot be written."""
-        for value in self.graph.inputs:
-            self._input(value)
+        inputs, outputs = self.names
+        for value, name in zip(self.graph.inputs, inputs, strict=True):
+            self._input(value, name)
         for node in self.nodes:
             if node not in self.done:
                 self._node(node)
         if not self.refusals:
-            for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
+            for value, name in zip(self.graph.outputs, outputs, strict=True):
                 try:
                     self._output(value, name)
                 except Unsupported as reason:
@@ -121,13 +132,12 @@ class Emitter:
             copy_overwritten(self.model)
         return self.model
 
-    def _input(self, value: Value) -> None:
+    def _input(self, value: Value, name: str) -> None:
         try:
             rank = len(self.shape(value))
             layout = model_order(rank)
             if not self.keep_nchw and self.preferred.get(value) == channels_last(rank).perm:
                 layout = channels_last(rank)
-            name = value.host if isinstance(value.host, str) else value.name
             tensor = self.tensor(name, self.stored_shape(value, layout), self.dtype(value))
             self.note_widened(value)
             self.model.inputs.append((name, tensor))
@@ -137,18 +147,34 @@ class Emitter:
 
     def _node(self, node: Node) -> None:
         self._source = node.name
-        found = spells.find(node.op)
         read = [v for v in node.inputs if v is not None]
         if any(v.data is None and v not in self.placed for v in read):
+            found = spells.find(node.op)
             if found.rule is None:
-                reason = _reason(node, found.reason)
-                self.refusals.append(Refusal(op_name(node), node.name, reason))
-            return  # An input is missing because a node before this one was refused.
+                self._refuse(node, _reason(node, found.reason))
+            return  # An input is missing: a node before this one was refused, and its shape is not known.
         try:
             self.spell(node)
         except Unsupported as reason:
-            self.refusals.append(Refusal(op_name(node), node.name, str(reason)))
+            self._refuse(node, str(reason))
+        except Exception:
+            # Behind a refused node, tensors are only placeholders.
+            if not self.refusals:
+                raise
         self.done.add(node)
+
+    def _refuse(self, node: Node, reason: str) -> None:
+        """Record a refusal; placeholders of known shape stand in for its results, so that nodes behind it are tried too."""
+        self.refusals.append(Refusal(op_name(node), node.name, reason))
+        for value in node.outputs:
+            try:
+                layout = model_order(len(self.shape(value)))
+                shape = self.stored_shape(value, layout)
+                self.placed.setdefault(
+                    value, (self.tensor(value.name, shape, self.dtype(value)), layout)
+                )
+            except Unsupported:
+                continue
 
     def spell(self, node: Node) -> None:
         """Write a node by its rule.
@@ -453,6 +479,16 @@ class Emitter:
         count = self._names.get(name, 0)
         self._names[name] = count + 1
         return name if not count else self._unique_name(f"{name}_{count}")
+
+
+def signature_names(graph: Graph) -> tuple[list[str], list[str]]:
+    """The names of inputs and outputs that the author of the model knows."""
+    if is_from_torch(graph):
+        from ...hosts.torch.signature import input_names, output_names
+
+        return input_names(graph), output_names(graph)
+    inputs = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
+    return inputs, list(graph.output_names)
 
 
 def live_nodes(graph: Graph) -> list[Node]:

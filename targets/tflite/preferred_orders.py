@@ -19,16 +19,20 @@ from ...ir import (
     Embedding,
     Flatten,
     Gather,
+    GatherElements,
+    GatherNd,
     GlobalAveragePool,
     Graph,
     GroupNorm,
     Linear,
+    LocalResponseNorm,
     LogSoftmax,
-    Lstm,
     MatMul,
     MaxPool,
     Node,
     Pad,
+    QuantizedConv,
+    Range,
     Reduce,
     Reshape,
     Resize,
@@ -37,18 +41,22 @@ from ...ir import (
     SpaceToDepth,
     Split,
     Squeeze,
+    TopK,
     Transpose,
     Unsqueeze,
     Value,
 )
+from ...ir.ops.recurrent import _Recurrent
 from .layout import channels_last, order_after_reshape, reshape_parts
 
 Perm = tuple[int, ...]
 
 _NEEDS_CHANNELS_LAST = (
-    Conv, ConvTranspose, AveragePool, MaxPool, GlobalAveragePool, GroupNorm, Resize, DepthToSpace, SpaceToDepth,
+    Conv, ConvTranspose, AveragePool, MaxPool, GlobalAveragePool, GroupNorm, LocalResponseNorm, Resize, DepthToSpace, SpaceToDepth, QuantizedConv,
 )  # fmt: skip
-_NO_PREFERENCE = (MatMul, Embedding, Lstm, Select, Gather, ArgReduce)
+_NO_PREFERENCE = (
+    MatMul, Embedding, _Recurrent, Select, Gather, GatherElements, GatherNd, ArgReduce, TopK, Range,
+)  # fmt: skip
 
 
 def preferred_orders(graph: Graph, nodes: Sequence[Node]) -> dict[Value, Perm]:

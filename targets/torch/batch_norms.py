@@ -1,4 +1,4 @@
-"""Write a Scale as the batch norm that it was, where only the order of its channels is another one."""
+"""Write a Scale as the batch norm that it was, where only the order of its channels is another one, or some are gone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...ir import MovedTensor, Node
 
 
 def reordered_norm(node: Node) -> nn.Module | None:
-    """A batch norm that computes what a Scale does, with its running statistics in the new order.
+    """A batch norm that computes what a Scale does, with the running statistics of its channels in their order.
 
     Args:
         node: The Scale.
@@ -30,13 +30,16 @@ def reordered_norm(node: Node) -> nn.Module | None:
     if module is not other or not np.array_equal(order, same):
         return None
     made: Any = copy.deepcopy(module)
+    made.num_features = len(order)
     with torch.no_grad():
-        for tensor in (made.running_mean, made.running_var, made.weight, made.bias):
-            if tensor is not None:
-                tensor.copy_(tensor[torch.from_numpy(order).to(tensor.device)])
-    for tensor in (made.weight, made.bias):
-        if tensor is not None:
-            tensor.grad = None
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            tensor = getattr(made, name)
+            if tensor is None:
+                continue
+            chosen = tensor.detach()[torch.from_numpy(order).to(tensor.device)]
+            if isinstance(tensor, nn.Parameter):
+                chosen = nn.Parameter(chosen, tensor.requires_grad)
+            setattr(made, name, chosen)
     found: nn.Module = made
     return found
 

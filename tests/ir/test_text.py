@@ -99,7 +99,7 @@ def _op_examples() -> list[Op]:
     window = {"strides": (2, 1), "pads": (0, 1, 1, 0), "dilations": (1, 2)}
     return [
         ir.Conv(**window, groups=2), ir.ConvTranspose(**window, output_padding=(1, 0)),
-        ir.Linear(), ir.Embedding(), ir.Lstm(8, "reverse", 2), ir.GroupNorm(2, 1e-3), ir.Scale(-1), ir.AveragePool(**window, kernel=(2, 2), count_include_pad=True),
+        ir.Linear(), ir.Embedding(), ir.Lstm(8, "reverse", 2), ir.Gru(8, "bidirectional", 2, True), ir.Rnn(8, kind="relu"), ir.TopK(3, -2, False), ir.GatherElements(-1), ir.GatherNd(2), ir.DynamicSlice((1, -1), (1, 2)), ir.Range(), ir.LocalResponseNorm(5, 0.5), ir.GroupNorm(2, 1e-3), ir.Scale(-1), ir.AveragePool(**window, kernel=(2, 2), count_include_pad=True),
         ir.MaxPool(**window, kernel=(2, 2), ceil_mode=True), ir.GlobalAveragePool(),
         ir.Pad((0, 1, 0, -1), "constant", float("-inf")), ir.Pad((0, 0), "reflect"),
         ir.Activation("clip", (float("-inf"), 1e-45)), ir.PRelu(2), ir.Add(), ir.Sub(), ir.Mul(),

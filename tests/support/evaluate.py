@@ -279,6 +279,8 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             y = y if third is None else y + third
         case ir.Lstm():
             return _lstm(op, operands)
+        case ir.Gru() | ir.Rnn():
+            return _one_state(op, operands)
         case ir.GroupNorm():
             groups = op.groups or x.shape[1]
             parts = x.reshape(x.shape[0], groups, -1)
@@ -312,6 +314,25 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
             for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
                 index[axis] = slice(start, end, step)
             y = x[tuple(index)]
+        case ir.GatherElements():
+            assert second is not None
+            index = torch.where(second < 0, second + x.shape[op.axis], second).to(torch.int64)
+            y = torch.gather(x, op.axis, index)
+        case ir.GatherNd(batch_axes=0):
+            assert second is not None
+            y = x[tuple(second.to(torch.int64).movedim(-1, 0))]
+        case ir.TopK():
+            found = torch.sort(x, dim=op.axis, descending=op.largest, stable=True)
+            return [found.values.narrow(op.axis, 0, op.k), found.indices.narrow(op.axis, 0, op.k)]
+        case ir.LocalResponseNorm():
+            y = F.local_response_norm(x, op.size, op.alpha, op.beta, op.bias)
+        case ir.DynamicSlice():
+            assert second is not None
+            assert third is not None
+            cut = [slice(None)] * x.ndim
+            for axis, step, start, end in zip(op.axes, op.steps, second, third, strict=True):
+                cut[axis] = slice(int(start), int(end), step)
+            y = x[tuple(cut)]
         case ir.Select():
             y = x.select(op.axis, op.index)
         case ir.Reduce():
@@ -345,6 +366,41 @@ def _lstm(op: ir.Lstm, operands: Sequence[Tensor | None]) -> list[Tensor]:
         last_h.append(h)
         last_c.append(c)
     return [torch.stack(ways, 1), torch.stack(last_h), torch.stack(last_c)][: op.results]
+
+
+def _one_state(op: ir.Gru | ir.Rnn, operands: Sequence[Tensor | None]) -> list[Tensor]:
+    x, w, r, b, lengths, start = [*operands, *[None] * (6 - len(operands))]
+    assert x is not None
+    assert w is not None
+    assert r is not None
+    assert lengths is None
+    ways, last = [], []
+    for d in range(op.directions):
+        h = x.new_zeros(x.shape[1], op.hidden) if start is None else start[d]
+        both = x.new_zeros(2, len(r[d])) if b is None else b[d].reshape(2, -1)
+        backwards = op.direction == "reverse" or d == 1
+        steps = []
+        for t in reversed(range(len(x))) if backwards else range(len(x)):
+            if isinstance(op, ir.Rnn):
+                h = getattr(torch, op.kind)(x[t] @ w[d].T + h @ r[d].T + both.sum(0))
+            else:
+                h = _gru_step(op, x[t] @ w[d].T + both[0], h, r[d], both[1])
+            steps.append(h)
+        ways.append(torch.stack(steps[::-1] if backwards else steps))
+        last.append(h)
+    return [torch.stack(ways, 1), torch.stack(last)][: op.results]
+
+
+def _gru_step(op: ir.Gru, given: Tensor, h: Tensor, r: Tensor, bias: Tensor) -> Tensor:
+    n = op.hidden
+    of_state = h @ r.T + bias
+    z = (given[:, :n] + of_state[:, :n]).sigmoid()
+    reset = (given[:, n : 2 * n] + of_state[:, n : 2 * n]).sigmoid()
+    if op.reset_after:
+        inner = reset * of_state[:, 2 * n :]
+    else:
+        inner = (reset * h) @ r[2 * n :].T + bias[2 * n :]
+    return (1 - z) * (given[:, 2 * n :] + inner).tanh() + z * h
 
 
 def _scales(vector: Tensor, rank: int, axis: int) -> Tensor:

@@ -54,6 +54,11 @@ def _u(*shape: int, low: float = 0.1, high: float = 0.9) -> Any:
     return _RNG.uniform(low, high, shape).astype(np.float32)
 
 
+def _q(*shape: int) -> Any:
+    """Quantised numbers."""
+    return _RNG.integers(-128, 128, shape).astype(np.int8)
+
+
 def _b(*shape: int) -> Any:
     """Booleans."""
     return _RNG.integers(0, 2, shape).astype(bool)
@@ -84,18 +89,25 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.CumSum(1), _MATRIX),
     (ir.DepthToSpace(2), _IMAGE),
     (ir.Dequantize(), np.arange(-8, 8, dtype=np.int8).reshape(4, 4), np.float32(0.25), np.int8(0)),
+    (ir.DynamicQuantize(), _MATRIX),
     (ir.Div(), _MATRIX, _u(4, low=0.5, high=2.0)),
+    (ir.DynamicSlice((3, 1), (2, 1)), _IMAGE, np.array([1, -3]), np.array([2**62, 3])),
     (ir.Embedding(), np.array([[2, 0], [1, 4]]), _n(5, 3)),
     (ir.Expand((2, 1, 4)), _n(3, 4)),
     (ir.Flatten(1), _IMAGE),
     (ir.Gate("relu"), _MATRIX, np.float32([0.25])),
     (ir.Gather(1), _MATRIX, np.array([[3, 0], [1, 1]])),
+    (ir.GatherElements(1), _MATRIX, np.array([[3, -4], [1, 1]])),
+    (ir.GatherNd(), _IMAGE, np.array([[0, 3], [-1, -2], [1, 1]])),
     (ir.GlobalAveragePool(), _IMAGE),
     (ir.GroupNorm(2, 0.25), _IMAGE, _n(4), _n(4)),
+    (ir.Gru(3, "forward", 2, reset_after=True), _n(5, 2, 4), _n(1, 9, 4), _n(1, 9, 3), _n(1, 18)),
     (ir.Identity(), _MATRIX),
+    (ir.IntegerMatMul(), _q(3, 4), _q(4, 5), np.int8(3), np.int8([1, 0, -2, 3, 4])),
     (ir.LayerNorm(-1, 0.25), _MATRIX, _n(4), _n(4)),
     (ir.Linear(), _MATRIX, _n(5, 4), _n(5)),
     (ir.LogSoftmax(1), _MATRIX),
+    (ir.LocalResponseNorm(3, 0.5, 0.75, 2.0), _IMAGE),
     *((ir.Logical(kind), _b(3, 4), _b(3, 4)) for kind in ir.LOGIC),
     (ir.Lstm(3, "forward", 3), _n(5, 2, 4), _n(1, 12, 4), _n(1, 12, 3), _n(1, 24)),
     (ir.MatMul(), _n(2, 3, 4), _n(4, 5)),
@@ -111,9 +123,37 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Pad((0, 0, 1, 2, 0, 0, 3, 0), "constant", 1.5), _IMAGE),
     (ir.Pow(), _u(3, 4), _n(4)),
     (ir.Quantize("i8"), 9 * _MATRIX, np.float32(0.1), np.int8(0)),
+    (ir.Range(), np.array(2), np.array(-7), np.array(-2)),
+    (
+        ir.QuantizedConv((2, 1), (1, 1, 1, 1), (1, 1), 2),
+        _q(2, 4, 6, 6),
+        np.float32(0.5),
+        np.int8(3),
+        _q(6, 2, 3, 3),
+        np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]),
+        np.zeros(6, np.int8),
+        np.float32(9.7),
+        np.int8(-5),
+        np.arange(-3, 3, dtype=np.int32),
+    ),
+    (
+        ir.QuantizedMatMul(),
+        _q(3, 4),
+        np.float32(0.5),
+        np.int8(3),
+        _q(4, 5),
+        np.float32(0.2),
+        np.int8(0),
+        np.float32(54.0),
+        np.int8(-5),
+    ),
     *((ir.Reduce(kind, (1, 3), False), _IMAGE) for kind in ir.REDUCTIONS),
     (ir.Reshape((None, 2, -1)), _IMAGE),
     (ir.Resize("linear", "half_pixel", (1.0, 1.0, 2.0, 2.0)), _IMAGE),
+    *(
+        (ir.Rnn(3, "forward", 2, kind), _n(5, 2, 4), _n(1, 3, 4), _n(1, 3, 3), _n(1, 6))
+        for kind in ir.Rnn.kinds
+    ),
     (ir.Scale(1), _IMAGE, _n(4), _n(4)),
     (ir.Select(1, -1), _IMAGE),
     (ir.Slice((1, 0), (5, -1), (2, 3), (2, 1)), _IMAGE),
@@ -122,6 +162,7 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Split((1, 3), 1), _MATRIX),
     (ir.Squeeze((0,)), _n(1, 3, 4)),
     (ir.Sub(), _MATRIX, _n(4)),
+    (ir.TopK(3, 1), np.float32([[1, 3, 3, 2], [0, -1, 5, 5]])),
     (ir.Transpose((0, 2, 3, 1)), _IMAGE),
     *((ir.Unary(kind), _DOMAINS.get(kind, _MATRIX)) for kind in ir.UNARY),
     (ir.Unsqueeze((1,)), _MATRIX),

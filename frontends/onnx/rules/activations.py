@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .... import ir
-from ....ir import Shape
+from ....ir import Shape, SplatTensor
 from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped
 from ...lowering import Lowered, Steps
@@ -93,14 +93,31 @@ def _swish(node: OnnxNode) -> Lowered | None:
     return activation("silu", node.required(0)) if plain else None
 
 
-@reads("PRelu", makes=ir.PRelu, note="constant slopes along one axis", since=7)
-def _prelu(node: OnnxNode) -> Lowered | None:
+@reads(
+    "PRelu",
+    makes=[ir.PRelu, (ir.Compare, "less"), ir.Mul, ir.Where],
+    note="constant slopes along one axis; others in steps",
+    since=7,
+    several=True,
+)
+def _prelu(node: OnnxNode) -> Lowered | Steps | None:
     # Below opset 7, slopes were along axis 1, without broadcasting.
     slope = node.data(1)
     place = scale_place(node.type(), slope) if slope is not None else None
     if slope is None or place is None:
-        return None
+        return _by_element(node)
     return ir.PRelu(place[0]), [node.input(0), reshaped(slope, (place[1],))]
+
+
+def _by_element(node: OnnxNode) -> Steps | None:
+    """A PRelu with computed slopes, or with slopes along several axes, which broadcast to its input."""
+    x, slope = node.type(), node.type(1)
+    if x.dtype is None or not x.dtype.is_wide_float or x.rank is None or slope.rank is None:
+        return None
+    made = Builder()
+    below = made.add(ir.Compare("less"), node.input(0), SplatTensor((), x.dtype, 0.0))
+    made.add(ir.Where(), below, made.add(ir.Mul(), node.input(0), node.input(1)), node.input(0))
+    return made.steps()
 
 
 _OLD_SOFTMAX = "below opset 13, over several axes: one size may be unknown"

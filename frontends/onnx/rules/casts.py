@@ -6,6 +6,7 @@ from .... import ir
 from ....hosts.onnx.tensors import dtype_of
 from ....ir import DType
 from ...lowering import Lowered
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -30,5 +31,6 @@ def _dropout(node: OnnxNode) -> Lowered | None:
     if node.input(2) is not None:
         training = node.data(2)
         if training is None or bool(training.numpy().reshape(-1)[0]):
-            return None
+            how = "it may drop" if training is None else "it drops"
+            raise LeftAlone(f"{how} numbers at random (training_mode)")
     return ir.Identity(), node.inputs[:1]

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .... import ir
-from ....ir import DerivedTensor, Tensor
+from ....ir import DerivedTensor, SplatTensor, Tensor
+from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
 from ...lowering.norms import Array64, batch_norm_scale
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -100,3 +102,59 @@ def _repeated(data: Tensor, times: int) -> Tensor:
         return np.repeat(data.float64(), times)
 
     return DerivedTensor((data.shape[0] * times,), data.dtype, numbers, sources=(data,))
+
+
+@reads("LRN", makes=ir.LocalResponseNorm, note="over an odd number of channels")
+def _local_response_norm(node: OnnxNode) -> Lowered | None:
+    size = node.attribute("size")
+    if size is None or node.type().rank in (None, 0, 1):
+        return None
+    if size % 2 == 0:
+        # ONNX and torch differ in which channel is the middle one.
+        raise LeftAlone("its even number of channels has no middle")
+    alpha, beta = node.number("alpha", 1e-4), node.number("beta", 0.75)
+    return ir.LocalResponseNorm(size, alpha, beta, node.number("bias", 1.0)), node.inputs
+
+
+@reads(
+    "LpNormalization",
+    makes=[(ir.Reduce, "l1"), (ir.Reduce, "l2"), (ir.Compare, "equal"), ir.Where, ir.Div],
+    note="of floats",
+    several=True,
+)
+def _lp_normalization(node: OnnxNode) -> Steps | None:
+    """The quotient by the norm; zeros, not NaN, where the norm is 0."""
+    axis, p, x = node.attribute("axis", -1), node.attribute("p", 2), node.type()
+    if not x.rank or x.dtype is None or not x.dtype.is_wide_float or p not in (1, 2):
+        return None
+    axis = axis_of(axis, x.rank)
+    if x.dim(axis) == 0:
+        raise LeftAlone("it normalises nothing")
+    made = Builder()
+    zero, one = (SplatTensor((), x.dtype, number) for number in (0.0, 1.0))
+    norm = made.add(ir.Reduce(f"l{p}", (axis,)), node.input(0))
+    safe = made.add(ir.Where(), made.add(ir.Compare("equal"), norm, zero), one, norm)
+    made.add(ir.Div(), node.input(0), safe)
+    return made.steps()
+
+
+@reads(
+    "MeanVarianceNormalization",
+    makes=[(ir.Reduce, "mean"), ir.Sub, ir.Mul, (ir.Unary, "sqrt"), ir.Div],
+    note="of floats",
+    several=True,
+)
+def _mean_variance_normalization(node: OnnxNode) -> Steps | None:
+    """``(x - mean) / (sqrt(variance) + 1e-9)``."""
+    x, axes = node.type(), node.ints("axes") or (0, 2, 3)
+    if not x.rank or x.dtype is None or x.dtype.value not in ("f32", "f64"):
+        return None
+    axes = tuple(sorted(node.axes(axes, x.rank)))
+    if any(x.dim(axis) == 0 for axis in axes):
+        raise LeftAlone("it normalises nothing")
+    made, mean = Builder(), ir.Reduce("mean", axes)
+    centred = made.add(ir.Sub(), node.input(0), made.add(mean, node.input(0)))
+    variance = made.add(mean, made.add(ir.Mul(), centred, centred))
+    deviation = made.add(ir.Unary("sqrt"), variance)
+    made.add(ir.Div(), centred, made.add(ir.Add(), deviation, SplatTensor((), x.dtype, 1e-9)))
+    return made.steps()

@@ -6,37 +6,74 @@ from collections.abc import Sequence
 
 from .... import ir
 from ....ir import Value
+from ....ir.ops.recurrent import _Recurrent
 from ...lowering import Lowered
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
+
+_LIMITS = "default activations, no clipping, layout 0"
 
 
 @reads("LSTM", makes=ir.Lstm, note="default activations, no clipping, no peepholes, layout 0")
 def _lstm(node: OnnxNode) -> Lowered | None:
-    # LSTMs with other activations, clipping, coupled gates or peepholes stay opaque.
-    peepholes = node.input(7) is not None
-    if node.attribute("layout", 0) or node.flag("input_forget") or peepholes:
+    if node.flag("input_forget"):
+        raise LeftAlone("its input and forget gates are coupled")
+    if node.input(7) is not None:
+        raise LeftAlone("its gates read the cell state (peepholes)")
+    return _layer(node, ir.Lstm(*_common(node)), ("sigmoid", "tanh", "tanh"))
+
+
+@reads("GRU", makes=ir.Gru, note=_LIMITS)
+def _gru(node: OnnxNode) -> Lowered | None:
+    op = ir.Gru(*_common(node), node.flag("linear_before_reset"))
+    return _layer(node, op, ("sigmoid", "tanh"))
+
+
+@reads(
+    "RNN", makes=[(ir.Rnn, "tanh"), (ir.Rnn, "relu")], note="tanh or relu, no clipping, layout 0"
+)
+def _rnn(node: OnnxNode) -> Lowered | None:
+    kind = (_activations(node) or ["tanh"])[0]
+    if kind not in ir.Rnn.kinds:
+        raise LeftAlone(f"its activation is {kind}")
+    return _layer(node, ir.Rnn(*_common(node), kind), (kind,))
+
+
+def _common(node: OnnxNode) -> tuple[int, str, int]:
+    """Hidden size, direction and number of results.
+
+    Raises:
+        ValueError: If the hidden size is not stated.
+    """
+    hidden = node.attribute("hidden_size")
+    if hidden is None:
+        raise ValueError(f"{node.kind} without hidden_size")
+    return hidden, node.text("direction", "forward"), node.outputs
+
+
+def _layer(node: OnnxNode, op: _Recurrent, activations: Sequence[str]) -> Lowered | None:
+    """The op with its operands, if every direction has these activations."""
+    if node.attribute("layout", 0):
+        raise LeftAlone("its first axis is the batch (layout 1)")
+    if node.attribute("clip") is not None:
+        raise LeftAlone("it clips the numbers that its activations read")
+    if _activations(node) not in ([], [*activations] * op.directions):
+        raise LeftAlone("it has activations other than the default ones")
+    if node.type().rank != 3 or node.type(1).rank != 3 or len(node.inputs) < 3:
         return None
-    hidden, w = node.attribute("hidden_size"), node.type(1)
-    direction = node.text("direction", "forward")
-    if hidden is None or not 1 <= node.outputs <= 3 or len(node.inputs) < 3:
-        return None
-    if node.type().rank != 3 or w.rank != 3 or not _are_default(node, direction):
-        return None
-    return ir.Lstm(hidden, direction, node.outputs), _without_zero_states(node, (5, 6))
+    return op, _without_zero_states(node, op.states)
 
 
-def _are_default(node: OnnxNode, direction: str) -> bool:
-    """Whether the activations are ONNX's defaults, stated or not."""
-    found = node.attribute("activations")
-    default = [b"sigmoid", b"tanh", b"tanh"] * (2 if direction == "bidirectional" else 1)
-    return not found or [name.lower() for name in found] == default
+def _activations(node: OnnxNode) -> list[str]:
+    """The activations of all directions in lower case; none if they are not stated."""
+    return [name.decode().lower() for name in node.attribute("activations") or ()]
 
 
-def _without_zero_states(node: OnnxNode, places: Sequence[int]) -> list[Value | None]:
+def _without_zero_states(node: OnnxNode, states: int) -> list[Value | None]:
     """The inputs without initial states that are all zero: zero is ONNX's default."""
-    inputs = list(node.inputs[:7])
-    for place in places:
+    inputs = list(node.inputs[: 5 + states])
+    for place in range(5, 5 + states):
         data = node.data(place)
         if data is not None and data.size <= _MOST_STATES and not data.float64().any():
             inputs[place] = None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .... import ir
+from ....ir import ArrayTensor
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
 from ...lowering.pools import reduce
-from ...support import Makes
+from ...lowering.reductions import log_sum_exp
+from ...support import LeftAlone, Makes
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -64,6 +68,50 @@ def _log_of_sum(node: OnnxNode) -> Steps | None:
         return None
     made = Builder()
     made.add(ir.Unary("log"), made.add(total, node.input(0)))
+    return made.steps()
+
+
+@reads(
+    "ReduceLogSumExp",
+    makes=[(ir.Reduce, "max"), (ir.Reduce, "sum"), (ir.Unary, "exp"), (ir.Unary, "log")],
+    note=_IN_STEPS,
+    several=True,
+)
+def _log_of_sum_of_powers(node: OnnxNode) -> Steps | None:
+    total, rank = _total(node), node.type().rank
+    if total is None or not rank:
+        return None
+    if any(node.type().dim(axis) == 0 for axis in total.axes):
+        raise LeftAlone("it sums up nothing")
+    return log_sum_exp(node.required(0), total.axes, total.keepdims)
+
+
+@reads(
+    "Hardmax",
+    makes=[(ir.ArgReduce, "max"), (ir.Compare, "equal"), ir.Cast],
+    note="along an axis of known size",
+    several=True,
+)
+def _hardmax(node: OnnxNode) -> Steps | None:
+    """1 at the place of the largest number, 0 elsewhere."""
+    axis, shape, dtype = (
+        node.attribute("axis", -1 if node.opset >= 13 else 1),
+        node.type().shape,
+        node.type().dtype,
+    )
+    if not shape or dtype is None or not dtype.is_wide_float:
+        return None
+    axis = axis_of(axis, len(shape))
+    # Below opset 13, the axes from ``axis`` on are joined into one.
+    if node.opset < 13 and any(size != 1 for size in shape[axis + 1 :]):
+        raise LeftAlone("in this version of ONNX it joins axes")
+    size = shape[axis]
+    if not isinstance(size, int) or not size:
+        raise LeftAlone("the size of its axis is not known")
+    places = np.arange(size).reshape(-1, *[1] * (len(shape) - axis - 1))
+    made = Builder()
+    best = made.add(ir.ArgReduce("max", axis), node.input(0))
+    made.add(ir.Cast(dtype.value), made.add(ir.Compare("equal"), best, ArrayTensor(places)))
     return made.steps()
 
 

@@ -171,3 +171,43 @@ def _unbind(call: Call, taken: Sequence[Path]) -> Steps | None:
         return None
     made = Builder()
     return made.steps({path: made.add(ir.Select(axis, path[0]), x) for path in taken})
+
+
+@reads("gather", makes=ir.GatherElements)
+def _gather(call: Call) -> Lowered | None:
+    """``(x, dim, index)``."""
+    x, dim, index = call.value(0), call.get(1, "dim"), call.value(2, "index")
+    if not x.type.rank or x.type.rank != index.type.rank or type(dim) is not int:
+        return None
+    return ir.GatherElements(axis_of(dim, x.type.rank)), [x, index]
+
+
+_ORDERED = "of equal numbers, the first ones come first"
+
+
+@reads_pieces("topk", makes=ir.TopK, note=f"{_ORDERED}; a known number of them, sorted")
+def _top_k(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, k, dim, largest, sorted)`` gives ``(numbers, indices)``."""
+    x, rank = ranked(call)
+    k, dim = ints([call.get(1, "k"), call.get(2, "dim", -1)], 2)
+    if not call.get(4, "sorted", True):
+        raise LeftAlone("its results have no defined order")
+    return _ordered(x, ir.TopK(k, axis_of(dim, rank), bool(call.get(3, "largest", True))))
+
+
+@reads_pieces("sort", makes=ir.TopK, note=f"{_ORDERED}; along an axis of known size")
+def _sort(call: Call, taken: Sequence[Path]) -> Steps | None:
+    """``(x, dim, descending, stable=...)`` gives ``(numbers, indices)``."""
+    x, rank = ranked(call)
+    (dim,) = ints([call.get(1, "dim", -1)], 1)
+    axis, descending = axis_of(dim, rank), call.get(2, "descending", False)
+    size = call.bounded(x).dim(axis)
+    if not isinstance(size, int):
+        raise LeftAlone(f"the size of axis {axis} is not known")
+    return _ordered(x, ir.TopK(size, axis, bool(descending)))
+
+
+def _ordered(x: Value, op: ir.TopK) -> Steps:
+    made = Builder()
+    step = made.add(op, x)
+    return made.steps({(i,): step.of(i) for i in range(2)})

@@ -139,3 +139,20 @@ def _grouped(x: Value, groups: Any, vectors: list[Any], epsilon: float) -> Lower
     while vectors and vectors[-1] is None:
         vectors = vectors[:-1]
     return ir.GroupNorm(groups, epsilon), [x, *vectors]
+
+
+@reads("local_response_norm", makes=ir.LocalResponseNorm, note="over an odd number of channels")
+def _local_response_norm(call: Call) -> Lowered | None:
+    """``(x, size, alpha, beta, k)``."""
+    x, size = call.value(0), call.get(1, "size")
+    numbers = [
+        call.get(i, n, d) for i, n, d in ((2, "alpha", 1e-4), (3, "beta", 0.75), (4, "k", 1.0))
+    ]
+    if x.type.rank in (None, 0, 1, 2) or type(size) is not int:
+        return None
+    if size % 2 == 0:
+        raise LeftAlone("its even number of channels has no middle")
+    return ir.LocalResponseNorm(size, *map(float, numbers)), [x]
+
+
+reads_module(nn.LocalResponseNorm, call="local_response_norm", fields="size alpha beta k")

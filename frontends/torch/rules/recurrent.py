@@ -1,8 +1,8 @@
-"""torch's LSTM, as ONNX reads it: one op a layer, its gates in ONNX's order."""
+"""torch's LSTM, GRU and RNN, as ONNX reads them: one op a layer, its gates in ONNX's order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,66 +11,123 @@ from torch import nn
 
 from .... import ir
 from ....ir import DerivedTensor, Opaque, Tensor, Value
+from ....ir.ops.recurrent import _Recurrent
 from ...lowering import Path, Step, Steps
 from ...lowering.base import Builder
-from ...support import LeftAlone
+from ...support import LeftAlone, Makes
 from ..call import Call
 from ..registry import reads_pieces
 
-_GATES = (0, 3, 1, 2)
-"""Where the gates of ONNX (input, output, forget, cell) are in torch's order (input, forget, cell, output)."""
+_GATES: dict[type[_Recurrent], tuple[int, ...]] = {
+    ir.Lstm: (0, 3, 1, 2),
+    ir.Gru: (1, 0, 2),
+    ir.Rnn: (0,),
+}
+"""Where the gates of ONNX are in torch's order.
 
-_LIMITS = "batched, constant weights, no projection"
+Those of an LSTM are input, output, forget, cell in ONNX and input, forget, cell, output in torch; those of a GRU update, reset, new
+in ONNX and reset, update, new in torch.
+"""
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """What an LSTM is made of.
+    """What a recurrent module is made of.
 
     Attributes:
+        op: The op of one layer, with all its results.
         weights: For each layer and direction the matrices of inputs and of states, and their biases, if it has any.
         layers: The number of layers.
-        bidirectional: Whether sequences are read both ways.
         batch_first: Whether the batch is the first axis of inputs and results.
     """
 
+    op: _Recurrent
     weights: tuple[tuple[Tensor, ...], ...]
     layers: int
-    bidirectional: bool
     batch_first: bool
 
 
-@reads_pieces(nn.LSTM, makes=ir.Lstm, note=_LIMITS, nested=(1,), several=True)
-def _module(call: Call, taken: Sequence[Path]) -> Steps | None:
-    """``(x, (h, c))`` gives ``(y, (h, c))``."""
-    module: Any = call.module
-    if module.proj_size:
-        raise LeftAlone("it projects its states")
-    _check_dropout(module.dropout, module.training, module.num_layers)
-    ends = ["", "_reverse"] if module.bidirectional else [""]
-    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
-    weights = [
-        _constants([call.tensor(f"{kind}_l{layer}{end}") for kind in kinds])
-        for layer in range(module.num_layers)
-        for end in ends
-    ]
-    found = _Layers(tuple(weights), module.num_layers, module.bidirectional, module.batch_first)
-    return _lstm(call.value(0), call.get(1, "hx"), found, [(0,), (1, 0), (1, 1)], taken)
+_Make = Callable[[int, str, Any], _Recurrent]
+"""Makes the op of a layer from the size of its state, its direction and the module, if there is one."""
 
 
-@reads_pieces("lstm", makes=ir.Lstm, note=_LIMITS, several=True)
-def _aten(call: Call, taken: Sequence[Path]) -> Steps | None:
-    """``(x, (h, c), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)`` gives ``(y, h, c)``."""
-    x, state, values, biases, layers, dropout, train, bidirectional, batch_first = call.args
-    if not isinstance(x, Value) or not isinstance(values, (list, tuple)):
-        raise LeftAlone("its sequences are packed")
-    _check_dropout(dropout, train, layers)
-    width = 4 if biases else 2
-    if len(values) != width * layers * (2 if bidirectional else 1):
-        raise LeftAlone("it projects its states")
-    weights = [_constants(values[i : i + width]) for i in range(0, len(values), width)]
-    found = _Layers(tuple(weights), layers, bool(bidirectional), bool(batch_first))
-    return _lstm(x, state, found, [(0,), (1,), (2,)], taken)
+def _lstm(hidden: int, direction: str, _: Any) -> _Recurrent:
+    return ir.Lstm(hidden, direction, 3)
+
+
+def _gru(hidden: int, direction: str, _: Any) -> _Recurrent:
+    return ir.Gru(hidden, direction, 2, reset_after=True)
+
+
+def _rnn(hidden: int, direction: str, module: Any) -> _Recurrent:
+    return ir.Rnn(hidden, direction, 2, module.nonlinearity)
+
+
+def _rnn_of(kind: str) -> _Make:
+    return lambda hidden, direction, _: ir.Rnn(hidden, direction, 2, kind)
+
+
+def _reads_module(
+    module: type[nn.Module], make: _Make, makes: Makes | Sequence[Makes], limits: str
+) -> None:
+    two = module is nn.LSTM
+
+    @reads_pieces(module, makes=makes, note=limits, nested=(1,) if two else (), several=True)
+    def rule(call: Call, taken: Sequence[Path]) -> Steps | None:
+        """``(x, states)`` gives ``(y, states)``; the states of an LSTM are a tuple."""
+        own: Any = call.module
+        if own.proj_size:
+            raise LeftAlone("it projects its states")
+        _check_dropout(own.dropout, own.training, own.num_layers)
+        ends = ["", "_reverse"] if own.bidirectional else [""]
+        kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if own.bias else [])]
+        weights = [
+            _constants([call.tensor(f"{kind}_l{layer}{end}") for kind in kinds])
+            for layer in range(own.num_layers)
+            for end in ends
+        ]
+        op = make(weights[0][1].shape[1], _direction(own.bidirectional), own)
+        found = _Layers(op, tuple(weights), own.num_layers, own.batch_first)
+        state = call.get(1, "hx")
+        first = state if two or state is None else (state,)
+        paths = [(0,), (1, 0), (1, 1)] if two else [(0,), (1,)]
+        return _steps(call.value(0), first, found, paths, taken)
+
+
+_reads_module(nn.LSTM, _lstm, ir.Lstm, "batched, constant weights, no projection")
+_reads_module(nn.GRU, _gru, ir.Gru, "batched, constant weights")
+_reads_module(nn.RNN, _rnn, [(ir.Rnn, kind) for kind in ir.Rnn.kinds], "batched, constant weights")
+
+
+def _reads_aten(name: str, make: _Make, makes: Makes, limits: str) -> None:
+    @reads_pieces(name, makes=makes, note=limits, several=True)
+    def rule(call: Call, taken: Sequence[Path]) -> Steps | None:
+        """``(x, states, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)`` gives ``(y, h)``.
+
+        An LSTM has a list of two states, and ``c`` is its third result.
+        """
+        x, state, values, biases, layers, dropout, train, bidirectional, batch_first = call.args
+        if not isinstance(x, Value) or not isinstance(values, (list, tuple)):
+            raise LeftAlone("its sequences are packed")
+        _check_dropout(dropout, train, layers)
+        width = 4 if biases else 2
+        if len(values) != width * layers * (2 if bidirectional else 1):
+            raise LeftAlone("it projects its states")
+        weights = [_constants(values[i : i + width]) for i in range(0, len(values), width)]
+        op = make(weights[0][1].shape[1], _direction(bidirectional), None)
+        found = _Layers(op, tuple(weights), layers, bool(batch_first))
+        first = state if op.states == 2 else (state,)
+        return _steps(x, first, found, [(i,) for i in range(1 + op.states)], taken)
+
+
+_reads_aten("lstm", _lstm, ir.Lstm, "batched, constant weights, no projection")
+_reads_aten("gru", _gru, ir.Gru, "batched, constant weights")
+for _kind in ir.Rnn.kinds:
+    _reads_aten(f"rnn_{_kind}", _rnn_of(_kind), (ir.Rnn, _kind), "batched, constant weights")
+
+
+def _direction(bidirectional: bool) -> str:
+    return "bidirectional" if bidirectional else "forward"
 
 
 def _check_dropout(dropout: float, training: bool, layers: int) -> None:
@@ -85,31 +142,29 @@ def _constants(values: Sequence[Value | None]) -> tuple[Tensor, ...]:
     return data
 
 
-def _lstm(
+def _steps(
     x: Value, state: Any, found: _Layers, paths: Sequence[Path], taken: Sequence[Path]
 ) -> Steps | None:
-    """One Lstm a layer, and what makes of their results those that are read."""
+    """One op a layer, and what makes of their results those that are read."""
     if x.type.rank != 3:
         raise LeftAlone("its input is not batched")
     first = None if state is None or all(map(_is_zeros, state)) else list(state)
-    directions = 2 if found.bidirectional else 1
-    hidden = found.weights[0][1].shape[1]
-    op = ir.Lstm(hidden, "bidirectional" if found.bidirectional else "forward", 3)
-    made = Builder()
+    op, made = found.op, Builder()
     y: Any = made.add(ir.Transpose((1, 0, 2)), x) if found.batch_first else x
     last: list[Step] = []
     for layer in range(found.layers):
-        own = found.weights[layer * directions : (layer + 1) * directions]
-        operands: list[Any] = [y, _matrix([w[0] for w in own]), _matrix([w[1] for w in own])]
+        own = found.weights[layer * op.directions : (layer + 1) * op.directions]
+        order = _GATES[type(op)]
+        operands: list[Any] = [y, *(_matrix([w[i] for w in own], order) for i in (0, 1))]
         if len(own[0]) > 2:
-            operands.append(_biases(own))
+            operands.append(_biases(own, order))
         if first is not None:
             operands += [None] * (5 - len(operands))
-            operands += [_of_layer(made, s, layer, found.layers, directions) for s in first]
+            operands += [_of_layer(made, s, layer, found.layers, op.directions) for s in first]
         step = made.add(op, *operands)
         last.append(step)
         if layer + 1 < found.layers or paths[0] in taken:
-            y = _joined(made, step, found.bidirectional, hidden)
+            y = _joined(made, step, op.directions == 2, op.hidden)
     results: dict[Path, Step] = {}
     if paths[0] in taken:
         results[paths[0]] = made.add(ir.Transpose((1, 0, 2)), y) if found.batch_first else y
@@ -137,32 +192,32 @@ def _of_layer(made: Builder, state: Any, layer: int, layers: int, directions: in
 
 
 def _is_zeros(value: Any) -> bool:
-    """Whether a first state is zeros, as ``nn.LSTM`` makes them where none is given."""
+    """Whether a first state is zeros, as the modules make them where none is given."""
     node = value.producer if isinstance(value, Value) else None
     return node is not None and isinstance(node.op, Opaque) and node.op.kind == "fx:aten.zeros"
 
 
-def _matrix(weights: Sequence[Tensor]) -> Tensor:
+def _matrix(weights: Sequence[Tensor], order: Sequence[int]) -> Tensor:
     """One matrix a direction, its rows in ONNX's order."""
     shape = (len(weights), *weights[0].shape)
 
     def load() -> Any:
-        return np.stack([_reordered(w) for w in weights])
+        return np.stack([_reordered(w, order) for w in weights])
 
     return DerivedTensor(shape, weights[0].dtype, load, sources=tuple(weights))
 
 
-def _biases(own: Sequence[Sequence[Tensor]]) -> Tensor:
+def _biases(own: Sequence[Sequence[Tensor]], order: Sequence[int]) -> Tensor:
     """Both biases of each direction, one behind the other."""
 
     def load() -> Any:
-        return np.stack([np.concatenate([_reordered(b) for b in w[2:]]) for w in own])
+        return np.stack([np.concatenate([_reordered(b, order) for b in w[2:]]) for w in own])
 
     shape = (len(own), 2 * own[0][2].shape[0])
     sources = tuple(b for w in own for b in w[2:])
     return DerivedTensor(shape, own[0][2].dtype, load, sources=sources)
 
 
-def _reordered(weight: Tensor) -> Any:
-    gates = weight.float64().reshape(4, -1, *weight.shape[1:])
-    return gates[list(_GATES)].reshape(weight.shape)
+def _reordered(weight: Tensor, order: Sequence[int]) -> Any:
+    gates = weight.float64().reshape(len(order), -1, *weight.shape[1:])
+    return gates[list(order)].reshape(weight.shape)

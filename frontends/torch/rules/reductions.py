@@ -5,8 +5,9 @@ from __future__ import annotations
 from .... import ir
 from ....ir import Value
 from ....ir.ops.base import axis_of
-from ...lowering import Lowered
+from ...lowering import Lowered, Steps
 from ...lowering.pools import reduce
+from ...lowering.reductions import log_sum_exp
 from ..call import Call, ints
 from ..registry import reads
 
@@ -39,6 +40,22 @@ def _along(kind: str, call: Call) -> Lowered | None:
     axes = ints(dim, 1) if dim not in (None, (), []) else tuple(range(rank))
     keep = bool(call.get(2, "keepdim", False))
     return reduce(kind, x, [axis_of(a, rank) for a in axes], keep)
+
+
+@reads(
+    "logsumexp",
+    makes=[(ir.Reduce, "max"), (ir.Reduce, "sum"), (ir.Unary, "exp"), (ir.Unary, "log")],
+    note="floats",
+    several=True,
+)
+def _log_sum_exp(call: Call) -> Steps | None:
+    """``(x, dim, keepdim)``."""
+    x, dim = call.value(0), call.get(1, "dim")
+    rank = x.type.rank
+    if not rank or any(x.type.dim(a) == 0 for a in range(rank)):
+        return None
+    axes = [axis_of(a, rank) for a in ints(dim, 1)] or range(rank)
+    return log_sum_exp(x, axes, bool(call.get(2, "keepdim", False)))
 
 
 def _norm(call: Call, x: Value, order: object) -> Lowered | None:

@@ -1,5 +1,7 @@
 """The file of latency tables: one SQLite database, which several processes may use at once.
 
+Beside the latencies of small graphs it holds what else a plan measures: whole networks that were timed in turn, and losses of candidates.
+
 Every measurement is a row that is committed by itself, so that a killed process loses none. A second database beside the file
 serves as a lock of the hardware: the process that measures holds a transaction on it, which ends with the process.
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 from ...ir import UsageError
 from ...ir.errors import check_readable
 
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x67734C54
 """SQLite's application ID of our files ("gsLT")."""
 BUSY_SECONDS = 30.0
@@ -33,6 +35,12 @@ CREATE TABLE IF NOT EXISTS measurements (
 CREATE TABLE IF NOT EXISTS calibrations (
     identity TEXT PRIMARY KEY, device TEXT NOT NULL, milliseconds REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS networks (
+    signature TEXT PRIMARY KEY, device TEXT NOT NULL, milliseconds TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS scores (
+    plan TEXT NOT NULL, candidates TEXT NOT NULL, loss REAL NOT NULL, PRIMARY KEY (plan, candidates)
+) WITHOUT ROWID;
 """
 
 
@@ -106,8 +114,52 @@ class Store:
                 "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, now)
             )
 
+    def networks(self, signature: str) -> list[float] | None:
+        """The milliseconds of whole networks that were timed in turn, if they are stored.
+
+        Raises:
+            UsageError: If the file cannot be used.
+        """
+        query = "SELECT milliseconds FROM networks WHERE signature = ?"
+        with self._open() as database:
+            row = database.execute(query, (signature,)).fetchone()
+        return None if row is None else [float.fromhex(word) for word in row[0].split()]
+
+    def add_networks(self, signature: str, device: str, milliseconds: Sequence[float]) -> None:
+        """Store the milliseconds of whole networks.
+
+        Raises:
+            UsageError: If the file cannot be used.
+        """
+        text = " ".join(value.hex() for value in milliseconds)
+        with self._open() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO networks VALUES (?, ?, ?)", (signature, device, text)
+            )
+
+    def scores(self, plan: str) -> dict[str, float]:
+        """The losses of sets of candidates that are stored for a plan.
+
+        Raises:
+            UsageError: If the file cannot be used.
+        """
+        query = "SELECT candidates, loss FROM scores WHERE plan = ?"
+        with self._open() as database:
+            return dict(database.execute(query, (plan,)).fetchall())
+
+    def add_score(self, plan: str, candidates: str, loss: float) -> None:
+        """Store the loss of a set of candidates.
+
+        Raises:
+            UsageError: If the file cannot be used.
+        """
+        with self._open() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", (plan, candidates, loss)
+            )
+
     def clear(self, device: str | None = None) -> int:
-        """Remove the measurements of a device, or all; returns how many there were.
+        """Remove the measurements of a device, or all and the scores too; returns how many measurements there were.
 
         Raises:
             UsageError: If the file cannot be used.
@@ -117,6 +169,9 @@ class Store:
             database.execute("BEGIN IMMEDIATE")
             count = database.execute(f"DELETE FROM measurements{where}", values).rowcount
             database.execute(f"DELETE FROM calibrations{where}", values)
+            database.execute(f"DELETE FROM networks{where}", values)
+            if device is None:
+                database.execute("DELETE FROM scores")
             database.execute("COMMIT")
         return int(count)
 
@@ -202,7 +257,7 @@ _ELSEWHERE = "give another file by GRAPHSHRINK_LATENCY_DB or --table"
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    """Create the tables of a new file, and check the version of an existing one.
+    """Create the tables of a new file, and those that a file of an older version lacks; check the version of an existing one.
 
     Raises:
         UsageError: If the file is of a newer version or another program.
@@ -228,7 +283,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _is_ready(database: sqlite3.Connection, path: Path) -> bool:
-    """Whether the tables exist; false for an empty file.
+    """Whether all tables exist; false for an empty file, or one of an older version.
 
     Raises:
         UsageError: If the file is of a newer version or another program.
@@ -248,7 +303,7 @@ def _is_ready(database: sqlite3.Connection, path: Path) -> bool:
                 f"{path} has version {version} of the latency tables, this graphshrink reads {VERSION}: "
                 f"upgrade graphshrink, or {_ELSEWHERE}"
             )
-        return bool(version)
+        return bool(version == VERSION)
     if version or database.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise UsageError(f"{path} is a database of another program: {_ELSEWHERE}")
     return False

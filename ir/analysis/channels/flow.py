@@ -21,7 +21,6 @@ from ...ops import (
     Expand,
     Flatten,
     GroupNorm,
-    Lstm,
     Reshape,
     Select,
     Slice,
@@ -29,6 +28,7 @@ from ...ops import (
     Tie,
 )
 from ...ops.base import axis_of
+from ...ops.recurrent import _Recurrent
 from ...types import Dim
 from ..dequantized import is_dequantized
 from .einsum import EinsumOperand, einsum_elements
@@ -150,8 +150,8 @@ class ChannelFlow:
             self._concat(node, op)
         elif isinstance(op, GroupNorm) and first is not None:
             self._group_norm(node, op, first)
-        elif isinstance(op, Lstm) and first is not None:
-            self._lstm(node, op, first)
+        elif isinstance(op, _Recurrent) and first is not None:
+            self._recurrent(node, op, first)
         else:
             ties = op.channels(node.input_types)
             if ties is not None:
@@ -345,25 +345,29 @@ class ChannelFlow:
 
     # Recurrent layers.
 
-    def _lstm(self, node: Node, op: Lstm, x: Value) -> None:
+    def _recurrent(self, node: Node, op: _Recurrent, x: Value) -> None:
         weights = [node.input(i) for i in (1, 2, 3)]
         if x.type.rank != 3 or any(v is not None and v.data is None for v in weights):
             self._barrier(node)
             return
-        what = f"{node.name} (Lstm)"
+        what = f"{node.name} ({op.name})"
         d, n = op.directions, op.hidden
         state = self.elements.new((d, 1, n))
         if d > 1:
             ways = self.elements.new_fixed((d, 1, 1), f"{what} reads forwards and backwards")
             self.elements.project(state, ways, Binding.ROW)
-        # Both weights have four gates in their rows, the bias has eight; the state comes back in r.
+        # Both weights have a row for each gate and unit, the bias has two of them; the state comes back in r.
+        g = op.gates
         for value, axis, gates in zip(
-            (*weights, weights[1]), (1, 1, 1, 2), (4, 4, 8, 1), strict=True
+            (*weights, weights[1]), (1, 1, 1, 2), (g, g, 2 * g, 1), strict=True
         ):
             if value is not None:
                 ids = self._constant(value, axis, d).reshape(d, gates, n)
                 self.elements.join(np.broadcast_to(state, ids.shape), ids)
-        for index in (5, 6):
+        lengths = node.input(4)
+        if lengths is not None:
+            self._fix_all(lengths, f"{what} keeps the order of the batch")
+        for index in range(5, 5 + op.states):
             start = node.input(index)
             if start is not None:
                 self._start_state(start, state, what)

@@ -51,3 +51,35 @@ def _shape_by_parts(s: Speller, op: ir.Expand) -> str:
             axis = next(axes)
             parts.append(s.emit("Shape", [s.inputs[1]], start=axis, end=axis + 1))
     return s.emit("Concat", parts, axis=0) if len(parts) > 1 else parts[0]
+
+
+@spells(ir.GatherElements, writes="GatherElements")
+def gather_elements(s: Speller, op: ir.GatherElements) -> None:
+    """GatherElements."""
+    s.plain("GatherElements", axis=op.axis)
+
+
+@spells(ir.GatherNd, writes="GatherND")
+def gather_nd(s: Speller, op: ir.GatherNd) -> None:
+    """GatherND, which has batch axes from opset 12 on."""
+    if op.batch_axes and s.opset < 12:
+        raise s.refuse("with batch axes does not exist")
+    s.plain("GatherND", **({"batch_dims": op.batch_axes} if op.batch_axes else {}))
+
+
+@spells(ir.TopK, writes="TopK")
+def top_k(s: Speller, op: ir.TopK) -> None:
+    """TopK, whose number is an input from opset 10 on; it finds the smallest from opset 11 on."""
+    if not op.largest and s.opset < 11:
+        raise s.refuse("of the smallest numbers does not exist")
+    attrs: dict[str, int] = {"axis": op.axis, **({} if op.largest else {"largest": 0})}
+    if s.opset < 10:
+        s.many("TopK", s.inputs, s.outputs, k=op.k, **attrs)
+    else:
+        s.many("TopK", [s.inputs[0], s.ints([op.k], "k")], s.outputs, **attrs)
+
+
+@spells(ir.Range, writes="Range")
+def range_(s: Speller, _: ir.Range) -> None:
+    """Range."""
+    s.plain("Range")

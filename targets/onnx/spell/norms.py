@@ -80,3 +80,9 @@ def _group_by_group(s: Speller, op: ir.GroupNorm, given: list[str], vectors: lis
         last = number == len(left) - 1
         wide = s.emit("Reshape", [name, s.ints((1, -1, *[1] * (rank - 2)), "wide")])
         made = s.emit(kind, [made, wide], s.outputs[0] if last else None)
+
+
+@spells(ir.LocalResponseNorm, writes="LRN")
+def local_response_norm(s: Speller, op: ir.LocalResponseNorm) -> None:
+    """LRN."""
+    s.plain("LRN", size=op.size, alpha=op.alpha, beta=op.beta, bias=op.bias)

@@ -22,6 +22,20 @@ def slice_(s: Speller, op: ir.Slice) -> None:
     s.emit("Slice", s.inputs[:1], s.outputs[0], **attrs)
 
 
+@spells(ir.DynamicSlice, writes="Slice")
+def dynamic_slice(s: Speller, op: ir.DynamicSlice) -> None:
+    """Slice, whose numbers are inputs, all of the type of the bounds, from opset 10 on."""
+    if s.opset < 10:
+        raise s.refuse("does not exist")
+    dtype = s.node.required(1).type.dtype or s.node.required(2).type.dtype
+    if dtype is None:
+        raise s.refuse("with bounds of unknown element type does not exist")
+    axes, steps = (
+        s.new_constant(ArrayTensor(np.array(v, dtype.numpy)), "slice") for v in (op.axes, op.steps)
+    )
+    s.emit("Slice", [*s.inputs, axes, steps], s.outputs[0])
+
+
 @spells(ir.Select, writes="Gather")
 def select(s: Speller, op: ir.Select) -> None:
     """Gather by one number, which may be negative from opset 11 on."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir import Expand, Gather, Node, Value
+from ....ir import Expand, Gather, GatherElements, GatherNd, Node, Range, TopK, Value
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, model_order
+from .activations import Elementwise
 from .slices import strided_slice
 
 
@@ -39,14 +41,145 @@ def gather(e: Emitter, node: Node, op: Gather) -> None:
     e.put(node.output, made, Layout(tuple(perm)))
 
 
+def _whole(e: Emitter, index: FlatTensor) -> FlatTensor:
+    """Return computed indices as int32 or int64."""
+    if index.dtype in ("INT32", "INT64"):
+        return index
+    return e.op("CAST", [index], index.shape, "INT32", ("CastOptions", {}))
+
+
 def from_the_end(e: Emitter, index: FlatTensor, size: int) -> FlatTensor:
     """Return computed indices with negative ones counted from the end, which TFLite's GATHER does not do."""
-    if index.dtype not in ("INT32", "INT64"):
-        index = e.op("CAST", [index], index.shape, "INT32", ("CastOptions", {}))
+    index = _whole(e, index)
     if size == DYNAMIC:
         return index
     return e.op("FLOOR_MOD", [index, e.constant(size, index.dtype)], index.shape, index.dtype,
                 ("FloorModOptions", {}))  # fmt: skip
+
+
+_MOST_COORDINATES = 1 << 22
+"""GATHER_ND reads a number for each axis of each element: larger constants of them are not written."""
+
+_PICKED = ("FLOAT32", "INT32", "INT64")
+"""The element types that GATHER_ND is written for."""
+
+
+@spells(GatherElements, note="indices of known shape")
+def gather_elements(e: Emitter, node: Node, op: GatherElements) -> None:
+    """GATHER_ND by the places of each element along all axes."""
+    data, indices = node.required(0), node.required(1)
+    layout = Layout(e.layout_of(data).perm)
+    place = layout.place(op.axis)
+    tensor = _picked(e.get(data, layout))
+    shape = layout.stored_shape(e.shape(indices))
+    e.known_sizes(indices, range(layout.rank))
+    sizes = tuple(d for d in shape if isinstance(d, int))
+    if math.prod(sizes) * layout.rank > _MOST_COORDINATES:
+        raise Unsupported(
+            f"it picks {math.prod(sizes)} elements, too many for their places to be written"
+        )
+    (size,) = e.known_sizes(data, [op.axis])
+    if indices.data is not None:
+        found = np.indices(sizes)
+        found[place] = e.numbers(indices).astype(np.int64).transpose(layout.perm) % size
+        where = e.constant(np.moveaxis(found, 0, -1), "INT32", indices.name)
+    else:
+        index = from_the_end(e, e.get(indices, layout), size)
+        where = _coordinates(e, e.reshape(index, (*sizes, 1)), place)
+    made = e.op("GATHER_ND", [tensor, where], sizes, tensor.dtype, ("GatherNdOptions", {}))
+    e.put(node.output, made, layout)
+
+
+def _coordinates(e: Emitter, index: FlatTensor, place: int) -> FlatTensor:
+    """Join computed places along one axis, ``(..., 1)``, with those along the other axes, which are constant."""
+    *sizes, _ = index.shape
+    others = np.moveaxis(np.indices(sizes), 0, -1)
+    parts = [others[..., :place], None, others[..., place + 1 :]]
+    wide = [
+        index if part is None else e.constant(part, index.dtype)
+        for part in parts
+        if part is None or part.size
+    ]
+    if len(wide) == 1:
+        return index
+    return e.op("CONCATENATION", wide, (*sizes, len(sizes)), index.dtype,
+                ("ConcatenationOptions", {"axis": len(sizes), "fusedActivationFunction": 0}))  # fmt: skip
+
+
+@spells(GatherNd, note="without batch axes, along axes of known size")
+def gather_nd(e: Emitter, node: Node, op: GatherNd) -> None:
+    """GATHER_ND."""
+    data, indices = node.required(0), node.required(1)
+    if op.batch_axes:
+        raise Unsupported("LiteRT has no kernel for batch axes")
+    rank, count = len(e.shape(indices)), e.known_sizes(indices, [-1])[0]
+    tensor = _picked(e.get(data, model_order(len(e.shape(data)))))
+    sizes = np.array(e.known_sizes(data, range(count)), np.int64)
+    if indices.data is not None:
+        index = e.constant(e.numbers(indices).astype(np.int64) % sizes, "INT32", indices.name)
+    else:
+        index = _whole(e, e.get(indices, model_order(rank)))
+        index = e.op("FLOOR_MOD", [index, e.constant(sizes, index.dtype)], index.shape, index.dtype,
+                     ("FloorModOptions", {}))  # fmt: skip
+    shape = (*index.shape[:-1], *tensor.shape[count:])
+    made = e.op("GATHER_ND", [tensor, index], shape, tensor.dtype, ("GatherNdOptions", {}))
+    e.put(node.output, made, model_order(len(shape)))
+
+
+def _picked(tensor: FlatTensor) -> FlatTensor:
+    if tensor.dtype not in _PICKED:
+        raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
+    return tensor
+
+
+@spells(TopK, note="of float32 and int32, of integers the largest")
+def top_k(e: Emitter, node: Node, op: TopK) -> None:
+    """TOPK_V2 along the last stored axis; the smallest numbers are the largest of the negated ones."""
+    x = node.required(0)
+    own = Layout(e.layout_of(x).perm)
+    axis = op.axis % own.rank
+    layout = Layout((*(a for a in own.perm if a != axis), axis))
+    tensor, m = e.get(x, layout), Elementwise(e)
+    if tensor.dtype not in ("FLOAT32", "INT32"):
+        raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
+    if not op.largest and tensor.dtype != "FLOAT32":
+        raise Unsupported("LiteRT has no kernel for the smallest of integers")
+    if op.k == 0:
+        raise Unsupported("its result has no elements: it has no elements")
+    if not op.largest:
+        tensor = m.unary("NEG", tensor, "NegOptions")
+    shape = (*tensor.shape[:-1], op.k)
+    found, index = e.tensor("top", shape, tensor.dtype), e.tensor("places", shape, "INT32")
+    e.add_operation(
+        "TOPK_V2", [tensor, e.constant(op.k, "INT32")], [found, index], ("TopKV2Options", {})
+    )
+    if not op.largest:
+        found = m.unary("NEG", found, "NegOptions")
+    e.put(node.outputs[0], found, layout)
+    if len(node.outputs) > 1 and node.outputs[1].use_count + node.outputs[1].is_output:
+        e.put(node.outputs[1], e.op("CAST", [index], shape, "INT64", ("CastOptions", {})), layout)
+
+
+@spells(Range, note="of integers")
+def range_(e: Emitter, node: Node, _: Range) -> None:
+    """RANGE, in int32."""
+    values = [node.required(i) for i in range(3)]
+    dtype = e.dtype(values[0])
+    if dtype not in ("INT32", "INT64"):
+        raise Unsupported(
+            "LiteRT has no kernel for other numbers than integers that gives as many of them"
+        )
+    narrow = []
+    for value in values:
+        tensor = e.get(value, model_order(0))
+        if dtype == "INT64":
+            tensor = e.op("CAST", [tensor], (), "INT32", ("CastOptions", {}))
+        narrow.append(tensor)
+    shape = e.stored_shape(node.output, model_order(1))
+    made = e.op("RANGE", narrow, shape, "INT32", ("RangeOptions", {}))
+    if dtype == "INT64":
+        made = e.op("CAST", [made], shape, "INT64", ("CastOptions", {}))
+    e.put(node.output, made, model_order(1))
 
 
 @spells(Expand)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ....ir import Embedding, Linear, MatMul, Node, Value
@@ -54,8 +56,13 @@ def matmul(e: Emitter, node: Node, op: MatMul) -> None:
         raise Unsupported(f"LiteRT computes it in float32 only, not in {e.dtype(a).lower()}")
     left, flip_left = _matrix(e, a, row=True)
     right, flip_right = _matrix(e, b, row=False)
-    if max(left.rank, right.rank) > 5 and left.shape[:-2] != right.shape[:-2]:
-        raise Unsupported("it broadcasts more than 3 axes of matrices")
+    if max(left.rank, right.rank) > 5:
+        # The kernel takes 5 axes; matrices side by side are one axis for it.
+        if left.shape[:-2] != right.shape[:-2]:
+            raise Unsupported("it broadcasts more than 3 axes of matrices")
+        count = math.prod(left.shape[:-2])
+        left = e.reshape(left, (count, *left.shape[-2:]))
+        right = e.reshape(right, (count, *right.shape[-2:]))
     rows = left.shape[-1] if flip_left else left.shape[-2]
     columns = right.shape[-2] if flip_right else right.shape[-1]
     lead: tuple[int, ...] = ()

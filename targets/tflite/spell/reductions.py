@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir import ArgReduce, CumSum, GroupNorm, LayerNorm, LogSoftmax, Node, Reduce, Softmax
+from ....ir import (
+    ArgReduce,
+    CumSum,
+    GroupNorm,
+    LayerNorm,
+    LocalResponseNorm,
+    LogSoftmax,
+    Node,
+    Reduce,
+    Softmax,
+)
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, FlatTensor
 from ..layout import Layout, channels_last, model_order
@@ -133,6 +144,30 @@ def group_norm(e: Emitter, node: Node, op: GroupNorm) -> None:
         if value is not None:
             made = Elementwise(e).binary(code, made, vector_along(e, value, layout, 1))
     e.put(node.output, made, layout)
+
+
+@spells(LocalResponseNorm)
+def local_response_norm(e: Emitter, node: Node, op: LocalResponseNorm) -> None:
+    """LOCAL_RESPONSE_NORMALIZATION of four axes, channels last."""
+    x = node.required(0)
+    rank = len(e.shape(x))
+    layout = channels_last(rank) if rank > 2 else model_order(rank)
+    tensor = e.get(x, layout)
+    if tensor.dtype != "FLOAT32":
+        raise Unsupported(f"LiteRT computes it in float32 only, not in {tensor.dtype.lower()}")
+    flat = (
+        tensor
+        if rank == 4
+        else e.reshape(tensor, (1, 1, _joined(tensor.shape[:-1]), tensor.shape[-1]))
+    )
+    fields = {"radius": op.size // 2, "bias": op.bias, "alpha": op.alpha / op.size, "beta": op.beta}
+    made = e.op("LOCAL_RESPONSE_NORMALIZATION", [flat], flat.shape, "FLOAT32",
+                ("LocalResponseNormalizationOptions", fields))  # fmt: skip
+    e.put(node.output, e.reshape(made, tensor.shape), layout)
+
+
+def _joined(sizes: Sequence[int]) -> int:
+    return DYNAMIC if DYNAMIC in sizes else math.prod(sizes)
 
 
 @spells(ArgReduce, kinds=("max", "min"))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir import Concat, Node, Select, Slice, Split
+from ....ir import Concat, DynamicSlice, Node, Select, Slice, Split
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import DYNAMIC, NUMPY_TYPES, FlatTensor
-from ..layout import Layout
+from ..layout import Layout, model_order
 from ..operands import common_layout
 
 
@@ -67,6 +67,49 @@ def slice_(e: Emitter, node: Node, op: Slice) -> None:
         elif (start, step) != (0, 1) or end < 2**31 - 1:
             raise Unsupported("it slices an axis whose size is not known")
     e.put(node.output, strided_slice(e, e.get(x, layout), starts, stops, steps), layout)
+
+
+@spells(DynamicSlice)
+def dynamic_slice(e: Emitter, node: Node, op: DynamicSlice) -> None:
+    """STRIDED_SLICE with computed bounds, which are clipped to int32."""
+    x = node.required(0)
+    layout = Layout(e.layout_of(x).perm)
+    tensor, rank = e.get(x, layout), layout.rank
+    if rank > 5:
+        raise Unsupported("LiteRT supports at most 5 axes")
+    places = [layout.place(axis) for axis in op.axes]
+    if not places:
+        e.put(node.output, tensor, layout)
+        return
+    kept = [a for a in range(rank) if a not in places]
+    steps = np.ones(rank, np.int64)
+    steps[places] = op.steps
+    order = e.constant(np.argsort([*places, *kept]), "INT32")
+    inputs = [tensor]
+    for index in (1, 2):
+        bounds = _int32(e, e.get(node.required(index), model_order(1)))
+        if kept:
+            # The bounds of the other axes are not read: their masks are set.
+            parts = [bounds, e.constant(np.zeros(len(kept)), "INT32")]
+            bounds = e.op("CONCATENATION", parts, (rank,), "INT32",
+                          ("ConcatenationOptions", {"axis": 0, "fusedActivationFunction": 0}))  # fmt: skip
+        inputs.append(e.op("GATHER", [bounds, order], (rank,), "INT32",
+                           ("GatherOptions", {"axis": 0, "batchDims": 0})))  # fmt: skip
+    mask = sum(1 << a for a in kept)
+    shape = e.stored_shape(node.output, layout)
+    made = e.op("STRIDED_SLICE", [*inputs, e.constant(steps, "INT32")], shape, tensor.dtype,
+                ("StridedSliceOptions", {"beginMask": mask, "endMask": mask}))  # fmt: skip
+    made.quantization = tensor.quantization
+    e.put(node.output, made, layout)
+
+
+def _int32(e: Emitter, bounds: FlatTensor) -> FlatTensor:
+    if bounds.dtype == "INT32":
+        return bounds
+    for code, most in (("MINIMUM", 2**31 - 1), ("MAXIMUM", -(2**31) + 1)):
+        bounds = e.op(code, [bounds, e.constant(most, bounds.dtype)], bounds.shape, bounds.dtype,
+                      ("MaximumMinimumOptions", {}))  # fmt: skip
+    return e.op("CAST", [bounds], bounds.shape, "INT32", ("CastOptions", {}))
 
 
 @spells(Select)

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from .... import ir
-from ....ir import DType
-from ..speller import Speller, spells
+from ....ir import DType, Value
+from ..speller import Results, Speller, spells
 
 
 @spells(ir.Gather)
@@ -38,3 +38,62 @@ def expand(s: Speller, op: ir.Expand) -> fx.Node:
         next(like) if d is None else d if a < new or d != 1 else -1 for a, d in enumerate(wide)
     ]
     return s.call("expand", first, *sizes)
+
+
+@spells(ir.GatherElements)
+def gather_elements(s: Speller, op: ir.GatherElements) -> fx.Node:
+    """``torch.gather``, whose indices are not below zero."""
+    data, indices = s.values()
+    value = s.node.required(1)
+    indices = _as_int64(s, value, indices)
+    if (
+        value.data is None
+        or value.data.size > _MOST_TESTED
+        or value.data.numpy().min(initial=0) < 0
+    ):
+        indices = s.call(torch.remainder, indices, s.call("size", data, op.axis))
+    return s.call(torch.gather, data, op.axis, indices)
+
+
+@spells(ir.GatherNd, note="without batch axes")
+def gather_nd(s: Speller, op: ir.GatherNd) -> fx.Node:
+    """``x[i, j, ...]`` with a tensor for each axis."""
+    data, indices = s.values()
+    value = s.node.required(1)
+    count = value.type.dim(-1)
+    if op.batch_axes or not count:
+        raise s.refuse("with batch axes" if op.batch_axes else "of no or unknown axes")
+    indices = _as_int64(s, value, indices)
+    parts = tuple(s.call(torch.select, indices, -1, i) for i in range(count))
+    return s.call(operator.getitem, data, parts)
+
+
+@spells(ir.TopK)
+def top_k(s: Speller, op: ir.TopK) -> Results:
+    """``torch.sort``, which unlike ``torch.topk`` keeps the order of equal numbers."""
+    options = {"dim": op.axis, "descending": op.largest, "stable": True}
+    made = s.call(torch.sort, s.value(), **options)
+    results = [s.call(operator.getitem, made, i) for i in range(2)]
+    if s.node.required(0).type.dim(op.axis) == op.k:
+        return results
+    return [s.call(torch.narrow, result, op.axis, 0, op.k) for result in results]
+
+
+@spells(ir.Range, note="of integers")
+def range_(s: Speller, _: ir.Range) -> fx.Node:
+    """``torch.arange`` to the number of elements, which may be 0."""
+    if s.dtype is None or not s.dtype.is_int:
+        raise s.refuse("of numbers that are no integers, which torch would round otherwise,")
+    start, limit, delta = (s.value(i) for i in range(3))
+    steps = s.call(torch.floor_divide, s.call(operator.sub, start, limit), delta)
+    count = s.call("clamp", s.call(operator.neg, steps), min=0)
+    places = s.call(torch.arange, count, dtype=s.dtype_of(s.dtype))
+    return s.call(operator.add, s.call(operator.mul, places, delta), start)
+
+
+def _as_int64(s: Speller, value: Value, indices: fx.Node) -> fx.Node:
+    return indices if value.type.dtype is DType.I64 else s.call("to", indices, torch.int64)
+
+
+_MOST_TESTED = 1 << 16
+"""The numbers of larger constants are not read."""

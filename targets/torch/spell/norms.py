@@ -56,3 +56,11 @@ def group_norm(s: Speller, op: ir.GroupNorm) -> fx.Node:
     if op.groups:
         return s.call(F.group_norm, x, op.groups, weight, bias, op.epsilon)
     return s.call(F.instance_norm, x, weight=weight, bias=bias, eps=op.epsilon)
+
+
+@spells(ir.LocalResponseNorm, note="of 3 and more axes")
+def local_response_norm(s: Speller, op: ir.LocalResponseNorm) -> fx.Node:
+    """``F.local_response_norm``."""
+    if s.rank is None or s.rank < 3:
+        raise s.refuse("of fewer than 3 axes")
+    return s.call(F.local_response_norm, s.value(), op.size, op.alpha, op.beta, op.bias)

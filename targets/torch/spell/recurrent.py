@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,15 +11,47 @@ from torch import fx, nn
 
 from .... import ir
 from ....ir import DerivedTensor, Tensor
+from ....ir.ops.recurrent import _Recurrent
 from ..speller import Results, Speller, spells
 
-_GATES = (0, 2, 3, 1)
-"""Where the gates of torch (input, forget, cell, output) are in ONNX's order (input, output, forget, cell)."""
+_Layer = nn.LSTM | nn.GRU | nn.RNN
+
+_GATES: dict[type[_Recurrent], tuple[int, ...]] = {
+    ir.Lstm: (0, 2, 3, 1),
+    ir.Gru: (1, 0, 2),
+    ir.Rnn: (0,),
+}
+"""Where the gates of torch are in ONNX's order.
+
+Those of an LSTM are input, forget, cell, output in torch and input, output, forget, cell in ONNX; those of a GRU reset, update, new
+in torch and update, reset, new in ONNX.
+"""
+
+_LIMITS = "constant weights, one length for all sequences"
 
 
-@spells(ir.Lstm, note="constant weights, one length for all sequences")
+@spells(ir.Lstm, note=_LIMITS)
 def lstm(s: Speller, op: ir.Lstm) -> Results:
-    """``nn.LSTM``, whose result has the directions behind the batch; sequences are flipped to be read from the end."""
+    """``nn.LSTM``."""
+    return _layer(s, op, nn.LSTM)
+
+
+@spells(ir.Gru, note=f"{_LIMITS}, the state reset after the product")
+def gru(s: Speller, op: ir.Gru) -> Results:
+    """``nn.GRU``."""
+    if not op.reset_after:
+        raise s.refuse("that resets the state before the product")
+    return _layer(s, op, nn.GRU)
+
+
+@spells(ir.Rnn, kinds=ir.Rnn.kinds, note=_LIMITS)
+def rnn(s: Speller, op: ir.Rnn) -> Results:
+    """``nn.RNN``."""
+    return _layer(s, op, nn.RNN, nonlinearity=op.kind)
+
+
+def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Results:
+    """A module, whose result has the directions behind the batch; sequences are flipped to be read from the end."""
     node = s.node
     constants = [value.data for value in (node.required(1), node.required(2)) if value.data]
     bias = node.input(3)
@@ -27,25 +60,31 @@ def lstm(s: Speller, op: ir.Lstm) -> Results:
     if node.input(4) is not None:
         raise s.refuse("with sequences of different lengths")
     w, r = constants
-    made = nn.LSTM(
-        w.shape[2], op.hidden, bidirectional=op.directions == 2, bias=bias is not None, **s.meta(w.dtype)
+    made = make(
+        w.shape[2], op.hidden, bidirectional=op.directions == 2, bias=bias is not None, **options, **s.meta(w.dtype)
     )  # fmt: skip
     _fill(s, made, op, w, r, bias.data if bias is not None else None)
     x, reverse = s.value(), op.direction == "reverse"
     if reverse:
         x = s.call(torch.flip, x, (0,))
-    state = _state(s)
+    state = _states(s) if op.states == 2 else s.optional(5)
     called = s.module(made, x) if state is None else s.module(made, x, state)
     y, last = (s.call(operator.getitem, called, i) for i in range(2))
     if reverse:
         y = s.call(torch.flip, y, (0,))
     y = s.call("unflatten", y, 2, (op.directions, op.hidden))
     y = s.call(torch.transpose, y, 1, 2)
-    results = [y, *(s.call(operator.getitem, last, i) for i in range(op.results - 1))]
+    results = [y]
+    if op.results > 1:
+        results += (
+            [last]
+            if op.states == 1
+            else [s.call(operator.getitem, last, i) for i in range(op.results - 1)]
+        )
     return results[0] if len(results) == 1 else results
 
 
-def _state(s: Speller) -> tuple[fx.Node, fx.Node] | None:
+def _states(s: Speller) -> tuple[fx.Node, fx.Node] | None:
     """The first hidden and cell state; zeros for one that is left out beside the other."""
     h, c = s.optional(5), s.optional(6)
     if h is None and c is None:
@@ -56,25 +95,25 @@ def _state(s: Speller) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _fill(
-    s: Speller, made: nn.LSTM, op: ir.Lstm, w: Tensor, r: Tensor, bias: Tensor | None
+    s: Speller, made: _Layer, op: _Recurrent, w: Tensor, r: Tensor, bias: Tensor | None
 ) -> None:
     """Give the module its weights, a matrix for each direction, with the gates in torch's order."""
-    n = op.hidden
+    rows, order = op.gates * op.hidden, _GATES[type(op)]
     for d in range(op.directions):
         end = "_reverse" if d else ""
-        s.out.fill(made, f"weight_ih_l0{end}", _rows(w, d, 0, n))
-        s.out.fill(made, f"weight_hh_l0{end}", _rows(r, d, 0, n))
+        s.out.fill(made, f"weight_ih_l0{end}", _rows(w, d, 0, rows, order))
+        s.out.fill(made, f"weight_hh_l0{end}", _rows(r, d, 0, rows, order))
         if bias is not None:
-            s.out.fill(made, f"bias_ih_l0{end}", _rows(bias, d, 0, n))
-            s.out.fill(made, f"bias_hh_l0{end}", _rows(bias, d, 4 * n, n))
+            s.out.fill(made, f"bias_ih_l0{end}", _rows(bias, d, 0, rows, order))
+            s.out.fill(made, f"bias_hh_l0{end}", _rows(bias, d, rows, rows, order))
     made._init_flat_weights()
 
 
-def _rows(data: Tensor, direction: int, start: int, hidden: int) -> Tensor:
-    """The rows of the four gates of one direction, from ``start`` on, in torch's order."""
+def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[int]) -> Tensor:
+    """``count`` rows of one direction from ``start`` on: those of all gates, in torch's order."""
 
     def ordered() -> Any:
-        own = data.float64()[direction, start : start + 4 * hidden]
-        return own.reshape(4, hidden, *own.shape[1:])[list(_GATES)].reshape(own.shape)
+        own = data.float64()[direction, start : start + count]
+        return own.reshape(len(order), -1, *own.shape[1:])[list(order)].reshape(own.shape)
 
-    return DerivedTensor((4 * hidden, *data.shape[2:]), data.dtype, ordered, sources=(data,))
+    return DerivedTensor((count, *data.shape[2:]), data.dtype, ordered, sources=(data,))

@@ -28,6 +28,18 @@ def slice_(s: Speller, op: ir.Slice) -> fx.Node:
     return s.call(operator.getitem, s.value(), tuple(parts))
 
 
+@spells(ir.DynamicSlice)
+def dynamic_slice(s: Speller, op: ir.DynamicSlice) -> fx.Node:
+    """``x[:, start:end:step]`` with bounds from tensors."""
+    x, starts, ends = s.values()
+    axes = [s.axis(a) for a in op.axes]
+    parts = [slice(None)] * (max(axes, default=-1) + 1)
+    for place, (axis, step) in enumerate(zip(axes, op.steps, strict=True)):
+        start, end = (s.call(torch.select, bounds, 0, place) for bounds in (starts, ends))
+        parts[axis] = slice(start, end, None if step == 1 else step)
+    return s.call(operator.getitem, x, tuple(parts))
+
+
 @spells(ir.Select)
 def select(s: Speller, op: ir.Select) -> fx.Node:
     """``torch.select``."""

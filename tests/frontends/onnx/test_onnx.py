@@ -257,6 +257,32 @@ def test_left_out_inputs_and_results() -> None:
     agree(before, after, {"x": RNG.normal(size=(5, 2, 3)).astype(np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("layer", "gates"),
+    [("_, last = LSTM", 4), ("y, _, last = LSTM", 4), ("_, last = GRU", 3), ("_, last = RNN", 1)],
+)
+def test_recurrent_layers_whose_sequence_is_left_out(layer: str, gates: int) -> None:
+    text = (
+        HEAD
+        + f"""
+    agraph (float[5,2,3] x) => (float[1,2,4] last) {{
+        {layer} <hidden_size = 4> (x, w, r)
+    }}
+    """
+    )
+    before = parser.parse_model(text)
+    made = before.graph.node[0].output
+    made[:] = ["" if name == "_" else name for name in made]
+    for name, array in {"w": weight(1, 4 * gates, 3), "r": weight(1, 4 * gates, 4)}.items():
+        before.graph.initializer.append(numpy_helper.from_array(array, name))
+    graph = from_onnx(before)
+    (node,) = graph.nodes
+    assert not isinstance(node.op, Opaque)
+    assert to_onnx(graph) == before
+    Rewriter(graph).replace(node, node.op, node.inputs)
+    agree(before, to_onnx(graph), {"x": RNG.normal(size=(5, 2, 3)).astype(np.float32)})
+
+
 COMPUTED = {
     "reshape": ("w = Reshape(v, s)", {"v": weight(16, 4), "s": np.array([16, 4, 1, 1])}),
     "unsqueeze": ("w = Unsqueeze(v, s)", {"v": weight(4, 4), "s": np.array([2, 3])}),

@@ -189,3 +189,24 @@ def test_pieces_counted_from_the_end() -> None:
     made = shrink(model, example_inputs=(x,), check=True)
     assert made.report.after.ops == {"Conv": 1, "Split": 1, "Activation": 1, "Concat": 1}
     same(model, made.model, 2, 3, 12, 12)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(5, 4, batch_first=True, **options), nn.Linear(4, 3)
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.rnn(x)[0][:, -1, :4])
+
+
+@pytest.mark.parametrize("passes", ["", None])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_states_of_zeros_for_any_batch(options: dict[str, Any], passes: str | None) -> None:
+    model = Recurrent(**options)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 6, 5),), dynamic_shapes=({0: batch},))
+    result = shrink(program, passes).model
+    for rows in (1, 2, 5):
+        same(model, result, rows, 6, 5)

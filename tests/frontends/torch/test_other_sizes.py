@@ -252,10 +252,22 @@ def test_sizes_that_do_not_fit_are_not_logged() -> None:
     try:
         shrink(made(divided), example_inputs=(torch.randn(1, 3, 8, 8),))
         shrink(made(over_tokens), example_inputs=(torch.randn(2, 5, 6),))
+        shrink(Branching().eval(), example_inputs=(torch.randn(3),))
     finally:
         logger.removeHandler(handler)
     assert not found
     assert not logger.disabled
+
+
+class Branching(nn.Module):
+    """A branch that torch.export alone follows; one sample more does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.ndim == 1 else x
 
 
 def over_tokens(s: Any, x: Any) -> Any:

@@ -191,12 +191,14 @@ def test_calls_that_are_left_alone_say_why() -> None:
     for function, why in (
         (nn.AdaptiveAvgPool2d(4), "6x6 does not divide into 4x4"),
         (nn.Softplus(1, 5), "threshold of 5"),
-        (nn.GRU(9, 3), "LSTM alone"),
+        (nn.GRUCell(9, 3), "no steps of recurrent layers"),
         (nn.BatchNorm2d(4, track_running_stats=False), "no running statistics"),
         (lambda x: x + torch.ones(1, dtype=torch.int64), "operands of one type"),
-        (lambda x: x.sort(1), "order numbers"),
+        (lambda x: x.argsort(1), "only topk and sort"),
+        (lambda x: torch.topk(x, 2, 1, True, False)[0], "no defined order"),
+        (nn.LocalResponseNorm(2), "even number of channels"),
     ):
-        x = Y if isinstance(function, nn.GRU) else X
+        x = Y[0] if isinstance(function, nn.GRUCell) else X
         made: Any = function
         graph = from_fx(traced(made.eval() if isinstance(made, nn.Module) else made), (x,))
         reasons = [n.op.reason for n in graph.nodes if isinstance(n.op, Opaque)]

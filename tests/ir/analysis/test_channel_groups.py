@@ -28,6 +28,9 @@ class Builder:
     def constant(self, *shape: int, name: str = "c") -> Value:
         return self.graph.add_constant(ArrayTensor(self.rng.standard_normal(shape)), name)
 
+    def integers(self, numbers: object, name: str) -> Value:
+        return self.graph.add_constant(ArrayTensor(np.array(numbers)), name)
+
     def __call__(self, op: Op, *inputs: Value | None, name: str = "") -> Value:
         return self.graph.append(op, inputs, name=name).output
 
@@ -292,36 +295,94 @@ def test_group_norm() -> None:
         assert sizes(found, name, axis) == [(4, 1), (4, 1), (2, 4)]
 
 
+RECURRENT = {
+    "lstm": lambda n, way: ir.Lstm(n, way, 3),
+    "gru": lambda n, way: ir.Gru(n, way, 2),
+    "gru-after": lambda n, way: ir.Gru(n, way, 2, reset_after=True),
+    "rnn": lambda n, way: ir.Rnn(n, way, 2),
+    "rnn-relu": lambda n, way: ir.Rnn(n, way, 2, "relu"),
+}
+
+
+@pytest.mark.parametrize("layer", RECURRENT)
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("start", ["none", "constant", "computed"])
-def test_lstm(direction: str, start: str) -> None:
+def test_recurrent_layers(layer: str, direction: str, start: str) -> None:
     b = Builder(3, 2, 5)
     d, n = 1 + (direction == "bidirectional"), 4
+    op = RECURRENT[layer](n, direction)
     x = b.linear(b.x, 6, "in")
     weights = [
-        b.constant(d, 16, 6, name="w"),
-        b.constant(d, 16, 4, name="r"),
-        b.constant(d, 32, name="b"),
+        b.constant(d, op.gates * n, 6, name="w"),
+        b.constant(d, op.gates * n, 4, name="r"),
+        b.constant(d, 2 * op.gates * n, name="b"),
     ]
     first: list[Value | None] = []
     if start == "constant":
         h = b.constant(d, 2, 4, name="h")
-        first = [None, h, h]
+        first = [None, *[h] * op.states]
     elif start == "computed":
         h = b(ir.Reshape((2, d, n)), b.linear(b(ir.Select(0, 0), b.x), d * n, "h"))
         first = [None, b(ir.Transpose((1, 0, 2)), h), b.constant(d, 2, 4, name="h")]
-    y, last, _ = b.graph.append(ir.Lstm(n, direction, 3), [x, *weights, *first]).outputs
+    y, last, *_ = b.graph.append(op, [x, *weights, *first][: 5 + op.states]).outputs
     y = b(ir.Reshape((3, 2, d * n)), b(ir.Transpose((0, 2, 1, 3)), y))
     last = b(ir.Reshape((2, d * n)), b(ir.Transpose((1, 0, 2)), last))
     found = b.check(b.linear(y, 3, "out"), b.linear(last, 3, "end"))
     # What it reads, and the state of each direction by itself.
     assert sizes(found, "w", 2) == [(6, 1)]
     assert sizes(found, "r", 2) == [(n, 1)] * d
-    assert sizes(found, "r", 1) == sizes(found, "w", 1) == [(n, 4)] * d
-    assert sizes(found, "b", 1) == [(n, 8)] * d
+    assert sizes(found, "r", 1) == sizes(found, "w", 1) == [(n, op.gates)] * d
+    assert sizes(found, "b", 1) == [(n, 2 * op.gates)] * d
     assert sizes(found, "out.w", 1) == sizes(found, "end.w", 1) == [(n, 1)] * d
     if start == "computed":
         assert sizes(found, "h.w", 0) == [(n, 1)] * d
+
+
+def test_picks_along_other_axes() -> None:
+    """Along pixels, the channels are free; the axis that is indexed, ordered or normalised keeps its order."""
+    b = Builder(2, 3, 4, 4)
+    x = b.point(b.x, 8, "a")
+    best, _ = b.graph.append(ir.TopK(3, 2), [x]).outputs
+    y = b(ir.GatherNd(), b(ir.Transpose((2, 3, 1, 0)), best), b.integers([[0, 1], [2, -1]], "at"))
+    places = b.graph.append(ir.TopK(2, 3), [b.point(b.x, 8, "b")]).outputs[1]
+    z = b(ir.GatherElements(3), x, places)
+    w = b(ir.LocalResponseNorm(3), b.point(b.x, 6, "n"))
+    found = b.check(
+        b.linear(b(ir.Transpose((0, 2, 1)), y), 3, "c"), b.point(z, 2, "d"), b.point(w, 2, "e")
+    )
+    assert sizes(found, "a.w", 0) == sizes(found, "c.w", 1) == sizes(found, "b.w", 0) == [(8, 1)]
+    assert sizes(found, "n.w", 0) == sizes(found, "e.w", 1) == []
+    assert "keeps the order of axis 1" in reason(found, "n.w", 0)
+
+
+def test_slices_with_computed_bounds() -> None:
+    b = Builder(2, 3, 4, 4)
+    start, end = b.integers([0, 1], "s"), b.integers([9, 3], "e")
+    x = b(ir.DynamicSlice((2, 3), (2, 1)), b.point(b.x, 8, "a"), start, end)
+    y = b(ir.DynamicSlice((1, 2), (1, 1)), b.point(b.x, 8, "b"), start, end)
+    found = b.check(b.point(x, 2, "c"), y)
+    assert sizes(found, "a.w", 0) == sizes(found, "c.w", 1) == [(8, 1)]
+    assert sizes(found, "b.w", 0) == []
+
+
+def test_picks_along_channels() -> None:
+    b = Builder(2, 3, 4, 4)
+    x = b.point(b.x, 8, "a")
+    best, places = b.graph.append(ir.TopK(3, 1), [x]).outputs
+    z = b(ir.GatherElements(1), b.point(b.x, 8, "b"), places)
+    found = b.check(b.point(best, 2, "c"), b.point(z, 2, "d"))
+    for name, axis in (("a.w", 0), ("b.w", 0), ("c.w", 1), ("d.w", 1)):
+        assert sizes(found, name, axis) == []
+
+
+def test_lengths_of_sequences_keep_their_order() -> None:
+    b = Builder(3, 2, 5)
+    lengths = b.graph.add_input("lengths", TensorType(DType.I32, (2,)))
+    weights = [b.constant(1, 12, 5, name="w"), b.constant(1, 12, 4, name="r")]
+    node = b.graph.append(ir.Gru(4, "forward", 2), [b.x, *weights, None, lengths])
+    b.graph.add_output(b.linear(node.outputs[1], 3, "out"))
+    found = channel_groups(b.graph)
+    assert sizes(found, "r", 2) == sizes(found, "out.w", 1) == [(4, 1)]
 
 
 def test_unknown_ranks_and_sizes_are_fixed() -> None:

@@ -123,10 +123,6 @@ def test_versions_differ(tmp_path: Path) -> None:
 
 
 CASES: dict[str, tuple[list[Any], list[Value], list[Value], dict[str, Any], str]] = {
-    "pool over one axis": (
-        [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2])],
-        [("x", F, [1, 2, 8])], [("y", F, [1, 2, 7])], {}, "pools over 1 axes",
-    ),
     "dilated pool": (
         [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2])],
         [("x", F, [1, 2, 8, 8])], [("y", F, [1, 2, 6, 6])], {}, "has dilations",

@@ -256,7 +256,7 @@ def test_opsets_out_of_range(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])],
     )
     out = tmp_path / "m.onnx"
-    for opset, version, remedy in ((8, "11.1", 9), (21, "10.1", 20)):
+    for opset, version, remedy in ((6, "11.1", 9), (21, "10.1", 20)):
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
         )

@@ -241,6 +241,8 @@ def test_expand() -> None:
 def test_matrices() -> None:
     batch = Batch()
     heads: list[tuple[Shape, Shape]] = [pair for rank in range(4) for pair in forms(rank)]
+    # LiteRT's kernel takes five axes.
+    heads += [(lead, lead) for lead in ((2, 1, 2, 3), (1, 1, 1, 1), (1, 2, 1, 2, 2))]
     for number, (a, b) in enumerate(heads):
         constant = number % 3
         left = batch.operand((*a, 2, 3), constant=constant == 1)

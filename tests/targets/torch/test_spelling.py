@@ -59,9 +59,10 @@ def graph_of(op: ir.Op, x: Any, *constants: Any, shaped: bool = True) -> Graph:
 ONE, TWO = (1, 1), (2, 1)
 
 
-def lstm(ways: int) -> tuple[Any, ...]:
+def lstm(ways: int, gates: int = 4) -> tuple[Any, ...]:
     """A sequence, and weights and biases for a state of 3 numbers."""
-    return numbers(5, 2, 4), numbers(ways, 12, 4), numbers(ways, 12, 3), numbers(ways, 24)
+    rows = 3 * gates
+    return numbers(5, 2, 4), numbers(ways, rows, 4), numbers(ways, rows, 3), numbers(ways, 2 * rows)
 
 
 OPS: dict[str, tuple[Any, ...]] = {
@@ -118,6 +119,13 @@ OPS: dict[str, tuple[Any, ...]] = {
     "pow-integers": (ir.Pow(), np.int32([1, 2, 3]), np.float32([2, 0.5, 1.5])), "cumsum-integers": (ir.CumSum(0), np.int32(9 * MATRIX)), "sum-integers": (ir.Reduce("sum", (1,)), np.int32(9 * MATRIX)),
     "lstm": (ir.Lstm(3), *lstm(1)), "lstm-both": (ir.Lstm(3, "bidirectional"), *lstm(2)), "lstm-back": (ir.Lstm(3, "reverse"), *lstm(1)), "lstm-plain": (ir.Lstm(3), *lstm(1)[:3]),
     "lstm-state": (ir.Lstm(3, "bidirectional"), *lstm(2), None, numbers(2, 2, 3), None),
+    **{f"gru-{name}": (ir.Gru(3, way, reset_after=True), *lstm(1 + (way == "bidirectional"), 3), *more) for name, way, more in
+       (("plain", "forward", ()), ("back", "reverse", ()), ("both", "bidirectional", ()), ("state", "bidirectional", (None, numbers(2, 2, 3))))},
+    **{f"rnn-{kind}-{way}": (ir.Rnn(3, way, 1, kind), *lstm(1 + (way == "bidirectional"), 1)) for kind in ir.Rnn.kinds for way in ("reverse", "bidirectional")},
+    **{f"elements-{axis}": (ir.GatherElements(axis), IMAGE, RNG.integers(-2, 2, (2, 3, 5, 4))) for axis in (0, 1, -1)},
+    "elements-positive": (ir.GatherElements(1), IMAGE, RNG.integers(0, 4, (2, 9, 5, 4))), "elements-narrow": (ir.GatherElements(-2), IMAGE, np.int32(RNG.integers(-5, 5, (2, 4, 8, 5)))),
+    **{f"nd-{n}": (ir.GatherNd(), IMAGE, np.int32(RNG.integers(-2, 2, (3, 2, n)))) for n in (1, 3, 4)},
+    "response": (ir.LocalResponseNorm(3, 0.5, 0.6, 2.0), IMAGE), "response-3d": (ir.LocalResponseNorm(5), VOLUME),
     **{op.name: (op, MATRIX, numbers(3, 4)) for op in (ir.Add(), ir.Sub(), ir.Mul(), ir.Div())},
     "identity": (ir.Identity(), MATRIX), "gate": (ir.Gate("relu"), IMAGE, np.array([0.25], np.float32)), "gate-prelu": (ir.Gate("prelu"), IMAGE, np.array([0.25], np.float32), numbers(4)),
 }  # fmt: skip
@@ -144,6 +152,10 @@ WITHOUT: dict[str, tuple[Any, ...]] = {
     "resize": (ir.Resize("linear", "asymmetric", (1.0, 1.0, 2.0, 2.0)), IMAGE),
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
+    "gru-reset-before": (ir.Gru(3), *lstm(1, 3)),
+    "gather-batches": (ir.GatherNd(1), MATRIX, np.array([[0], [1], [2]])),
+    "response-matrix": (ir.LocalResponseNorm(3), MATRIX),
+    "gru-lengths": (ir.Gru(3, reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
 
 
