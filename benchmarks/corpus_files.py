@@ -88,8 +88,14 @@ def listed(source: str, folder: Path) -> list[dict[str, str]]:
     return [
         {"source": source, "path": str(p.relative_to(inside)), "sha256": sha256(p)}
         for p in sorted(inside.rglob("*.onnx"))
-        if p.is_file() and 0 < p.stat().st_size <= LARGEST
+        if p.is_file() and 0 < p.stat().st_size <= LARGEST and not _is_pointer(p)
     ]
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file only names another one, which git's large-file storage has."""
+    with path.open("rb") as file:
+        return file.read(8) == b"version "
 
 
 def sha256(path: Path) -> str:
