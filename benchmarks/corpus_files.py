@@ -24,6 +24,12 @@ def group(source: str) -> str:
     return "repositories" if source.startswith("git:") else "packages"
 
 
+def short(source: str) -> str:
+    """A source for people: a package with its version, or the owner and name of a repository, whose commit the list has."""
+    kind, _, name = source.partition(":")
+    return "/".join(name.rpartition("@")[0].split("/")[-2:]) if kind == "git" else name
+
+
 def place(source: str, folder: Path) -> Path:
     """Where the files of a source are."""
     return folder / hashlib.sha256(source.encode()).hexdigest()[:16]
