@@ -27,7 +27,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import corpus_run
-from corpus_files import fetch, group, listed, place, sha256
+from corpus_files import fetch, group, listed, place, sha256, short
 from corpus_table import Row, summary, table
 
 LIST = Path(__file__).with_name("corpus.json")
@@ -80,7 +80,7 @@ def main() -> int:
         corpus_run.preload()
     rows = []
     for entry in json.loads(LIST.read_text()):
-        name = f"{entry['source'].partition(':')[2]}: {Path(entry['path']).name}"
+        name = f"{short(entry['source'])}: {'/'.join(Path(entry['path']).parts[-2:])}"
         if options.only not in name or options.group not in group(entry["source"]):
             continue
         if options.fetch:

@@ -24,6 +24,12 @@ def group(source: str) -> str:
     return "repositories" if source.startswith("git:") else "packages"
 
 
+def short(source: str) -> str:
+    """A source for people: a package with its version, or the owner and name of a repository, whose commit the list has."""
+    kind, _, name = source.partition(":")
+    return "/".join(name.rpartition("@")[0].split("/")[-2:]) if kind == "git" else name
+
+
 def place(source: str, folder: Path) -> Path:
     """Where the files of a source are."""
     return folder / hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -88,8 +94,14 @@ def listed(source: str, folder: Path) -> list[dict[str, str]]:
     return [
         {"source": source, "path": str(p.relative_to(inside)), "sha256": sha256(p)}
         for p in sorted(inside.rglob("*.onnx"))
-        if p.is_file() and 0 < p.stat().st_size <= LARGEST
+        if p.is_file() and 0 < p.stat().st_size <= LARGEST and not _is_pointer(p)
     ]
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file only names another one, which git's large-file storage has."""
+    with path.open("rb") as file:
+        return file.read(8) == b"version "
 
 
 def sha256(path: Path) -> str:

@@ -410,7 +410,9 @@ class _Importer:
             )
         # If the types that the model states disagree with the op's, either may be wrong: the rule misreads this node, or the
         # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
-        if isinstance(steps.parts[-1][0], Reshape) and inferred[0].rank != stated[0].rank:
+        ranks = (inferred[0].rank, stated[0].rank)
+        reshape = isinstance(steps.parts[-1][0], Reshape) and None not in ranks
+        if reshape and ranks[0] != ranks[1]:
             # A target of known length decides the rank, so that it is the stated type that is wrong.
             self.types[node.output[0]] = inferred[0]
             self.doubtful.add(node.output[0])

@@ -95,3 +95,23 @@ def test_a_target_of_known_length_decides_the_rank(stated: list[Any]) -> None:
         result.graph.output.append(helper.make_empty_tensor_value_info("y"))
         (got,) = outputs_of(result, {"x": x}, plain=True)
         np.testing.assert_allclose(got, np.sin(x)[:, None], rtol=1e-6)
+
+
+def test_a_reshape_without_a_stated_type_is_no_contradiction() -> None:
+    """What is stated of the values behind it is still believed."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["r"]),
+        helper.make_node("Fold", ["r"], ["f"], domain="elsewhere"),
+        helper.make_node("Sin", ["f"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "stated",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([0, 2, -1]), "flat")],
+        value_info=[helper.make_tensor_value_info("f", TensorProto.FLOAT, ["b", 7])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("elsewhere", 1)]
+    read = shrink(helper.make_model(graph, opset_imports=opsets, ir_version=8), []).graph
+    sine = next(n for n in read.nodes if n.op.name == "Unary")
+    assert sine.required(0).type.dim(1) == 7
