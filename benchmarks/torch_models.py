@@ -708,6 +708,7 @@ def run(options: argparse.Namespace) -> None:
     for name in chosen(options.only):
         path = options.work / (name.replace("/", "-").replace(" ", "_") + ".json")
         done = json.loads(path.read_text()) if path.exists() and not options.again else {}
+        done = {r: found for r, found in done.items() if not _stopped(found)}
         routes = [r for r in options.routes if r not in done]
         if not routes:
             continue
@@ -734,6 +735,11 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
+def _stopped(found: Any) -> bool:
+    """Whether a line is that of a time limit."""
+    return isinstance(found, dict) and str(found.get("refused", "")).startswith("more than")
+
+
 def _guarded(name: str, path: Path, routes: Sequence[str]) -> None:
     try:
         one(name, path, routes)
@@ -752,7 +758,7 @@ def verdict(lines: Mapping[str, Any], route: str) -> str:
     """What is wrong with a line; empty if nothing is."""
     found = lines[route]
     if "refused" in found:
-        return f"refused: {found['refused']}"
+        return _refusal(found)
     wrong = [
         f"{k} {found[k]}"
         for k in ("error", "left", "batch", "pickles", "trains")
@@ -766,6 +772,9 @@ def verdict(lines: Mapping[str, Any], route: str) -> str:
     return "; ".join(wrong)
 
 
+_REMEDY = "give example_inputs"
+"""In the reason of a module that torch.fx cannot trace, for the way in without inputs."""
+
 COLUMNS = ("model", "way in", "read by", "error", "own rounding", "norms", "left", "mergeable", "names kept", "batch", "pickles", "trains", "remarks")  # fmt: skip
 
 
@@ -773,7 +782,7 @@ def cells(name: str, lines: Mapping[str, Any], route: str) -> list[str]:
     """One line of the table."""
     found = lines[route]
     if "refused" in found:
-        return [name, route, "", *[""] * 9, f"refused: {found['refused']}".replace("|", "/")[:200]]
+        return [name, route, "", *[""] * 9, _refusal(found).replace("|", "/")[:250]]
     left = found["left"] if isinstance(found["left"], list) else ["?", "?"]
     remarks = verdict(lines, route)
     if found.get("exported free") is False:
@@ -783,6 +792,10 @@ def cells(name: str, lines: Mapping[str, Any], route: str) -> list[str]:
         f"{left[1]}", f"{found['names'][0]} of {found['names'][1]}", _yes(found["batch"]), _yes(found["pickles"]),
         _yes(found["trains"]), remarks.replace("|", "/")[:200],
     ]  # fmt: skip
+
+
+def _refusal(found: Mapping[str, Any]) -> str:
+    return f"{'not finished' if _stopped(found) else 'refused'}: {found['refused']}"
 
 
 def _number(found: Any) -> str:
@@ -805,16 +818,20 @@ def table(options: argparse.Namespace) -> tuple[str, bool]:
             rows += [cells(name, lines, route) for route in ROUTES if route in lines]
     models, read = len({r[0] for r in rows}), [r for r in rows if r[2]]
     head = (
-        f"{models} models, {len(rows)} lines: {len(read)} shrunk, {len(rows) - len(read)} refused. torch {torch.__version__}, "
+        f"{models} models, {len(rows)} lines, of which {len(read)} are shrunk. torch {torch.__version__}, "
         f"timm {_version('timm')}, transformers {_version('transformers')}; one thread, batch of 2, random weights and statistics."
     )
     lines = [
-        "# Models of torch", "", head, "", __doc__.split("\n\n")[2].replace("\n", " "), "", *_LEGEND, "",
+        "# Models of torch", "", head, "", _COMMAND, "", *_LEGEND, "",
         f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |", *(f"| {' | '.join(r)} |" for r in rows), "",
     ]  # fmt: skip
-    return "\n".join(lines), all(not r[-1] for r in rows)
+    return "\n".join(lines), all(not r[-1] or _REMEDY in r[-1] for r in rows)
 
 
+_COMMAND = (
+    "`python benchmarks/torch_models.py --site site --work results --markdown benchmarks/results/torch_models.md`, which goes on where it "
+    "was stopped: models and ways in without a line are not run yet, and a time limit says how loaded the machine was."
+)
 _LEGEND = (
     "- error: the largest difference to the given model, relative to the largest output; own rounding: the same of the given model to itself in float64.",
     "- norms: batch norms of one call; left: those that the result still calls; mergeable: those of them with a convolution or linear layer "

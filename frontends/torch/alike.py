@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from ...hosts.torch.calls import shape_of_other
 from .call import Followed, Free
 from .runs import Runs, Sizes
 
@@ -47,6 +48,10 @@ class Alike:
                 )
                 if source and in_order and len(runs.all_sizes(source)) == len(found):
                     self._asked[name] = runs.all_sizes(source)
+        for node in nodes:
+            other = shape_of_other(node)
+            if other is not None:
+                self._asked[other.name] = runs.all_sizes(other.name)
 
     def __call__(self, name: str) -> Iterator[Place]:
         """The values and axes with the size that a host node asks for, in the host's order."""

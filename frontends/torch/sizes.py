@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from ...hosts.torch.calls import shape_of_other
 from ...ir import TensorType, Value
 from ...ir.analysis.sizes import SizeRoots
 from .call import Followed, Free
@@ -78,10 +79,9 @@ def known_sizes(
 
 
 def asks_sizes(nodes: Sequence[fx.Node]) -> bool:
-    """Whether any call asks a tensor for its shape."""
-    return any(
-        n.op.startswith("call_") and n.op != "call_module" and _asks_a_tensor(n) for n in nodes
-    )
+    """Whether any call asks a tensor for its shape, or makes another one as large."""
+    calls = [n for n in nodes if n.op in ("call_function", "call_method")]
+    return any(_asks_a_tensor(n) or shape_of_other(n) is not None for n in calls)
 
 
 def cuts_nothing(nodes: Sequence[fx.Node], types: Mapping[str, TensorType]) -> bool:

@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from torch import fx
 
 _ATEN_DIFFERS = (
     "batch_norm", "instance_norm", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
@@ -37,6 +38,16 @@ def call_name(target: Any) -> str:
     return name.rstrip("_").removeprefix("boolean_dispatch.")
 
 
+def shape_of_other(node: fx.Node) -> fx.Node | None:
+    """The tensor of which a call takes nothing but the shape (``x.reshape_as(other)``)."""
+    other = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+    name = call_name(node.target) if node.op in ("call_function", "call_method") else ""
+    return other if name in _AS_LARGE and isinstance(other, fx.Node) else None
+
+
+_AS_LARGE = ("reshape_as", "view_as", "expand_as")
+
+
 def is_aten(target: Any) -> bool:
     """Whether a function is one of ATen's own."""
     return isinstance(target, (torch._ops.OpOverload, _PACKET))
@@ -47,4 +58,4 @@ def _is_torch(target: Any) -> bool:
     return target in _OPERATORS or module.startswith(("torch", "_operator")) or module == ""
 
 
-__all__ = ["call_name", "is_aten"]
+__all__ = ["call_name", "is_aten", "shape_of_other"]

@@ -28,7 +28,7 @@ from ..merge.algebra.nodes import data_input
 @register
 @dataclass(frozen=True)
 class MoveScales(Pass):
-    """Move scales through a concatenation of linear layers, or past a flattening before a dense layer; exact.
+    """Move scales through a concatenation of linear layers, in front of a reshape behind one, or past a flattening before one; exact.
 
     ``merge-linear`` merges them there. A scale stays where one of the layers could not absorb its part.
     """
@@ -44,6 +44,8 @@ class MoveScales(Pass):
             joined = before.producer
             if joined is not None and isinstance(joined.op, Concat):
                 _through_concat(node, joined, rw)
+            elif joined is not None and _channels_in_front(node, joined) is not None:
+                _in_front_of_reshape(node, joined, rw)
             elif node.output.has_one_use:
                 _past_flattening(node, node.output.users[0], rw)
 
@@ -99,6 +101,37 @@ def _piece(vector: Value | None, start: int, end: int, total: int, rw: Rewriter)
         (end - start,), data.dtype, lambda: data.float64()[start:end], sources=(data,)
     )
     return rw.constant(piece, vector.name)
+
+
+def _channels_in_front(node: Node, view: Node) -> int | None:
+    """The axis of a linear layer's result that a scale behind a reshape works on.
+
+    The last axes of equal size are the same, whatever the reshape does to those in front.
+    """
+    assert isinstance(node.op, Scale)
+    if not isinstance(view.op, Flatten | Reshape) or not view.output.has_one_use:
+        return None
+    source, result = view.required(0).type, view.output.type
+    if source.rank is None or result.rank is None or node.op.axis % result.rank != result.rank - 1:
+        return None
+    size, axis = source.dim(-1), source.rank - 1
+    same = isinstance(size, int) and size == result.dim(-1)
+    return axis if same and _absorbs(view.required(0), axis) else None
+
+
+def _in_front_of_reshape(node: Node, view: Node, rw: Rewriter) -> None:
+    """Let a scale behind a reshape work on the result of the linear layer in front of it."""
+    axis, source = _channels_in_front(node, view), view.required(0)
+    assert axis is not None
+    reason = rw.unwritable(sketch(Scale(axis), [source, *node.inputs[1:]]))
+    if reason is not None:
+        return rw.skip(node, reason)
+    with rw.rewrite("scale in front of the reshape", node, view):
+        made = rw.insert(Scale(axis), [source, *node.inputs[1:]], before=view, name=node.name)
+        rw.set_input(view, 0, made.output)
+        rw.replace_uses(node.output, view.output)
+        rw.erase(node)
+    return None
 
 
 def _past_flattening(node: Node, view: Node, rw: Rewriter) -> None:

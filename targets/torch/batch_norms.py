@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...hosts.torch.origins import BatchNormPart
-from ...ir import MovedTensor, Node
+from ...ir import MovedTensor, Node, Scale
 
 
 def reordered_norm(node: Node) -> nn.Module | None:
@@ -27,7 +27,7 @@ def reordered_norm(node: Node) -> nn.Module | None:
     if scale is None or shift is None:
         return None
     (module, order), (other, same) = scale, shift
-    if module is not other or not np.array_equal(order, same):
+    if module is not other or not np.array_equal(order, same) or not _takes(module, node):
         return None
     made: Any = copy.deepcopy(module)
     made.num_features = len(order)
@@ -42,6 +42,21 @@ def reordered_norm(node: Node) -> nn.Module | None:
             setattr(made, name, chosen)
     found: nn.Module = made
     return found
+
+
+def _takes(module: nn.Module, node: Node) -> bool:
+    """Whether a batch norm takes the value that a Scale works on now, and as its channels what the Scale scales."""
+    rank = node.required(0).type.rank
+    assert isinstance(node.op, Scale)
+    if rank is None:
+        return node.op.axis == 1
+    taken = next((ranks for kind, ranks in _RANKS.items() if isinstance(module, kind)), (rank,))
+    return rank in taken and node.op.axis % rank == 1
+
+
+_RANKS: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,),
+}  # fmt: skip
 
 
 def _part(node: Node, place: int, part: str) -> tuple[nn.Module, npt.NDArray[np.int64]] | None:

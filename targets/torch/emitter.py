@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from ...hosts.torch.buffers import keep_temporary, temporary
+from ...hosts.torch.calls import shape_of_other
 from ...hosts.torch.modules.gates import Switch
 from ...hosts.torch.modules.masks import OTHER_ORDER, Constant
 from ...hosts.torch.origins import FxHost, FxOrigin
@@ -299,13 +300,21 @@ class _Emitter:
             return True  # Written with the last one.
         hosts = [self.host.order[name] for name in origin.nodes]
         inner = {h.name for h in hosts}
+        as_large = {
+            s.name: other
+            for h in hosts
+            for s in h.all_input_nodes
+            if (other := self._as_large(h, s))
+        }
 
         def mapped(source: fx.Node) -> fx.Node:
             if source.name in names:
                 return self.value(names[source.name])
             if source.name in inner or source.name in self.host_nodes:
                 return self.host_nodes[source.name]
-            return self._get_attr(source) if source.op == "get_attr" else self.by_name[source.name]
+            if source.name in as_large:
+                return as_large[source.name]
+            return self._get_attr(source)
 
         resized = all(v.host is None for v in node.outputs)
         for found in hosts:
@@ -332,10 +341,20 @@ class _Emitter:
                     source.name in names or source.name in origin.nodes or source.op == "get_attr"
                 )
                 # A state of zeros is read by the host alone.
-                known = known or (origin.parts > 1 and source.name in self.by_name)
+                known = known or (origin.parts > 1 and source.name in self.host_nodes)
+                known = known or self._as_large(found, source) is not None
                 if not known and not (source.name in bases and self._has_size(source)):
                     return False
         return True
+
+    def _as_large(self, found: fx.Node, source: fx.Node) -> fx.Node | None:
+        """A written value as large as one of which a call takes nothing but the shape."""
+        if shape_of_other(found) is not source:
+            return None
+        places = self.host.alike(source.name)
+        return next(
+            (self.by_name[n] for n, axis in places if axis is None and n in self.by_name), None
+        )
 
     def _arguments(self, node: Node, origin: FxOrigin) -> dict[str, Value] | None:
         """The values that the host nodes of an IR node are to read now, by the names of what they read before."""

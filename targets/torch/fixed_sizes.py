@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ...hosts.torch.calls import call_name
+from collections.abc import Container
+from typing import Any
+
+from ...hosts.torch.calls import call_name, shape_of_other
 from ...hosts.torch.origins import FxHost, FxOrigin
 from ...ir import AveragePool, Conv, Graph, MaxPool, Op, Reshape, Resize
 
@@ -18,16 +21,27 @@ def fixed_sizes(graph: Graph) -> list[str]:
         return []
     kept: set[str] = set()
     anew: set[type[Op]] = set()
+    values = {v.host for v in graph.inputs}
     for node in graph.nodes:
-        if isinstance(node.origin, FxOrigin):
+        whole = isinstance(node.origin, FxOrigin) and all(
+            _has_other(host, name, values) for name in node.origin.nodes
+        )
+        if whole:
             kept.update(node.origin.nodes)
         else:
             anew.add(type(node.op))
+        values.update(v.host for v in node.outputs)
     return [
         f"{name} was rewritten with the sizes {sizes}, which follow the inputs: the result is for inputs as large as example_inputs"
         for name, sizes in host.baked.items()
         if name not in kept and not anew.isdisjoint(_POOLING if _is_pool(host, name) else _SHAPING)
     ]
+
+
+def _has_other(host: FxHost, name: str, values: Container[Any]) -> bool:
+    """Whether a call finds a tensor of the shape that it takes from another one, if it does."""
+    other = shape_of_other(host.order[name])
+    return other is None or any(n in values for n, axis in host.alike(other.name) if axis is None)
 
 
 def _is_pool(host: FxHost, name: str) -> bool:

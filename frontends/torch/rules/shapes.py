@@ -89,10 +89,19 @@ def _reshaped(call: Call, x: Value, sizes: Sequence[Any]) -> Lowered | None:
 def _reshape_as(call: Call) -> Lowered | None:
     """``(x, other)``: the size of batches is what the others leave."""
     other = call.value(1, "other")
-    sizes = [other.type.dim(axis) for axis in range(1, other.type.rank or 0)]
+    sizes = [_size_of(call, other, axis) for axis in range(1, other.type.rank or 0)]
     if not other.type.rank or None in sizes:
         return None
     return _reshaped(call, call.value(0), (-1, *sizes))
+
+
+def _size_of(call: Call, x: Value, axis: int) -> Any:
+    """The size of an axis, marked where other inputs would change it."""
+    size = x.type.dim(axis)
+    follows = isinstance(x.host, str) and call.runs.follows(x.host, axis)
+    if type(size) is not int or not isinstance(x.host, str) or not follows:
+        return size
+    return Followed(size, (x.host, axis), runs=call.runs.sizes(x.host, axis) or ())
 
 
 @reads("unflatten", makes=ir.Reshape, note="a known rank", memory=SHARED)

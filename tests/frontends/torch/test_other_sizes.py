@@ -317,3 +317,49 @@ def test_windows_of_adaptive_pools_are_noted_where_a_pass_fixes_them(pool: nn.Mo
         assert alike or any("follow the inputs" in n for n in result.report.notes)
     assert alike
     assert not result.report.notes
+
+
+class Features(nn.Module):
+    """A norm of the features of all positions, as LeViT has it."""
+
+    def __init__(self, features: int, view: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(6, features, bias=False), nn.BatchNorm1d(features)
+        self.view = view
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+        nn.init.normal_(self.norm.running_mean)
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        y = self.first(x)
+        z = self.norm(y.flatten(0, 1)).relu()
+        return z.reshape_as(y) if self.view == "reshape_as" else z.view_as(y)
+
+
+@pytest.mark.parametrize("view", ["reshape_as", "view_as"])
+@pytest.mark.parametrize("features", [5, 6])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_norm_of_flattened_features(batch: int, features: int, view: str) -> None:
+    model = Features(features, view)
+    result = shrink(model, example_inputs=(torch.randn(batch, 4, 6),), check=True)
+    assert "Scale" not in result.report.after.ops
+    # Without another value as large, the number of positions is fixed, and a note says so.
+    noted = any("was rewritten with the sizes 4" in note for note in result.report.notes)
+    assert noted is (features == 5)
+    with torch.no_grad():
+        for shape in ((batch, 4, 6), (3, 4, 6), *(() if noted else ((2, 7, 6), (1, 1, 6)))):
+            x = torch.randn(shape)
+            torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_of_other_axes_stays_behind_its_reshape() -> None:
+    class Crossed(Features):
+        def forward(self, x: Any) -> Any:
+            return self.norm(self.first(x).reshape(-1, 6, 4))
+
+    model, x = Crossed(6, ""), torch.randn(2, 4, 6)
+    result = shrink(model, example_inputs=(x,), check=True)
+    assert "Scale" in result.report.after.ops
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-5)
