@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .ir import Graph, Tensor, TensorType
+from .hosts.torch import is_from_torch
+from .ir import Graph, Opaque, Tensor, TensorType
+from .ir.errors import listed
 
 
 class HostReaders:
@@ -35,12 +37,45 @@ class HostReaders:
         return value_types(model, tensors, base_dir)
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """Read the model again by ``torch.export``, then through ONNX; yields the name and the graph of each that works."""
-        return readings(graph)
+        """Other readings of a graph, each with the words for it: a torch model by other exporters, an ONNX model with operators written out."""
+        if is_from_torch(graph):
+            return readings(graph)
+        return _written_out(graph)
+
+
+_MOST_BYTES = 1 << 30
+"""Operators of larger ONNX models are not written out, because that takes copies of the whole model."""
+
+
+def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
+    """Read an ONNX model again, with opaque operators written as several others; yields nothing if there are none."""
+    import onnx
+
+    from .frontends.onnx.importer import from_onnx
+    from .frontends.onnx.written_out import written_out
+    from .hosts.onnx.tensors import embed, tensors_in
+    from .passes import Pipeline
+    from .targets.onnx import to_onnx
+
+    opaque = {n.op.kind.partition(":")[2] for n in graph.nodes if isinstance(n.op, Opaque)}
+    known = [name for name in opaque if onnx.defs.has(name)]
+    if not known:
+        return
+    model = to_onnx(graph)
+    base_dir = getattr(graph.host, "base_dir", None)
+    if model.ByteSize() > _MOST_BYTES:
+        return
+    if base_dir is not None:
+        embed(tensors_in(model), base_dir)
+    model, found = written_out(model, known)
+    if found:
+        made = from_onnx(model, inline=True)
+        Pipeline("fold-constants,prune-dead").run(made)
+        yield f"with {listed(found)} written out", made
 
 
 def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
-    """Read the model again by ``torch.export``, then through ONNX; yields the name and the graph of each that works."""
+    """Read the model again by ``torch.export``, then through ONNX; yields the words for it and the graph of each that works."""
     for name, read in (("torch.export", _exported), ("torch.onnx", _through_onnx)):
         try:
             with _quiet():
@@ -50,7 +85,7 @@ def readings(graph: Graph) -> Iterator[tuple[str, Graph]]:
         ) as error:  # The exporters may raise anything; the error of the first reading is kept.
             logging.getLogger(__name__).info("%s cannot read the model: %s", name, error)
             continue
-        yield name, found
+        yield f"by {name}", found
 
 
 def _exported(graph: Graph) -> Graph:

@@ -28,7 +28,7 @@ class Readers(Protocol):
         """
 
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """Other ways to read a torch model, each with its name: one may know calls that were ``Opaque`` in the first."""
+        """Other readings of a model, each with the words for it (``"by torch.export"``): one may know calls that were ``Opaque`` in the first."""
 
 
 @dataclass(frozen=True)

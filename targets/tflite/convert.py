@@ -80,14 +80,16 @@ def _written_emitter(
     first = emit(graph)
     if not first.refusals:
         return first, []
-    if readers is not None and is_from_torch(graph):
-        for name, other in readers.again(graph):
-            second = emit(other)
-            if not second.refusals:
-                return second, [
-                    f"read again by {name}: the first reading has calls that cannot be written as TFLite"
-                ]
-    raise ModelError(refusal_text(graph, first.refusals))
+    refused = first.refusals
+    for how, other in () if readers is None else readers.again(graph):
+        second = emit(other)
+        if not second.refusals:
+            return second, [
+                f"read again {how}: the first reading has calls that cannot be written as TFLite"
+            ]
+        # The error names what is left in the reading that comes closest.
+        refused = min(refused, second.refusals, key=len)
+    raise ModelError(refusal_text(graph, refused))
 
 
 def refusal_text(graph: Graph, refusals: Sequence[Refusal]) -> str:

@@ -16,7 +16,7 @@ from .slices import strided_slice
 
 @spells(Pad)
 def pad_(e: Emitter, node: Node, op: Pad) -> None:
-    """PAD, PADV2 or MIRROR_PAD; negative pads crop."""
+    """PAD, PADV2 or MIRROR_PAD, and a GATHER along each axis that repeats or wraps; negative pads crop."""
     x = node.required(0)
     layout = Layout(e.layout_of(x).perm)
     tensor = e.get(x, layout)
@@ -25,8 +25,6 @@ def pad_(e: Emitter, node: Node, op: Pad) -> None:
     for d, (begin, end) in zip(tensor.shape, pads, strict=True):
         if d == DYNAMIC and (begin, end) != (0, 0):
             raise Unsupported("it pads an axis whose size is not known")
-    if op.mode not in ("constant", "reflect"):
-        raise Unsupported(f"mode {op.mode}: LiteRT supports constant and reflect")
     cropped = strided_slice(
         e, tensor, [max(0, -b) for b, _ in pads],
         [None if t >= 0 else d + t for d, (_, t) in zip(tensor.shape, pads, strict=True)],
@@ -35,8 +33,10 @@ def pad_(e: Emitter, node: Node, op: Pad) -> None:
     grown = [(max(0, b), max(0, t)) for b, t in pads]
     if op.mode == "constant":
         made = pad(e, cropped, grown, None if op.value == 0 else op.value)
-    else:
+    elif op.mode == "reflect":
         made = _mirror(e, cropped, grown)
+    else:
+        made = _gathered(e, cropped, grown, op.mode)
     e.put(node.output, made, layout)
 
 
@@ -46,3 +46,23 @@ def _mirror(e: Emitter, tensor: FlatTensor, pads: Sequence[tuple[int, int]]) -> 
     shape = [d if d == DYNAMIC else d + b + t for d, (b, t) in zip(tensor.shape, pads, strict=True)]
     return e.op("MIRROR_PAD", [tensor, e.constant(np.array(pads), "INT32")], shape, tensor.dtype,
                 ("MirrorPadOptions", {"mode": 0}))  # fmt: skip
+
+
+def _gathered(
+    e: Emitter, tensor: FlatTensor, pads: Sequence[tuple[int, int]], mode: str
+) -> FlatTensor:
+    """Pad by picking numbers along each axis: the nearest for ``edge``, from the other side for ``wrap``."""
+    for axis, (begin, end) in enumerate(pads):
+        size = tensor.shape[axis]
+        if (begin, end) == (0, 0):
+            continue
+        if size == 0:
+            raise Unsupported("it pads an axis without elements")
+        places = np.arange(-begin, size + end)
+        places = np.clip(places, 0, size - 1) if mode == "edge" else places % size
+        shape = (*tensor.shape[:axis], len(places), *tensor.shape[axis + 1 :])
+        made = e.op("GATHER", [tensor, e.constant(places, "INT32")], shape, tensor.dtype,
+                    ("GatherOptions", {"axis": axis, "batchDims": 0}))  # fmt: skip
+        made.quantization = tensor.quantization
+        tensor = made
+    return tensor

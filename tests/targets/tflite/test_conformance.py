@@ -42,7 +42,6 @@ REFUSED = (
     "LiteRT has no dilated windows",
     "LiteRT has no antialiasing",
     "LiteRT computes it in float32 only",
-    "LiteRT supports constant and reflect",
     "is computed by the model, not constant",
     "an operand has no elements",
     "it has no elements",
