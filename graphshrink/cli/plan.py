@@ -20,12 +20,20 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    RayAddress,
     SizeBudget,
     Speedup,
     Threads,
     Workers,
 )
-from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
+from .planned import (
+    calibration_data,
+    chosen_targets,
+    chosen_workers,
+    made_plan,
+    summary,
+    write_frontier,
+)
 from .reports import check_report, command, is_page, write_report
 from .terminal import fixed_shapes_of, writable
 
@@ -55,6 +63,7 @@ def plan(
         ),
     ] = "auto",
     workers: Workers = 0,
+    ray: RayAddress = None,
     frontier: FrontierPath = None,
     report: Annotated[
         str | None,
@@ -100,7 +109,7 @@ def plan(
         0,
         score,
         bool(frontier),
-        workers,
+        chosen_workers(workers, ray),
     )
     made.save(out)
     if frontier is not None:

@@ -74,7 +74,7 @@ def make_plan(
     measure: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
-    workers: int = 0,
+    workers: int | str = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
@@ -324,7 +324,7 @@ def plan(
     score: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
-    workers: int = 0,
+    workers: int | str = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -346,8 +346,9 @@ def plan(
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
-        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. The plan does not depend
-            on their number. Scripts that use them need ``if __name__ == "__main__":``.
+        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. Or the address of a Ray
+            cluster, such as ``"auto"``, whose processors score them; ``"local"`` starts one on this machine. The plan does not depend
+            on their number. Scripts that use processes need ``if __name__ == "__main__":``.
         progress: Called with (done, total, what).
 
     Returns:
