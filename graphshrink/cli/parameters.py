@@ -137,6 +137,13 @@ FrontierPath = Annotated[
         help="Write the whole trade-off of cost and loss, as CSV; the search then goes on beyond the target.",
     ),
 ]
+Repaired = Annotated[
+    bool,
+    typer.Option(
+        "--repair/--no-repair",
+        help="Correct other layers of the planned network where its outputs come closer to the original's.",
+    ),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(

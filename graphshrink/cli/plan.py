@@ -21,6 +21,7 @@ from .parameters import (
     MaxLoss,
     PreprocessText,
     RayAddress,
+    Repaired,
     SizeBudget,
     Speedup,
     Threads,
@@ -65,6 +66,7 @@ def plan(
     workers: Workers = 0,
     ray: RayAddress = None,
     frontier: FrontierPath = None,
+    repair: Repaired = True,
     report: Annotated[
         str | None,
         typer.Option(metavar="FILE.html", help="Write a page with the plan, too."),
@@ -106,10 +108,10 @@ def plan(
         device,
         threads,
         fixed_shapes_of(fixed),
-        0,
-        score,
-        bool(frontier),
-        chosen_workers(workers, ray),
+        score=score,
+        frontier=frontier is not None,
+        repair=repair,
+        workers=chosen_workers(workers, ray),
     )
     made.save(out)
     if frontier is not None:

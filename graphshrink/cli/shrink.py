@@ -25,6 +25,7 @@ from .parameters import (
     MaxLoss,
     PreprocessText,
     RayAddress,
+    Repaired,
     Seed,
     SizeBudget,
     Speedup,
@@ -89,6 +90,7 @@ def shrink(
     workers: Workers = 0,
     ray: RayAddress = None,
     frontier: FrontierPath = None,
+    repair: Repaired = True,
     report: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +161,8 @@ def shrink(
     shown: Plan | None = None
     if frontier is not None and not targets and plan is None:
         raise UsageError("--frontier is the trade-off of a plan: give a target such as --speedup")
+    if not repair and not targets:
+        raise UsageError("--no-repair is for a new plan: give a target such as --speedup")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
@@ -174,6 +178,7 @@ def shrink(
                 fixed_shapes_of(fixed),
                 verbose,
                 frontier=frontier is not None,
+                repair=repair,
                 workers=chosen_workers(workers, ray),
             )
             if plan is None

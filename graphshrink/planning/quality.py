@@ -61,13 +61,14 @@ class Scorer:
     def loss(self, graph: Graph) -> float:
         """The loss of a whole network."""
         run = part_runner(graph, graph.inputs, graph.outputs)
-        return self._of([run(batch) for batch in self.batches])
+        return self.of([run(batch) for batch in self.batches])
 
     def prefix(self, node: Node) -> Prefix:
         """What is computed in front of a node of the original graph, to score variants that differ behind it."""
         return Prefix(self, node)
 
-    def _of(self, found: list[Outputs]) -> float:
+    def of(self, found: list[Outputs]) -> float:
+        """The loss of a network with these outputs, one list for each batch."""
         outputs = joined(found)
         if self.own is None:
             return loss_of(self.kinds, outputs, self.reference)
@@ -133,7 +134,7 @@ class Prefix:
             made = dict(zip(fresh, run(batch), strict=True))
             made.update(zip(feeds, batch, strict=True))
             found.append([made[v] for v in graph.outputs])
-        return self.scorer._of(found)
+        return self.scorer.of(found)
 
 
 def run_part(

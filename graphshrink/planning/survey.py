@@ -84,12 +84,13 @@ def survey(
     scorer: Scorer,
     kept_scores: KeptScores,
     progress: Progress,
+    kinds: Sequence[Kind] = tuple(MENU.values()),
     workers: int | str = 0,
 ) -> Survey:
     """Fit, measure and score all candidates of a graph; with workers, that many processes score, or the Ray cluster of that address."""
     sites = find_sites(graph)
     refused = dict(sites.refused)
-    fitted = fit(graph, sites.found, samples, refused, progress)
+    fitted = fit(graph, sites.found, samples, refused, progress, kinds)
     usable: list[Candidate] = []
     parts: list[Graph] = []
     for candidate in fitted:
