@@ -121,6 +121,14 @@ Workers = Annotated[
         help="Processes that score candidates of a plan, one thread each; 0 uses all cores in one process.",
     ),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Score candidates of a plan on a Ray cluster: auto finds it, local starts one on this machine.",
+    ),
+]
 FrontierPath = Annotated[
     str | None,
     typer.Option(

@@ -20,13 +20,21 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    RayAddress,
     Repaired,
     SizeBudget,
     Speedup,
     Threads,
     Workers,
 )
-from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
+from .planned import (
+    calibration_data,
+    chosen_targets,
+    chosen_workers,
+    made_plan,
+    summary,
+    write_frontier,
+)
 from .reports import check_report, command, is_page, write_report
 from .terminal import fixed_shapes_of, writable
 
@@ -56,6 +64,7 @@ def plan(
         ),
     ] = "auto",
     workers: Workers = 0,
+    ray: RayAddress = None,
     frontier: FrontierPath = None,
     repair: Repaired = True,
     report: Annotated[
@@ -102,7 +111,7 @@ def plan(
         score=score,
         frontier=frontier is not None,
         repair=repair,
-        workers=workers,
+        workers=chosen_workers(workers, ray),
     )
     made.save(out)
     if frontier is not None:

@@ -49,6 +49,23 @@ def chosen_targets(**targets: float | None) -> dict[str, float]:
     return given
 
 
+def chosen_workers(workers: int, ray: str | None) -> int | str:
+    """The workers of the options.
+
+    Raises:
+        UsageError: If both are given, or the address is empty.
+        MissingExtra: If Ray is not installed.
+    """
+    if ray is None:
+        return workers
+    if workers or not ray:
+        raise UsageError("give --workers N or --ray ADDRESS")
+    from ..planning.ray_workers import ray_package
+
+    ray_package()
+    return ray
+
+
 def made_plan(
     source: str,
     data: Any,
@@ -60,7 +77,7 @@ def made_plan(
     score: str = "auto",
     frontier: bool = False,
     repair: bool = True,
-    workers: int = 0,
+    workers: int | str = 0,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 

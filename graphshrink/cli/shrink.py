@@ -24,6 +24,7 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    RayAddress,
     Repaired,
     Seed,
     SizeBudget,
@@ -31,7 +32,15 @@ from .parameters import (
     Threads,
     Workers,
 )
-from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
+from .planned import (
+    calibration_data,
+    chosen_targets,
+    chosen_workers,
+    made_plan,
+    read_plan,
+    summary,
+    write_frontier,
+)
 from .reports import check_report, device_table, report_data, write_report
 from .target_options import given_options, with_target_options
 from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable
@@ -79,6 +88,7 @@ def shrink(
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
     workers: Workers = 0,
+    ray: RayAddress = None,
     frontier: FrontierPath = None,
     repair: Repaired = True,
     report: Annotated[
@@ -169,7 +179,7 @@ def shrink(
                 verbose,
                 frontier=frontier is not None,
                 repair=repair,
-                workers=workers,
+                workers=chosen_workers(workers, ray),
             )
             if plan is None
             else read_plan(plan, source, data, fixed)

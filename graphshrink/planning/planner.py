@@ -77,7 +77,7 @@ def make_plan(
     frontier: bool = False,
     repair: bool = True,
     menu: Sequence[str] = tuple(MENU),
-    workers: int = 0,
+    workers: int | str = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`. ``menu`` has the names of the kinds of candidates."""
@@ -346,7 +346,7 @@ def plan(
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
     repair: bool = True,
-    workers: int = 0,
+    workers: int | str = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -369,8 +369,9 @@ def plan(
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
         repair: Correct other layers of the planned network in closed form, where its outputs come closer to the original's.
-        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. The plan does not depend
-            on their number. Scripts that use them need ``if __name__ == "__main__":``.
+        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. Or the address of a Ray
+            cluster, such as ``"auto"``, whose processors score them; ``"local"`` starts one on this machine. The plan does not depend
+            on their number. Scripts that use processes need ``if __name__ == "__main__":``.
         progress: Called with (done, total, what).
 
     Returns:

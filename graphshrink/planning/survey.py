@@ -85,9 +85,9 @@ def survey(
     kept_scores: KeptScores,
     progress: Progress,
     kinds: Sequence[Kind] = tuple(MENU.values()),
-    workers: int = 0,
+    workers: int | str = 0,
 ) -> Survey:
-    """Fit, measure and score all candidates of a graph; with workers, that many processes score."""
+    """Fit, measure and score all candidates of a graph; with workers, that many processes score, or the Ray cluster of that address."""
     sites = find_sites(graph)
     refused = dict(sites.refused)
     fitted = fit(graph, sites.found, samples, refused, progress, kinds)
@@ -168,13 +168,17 @@ def fit(
     return found
 
 
-def _pool(scorer: Scorer, workers: int) -> AbstractContextManager[Pool | None]:
-    """The worker processes; none for the user's own function, which they may not be able to call."""
+def _pool(scorer: Scorer, workers: int | str) -> AbstractContextManager[Pool | None]:
+    """The workers; none for the user's own function, which they may not be able to call."""
     if not workers or scorer.own is not None:
         return nullcontext()
-    from .workers import Pool
+    if isinstance(workers, str):
+        from .ray_workers import RayPool
 
-    return Pool(scorer, workers)
+        return RayPool(scorer, workers)
+    from .workers import ProcessPool
+
+    return ProcessPool(scorer, workers)
 
 
 def _scored(

@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from ..ir import Graph, ModelError, Value
 from .quality import Outputs, Prefix, Scorer, joined, loss_of, model_runner
@@ -77,30 +78,56 @@ class Part:
         return wanted
 
 
-class Pool:
-    """Worker processes for the scores of a network.
+@dataclass
+class Worker:
+    """Scores networks in two parts; the values behind the first part are kept for the next job.
 
-    Args:
-        scorer: Scores the network; its measure must not be the user's own function.
-        workers: The number of processes.
+    Attributes:
+        batches: The scoring samples.
+        kinds: How each output is compared.
+        reference: The outputs of the original network.
     """
 
-    def __init__(self, scorer: Scorer, workers: int) -> None:
-        self.ahead = 2 * workers
-        """The number of jobs that are submitted at a time: each holds a model in memory."""
-        self._executor = ProcessPoolExecutor(
-            workers,
-            # Threads of runtimes do not survive a fork.
-            multiprocessing.get_context("spawn"),
-            _start,
-            (tuple(scorer.batches), tuple(scorer.kinds), scorer.reference),
-        )
+    batches: tuple[Batch, ...]
+    kinds: tuple[str, ...]
+    reference: Outputs
+    _front: str = ""
+    _values: list[Batch] = field(default_factory=list)
 
-    def __enter__(self) -> Pool:
+    @classmethod
+    def of(cls, scorer: Scorer) -> Worker:
+        """A worker for a network; its measure must not be the user's own function."""
+        return cls(tuple(scorer.batches), tuple(scorer.kinds), scorer.reference)
+
+    def score(self, front: Part, behind: Part) -> float:
+        """The loss of a network.
+
+        Raises:
+            ModelError: If it does not run.
+        """
+        name = hashlib.sha256(repr((front.places, front.names)).encode() + front.model).hexdigest()
+        if self._front != name:
+            run = front.runner()
+            self._values, self._front = [tuple(run(b)) for b in self.batches], name
+        run = behind.runner()
+        outputs = joined([run(batch) for batch in self._values])
+        return loss_of(self.kinds, outputs, self.reference)
+
+
+class Pool(ABC):
+    """Workers for the scores of a network.
+
+    Attributes:
+        ahead: The number of jobs that are submitted at a time: each holds a model in memory.
+    """
+
+    ahead: int
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self.close()
 
     def submit(self, prefix: Prefix, graph: Graph) -> Future[float]:
         """Score a variant of the network that computes the same as the original in front of a region.
@@ -111,15 +138,49 @@ class Pool:
         values = {v.name: v for v in graph.values()}
         front = Part.of(prefix.scorer.graph, prefix.scorer.graph.inputs, prefix.alive)
         behind = Part.of(graph, [values[v.name] for v in prefix.alive], graph.outputs)
-        return self._executor.submit(_score, front, behind)
+        return self.start(front, behind)
 
-    @staticmethod
-    def result(job: Future[float]) -> float:
+    @abstractmethod
+    def start(self, front: Part, behind: Part) -> Future[float]:
+        """Give a job to a worker."""
+
+    @abstractmethod
+    def result(self, job: Future[float]) -> float:
         """The loss of a job.
 
         Raises:
             ModelError: If the model does not run, or the worker ended.
         """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the workers."""
+
+
+class ProcessPool(Pool):
+    """Worker processes of this machine.
+
+    Args:
+        scorer: Scores the network.
+        workers: The number of processes.
+    """
+
+    def __init__(self, scorer: Scorer, workers: int) -> None:
+        self.ahead = 2 * workers
+        self._executor = ProcessPoolExecutor(
+            workers,
+            # Threads of runtimes do not survive a fork.
+            multiprocessing.get_context("spawn"),
+            _start,
+            (Worker.of(scorer),),
+        )
+
+    def start(self, front: Part, behind: Part) -> Future[float]:
+        """Give a job to a process."""
+        return self._executor.submit(_score, front, behind)
+
+    def result(self, job: Future[float]) -> float:
+        """The loss of a job."""
         try:
             return job.result()
         except BrokenProcessPool as error:
@@ -127,16 +188,20 @@ class Pool:
                 "a worker process ended: perhaps memory is short; use fewer --workers"
             ) from error
 
+    def close(self) -> None:
+        """End the processes."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
-_given: dict[str, Any] = {}
-"""What this worker process was started with, and the values in front of the region that it scored last."""
+
+_worker: list[Worker] = []
+"""The worker of this process, if it is one."""
 
 
-def _start(batches: Sequence[Batch], kinds: Sequence[str], reference: Outputs) -> None:
-    """Prepare a worker: it ends with its parent, which alone handles Ctrl-C."""
+def _start(worker: Worker) -> None:
+    """Prepare a worker process: it ends with its parent, which alone handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _given.update(batches=batches, kinds=kinds, reference=reference, front="", values=[])
+    _worker.append(worker)
 
 
 def _end_with_parent() -> None:
@@ -147,11 +212,4 @@ def _end_with_parent() -> None:
 
 
 def _score(front: Part, behind: Part) -> float:
-    """The loss of a network in two parts; the values behind the first part are kept for the next job."""
-    name = hashlib.sha256(repr((front.places, front.names)).encode() + front.model).hexdigest()
-    if _given["front"] != name:
-        run = front.runner()
-        _given.update(values=[tuple(run(b)) for b in _given["batches"]], front=name)
-    run = behind.runner()
-    outputs = joined([run(batch) for batch in _given["values"]])
-    return loss_of(_given["kinds"], outputs, _given["reference"])
+    return _worker[0].score(front, behind)

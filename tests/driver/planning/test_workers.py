@@ -40,6 +40,22 @@ def test_the_same_bytes_for_any_number(tmp_path: Path, monkeypatch: pytest.Monke
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_the_same_bytes_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'graphshrink[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given, texts = _given(tmp_path), []
+    for workers in (0, "local"):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{workers}.sqlite"))
+        with monkeypatch.context() as patch:
+            if workers:
+                patch.setattr(quality.Prefix, "loss", None)
+            texts.append(graphshrink.plan(*given, macs=0.6, workers=workers).to_json())
+    assert texts[0] == texts[1]
+    with pytest.raises(graphshrink.UsageError, match="there is no Ray cluster at"):
+        graphshrink.plan(*given, macs=0.5, score="error", workers="auto")
+
+
 def test_a_score_of_ones_own_is_computed_here(tmp_path: Path) -> None:
     model, data = _given(tmp_path)
     here = []
@@ -97,7 +113,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         "from concurrent.futures import ProcessPoolExecutor\n"
         "import multiprocessing, os\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), workers._start, ((), (), []))\n"
+        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), workers._start, (None,))\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(100)\n"
     )
@@ -121,8 +137,11 @@ def _runs(process: int) -> bool:
     return state != "Z"
 
 
-def test_wrong_numbers(tmp_path: Path) -> None:
+def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = _given(tmp_path)
     words = ("plan", model, "-o", tmp_path / "p.json", "--macs", "0.6", "--calibration", data)
     for wrong in ("-1", "257", "two"):
         assert "--workers" in fails(*words, "--workers", wrong)
+    assert "--ray ADDRESS" in fails(*words, "--workers", "2", "--ray", "auto")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "graphshrink[ray]" in fails(*words, "--ray", "auto")
