@@ -62,9 +62,13 @@ class Scorer:
         """What is computed in front of a node of the original graph, to score variants that differ behind it."""
         return Prefix(self, node)
 
+    def joined(self, found: list[Outputs]) -> Outputs:
+        """The outputs of all batches, one behind the other."""
+        return _joined(found)
+
     def of(self, found: list[Outputs]) -> float:
         """The loss of a network with these outputs, one list for each batch."""
-        outputs = _joined(found)
+        outputs = self.joined(found)
         if self.own is not None:
             loss = float(self.own(outputs, self.reference))
         else:
