@@ -113,6 +113,14 @@ SizeBudget = Annotated[
         help="Plan for this size of the ONNX file; kB, MB, GB, KiB, MiB and GiB are known.",
     ),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        parser=whole_number(0, 256),
+        metavar="N",
+        help="Processes that score candidates of a plan, one thread each; 0 uses all cores in one process.",
+    ),
+]
 FrontierPath = Annotated[
     str | None,
     typer.Option(

@@ -24,6 +24,7 @@ from .parameters import (
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
 from .reports import check_report, command, is_page, write_report
@@ -54,6 +55,7 @@ def plan(
             help="How outputs are compared: kl (distributions), error (relative squared), or auto.",
         ),
     ] = "auto",
+    workers: Workers = 0,
     frontier: FrontierPath = None,
     repair: Repaired = True,
     report: Annotated[
@@ -100,6 +102,7 @@ def plan(
         score=score,
         frontier=frontier is not None,
         repair=repair,
+        workers=workers,
     )
     made.save(out)
     if frontier is not None:

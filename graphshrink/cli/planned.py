@@ -60,6 +60,7 @@ def made_plan(
     score: str = "auto",
     frontier: bool = False,
     repair: bool = True,
+    workers: int = 0,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 
@@ -83,6 +84,7 @@ def made_plan(
                 fixed_shapes=fixed,
                 frontier=frontier,
                 repair=repair,
+                workers=workers,
                 progress=watch.progress_within,
             )
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from .parameters import (
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
 from .reports import check_report, device_table, report_data, write_report
@@ -77,6 +78,7 @@ def shrink(
     ] = None,
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
+    workers: Workers = 0,
     frontier: FrontierPath = None,
     repair: Repaired = True,
     report: Annotated[
@@ -167,6 +169,7 @@ def shrink(
                 verbose,
                 frontier=frontier is not None,
                 repair=repair,
+                workers=workers,
             )
             if plan is None
             else read_plan(plan, source, data, fixed)

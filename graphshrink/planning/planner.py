@@ -77,6 +77,7 @@ def make_plan(
     frontier: bool = False,
     repair: bool = True,
     menu: Sequence[str] = tuple(MENU),
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan for a model from ONNX; see :func:`graphshrink.plan`. ``menu`` has the names of the kinds of candidates."""
@@ -94,7 +95,7 @@ def make_plan(
     shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
     kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
     kinds = [MENU[name] for name in menu]
-    found = survey(graph, samples, cost, scorer, kept, report, kinds)
+    found = survey(graph, samples, cost, scorer, kept, report, kinds, workers)
     if not found.choices:
         raise UsageError(_nothing(found))
 
@@ -345,6 +346,7 @@ def plan(
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
     repair: bool = True,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -367,6 +369,8 @@ def plan(
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
         repair: Correct other layers of the planned network in closed form, where its outputs come closer to the original's.
+        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. The plan does not depend
+            on their number. Scripts that use them need ``if __name__ == "__main__":``.
         progress: Called with (done, total, what).
 
     Returns:
@@ -398,5 +402,6 @@ def plan(
         fixed_shapes=fixed_shapes,
         frontier=frontier,
         repair=repair,
+        workers=workers,
         progress=progress,
     )

@@ -11,7 +11,8 @@ from ....ir import DerivedTensor, SplatTensor
 from ....ir.tensor import reshaped, transposed
 from ...lowering import Lowered, Operand, Step, Steps
 from ...lowering.base import Builder
-from ...lowering.products import einsum, matmul
+from ...lowering.einsum import EINSUM, NOT_READ, einstein_sum
+from ...lowering.products import matmul
 from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
@@ -107,18 +108,13 @@ def _product(
     return made.steps()
 
 
-@reads(
-    "Einsum",
-    makes=[ir.MatMul, ir.Linear, ir.Transpose],
-    note="batched products of two matrices",
-    several=True,
-)
+@reads("Einsum", makes=EINSUM, note="no letter twice in an operand", several=True)
 def _einsum(node: OnnxNode) -> Lowered | Steps | None:
-    found = None
-    if len(node.inputs) == 2:
-        found = einsum(node.text("equation", ""), node.required(0), node.required(1))
+    equation = node.text("equation", "")
+    operands = [node.required(i) for i in range(len(node.inputs))]
+    found = einstein_sum(equation, operands)
     if found is None:
-        raise LeftAlone("it is no product of two matrices")
+        raise LeftAlone(NOT_READ)
     return found
 
 

@@ -11,7 +11,8 @@ from ....ir import SplatTensor, Tensor, TensorType, Value
 from ....ir.tensor import reshaped
 from ...lowering import Lowered, Step, Steps
 from ...lowering.base import Builder
-from ...lowering.products import einsum, matmul
+from ...lowering.einsum import EINSUM, NOT_READ, einstein_sum
+from ...lowering.products import matmul
 from ...support import LeftAlone
 from ..call import Call, ints
 from ..registry import reads, reads_module, reads_ranks
@@ -158,19 +159,15 @@ def _number(factor: Any, dtype: ir.DType | None) -> Tensor:
     return reshaped(SplatTensor((), dtype, float(factor)), (1,))
 
 
-@reads(
-    "einsum",
-    makes=[ir.MatMul, ir.Linear, ir.Transpose],
-    note="batched products of two matrices",
-    several=True,
-)
+@reads("einsum", makes=EINSUM, note="no letter twice in an operand", several=True)
 def _einsum(call: Call) -> Lowered | Steps | None:
-    """``(equation, a, b)``, where each operand has the batch's letters, one of its own, and one that is summed over."""
+    """``(equation, a, b, ...)``, or the operands as one list."""
     equation, operands = call.get(0, "equation"), call.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    pair = len(operands) == 2 and all(isinstance(o, Value) for o in operands)
-    found = einsum(equation, *operands) if pair and isinstance(equation, str) else None
+    if not isinstance(equation, str) or not all(isinstance(o, Value) for o in operands):
+        return None
+    found = einstein_sum(equation, operands)
     if found is None:
-        raise LeftAlone("it is no product of two matrices")
+        raise LeftAlone(NOT_READ)
     return found

@@ -50,7 +50,7 @@ def quantized_product(e: Emitter, node: Node, op: QuantizedMatMul) -> None:
     elif len(right.data.shape) == 2:
         parts.put(Linear(), [parts.activation(0), parts.transposed(parts.constant(3, 1))], 6)
     else:
-        raise Unsupported("its constant operand is no matrix")
+        raise Unsupported("LiteRT has no kernel for a constant that is no matrix")
 
 
 class _Parts:
@@ -72,6 +72,11 @@ class _Parts:
         made = [self._held(place), self._held(place + 1)]
         if any(value.data is None for value in made):
             raise Unsupported("the model computes its scale or zero point")
+        dtype = made[0].type.dtype
+        if dtype is not DType.F32:
+            raise Unsupported(
+                f"LiteRT has no kernel for scales of {dtype.value if dtype else 'unknown type'}"
+            )
         return made
 
     def activation(self, place: int) -> Value:

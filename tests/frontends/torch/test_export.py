@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,22 @@ def test_states_of_zeros_for_any_batch(options: dict[str, Any], passes: str | No
     result = shrink(program, passes).model
     for rows in (1, 2, 5):
         same(model, result, rows, 6, 5)
+
+
+class AtLeast(Net):
+    """A check of sizes with ``max`` and ``min`` in it."""
+
+    def forward(self, x: Any) -> Any:
+        if max(4, x.shape[2] // 2) * min(9, x.shape[3]) == 20:
+            raise ValueError("not of this size")
+        return self.base(x)
+
+
+def test_checks_with_extremes_are_pickled() -> None:
+    model = AtLeast()
+    result = shrink(model, example_inputs=(torch.randn(2, 3, 8, 8),), check=True).model
+    back = pickle.loads(pickle.dumps(result))
+    for made in (result, back):
+        same(model, made, 3, 3, 8, 6)
+        with pytest.raises(AssertionError, match="Guard failed"):
+            made(torch.randn(2, 3, 8, 5))

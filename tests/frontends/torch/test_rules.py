@@ -80,7 +80,7 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     "linear-vector": (With(lambda x, w: F.linear(x, w), numbers(6)), X, "Opaque"),
     "matmul-weight": (With(torch.matmul, numbers(6, 5)), X, "Linear"), "matmul": (lambda x: x @ x.tanh(), X, "MatMul"), "matmul-batch": (With(torch.matmul, numbers(4, 6, 5)), X, "MatMul"),
     "addmm": (With(lambda x, w: torch.addmm(x, x, w), numbers(4, 4)), M, "Add"), "addmm-bias": (With(lambda x, b, w: torch.addmm(b, x, w), numbers(5), numbers(4, 5)), M, "Linear"), "addmm-scaled": (With(lambda x, b, w: torch.addmm(b, x, w, beta=0.5, alpha=3), numbers(5), numbers(4, 5)), M, "Add"),
-    "einsum-diagonal": (lambda x: torch.einsum("bij,bkj->bij", x, x), Y, "Opaque"), "einsum-one": (lambda x: torch.einsum("bij->bji", x), Y, "Opaque"), "einsum-turned": (lambda x: torch.einsum("bij,bkj->kib", x, x), Y, "Transpose"),
+    "einsum-diagonal": (lambda x: torch.einsum("bij,bkj->bij", x, x), Y, "Transpose"), "einsum-one": (lambda x: torch.einsum("bij->bji", x), Y, "Transpose"), "einsum-turned": (lambda x: torch.einsum("bij,bkj->kib", x, x), Y, "Transpose"),
     "embedding": (nn.Embedding(5, 3), IDS, "Embedding"), "embedding-call": (With(lambda i, t: F.embedding(i, t, padding_idx=1), numbers(5, 3)), IDS, "Embedding"),
     "embedding-bound": (nn.Embedding(5, 3, max_norm=1.0), IDS, "Opaque"),
     # Norms.
