@@ -151,7 +151,9 @@ def summary(plan: Plan) -> str:
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
     sums = f"savings times {plan.factor:.2f}, " if device else ""
     sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
-    repaired = f", {len(plan.repairs)} layers corrected" if plan.repairs else ""
+    repaired = (
+        f", {len({r['layer'] for r in plan.repairs})} layers corrected" if plan.repairs else ""
+    )
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
         f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"

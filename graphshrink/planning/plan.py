@@ -108,7 +108,7 @@ class Plan:
     additivity: dict[str, float | int | None] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     frontier: list[dict[str, Any]] = field(default_factory=list)
-    repairs: list[dict[str, str]] = field(default_factory=list)
+    repairs: list[dict[str, Any]] = field(default_factory=list)
     repaired: dict[str, float] = field(default_factory=dict)
     _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
     _notes: list[str] = field(default_factory=list, repr=False, compare=False)
@@ -280,7 +280,7 @@ _PART = {
     "site": str, "kind": str, "candidate": str | None, "nodes": int, "ops": dict, "macs": int | None,
     "first": str, "last": str,
 }  # fmt: skip
-_REPAIR = {"layer": str, "kind": str}
+_REPAIR = {"layer": str, "kind": str, "amount": int | float}
 _POINT = {"cost": int | float, "loss": int | float, "chosen": bool, "sites": list}
 
 
@@ -299,7 +299,7 @@ def _is_sound(plan: Plan) -> bool:
         )
         and all(_has(part, _PART) for part in plan.regions)
         and all(_has(point, _POINT) for point in plan.frontier)
-        and all(_has(repair, _REPAIR) and len(repair) == 2 for repair in plan.repairs)
+        and all(_has(repair, _REPAIR) and len(repair) == len(_REPAIR) for repair in plan.repairs)
         and isinstance(plan.repaired, dict)
         and all(isinstance(n, int | float) and isfinite(n) for n in plan.repaired.values())
     )

@@ -6,6 +6,7 @@ order each layer gets a chance to compute what it computed in the original netwo
 - :mod:`.refits` has the algebra.
 - :mod:`.pairs` finds which value of the original network a layer's result stands for.
 - :mod:`.walk` runs a network piece by piece.
+- :mod:`.joint` finds the amounts of many small moves together.
 - :mod:`.repairer` goes through the layers.
 """
 

@@ -103,20 +103,45 @@ def rescale(sums: GroupSums, weight: Array64, *, spread: bool) -> Array64:
         spread: Give each output the mean and the variance of its target, as an estimate of normalisation statistics does; otherwise the
             factor has the smallest squared error, with a small ridge towards 1.
     """
-    count = sums.count
-    mean = (weight * sums.gram[:, None, :, -1]).sum(2) / count
-    own = np.maximum(((weight @ sums.gram) * weight).sum(2) / count - mean**2, 0)
-    target = sums.cross[:, :, -1] / count
-    if spread:
-        wanted = np.maximum(sums.squares / count - target**2, 0)
-        # Rounding leaves a constant output with a tiny variance: it keeps its factor.
-        alive = own > 1e-9 * (own + mean**2) + 1e-30
-        factor = np.where(alive, np.sqrt(wanted / np.where(alive, own, 1)), 1)
-        factor = np.clip(factor, 0.25, 4)
-    else:
-        both = (weight * sums.cross).sum(2) / count - mean * target
+    factor, mean, target, own = _spread(sums, weight)
+    if not spread:
+        both = (weight * sums.cross).sum(2) / sums.count - mean * target
         ridge = CALM * own + 1e-9 * mean**2 + 1e-30
         factor = (both + ridge) / (own + ridge)
     made = weight * factor[:, :, None]
     made[:, :, -1] += target - factor * mean
+    return made
+
+
+def _spread(sums: GroupSums, weight: Array64) -> tuple[Array64, Array64, Array64, Array64]:
+    """The factor that gives each output the variance of its target; the means of outputs and targets; the variance of outputs."""
+    count = sums.count
+    mean = (weight * sums.gram[:, None, :, -1]).sum(2) / count
+    own = np.maximum(((weight @ sums.gram) * weight).sum(2) / count - mean**2, 0)
+    target = sums.cross[:, :, -1] / count
+    wanted = np.maximum(sums.squares / count - target**2, 0)
+    # Rounding leaves a constant output with a tiny variance: it keeps its factor.
+    alive = own > 1e-9 * (own + mean**2) + 1e-30
+    factor = np.clip(np.where(alive, np.sqrt(wanted / np.where(alive, own, 1)), 1), 0.25, 4)
+    return factor, mean, target, own
+
+
+def moves(sums: GroupSums, weight: Array64) -> dict[str, tuple[Array64, Array64]]:
+    """Directions in which a layer can be moved: for each output a relative change of its factor, and a constant.
+
+    An amount of 1 moves to the correction of that name; ``gain`` doubles all outputs.
+    """
+    factor, mean, target, _ = _spread(sums, weight)
+    none = np.zeros_like(mean)
+    return {
+        "bias": (none, target - mean),
+        "moments": (factor - 1, target - factor * mean),
+        "gain": (none + 1, none),
+    }
+
+
+def moved(weight: Array64, factor: Array64, constant: Array64) -> Array64:
+    """A weight after relative changes of its factors and constants; both for each output."""
+    made = weight * (1 + factor.reshape(weight.shape[:2]))[:, :, None]
+    made[:, :, -1] += constant.reshape(weight.shape[:2])
     return made

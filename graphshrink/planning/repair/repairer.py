@@ -6,7 +6,7 @@ stays only if the third agrees that the outputs come closer to the original's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +17,11 @@ from ..candidates import Candidate
 from ..candidates.narrow import Narrowed
 from ..column_sums import SUMS_BYTES, Window, sampled
 from ..costs import Progress
-from ..quality import Score, Scorer, part_runner
+from ..quality import Outputs, Score, Scorer, joined, part_runner
 from ..samples import Batch, Samples
+from .joint import RIDGES, Coordinates, amounts
 from .pairs import Target, changed_nodes, is_repairable, target_of
-from .refits import GroupSums, refit, rescale, shift
+from .refits import GroupSums, moved, moves, refit, rescale, shift
 from .walk import Walk
 
 STRENGTHS = (0.03, 0.3)
@@ -28,6 +29,14 @@ STRENGTHS = (0.03, 0.3)
 
 JUDGED = 7
 """Of this number of fitting batches one is for the last judgement."""
+
+STEPS = {"bias": 0.25, "moments": 0.25, "gain": 0.03}
+"""The amounts of moves for finite differences."""
+
+LINEARISED = 160
+"""The largest number of samples for finite differences."""
+
+Move = tuple[Array64, Array64]
 
 LEAST_GAIN = 1e-3
 """A correction that improves the loss by less than this part is left out."""
@@ -39,11 +48,13 @@ class Repair:
 
     Attributes:
         layer: The name of the result of the layer.
-        kind: What is corrected, such as ``"refit 0.03"``.
+        kind: What is corrected, such as ``"refit 0.03"``; ``"joint ..."`` for moves whose amounts were found together.
+        amount: How far: 1 is the whole correction.
     """
 
     layer: str
     kind: str
+    amount: float = 1.0
 
 
 @dataclass
@@ -100,7 +111,7 @@ class Repairer:
         judged = range(JUDGED // 2, len(samples.fitting), JUDGED)
         self.judged = [samples.fitting[i] for i in judged]
         fitting = [b for i, b in enumerate(samples.fitting) if i not in judged]
-        self.scoring = samples.scoring
+        self.fitting, self.scoring = fitting, samples.scoring
         self.values = {v.name: v for v in original.values()}
         self.kept: dict[str, tuple[int, ...]] = {}
         for candidate in candidates:
@@ -138,19 +149,95 @@ class Repairer:
                 jury.present = loss
             made.layers.append(Repair(node.output.name, best))
             self._accept(made, node, options[best])
+        self._join(made, juries)
         made.after = juries[1].present
         return made
 
+    def _join(self, made: Repairs, juries: list[_Jury]) -> None:
+        """Move all layers a little, by the amounts that are best together."""
+        first = self.fitting[0]
+        size = len(first[0]) if first and first[0].ndim else 1
+        batches = self.fitting[: max(1, LINEARISED // max(size, 1))]
+        walk, scorer = Walk(self.graph, batches), Scorer(self.original, batches, self.measure)
+        outputs = self.graph.outputs
+        before = joined(list(walk.values(outputs)))
+        coordinates = Coordinates(scorer.kinds, scorer.reference, len(STEPS) * len(self.pairs))
+        start = coordinates(before)
+        found: list[tuple[Repair, Move]] = []
+        columns: list[Array64] = []
+        for i, (node, kind, move) in enumerate(self._moves()):
+            self.progress(i, len(STEPS) * len(self.pairs), "joint repairs")
+            walk.advance(node)
+            step = STEPS[kind]
+            tried = moved(_rows(node), step * move[0], step * move[1])
+            after = next(iter(tried_outputs(walk, node, {kind: tried}).values()))
+            columns.append((coordinates(joined(after)) - start) / step)
+            found.append((Repair(node.output.name, f"joint {kind}"), move))
+        if not np.isfinite(columns).all():
+            return
+        best: list[Repair] = []
+        losses = [(1 - LEAST_GAIN) * jury.present for jury in juries]
+        weights = {n.output.name: _rows(n) for n, _ in self.pairs}
+        whole = np.stack(columns)
+        for ridge in RIDGES:
+            solved = amounts(whole, coordinates.target - start, ridge)
+            for part in (1.0, 0.5):
+                sizes = [float(f"{part * a:.6g}") for a in solved]
+                moving = [
+                    Repair(r.layer, r.kind, a) for (r, _), a in zip(found, sizes, strict=True)
+                ]
+                self._set(weights, moving, [m for _, m in found])
+                loss = juries[0].scorer.loss(self.graph)
+                if loss < losses[0] and (judged := juries[1].scorer.loss(self.graph)) < losses[1]:
+                    losses, best = [loss, judged], moving
+        made.layers += best
+        self._set(weights, best, [m for _, m in found])
+        if best:
+            juries[0].present, juries[1].present = losses
+            for node, _ in self.pairs:
+                made.weights[node.output.name] = _arrays(node, _rows(node))
+
+    def _moves(self) -> Iterator[tuple[Node, str, Move]]:
+        """The moves of each layer of the network as it is now."""
+        self.before = Walk(self.original, self.fitting)
+        self.after = Walk(self.graph, self.fitting)
+        for i, (node, target) in enumerate(self.pairs):
+            sums, weight = self._sums(i, node, target)
+            for kind, move in moves(sums, _widened(weight, sums)).items():
+                yield node, kind, move
+
+    def _set(
+        self, weights: Mapping[str, Array64], repairs: Sequence[Repair], by: Sequence[Move]
+    ) -> None:
+        """Give all layers these weights, moved by some amounts."""
+        for node, _ in self.pairs:
+            name = node.output.name
+            rows = weights[name]
+            factor, constant = np.zeros(rows.shape[:2]), np.zeros(rows.shape[:2])
+            for repair, move in zip(repairs, by, strict=bool(repairs)):
+                if repair.layer == name:
+                    factor += repair.amount * move[0].reshape(factor.shape)
+                    constant += repair.amount * move[1].reshape(factor.shape)
+            _write(Rewriter(self.graph), node, *_arrays(node, moved(rows, factor, constant)))
+
     def repeat(self, repairs: Sequence[Repair]) -> Repairs:
         """Compute corrections that are known already."""
-        kinds = {r.layer: r.kind for r in repairs}
         made = Repairs(list(repairs))
-        wanted = [(n, t) for n, t in self.pairs if n.output.name in kinds]
-        self.pairs = wanted
-        for i, (node, target) in enumerate(wanted):
-            self.progress(i, len(wanted), "repairs")
+        together = [r for r in repairs if r.kind.startswith("joint ")]
+        kinds = {r.layer: r.kind for r in repairs if r not in together}
+        every = self.pairs
+        self.pairs = [(n, t) for n, t in every if n.output.name in kinds]
+        for i, (node, target) in enumerate(self.pairs):
+            self.progress(i, len(self.pairs), "repairs")
             sums, weight = self._sums(i, node, target)
             self._accept(made, node, _options(sums, weight)[kinds[node.output.name]])
+        self.pairs = every
+        if together:
+            found = list(self._moves())
+            weights = {n.output.name: _rows(n) for n, _ in self.pairs}
+            self._set(weights, together, [move for _, _, move in found])
+            for node, _ in self.pairs:
+                made.weights[node.output.name] = _arrays(node, _rows(node))
         return made
 
     def _accept(self, made: Repairs, node: Node, weight: Array64) -> None:
@@ -215,22 +302,29 @@ class _Jury:
 
     def losses(self, node: Node, weights: Mapping[str, Array64]) -> dict[str, float]:
         """The loss with each of some weights of a layer."""
-        graph, fed = self.walk.graph, [node.required(1), node.required(2)]
-        fresh = [v for v in graph.outputs if v not in self.walk.alive]
-        run = part_runner(graph, [*self.walk.alive, *fed], fresh)
-        found: dict[str, float] = {}
-        for kind, weight in weights.items():
-            given = tuple(
-                array.astype(value.type.dtype.numpy)  # type: ignore[union-attr]
-                for array, value in zip(_arrays(node, weight), fed, strict=True)
-            )
-            made = []
-            for batch in self.walk.kept:
-                arrays = dict(zip(self.walk.alive, batch, strict=True))
-                arrays.update(zip(fresh, run((*batch, *given)), strict=True))
-                made.append([arrays[v] for v in graph.outputs])
-            found[kind] = self.scorer.of(made)
-        return found
+        found = tried_outputs(self.walk, node, weights)
+        return {kind: self.scorer.of(made) for kind, made in found.items()}
+
+
+def tried_outputs(
+    walk: Walk, node: Node, weights: Mapping[str, Array64]
+) -> dict[str, list[Outputs]]:
+    """The outputs of a graph on each batch, with each of some weights of a layer; the graph stays as it is."""
+    graph, fed = walk.graph, [node.required(1), node.required(2)]
+    fresh = [v for v in graph.outputs if v not in walk.alive]
+    run = part_runner(graph, [*walk.alive, *fed], fresh)
+    found: dict[str, list[Outputs]] = {}
+    for kind, weight in weights.items():
+        given = tuple(
+            array.astype(value.type.dtype.numpy)  # type: ignore[union-attr]
+            for array, value in zip(_arrays(node, weight), fed, strict=True)
+        )
+        found[kind] = []
+        for batch in walk.kept:
+            arrays = dict(zip(walk.alive, batch, strict=True))
+            arrays.update(zip(fresh, run((*batch, *given)), strict=True))
+            found[kind].append([arrays[v] for v in graph.outputs])
+    return found
 
 
 def _options(sums: GroupSums, weight: Array64) -> dict[str, Array64]:

@@ -161,3 +161,26 @@ def test_layers_without_a_counterpart_stay() -> None:
     repairer = Repairer(graph, damaged, [], _samples(rng))
     assert "other" not in {n.output.name for n, _ in repairer.pairs}
     assert Repair("yb", "bias").layer in {n.output.name for n, _ in repairer.pairs}
+
+
+def test_layers_are_moved_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    graph, _ = load(_network(rng), None, None)
+    samples = _samples(rng)
+    damaged = _damaged(graph, "ya", np.array([0.9, 1.1, 0.8, 1.0]), 0.1)
+    damaged = _damaged(damaged, "yc", np.array([0.9, 1.1, 0.8, 1.0, 1.1, 0.9]), 0.1)
+    # Without corrections one by one.
+    monkeypatch.setattr(module, "_options", lambda sums, weight: {"bias": weight})
+    found = Repairer(graph, damaged, [], samples, "error").search()
+    assert found.layers
+    assert all(r.kind.startswith("joint ") for r in found.layers)
+    assert found.after < 0.7 * found.before
+    again = Repairer(graph, damaged, [], samples).repeat(found.layers)
+    before = Scorer(graph, samples.scoring, "error").loss(damaged)
+    for repairs in (found, again):
+        made = damaged.clone()
+        repairs.apply(made, Rewriter(made))
+        assert Scorer(graph, samples.scoring, "error").loss(made) < 0.8 * before
+    for name, arrays in found.weights.items():
+        for one, two in zip(arrays, again.weights[name], strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
