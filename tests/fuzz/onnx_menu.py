@@ -849,7 +849,7 @@ def other(b: Builder) -> object:
         case "lstm" if len(shape) == 3:
             h, way = 2, draw.pick(["forward", "reverse", "bidirectional"])
             d = 2 if way == "bidirectional" else 1
-            op, gates = draw.pick([("LSTM", 4), ("GRU", 3)])
+            op, gates = draw.pick([("LSTM", 4), ("GRU", 3), ("RNN", 1)])
             given = [x, weight(b, d, gates * h, shape[2]), weight(b, d, gates * h, h)]
             if draw.chance(0.6):
                 given.append(weight(b, d, 2 * gates * h, scale=0.3))

@@ -314,9 +314,9 @@ def heads(g: Grower) -> object:
                     ],
                 )
             case "lstm":
-                name = g.name("m")
+                name, kind = g.name("m"), draw.pick(["LSTM", "GRU", "RNN"])
                 return g.step(
-                    f"self.{name}({x})[0]", [f"self.{name} = nn.LSTM({e}, 3, batch_first=True)"]
+                    f"self.{name}({x})[0]", [f"self.{name} = nn.{kind}({e}, 3, batch_first=True)"]
                 )
             case _:
                 return g.module(f"nn.TransformerEncoderLayer({e}, 1, 4, batch_first=True)", x)
