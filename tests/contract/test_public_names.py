@@ -21,7 +21,7 @@ PUBLIC = {
         Accumulator ActivationMoments CALIBRATION_DATA Calibration ChannelMoments ChannelStats Check CheckFailed Condition Context
         Deduplicate Dump ExpandLinear FoldConstants FoldMasks FuseDense FuseMoves Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS
         MaskBlocks MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels Pipeline
-        Pivot PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
+        Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
 MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
