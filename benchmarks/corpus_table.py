@@ -50,6 +50,13 @@ class Row:
         return after is not None and after > self.found["original"]["bytes"]
 
     @property
+    def why(self) -> str:
+        """What the passes say of nodes that they leave."""
+        refusals = self.found.get("graphshrink", {}).get("refusals", {})
+        sizes = [int(n) for r in refusals for n in re.findall(r"folding would add (\d+) bytes", r)]
+        return f"folding would add {sum(sizes)} bytes" if sizes else ""
+
+    @property
     def wrong(self) -> bool:
         """Whether the outputs differ by more than rounding."""
         found = self.found.get("compare", {})
@@ -138,7 +145,8 @@ def table(rows: list[Row], versions: str, notes: list[str]) -> list[str]:
                 "fails" if "error" in row.found.get(tool, {}) else "" if row.nodes(tool) is None else str(row.nodes(tool))
                 for tool in ("original", "graphshrink", *OTHERS)
             ]  # fmt: skip
-            counts[1] += " (more)" if row.more else ""
+            if row.more:
+                counts[1] += f" (more: {row.why})" if row.why else " (more)"
             targets = [
                 "" if t not in row.found else "no" if "error" in row.found[t] else "yes"
                 for t in TARGETS

@@ -14,11 +14,13 @@ where torch.fx cannot trace the module), and an exported program whose batch siz
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import json
+import multiprocessing
 import pickle
-import subprocess
 import sys
 import time
 import types
@@ -89,7 +91,6 @@ SIZES = (64, 96, 128, 160, 192, 224, 240, 256)
 
 def timm_sample(name: str) -> Sample:
     """A model of timm on the smallest images that it takes."""
-    sys.meta_path.append(_NoTorchvision())
     import timm
 
     found: Exception | None = None
@@ -625,7 +626,6 @@ def line(found: Sample, route: str) -> dict[str, Any]:
     facts["scales left"] = list(dict.fromkeys(reasons))[:20]
     made = result.model
     facts["error"] = _try(lambda: distance(want, call(made, inputs)))
-    facts["norms"] = list(count(model, inputs))
     facts["left"] = _try(lambda: list(count(made, inputs)))
     keys = list(made.state_dict())
     own = set(model.state_dict()) | {n for n, _ in model.named_parameters(remove_duplicate=False)}
@@ -685,6 +685,7 @@ def one(name: str, path: Path, routes: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     found = sample(name)
     lines: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    lines["norms"] = count(found.model, found.inputs)[0]
     lines["parameters"] = sum(p.numel() for p in found.model.parameters())
     lines["rounding"] = rounding(found.model, found.inputs)
     lines["shapes"] = [
@@ -699,24 +700,31 @@ def one(name: str, path: Path, routes: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the models that have no line yet, each in a process of its own."""
+    """Run the models that have no line yet, each in a fork of this process, which has imported the packages."""
+    sys.meta_path.append(_NoTorchvision())
+    for package in ("graphshrink", "timm"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)
     for name in chosen(options.only):
         path = options.work / (name.replace("/", "-").replace(" ", "_") + ".json")
         done = json.loads(path.read_text()) if path.exists() and not options.again else {}
         routes = [r for r in options.routes if r not in done]
         if not routes:
             continue
-        command = [sys.executable, __file__, "--one", name, "--out", str(path), "--routes", *routes]
-        command += ["--site", str(options.site)] if options.site else []
-        try:
-            ended = subprocess.run(command, timeout=options.limit, capture_output=True, text=True)
-            failure = (ended.stderr.strip().splitlines() or ["?"])[-1] if ended.returncode else ""
-        except subprocess.TimeoutExpired:
+        ended = multiprocessing.get_context("fork").Process(
+            target=_guarded, args=(name, path, routes)
+        )
+        ended.start()
+        ended.join(options.limit)
+        failure = "" if ended.exitcode == 0 else f"the process ended with {ended.exitcode}"
+        if ended.is_alive():
+            ended.kill()
+            ended.join()
             failure = f"more than {options.limit} s"
         lines = json.loads(path.read_text()) if path.exists() else {}
-        if failure:
-            stopped = next((r for r in routes if r not in lines), routes[-1])
-            lines[stopped] = {"refused": failure}
+        stopped = next((r for r in routes if r not in lines), None)
+        if stopped is not None:
+            lines[stopped] = {"refused": lines.pop("failure", failure)}
             path.write_text(json.dumps(lines, indent=1))
         print(
             name,
@@ -724,6 +732,15 @@ def run(options: argparse.Namespace) -> None:
             sep=" | ",
             flush=True,
         )
+
+
+def _guarded(name: str, path: Path, routes: Sequence[str]) -> None:
+    try:
+        one(name, path, routes)
+    except Exception as error:
+        lines = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**lines, "failure": f"{type(error).__name__}: {error}"[:300]}))
+        raise
 
 
 def chosen(only: Sequence[str]) -> list[str]:
@@ -762,7 +779,7 @@ def cells(name: str, lines: Mapping[str, Any], route: str) -> list[str]:
     if found.get("exported free") is False:
         remarks = f"{remarks}; torch.export fixes its batch".removeprefix("; ")
     return [
-        name, route, found["route"], _number(found["error"]), _number(lines["rounding"]), f"{found['norms'][0]}", f"{left[0]}",
+        name, route, found["route"], _number(found["error"]), _number(lines["rounding"]), f"{lines['norms']}", f"{left[0]}",
         f"{left[1]}", f"{found['names'][0]} of {found['names'][1]}", _yes(found["batch"]), _yes(found["pickles"]),
         _yes(found["trains"]), remarks.replace("|", "/")[:200],
     ]  # fmt: skip
@@ -829,14 +846,9 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run models that have a line too")
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.site:
         sys.path.append(str(options.site))
-    if options.one:
-        one(options.one, options.out, options.routes)
-        return 0
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.table:
         run(options)

@@ -13,6 +13,7 @@ from .ops.linear import *
 from .ops.norm import *
 from .ops.opaque import *
 from .ops.quantize import *
+from .ops.quantized import *
 from .ops.recurrent import *
 from .ops.resample import *
 from .ops.shape import *
@@ -62,6 +63,7 @@ __all__ = [
     "DerivedTensor",
     "Dim",
     "Div",
+    "DynamicQuantize",
     "DynamicSlice",
     "ElidedTensor",
     "Embedding",
@@ -80,6 +82,7 @@ __all__ = [
     "Gru",
     "Identity",
     "InferenceError",
+    "IntegerMatMul",
     "LayerNorm",
     "LazyTensor",
     "Linear",
@@ -105,6 +108,8 @@ __all__ = [
     "Pattern",
     "Pow",
     "Quantize",
+    "QuantizedConv",
+    "QuantizedMatMul",
     "Range",
     "Reduce",
     "Reduction",

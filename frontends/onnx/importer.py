@@ -40,6 +40,7 @@ from ...ir import (
     ModelError,
     Node,
     Opaque,
+    Reshape,
     Tensor,
     TensorType,
     Value,
@@ -409,7 +410,11 @@ class _Importer:
             )
         # If the types that the model states disagree with the op's, either may be wrong: the rule misreads this node, or the
         # types were inferred wrongly (onnx rounds the size of some pools up where a runtime does not).
-        if not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
+        if isinstance(steps.parts[-1][0], Reshape) and inferred[0].rank != stated[0].rank:
+            # A target of known length decides the rank, so that it is the stated type that is wrong.
+            self.types[node.output[0]] = inferred[0]
+            self.doubtful.add(node.output[0])
+        elif not all(i.accepts(t) for i, t in zip(inferred, stated, strict=True)):
             for name, own in zip(node.output, inferred, strict=False):
                 if not name:
                     continue

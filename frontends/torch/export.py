@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
 from .fake_run import shapes_of, unlogged
 from .importer import from_fx
+from .inlined import inline_regions
 from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
@@ -40,7 +43,9 @@ def from_export(
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelError("the exported program has no graph module")
     _record_guards(module)
+    notes = inline_regions(module)
     graph = from_fx(module, inputs)
+    graph.notes += notes
     args, keywords = program.example_inputs or ((), {})
     if inputs is None and args and not keywords:
         graph.host = replace(graph.host, exported=tuple(args))
@@ -55,17 +60,36 @@ def _record_guards(module: torch.fx.GraphModule) -> None:
         return
     tracer, root = torch.fx.Tracer(), nn.Module()
     tracer.root, tracer.graph = root, torch.fx.Graph()
+    names = _names(guards.forward)
+    names.update(_OF_PROXIES)
     try:
         guards.forward(
             *(tracer.create_proxy("placeholder", f"arg{i}", (), {}) for i in range(len(node.args)))
         )
     except Exception:  # A check that no graph shows, such as one that has several conditions.
         return
+    finally:
+        for name in _OF_PROXIES:
+            names.pop(name, None)
     tracer.graph.output(None)
     made = torch.fx.GraphModule(root, tracer.graph, "Guards")
     made._is_impure = True  # type: ignore[assignment]
     setattr(module, _GUARDS, made)
 
+
+def _names(function: Any) -> dict[str, Any]:
+    """The global names of the function that torch compiled from the checks, behind the wrapper around it."""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    compiled = [f for f in (function, *cells) if getattr(f, "__name__", "") == "_"]
+    return compiled[0].__globals__ if compiled else {}
+
+
+def _extreme(of_two: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda *numbers: reduce(of_two, numbers)
+
+
+_OF_PROXIES = {"max": _extreme(torch.sym_max), "min": _extreme(torch.sym_min)}
+"""What replaces Python's functions while a check is recorded, which compare their arguments."""
 
 _GUARDS = "_guards_fn"
 """The name that torch.export gives to the check of inputs."""

@@ -91,13 +91,16 @@ def keeps_state(module: nn.Module, changed: Mapping[str, Any]) -> str:
     )
 
 
+_NO_GRADIENTS = "parts of it compute without gradients (torch.no_grad): in the result, gradients go through them"
+
+
 class _Tracer(fx.Tracer):
     def __init__(self, given: nn.Module) -> None:
         super().__init__()
         self.given = given
         self.own: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.autocast = _autocast()
+        self.autocast, self.gradients = _autocast(), torch.is_grad_enabled()
         # A GraphModule is traced again to record its hooks; its modules stay leaves.
         graph = given.graph if isinstance(given, fx.GraphModule) else None
         self.leaves = (
@@ -112,6 +115,8 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise NotTraceable("parts of it compute under autocast")
+        if self.gradients and not torch.is_grad_enabled() and _NO_GRADIENTS not in self.notes:
+            self.notes.append(_NO_GRADIENTS)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

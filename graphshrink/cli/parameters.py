@@ -113,12 +113,27 @@ SizeBudget = Annotated[
         help="Plan for this size of the ONNX file; kB, MB, GB, KiB, MiB and GiB are known.",
     ),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        parser=whole_number(0, 256),
+        metavar="N",
+        help="Processes that score candidates of a plan, one thread each; 0 uses all cores in one process.",
+    ),
+]
 FrontierPath = Annotated[
     str | None,
     typer.Option(
         "--frontier",
         metavar="FILE.csv",
         help="Write the whole trade-off of cost and loss, as CSV; the search then goes on beyond the target.",
+    ),
+]
+Repaired = Annotated[
+    bool,
+    typer.Option(
+        "--repair/--no-repair",
+        help="Correct other layers of the planned network where its outputs come closer to the original's.",
     ),
 ]
 MaxLoss = Annotated[

@@ -20,9 +20,11 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    Repaired,
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, summary, write_frontier
 from .reports import check_report, command, is_page, write_report
@@ -53,7 +55,9 @@ def plan(
             help="How outputs are compared: kl (distributions), error (relative squared), or auto.",
         ),
     ] = "auto",
+    workers: Workers = 0,
     frontier: FrontierPath = None,
+    repair: Repaired = True,
     report: Annotated[
         str | None,
         typer.Option(metavar="FILE.html", help="Write a page with the plan, too."),
@@ -89,7 +93,16 @@ def plan(
     check_overwrites(outputs, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     made = made_plan(
-        source, data, targets, device, threads, fixed_shapes_of(fixed), 0, score, bool(frontier)
+        source,
+        data,
+        targets,
+        device,
+        threads,
+        fixed_shapes_of(fixed),
+        score=score,
+        frontier=frontier is not None,
+        repair=repair,
+        workers=workers,
     )
     made.save(out)
     if frontier is not None:

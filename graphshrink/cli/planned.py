@@ -59,6 +59,8 @@ def made_plan(
     verbose: int = 0,
     score: str = "auto",
     frontier: bool = False,
+    repair: bool = True,
+    workers: int = 0,
 ) -> Plan:
     """Plan for a file, with progress on standard error.
 
@@ -81,6 +83,8 @@ def made_plan(
                 score=score,
                 fixed_shapes=fixed,
                 frontier=frontier,
+                repair=repair,
+                workers=workers,
                 progress=watch.progress_within,
             )
     except KeyboardInterrupt:
@@ -130,7 +134,8 @@ def summary(plan: Plan) -> str:
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
     sums = f"savings times {plan.factor:.2f}, " if device else ""
     sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
+    repaired = f", {len(plan.repairs)} layers corrected" if plan.repairs else ""
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
-        f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}"
+        f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"
     )

@@ -24,10 +24,12 @@ from .parameters import (
     MacsBudget,
     MaxLoss,
     PreprocessText,
+    Repaired,
     Seed,
     SizeBudget,
     Speedup,
     Threads,
+    Workers,
 )
 from .planned import calibration_data, chosen_targets, made_plan, read_plan, summary, write_frontier
 from .reports import check_report, device_table, report_data, write_report
@@ -76,7 +78,9 @@ def shrink(
     ] = None,
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
+    workers: Workers = 0,
     frontier: FrontierPath = None,
+    repair: Repaired = True,
     report: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +151,8 @@ def shrink(
     shown: Plan | None = None
     if frontier is not None and not targets and plan is None:
         raise UsageError("--frontier is the trade-off of a plan: give a target such as --speedup")
+    if not repair and not targets:
+        raise UsageError("--no-repair is for a new plan: give a target such as --speedup")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
@@ -162,6 +168,8 @@ def shrink(
                 fixed_shapes_of(fixed),
                 verbose,
                 frontier=frontier is not None,
+                repair=repair,
+                workers=workers,
             )
             if plan is None
             else read_plan(plan, source, data, fixed)

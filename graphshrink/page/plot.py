@@ -98,7 +98,8 @@ def _style(axes: Any, labels: tuple[str, str]) -> None:
     axes.grid(color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.locator_params(nbins=6)
-    axes.xaxis.set_major_formatter(import_module("matplotlib.ticker").EngFormatter(sep=""))
+    if "(ms)" not in labels[0]:  # Millions of operations or bytes, not thousandths of milliseconds.
+        axes.xaxis.set_major_formatter(import_module("matplotlib.ticker").EngFormatter(sep=""))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_MUTED)

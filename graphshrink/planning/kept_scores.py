@@ -49,6 +49,10 @@ class KeptScores:
         except UsageError as error:
             self._give_up(error)
 
+    def has(self, how: str, candidates: Iterable[str]) -> bool:
+        """Whether the loss of candidates is known."""
+        return _digest([how, *sorted(candidates)]) in self._known
+
     def loss(self, how: str, candidates: Iterable[str], score: Callable[[], float]) -> float:
         """The loss of candidates: the kept one, or that of ``score()``, which is then kept.
 

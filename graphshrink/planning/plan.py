@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.calibration import CalibrationData
 from ..ir import Graph, Rewriter, UsageError
@@ -22,9 +22,12 @@ from ..ir.files import write_text
 from ..not_understood import NotUnderstood
 from ..passes import Pipeline
 from .candidates import MENU, Candidate
-from .samples import read_samples
+from .samples import Samples, read_samples
 from .sites import find_sites
-from .survey import apply_to, fit
+from .survey import apply, apply_to, fit
+
+if TYPE_CHECKING:
+    from .repair import Repairs
 
 FORMAT = 1
 """The version of the file format."""
@@ -81,6 +84,9 @@ class Plan:
         measures: How each output is compared: ``log``, ``softmax`` and ``logits`` by KL divergence, ``error`` by the relative squared
             error; or ``own``, the user's function.
         frontier: The sets of replacements that no other scored set beats, by their losses; see :mod:`graphshrink.planning.frontier`.
+        repairs: The layers that were corrected afterwards, and how; see :mod:`graphshrink.planning.repair`.
+        repaired: The losses ``before`` and ``after`` these corrections, on samples that they were not computed from; empty if none
+            were sought.
     """
 
     sites: list[PlannedSite]
@@ -102,11 +108,14 @@ class Plan:
     additivity: dict[str, float | int | None] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     frontier: list[dict[str, Any]] = field(default_factory=list)
+    repairs: list[dict[str, str]] = field(default_factory=list)
+    repaired: dict[str, float] = field(default_factory=dict)
     _not_understood: tuple[NotUnderstood, ...] = field(default=(), repr=False, compare=False)
     _notes: list[str] = field(default_factory=list, repr=False, compare=False)
     _source: Any = field(default=None, repr=False, compare=False)
     _data: Any = field(default=None, repr=False, compare=False)
     _candidates: list[Candidate] | None = field(default=None, repr=False, compare=False)
+    _corrections: Repairs | None = field(default=None, repr=False, compare=False)
 
     @property
     def speedup(self) -> float:
@@ -225,11 +234,26 @@ class Plan:
             UsageError: If the samples, or the regions, are not those of the plan.
         """
         if self._candidates is None:
-            self._candidates = self._refit(graph)
+            samples = read_samples(graph, self._data)
+            self._candidates = self._refit(graph, samples)
+            self._corrections = self._repeat(graph, samples, self._candidates)
         apply_to(graph, rw, self._candidates)
+        if self._corrections is not None:
+            self._corrections.apply(graph, rw)
 
-    def _refit(self, graph: Graph) -> list[Candidate]:
-        samples = read_samples(graph, self._data)
+    def _repeat(
+        self, graph: Graph, samples: Samples, candidates: list[Candidate]
+    ) -> Repairs | None:
+        """The corrections of the plan, computed again."""
+        if not self.repairs:
+            return None
+        from .repair import Repair, Repairer
+
+        original = graph.clone()
+        repairer = Repairer(original, apply(original, candidates), candidates, samples)
+        return repairer.repeat([Repair(**r) for r in self.repairs])
+
+    def _refit(self, graph: Graph, samples: Samples) -> list[Candidate]:
         if samples.digest != self.samples.get("sha256"):
             raise UsageError(
                 "the calibration data are not those of the plan: give the same, or plan anew"
@@ -239,7 +263,12 @@ class Plan:
         # Fits read the graph that they were made for, also when this one has changed.
         own = graph.clone()
         sites = [s for s in find_sites(own).found if s.name in names]
-        found = fit(own, sites, samples, {}, lambda *_: None, list(MENU.values()))
+        # Statistics for other kinds of the same sites would be collected for nothing.
+        found: list[Candidate] = []
+        for kind in MENU.values():
+            own_sites = {s for s, label in wanted if label.split(" ")[0] == kind.name}
+            some = [s for s in sites if s.name in own_sites]
+            found += fit(own, some, samples, {}, lambda *_: None, [kind]) if some else []
         chosen = [c for c in found if (c.site.name, c.label) in wanted]
         missing = wanted - {(c.site.name, c.label) for c in chosen}
         if missing:
@@ -251,6 +280,7 @@ _PART = {
     "site": str, "kind": str, "candidate": str | None, "nodes": int, "ops": dict, "macs": int | None,
     "first": str, "last": str,
 }  # fmt: skip
+_REPAIR = {"layer": str, "kind": str}
 _POINT = {"cost": int | float, "loss": int | float, "chosen": bool, "sites": list}
 
 
@@ -269,6 +299,9 @@ def _is_sound(plan: Plan) -> bool:
         )
         and all(_has(part, _PART) for part in plan.regions)
         and all(_has(point, _POINT) for point in plan.frontier)
+        and all(_has(repair, _REPAIR) and len(repair) == 2 for repair in plan.repairs)
+        and isinstance(plan.repaired, dict)
+        and all(isinstance(n, int | float) and isfinite(n) for n in plan.repaired.values())
     )
 
 

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from ..ir import Graph, GraphError, InferenceError, ModelError, UsageError
+from ..ir import Graph, GraphError, InferenceError, ModelError, Rewriter, UsageError
 from ..not_understood import not_understood
 from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .additivity import LIMITS, Additivity, handful
-from .candidates import Candidate
+from .candidates import MENU, Candidate
 from .costs import Cost, FileSize, Latency, Macs, Progress
 from .frontier import FrontierPoint, frontier
 from .kept_scores import TOGETHER, KeptScores
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
+from .repair import Repairer, Repairs
 from .samples import read_samples
 from .steps import Choices, Stepper
 from .strip import strip
@@ -74,9 +75,12 @@ def make_plan(
     measure: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    repair: bool = True,
+    menu: Sequence[str] = tuple(MENU),
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
-    """Plan for a model from ONNX; see :func:`graphshrink.plan`."""
+    """Plan for a model from ONNX; see :func:`graphshrink.plan`. ``menu`` has the names of the kinds of candidates."""
     from ..api import load
 
     report = progress or (lambda *_: None)
@@ -90,7 +94,8 @@ def make_plan(
     digest = model_digest(model)
     shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
     kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
-    found = survey(graph, samples, cost, scorer, kept, report)
+    kinds = [MENU[name] for name in menu]
+    found = survey(graph, samples, cost, scorer, kept, report, kinds, workers)
     if not found.choices:
         raise UsageError(_nothing(found))
 
@@ -109,6 +114,14 @@ def make_plan(
     chosen = search.run()
     if frontier:
         search.stepper.within(float("inf"))
+    repairs = Repairs()
+    if repair and chosen:
+        candidates = [c.candidate for c in chosen]
+        changed = apply(graph, candidates)
+        repairs = Repairer(graph, changed, candidates, samples, measure, report).search()
+        if repairs.layers:
+            repairs.apply(changed, Rewriter(changed))
+            search.loss = scorer.loss(changed)
     made = frozenset(chosen)
     search.factor = search.additivity.factor(without=made)
     predicted = search.prepared - search.factor * saving_of(made)
@@ -141,12 +154,21 @@ def make_plan(
         regions=strip(graph, found.choices, chosen),
         measures=["own"] if scorer.own is not None else list(scorer.kinds),
         frontier=search.frontier(chosen),
+        repairs=[asdict(r) for r in repairs.layers],
+        repaired=_before_and_after(repairs),
         additivity=search.agreement(predicted),
         _not_understood=tuple(not_understood(graph)),
         _notes=[kept.problem] if kept.problem else [],
         _source=model,
         _data=calibration,
     )
+
+
+def _before_and_after(repairs: Repairs) -> dict[str, float]:
+    if not repairs.sought:
+        return {}
+    before, after = rounded([repairs.before, repairs.after])
+    return {"before": before, "after": after}
 
 
 def _planned(choice: Choice) -> PlannedSite:
@@ -323,6 +345,8 @@ def plan(
     score: str | Score = "auto",
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     frontier: bool = False,
+    repair: bool = True,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
@@ -344,6 +368,9 @@ def plan(
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
+        repair: Correct other layers of the planned network in closed form, where its outputs come closer to the original's.
+        workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. The plan does not depend
+            on their number. Scripts that use them need ``if __name__ == "__main__":``.
         progress: Called with (done, total, what).
 
     Returns:
@@ -374,5 +401,7 @@ def plan(
         measure=score,
         fixed_shapes=fixed_shapes,
         frontier=frontier,
+        repair=repair,
+        workers=workers,
         progress=progress,
     )

@@ -8,7 +8,9 @@ output. The loss of a network is the mean over its outputs, or what the user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,9 @@ import numpy.typing as npt
 from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
 from ..running.sessions import one_line, session
 from .samples import Batch
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Array = npt.NDArray[Any]
 Outputs = list[Array]
@@ -51,28 +56,34 @@ class Scorer:
             _kind(value, measure if isinstance(measure, str) else "auto", len(graph.outputs))
             for value in graph.outputs
         ]
-        self.reference = _joined([run_part(graph, graph.inputs, graph.outputs, b) for b in batches])
+        self.reference = joined([run_part(graph, graph.inputs, graph.outputs, b) for b in batches])
 
     def loss(self, graph: Graph) -> float:
         """The loss of a whole network."""
         run = part_runner(graph, graph.inputs, graph.outputs)
-        return self._of([run(batch) for batch in self.batches])
+        return self.of([run(batch) for batch in self.batches])
 
     def prefix(self, node: Node) -> Prefix:
         """What is computed in front of a node of the original graph, to score variants that differ behind it."""
         return Prefix(self, node)
 
-    def _of(self, found: list[Outputs]) -> float:
-        outputs = _joined(found)
-        if self.own is not None:
-            loss = float(self.own(outputs, self.reference))
-        else:
-            parts = [
-                divergence(kind, made, wanted)
-                for kind, made, wanted in zip(self.kinds, outputs, self.reference, strict=True)
-            ]
-            loss = float(np.mean(parts))
+    def of(self, found: list[Outputs]) -> float:
+        """The loss of a network with these outputs, one list for each batch."""
+        outputs = joined(found)
+        if self.own is None:
+            return loss_of(self.kinds, outputs, self.reference)
+        loss = float(self.own(outputs, self.reference))
         return loss if np.isfinite(loss) else float("inf")
+
+
+def loss_of(kinds: Sequence[str], outputs: Outputs, reference: Outputs) -> float:
+    """The mean over outputs of their differences from the original's; infinite if it is not a number."""
+    parts = [
+        divergence(kind, made, wanted)
+        for kind, made, wanted in zip(kinds, outputs, reference, strict=True)
+    ]
+    loss = float(np.mean(parts))
+    return loss if np.isfinite(loss) else float("inf")
 
 
 class Prefix:
@@ -81,6 +92,9 @@ class Prefix:
     Args:
         scorer: The scorer.
         node: A node of the original graph.
+
+    Attributes:
+        alive: The values of the original graph that are alive.
     """
 
     def __init__(self, scorer: Scorer, node: Node) -> None:
@@ -94,28 +108,33 @@ class Prefix:
             v for v in graph.outputs if v in done
         }
         self.scorer = scorer
-        alive = [v for v in graph.values() if v in later]
-        self.names = [v.name for v in alive]
+        self.alive = [v for v in graph.values() if v in later]
+
+    @cached_property
+    def kept(self) -> list[Batch]:
+        """The alive values for each batch of scoring samples."""
+        graph, alive = self.scorer.graph, self.alive
         made = [v for v in alive if v.producer is not None]
         given = {v: i for i, v in enumerate(graph.inputs)}
         run = part_runner(graph, graph.inputs, made) if made else lambda batch: []
-        self.kept: list[Batch] = []
-        for batch in scorer.batches:
+        kept: list[Batch] = []
+        for batch in self.scorer.batches:
             found = dict(zip(made, run(batch), strict=True))
-            self.kept.append(tuple(batch[given[v]] if v in given else found[v] for v in alive))
+            kept.append(tuple(batch[given[v]] if v in given else found[v] for v in alive))
+        return kept
 
     def loss(self, graph: Graph) -> float:
         """The loss of a variant of the original graph that computes the same up to the node."""
         values = {v.name: v for v in graph.values()}
-        feeds = [values[name] for name in self.names]
+        feeds = [values[v.name] for v in self.alive]
         fresh = [v for v in graph.outputs if v not in feeds]
-        run = part_runner(graph, feeds, fresh)
+        run = part_runner(graph, feeds, fresh) if fresh else lambda batch: []
         found = []
         for batch in self.kept:
             made = dict(zip(fresh, run(batch), strict=True))
             made.update(zip(feeds, batch, strict=True))
             found.append([made[v] for v in graph.outputs])
-        return self.scorer._of(found)
+        return self.scorer.of(found)
 
 
 def run_part(
@@ -137,13 +156,35 @@ def part_runner(
 
     model, feeds, names = part_model(graph, inputs, outputs)
     base = getattr(graph.host, "base_dir", None)
-    loaded = session(model, name="the model", base_dir=base)
+    return model_runner(model, feeds, names, base)
+
+
+def model_runner(
+    model: ModelProto,
+    feeds: Sequence[str],
+    names: Sequence[str],
+    folder: Path | None,
+    threads: int = 0,
+) -> Callable[[Batch], Outputs]:
+    """A function that runs a model in onnxruntime.
+
+    Args:
+        model: The model.
+        feeds: The names of its inputs, in the order of the arrays of a batch.
+        names: The names of the wanted results.
+        folder: The folder of its external data.
+        threads: The number of threads; 0 uses all cores.
+
+    Raises:
+        ModelError: If the model cannot be loaded; the function raises it if the model does not run.
+    """
+    loaded = session(model, threads, name="the model", base_dir=folder)
     taken = {info.name for info in loaded.get_inputs()}
 
     def run(batch: Batch) -> Outputs:
         given = {n: a for n, a in zip(feeds, batch, strict=True) if n in taken}
         try:
-            found: Any = loaded.run(names, given)
+            found: Any = loaded.run(list(names), given)
         except Exception as error:
             raise ModelError(
                 f"onnxruntime cannot run the model on calibration data: {one_line(error)}"
@@ -153,7 +194,7 @@ def part_runner(
     return run
 
 
-def _joined(found: list[Outputs]) -> Outputs:
+def joined(found: list[Outputs]) -> Outputs:
     """The outputs of all batches, one behind the other; flat where they have different shapes."""
     joined = []
     for parts in zip(*found, strict=True):

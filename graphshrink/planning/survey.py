@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Node, Rewriter
 from ..passes.statistics.requests import groups_within_memory
@@ -15,6 +18,11 @@ from .kept_scores import ALONE, KeptScores, region_digest
 from .quality import Prefix, Scorer
 from .samples import Samples
 from .sites import Site, Sites, find_sites
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from .workers import Pool
 
 LEAST_SAVING = 0.002
 """A candidate that saves less than this part of the whole network is left out."""
@@ -76,11 +84,13 @@ def survey(
     scorer: Scorer,
     kept_scores: KeptScores,
     progress: Progress,
+    kinds: Sequence[Kind] = tuple(MENU.values()),
+    workers: int = 0,
 ) -> Survey:
-    """Fit, measure and score all candidates of a graph."""
+    """Fit, measure and score all candidates of a graph; with workers, that many processes score."""
     sites = find_sites(graph)
     refused = dict(sites.refused)
-    fitted = fit(graph, sites.found, samples, refused, progress)
+    fitted = fit(graph, sites.found, samples, refused, progress, kinds)
     usable: list[Candidate] = []
     parts: list[Graph] = []
     for candidate in fitted:
@@ -106,7 +116,8 @@ def survey(
         if kept[candidate.site] - spent > LEAST_SAVING * total and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
-    choices = _scored(graph, promising, scorer, kept_scores, progress)
+    with _pool(scorer, workers) as pool:
+        choices = _scored(graph, promising, scorer, kept_scores, progress, pool)
     return Survey(sites, choices, total, refused)
 
 
@@ -157,33 +168,53 @@ def fit(
     return found
 
 
+def _pool(scorer: Scorer, workers: int) -> AbstractContextManager[Pool | None]:
+    """The worker processes; none for the user's own function, which they may not be able to call."""
+    if not workers or scorer.own is not None:
+        return nullcontext()
+    from .workers import Pool
+
+    return Pool(scorer, workers)
+
+
 def _scored(
     graph: Graph,
     promising: Sequence[Promising],
     scorer: Scorer,
     kept: KeptScores,
     progress: Progress,
+    pool: Pool | None,
 ) -> list[Choice]:
     place = {node: i for i, node in enumerate(graph.nodes)}
     first = {
         p.candidate.site: min(p.candidate.site.nodes, key=place.__getitem__) for p in promising
     }
     ordered = sorted(promising, key=lambda p: place[first[p.candidate.site]])
-    choices: list[Choice] = []
+    digests = [region_digest(p.candidate.site.name, p.region) for p in ordered]
+    unknown = [i for i, digest in enumerate(digests) if not kept.has(ALONE, [digest])]
     prefixes: dict[Node, Prefix] = {}
-    for done, one in enumerate(ordered):
-        progress(done, len(ordered), "scores")
-        start = first[one.candidate.site]
+    jobs: dict[int, Future[float]] = {}
+
+    def prefix(index: int) -> Prefix:
+        start = first[ordered[index].candidate.site]
         if start not in prefixes:
             prefixes.clear()  # Candidates come in order: the values of one are kept at a time.
+            prefixes[start] = scorer.prefix(start)
+        return prefixes[start]
 
-        def score(one: Promising = one, start: Node = start) -> float:
-            if start not in prefixes:
-                prefixes[start] = scorer.prefix(start)
-            return max(prefixes[start].loss(apply(graph, [one.candidate])), 0.0)
+    def score(index: int) -> float:
+        if pool is None:
+            return max(prefix(index).loss(apply(graph, [ordered[index].candidate])), 0.0)
+        for later in unknown[unknown.index(index) :][: pool.ahead]:
+            if later not in jobs:
+                made = apply(graph, [ordered[later].candidate])
+                jobs[later] = pool.submit(prefix(later), made)
+        return max(pool.result(jobs.pop(index)), 0.0)
 
-        digest = region_digest(one.candidate.site.name, one.region)
-        loss = kept.loss(ALONE, [digest], score)
+    choices: list[Choice] = []
+    for i, (one, digest) in enumerate(zip(ordered, digests, strict=True)):
+        progress(i, len(ordered), "scores")
+        loss = kept.loss(ALONE, [digest], partial(score, i))
         choices.append(Choice(one.candidate, one.saving, loss, one.cost, digest))
     return sorted(choices, key=lambda c: (c.site.span, c.key))
 

@@ -8,6 +8,7 @@ from .linear import *
 from .norm import *
 from .opaque import *
 from .quantize import *
+from .quantized import *
 from .recurrent import *
 from .resample import *
 from .shape import *

@@ -31,6 +31,7 @@ from ...ir import (
     MaxPool,
     Node,
     Pad,
+    QuantizedConv,
     Range,
     Reduce,
     Reshape,
@@ -51,7 +52,7 @@ from .layout import channels_last, order_after_reshape, reshape_parts
 Perm = tuple[int, ...]
 
 _NEEDS_CHANNELS_LAST = (
-    Conv, ConvTranspose, AveragePool, MaxPool, GlobalAveragePool, GroupNorm, LocalResponseNorm, Resize, DepthToSpace, SpaceToDepth,
+    Conv, ConvTranspose, AveragePool, MaxPool, GlobalAveragePool, GroupNorm, LocalResponseNorm, Resize, DepthToSpace, SpaceToDepth, QuantizedConv,
 )  # fmt: skip
 _NO_PREFERENCE = (
     MatMul, Embedding, _Recurrent, Select, Gather, GatherElements, GatherNd, ArgReduce, TopK, Range,

@@ -291,26 +291,21 @@ class _Emitter:
         names = self._arguments(node, origin)
         if names is None:
             return False
-        if origin.parts > 1 and self.whole[origin.nodes][-1] is not node:
-            return True  # Written with the last one.
-        if not all(self._keeps_memory(n, node) for n in origin.nodes):
+        group = self.whole[origin.nodes] if origin.parts > 1 else [node]
+        if node is group[0] and not self._may_copy(group, names):
+            self.whole.pop(origin.nodes, None)  # All of its nodes are spelled.
             return False
+        if node is not group[-1]:
+            return True  # Written with the last one.
         hosts = [self.host.order[name] for name in origin.nodes]
         inner = {h.name for h in hosts}
-        bases = {b.host for v in node.inputs if v is not None for b in v.bases}
-        bases.update(self.host.sizes)
-        for found in hosts:
-            for source in found.all_input_nodes:
-                known = source.name in names or source.name in inner or source.op == "get_attr"
-                if not known and not (source.name in bases and self._has_size(source)):
-                    return False
 
         def mapped(source: fx.Node) -> fx.Node:
             if source.name in names:
                 return self.value(names[source.name])
-            if source.name in inner or source.op != "get_attr":
+            if source.name in inner or source.name in self.host_nodes:
                 return self.host_nodes[source.name]
-            return self._get_attr(source)
+            return self._get_attr(source) if source.op == "get_attr" else self.by_name[source.name]
 
         resized = all(v.host is None for v in node.outputs)
         for found in hosts:
@@ -318,10 +313,28 @@ class _Emitter:
                 self._get_attr(found)
             elif len(hosts) == 1 or not self._is_written(found, mapped):
                 self._copy_call(found, mapped, names, resized)
-        for part in self.whole[origin.nodes] if origin.parts > 1 else [node]:
+        for part in group:
             for value, name in zip(part.outputs, part.origin.outputs, strict=True):
                 if isinstance(name, str):
                     self.nodes[value] = self.by_name[name] = self.host_nodes[name]
+        return True
+
+    def _may_copy(self, group: list[Node], names: dict[str, Value]) -> bool:
+        """Whether all that the host nodes of a group read is written, or can be."""
+        origin = group[0].origin
+        if not all(self._keeps_memory(n, group[-1]) for n in origin.nodes):
+            return False
+        bases = {b.host for part in group for v in part.inputs if v is not None for b in v.bases}
+        bases.update(self.host.sizes)
+        for found in (self.host.order[name] for name in origin.nodes):
+            for source in found.all_input_nodes:
+                known = (
+                    source.name in names or source.name in origin.nodes or source.op == "get_attr"
+                )
+                # A state of zeros is read by the host alone.
+                known = known or (origin.parts > 1 and source.name in self.by_name)
+                if not known and not (source.name in bases and self._has_size(source)):
+                    return False
         return True
 
     def _arguments(self, node: Node, origin: FxOrigin) -> dict[str, Value] | None:

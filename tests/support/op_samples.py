@@ -54,6 +54,11 @@ def _u(*shape: int, low: float = 0.1, high: float = 0.9) -> Any:
     return _RNG.uniform(low, high, shape).astype(np.float32)
 
 
+def _q(*shape: int) -> Any:
+    """Quantised numbers."""
+    return _RNG.integers(-128, 128, shape).astype(np.int8)
+
+
 def _b(*shape: int) -> Any:
     """Booleans."""
     return _RNG.integers(0, 2, shape).astype(bool)
@@ -84,6 +89,7 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.CumSum(1), _MATRIX),
     (ir.DepthToSpace(2), _IMAGE),
     (ir.Dequantize(), np.arange(-8, 8, dtype=np.int8).reshape(4, 4), np.float32(0.25), np.int8(0)),
+    (ir.DynamicQuantize(), _MATRIX),
     (ir.Div(), _MATRIX, _u(4, low=0.5, high=2.0)),
     (ir.DynamicSlice((3, 1), (2, 1)), _IMAGE, np.array([1, -3]), np.array([2**62, 3])),
     (ir.Embedding(), np.array([[2, 0], [1, 4]]), _n(5, 3)),
@@ -97,6 +103,7 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.GroupNorm(2, 0.25), _IMAGE, _n(4), _n(4)),
     (ir.Gru(3, "forward", 2, reset_after=True), _n(5, 2, 4), _n(1, 9, 4), _n(1, 9, 3), _n(1, 18)),
     (ir.Identity(), _MATRIX),
+    (ir.IntegerMatMul(), _q(3, 4), _q(4, 5), np.int8(3), np.int8([1, 0, -2, 3, 4])),
     (ir.LayerNorm(-1, 0.25), _MATRIX, _n(4), _n(4)),
     (ir.Linear(), _MATRIX, _n(5, 4), _n(5)),
     (ir.LogSoftmax(1), _MATRIX),
@@ -117,6 +124,29 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Pow(), _u(3, 4), _n(4)),
     (ir.Quantize("i8"), 9 * _MATRIX, np.float32(0.1), np.int8(0)),
     (ir.Range(), np.array(2), np.array(-7), np.array(-2)),
+    (
+        ir.QuantizedConv((2, 1), (1, 1, 1, 1), (1, 1), 2),
+        _q(2, 4, 6, 6),
+        np.float32(0.5),
+        np.int8(3),
+        _q(6, 2, 3, 3),
+        np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]),
+        np.zeros(6, np.int8),
+        np.float32(9.7),
+        np.int8(-5),
+        np.arange(-3, 3, dtype=np.int32),
+    ),
+    (
+        ir.QuantizedMatMul(),
+        _q(3, 4),
+        np.float32(0.5),
+        np.int8(3),
+        _q(4, 5),
+        np.float32(0.2),
+        np.int8(0),
+        np.float32(54.0),
+        np.int8(-5),
+    ),
     *((ir.Reduce(kind, (1, 3), False), _IMAGE) for kind in ir.REDUCTIONS),
     (ir.Reshape((None, 2, -1)), _IMAGE),
     (ir.Resize("linear", "half_pixel", (1.0, 1.0, 2.0, 2.0)), _IMAGE),

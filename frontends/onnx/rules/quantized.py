@@ -1,4 +1,4 @@
-"""ONNX's quantisation."""
+"""ONNX's quantisation, and its convolutions and products of integers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ....ir.ops.quantize import QUANTIZED
 from ...lowering import Lowered
 from ..node import OnnxNode
 from ..registry import reads
+from .windows import window
 
 
 @reads("QuantizeLinear", makes=ir.Quantize, note="not in blocks")
@@ -49,3 +50,34 @@ def _scales_axis(node: OnnxNode) -> int | None:
     if rank is None or scale.rank != 1:
         return None
     return node.axes([axis], rank)[0]
+
+
+_ONE_SCALE = "one scale of its input and of its result"
+
+
+@reads("QLinearConv", makes=ir.QuantizedConv, note=f"1 to 3 spatial axes, {_ONE_SCALE}")
+def _quantized_conv(node: OnnxNode) -> Lowered | None:
+    w = node.type(3).static_shape
+    if w is None or not 1 <= len(w) - 2 <= 3 or node.ints("kernel_shape") not in (None, w[2:]):
+        return None
+    sizes = window(node, w[2:])
+    if sizes is None or node.type(7).dtype is None:
+        return None
+    return ir.QuantizedConv(**sizes, groups=node.attribute("group", 1)), node.inputs
+
+
+@reads("QLinearMatMul", makes=ir.QuantizedMatMul, note=_ONE_SCALE)
+def _quantized_product(node: OnnxNode) -> Lowered | None:
+    known = node.type().rank is not None and node.type(3).rank is not None
+    return (ir.QuantizedMatMul(), node.inputs) if known and node.type(7).dtype is not None else None
+
+
+@reads("MatMulInteger", makes=ir.IntegerMatMul, note="one zero point of the left operand")
+def _integer_product(node: OnnxNode) -> Lowered | None:
+    known = node.type().rank is not None and node.type(1).rank is not None
+    return (ir.IntegerMatMul(), node.inputs) if known else None
+
+
+@reads("DynamicQuantizeLinear", makes=ir.DynamicQuantize)
+def _dynamic_quantize(node: OnnxNode) -> Lowered | None:
+    return ir.DynamicQuantize(), node.inputs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import numpy_helper
 
 from .... import ir
+from ....ir import Value
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered
 from ...lowering.shapes import expanding, reshaping
@@ -90,6 +92,29 @@ def _concat(node: OnnxNode) -> Lowered | None:
 def _expand(node: OnnxNode) -> Lowered | None:
     sizes = node.sizes(1)
     return None if sizes is None else expanding(node.inputs[0], sizes, node.known.roots)
+
+
+@reads("ConstantOfShape", makes=ir.Expand, note="floats; some sizes those of another value's axes")
+def _constant_of_shape(node: OnnxNode) -> Lowered | None:
+    sizes, given = node.sizes(0), node.attribute("value")
+    number = np.zeros(1, np.float32) if given is None else numpy_helper.to_array(given)
+    # Where all sizes are known the result is a constant.
+    if sizes is None or number.dtype.kind != "f" or all(isinstance(n, int) for n in sizes):
+        return None
+    shape: list[int | None] = []
+    like: list[int] = []
+    second: Value | None = None
+    for size in sizes:
+        if isinstance(size, tuple):
+            value, place = size
+            if value.data is not None or second not in (None, value):
+                return None
+            second, size = value, None
+            like.append(place)
+        elif size is None or size < 0:
+            return None
+        shape.append(size)
+    return ir.Expand(tuple(shape), tuple(like)), [ir.ArrayTensor(number.reshape(1)), second]
 
 
 @reads("Pad", makes=ir.Pad, note="constant amounts, floats")

@@ -7,7 +7,10 @@ from ...support import cannot_read
 from ..registry import refuses
 
 _QUANTISED = "torch quantises by observers and modules of its own: export to ONNX first"
-cannot_read([ir.Quantize, ir.Dequantize], _QUANTISED, "torch", "export")
+cannot_read(
+    [ir.Quantize, ir.Dequantize, ir.QuantizedConv, ir.QuantizedMatMul, ir.IntegerMatMul, ir.DynamicQuantize],
+    _QUANTISED, "torch", "export",
+)  # fmt: skip
 cannot_read(ir.Gate, "an exported gate is no module any more: trace the module instead", "export")
 
 refuses(

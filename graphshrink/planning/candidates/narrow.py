@@ -96,15 +96,22 @@ class Narrowed(Candidate):
 
 
 class Narrow(Kind):
-    """Fewer hidden channels."""
+    """Fewer hidden channels.
+
+    Args:
+        levels: The parts of the channels that are kept.
+    """
 
     name = "narrow"
+
+    def __init__(self, levels: Sequence[float] = LEVELS) -> None:
+        self.levels = tuple(levels)
 
     def requests(self, site: Site) -> Sequence[ColumnSums] | str:
         """The Gram matrix of what the closing layer reads."""
         if site.closer is None:
             return ""
-        if not sizes_of(site):
+        if not sizes_of(site, self.levels):
             return f"it has only {site.group.size if site.group else 0} channels"
         request = ColumnSums(site.closer.required(0), None, _window(site.closer))
         if request.nbytes() > SUMS_BYTES:
@@ -127,7 +134,7 @@ class Narrow(Kind):
         targets = Sums(sums.gram, whole @ sums.gram, ((whole @ sums.gram) * whole).sum(1))
         taps = int(np.prod(data.shape[2:], dtype=int))
         made: list[Candidate] = []
-        for size, kept, weight in surgery(sums.gram, whole, taps, sizes_of(site)):
+        for size, kept, weight in surgery(sums.gram, whole, taps, sizes_of(site, self.levels)):
             spread = np.zeros_like(whole)
             columns = [c * taps + t for c in kept for t in range(taps)]
             spread[:, [*columns, -1]] = weight
@@ -137,11 +144,11 @@ class Narrow(Kind):
         return made
 
 
-def sizes_of(site: Site) -> list[int]:
+def sizes_of(site: Site, levels: Sequence[float] = LEVELS) -> list[int]:
     """The numbers of channels that a hidden site may have instead of its own, largest first."""
     assert site.group is not None
     size = site.group.size
-    made = {max(MULTIPLE, round(size * level / MULTIPLE) * MULTIPLE) for level in LEVELS}
+    made = {max(MULTIPLE, round(size * level / MULTIPLE) * MULTIPLE) for level in levels}
     return sorted((s for s in made if s < size), reverse=True)
 
 

@@ -11,19 +11,20 @@ from ..speller import Speller, spells
 @spells(ir.Conv, writes="Conv")
 def conv(s: Speller, op: ir.Conv) -> None:
     """Conv."""
-    s.plain("Conv", **_attributes(op))
+    s.plain("Conv", **window_attributes(op))
 
 
 @spells(ir.ConvTranspose, writes="ConvTranspose")
 def conv_transpose(s: Speller, op: ir.ConvTranspose) -> None:
     """ConvTranspose."""
-    attrs = _attributes(op)
+    attrs = window_attributes(op)
     if any(op.output_padding):
         attrs["output_padding"] = list(op.output_padding)
     s.plain("ConvTranspose", **attrs)
 
 
-def _attributes(op: ir.Conv | ir.ConvTranspose) -> dict[str, Any]:
+def window_attributes(op: ir.Conv | ir.ConvTranspose | ir.QuantizedConv) -> dict[str, Any]:
+    """The attributes of an operator with windows."""
     return {
         "strides": list(op.strides),
         "pads": list(op.pads),

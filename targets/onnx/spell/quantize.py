@@ -10,6 +10,7 @@ from .... import ir
 from ....hosts.onnx.tensors import code_of
 from ....ir import ArrayTensor, DType
 from ..speller import Speller, spells
+from .convolutions import window_attributes
 
 
 @spells(ir.Quantize, writes="QuantizeLinear")
@@ -32,6 +33,30 @@ def quantize(s: Speller, op: ir.Quantize) -> None:
 def dequantize(s: Speller, op: ir.Dequantize) -> None:
     """DequantizeLinear."""
     s.plain("DequantizeLinear", **_axis(s, op.axis))
+
+
+@spells(ir.QuantizedConv, writes="QLinearConv")
+def quantized_conv(s: Speller, op: ir.QuantizedConv) -> None:
+    """QLinearConv."""
+    s.plain("QLinearConv", **window_attributes(op))
+
+
+@spells(ir.QuantizedMatMul, writes="QLinearMatMul")
+def quantized_product(s: Speller, _: ir.QuantizedMatMul) -> None:
+    """QLinearMatMul."""
+    s.plain("QLinearMatMul")
+
+
+@spells(ir.IntegerMatMul, writes="MatMulInteger")
+def integer_product(s: Speller, _: ir.IntegerMatMul) -> None:
+    """MatMulInteger."""
+    s.plain("MatMulInteger")
+
+
+@spells(ir.DynamicQuantize, writes="DynamicQuantizeLinear")
+def dynamic_quantize(s: Speller, _: ir.DynamicQuantize) -> None:
+    """DynamicQuantizeLinear."""
+    s.many("DynamicQuantizeLinear", s.inputs, s.outputs)
 
 
 def _axis(s: Speller, axis: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from . import (  # noqa: F401 - their rules register themselves
     padding,
     pools,
     quantize,
+    quantized,
     recurrent,
     reductions,
     resample,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ....ir import Activation, Gate, Node, PRelu, Value
 from ..emitter import FUSED, Emitter, Unsupported, spells
 from ..flat import FlatTensor
@@ -15,6 +17,10 @@ from ..layout import Layout
 from .arithmetic import vector_along
 
 _PLAIN = {"sigmoid": "LOGISTIC", "tanh": "TANH"}
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Bounds of doubles may be larger."""
 
 
 class Elementwise:
@@ -59,8 +65,8 @@ class Elementwise:
         if (low, high) == (0.0, 1.0):
             return self.unary("RELU_0_TO_1", x)
         if low != -math.inf:
-            x = self.binary("MAXIMUM", x, low)
-        return self.binary("MINIMUM", x, high) if high != math.inf else x
+            x = self.binary("MAXIMUM", x, max(low, -_LARGEST))
+        return self.binary("MINIMUM", x, min(high, _LARGEST)) if high != math.inf else x
 
 
 def activate(e: Emitter, op: Activation, x: FlatTensor) -> FlatTensor:

@@ -94,6 +94,10 @@ def dequantize(e: Emitter, node: Node, op: Dequantize) -> None:
         )
     if tensor.dtype == "UINT8":
         tensor = requantised(e, tensor, quantization)
+    elif x.type.dtype is not None and tensor.quantization != _quantization(
+        node, x.type.dtype.value
+    ):
+        raise Unsupported("its scale or zero point is not that of the integers that it reads")
     e.int8[node.output] = (tensor, layout)
     made = e.op("DEQUANTIZE", [tensor], tensor.shape, "FLOAT32", ("DequantizeOptions", {}))
     e.put(node.output, made, layout)

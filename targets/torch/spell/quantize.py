@@ -35,3 +35,7 @@ def dequantize(s: Speller, op: ir.Dequantize) -> fx.Node:
         zero = s.call("to", s.along(2, op.axis), torch.int32)
         made = s.call(torch.sub, s.call("to", made, torch.int32), zero)
     return s.call(torch.mul, s.call("to", made, s.dtype_of(dtype)), s.along(1, op.axis))
+
+
+for _op in (ir.QuantizedConv, ir.QuantizedMatMul, ir.IntegerMatMul, ir.DynamicQuantize):
+    spells.cannot(_op, "torch computes with quantised numbers in modules of its own")

@@ -68,3 +68,30 @@ def test_contradicted_types_are_not_believed(kind: str, fold: bool) -> None:
     passes: list[Any] = ["fold-constants", respell, "prune-dead"] if fold else [respell]
     (got,) = outputs_of(shrink(typed, passes).model, {"x": X}, plain=True)
     np.testing.assert_allclose(got, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stated", [[1, "n"], ["n"], [2, 1, 4]])
+def test_a_target_of_known_length_decides_the_rank(stated: list[Any]) -> None:
+    """The output states another rank than the target has: the target is right."""
+    nodes = [
+        helper.make_node("Sin", ["x"], ["s"]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Slice", ["sizes", "zero", "one"], ["first"]),
+        helper.make_node("Concat", ["first", "one", "tail"], ["target"], axis=0),
+        helper.make_node("Reshape", ["s", "target"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "doubtful",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, stated)],
+        [numpy_helper.from_array(np.array(a), n) for n, a in (("zero", [0]), ("one", [1]), ("tail", [-1]))],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = shrink(model).model
+    assert [n.op_type for n in made.graph.node] == ["Sin", "Reshape"]
+    x = X.reshape(2, 4)
+    for result in (made, shrink(model, [respell, "prune-dead"]).model):
+        del result.graph.output[:]
+        result.graph.output.append(helper.make_empty_tensor_value_info("y"))
+        (got,) = outputs_of(result, {"x": x}, plain=True)
+        np.testing.assert_allclose(got, np.sin(x)[:, None], rtol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,43 @@ def test_pieces_counted_from_the_end() -> None:
     made = shrink(model, example_inputs=(x,), check=True)
     assert made.report.after.ops == {"Conv": 1, "Split": 1, "Activation": 1, "Concat": 1}
     same(model, made.model, 2, 3, 12, 12)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(5, 4, batch_first=True, **options), nn.Linear(4, 3)
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.rnn(x)[0][:, -1, :4])
+
+
+@pytest.mark.parametrize("passes", ["", None])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_states_of_zeros_for_any_batch(options: dict[str, Any], passes: str | None) -> None:
+    model = Recurrent(**options)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 6, 5),), dynamic_shapes=({0: batch},))
+    result = shrink(program, passes).model
+    for rows in (1, 2, 5):
+        same(model, result, rows, 6, 5)
+
+
+class AtLeast(Net):
+    """A check of sizes with ``max`` and ``min`` in it."""
+
+    def forward(self, x: Any) -> Any:
+        if max(4, x.shape[2] // 2) * min(9, x.shape[3]) == 20:
+            raise ValueError("not of this size")
+        return self.base(x)
+
+
+def test_checks_with_extremes_are_pickled() -> None:
+    model = AtLeast()
+    result = shrink(model, example_inputs=(torch.randn(2, 3, 8, 8),), check=True).model
+    back = pickle.loads(pickle.dumps(result))
+    for made in (result, back):
+        same(model, made, 3, 3, 8, 6)
+        with pytest.raises(AssertionError, match="Guard failed"):
+            made(torch.randn(2, 3, 8, 5))

