@@ -52,16 +52,17 @@ def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
     import onnx
 
     from .frontends.onnx.importer import from_onnx
-    from .frontends.onnx.written_out import written_out
+    from .frontends.onnx.written_out import OPERATORS, written_out
     from .hosts.onnx.tensors import embed, tensors_in
     from .passes import Pipeline
     from .targets.onnx import to_onnx
 
     opaque = {n.op.kind.partition(":")[2] for n in graph.nodes if isinstance(n.op, Opaque)}
-    known = [name for name in opaque if onnx.defs.has(name)]
+    known = {name for name in opaque if onnx.defs.has(name)}
+    model = to_onnx(graph)
+    known |= OPERATORS & {node.op_type for node in model.graph.node}
     if not known:
         return
-    model = to_onnx(graph)
     base_dir = getattr(graph.host, "base_dir", None)
     if model.ByteSize() > _MOST_BYTES:
         return

@@ -178,4 +178,8 @@ _RULES: dict[str, Callable[[NodeProto, _Fresh], Iterator[NodeProto]]] = {
 }
 
 
-__all__ = ["written_out"]
+OPERATORS = frozenset(_RULES)
+"""The operators that are written out by rules here, whether or not the IR has ops for them."""
+
+
+__all__ = ["OPERATORS", "written_out"]
