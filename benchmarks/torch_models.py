@@ -211,7 +211,10 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs]]] = {
 
 
 def transformers_sample(name: str) -> Sample:
-    """A small model of transformers with random weights."""
+    """A small model of transformers with random weights; it would take the empty torchvision for a real one."""
+    sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _NoTorchvision)]
+    for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+        del sys.modules[module]
     import transformers
 
     kind, options, inputs = TRANSFORMERS[name]
@@ -464,6 +467,8 @@ class Norms(TorchFunctionMode):
                 self.makers[id(t)] = name, given[0]
             for t in given:
                 self.readers.setdefault(id(t), []).append((name, args, tensors[0]))
+        elif name not in _VIEWS:  # In place: the norm's numbers are gone.
+            self.readers.setdefault(id(tensors[0]), []).extend([(name, args, tensors[0])] * 2)
         if name in ("batch_norm", "_native_batch_norm_legit_no_training"):
             self.norms.append((given[0], tensors[0]))
         return result
