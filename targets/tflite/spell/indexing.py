@@ -70,7 +70,7 @@ def gather_elements(e: Emitter, node: Node, op: GatherElements) -> None:
     data, indices = node.required(0), node.required(1)
     layout = Layout(e.layout_of(data).perm)
     place = layout.place(op.axis)
-    tensor = _picked(e.get(data, layout))
+    tensor = _picked(e, e.get(data, layout))
     shape = layout.stored_shape(e.shape(indices))
     e.known_sizes(indices, range(layout.rank))
     sizes = tuple(d for d in shape if isinstance(d, int))
@@ -87,7 +87,7 @@ def gather_elements(e: Emitter, node: Node, op: GatherElements) -> None:
         index = from_the_end(e, e.get(indices, layout), size)
         where = _coordinates(e, e.reshape(index, (*sizes, 1)), place)
     made = e.op("GATHER_ND", [tensor, where], sizes, tensor.dtype, ("GatherNdOptions", {}))
-    e.put(node.output, made, layout)
+    e.put(node.output, _as(e, made, e.dtype(data)), layout)
 
 
 def _coordinates(e: Emitter, index: FlatTensor, place: int) -> FlatTensor:
@@ -113,7 +113,7 @@ def gather_nd(e: Emitter, node: Node, op: GatherNd) -> None:
     if op.batch_axes:
         raise Unsupported("LiteRT has no kernel for batch axes")
     rank, count = len(e.shape(indices)), e.known_sizes(indices, [-1])[0]
-    tensor = _picked(e.get(data, model_order(len(e.shape(data)))))
+    tensor = _picked(e, e.get(data, model_order(len(e.shape(data)))))
     sizes = np.array(e.known_sizes(data, range(count)), np.int64)
     if indices.data is not None:
         index = e.constant(e.numbers(indices).astype(np.int64) % sizes, "INT32", indices.name)
@@ -123,13 +123,23 @@ def gather_nd(e: Emitter, node: Node, op: GatherNd) -> None:
                      ("FloorModOptions", {}))  # fmt: skip
     shape = (*index.shape[:-1], *tensor.shape[count:])
     made = e.op("GATHER_ND", [tensor, index], shape, tensor.dtype, ("GatherNdOptions", {}))
-    e.put(node.output, made, model_order(len(shape)))
+    e.put(node.output, _as(e, made, e.dtype(data)), model_order(len(shape)))
 
 
-def _picked(tensor: FlatTensor) -> FlatTensor:
+def _picked(e: Emitter, tensor: FlatTensor) -> FlatTensor:
+    """Return the tensor to pick from; booleans are picked as integers."""
+    if tensor.dtype == "BOOL":
+        return e.op("CAST", [tensor], tensor.shape, "INT32", ("CastOptions", {}))
     if tensor.dtype not in _PICKED:
         raise Unsupported(f"LiteRT has no kernel for {tensor.dtype.lower()}")
     return tensor
+
+
+def _as(e: Emitter, made: FlatTensor, dtype: str) -> FlatTensor:
+    """Return picked elements in the type of the data."""
+    if made.dtype == dtype:
+        return made
+    return e.op("CAST", [made], made.shape, dtype, ("CastOptions", {}))
 
 
 @spells(TopK, note="of float32 and int32, of integers the largest")
