@@ -145,16 +145,19 @@ def write_frontier(path: str, plan: Plan) -> None:
 
 def summary(plan: Plan) -> str:
     """What a plan does, in one line."""
+    from ..planning.costs import cost_text
+
     unit = plan.cost.get("unit", "")
     device = plan.cost.get("device")
     where = f" on {device}" if device else ""
     off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
     sums = f"savings times {plan.factor:.2f}, " if device else ""
     sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
-    repaired = (
-        f", {len({r['layer'] for r in plan.repairs})} layers corrected" if plan.repairs else ""
-    )
+    layers = len({r["layer"] for r in plan.repairs})
+    repaired = f", {layers} layer{'' if layers == 1 else 's'} corrected" if layers else ""
+    before = cost_text(plan.before, unit).removesuffix(f" {unit}")
+    after = cost_text(plan.after, unit)
     return (
-        f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {plan.before:.4g} -> {plan.after:.4g} "
-        f"{unit}{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"
+        f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {before} -> {after}"
+        f"{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"
     )

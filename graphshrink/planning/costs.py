@@ -29,6 +29,11 @@ def node_macs(node: Node) -> int | None:
     return node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
 
 
+def cost_text(value: float, unit: str) -> str:
+    """A cost with its unit, for messages: operations and bytes are whole numbers."""
+    return f"{value:,.0f} {unit}" if unit in ("MACs", "bytes") else f"{value:.4g} {unit}".rstrip()
+
+
 class Cost(ABC):
     """A cost of graphs.
 

@@ -13,7 +13,7 @@ from ..passes import Context, Pipeline
 from ..targets.version import __version__
 from .additivity import LIMITS, Additivity, handful
 from .candidates import MENU, Candidate
-from .costs import Cost, FileSize, Latency, Macs, Progress
+from .costs import Cost, FileSize, Latency, Macs, Progress, cost_text
 from .frontier import FrontierPoint, frontier
 from .kept_scores import TOGETHER, KeptScores
 from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
@@ -221,8 +221,8 @@ class _Search:
         if self.after >= self.before:
             better = "smaller" if self.target.kind == "size" else "faster"
             raise UsageError(
-                f"the planned network would not be {better} than the given one ({self.after:.4g} "
-                f"and {self.before:.4g} {self.cost.unit}): no file is made"
+                f"the planned network would not be {better} than the given one ({cost_text(self.after, self.cost.unit)} "
+                f"and {cost_text(self.before, self.cost.unit)}): no file is made"
             )
         self.loss = self.stepper.loss(chosen)
         return sorted(chosen, key=lambda c: (c.site.span, c.key))
@@ -245,6 +245,7 @@ class _Search:
             return frozenset()
         best, slack = self.after / self.before, SLACK if self.cost.measured else 0.0
         reached: dict[Choices, tuple[float, float, float, float]] = {}
+        missed = 0.0
         for _ in range(TIGHTENINGS + 1):
             needed = (self.prepared - budget) / self.factor + tightened
             chosen = self.stepper.reach(needed)
@@ -259,10 +260,11 @@ class _Search:
                     break
                 tightened = 0.0
             else:
+                missed = max(missed, saving_of(chosen))
                 # Noise may hide that the factor is right: ask for a little more each time.
                 tightened += 0.02 * self.prepared
         if not reached:
-            self._unreachable(best)
+            reached = self._from_the_smallest(missed, best)
         chosen = min(reached, key=self.stepper.loss)
         self.before, self.prepared, self.after, self.factor = reached[chosen]
         return chosen
@@ -301,16 +303,50 @@ class _Search:
             low, high = LIMITS
             self.factor = min(high, max(low, (self.prepared - self.after) / saving))
 
-    def _unreachable(self, best: float) -> NoReturn:
-        """Measure the smallest network that there is, and refuse the target."""
-        most = self.stepper.reach(0.999 * self.stepper.most())
-        if most:
-            self._measure(most)
+    def _from_the_smallest(
+        self, missed: float, best: float
+    ) -> dict[Choices, tuple[float, float, float, float]]:
+        """Networks that reach a target for which the savings seemed too small, by bisection from the smallest network.
+
+        Args:
+            missed: The largest saving whose network missed the target.
+            best: The smallest cost so far, as a part of that of the given network.
+
+        Raises:
+            UsageError: If the smallest network misses the target too.
+        """
+        smallest = self.stepper.reach(self.stepper.most())
+        if smallest:
+            self._measure(smallest)
             best = min(best, self.after / self.before)
-        reached = best * self.before
+        budget = self.target.budget(self.before)
+        if not smallest or self.after > budget:
+            self._unreachable(best)
+        reached = {smallest: (self.before, self.prepared, self.after, self.factor)}
+        # Costs are nearly linear in savings, so the first try is on the line to the smallest network.
+        high = saving_of(smallest)
+        saved = max(self.prepared - self.after, 1e-9 * self.prepared)
+        needed = high * (self.prepared - budget) / saved
+        for _ in range(TIGHTENINGS):
+            chosen = self.stepper.reach(needed) if missed < needed < high else None
+            if chosen and chosen not in reached:
+                self._measure(chosen)
+                if self.after <= self.target.budget(self.before):
+                    reached[chosen] = (self.before, self.prepared, self.after, self.factor)
+                    high = min(high, saving_of(chosen))
+                else:
+                    missed = max(missed, needed)
+            elif chosen:
+                high = needed
+            needed = (missed + high) / 2
+        return reached
+
+    def _unreachable(self, best: float) -> NoReturn:
+        value = f"{self.target.value:{',.0f' if self.target.kind == 'size' else 'g'}}"
+        ratio = f"a speedup of {1 / best:.2f}" if self.cost.measured else f"{best:.3g} of it"
         raise UsageError(
-            f"{self.target.kind} {self.target.value:g} cannot be reached: the best is {reached:.4g} {self.cost.unit} "
-            f"instead of {self.before:.4g}, a speedup of {1 / best:.2f}"
+            f"{self.target.kind} {value} cannot be reached: the best is {cost_text(best * self.before, self.cost.unit)} "
+            f"instead of {cost_text(self.before, self.cost.unit)}, {ratio}"
         )
 
 

@@ -78,11 +78,17 @@ class Stepper:
         return self._exchange(chosen, saving) if math.isfinite(self.loss(chosen)) else None
 
     def within(self, loss: float) -> Choices:
-        """The largest saving of the descent whose true loss is at most this."""
+        """The set with the largest saving of all that are scored on the way whose true loss is at most this."""
         present: Choices = frozenset()
-        while (found := self._step(present, float("inf"))) is not None and self.loss(found) <= loss:
+        while True:
+            found = self._step(present, float("inf"))
+            if found is None or self.loss(found) > loss:
+                # The best step loses too much; go on from another set that was scored, if one that fits saves more.
+                fitting = [made for made, lost in self.scores.items() if lost <= loss]
+                found = max(fitting, key=_saving, default=present)
+                if _saving(found) <= _saving(present):
+                    return present
             present = found
-        return present
 
     def _expected(self, chosen: Choices) -> float:
         """A sum of losses, to propose sets: each is that of the choice alone, or what it last added, if that was more."""
@@ -91,9 +97,13 @@ class Stepper:
 
     def most(self) -> float:
         """The largest sum of savings that there is."""
+        return _saving(self.smallest())
+
+    def smallest(self) -> Choices:
+        """The set with the largest sum of savings, up to rounding."""
         total = sum(c.saving for c in self.survey.choices) or 1.0
         points = self._front(total).points()
-        return max((_saving(self._chosen(p.options)) for p in points), default=0.0)
+        return max((self._chosen(p.options) for p in points), key=_saving, default=frozenset())
 
     def _front(self, total: float) -> Front:
         options = [
@@ -111,7 +121,11 @@ class Stepper:
         point = self._front(saving).at_least(TICKS) if saving > 0 else None
         if point is not None:
             return self._chosen(point.options)
-        return frozenset() if saving <= 0 else None
+        if saving <= 0:
+            return frozenset()
+        # Rounding may hide a set that saves just as much as is needed.
+        smallest = self.smallest()
+        return smallest if _saving(smallest) >= saving else None
 
     def _descend(self, saving: float, start: Choices) -> Choices | None:
         present = start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -281,6 +282,26 @@ def test_a_plan_for_a_size_of_the_file(digits: _Trained, tmp_path: Path) -> None
     assert "size 1 cannot be reached: the best is" in line
     for wrong in ("5XB", "MB", "-1kB", "0"):
         assert "--size" in fails(digits.file, out, "--size", wrong, "--calibration", digits.data)
+
+
+def test_a_target_between_the_sums_and_the_smallest_network(digits: _Trained) -> None:
+    """Nodes that go with a region make a file smaller than the sums over regions promise."""
+    with pytest.raises(UsageError, match="cannot be reached") as refused:
+        graphshrink.plan(digits.file, digits.data, size=1, repair=False)
+    found = re.search(
+        r"the best is ([\d,]+) bytes instead of ([\d,]+) bytes, 0\.\d+ of it", str(refused.value)
+    )
+    assert found is not None, refused.value
+    smallest, whole = (float(text.replace(",", "")) for text in found.groups())
+    loss = 0.0
+    for target in (0.7 * smallest + 0.3 * whole, 0.95 * smallest + 0.05 * whole, smallest):
+        plan = graphshrink.plan(digits.file, digits.data, size=target, repair=False)
+        assert smallest <= plan.after <= target
+        assert plan.loss >= loss
+        loss = plan.loss
+    assert plan.after == smallest
+    with pytest.raises(UsageError, match="cannot be reached"):
+        graphshrink.plan(digits.file, digits.data, size=smallest - 1, repair=False)
 
 
 def test_the_frontier(digits: _Trained, tmp_path: Path) -> None:

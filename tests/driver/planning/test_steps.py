@@ -96,10 +96,22 @@ def test_sets_are_near_the_best_of_all() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 1.0, 4.0])
 def test_within_a_loss(limit: float) -> None:
-    survey, loss = problem(3)
-    found = Stepper(survey, loss, lambda *_: None).within(limit)
-    assert loss(found) <= limit
-    assert bool(found) == (limit > 0)
+    for seed in range(6):
+        survey, loss = problem(seed)
+        scored: dict[Choices, float] = {}
+
+        def score(
+            chosen: Choices, scored: dict[Choices, float] = scored, loss: Any = loss
+        ) -> float:
+            scored[chosen] = loss(chosen)
+            return scored[chosen]
+
+        found = Stepper(survey, score, lambda *_: None).within(limit)
+        assert loss(found) <= limit
+        assert bool(found) == any(lost <= limit for lost in scored.values())
+        # No scored network within the limit saves more.
+        fitting = [sum(c.saving for c in made) for made, lost in scored.items() if lost <= limit]
+        assert sum(c.saving for c in found) == pytest.approx(max(fitting, default=0.0))
 
 
 def test_what_cannot_be_reached() -> None:
@@ -107,3 +119,19 @@ def test_what_cannot_be_reached() -> None:
     stepper = Stepper(survey, loss, lambda *_: None)
     assert stepper.reach(1.001 * stepper.most()) is None
     assert stepper.reach(0.0) == frozenset()
+
+
+def test_the_largest_saving_is_reached() -> None:
+    for seed in range(12):
+        survey, loss = problem(seed)
+        stepper = Stepper(survey, loss, lambda *_: None)
+        largest = sum(max(c.saving for c in survey.choices if c.site is s) for s in _sites(survey))
+        # Up to the rounding of savings to ticks, of which there are 2000.
+        assert stepper.most() == pytest.approx(largest, rel=2e-3)
+        found = stepper.reach(stepper.most())
+        assert found is not None
+        assert sum(c.saving for c in found) == pytest.approx(largest, rel=2e-3)
+
+
+def _sites(survey: Survey) -> set[Any]:
+    return {c.site for c in survey.choices}
