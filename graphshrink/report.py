@@ -140,7 +140,7 @@ class Report:
         found = [summary(self.not_understood)] if self.not_understood else []
         if self.calibration_used is False:
             found.append(
-                "no pass used the calibration data: sparsify, pivot and remove-activations do, "
+                "no pass used the calibration data: plans, sparsify, pivot, remove-activations and prune-channels{method=variance} do, "
                 "and targets that measure ranges"
             )
         if self.unchecked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_letters
 from typing import Annotated
 
 import typer
@@ -74,9 +75,9 @@ _UNITS = {
 def bytes_of(text: str) -> float:
     """A parser for sizes of files such as ``5MB``; a plain number is bytes."""
     text = str(text)
-    number = text.rstrip("abgikmABGIKM").rstrip()
+    number = text.rstrip(ascii_letters).rstrip()
     unit = text[len(number) :].strip().lower() or "b"
-    if unit not in _UNITS:
+    if not number or unit not in _UNITS:
         raise typer.BadParameter(f"{text!r} is not a size such as 5MB or 500kB")
     return positive(number) * _UNITS[unit]
 

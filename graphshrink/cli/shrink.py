@@ -163,6 +163,8 @@ def shrink(
         raise UsageError("--frontier is the trade-off of a plan: give a target such as --speedup")
     if not repair and not targets:
         raise UsageError("--no-repair is for a new plan: give a target such as --speedup")
+    if (workers or ray is not None) and not targets:
+        raise UsageError("--workers and --ray are for a new plan: give a target such as --speedup")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")

@@ -161,12 +161,12 @@ def amount(value: float | None, unit: str | None) -> str:
     if unit == "ms":
         return (
             f"{value:.3g}\N{NO-BREAK SPACE}ms"
-            if value < 1000
+            if value < 999.5
             else f"{value:,.0f}\N{NO-BREAK SPACE}ms"
         )
     words = {"bytes": "B", "MACs": "MACs"}.get(unit or "", "")
-    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:  # Three digits: 999,600 is 1 M, not 1e+03 k.
             return f"{value / size:.3g}\N{NO-BREAK SPACE}{prefix}{' ' if words == 'MACs' else ''}{words}"
     return f"{value:g}\N{NO-BREAK SPACE}{words}" if words else f"{value:g}"
 

@@ -424,6 +424,8 @@ def plan(
     targets = [Target(kind, value) for kind, value in given.items() if value is not None]
     if len(targets) != 1:
         raise UsageError(f"give one target of {', '.join(given)}, not {len(targets)}")
+    if isinstance(workers, int) and workers < 0:
+        raise UsageError(f"workers is the number of processes, or 0, not {workers}")
     cost: Cost = Macs() if size is None else FileSize()
     if macs is None and size is None:
         from .latency import LatencyTable

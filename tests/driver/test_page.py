@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from graphshrink.page.findings import amount
 from support.cli import fails, small_model, succeeds, write
 from support.small_networks import residual_model
 
@@ -266,3 +267,14 @@ def test_a_browser_draws_it(planned: tuple[Path, dict[str, Any]], tmp_path: Path
     # Nothing was refused by the page's own policy, and nothing failed.
     assert "Content Security Policy" not in done.stderr
     assert "CONSOLE" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (999, "MACs", "999 MACs"), (999_600, "MACs", "1 M MACs"), (581_696, "", "582 k"), (999_999_999, "bytes", "1 GB"),
+        (2.5e12, "MACs", "2.5 T MACs"), (999.6, "ms", "1,000 ms"), (0.0381, "ms", "0.0381 ms"), (0, "bytes", "0 B"), (None, "ms", "unknown"),
+    ],
+)  # fmt: skip
+def test_amounts_have_three_digits(value: float | None, unit: str, text: str) -> None:
+    assert amount(value, unit).replace("\N{NO-BREAK SPACE}", " ") == text

@@ -253,7 +253,7 @@ def _connection(path: Path, busy: float) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-_ELSEWHERE = "give another file by GRAPHSHRINK_LATENCY_DB or --table"
+_ELSEWHERE = "give another file by GRAPHSHRINK_LATENCY_DB, or by --table of 'graphshrink bench'"
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:

@@ -280,7 +280,10 @@ def test_a_plan_for_a_size_of_the_file(digits: _Trained, tmp_path: Path) -> None
     assert digits.accuracy(out) > digits.accuracy(digits.file) - 0.1
     line = fails(digits.file, out, "--size", "1B", "--calibration", digits.data)
     assert "size 1 cannot be reached: the best is" in line
-    for wrong in ("5XB", "MB", "-1kB", "0"):
+    for wrong in ("5XB", "MB", "inf"):
+        line = fails(digits.file, out, "--size", wrong, "--calibration", digits.data)
+        assert f"'{wrong}' is not a size such as 5MB" in line
+    for wrong in ("-1kB", "0"):
         assert "--size" in fails(digits.file, out, "--size", wrong, "--calibration", digits.data)
 
 

@@ -143,5 +143,9 @@ def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("-1", "257", "two"):
         assert "--workers" in fails(*words, "--workers", wrong)
     assert "--ray ADDRESS" in fails(*words, "--workers", "2", "--ray", "auto")
+    for given in (("--workers", "2"), ("--ray", "local")):
+        assert "are for a new plan" in fails(model, tmp_path / "o.onnx", *given)
+    with pytest.raises(graphshrink.UsageError, match="not -3"):
+        graphshrink.plan(model, data, macs=0.6, workers=-3)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "graphshrink[ray]" in fails(*words, "--ray", "auto")
