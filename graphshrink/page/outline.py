@@ -86,10 +86,10 @@ class Outline:
 
 
 def pieces_of(graph: Graph) -> tuple[list[Piece], int]:
-    """The ops of a network as graphs that can be timed, and how many nodes cannot be."""
+    """The ops of a network as graphs that can be timed, for one sample if the batch is open, and how many nodes cannot be."""
     from ..planning.latency.network import pieces
 
-    found, left = pieces(graph)
+    found, left = pieces(graph, one=True)
     return found, len(left)
 
 

@@ -26,6 +26,9 @@ SCORED = 8
 MOST_SCORED = 96
 """The largest number of samples that candidates are scored on; all others are for fitting."""
 
+BATCHES = 4
+"""The smallest number of batches: some are for fits, the others for scores."""
+
 LEAST = 32
 """The smallest number of samples."""
 
@@ -74,7 +77,11 @@ def read_samples(graph: Graph, data: Any) -> Samples:
             digest.update(np.ascontiguousarray(array).data)
         pieces += _cut(batch) if free else [batch]
     count = sum(_size(batch) for batch in pieces)
-    if count < LEAST or len(pieces) < 4:
+    if count >= LEAST and len(pieces) < BATCHES:
+        raise UsageError(
+            f"the model's batch is fixed, and the calibration data have {len(pieces)} batches; the planner needs at least {BATCHES}"
+        )
+    if count < LEAST:
         raise UsageError(
             f"the calibration data have {count} samples; the planner needs at least {LEAST}, "
             "and a few hundred are better"

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir import Activation, Conv, ConvTranspose, Graph, Linear, MatMul, Node, Opaque, Value
+from ...ir import (
+    Activation,
+    Conv,
+    ConvTranspose,
+    Graph,
+    GraphError,
+    InferenceError,
+    Linear,
+    MatMul,
+    Node,
+    Opaque,
+    Value,
+)
+from ..extract import one_sample
 from .signature import finished
 
 _LINEAR = (Conv, ConvTranspose, Linear, MatMul)
@@ -24,8 +37,12 @@ class Piece:
     graph: Graph
 
 
-def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
+def pieces(graph: Graph, *, one: bool = False) -> tuple[list[Piece], list[str]]:
     """Split a network into its ops, without those that no output depends on.
+
+    Args:
+        graph: The network.
+        one: Whether an open batch becomes a batch of one sample, as where plans time networks.
 
     Returns:
         The pieces in order; and, for each node that cannot be timed alone, a line with its name and the reason.
@@ -45,27 +62,36 @@ def pieces(graph: Graph) -> tuple[list[Piece], list[str]]:
         if behind is not None:
             group.append(behind)
             taken.add(behind)
-        unknown = [v for v in _read(group) if v.data is None and not v.type.is_static]
+        types = {v: one_sample(v.type) if one else v.type for v in _read(group)}
+        unknown = [t for v, t in types.items() if v.data is None and not t.is_static]
         if unknown:
-            left.append(f"{node.name}: its input is {unknown[0].type} (--fix-shape gives sizes)")
+            left.append(f"{node.name}: its input is {unknown[0]} (--fix-shape gives sizes)")
             continue
         kind = " + ".join(_kind(n) for n in group)
-        found.append(Piece(kind, extract(group, node.name)))
+        try:
+            found.append(Piece(kind, extract(group, node.name, one=one)))
+        except (GraphError, InferenceError) as error:
+            if not one:
+                raise
+            # The op is bound to another batch than one, such as a reshape into stated sizes.
+            left.append(f"{node.name}: not for one sample: {error}")
     return found, left
 
 
-def extract(nodes: Sequence[Node], name: str = "piece") -> Graph:
+def extract(nodes: Sequence[Node], name: str = "piece", *, one: bool = False) -> Graph:
     """Copy nodes of a graph into a new graph without a host; its outputs are the results that other nodes read.
 
     Args:
         nodes: The nodes, in order.
         name: The name of the new graph.
+        one: Whether an open batch becomes a batch of one sample.
     """
     made = Graph(name)
+    type_of = one_sample if one else lambda type_: type_
     values: dict[Value, Value] = {}
     for value in _read(nodes):
         if value.data is None:
-            values[value] = made.add_input(value.name, value.type)
+            values[value] = made.add_input(value.name, type_of(value.type))
         else:
             values[value] = made.add_constant(value.data, value.name)
     for node in nodes:
@@ -73,7 +99,7 @@ def extract(nodes: Sequence[Node], name: str = "piece") -> Graph:
             node.op,
             [None if v is None else values[v] for v in node.inputs],
             name=node.name,
-            types=[v.type for v in node.outputs],
+            types=[type_of(v.type) for v in node.outputs],
         )
         values.update(zip(node.outputs, copied.outputs, strict=True))
     inside = set(nodes)

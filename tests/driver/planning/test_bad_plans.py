@@ -59,6 +59,13 @@ def test_samples_that_do_not_fit(
     assert re.search(expected, line), line
 
 
+def test_too_few_batches_of_a_fixed_size(model: Path, tmp_path: Path) -> None:
+    data = _samples(tmp_path / "d.npz", x=_NORMAL[:39])
+    fixed = ("--fix-shape", "x:13x1x6x6")
+    line = _refused(model, tmp_path, "--macs", "0.5", "--calibration", data, *fixed)
+    assert "batch is fixed, and the calibration data have 3 batches" in line
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -93,6 +93,22 @@ def test_ops_that_no_output_depends_on_are_not_timed() -> None:
     assert not left
 
 
+def test_an_open_batch_is_one_sample_where_that_is_asked_for() -> None:
+    graph = Graph()
+    x = graph.add_input("x", TensorType(DType.F32, ("n", 2)))
+    y = graph.append(ir.Unary("neg"), [x]).output
+    # A size that is not the batch stays open.
+    z = graph.add_input("z", TensorType(DType.F32, ("n", "m")))
+    for value in (y, graph.append(ir.Unary("exp"), [z]).output):
+        graph.add_output(value)
+    assert not pieces(graph)[0]
+    found, left = pieces(graph, one=True)
+    (piece,) = [piece.graph for piece in found]
+    shapes = [v.type.shape for v in (*piece.inputs, *piece.outputs)]
+    assert shapes == [(1, 2), (1, 2)]
+    assert len(left) == 1
+
+
 def test_a_shared_result_is_not_two_equal_ones() -> None:
     def graph(shared: bool) -> Graph:
         made = Graph()
