@@ -227,8 +227,8 @@ class Report:
                 console.print(escape(f"{kind}: {r.problem}"), soft_wrap=True)
         for entry in self.not_understood if verbose else ():
             console.print(escape(f"not understood: {entry}"), soft_wrap=True)
-        said = self.warnings[bool(self.not_understood) :] if verbose else self.warnings
-        for note in (*said, *self.all_notes):
+        warnings = self.warnings[bool(self.not_understood) :] if verbose else self.warnings
+        for note in (*warnings, *self.all_notes):
             console.print(escape(f"note: {note}"), soft_wrap=True)
 
 

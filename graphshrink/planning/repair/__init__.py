@@ -4,7 +4,7 @@ Behind a replaced region all layers read values that have changed: usually they 
 order each layer gets a chance to compute what it computed in the original network, from what it reads now.
 
 - :mod:`.refits` has the algebra.
-- :mod:`.pairs` finds which value of the original network a layer's result stands for.
+- :mod:`.pairs` finds the value of the original network that a layer's result corresponds to.
 - :mod:`.walk` runs a network piece by piece.
 - :mod:`.joint` finds the amounts of many small moves together.
 - :mod:`.repairer` goes through the layers.

@@ -1,4 +1,4 @@
-"""Pairs: which value of the original network the result of a layer stands for."""
+"""Pairs: the value of the original network that the result of a layer corresponds to."""
 
 from __future__ import annotations
 
