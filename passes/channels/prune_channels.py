@@ -3,7 +3,8 @@
 Channels that must move together (:mod:`graphshrink.ir.analysis.channels.groups`) also have to go together: the filters that make
 them, their norms and slopes, the channels of a residual stream in all its blocks, and the weights of every layer that reads
 them. The rest of the network is as it was, so that the result computes what the original computes when the layers that
-read a removed channel read its mean instead (``method=variance``) or zero (``method=magnitude``).
+read a removed channel read its mean instead (``method=variance``) or zero (``method=magnitude``). Only a layer norm
+over removed channels does more: its statistics are those of the channels that stay.
 
 Channels go by the weakest scores of their group:
 
