@@ -5,7 +5,7 @@ An integer product becomes a product of float32, exact for sums up to 2**24.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 _Fresh = Callable[[str], str]
+_Ranks = Mapping[str, int]
+"""The numbers of axes of the values of which they are known."""
 
 
 def written_out(model: ModelProto, operators: Iterable[str]) -> tuple[ModelProto, list[str]]:
@@ -75,26 +77,46 @@ def _replace(model: ModelProto, name: str) -> None:
         return found
 
     nodes: list[NodeProto] = []
+    ranks = _ranks(model)
     for node in graph.node:
         if node.op_type == name and node.domain in ("", "ai.onnx"):
-            nodes += _RULES[name](node, fresh)
+            nodes += _RULES[name](node, fresh, ranks)
         else:
             nodes.append(NodeProto.FromString(node.SerializeToString()))
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _matmul_integer(node: NodeProto, fresh: _Fresh) -> Iterator[NodeProto]:
+def _ranks(model: ModelProto) -> dict[str, int]:
+    try:
+        graph = shape_inference.infer_shapes(model).graph
+    except Exception:  # Types that contradict each other.
+        graph = model.graph
+    found = {t.name: len(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info):
+        if value.type.tensor_type.HasField("shape"):
+            found[value.name] = len(value.type.tensor_type.shape.dim)
+    return found
+
+
+def _matmul_integer(node: NodeProto, fresh: _Fresh, ranks: _Ranks) -> Iterator[NodeProto]:
     """``(a - a_zero) @ (b - b_zero)``; a vector of zero points has one for each row of a, or column of b."""
-    yield from _product(node, fresh, "MatMul", (_as_column, None))
+    rows = ranks.get(node.input[0]) != 1 and _is_vector(node, 2, ranks)
+    yield from _product(node, fresh, "MatMul", ([-1, 1] if rows else None, None))
 
 
-def _conv_integer(node: NodeProto, fresh: _Fresh) -> Iterator[NodeProto]:
+def _conv_integer(node: NodeProto, fresh: _Fresh, ranks: _Ranks) -> Iterator[NodeProto]:
     """A convolution of ``x - x_zero``, which pads with 0, by ``w - w_zero``; a vector has a zero point for each output channel."""
-    yield from _product(node, fresh, "Conv", (None, _as_kernels))
+    shape = [-1] + [1] * (ranks.get(node.input[1], 4) - 1)
+    yield from _product(node, fresh, "Conv", (None, shape if _is_vector(node, 3, ranks) else None))
 
 
-def _dynamic_quantize(node: NodeProto, fresh: _Fresh) -> Iterator[NodeProto]:
+def _is_vector(node: NodeProto, place: int, ranks: _Ranks) -> bool:
+    """Whether an optional input is a vector, or may be one."""
+    return len(node.input) > place and ranks.get(node.input[place], 1) == 1
+
+
+def _dynamic_quantize(node: NodeProto, fresh: _Fresh, _: _Ranks) -> Iterator[NodeProto]:
     """The range of the data, with 0 in it, in 255 steps; ONNX's own function quantises with a computed scale, which is no plain arithmetic."""
     base = node.output[0]
     (x,), (quantized, scale, zero) = node.input, node.output
@@ -125,22 +147,20 @@ def _dynamic_quantize(node: NodeProto, fresh: _Fresh) -> Iterator[NodeProto]:
     yield helper.make_node("Cast", [n["clipped"]], [quantized], to=TensorProto.UINT8)
 
 
-_Reshaped = Callable[[str, _Fresh], tuple[list[NodeProto], str]]
-
-
 def _product(
-    node: NodeProto, fresh: _Fresh, kind: str, vectors: tuple[_Reshaped | None, _Reshaped | None]
+    node: NodeProto, fresh: _Fresh, kind: str, shapes: tuple[list[int] | None, list[int] | None]
 ) -> Iterator[NodeProto]:
+    """A product of two operands minus their zero points, which get these shapes."""
     base, operands = node.output[0], []
-    for i, reshape in enumerate(vectors):
+    for i, shape in enumerate(shapes):
         wide = fresh(f"{base}_float_{i}")
         yield helper.make_node("Cast", [node.input[i]], [wide], to=TensorProto.FLOAT)
         zero = node.input[2 + i] if len(node.input) > 2 + i else ""
         if zero:
             zero_wide = fresh(f"{base}_zero_{i}")
             yield helper.make_node("Cast", [zero], [zero_wide], to=TensorProto.FLOAT)
-            if reshape is not None:
-                made, zero_wide = reshape(zero_wide, fresh)
+            if shape is not None:
+                made, zero_wide = _shaped(zero_wide, fresh, shape)
                 yield from made
             centred = fresh(f"{base}_centred_{i}")
             yield helper.make_node("Sub", [wide, zero_wide], [centred])
@@ -163,15 +183,7 @@ def _shaped(name: str, fresh: _Fresh, shape: list[int]) -> tuple[list[NodeProto]
     return nodes, out
 
 
-def _as_column(name: str, fresh: _Fresh) -> tuple[list[NodeProto], str]:
-    return _shaped(name, fresh, [-1, 1])
-
-
-def _as_kernels(name: str, fresh: _Fresh) -> tuple[list[NodeProto], str]:
-    return _shaped(name, fresh, [-1, 1, 1, 1])
-
-
-_RULES: dict[str, Callable[[NodeProto, _Fresh], Iterator[NodeProto]]] = {
+_RULES: dict[str, Callable[[NodeProto, _Fresh, _Ranks], Iterator[NodeProto]]] = {
     "MatMulInteger": _matmul_integer,
     "ConvInteger": _conv_integer,
     "DynamicQuantizeLinear": _dynamic_quantize,

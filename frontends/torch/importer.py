@@ -325,6 +325,8 @@ class _Importer:
         entry: Entry | ModuleEntry | None
         entry = MODULES.get(known) if isinstance(known, type) else CALLS.get(known or "")
         if entry is None or entry.rule is None:
+            if known in PIECES:
+                raise LeftAlone("its results are used or returned together, not one by one")
             name = known.__name__ if isinstance(known, type) else known
             raise LeftAlone(REFUSED.get(name or "", ""))
         try:

@@ -1,14 +1,14 @@
 """Numbers of axes that a module tells without example inputs, and what it computes from them (``assert x.ndim == 4``).
 
-An assertion and a layer that takes one number of axes alone make it certain; a convolution is taken to have a batch axis, as it
-is when it is read. Other layers keep the number of axes, or that of their operands.
+An assertion and a layer that takes one number of axes alone make it certain. Other layers keep the number of axes, or that of their
+operands: a convolution too, which also takes one sample without a batch axis.
 """
 
 from __future__ import annotations
 
 import builtins
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,13 @@ from .modules import hooked
 from .registry import CALLS
 
 _KEEPING_MODULES = (
-    nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd,
     nn.modules.padding._ReplicationPadNd, nn.Identity, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Upsample, nn.PixelShuffle,
 )  # fmt: skip
 _KEEPING_OPS = (
     ir.Activation, ir.Unary, ir.Scale, ir.LayerNorm, ir.GroupNorm, ir.Softmax, ir.Cast, ir.Pad, ir.Linear, ir.Identity, ir.Conv,
-    ir.MaxPool, ir.AveragePool,
+    ir.ConvTranspose, ir.MaxPool, ir.AveragePool,
 )  # fmt: skip
 _BROADCASTING = (ir.Add, ir.Sub, ir.Mul, ir.Div, ir.Min, ir.Max, ir.Pow, ir.Scale)
 
@@ -128,11 +128,8 @@ class _Ranks:
             kind, found = plain_type(self.modules[str(node.target)]), self.modules[str(node.target)]
             if hooked(found):
                 return None
-            if issubclass(kind, nn.modules.conv._ConvNd) and kind.__module__ == _CONVS:
-                return len(found.kernel_size) + 2  # type: ignore[arg-type]
             return 4 if kind is nn.BatchNorm2d else 5 if kind is nn.BatchNorm3d else None
-        name = call_name(node.target) if node.op.startswith("call_") else ""
-        return _CONV_CALLS.get(name)
+        return None
 
     def _keeps(self, node: fx.Node) -> bool:
         """Whether a call makes a value with as many axes as its first argument has."""
@@ -150,11 +147,5 @@ def _makes(node: fx.Node, ops: tuple[type[ir.Op], ...]) -> bool:
     made = entry.makes if entry is not None and entry.rule is not None else ()
     return bool(made) and all(key[0] in ops for key in made)
 
-
-_CONVS = "torch.nn.modules.conv"
-_CONV_CALLS: Mapping[str, int] = {
-    name.format(n): n + 2 for n in (1, 2, 3) for name in ("conv{}d", "conv_transpose{}d")
-}
-"""Calls that take and make values with this number of axes."""
 
 __all__ = ["told_ranks"]

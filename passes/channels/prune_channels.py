@@ -3,7 +3,8 @@
 Channels that must move together (:mod:`graphshrink.ir.analysis.channels.groups`) also have to go together: the filters that make
 them, their norms and slopes, the channels of a residual stream in all its blocks, and the weights of every layer that reads
 them. The rest of the network is as it was, so that the result computes what the original computes when the layers that
-read a removed channel read its mean instead (``method=variance``) or zero (``method=magnitude``).
+read a removed channel read its mean instead (``method=variance``) or zero (``method=magnitude``). Only a layer norm
+over removed channels does more: its statistics are those of the channels that stay.
 
 Channels go by the weakest scores of their group:
 
@@ -321,6 +322,8 @@ class _Types:
         elif isinstance(op, Reshape):
             if not _flattens(node):
                 return f"{node.name} reshapes them to sizes that it states"
+        elif isinstance(op, Reduce) and self._is_reduced(node, op):
+            return f"{node.name} reduces over them, without a weight"
         elif not isinstance(op, (Conv, Linear, *CARRIES)):
             return f"{node.name} ({op.name}) may hold their number"
         try:
@@ -346,6 +349,12 @@ class _Types:
         if any(v.type.rank is None for v in narrowed):
             return f"the rank of what {node.name} reads is not known"
         return ""
+
+    def _is_reduced(self, node: Node, op: Reduce) -> bool:
+        """Whether an axis of which channels go is among those of a reduction."""
+        before = node.required(0).type
+        after = self.types.get(node.required(0), before)
+        return any(before.dim(axis) != after.dim(axis) for axis in op.axes)
 
 
 def _flattens(node: Node) -> bool:

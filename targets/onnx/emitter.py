@@ -503,6 +503,12 @@ class _Emitter:
         """Map the host's names of a node's inputs and results to their new names; ``False`` if the node reads something else now."""
         origin: OnnxOrigin = node.origin
         for value, was in zip(node.inputs, origin.inputs, strict=True):
+            if value is None and isinstance(was, str) and isinstance(node.op, Opaque):
+                # A pass dropped an optional input.
+                if mapping.get(was, ""):
+                    return False
+                mapping[was] = ""
+                continue
             if value is None or was is None:
                 if value is not None or was is not None:
                     return False

@@ -89,6 +89,25 @@ def test_an_unknown_number_of_axes_stays_a_call() -> None:
         torch.testing.assert_close(result(torch.ones(shape)), model(torch.ones(shape)))
 
 
+@pytest.mark.parametrize("call", [False, True], ids=["module", "call"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (3, 5, 6)], ids=["batch", "one-sample"])
+def test_a_convolution_alone_does_not_tell(call: bool, shape: tuple[int, ...]) -> None:
+    """It takes one sample without a batch axis too."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Any) -> Any:
+            y = F.conv2d(x, self.conv.weight) if call else self.conv(x)
+            return y.relu().flatten(y.dim() - 2), y * x.dim()
+
+    model = Asks().eval()
+    made, x = shrink(model).model, torch.randn(shape)
+    torch.testing.assert_close(made(x), model(x))
+
+
 def test_an_assertion_that_fails_still_does() -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from graphshrink import shrink
 from graphshrink.frontends.torch.importer import from_fx
 from graphshrink.ir import Graph, Opaque
+from graphshrink.not_understood import not_understood
 from graphshrink.targets.torch.emitter import to_fx
 from support.evaluate import evaluate
 from support.fx_calls import respelled, traced
@@ -224,3 +226,20 @@ def test_a_function_that_carries_the_name_of_one_of_torchs() -> None:
     graph = from_fx(module, (X,))
     assert [n.op.name for n in graph.nodes] == ["Opaque"]
     assert torch.equal(to_fx(graph)(X), X + 100)
+
+
+@pytest.mark.parametrize("case", ["call", "module"])
+def test_results_that_are_returned_together_have_a_reason(case: str) -> None:
+    """The IR has ops for them, so that the reason is how the results are used."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(4, 5)
+
+        def forward(self, x: Any) -> Any:
+            return torch.topk(x, 2) if case == "call" else self.layer(x)
+
+    graph = shrink(Whole().eval(), example_inputs=(torch.randn(3, 2, 4),)).graph
+    (entry,) = not_understood(graph)
+    assert entry.reason == "its results are used or returned together, not one by one"

@@ -199,7 +199,7 @@ def test_norms_and_parameters_train_on() -> None:
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
-@pytest.mark.parametrize("case", ["reshape", "groups", "sum", "output"])
+@pytest.mark.parametrize("case", ["reshape", "groups", "sum", "pairs", "output"])
 def test_what_cannot_follow_stays(case: str) -> None:
     torch.manual_seed(0)
 
@@ -218,6 +218,10 @@ def test_what_cannot_follow_stays(case: str) -> None:
                 x = self.groups(x)
             if case == "sum":
                 x = x * torch.sigmoid(x.mean(1, keepdim=True))
+            if case == "pairs":  # One axis of channels is summed over, another one stays.
+                v = x.mean((2, 3))
+                v = (v.unsqueeze(2) * torch.tanh(v).unsqueeze(1)).mean(2)
+                x = v.unsqueeze(2).unsqueeze(3)
             return (self.read(x), x) if case == "output" else self.read(x)
 
     x = torch.randn(1, 3, 8, 8)

@@ -14,7 +14,9 @@ HIDDEN = 4
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-def recurrent(kind: str, state: float, copies: int, filled: bool = False) -> ModelProto:
+def recurrent(
+    kind: str, state: float, copies: int, filled: bool = False, **attrs: float
+) -> ModelProto:
     """A layer that reads both ways, whose states have the batch of its input and are joined and cut."""
     fill = numpy_helper.from_array(np.full(1, state, "f4"))
     made = ("ConstantOfShape", ["target"]) if filled else ("Expand", ["state", "target"])
@@ -28,7 +30,8 @@ def recurrent(kind: str, state: float, copies: int, filled: bool = False) -> Mod
         helper.make_node("Concat", ["single"] * copies, ["many"], axis=0),
         helper.make_node("Slice", ["many", "zero", "two"], ["h"]),
         helper.make_node(
-            kind, ["x", "w", "r", "b", "", *states], ["y"], direction="bidirectional", hidden_size=HIDDEN
+            kind, ["x", "w", "r", "b", "", *states], ["y"], direction="bidirectional", hidden_size=HIDDEN,
+            **attrs,
         ),
     ]  # fmt: skip
     rows = GATES[kind] * HIDDEN
@@ -63,6 +66,16 @@ def test_states_of_zero_go(kind: str, state: float, copies: int, filled: bool) -
     agree(before, made, {"x": RNG.normal(size=(1, 1, 3)).astype("f4")})
     kinds = [n.op_type for n in made.graph.node]
     assert (kinds == [kind]) == (state == 0)
+
+
+@pytest.mark.parametrize("state", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_states_of_zero_go_from_layers_that_clip(kind: str, state: float) -> None:
+    """The IR has no op for them, so that the host's node is written without the input."""
+    before = recurrent(kind, state, 2, clip=0.3)
+    made = shrink(before).model
+    agree(before, made, {"x": RNG.normal(size=(5, 2, 3)).astype("f4")})
+    assert ([n.op_type for n in made.graph.node] == [kind]) == (state == 0)
 
 
 def test_a_value_that_is_both_the_state_and_the_input_stays() -> None:

@@ -52,6 +52,20 @@ def test_matmul_integer(a_kind: type, b_kind: type, zeros: str, tmp_path: Path) 
     held([node("MatMulInteger", names, ["y"])], {"x": integers(a_kind, 3, 6)}, weights, tmp_path)
 
 
+@pytest.mark.parametrize("zero", [np.uint8(7), np.array([7], np.uint8)], ids=["scalar", "vector"])
+def test_matmul_integer_of_a_vector_gives_a_vector(zero: Any, tmp_path: Path) -> None:
+    weights = {"w": integers(np.uint8, 6, 4), "a0": zero}
+    nodes = [node("MatMulInteger", ["x", "w", "a0"], ["y"])]
+    held(nodes, {"x": integers(np.uint8, 6)}, weights, tmp_path)
+
+
+@pytest.mark.parametrize("zero", [np.uint8(9), np.array([9], np.uint8)], ids=["scalar", "vector"])
+def test_conv_integer_over_one_axis(zero: Any, tmp_path: Path) -> None:
+    weights = {"w": integers(np.uint8, 3, 2, 3), "x0": np.uint8(7), "w0": zero}
+    nodes = [node("ConvInteger", ["x", "w", "x0", "w0"], ["y"], pads=[1, 1])]
+    held(nodes, {"x": integers(np.uint8, 1, 2, 6)}, weights, tmp_path)
+
+
 def test_conv_integer_pads_with_its_zero_point(tmp_path: Path) -> None:
     weights = {"w": integers(np.uint8, 4, 2, 3, 3), "x0": np.uint8(7), "w0": np.uint8(100)}
     nodes = [node("ConvInteger", ["x", "w", "x0", "w0"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2])]
