@@ -86,7 +86,7 @@ def test_dump_dir(model: Path) -> None:
     succeeds(model, model.with_name("o.onnx"), "--dump-dir", folder)
     names = sorted(p.name for p in folder.iterdir())
     assert names[:2] == ["00-input.txt", "01-fold-constants.txt"]
-    assert [n.partition("-")[2] for n in names[-2:]] == ["fuse-dense.txt", "prune-dead.txt"]
+    assert [n.partition("-")[2] for n in names[-2:]] == ["deduplicate.txt", "prune-dead.txt"]
     assert "Scale" in (folder / names[0]).read_text()
     assert "Scale" not in (folder / names[-1]).read_text()
 

@@ -119,7 +119,6 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "smallest-of-integers": (top(TIES.astype(np.int32), 2, largest=0), "smallest of integers"),
     "batch-axes": (("GatherND", {"x": IMAGE, "i": places(2, 2, 3)}, {}, {"batch_dims": 1}), "batch axes"),
     "floats": (("Range", {n: np.array(i, np.float32) for i, n in enumerate("abc")}, {}, {}), "integers"),
-    "bytes": (elements(TIES > 0, places(2, 3, 2), False, 1), "no kernel for bool"),
 }  # fmt: skip
 
 
