@@ -64,7 +64,7 @@ def not_understood(graph: Graph) -> list[NotUnderstood]:
     between = _between_layers(graph)
     groups: dict[tuple[str, str, str], list[Node]] = {}
     for node in graph.nodes:
-        if isinstance(node.op, Opaque) and not _is_known(node):
+        if isinstance(node.op, Opaque) and not node.is_constant:
             reason, remedy = _explained(graph, node, node.op)
             groups.setdefault((node.op.kind, reason, remedy), []).append(node)
     found = [
@@ -93,10 +93,6 @@ def summary(found: Sequence[NotUnderstood], where: str = "-v lists them") -> str
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _is_known(node: Node) -> bool:
-    return bool(node.outputs) and all(v.data is not None for v in node.outputs)
 
 
 def _between_layers(graph: Graph) -> set[Node]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .cli.terminal import show
-from .ir import Exactness, Graph, Opaque, Rewrite
+from .ir import Exactness, Graph, Rewrite
 from .ir.errors import listed
 from .not_understood import NotUnderstood, summary
 from .passes import PassRecord
@@ -55,7 +55,7 @@ class Size:
         ops: Counter[str] = Counter()
         macs, unsized = 0, None
         for node in graph.nodes:
-            ops[node.op.kind if isinstance(node.op, Opaque) else node.op.name] += 1
+            ops[node.op_name] += 1
             inputs = [None if t is None else _one_sample(t) for t in node.input_types]
             found = node.op.macs(inputs, [_one_sample(v.type) for v in node.outputs])
             if found is None and unsized is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import GraphshrinkError
-from .ops import Op
+from .ops import Op, Opaque
 from .tensor import DerivedTensor, Tensor
 from .types import UNKNOWN, TensorType
 
@@ -123,6 +123,16 @@ class Node:
     def output(self) -> Value:
         """The first result."""
         return self._outputs[0]
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all results are known constants; false for a node without results."""
+        return bool(self._outputs) and all(v.data is not None for v in self._outputs)
+
+    @property
+    def op_name(self) -> str:
+        """The name of its op, or the host's name for what is not understood."""
+        return self.op.kind if isinstance(self.op, Opaque) else self.op.name
 
     @property
     def input_types(self) -> tuple[TensorType | None, ...]:

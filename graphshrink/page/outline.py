@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..ir import Graph, Node, Opaque, Value
+from ..ir import Graph, Value
 from ..passes import Pass, PassRecord
 
 if TYPE_CHECKING:
@@ -45,17 +45,13 @@ def lines_of(graph: Graph) -> list[NodeLine]:
     seen: set[Value] = set()
     lines: list[NodeLine] = []
     for node in graph.nodes:
-        if node.outputs and all(v.data is not None for v in node.outputs):
+        if node.is_constant:
             continue
         fresh = {v for v in node.inputs if v is not None and v.data is not None} - seen
         seen |= fresh
         size = sum(v.data.size for v in fresh if v.data is not None and v.data.dtype.is_float)
-        lines.append(NodeLine(node.name, _op(node), node_macs(node), size))
+        lines.append(NodeLine(node.name, node.op_name, node_macs(node), size))
     return lines
-
-
-def _op(node: Node) -> str:
-    return node.op.kind if isinstance(node.op, Opaque) else node.op.name
 
 
 @dataclass

@@ -75,7 +75,7 @@ class Macs(Cost):
     def _count(self, graph: Graph) -> float:
         total = 0
         for node in graph.nodes:
-            if node.outputs and all(v.data is not None for v in node.outputs):
+            if node.is_constant:
                 continue
             work = node_macs(node)
             if work is None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..ir import Graph, Node, Opaque
+from ..ir import Graph, Node
 from .costs import node_macs
 from .sites import Site
 from .survey import Choice
@@ -40,7 +40,7 @@ def strip(
     parts: list[tuple[Site | None, list[Node]]] = []
     places: dict[Site, list[Node]] = {}
     for node in graph.nodes:
-        if node.outputs and all(v.data is not None for v in node.outputs):
+        if node.is_constant:
             continue
         found = owner.get(node)
         if found is None:
@@ -56,7 +56,7 @@ def strip(
 
 
 def _part(site: Site | None, nodes: Sequence[Node], candidate: str | None) -> dict[str, Any]:
-    ops = Counter(n.op.kind if isinstance(n.op, Opaque) else n.op.name for n in nodes)
+    ops = Counter(n.op_name for n in nodes)
     macs = [node_macs(node) for node in nodes]
     return {
         "site": site.name if site else "",

@@ -128,7 +128,7 @@ class _Flow:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.nodes = [n for n in graph.nodes if not _is_known(n)]
+        self.nodes = [n for n in graph.nodes if not n.is_constant]
         self.reads: dict[Node, list[_Point]] = {}
         self.node_dominator: dict[Node, _Point | None] = {}
         self.dominator: dict[_Point, _Point | None] = {}
@@ -199,7 +199,3 @@ class _Flow:
         for value in graph.inputs:
             if value in onward:
                 add(value, onward[value])
-
-
-def _is_known(node: Node) -> bool:
-    return bool(node.outputs) and all(v.data is not None for v in node.outputs)

@@ -33,7 +33,7 @@ class FoldConstants(Pass):
             _skip_copies(graph, rw)
         based = Counter(b for v in graph.constants if v.use_count for b in v.bases)
         for node in graph.nodes:
-            if not node.outputs or any(v.data is None for v in node.outputs):
+            if not node.is_constant:
                 continue
             for value in node.outputs:
                 # A value that only folded nodes read disappears with them.

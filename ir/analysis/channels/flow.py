@@ -36,11 +36,6 @@ from .elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
 from .reshapes import reshape_entries, runs_of
 
 
-def is_folded(node: Node) -> bool:
-    """Whether all results are known constants; such a node binds nothing."""
-    return bool(node.outputs) and all(v.data is not None for v in node.outputs)
-
-
 class ChannelFlow:
     """The channels of a graph.
 
@@ -60,7 +55,7 @@ class ChannelFlow:
         for value in self.graph.inputs:
             self._unknown(value, f"%{value.name} is an input of the graph")
         for node in self.graph.nodes:
-            if not is_folded(node):
+            if not node.is_constant:  # A constant one binds nothing.
                 self._node(node)
         for value in self.graph.outputs:
             self._fix_all(value, f"%{value.name} is an output of the graph")
@@ -553,4 +548,4 @@ def _indices(op: Split | Slice | Select, rank: int, x: Value) -> list[list[slice
     return found
 
 
-__all__ = ["ChannelFlow", "is_folded"]
+__all__ = ["ChannelFlow"]
