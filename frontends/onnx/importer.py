@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
 from ...hosts.onnx.scopes import captures, has_bodies
 from ...hosts.onnx.tensors import (
@@ -283,7 +284,7 @@ class _Importer:
     # Nodes.
 
     def _node(self, index: int, node: NodeProto) -> None:
-        domain = node.domain in ("", "ai.onnx")
+        domain = node.domain in DOMAINS
         if domain and node.op_type == "Constant" and self._constant(index, node):
             return
         self._doubt_behind(node)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.scopes import all_nodes, bodies, rename
 from ...ir.errors import listed
 
@@ -32,8 +33,7 @@ def linear_functions(model: ModelProto) -> list[tuple[str, str]]:
         grown = {
             key
             for key, kinds in inside.items()
-            if not kinds.isdisjoint(found)
-            or any(d in ("", "ai.onnx") and k in _LINEAR for d, k in kinds)
+            if not kinds.isdisjoint(found) or any(d in DOMAINS and k in _LINEAR for d, k in kinds)
         }
         grows, found = grown != found, grown
     return [key for key in inside if key in found]

@@ -6,11 +6,13 @@ An integer product becomes a product of float32, exact for sums up to 2**24.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+from ...hosts.onnx.operators import DOMAINS, function_schema, opset_of, write_defaults
+from ...hosts.onnx.scopes import unique_name
 
 _Fresh = Callable[[str], str]
 _Ranks = Mapping[str, int]
@@ -30,21 +32,18 @@ def written_out(model: ModelProto, operators: Iterable[str]) -> tuple[ModelProto
     from onnx import inliner
 
     found = []
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    opset = opset_of(model)
     for name in sorted(set(operators)):
         if name in _RULES:
             _replace(model, name)
             found.append(name)
             continue
-        try:
-            schema: Any = onnx.defs.get_schema(name, opset)
-        except onnx.defs.SchemaError:
-            continue
-        if not (schema.has_function or schema.has_context_dependent_function):
+        schema = function_schema(name, opset)
+        if schema is None:
             continue
         for node in model.graph.node:
             if node.op_type == name:
-                _write_defaults(node, schema)
+                write_defaults(node, schema)
         try:
             # Functions that depend on types need them.
             typed = shape_inference.infer_shapes(model)
@@ -56,30 +55,14 @@ def written_out(model: ModelProto, operators: Iterable[str]) -> tuple[ModelProto
     return model, found
 
 
-def _write_defaults(node: NodeProto, schema: onnx.defs.OpSchema) -> None:
-    """Write default attributes into a node: the inliner passes on written attributes only."""
-    given = {a.name for a in node.attribute}
-    for name, attribute in sorted(schema.attributes.items()):
-        default = attribute.default_value
-        if name not in given and default is not None and default.type:
-            node.attribute.append(default)
-
-
 def _replace(model: ModelProto, name: str) -> None:
     graph = model.graph
     taken = {n for node in graph.node for n in (*node.input, *node.output)}
-
-    def fresh(base: str) -> str:
-        found, count = base, 1
-        while found in taken:
-            found, count = f"{base}_{count}", count + 1
-        taken.add(found)
-        return found
-
+    fresh = partial(unique_name, taken=taken)
     nodes: list[NodeProto] = []
     ranks = _ranks(model)
     for node in graph.node:
-        if node.op_type == name and node.domain in ("", "ai.onnx"):
+        if node.op_type == name and node.domain in DOMAINS:
             nodes += _RULES[name](node, fresh, ranks)
         else:
             nodes.append(NodeProto.FromString(node.SerializeToString()))

@@ -72,6 +72,16 @@ def all_names(body: GraphProto) -> set[str]:
     return found
 
 
+def unique_name(name: str, taken: set[str]) -> str:
+    """A name like this one that is not among those that are taken; it is taken from then on."""
+    fresh, count = name, 1
+    while fresh in taken:
+        count += 1
+        fresh = f"{name}_{count}"
+    taken.add(fresh)
+    return fresh
+
+
 def rename(node: NodeProto, mapping: Mapping[str, str]) -> None:
     """Rename the inputs and results of a node, and the captured names in its subgraphs, in place.
 
@@ -109,4 +119,13 @@ def _given(body: GraphProto) -> set[str]:
     return own | {t.values.name for t in body.sparse_initializer}
 
 
-__all__ = ["all_names", "all_nodes", "bodies", "captures", "free_names", "has_bodies", "rename"]
+__all__ = [
+    "all_names",
+    "all_nodes",
+    "bodies",
+    "captures",
+    "free_names",
+    "has_bodies",
+    "rename",
+    "unique_name",
+]

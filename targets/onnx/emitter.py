@@ -23,6 +23,7 @@ from onnx import (
     shape_inference,
 )
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
 from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
 from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
@@ -615,7 +616,7 @@ def _copies(source: Any) -> dict[str, str]:
     """For each result of an ``Identity``, the value at the other end of the chain of them."""
     found: dict[str, str] = {}
     for node in source.node:
-        if node.op_type == "Identity" and node.domain in ("", "ai.onnx") and len(node.input) == 1:
+        if node.op_type == "Identity" and node.domain in DOMAINS and len(node.input) == 1:
             found[node.output[0]] = found.get(node.input[0], node.input[0])
     return found
 

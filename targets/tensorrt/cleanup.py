@@ -14,10 +14,11 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto
 
-from ...hosts.onnx.scopes import captures, has_bodies
+from ...hosts.onnx.operators import DOMAINS, function_schema, write_defaults
+from ...hosts.onnx.scopes import captures, has_bodies, unique_name
 from ...hosts.onnx.tensors import is_external
 from ...ir import DerivedTensor, DType, MissingExtra, ModelError, Tensor
-from .draft import DOMAINS, Draft, all_graphs, all_nodes, attributes
+from .draft import Draft, all_graphs, all_nodes, attributes
 from .formalities import complete, require_shapes
 from .lint import lint
 from .operators import Operators
@@ -92,10 +93,10 @@ def _inline(draft: Draft, operators: Operators, allowed: frozenset[str]) -> None
     for node in all_nodes(typed.graph):
         schema = None
         if node.domain in DOMAINS and node.op_type not in {*operators.taken, *allowed}:
-            schema = _schema(node.op_type, draft.opset)
-        if schema is not None and (schema.has_function or schema.has_context_dependent_function):
+            schema = function_schema(node.op_type, draft.opset)
+        if schema is not None:
             lacking.add(("", node.op_type))
-            _write_defaults(node, schema)
+            write_defaults(node, schema)
     for name in sorted(lacking):
         try:
             done = inliner.inline_selected_functions(typed, [name], False, True)
@@ -112,22 +113,6 @@ def _count_bodies(model: ModelProto) -> int:
     return sum(has_bodies(node) for node in all_nodes(model.graph))
 
 
-def _write_defaults(node: NodeProto, schema: Any) -> None:
-    """Write default attributes into a node: the inliner passes on written attributes only."""
-    given = {a.name for a in node.attribute}
-    for name, attribute in sorted(schema.attributes.items()):
-        default = attribute.default_value
-        if name not in given and default is not None and default.type:
-            node.attribute.append(default)
-
-
-def _schema(name: str, opset: int) -> Any:
-    try:
-        return onnx.defs.get_schema(name, opset)
-    except onnx.defs.SchemaError:
-        return None
-
-
 def _full_shapes(draft: Draft) -> None:
     """Replace a Shape of some axes by a Slice of the full shape: graphsurgeon ignores its ``start`` and ``end``."""
     taken = {name for node in all_nodes(draft.model.graph) for name in (*node.input, *node.output)}
@@ -141,7 +126,7 @@ def _full_shapes(draft: Draft) -> None:
                 nodes.append(NodeProto.FromString(node.SerializeToString()))
                 continue
             (result,) = node.output
-            whole, start, end = (_unique_name(f"{result}_{part}", taken) for part in _SLICED)
+            whole, start, end = (unique_name(f"{result}_{part}", taken) for part in _SLICED)
             bounds = (found.get("start", 0), found.get("end", _END))
             nodes.append(onnx.helper.make_node("Shape", node.input, [whole], name=node.name))
             nodes += [
@@ -157,15 +142,6 @@ _SLICED = ("whole", "start", "end")
 _END = 2**31 - 1
 
 
-def _unique_name(name: str, taken: set[str]) -> str:
-    fresh, count = name, 1
-    while fresh in taken:
-        count += 1
-        fresh = f"{name}_{count}"
-    taken.add(fresh)
-    return fresh
-
-
 def _separate_outputs(draft: Draft) -> None:
     """Give constants that are outputs another name where bodies read them: graphsurgeon renames what an inlined branch reads."""
     graph = draft.model.graph
@@ -175,7 +151,7 @@ def _separate_outputs(draft: Draft) -> None:
     if not clash:
         return
     taken = {name for node in all_nodes(graph) for name in (*node.input, *node.output)}
-    fresh = {name: _unique_name(f"{name}_value", taken) for name in sorted(clash)}
+    fresh = {name: unique_name(f"{name}_value", taken) for name in sorted(clash)}
     for proto in graph.initializer:
         proto.name = fresh.get(proto.name, proto.name)
     draft.tensors = {fresh.get(name, name): t for name, t in draft.tensors.items()}
@@ -330,6 +306,6 @@ def _rename_results(body: Any, names: set[str], taken: set[str]) -> None:
     for value in body.output:
         if value.name not in names:
             continue
-        fresh = _unique_name(f"{value.name}_2", taken)
+        fresh = unique_name(f"{value.name}_2", taken)
         body.node.append(onnx.helper.make_node("Identity", [value.name], [fresh]))
         value.name = fresh

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from ...hosts.onnx.operators import opset_of
 from ...hosts.onnx.origins import OnnxHost
 from ...hosts.onnx.scopes import all_nodes as nodes_within
 from ...hosts.onnx.scopes import bodies
@@ -26,9 +27,6 @@ from ..onnx.emitter import INLINE_BYTES, emit
 
 _LARGE = 4096
 """Constants of at least this many bytes are not shapes or axes, so onnx's checker does not need their numbers."""
-
-DOMAINS = ("", "ai.onnx")
-"""The names of ONNX's own domain."""
 
 
 @dataclass
@@ -65,7 +63,7 @@ class Draft:
     @property
     def opset(self) -> int:
         """The version of ONNX's own operators."""
-        return next((o.version for o in self.model.opset_import if o.domain in DOMAINS), 1)
+        return opset_of(self.model)
 
     def constants(self) -> dict[str, Tensor]:
         """Return the initializers by name, as lazy tensors."""

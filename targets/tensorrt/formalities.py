@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.tensors import text_of
 from ...hosts.onnx.types import proto_of_type, type_of
 from ...ir import Dim, ModelError, TensorType
-from .draft import DOMAINS, Draft, all_graphs, all_nodes
+from .draft import Draft, all_graphs, all_nodes
 
 _LISTS = {
     AttributeProto.FLOATS: "floats",

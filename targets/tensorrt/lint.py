@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, NodeProto
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.scopes import bodies
 from ...hosts.onnx.tensors import constant_of, tensor_of
 from ...ir import DType, ModelError, Tensor
-from .draft import DOMAINS, Draft
+from .draft import Draft
 from .operators import Operator, Operators, type_name
 from .restrictions import RULES, UNFOLDED, NodeInfo
 

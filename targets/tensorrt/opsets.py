@@ -6,12 +6,15 @@ Few operators changed between them. onnx's own converter is not used, because it
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from onnx import GraphProto, NodeProto, numpy_helper
 
+from ...hosts.onnx.operators import DOMAINS
+from ...hosts.onnx.scopes import unique_name
 from ...ir import ModelError
-from .draft import DOMAINS, Draft, all_graphs, all_nodes, attributes
+from .draft import Draft, all_graphs, all_nodes, attributes
 
 OLDEST, NEWEST = 7, 8
 """The opsets that are converted."""
@@ -32,13 +35,7 @@ def raise_opset(draft: Draft) -> None:
     if not OLDEST <= before <= NEWEST:
         return
     names = {name for node in all_nodes(draft.model.graph) for name in (*node.input, *node.output)}
-
-    def fresh(base: str) -> str:
-        name, count = base, 1
-        while name in names:
-            name, count = f"{base}_{count}", count + 1
-        names.add(name)
-        return name
+    fresh = partial(unique_name, taken=names)
 
     problems = []
     for graph in list(all_graphs(draft.model.graph)):

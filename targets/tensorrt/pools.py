@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from .draft import DOMAINS, Draft, all_graphs, all_nodes, attributes
+from ...hosts.onnx.operators import DOMAINS
+from ...hosts.onnx.scopes import unique_name
+from .draft import Draft, all_graphs, all_nodes, attributes
 
 _POOLS = ("AveragePool", "LpPool", "MaxPool")
 
@@ -18,14 +21,10 @@ _ATTRIBUTES = {"kernel_shape": [1], "strides": [1], "dilations": [1], "pads": [0
 
 def widen_pools(draft: Draft) -> None:
     """Replace pools over one axis by an Unsqueeze, a pool over two axes and a Squeeze, in place."""
+    if not any(map(_is_flat, all_nodes(draft.model.graph))):
+        return
     taken = {name for node in all_nodes(draft.model.graph) for name in (*node.input, *node.output)}
-
-    def fresh(base: str) -> str:
-        name, count = base, 1
-        while name in taken:
-            name, count = f"{base}_{count}", count + 1
-        taken.add(name)
-        return name
+    fresh = partial(unique_name, taken=taken)
 
     for graph in list(all_graphs(draft.model.graph)):
         if any(map(_is_flat, graph.node)):

@@ -27,10 +27,11 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
+from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.scopes import bodies, captures, has_bodies
 from ...hosts.onnx.tensors import code_of
 from ...ir import DerivedTensor, DType, LazyTensor, ModelError, Tensor, TensorType, UsageError
-from .draft import DOMAINS, Draft
+from .draft import Draft
 from .operators import Operators, type_name
 
 _ADDS = "its sums or powers need the range and precision of float32"
