@@ -6,6 +6,7 @@ What ONNX passes as a constant input (a target shape, axes, starts and ends) is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..types import Dim, DType, Shape, TensorType
@@ -276,11 +277,16 @@ class Slice(Op):
         return (x.with_shape(tuple(shape)),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        rank = required(inputs, 0).rank
-        if rank is None:
-            return None
-        cut = {axis_of(a, rank) for a in self.axes}
-        return ties(*([(0, a), (-1, a)] for a in range(rank) if a not in cut))
+        return _uncut_ties(inputs, self.axes)
+
+
+def _uncut_ties(inputs: InputTypes, axes: Sequence[int]) -> tuple[Tie, ...] | None:
+    """The axes of a slice that it does not cut."""
+    rank = required(inputs, 0).rank
+    if rank is None:
+        return None
+    cut = {axis_of(a, rank) for a in axes}
+    return ties(*([(0, a), (-1, a)] for a in range(rank) if a not in cut))
 
 
 @dataclass(frozen=True)
@@ -312,11 +318,7 @@ class DynamicSlice(Op):
         return (x.with_shape(tuple(None if a in cut else d for a, d in enumerate(x.shape))),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        rank = required(inputs, 0).rank
-        if rank is None:
-            return None
-        cut = {axis_of(a, rank) for a in self.axes}
-        return ties(*([(0, a), (-1, a)] for a in range(rank) if a not in cut))
+        return _uncut_ties(inputs, self.axes)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from .... import ir
+from ....hosts.torch.recurrent import FROM_TORCH
 from ....ir import DerivedTensor, Opaque, Tensor, Value
 from ....ir.ops.recurrent import _Recurrent
 from ...lowering import Path, Step, Steps
@@ -17,17 +18,6 @@ from ...lowering.base import Builder
 from ...support import LeftAlone, Makes
 from ..call import Call
 from ..registry import reads_pieces
-
-_GATES: dict[type[_Recurrent], tuple[int, ...]] = {
-    ir.Lstm: (0, 3, 1, 2),
-    ir.Gru: (1, 0, 2),
-    ir.Rnn: (0,),
-}
-"""Where the gates of ONNX are in torch's order.
-
-Those of an LSTM are input, output, forget, cell in ONNX and input, forget, cell, output in torch; those of a GRU update, reset, new
-in ONNX and reset, update, new in torch.
-"""
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,7 @@ def _steps(
     last: list[Step] = []
     for layer in range(found.layers):
         own = found.weights[layer * op.directions : (layer + 1) * op.directions]
-        order = _GATES[type(op)]
+        order = FROM_TORCH[type(op)]
         operands: list[Any] = [y, *(_matrix([w[i] for w in own], order) for i in (0, 1))]
         if len(own[0]) > 2:
             operands.append(_biases(own, order))

@@ -155,7 +155,7 @@ def top_k(e: Emitter, node: Node, op: TopK) -> None:
     if not op.largest and tensor.dtype != "FLOAT32":
         raise Unsupported("LiteRT has no kernel for the smallest of integers")
     if op.k == 0:
-        raise Unsupported("its result has no elements: it has no elements")
+        raise Unsupported("its result has no elements")
     if not op.largest:
         tensor = m.unary("NEG", tensor, "NegOptions")
     shape = (*tensor.shape[:-1], op.k)

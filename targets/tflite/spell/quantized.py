@@ -24,6 +24,7 @@ from ....ir import (
     Tensor,
     Value,
 )
+from ....ir.tensor import transposed
 from ..emitter import Emitter, Unsupported, spells
 
 _DYNAMIC = "LiteRT has no kernel for it: quantise the model statically, with calibration data"
@@ -110,9 +111,7 @@ class _Parts:
         """A matrix, transposed; it names the one that it is another form of."""
         data = value.data
         assert data is not None
-        made = self.graph.add_constant(
-            DerivedTensor(data.shape[::-1], data.dtype, lambda: data.float64().T), value.name
-        )
+        made = self.graph.add_constant(transposed(data), value.name)
         made.bases = (value,)
         return made
 

@@ -10,22 +10,12 @@ import torch
 from torch import fx, nn
 
 from .... import ir
+from ....hosts.torch.recurrent import TO_TORCH
 from ....ir import DerivedTensor, Tensor
 from ....ir.ops.recurrent import _Recurrent
 from ..speller import Results, Speller, spells
 
 _Layer = nn.LSTM | nn.GRU | nn.RNN
-
-_GATES: dict[type[_Recurrent], tuple[int, ...]] = {
-    ir.Lstm: (0, 2, 3, 1),
-    ir.Gru: (1, 0, 2),
-    ir.Rnn: (0,),
-}
-"""Where the gates of torch are in ONNX's order.
-
-Those of an LSTM are input, forget, cell, output in torch and input, output, forget, cell in ONNX; those of a GRU reset, update, new
-in torch and update, reset, new in ONNX.
-"""
 
 _LIMITS = "constant weights, one length for all sequences"
 
@@ -98,7 +88,7 @@ def _fill(
     s: Speller, made: _Layer, op: _Recurrent, w: Tensor, r: Tensor, bias: Tensor | None
 ) -> None:
     """Give the module its weights, a matrix for each direction, with the gates in torch's order."""
-    rows, order = op.gates * op.hidden, _GATES[type(op)]
+    rows, order = op.gates * op.hidden, TO_TORCH[type(op)]
     for d in range(op.directions):
         end = "_reverse" if d else ""
         s.out.fill(made, f"weight_ih_l0{end}", _rows(w, d, 0, rows, order))
