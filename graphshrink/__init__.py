@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advice import Advice, advise
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
     from .data.calibration import CalibrationData
     from .ir import (
@@ -43,6 +44,7 @@ from .targets.version import __version__ as __version__
 
 __all__ = [
     "DEFAULT_PIPELINE",
+    "Advice",
     "CalibrationData",
     "Context",
     "Exactness",
@@ -61,6 +63,7 @@ __all__ = [
     "ShrinkResult",
     "TrainingError",
     "UsageError",
+    "advise",
     "gate_penalty",
     "gates",
     "insert_blocks",
@@ -78,6 +81,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
+    **dict.fromkeys(("Advice", "advise"), ".advice"),
     **dict.fromkeys(("DEFAULT_PIPELINE", "ShrinkResult", "shrink", "shrink_graph"), ".api"),
     **dict.fromkeys(("Context", "Pass", "PassError", "Pipeline", "register"), ".passes"),
     **dict.fromkeys(

@@ -13,8 +13,8 @@ import graphshrink
 
 PUBLIC = {
     "graphshrink": """
-        CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
-        PassError Pipeline Plan Recovered Report Rewriter ShrinkResult TrainingError UsageError gate_penalty gates insert_blocks
+        Advice CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
+        PassError Pipeline Plan Recovered Report Rewriter ShrinkResult TrainingError UsageError advise gate_penalty gates insert_blocks
         insert_gates keep_top kept_at plan recover register removal_savings reorder_alike save_removal_plan shrink shrink_graph
     """,
     "graphshrink.passes": """
