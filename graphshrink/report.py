@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .cli.terminal import show
+from .cli.terminal import Name, show
 from .ir import Exactness, Graph, Rewrite
 from .ir.errors import listed
 from .not_understood import NotUnderstood, summary
@@ -121,18 +121,22 @@ class Report:
         return (*self.notes, *(self.emitted.notes if self.emitted else ()))
 
     @property
+    def _inexact(self) -> list[PassRecord]:
+        return [
+            r
+            for r in self.passes
+            if r.rewrites and r.exactness is not Exactness.EXACT and not r.rolled_back
+        ]
+
+    @property
+    def approximate(self) -> list[str]:
+        """The passes that changed the function of the model: its outputs are no longer equal up to rounding."""
+        return [r.text for r in self._inexact]
+
+    @property
     def unchecked(self) -> list[str]:
         """The passes that changed the function of the model by an amount that nobody measured."""
-        if self.planned:
-            return []
-        return [
-            r.text
-            for r in self.passes
-            if r.rewrites
-            and r.exactness is not Exactness.EXACT
-            and r.error is None
-            and not r.rolled_back
-        ]
+        return [] if self.planned else [r.text for r in self._inexact if r.error is None]
 
     @property
     def warnings(self) -> list[str]:
@@ -199,10 +203,10 @@ class Report:
         from rich.table import Table
 
         show(console, size_table(self.before, self.after))
-        table = Table("pass", "changes", "refusals", "exactness", "seconds", "error")
+        table = Table("pass", "changes", "left alone", "exactness", "seconds", "error")
         for r in self.passes:
             table.add_row(
-                escape(r.text),
+                Name(r.text),
                 f"{len(r.rewrites)}{' (rolled back)' if r.rolled_back else ''}",
                 str(len(r.refusals)),
                 str(r.exactness),
@@ -262,9 +266,9 @@ def size_table(
     from rich.table import Table
 
     sizes = [before] if after is None else [before, after]
-    table = Table("", *(["count"] if after is None else map(escape, titles)))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("")
+    for title in ["count"] if after is None else titles:
+        table.add_column(Name(title), justify="right")
     table.add_row("nodes", *(f"{s.nodes:,}" for s in sizes))
     table.add_row("parameters", *(f"{s.parameters:,}" for s in sizes))
     table.add_row("bytes of constants", *(f"{s.bytes:,}" for s in sizes))

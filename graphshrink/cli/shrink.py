@@ -44,6 +44,7 @@ from .planned import (
 from .reports import check_report, device_table, report_data, write_report
 from .target_options import given_options, with_target_options
 from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable
+from .written import approximation, bytes_read, written
 
 if TYPE_CHECKING:
     from ..api import ShrinkResult
@@ -214,13 +215,14 @@ def shrink(
             chosen = _with_ranges(chosen, result.graph, data)
             if measured or shown is not None:
                 result.report.calibration_used = True
+        size = bytes_read(source, result.graph)
         result.emit(chosen)
     if frontier is not None and shown is not None:
         write_frontier(frontier, shown)
     found = report_data(result, outline, source, seed, shown, table) if wanted else {}
     if report is not None:
         write_report(report, found)
-    _print(result, out, found if as_json else None, verbose)
+    _print(result, written(result.report, size), found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
         for note in shown.notes:
@@ -231,31 +233,37 @@ def shrink(
         raise typer.Exit(1)
 
 
-def _print(result: ShrinkResult, out: str, found: dict[str, Any] | None, verbose: int) -> None:
-    """Print the report: as JSON if its data are given, as tables, or in one line and the notes."""
+def _print(result: ShrinkResult, files: str, found: dict[str, Any] | None, verbose: int) -> None:
+    """Print the report: as JSON if its data are given, as tables, or in one line and the notes; ``files`` says what was written."""
     report = result.report
     if found is not None:
         typer.echo(json.dumps(found, indent=1))
     elif verbose or sys.stdout.isatty():
-        report.render(console(), verbose=bool(verbose))
+        out = console()
+        report.render(out, verbose=bool(verbose))
+        line = f"wrote {files}{approximation(report)}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
-        typer.echo(_summary(report, out))
+        typer.echo(_summary(report, files))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
         for note in (*undone, *report.warnings, *report.all_notes):
             typer.echo(f"note: {note}")
 
 
-def _summary(report: Report, out: str) -> str:
+def _summary(report: Report, files: str) -> str:
     before, after = report.before, report.after
-    refused = sum(len(r.refusals) for r in report.passes)
+    left = sum(len(r.refusals) for r in report.passes)
     macs = ""
     if before.macs is not None and after.macs is not None:
         macs = f", {before.macs:,} -> {after.macs:,} MACs"
     checked = [r.error for r in report.passes if r.error is not None]
     error = f", error {max(checked):.1e}" if checked else ""
+    alone = (
+        f"; {left:,} {'node' if left == 1 else 'nodes'} left alone (-v says why)" if left else ""
+    )
     return (
-        f"{out}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
-        f"{after.parameters:,} parameters{macs}{error}; {refused} left alone (-v says why)"
+        f"{files}, {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
+        f"{after.parameters:,} parameters{macs}{error}{alone}{approximation(report)}"
     )
 
 
