@@ -107,7 +107,7 @@ _HOMES = {
 }
 
 
-_MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
+_MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
 """The public modules, which are attributes without an import of their own."""
 
 

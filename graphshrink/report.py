@@ -12,6 +12,7 @@ from .ir import Exactness, Graph, Rewrite
 from .ir.errors import listed
 from .not_understood import NotUnderstood, summary
 from .passes import PassRecord
+from .tables import html_of, text_of
 from .targets.emitted import Emitted
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def _one_sample(type_: Any) -> Any:
     return type_.with_shape((1, *shape[1:]))
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """The report of a run.
+    """The report of a run; ``print(report)`` shows its tables.
 
     Attributes:
         pipeline: The passes, as a pipeline text.
@@ -196,6 +197,27 @@ class Report:
                 **self.emitted.data,
             },
         }
+
+    @property
+    def summary(self) -> str:
+        """The sizes before and after, in a few words."""
+        before, after = self.before, self.after
+        macs = ""
+        if before.macs is not None and after.macs is not None:
+            macs = f", {before.macs:,} -> {after.macs:,} MACs"
+        return (
+            f"{before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> {after.parameters:,} "
+            f"parameters{macs}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Report {self.summary}>"
+
+    def __str__(self) -> str:
+        return text_of(self.render)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.render)
 
     def render(self, console: Console, *, verbose: bool = False) -> None:
         """Print tables: sizes, passes, and with ``verbose`` every rewrite and refusal."""

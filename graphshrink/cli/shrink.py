@@ -233,7 +233,9 @@ def shrink(
         raise typer.Exit(1)
 
 
-def _print(result: ShrinkResult, files: str, found: dict[str, Any] | None, verbose: int) -> None:
+def _print(
+    result: ShrinkResult[Any], files: str, found: dict[str, Any] | None, verbose: int
+) -> None:
     """Print the report: as JSON if its data are given, as tables, or in one line and the notes; ``files`` says what was written."""
     report = result.report
     if found is not None:
@@ -251,20 +253,13 @@ def _print(result: ShrinkResult, files: str, found: dict[str, Any] | None, verbo
 
 
 def _summary(report: Report, files: str) -> str:
-    before, after = report.before, report.after
     left = sum(len(r.refusals) for r in report.passes)
-    macs = ""
-    if before.macs is not None and after.macs is not None:
-        macs = f", {before.macs:,} -> {after.macs:,} MACs"
     checked = [r.error for r in report.passes if r.error is not None]
     error = f", error {max(checked):.1e}" if checked else ""
     alone = (
         f"; {left:,} {'node' if left == 1 else 'nodes'} left alone (-v says why)" if left else ""
     )
-    return (
-        f"{files}, {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
-        f"{after.parameters:,} parameters{macs}{error}{alone}{approximation(report)}"
-    )
+    return f"{files}, {report.summary}{error}{alone}{approximation(report)}"
 
 
 def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:

@@ -24,7 +24,7 @@ PUBLIC = {
         Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
-MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
+MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
 NEED_TORCH = {"datasets", "nn", "processes"}
 
 
