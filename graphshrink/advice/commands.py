@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ir import Graph
+from ..ir import Graph, Value
 
 SAMPLES = "SAMPLES"
 """The place of the calibration data in a command."""
@@ -27,7 +27,7 @@ class Commands:
     fixed: Mapping[str, Sequence[int | None]] | None = None
 
     def shrink(
-        self, out: str, passes: str = "", *, samples: bool = False, options: str = ""
+        self, out: str, passes: str = "", *, samples: bool = False, tensorrt: bool = False
     ) -> str:
         """Run a pipeline (the default one if ``passes`` is empty) and write ``out``.
 
@@ -35,13 +35,13 @@ class Commands:
             out: The file to write.
             passes: The pipeline text.
             samples: Whether calibration data are needed.
-            options: Further options of the command line; Python gets the target that they name from ``out`` alone.
+            tensorrt: Whether the file is for TensorRT, in float16.
         """
         if self.path is None:
-            return self._call(out, passes, samples)
+            return self._call(out, passes, samples, tensorrt)
         words = ["graphshrink", shlex.quote(self.path), out]
         words += ["--passes", shlex.quote(passes)] if passes else []
-        return self._line(words, samples, options)
+        return self._line(words, samples, "--target tensorrt --fp16" if tensorrt else "")
 
     def plan(self, speedup: float) -> str:
         """Plan for a speedup and write the planned network."""
@@ -58,7 +58,7 @@ class Commands:
         first = ""
         if self.torch:
             given = '"model.onnx"'
-            first = f"{self._call('model.onnx', '', False)}; "
+            first = f"{self._call('model.onnx')}; "
         fixed = f", fixed_shapes={dict(self.fixed)!r}" if self.fixed else ""
         return (
             f"{first}graphshrink.plan({given}, samples, speedup={speedup:g}{fixed}).apply().model"
@@ -74,20 +74,14 @@ class Commands:
         """The advice again, with the open sizes of inputs fixed; capital letters are the sizes to fill in."""
         if self.torch:
             return "graphshrink.advise(model, example_inputs=inputs)"
-        shapes = {v.name: v.type.shape for v in graph.inputs if not v.type.is_static}
         if self.path is None:
             return "graphshrink.advise(model, fixed_shapes={...})"
-        given = [
-            shlex.quote(f"{name}:{'x'.join(_size(d, i) for i, d in enumerate(shape or ()))}")
-            for name, shape in shapes.items()
-        ]
-        return " ".join(
-            [
-                "graphshrink advise",
-                shlex.quote(self.path),
-                *(f"--fix-shape {text}" for text in given),
-            ]
-        )
+        words = ["graphshrink advise", shlex.quote(self.path)]
+        for value in open_inputs(graph):
+            shape = value.type.shape
+            sizes = "NxCxHxW" if shape is None else "x".join(map(_size, shape, range(len(shape))))
+            words.append(f"--fix-shape {shlex.quote(f'{value.name}:{sizes}')}")
+        return " ".join(words)
 
     def _line(self, words: list[str], samples: bool, options: str) -> str:
         words = [*words, *([options] if options else [])]
@@ -98,12 +92,24 @@ class Commands:
             words += ["--fix-shape", shlex.quote(f"{name}:{sizes}")]
         return " ".join(words)
 
-    def _call(self, out: str, passes: str, samples: bool) -> str:
+    def _call(
+        self, out: str, passes: str = "", samples: bool = False, tensorrt: bool = False
+    ) -> str:
         given = ["model", *([f'"{passes}"'] if passes else [])]
         given += ["example_inputs=inputs"] if self.torch else []
         given += ["calibration=samples"] if samples else []
         given += [f"fixed_shapes={dict(self.fixed)!r}"] if self.fixed else []
-        return f'graphshrink.shrink({", ".join(given)}).save("{out}")'
+        target = ', target="tensorrt", fp16=True' if tensorrt else ""
+        return f'graphshrink.shrink({", ".join(given)}).save("{out}"{target})'
+
+
+def open_inputs(graph: Graph) -> list[Value]:
+    """The inputs with sizes that are open, apart from the batch."""
+    return [
+        v
+        for v in graph.inputs
+        if v.type.shape is None or not all(isinstance(d, int) for d in v.type.shape[1:])
+    ]
 
 
 def _size(size: object, place: int) -> str:

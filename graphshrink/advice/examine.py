@@ -43,7 +43,7 @@ from ..planning.plan import PREPARATION
 from ..planning.sites import Site, Sites, find_sites
 from ..report import Size
 from .advice import Finding
-from .commands import Commands
+from .commands import Commands, open_inputs
 
 WORTH = 0.05
 """The least part of the MACs that a change must concern to be worth a try."""
@@ -158,10 +158,11 @@ def _unknown(e: Examined, capability: str) -> Finding | None:
         return None
     if e.sites.found:
         return None
-    why = e.after.notes[0] if e.after.notes else "sizes of the inputs are open"
+    why = e.after.notes[0] if e.after.notes else "sizes are open"
+    if not open_inputs(e.given):
+        return Finding(capability, "unknown", why)
     remedy = "give example_inputs" if e.commands.torch else "fix the sizes of the inputs"
-    text = f"{why}: {remedy}"
-    return Finding(capability, "unknown", text, e.commands.with_sizes(e.given))
+    return Finding(capability, "unknown", f"{why}: {remedy}", e.commands.with_sizes(e.given))
 
 
 def depth(e: Examined) -> Finding:
@@ -280,13 +281,11 @@ def two_of_four(e: Examined) -> Finding:
             "2:4",
             "yes",
             text,
-            e.commands.shrink("trt.onnx", options="--target tensorrt --fp16"),
+            e.commands.shrink("trt.onnx", tensorrt=True),
             figures,
         )
     passes = f"{PREPARATION},permute-channels,sparsify{{method=sparsegpt}}"
-    command = e.commands.shrink(
-        "sparse.onnx", passes, samples=True, options="--target tensorrt --fp16"
-    )
+    command = e.commands.shrink("sparse.onnx", passes, samples=True, tensorrt=True)
     text = f"{fitting}; {len(likely)} are large enough to gain ({used:.0%}); {where}"
     return Finding("2:4", "possible", text, command, figures)
 
