@@ -102,8 +102,9 @@ def sparsity_table(rows: list[LayerSparsity], pattern: Pattern) -> Table:
 def narrow_table(rows: list[LayerSparsity], pattern: Pattern) -> tuple[Table, list[str]]:
     """The rows as a table for terminals, and the reasons that it refers to by their numbers from 1."""
     reasons = list(dict.fromkeys(r.reason for r in rows if r.reason is not None))
-    number = {reason: i for i, reason in enumerate(reasons, 1)}
-    word = {None: "yes", **{reason: f"no ({i})" for reason, i in number.items()}}
+    word: dict[str | None, str] = {None: "yes"}
+    for number, reason in enumerate(reasons, 1):
+        word[reason] = f"no ({number})"
     return _table(rows, ["fits"], pattern, lambda r: [word[r.reason]]), reasons
 
 
