@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,3 @@ class FxHost:
     strided: frozenset[str] = frozenset()
     alike: Alike = _none_alike
     baked: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class BatchNormPart:
-    """The batch norm that a constant of a Scale came from (stored as the tensor's ``host``).
-
-    Attributes:
-        module: The batch norm.
-        part: Whether the constant is the scale or the shift.
-    """
-
-    module: nn.Module
-    part: Literal["scale", "shift"]

@@ -13,6 +13,9 @@ from ...hosts.torch.modules.gates import Switch
 from ...ir import DType, ModelError, Node, Tensor, Value
 from ..support import Spellings
 
+Size = int | fx.Node
+"""A size: a number, or a call that computes it as an int."""
+
 Results = fx.Node | list[fx.Node]
 """The result of a node; where it has several, a call that gives all of them, or a list."""
 
@@ -31,6 +34,9 @@ class Writer(Protocol):
 
     def value(self, value: Value) -> fx.Node:
         """The FX node that holds a value."""
+
+    def as_sizes(self, value: Value) -> list[Size] | None:
+        """The numbers of a vector of sizes that are written as ints; ``None`` where it is written as a tensor."""
 
     def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of a function, or of a method by name."""
