@@ -68,9 +68,17 @@ def resize(o: Operator) -> fx.Node:
     name = linear if mode == "linear" else "bicubic" if cubic else None
     if name is None or coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         raise o.refuse_operator(f"torch has no interpolation {mode} by {coordinates}")
-    return o.call(
-        F.interpolate, o.value(), mode=name, align_corners=coordinates == "align_corners", **given
-    )
+    if coordinates == "pytorch_half_pixel" and 1 in _result_sizes(o, sizes):
+        raise o.refuse_operator("torch resizes to one pixel otherwise than pytorch_half_pixel")
+    if o.attributes.get("antialias", 0):
+        raise o.refuse_operator("torch has no such antialiasing")
+    corners = coordinates == "align_corners"
+    return o.call(F.interpolate, o.value(), mode=name, align_corners=corners, **given)
+
+
+def _result_sizes(o: Operator, sizes: list[Size] | None) -> list[Any]:
+    """The spatial sizes of the result, as far as known."""
+    return [*(sizes or ()), *(o.node.output.type.shape or ())[2:]]
 
 
 def _scales(o: Operator, index: int) -> list[float]:

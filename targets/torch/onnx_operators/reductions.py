@@ -38,7 +38,12 @@ def _mean(o: Operator, x: fx.Node, axes: tuple[int, ...], keep: bool) -> fx.Node
 
 
 def _extremum(function: Callable[..., Any]) -> _Reduce:
-    return lambda o, x, axes, keep: o.call(function, x, axes, keep)
+    def rule(o: Operator, x: fx.Node, axes: tuple[int, ...], keep: bool) -> fx.Node:
+        if any(o.size(0, axis) == 0 for axis in axes):
+            raise o.refuse_operator("torch has no extremum of no numbers")
+        return o.call(function, x, axes, keep)
+
+    return rule
 
 
 _SUM = _same_type(torch.sum)
