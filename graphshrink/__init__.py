@@ -1,6 +1,7 @@
 """graphshrink: a graph-level compiler that makes trained networks smaller and leaves them correct.
 
-``shrink_graph(model)`` shrinks a model and returns one of the same kind; ``shrink`` returns a report too.
+``shrink_graph(model)`` shrinks a model and returns one of the same kind; ``shrink`` returns a report too; ``to_torch`` makes a torch
+module of an ONNX model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .conversion import to_torch
     from .data.calibration import CalibrationData
     from .ir import (
         Exactness,
@@ -75,6 +77,7 @@ __all__ = [
     "save_removal_plan",
     "shrink",
     "shrink_graph",
+    "to_torch",
 ]  # fmt: skip
 
 _HOMES = {
@@ -99,6 +102,7 @@ _HOMES = {
     "Report": ".report",
     "insert_blocks": ".training.blocks",
     "removal_savings": ".training.savings",
+    "to_torch": ".conversion",
     "reorder_alike": ".training.reorder",
 }
 

@@ -99,9 +99,15 @@ class TFLiteOptions:
     via: Annotated[Literal["graphshrink", "litert-torch"], PythonOnly()] = "graphshrink"
 
 
+@dataclass(frozen=True)
+class TorchOptions:
+    """Exported programs of torch have no options."""
+
+
 OPTIONS: dict[str, type] = {
     "onnx": OnnxOptions,
     "tensorrt": TensorRTOptions,
     "tflite": TFLiteOptions,
+    "torch": TorchOptions,
 }
 """The options of our targets by the target's name."""

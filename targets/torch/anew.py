@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import NodeProto
 from torch import fx, nn
 
 from ...hosts.onnx.operators import DOMAINS
 from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
 from ...hosts.torch.origins import FxHost
 from ...hosts.torch.pickled import ShrunkModule
-from ...ir import Graph, Identity, ModelError, Node, Opaque, Tensor, Value, check_masks
+from ...ir import Graph, Identity, ModelError, Node, Opaque, Scale, Tensor, Value, check_masks
 from ..emitted import Readers
 from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
 from .emitter import to_fx
@@ -108,7 +109,24 @@ class _Anew(GraphWriter):
     def module(self, name: str, made: nn.Module, *args: Any) -> fx.Node:
         """A call of a new module under a dotted name that follows the model's own."""
         assert self._node is not None
-        return super().module(module_name(self._node), made, *args)
+        return super().module(self._module_name(self._node), made, *args)
+
+    def _module_name(self, node: Node) -> str:
+        """The dotted name of the module of a node; a batch norm that a pass added is named after its layer."""
+        source = node.inputs[0]
+        if isinstance(node.op, Scale) and node.origin is None and source is not None:
+            layer = source.producer
+            if layer is not None and node.name == f"{layer.name}_norm":
+                return f"{self._module_name(layer)}_norm"
+        return module_name(node, self._proto(node))
+
+    def _proto(self, node: Node) -> NodeProto | None:
+        """The ONNX node that a node was read from, the last one if they are several."""
+        origin = node.origin
+        if self.host is None or not isinstance(origin, OnnxOrigin) or not origin.nodes:
+            return None
+        found: NodeProto = self.host.model.graph.node[origin.nodes[-1]]
+        return found
 
     def as_sizes(self, value: Value) -> list[Size] | None:
         """The numbers of a vector of sizes."""
@@ -168,11 +186,9 @@ class _Anew(GraphWriter):
     def _operator(self, node: Node) -> Results:
         """Write an ONNX operator that has no op in the IR."""
         assert isinstance(node.op, Opaque)
-        rule = OPERATORS.get(node.op.kind.removeprefix("onnx:"))
-        origin = node.origin
-        if rule is None or self.host is None or not isinstance(origin, OnnxOrigin):
+        rule, proto = OPERATORS.get(node.op.kind.removeprefix("onnx:")), self._proto(node)
+        if rule is None or self.host is None or proto is None:
             raise ModelError(reason_of(node, ""))
-        proto = self.host.model.graph.node[origin.nodes[0]]
         try:
             return rule(Operator(node, self, proto, self.host.opset, self.sizes, self._anchor))
         except (KeyError, ValueError, TypeError) as error:
@@ -180,15 +196,8 @@ class _Anew(GraphWriter):
 
     def _dropped(self, node: Node) -> float | None:
         """The rate of the dropout that an Identity was read from."""
-        origin = node.origin
-        if (
-            not isinstance(node.op, Identity)
-            or self.host is None
-            or not isinstance(origin, OnnxOrigin)
-        ):
-            return None
-        proto = self.host.model.graph.node[origin.nodes[0]]
-        if proto.op_type != "Dropout" or proto.domain not in DOMAINS:
+        proto = self._proto(node) if isinstance(node.op, Identity) else None
+        if proto is None or proto.op_type != "Dropout" or proto.domain not in DOMAINS:
             return None
         rates = [a.f for a in proto.attribute if a.name == "ratio"]
         if len(proto.input) > 1 and proto.input[1]:

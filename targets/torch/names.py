@@ -1,28 +1,63 @@
 """Names of an emitted torch module that follow those of an ONNX model.
 
-Exporters name a node by its scope (``/layer1/layer1.0/conv1/Conv``), or its weight by the module (``layer1.0.conv1.weight``): both give the
-dotted name ``layer1.0.conv1``.
+Exporters name a weight by its module (``layer1.0.conv1.weight``), a node by its scope (``/layer1/layer1.0/conv1/Conv``), or write the
+scopes into the metadata of a node: all give the dotted name ``layer1.0.conv1``.
 """
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from onnx import NodeProto
 
 from ...hosts.torch.signature import unique
 from ...ir import Node, Value
 
 _OPERATOR = re.compile(r"([A-Z][A-Za-z0-9]*)(_\d+)?")
+_SCOPES, _CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+"""The metadata of ``torch.onnx.export``: the scopes of a node from the outermost on, and their classes."""
+
+_LONGEST = 10_000
+"""Longer metadata are not read."""
 
 
-def module_name(node: Node) -> str:
-    """The dotted name of the module that a node becomes, from the name of its weight or from its own."""
+def module_name(node: Node, proto: NodeProto | None = None) -> str:
+    """The dotted name of the module that a node becomes.
+
+    Args:
+        node: The node.
+        proto: The ONNX node that it was read from, if it is one.
+    """
     for name in _constants(node):
         owner, _, leaf = name.rpartition(".")
         if owner and leaf == "weight":
             return owner
-    return dotted(node.name)
+    stated = _stated(proto) if proto is not None else ""
+    return stated or dotted(node.name)
+
+
+def _stated(proto: NodeProto) -> str:
+    """The dotted name in the metadata of a node; empty if there is none."""
+    found = {p.key: p.value for p in proto.metadata_props if p.key in (_SCOPES, _CLASSES)}
+    lists: list[list[str]] = []
+    for key in (_SCOPES, _CLASSES):
+        text = found.get(key, "")
+        if len(text) > _LONGEST:
+            return ""
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            read = ast.literal_eval(text)
+            lists.append([str(part) for part in read] if isinstance(read, list) else [])
+    if len(lists) < 2 or len(lists[0]) < 2 or len(lists[0]) != len(lists[1]):
+        return ""
+    scopes, classes = lists
+    # The last scope is the call itself; a call of no module of torch is one within its caller.
+    if scopes[-2] and classes[-2].startswith("torch.nn.modules."):
+        return scopes[-2]
+    return f"{scopes[-2]}.{scopes[-1]}" if scopes[-2] else scopes[-1]
 
 
 def dotted(name: str) -> str:

@@ -160,7 +160,8 @@ def _each(function: Callable[[Sizes, Size, Size], Size]) -> Callable[..., _Sizes
             left, right = np.broadcast_arrays(found, other)
             made: _Sizes = np.empty(left.shape, object)
             for place in np.ndindex(left.shape):
-                made[place] = function(sizes, left[place], right[place])
+                pair: Any = left[place], right[place]
+                made[place] = function(sizes, *pair)
             found = made
         return found
 
@@ -192,15 +193,13 @@ def _reshape(sizes: Sizes, op: ir.Reshape, x: _Sizes) -> _Sizes:
 
 
 def _where(sizes: Sizes, op: ir.Where, condition: _Sizes, a: _Sizes, b: _Sizes) -> _Sizes:
-    def picked(c: Size, pair: tuple[Size, Size]) -> Size:
-        if not isinstance(c, int):
-            raise ValueError("a choice that depends on sizes")
-        return pair[0] if c else pair[1]
-
     c, left, right = np.broadcast_arrays(condition, a, b)
     made: _Sizes = np.empty(c.shape, object)
     for place in np.ndindex(c.shape):
-        made[place] = picked(c[place], (left[place], right[place]))
+        chosen: Any = c[place]
+        if not isinstance(chosen, int):
+            raise ValueError("a choice that depends on sizes")
+        made[place] = left[place] if chosen else right[place]
     return made
 
 

@@ -44,7 +44,7 @@ def constant_of_shape(o: Operator) -> fx.Node:
     number = 0.0 if proto is None else numpy_helper.to_array(proto).reshape(-1)[0].item()
     sizes = o.numbers(0)
     if dtype in (DType.I32, DType.I64) and len(sizes) == 1 and isinstance(sizes[0], int):
-        o.known.note(o.node.output, [number] * sizes[0])
+        o.known.note(o.node.output, [int(number)] * sizes[0])
     return o.call(torch.full, tuple(sizes), number, dtype=o.dtype_of(dtype), **o.device())
 
 
