@@ -132,17 +132,22 @@ class _Anew(GraphWriter):
         """The numbers of a vector of sizes."""
         return self.sizes.of(value)
 
+    def constant(self, value: Value) -> torch.Tensor:
+        """The tensor of a constant that is no weight of a layer: a parameter if it may be a weight."""
+        assert value.data is not None
+        learns = self._learns(value, value.data)
+        return self.tensor(value.data) if learns else self.parameters.made(value.data)
+
     def _held(self, value: Value, data: Tensor) -> tuple[str, torch.Tensor]:
-        made = self.tensor(data) if self._learns(value, data) else self.parameters.made(data)
-        return self.tree.free(constant_name(value)), made
+        return self.tree.free(constant_name(value)), self.constant(value)
 
     def _learns(self, value: Value, data: Tensor) -> bool:
-        """Whether a constant that calls read is a weight: floats that the model stores, not one number, all finite."""
+        """Whether a constant may be a weight: floats that the model stores, more than one, none as large as in a mask."""
         if not data.dtype.is_float or data.size <= 1 or value.producer is not None:
             return False
         if self.host is not None and not self._is_stored(value):
             return False
-        return bool(np.isfinite(data.float64()).all())
+        return bool((np.abs(data.float64()) < _MASKED).all())
 
     def _is_stored(self, value: Value) -> bool:
         """Whether a constant is an initializer, or derived from some."""
@@ -215,6 +220,10 @@ class _Anew(GraphWriter):
                 self.refusals.append(Refusal("output", name, str(error)))
         if not self.refusals:
             self.out.output(made[0] if len(made) == 1 else tuple(made))
+
+
+_MASKED = 1e4
+"""Numbers of this size and above are those of a mask that is added, not of weights."""
 
 
 def _host_name(value: Value) -> str:

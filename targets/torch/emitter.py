@@ -378,6 +378,10 @@ class _DryWriter:
     def tensor(self, data: Tensor) -> torch.Tensor:
         return torch.empty(data.shape, device="meta")
 
+    def constant(self, value: Value) -> torch.Tensor:
+        assert value.data is not None
+        return self.tensor(value.data)
+
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return
 

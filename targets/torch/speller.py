@@ -50,6 +50,9 @@ class Writer(Protocol):
     def tensor(self, data: Tensor) -> torch.Tensor:
         """The numbers of a constant, on the device of the host's parameters."""
 
+    def constant(self, value: Value) -> torch.Tensor:
+        """The tensor of a constant that is no weight of a layer: a parameter if it learns."""
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
 

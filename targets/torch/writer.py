@@ -63,6 +63,11 @@ class GraphWriter:
         """The numbers of a constant, the same tensor each time."""
         return self.parameters.tensor(data)
 
+    def constant(self, value: Value) -> torch.Tensor:
+        """The tensor of a constant that is no weight of a layer."""
+        assert value.data is not None
+        return self.tensor(value.data)
+
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         """Give a new module its parameter or buffer of this name."""
         self.parameters.fill(made, name, data)

@@ -106,7 +106,7 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
     for name, value in zip(("scale", "shift"), operands, strict=True):
         if value is None or value.data is None:
             continue
-        vector = s.out.tensor(value.data)
+        vector = s.out.constant(value)
         shaped = vector.detach().clone().reshape(-1, *[1] * made.trailing)
         learned = isinstance(vector, nn.Parameter)
         hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
