@@ -21,6 +21,7 @@ from ...hosts.torch.pickled import ShrunkModule
 from ...ir import Graph, Identity, ModelError, Node, Opaque, Scale, Tensor, Value, check_masks
 from ..emitted import Readers
 from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
+from .batch_norms import norm_of
 from .emitter import to_fx
 from .modules import ModuleTree
 from .names import arguments, constant_name, module_name
@@ -28,7 +29,8 @@ from .onnx_operators import OPERATORS, Operator
 from .parameters import Parameters
 from .sizes import Sizes
 from .spell import spell
-from .speller import TORCH_DTYPES, Results, Size
+from .spell.arithmetic import scale_calls
+from .speller import TORCH_DTYPES, Results, Size, Speller
 from .writer import GraphWriter
 
 
@@ -186,6 +188,12 @@ class _Anew(GraphWriter):
         rate = self._dropped(node)
         if rate is not None:
             return self.module(node.name, nn.Dropout(rate), self.value(node.required(0)))
+        if isinstance(node.op, Scale):
+            # Plain arithmetic, so that vectors keep their names and nothing but torch is needed.
+            norm = norm_of(node, self.tensor)
+            if norm is None:
+                return scale_calls(Speller(node, self), node.op)
+            return self.module(node.name, norm, self.value(node.required(0)))
         return spell(node, self)
 
     def _operator(self, node: Node) -> Results:

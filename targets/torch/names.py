@@ -95,8 +95,9 @@ def _constants(node: Node) -> Iterator[str]:
 
 
 def constant_name(value: Value) -> str:
-    """The dotted name of a constant that calls read."""
-    name = value.host if isinstance(value.host, str) else value.name
+    """The dotted name of a constant that calls read: its own, or that of the one constant that it is derived from."""
+    names = [v.host for v in (value, *value.bases) if isinstance(v.host, str)]
+    name = names[0] if len(names) == 1 else value.name
     return ".".join(part for part in re.split(r"[/.]", name) if part) or "constant"
 
 

@@ -87,6 +87,10 @@ class Speller:
         """All inputs that are there."""
         return [self.out.value(value) for value in self.node.inputs if value is not None]
 
+    def sizes(self, index: int) -> list[Size] | None:
+        """The numbers of an input that holds sizes, as ints; ``None`` where it is a tensor."""
+        return self.out.as_sizes(self.node.required(index))
+
     @property
     def rank(self) -> int | None:
         """The rank of the first input."""

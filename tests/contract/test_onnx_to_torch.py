@@ -27,8 +27,8 @@ from graphshrink.targets.torch.anew import to_module
 from support.onnx_cases import Known
 from support.onnx_run import outputs_of
 
-CHUNKS = 4
-LEAST = 330
+CHUNKS = 2
+LEAST = 500
 """The smallest number of cases of a chunk that are written and right."""
 
 STATED = {
@@ -40,6 +40,14 @@ STATED = {
 
 def array(value: Any) -> Any:
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+
+
+def is_numeric(value: Any) -> bool:
+    """Whether torch has tensors like a value: no text, no sequence, no type of fewer than 8 bits."""
+    if isinstance(value, list) or value is None:
+        return False
+    dtype = array(value).dtype
+    return dtype.kind in "fiub" or dtype.name == "bfloat16"
 
 
 def tensor(value: Any) -> torch.Tensor:
@@ -80,7 +88,9 @@ def outputs(case: Any, tried: Any, given: list[Any]) -> list[Any]:
     names = [i.name for i in tried.model.graph.input]
     try:
         if case.name not in STATED:
-            return outputs_of(tried.model, dict(zip(names, map(array, given), strict=False)), plain=True)
+            return outputs_of(
+                tried.model, dict(zip(names, map(array, given), strict=False)), plain=True
+            )
     except Exception:
         pass  # onnxruntime does not run the case.
     return [array(v) for v in case.data_sets[0][1]]
@@ -89,7 +99,14 @@ def outputs(case: Any, tried: Any, given: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_same_outputs(cases: list[Any], chunk: int) -> None:
     right, wrong = 0, []
-    for case in cases[chunk::CHUNKS]:
+    names = {case.name for case in cases}
+    # An operator that is written out by the onnx package is written out by the readers too: one of both is enough.
+    once = [
+        c for c in cases if c.name.removesuffix("_expanded") == c.name or c.name[:-9] not in names
+    ]
+    for case in once[chunk::CHUNKS]:
+        if not all(map(is_numeric, case.data_sets[0][0])):
+            continue
         for tried in (case, Known.of(case)):
             if tried is None:
                 continue

@@ -101,7 +101,7 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
     if rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
         raise s.refuse("of unknown rank")
     if any(v is not None and v.data is None for v in operands):
-        return _by_computed(s, op)
+        return scale_calls(s, op)
     made = Scale(None, None, rank - op.axis % rank - 1 if rank else 0)
     for name, value in zip(("scale", "shift"), operands, strict=True):
         if value is None or value.data is None:
@@ -113,7 +113,8 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
     return s.module(made, s.value())
 
 
-def _by_computed(s: Speller, op: ir.Scale) -> fx.Node:
+def scale_calls(s: Speller, op: ir.Scale) -> fx.Node:
+    """A product and a sum with vectors along an axis."""
     made = s.value()
     for index, function in ((1, torch.mul), (2, torch.add)):
         if s.node.input(index) is not None:
