@@ -23,12 +23,10 @@ def reordered_norm(node: Node) -> nn.Module | None:
     Returns:
         A new module, or ``None`` if the Scale is no batch norm any more.
     """
-    scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
-    if scale is None or shift is None:
+    found = norm_of(node)
+    if found is None:
         return None
-    (module, order), (other, same) = scale, shift
-    if module is not other or not np.array_equal(order, same) or not _takes(module, node):
-        return None
+    module, order = found
     made: Any = copy.deepcopy(module)
     made.num_features = len(order)
     with torch.no_grad():
@@ -40,8 +38,19 @@ def reordered_norm(node: Node) -> nn.Module | None:
             if isinstance(tensor, nn.Parameter):
                 chosen = nn.Parameter(chosen, tensor.requires_grad)
             setattr(made, name, chosen)
-    found: nn.Module = made
-    return found
+    result: nn.Module = made
+    return result
+
+
+def norm_of(node: Node) -> tuple[Any, npt.NDArray[np.int64]] | None:
+    """The batch norm that a Scale computes, and the order of its channels; ``None`` if it is no batch norm any more."""
+    scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
+    if scale is None or shift is None:
+        return None
+    (module, order), (other, same) = scale, shift
+    if module is not other or not np.array_equal(order, same) or not _takes(module, node):
+        return None
+    return module, order
 
 
 def _takes(module: nn.Module, node: Node) -> bool:
@@ -75,4 +84,4 @@ def _part(node: Node, place: int, part: str) -> tuple[nn.Module, npt.NDArray[np.
     return data.host.module, order
 
 
-__all__ = ["reordered_norm"]
+__all__ = ["norm_of", "reordered_norm"]
