@@ -8,6 +8,8 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ...ir import Value
+
 
 @dataclass(frozen=True)
 class OnnxOrigin:
@@ -24,6 +26,21 @@ class OnnxOrigin:
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
     parts: int = 1
+
+
+@dataclass(frozen=True)
+class OnnxForm:
+    """The one ONNX node that an IR node is written as, where the spelling of its op would need several.
+
+    Attributes:
+        kind: The operator.
+        inputs: The values that it reads.
+        attributes: Its attributes.
+    """
+
+    kind: str
+    inputs: tuple[Value, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ...hosts.torch.pickled import ShrunkModule
 from ...ir import Graph, Identity, ModelError, Node, Opaque, Scale, Tensor, Value, check_masks
 from ..emitted import Readers
 from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
-from .batch_norms import norm_of
+from .batch_norms import made_norm
 from .emitter import to_fx
 from .modules import ModuleTree
 from .names import arguments, constant_name, module_name
@@ -190,7 +190,7 @@ class _Anew(GraphWriter):
             return self.module(node.name, nn.Dropout(rate), self.value(node.required(0)))
         if isinstance(node.op, Scale):
             # Plain arithmetic, so that vectors keep their names and nothing but torch is needed.
-            norm = norm_of(node, self.tensor)
+            norm = made_norm(node, self.tensor)
             if norm is None:
                 return scale_calls(Speller(node, self), node.op)
             return self.module(node.name, norm, self.value(node.required(0)))

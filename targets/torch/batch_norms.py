@@ -21,7 +21,7 @@ from .parameters import hold
 _Order = npt.NDArray[np.int64]
 
 
-def norm_of(node: Node, tensor: Callable[[Tensor], torch.Tensor]) -> nn.Module | None:
+def made_norm(node: Node, tensor: Callable[[Tensor], torch.Tensor]) -> nn.Module | None:
     """A batch norm that computes what a Scale does, with the numbers of its channels in their order.
 
     Args:
@@ -31,15 +31,26 @@ def norm_of(node: Node, tensor: Callable[[Tensor], torch.Tensor]) -> nn.Module |
     Returns:
         A new module, or ``None`` if the Scale is no batch norm, or none any more.
     """
+    found = norm_of(node)
+    if found is None:
+        return None
+    norm, order = found
+    if isinstance(norm.host, nn.Module):
+        return _reordered(norm.host, order)
+    return _made(norm, order, node, tensor)
+
+
+def norm_of(node: Node) -> tuple[BatchNorm, npt.NDArray[np.int64]] | None:
+    """The batch norm that a Scale computes, and the order of its channels; ``None`` if it is no batch norm, or none any more."""
     scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
     if scale is None or shift is None:
         return None
     (norm, order), (other, same) = scale, shift
     if norm is not other or not np.array_equal(order, same):
         return None
-    if isinstance(norm.host, nn.Module):
-        return _reordered(norm.host, order) if _takes(norm.host, node) else None
-    return _made(norm, order, node, tensor)
+    if isinstance(norm.host, nn.Module) and not _takes(norm.host, node):
+        return None
+    return norm, order
 
 
 def _reordered(module: nn.Module, order: _Order) -> nn.Module:
@@ -55,8 +66,8 @@ def _reordered(module: nn.Module, order: _Order) -> nn.Module:
             if isinstance(tensor, nn.Parameter):
                 chosen = nn.Parameter(chosen, tensor.requires_grad)
             setattr(made, name, chosen)
-    found: nn.Module = made
-    return found
+    result: nn.Module = made
+    return result
 
 
 def _made(
@@ -120,4 +131,4 @@ def _part(node: Node, place: int, part: str) -> tuple[BatchNorm, _Order] | None:
     return data.host.norm, order
 
 
-__all__ = ["norm_of"]
+__all__ = ["made_norm", "norm_of"]

@@ -11,7 +11,7 @@ from torch import fx, nn
 from .... import ir
 from ....hosts.torch.modules.scale import Scale
 from ....ir import DType
-from ..batch_norms import norm_of
+from ..batch_norms import made_norm
 from ..parameters import hold
 from ..speller import Speller, spells
 
@@ -93,7 +93,7 @@ def cast(s: Speller, op: ir.Cast) -> fx.Node:
 @spells(ir.Scale)
 def scale(s: Speller, op: ir.Scale) -> fx.Node:
     """The batch norm that it was, perhaps with channels in another order; else ``Scale``, or products of computed vectors."""
-    norm = norm_of(s.node, s.out.tensor)
+    norm = made_norm(s.node, s.out.tensor)
     if norm is not None:
         return s.module(norm, s.value())
     rank = s.rank
