@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         kept_at,
         save_removal_plan,
     )
+    from .training.recovery.augmentation import Augmentation
+    from .training.recovery.files import RecoveredFile, recover_file
     from .training.recovery.recovery import Recovered, recover
     from .training.reorder import reorder_alike
     from .training.savings import removal_savings
@@ -45,6 +47,7 @@ from .targets.version import __version__ as __version__
 
 __all__ = [
     "DEFAULT_PIPELINE",
+    "Augmentation",
     "CalibrationData",
     "Context",
     "Exactness",
@@ -58,6 +61,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Recovered",
+    "RecoveredFile",
     "Report",
     "Rewriter",
     "ShrinkResult",
@@ -71,6 +75,7 @@ __all__ = [
     "kept_at",
     "plan",
     "recover",
+    "recover_file",
     "register",
     "removal_savings",
     "reorder_alike",
@@ -97,6 +102,8 @@ _HOMES = {
     ),
     "CalibrationData": ".data.calibration",
     **dict.fromkeys(("Recovered", "recover"), ".training.recovery.recovery"),
+    "Augmentation": ".training.recovery.augmentation",
+    **dict.fromkeys(("RecoveredFile", "recover_file"), ".training.recovery.files"),
     "Plan": ".planning.plan",
     "plan": ".planning.planner",
     "Report": ".report",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from ...ir import Value
+from ...ir import Tensor, Value
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read in the host model.
+        numbers: New numbers for constants that the model stores, by name: trained weights.
     """
 
     model: ModelProto
@@ -60,3 +62,4 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)

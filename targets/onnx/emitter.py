@@ -614,6 +614,7 @@ class _Emitter:
         total = len(self.source.node) - len(self.host.constant_nodes)
         if (
             self.added
+            or self.host.numbers
             or len(self.nodes) != total
             or sorted(self.verbatim)
             != sorted(set(range(len(self.source.node))) - set(self.host.constant_nodes.values()))
@@ -646,16 +647,18 @@ class _Emitter:
             stays = [v for v in model.graph.input if v.name in wanted | listed]
             del model.graph.input[:]
             model.graph.input.extend(stays)
-        for index in sorted(self.host.constant_nodes.values()):
-            if self.source.node[index].output[0] in wanted:
+        renewed = self._renewed(wanted)
+        for name, index in sorted(self.host.constant_nodes.items(), key=lambda item: item[1]):
+            if name in wanted and name not in renewed:
                 model.graph.node.append(self.source.node[index])
         model.graph.node.extend(self.nodes)
         for proto in self.source.initializer:
             if proto.name in wanted or proto.name in listed:
-                model.graph.initializer.append(proto)
+                model.graph.initializer.append(renewed.pop(proto.name, proto))
         for sparse in self.source.sparse_initializer:
-            if sparse.values.name in wanted:
+            if sparse.values.name in wanted and sparse.values.name not in renewed:
                 model.graph.sparse_initializer.append(sparse)
+        self.added += renewed.values()  # They were nodes, or sparse.
         # Some added tensors are unused: a written node may read another form of them, such as a transposed weight.
         added = [t for t in self.added if t.name in wanted]
         model.graph.initializer.extend(added)
@@ -691,6 +694,19 @@ class _Emitter:
                 info.name in made and (info.name in same or info.name in interior)
             ):
                 model.graph.value_info.append(info)
+
+    def _renewed(self, wanted: set[str]) -> dict[str, TensorProto]:
+        """Initializers for the host's constants that have new numbers."""
+        made = {}
+        for name, data in self.host.numbers.items():
+            if name in wanted:
+                if data.nbytes <= INLINE_BYTES:
+                    made[name] = proto_of(data, name)
+                else:
+                    kind = code_of(data.dtype)
+                    made[name] = TensorProto(name=name, data_type=kind, dims=data.shape)
+                    self.tensors[name] = data
+        return made
 
 
 def _copies(source: Any) -> dict[str, str]:

@@ -46,29 +46,39 @@ def to_module(graph: Graph, readers: Readers | None = None) -> fx.GraphModule:
     """
     if isinstance(graph.host, FxHost):
         return to_fx(graph)
+    return written_anew(graph, readers).assembled()
+
+
+def written_anew(graph: Graph, readers: Readers | None = None) -> Anew:
+    """The finished writer of a graph that did not come from torch, which knows what became of values and weights.
+
+    Raises:
+        ModelError: If there are nodes that torch cannot express; it names all of them.
+    """
     check_masks(graph)
-    first = _Anew(graph)
+    first = Anew(graph)
     first.write()
     if not first.refusals:
-        return first.assembled()
+        return first
     refused = first.refusals
     for _, other in () if readers is None else readers.again(graph):
         if len(other.inputs) != len(graph.inputs) or len(other.outputs) != len(graph.outputs):
             continue
-        second = _Anew(other)
+        second = Anew(other)
         second.write()
         if not second.refusals:
-            return second.assembled()
+            return second
         # The error names what is left in the reading that comes closest.
         refused = min(refused, second.refusals, key=len)
     raise ModelError(refusal_text(refused, "a torch module", most=len(refused)))
 
 
-class _Anew(GraphWriter):
+class Anew(GraphWriter):
     """Writes one graph that did not come from torch.
 
     Attributes:
         refusals: The nodes, inputs and outputs that cannot be written.
+        norms: The batch norms among the nodes, each with its module.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -76,6 +86,7 @@ class _Anew(GraphWriter):
         self.graph = graph
         self.host = graph.host if isinstance(graph.host, OnnxHost) else None
         self.refusals: list[Refusal] = []
+        self.norms: list[tuple[Node, nn.Module]] = []
         self.sizes = Sizes(self.call, self.value)
         self._node: Node | None = None
         self._anchor = next((v for v in graph.inputs if v.type.dtype is not None), None)
@@ -193,6 +204,7 @@ class _Anew(GraphWriter):
             norm = made_norm(node, self.tensor)
             if norm is None:
                 return scale_calls(Speller(node, self), node.op)
+            self.norms.append((node, norm))
             return self.module(node.name, norm, self.value(node.required(0)))
         return spell(node, self)
 
@@ -238,4 +250,4 @@ def _host_name(value: Value) -> str:
     return value.host if isinstance(value.host, str) else value.name
 
 
-__all__ = ["to_module"]
+__all__ = ["Anew", "to_module", "written_anew"]

@@ -52,6 +52,10 @@ class Parameters:
             return made
         return nn.Parameter(made, any(p.requires_grad for p in found))
 
+    def all(self) -> list[tuple[Tensor, torch.Tensor]]:
+        """The constants that tensors were made of, each with its tensor."""
+        return list(self._tensors.values())
+
     def made(self, data: Tensor) -> torch.Tensor:
         """A new tensor, on the device and in the memory format of the tensors that the constant is derived from."""
         sources = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
