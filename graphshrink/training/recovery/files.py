@@ -196,10 +196,10 @@ def _graph(model: Any, what: str) -> Graph:
 def _read(model: ModelProto, base: Path | None) -> Graph:
     """The graph of a model in memory; external data stay where they are."""
     from ...frontends.onnx.importer import from_onnx
-    from ...hosts.onnx.tensors import embed
+    from ...hosts.onnx.tensors import embed, tensors_in
 
     if base is not None:
-        embed(model, base)
+        embed(tensors_in(model), base)
     return from_onnx(model)
 
 
