@@ -157,18 +157,23 @@ def _labels(given: Any, samples: _Arrays | _Files, count: int) -> npt.NDArray[np
         names = [path.parent.name for path in samples.files]
         classes = {name: i for i, name in enumerate(sorted(set(names)))}
         return np.array([classes[name] for name in names])
-    if isinstance(given, str | Path):
-        try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{given} is not an .npy file of labels") from error
-    found = np.asarray(given)
+    found = _loaded(Path(given)) if isinstance(given, str | Path) else np.asarray(given)
     if found.shape != (count,) or found.dtype.kind not in "iu" or (count and found.min() < 0):
         raise UsageError(
             f"labels are whole numbers from 0 on, one for each of the {count} samples, not "
             f"{found.dtype} of shape {'x'.join(map(str, found.shape)) or 'a scalar'}"
         )
     return found.astype(np.int64)
+
+
+def _loaded(path: Path) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not an .npy file of labels") from error
+    if not isinstance(found, np.ndarray):
+        raise UsageError(f"{path} is not an .npy file of labels")
+    return found
 
 
 __all__ = ["LEAST", "Sample", "UnlabelledSamples", "read_unlabelled"]

@@ -201,7 +201,7 @@ def _check_trained(trainable: Trainable) -> None:
 
 def _takes_batches(module: nn.Module, guide: nn.Module, example: tuple[Any, ...]) -> bool:
     """Whether modules of a model that fixes its batch size take other sizes, and compute each sample alone."""
-    one = [torch.from_numpy(np.asarray(a))[None] for a in example]
+    one = [torch.tensor(a)[None] for a in example]
     two = [torch.cat([x, x.flip(-1) if x.is_floating_point() else x]) for x in one]
     with torch.no_grad():
         for each in (module, guide):
