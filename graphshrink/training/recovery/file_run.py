@@ -13,11 +13,12 @@ from torch import nn
 from ...data.unlabelled import read_unlabelled
 from ...ir import Graph, ModelError, UsageError
 from ...readers import HostReaders
-from ...targets.torch.anew import to_module
+from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
 from .augmentation import Augmentation
 from .batches import SampleBatches
-from .files import BATCH_SIZE, HeldOut, Judge, RecoveredFile, distill_loss
+from .feature_pairs import feature_pairs
+from .files import BATCH_SIZE, HeldOut, Judge, RecoveredFile, distill_loss, named
 from .optimizers import RelativeAdam
 from .recovery import recover
 
@@ -45,7 +46,9 @@ class FileRun:
         samples = read_unlabelled(self.student, given["data"], given["labels"])
         trainable = Trainable(self.student, HostReaders())
         _check_trained(trainable)
-        module, guide = trainable.module, to_module(self.teacher, HostReaders())
+        written = written_anew(self.teacher, HostReaders())
+        module, guide = trainable.module, written.assembled()
+        features = _features(trainable, self.teacher, written) if given["feature_weight"] else {}
         example = samples.sample(int(samples.training[0]))
         size = samples.fixed or given["batch_size"] or BATCH_SIZE
         judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
@@ -74,6 +77,8 @@ class FileRun:
                 unpack=lambda batch: (tuple(_formatted(x) for x in batch[0]), batch[1]),
                 teacher=guide,
                 distill_weight=1 - given["label_weight"],
+                features=features,
+                feature_weight=given["feature_weight"],
                 distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
                 optimizer=RelativeAdam(
                     [p for p in module.parameters() if p.requires_grad], given["lr"]
@@ -175,6 +180,16 @@ def _measured(judge: Judge, module: nn.Module) -> dict[str, float]:
     if found.accuracy is not None:
         record["accuracy"] = found.accuracy
     return record
+
+
+def _features(trainable: Trainable, teacher: Graph, written: Anew) -> dict[str, str]:
+    """The FX nodes of the student whose values are compared, each with the teacher's."""
+    theirs = {named(v): n.name for v, n in written.nodes.items()}
+    pairs = (
+        (trainable.values.get(named(own)), theirs.get(named(other)))
+        for own, other in feature_pairs(trainable.graph, teacher)
+    )
+    return {own: other for own, other in pairs if own is not None and other is not None}
 
 
 def _formatted(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,9 @@ BATCH_SIZE = 16
 LR = 2e-3
 """The learning rate if none is given: the part by which a step changes a weight, at most."""
 
-TEMPERATURE = 2.0
+TEMPERATURE = 1.0
+
+FEATURE_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def recover_file(
     batch_size: int | None = None,
     lr: float = LR,
     temperature: float = TEMPERATURE,
+    feature_weight: float = FEATURE_WEIGHT,
     clip: float | None = 5.0,
     warmup: float = 0.1,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -143,6 +146,7 @@ def recover_file(
         batch_size: The number of samples in a batch; 16 if not given, or what the model fixes.
         lr: The largest learning rate: the part of its size by which a step changes a weight.
         temperature: The divisor of the logits in distillation.
+        feature_weight: The weight of the relative squared error of values at the ends of blocks that both models have; 0 compares outputs alone.
         clip: The largest norm of the gradient.
         warmup: The share of all steps in which the learning rate rises.
         precision: As for :func:`graphshrink.recover`.
@@ -205,7 +209,7 @@ def _read(model: ModelProto, base: Path | None) -> Graph:
 
 def _check_alike(student: Graph, teacher: Graph) -> None:
     for what, one, other in (
-        ("inputs", [_named(v) for v in student.inputs], [_named(v) for v in teacher.inputs]),
+        ("inputs", [named(v) for v in student.inputs], [named(v) for v in teacher.inputs]),
         ("outputs", list(student.output_names), list(teacher.output_names)),
     ):
         if one != other:
@@ -215,11 +219,12 @@ def _check_alike(student: Graph, teacher: Graph) -> None:
     for a, b in zip(student.inputs, teacher.inputs, strict=True):
         if a.type.dtype != b.type.dtype or a.type.rank != b.type.rank:
             raise UsageError(
-                f"input {_named(a)!r} is {a.type} in the student, {b.type} in the teacher"
+                f"input {named(a)!r} is {a.type} in the student, {b.type} in the teacher"
             )
 
 
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
+    """The name of a value in its model."""
     return value.host if isinstance(value.host, str) else str(value.name)
 
 
@@ -270,7 +275,7 @@ class Judge:
         from ...planning.quality import model_runner
         from ...targets.onnx.emitter import to_onnx
 
-        feeds = [_named(v) for v in graph.inputs]
+        feeds = [named(v) for v in graph.inputs]
         base = getattr(graph.host, "base_dir", None)
         run = model_runner(to_onnx(graph), feeds, graph.output_names, base)
         return self.of([run(batch) for batch in self.batches])
@@ -317,4 +322,4 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
-__all__ = ["HeldOut", "Judge", "RecoveredFile", "distill_loss", "recover_file"]
+__all__ = ["HeldOut", "Judge", "RecoveredFile", "distill_loss", "named", "recover_file"]
