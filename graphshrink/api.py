@@ -58,7 +58,7 @@ class ShrinkResult:
 
     @cached_property
     def model(self) -> Any:
-        """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``.
+        """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``; for the target ``torch`` always the latter.
 
         It is made on first use, so that a model which is only saved is never in memory as a whole. A ``GraphModule`` shares
         the parameters that no pass changed with the given module.
@@ -66,6 +66,11 @@ class ShrinkResult:
         Raises:
             ModelError: If it cannot be written, or a module does not run on the example inputs.
         """
+        if self._kind == "onnx" and _is_torch_target(self._target):
+            from .readers import HostReaders
+            from .targets.torch.anew import to_module
+
+            return to_module(self.graph, HostReaders())
         if self._kind == "onnx":
             from .targets.onnx.emitter import to_onnx
 
@@ -206,6 +211,8 @@ def shrink(
             f"cannot dump graphs into {os.fspath(dump)!r}: a path cannot contain a NUL character"
         )
     chosen = None if target is None else known_target(target)
+    if _is_torch_target(target):
+        need_torch("the target torch")
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     keeps = chosen is None or chosen.defaults
@@ -215,7 +222,7 @@ def shrink(
         fixed_shapes,
         overridable_initializers and keeps,
         "--overridable-initializers keeps them as inputs" if keeps else "",
-        inline=bool(pipeline.passes),
+        inline=bool(pipeline.passes) or _is_torch_target(target),
     )
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
@@ -232,8 +239,11 @@ def shrink(
         )
     ctx = Context(
         seed=seed,
-        target=chosen.name if chosen is not None else kind,
-        unwritable=_unwritable(graph, kind),
+        # A module takes inputs of any size, whatever it will be saved as.
+        target=kind
+        if chosen is None or (kind == "fx" and _is_torch_target(target))
+        else chosen.name,
+        unwritable=_unwritable(graph, kind, target),
     )
     if progress is not None:
         ctx.progress = progress
@@ -275,12 +285,22 @@ def _without_numbers(graph: Graph) -> list[str]:
     ]
 
 
-def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
-    """A function that returns why a node cannot be written for the graph's own host, or ``None``."""
+def _is_torch_target(target: str | None) -> bool:
+    """Whether the text of a target names the one for torch modules."""
+    return target is not None and known_target(target).name == "torch"
+
+
+def _unwritable(graph: Graph, kind: str, target: str | None = None) -> Callable[[Node], str | None]:
+    """A function that returns why a node cannot be written for the graph's own host, nor for torch if that is the target, or ``None``."""
     if kind == "onnx":
         from .targets.onnx.emitter import unwritable
 
-        return unwritable(graph)
+        own = unwritable(graph)
+        if not _is_torch_target(target):
+            return own
+        from .targets.torch.emitter import problem
+
+        return lambda node: own(node) or problem(node)
     from .targets.torch.emitter import problem
 
     return problem
@@ -406,7 +426,7 @@ def _load(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
         )
     if _MODULE in kinds:
-        _need_torch()
+        need_torch()
         from .frontends.torch.importer import from_fx
 
         check_torch_model(model, kinds)
@@ -475,11 +495,16 @@ def _utf8_text(name: str) -> Iterator[None]:
         raise ModelError(f"{name} is damaged: it contains text that is not UTF-8") from error
 
 
-def _need_torch() -> None:
+def need_torch(what: str = "shrinking a torch module") -> None:
+    """Check that torch is installed.
+
+    Raises:
+        MissingExtra: If it is not.
+    """
     try:
         import_module("torch")
     except ImportError as error:
-        raise MissingExtra("shrinking a torch module", "torch", "torch") from error
+        raise MissingExtra(what, "torch", "torch") from error
 
 
 def _frames_inside() -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .hosts.torch import is_from_torch
-from .ir import Graph, Opaque, Tensor, TensorType
+from .ir import Graph, ModelError, Opaque, Tensor, TensorType
 from .ir.errors import listed
 
 
@@ -41,6 +41,21 @@ class HostReaders:
         if is_from_torch(graph):
             return readings(graph)
         return _written_out(graph)
+
+    def sized(self, graph: Graph) -> Graph | None:
+        """A torch model read again for inputs as large as the example inputs."""
+        from .frontends.torch.importer import from_fx
+        from .targets.torch.emitter import to_fx
+
+        inputs = graph.host.inputs or graph.host.exported
+        if inputs is None:
+            return None
+        try:
+            with _quiet():
+                return from_fx(to_fx(graph), inputs, fixed_sizes=True)
+        except ModelError as error:
+            logging.getLogger(__name__).info("the model cannot be read again: %s", error)
+            return None
 
 
 _MOST_BYTES = 1 << 30
@@ -101,9 +116,9 @@ def _exported(graph: Graph) -> Graph:
 
 def _through_onnx(graph: Graph) -> Graph:
     from .frontends.onnx import from_onnx
-    from .targets.onnx import to_onnx
+    from .targets.onnx.torch_exporter import exported
 
-    return _folded(from_onnx(to_onnx(graph)), graph)
+    return _folded(from_onnx(exported(graph)), graph)
 
 
 def _folded(found: Graph, graph: Graph) -> Graph:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
     from .depth.expand_linear import ExpandLinear
+    from .depth.fresh_norms import FreshNorms
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
     from .depth.removal_plan import RemovalPlan
@@ -60,6 +61,7 @@ _NAMES = {
     ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
     ".depth.expand_linear": ("ExpandLinear",),
+    ".depth.fresh_norms": ("FreshNorms",),
     ".depth.hoist_padding": ("HoistPadding",),
     ".depth.insert_gates": ("InsertGates",),
     ".depth.removal_plan": ("RemovalPlan",),
@@ -108,6 +110,7 @@ __all__ = [
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
+    "FreshNorms",
     "FuseDense",
     "FuseMoves",
     "Gram",

@@ -45,26 +45,32 @@ from .memory import find_writes, is_inplace
 from .modules import hooked
 from .ranks import told_ranks
 from .registry import Entry, ModuleEntry
-from .resized_runs import resized_runs
+from .resized_runs import OtherBatch, resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .runs import Runs
 from .sizes import asks_sizes, cuts_nothing, is_plain, known_sizes, placed
 from .trace import StateError, trace
 
 
-def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
+def from_fx(
+    module: fx.GraphModule,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    fixed_sizes: bool = False,
+) -> Graph:
     """Import a traced module; neither the module nor its graph is changed.
 
     Args:
         module: The module, in evaluation mode.
         example_inputs: Inputs from which shapes are found; nothing is computed on them.
+        fixed_sizes: Read the module for inputs as large as these, with batches of any size.
 
     Raises:
         ModelError: If a module is in training mode and would behave differently.
         DoesNotRun: If it does not run on the inputs.
         StateError: If it writes to its own tensors.
     """
-    return _Importer(module, example_inputs).run()
+    return _Importer(module, example_inputs, fixed_sizes).run()
 
 
 def tensor_of(found: torch.Tensor) -> Tensor | None:
@@ -83,8 +89,10 @@ def tensor_of(found: torch.Tensor) -> Tensor | None:
 
 
 class _Importer:
-    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
-        self.module, self.inputs = module, inputs
+    def __init__(
+        self, module: fx.GraphModule, inputs: tuple[Any, ...] | None, fixed: bool = False
+    ) -> None:
+        self.module, self.inputs, self.fixed = module, inputs, fixed
         self.graph = Graph(type(module).__name__.lower())
         self.values: dict[str, Value] = {}
         self.parameters: dict[int, Value] = {}
@@ -110,7 +118,7 @@ class _Importer:
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
             self.lengths = ran.lengths
             if asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types):
-                self.runs = resized_runs(self.module, self.inputs, self.types)
+                self.runs = resized_runs(self.module, self.inputs, self.types, self.fixed)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
@@ -141,6 +149,9 @@ class _Importer:
             alike=Alike(self.nodes, self.sizes, self.runs),
             baked=self.baked,
         )
+        if self.inputs is not None:
+            other = OtherBatch(self.module, self.inputs, self.runs)
+            self.graph.host = replace(self.graph.host, other_batch=other)
         raise_patterns(self.graph, _combine)
         return self.graph
 

@@ -19,7 +19,8 @@ from .logs import start_logging
 INTERRUPTED = 130
 _HELP = ("--help", "-h")
 COMMANDS = {
-    name: f".{name}" for name in ("shrink", "plan", "inspect", "compare", "bench", "passes", "ops")
+    name: f".{name}"
+    for name in ("shrink", "plan", "recover", "inspect", "compare", "bench", "passes", "ops")
 }
 """The commands in the order of the help, each with the module of this package that has a function of the same name."""
 

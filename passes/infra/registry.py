@@ -19,6 +19,7 @@ BUILT_IN = {
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",
+    "fresh-norms": "depth.fresh_norms:FreshNorms",
     "fuse-dense": "cleanup.fuse_dense:FuseDense",
     "fuse-moves": "cleanup.fuse_moves:FuseMoves",
     "hoist-padding": "depth.hoist_padding:HoistPadding",

@@ -6,7 +6,6 @@ the dotted name of what they replace, so that the result trains, pickles, export
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +15,13 @@ from torch import fx, nn
 from ...hosts.torch.buffers import keep_temporary, temporary
 from ...hosts.torch.calls import shape_of_other
 from ...hosts.torch.modules.gates import Switch
-from ...hosts.torch.modules.masks import OTHER_ORDER, Constant
+from ...hosts.torch.modules.masks import OTHER_ORDER
 from ...hosts.torch.origins import FxHost, FxOrigin
 from ...hosts.torch.pickled import ShrunkModule
 from ...ir import (
     Conv,
     Graph,
     Linear,
-    MaskedTensor,
     ModelError,
     Node,
     Opaque,
@@ -38,6 +36,7 @@ from .modules import ModuleTree, get
 from .parameters import Parameters
 from .spell import spell
 from .speller import TORCH_DTYPES
+from .writer import GraphWriter
 
 
 def to_fx(graph: Graph) -> fx.GraphModule:
@@ -100,19 +99,14 @@ def problem(node: Node) -> str | None:
     return None
 
 
-class _Emitter:
-    """Writes one graph; also the ``Writer`` of spellers."""
+class _Emitter(GraphWriter):
+    """Writes one graph that came from torch: copies the calls that are unchanged, and spells the others."""
 
     def __init__(self, graph: Graph, host: FxHost) -> None:
         self.graph, self.host = graph, host
-        self.out = fx.Graph()
         self.temporary = temporary(host.module)
-        self.tree = ModuleTree(host.module, self.temporary)
-        self.parameters = Parameters(host.module)
-        self.tensor, self.switch = self.parameters.tensor, self.parameters.switch
-        self.fill = self.parameters.fill
-        self.nodes: dict[Value, fx.Node] = {}
-        self.constants: dict[Value, fx.Node] = {}
+        tree = ModuleTree(host.module, self.temporary)
+        super().__init__(tree, Parameters(host.module), bool(host.module.training))
         self.host_nodes: dict[str, fx.Node] = {}
         self.by_name: dict[str, fx.Node] = {}
         self.places = {name: i for i, name in enumerate(host.order)}
@@ -174,50 +168,12 @@ class _Emitter:
             module.meta[OTHER_ORDER] = True
         return module
 
-    # What spellers call.
-
-    @property
-    def training(self) -> bool:
-        return bool(self.host.module.training)
-
-    def value(self, value: Value) -> fx.Node:
-        """The FX node that holds a value.
-
-        Raises:
-            ModelError: If nothing has made it yet.
-        """
-        if value in self.nodes:
-            return self.nodes[value]
-        if value.data is None:
-            raise ModelError(f"%{value.name} is used before it is made")
-        if value not in self.constants:
-            self.constants[value] = self._constant(value, value.data)
-        return self.constants[value]
-
-    def _constant(self, value: Value, data: Tensor) -> fx.Node:
-        if isinstance(data, MaskedTensor) and data.lasting:
-            held = Constant(nn.Parameter(torch.empty(0), requires_grad=False))
-            self.fill(held, "weight", data)
-            return self.out.call_module(self.tree.place(self.tree.free(value.name), held))
+    def _held(self, value: Value, data: Tensor) -> tuple[str, torch.Tensor]:
         if isinstance(data.host, torch.Tensor) and isinstance(value.host, tuple):
-            name = self.tree.place(str(value.host[1]), data.host)
-        else:
-            name = self.tree.free(value.name.replace("/", "."))
-            known = data.hosts is not None
-            made = self.tensor(data) if known else self.parameters.made(data)
-            name = self.tree.place(name, made)
-        return self.out.get_attr(name)
-
-    def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
-        """A call of a function, or of a method by name."""
-        if isinstance(function, str):
-            return self.out.call_method(function, args, kwargs)
-        return self.out.call_function(function, args, kwargs)
-
-    def module(self, name: str, made: nn.Module, *args: Any) -> fx.Node:
-        """A call of a new module under a dotted name like ``name``."""
-        made.train(self.training)
-        return self.out.call_module(self.tree.place(self.tree.free(name), made), args)
+            return str(value.host[1]), data.host
+        known = data.hosts is not None
+        made = self.tensor(data) if known else self.parameters.made(data)
+        return self.tree.free(value.name.replace("/", ".")), made
 
     # Nodes.
 
@@ -278,14 +234,7 @@ class _Emitter:
 
     def _spell(self, node: Node) -> None:
         """Write a node anew."""
-        made = spell(node, self)
-        for i, value in enumerate(node.outputs):
-            if isinstance(made, list):
-                self.nodes[value] = made[i]
-            elif len(node.outputs) == 1:
-                self.nodes[value] = made
-            elif value.use_count:
-                self.nodes[value] = self.call(operator.getitem, made, i)
+        self.written(node, spell(node, self))
 
     def _copy(self, node: Node, origin: FxOrigin) -> bool:
         """Copy the host nodes that an IR node came from; ``False`` where they no longer compute the same."""
@@ -423,8 +372,15 @@ class _DryWriter:
     def module(self, name: str, made: nn.Module, *args: Any) -> fx.Node:
         return self.stub
 
+    def as_sizes(self, value: Value) -> None:
+        return None
+
     def tensor(self, data: Tensor) -> torch.Tensor:
         return torch.empty(data.shape, device="meta")
+
+    def constant(self, value: Value) -> torch.Tensor:
+        assert value.data is not None
+        return self.tensor(value.data)
 
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return

@@ -16,7 +16,12 @@ from .speller import torch_dtype
 class Parameters:
     """Makes tensors of constants, one for all who read the same."""
 
-    def __init__(self, host: fx.GraphModule) -> None:
+    def __init__(self, host: fx.GraphModule | None = None) -> None:
+        """Start with no tensors.
+
+        Args:
+            host: The host module; ``None`` for a model that did not come from torch, whose weights all learn.
+        """
         self._host = host
         self._tensors: dict[int, tuple[Tensor, torch.Tensor]] = {}
         self._masks: dict[int, Mask] = {}
@@ -26,20 +31,30 @@ class Parameters:
         """The tensor of a constant, the same one each time: tied weights stay tied.
 
         A tensor of the host is that very tensor. One that is derived from parameters is a parameter, and learns if one of
-        them does; one that is derived from buffers and numbers is a buffer.
+        them does; one that is derived from buffers and numbers is a buffer. Without a host module, floats are parameters that learn.
         """
         if isinstance(data.host, torch.Tensor):
             return data.host
         if id(data) not in self._tensors:
             made = self.made(data)
-            hosts = data.hosts
-            sources = self._host.parameters() if hosts is None else hosts
-            found = [p for p in sources if isinstance(p, nn.Parameter)]
-            if (found or hosts is None) and made.is_floating_point():
-                made = nn.Parameter(made, any(p.requires_grad for p in found))
+            if made.is_floating_point():
+                made = self._learned(data, made)
             # The constant is kept, so that no other one gets its id.
             self._tensors[id(data)] = data, made
         return self._tensors[id(data)][1]
+
+    def _learned(self, data: Tensor, made: torch.Tensor) -> torch.Tensor:
+        if self._host is None:
+            return nn.Parameter(made)
+        sources = self._host.parameters() if data.hosts is None else data.hosts
+        found = [p for p in sources if isinstance(p, nn.Parameter)]
+        if not found and data.hosts is not None:
+            return made
+        return nn.Parameter(made, any(p.requires_grad for p in found))
+
+    def all(self) -> list[tuple[Tensor, torch.Tensor]]:
+        """The constants that tensors were made of, each with its tensor."""
+        return list(self._tensors.values())
 
     def made(self, data: Tensor) -> torch.Tensor:
         """A new tensor, on the device and in the memory format of the tensors that the constant is derived from."""
@@ -82,6 +97,8 @@ class Parameters:
 
     def _any(self) -> torch.Tensor | None:
         """A tensor of the host, whose device new ones get."""
+        if self._host is None:
+            return None
         return next(itertools.chain(self._host.parameters(), self._host.buffers()), None)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .... import ir
 from ....ir import DerivedTensor, SplatTensor, Tensor
+from ....ir.batch_norm import BatchNorm
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
@@ -55,7 +56,8 @@ def _scale(node: OnnxNode, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Te
     gamma, beta, mean, var = (t for t in tensors if t is not None)
     # onnx stores epsilon as float32; the shortest decimal recovers the intended number.
     eps = node.number("epsilon", 1e-5)
-    return batch_norm_scale(gamma, beta, mean, var, eps, node.type().dtype or gamma.dtype)
+    norm = BatchNorm(gamma, beta, mean, var, eps)
+    return batch_norm_scale(norm, node.type().dtype or gamma.dtype)
 
 
 @reads("LayerNormalization", makes=ir.LayerNorm, idle_results=True)

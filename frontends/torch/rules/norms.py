@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from .... import ir
-from ....hosts.torch.origins import BatchNormPart
 from ....ir import Value
+from ....ir.batch_norm import BatchNorm
 from ...lowering import Lowered, Path, Steps
 from ...lowering.base import first_of_several
 from ...lowering.norms import batch_norm_scale
@@ -38,10 +38,11 @@ def _batch_norm(call: Call) -> Lowered | None:
     if found[3] is not None and beta is None:
         return None
     epsilon = call.get(7, "eps", 1e-5)
-    parts = batch_norm_scale(gamma, beta, mean, var, epsilon, x.type.dtype or mean.dtype)
-    if call.module is not None:
-        parts[0].host = BatchNormPart(call.module, "scale")
-        parts[1].host = BatchNormPart(call.module, "shift")
+    norm = BatchNorm(gamma, beta, mean, var, epsilon, call.module)
+    parts = batch_norm_scale(norm, x.type.dtype or mean.dtype)
+    if call.module is None:
+        for part in parts:
+            part.host = None
     return ir.Scale(1), [x, *parts]
 
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from .... import ir
 from ....hosts.torch.modules.scale import Scale
 from ....ir import DType
-from ..batch_norms import reordered_norm
+from ..batch_norms import made_norm
 from ..parameters import hold
 from ..speller import Speller, spells
 
@@ -92,8 +92,8 @@ def cast(s: Speller, op: ir.Cast) -> fx.Node:
 
 @spells(ir.Scale)
 def scale(s: Speller, op: ir.Scale) -> fx.Node:
-    """The batch norm that it was, with channels in another order; else ``Scale``, or products of computed vectors."""
-    norm = reordered_norm(s.node)
+    """The batch norm that it was, perhaps with channels in another order; else ``Scale``, or products of computed vectors."""
+    norm = made_norm(s.node, s.out.tensor)
     if norm is not None:
         return s.module(norm, s.value())
     rank = s.rank
@@ -101,19 +101,20 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
     if rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
         raise s.refuse("of unknown rank")
     if any(v is not None and v.data is None for v in operands):
-        return _by_computed(s, op)
+        return scale_calls(s, op)
     made = Scale(None, None, rank - op.axis % rank - 1 if rank else 0)
     for name, value in zip(("scale", "shift"), operands, strict=True):
         if value is None or value.data is None:
             continue
-        vector = s.out.tensor(value.data)
+        vector = s.out.constant(value)
         shaped = vector.detach().clone().reshape(-1, *[1] * made.trailing)
         learned = isinstance(vector, nn.Parameter)
         hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
     return s.module(made, s.value())
 
 
-def _by_computed(s: Speller, op: ir.Scale) -> fx.Node:
+def scale_calls(s: Speller, op: ir.Scale) -> fx.Node:
+    """A product and a sum with vectors along an axis."""
     made = s.value()
     for index, function in ((1, torch.mul), (2, torch.add)):
         if s.node.input(index) is not None:

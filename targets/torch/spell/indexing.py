@@ -85,9 +85,15 @@ def range_(s: Speller, _: ir.Range) -> fx.Node:
     if s.dtype is None or not s.dtype.is_int:
         raise s.refuse("of numbers that are no integers, which torch would round otherwise,")
     start, limit, delta = (s.value(i) for i in range(3))
+    rest = {"dtype": s.dtype_of(s.dtype), "device": s.call(getattr, start, "device")}
+    known = [sizes[0] for sizes in map(s.sizes, range(3)) if sizes]
+    if len(known) == 3 and isinstance(known[2], int) and known[2]:
+        # torch takes no limit on the wrong side of the start.
+        end = s.call(torch.sym_max if known[2] > 0 else torch.sym_min, *known[:2])
+        return s.call(torch.arange, known[0], end, known[2], **rest)
     steps = s.call(torch.floor_divide, s.call(operator.sub, start, limit), delta)
     count = s.call("clamp", s.call(operator.neg, steps), min=0)
-    places = s.call(torch.arange, count, dtype=s.dtype_of(s.dtype))
+    places = s.call(torch.arange, count, **rest)
     return s.call(operator.add, s.call(operator.mul, places, delta), start)
 
 

@@ -20,7 +20,7 @@ def resize(s: Speller, op: ir.Resize) -> fx.Node:
     """``F.interpolate``."""
     mode = _mode(op, s.rank)
     kept = {0, 1} <= set(op.kept([s.node.required(0).type]))
-    if mode is None or not kept or op.exclude_outside:
+    if mode is None or not kept or op.exclude_outside != op.antialias:
         raise s.refuse(f"in mode {op.mode}, {op.coordinates} of these axes")
     rest: dict[str, Any] = {"mode": mode}
     if op.mode != "nearest":
@@ -38,10 +38,12 @@ def _mode(op: ir.Resize, rank: int | None) -> str | None:
     if op.mode == "nearest":
         modes = {("asymmetric", "floor"): "nearest", ("half_pixel", "round_prefer_ceil"): "nearest-exact"}  # fmt: skip
         return modes.get((op.coordinates, op.rounding)) if rank is not None else None
-    if op.coordinates not in ("half_pixel", "align_corners"):
+    if op.coordinates not in ("half_pixel", *([] if op.antialias else ["align_corners"])):
         return None
     if op.mode == "cubic":
-        return "bicubic" if rank == 4 and op.cubic == -0.75 else None
+        return "bicubic" if rank == 4 and op.cubic == (-0.5 if op.antialias else -0.75) else None
+    if op.antialias and rank != 4:
+        return None
     return _LINEAR.get(rank or 0)
 
 
