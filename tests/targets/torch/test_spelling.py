@@ -174,7 +174,7 @@ WITHOUT: dict[str, tuple[Any, ...]] = {
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
     "gru-reset-before": (ir.Gru(3), *lstm(1, 3)),
-    "gru-lengths": (ir.Gru(3, reset_after=True), *lstm(1, 3), np.int32([5, 3])),
+    "gru-lengths-back": (ir.Gru(3, "reverse", reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
 
 
