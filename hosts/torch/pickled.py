@@ -78,8 +78,8 @@ def _without_torch(found: Any) -> Any:
     if isinstance(found, torch._ops.HigherOrderOperator):
         return _Operator(("higher_order", found._name))
     if "<locals>" in getattr(found, "__qualname__", ""):
-        name = next((k for k, v in vars(nn.functional).items() if v is found), None)
-        return found if name is None else _Function(name)
+        known = next((k for k, v in vars(nn.functional).items() if v is found), None)
+        return found if known is None else _Function(known)
     return found
 
 
