@@ -65,6 +65,7 @@ _MOST_BYTES = 1 << 30
 def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
     """Read an ONNX model again, with opaque operators written as several others; yields nothing if there are none."""
     import onnx
+    from onnx import inliner
 
     from .frontends.onnx.importer import from_onnx
     from .frontends.onnx.written_out import OPERATORS, written_out
@@ -76,14 +77,19 @@ def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
     known = {name for name in opaque if onnx.defs.has(name)}
     model = to_onnx(graph)
     known |= OPERATORS & {node.op_type for node in model.graph.node}
-    if not known:
+    if not known and not model.functions:
         return
     base_dir = getattr(graph.host, "base_dir", None)
     if model.ByteSize() > _MOST_BYTES:
         return
     if base_dir is not None:
         embed(tensors_in(model), base_dir)
+    functions = [f.name for f in model.functions]
+    if functions:
+        model = inliner.inline_local_functions(model)
+        known |= {n.op_type for n in model.graph.node if onnx.defs.has(n.op_type)} & OPERATORS
     model, found = written_out(model, known)
+    found = [*functions, *found]
     if found:
         made = from_onnx(model, inline=True)
         Pipeline("fold-constants,prune-dead").run(made)

@@ -55,6 +55,13 @@ class _Operator:
     path: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Function:
+    """A function of ``torch.nn.functional`` that chooses between two others, and that pickle cannot find, by its name there."""
+
+    name: str
+
+
 def _stored(node: fx.Node) -> tuple[Any, ...]:
     args, kwargs = (map_aggregate(a, _without_torch) for a in (node.args, node.kwargs))
     return node.op, node.name, _without_torch(node.target), args, kwargs, node.type
@@ -70,6 +77,9 @@ def _without_torch(found: Any) -> Any:
         return _Operator(tuple(found._qualified_op_name.split("::")))
     if isinstance(found, torch._ops.HigherOrderOperator):
         return _Operator(("higher_order", found._name))
+    if "<locals>" in getattr(found, "__qualname__", ""):
+        known = next((k for k, v in vars(nn.functional).items() if v is found), None)
+        return found if known is None else _Function(known)
     return found
 
 
@@ -86,7 +96,7 @@ def _load(
             return made[stored.name]
         if isinstance(stored, _Operator):
             return reduce(getattr, stored.path, torch.ops)
-        return stored
+        return getattr(nn.functional, stored.name) if isinstance(stored, _Function) else stored
 
     for op, own, target, args, kwargs, kind in nodes:
         args, kwargs = (map_aggregate(a, found) for a in (args, kwargs))

@@ -385,6 +385,9 @@ class _DryWriter:
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return
 
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        return self.stub
+
     def switch(self, number: Value, mode: str) -> Switch:
         return Switch(mode, 0.0)
 

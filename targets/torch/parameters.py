@@ -95,6 +95,12 @@ class Parameters:
             self._switches[number] = found
         return self._switches[number]
 
+    @property
+    def device(self) -> torch.device:
+        """The device of new tensors."""
+        like = self._any()
+        return torch.device("cpu") if like is None or like.is_meta else like.device
+
     def _any(self) -> torch.Tensor | None:
         """A tensor of the host, whose device new ones get."""
         if self._host is None:

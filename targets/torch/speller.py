@@ -53,6 +53,9 @@ class Writer(Protocol):
     def constant(self, value: Value) -> torch.Tensor:
         """The tensor of a constant that is no weight of a layer: a parameter if it learns."""
 
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        """Numbers that a rule computes, as a buffer under a dotted name like ``name``."""
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
 
