@@ -22,13 +22,17 @@ from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
 def from_export(
-    program: torch.export.ExportedProgram, inputs: tuple[Any, ...] | None = None
+    program: torch.export.ExportedProgram,
+    inputs: tuple[Any, ...] | None = None,
+    *,
+    fixed_sizes: bool = False,
 ) -> Graph:
     """Import an exported program.
 
     Args:
         program: The program.
         inputs: Inputs from which shapes are found, where those of the program are open.
+        fixed_sizes: Read it for inputs as large as these, with batches of any size.
 
     Raises:
         ModelError: If the program writes to its buffers or inputs.
@@ -44,7 +48,7 @@ def from_export(
         raise ModelError("the exported program has no graph module")
     _record_guards(module)
     notes = inline_regions(module)
-    graph = from_fx(module, inputs)
+    graph = from_fx(module, inputs, fixed_sizes=fixed_sizes)
     graph.notes += notes
     args, keywords = program.example_inputs or ((), {})
     if inputs is None and args and not keywords:

@@ -288,13 +288,11 @@ def _from_torch(
         return _native(graph, opset, any_batch)
     except _NotNative as error:
         reason = str(error)
-    again = None if readers is None else readers.sized(graph)
-    if again is not None:
+    for how, again in () if readers is None else readers.sized(graph):
         with suppress(_NotNative):
             found = _native(again, opset, any_batch)
-            note = f"sizes that follow others than the batch are those of example_inputs: {reason}"
-            return replace(found, notes=(note, *found.notes))
-    note = f"written by torch's exporter, for one batch size and with its own names: {reason}"
+            return replace(found, notes=(f"{how}: {reason}", *found.notes))
+    note = f"written by torch's exporter, for one batch size and under its own names: {reason}"
     try:
         return Written(exported(graph, options.opset), {}, (note,))
     except ModelError as error:
@@ -309,20 +307,22 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
         ModelError: If a newer opset would do.
         UsageError: If the types of inputs are not known.
     """
-    from .from_torch import hostless, needed_nodes, unknown_calls
+    from .from_torch import hostless, needed
 
-    nodes = needed_nodes(graph)
-    unknown = unknown_calls(nodes)
+    wanted = needed(graph, any_batch)
+    unknown = wanted.unknown()
     if unknown:
         calls = [
             f"{kind} ({listed(names)}{': ' + why if why else ''})"
             for (kind, why), names in unknown.items()
         ]
         raise _NotNative(f"the IR does not express {'; '.join(calls)}")
-    made, notes = hostless(graph, nodes, any_batch)
+    made, notes = hostless(graph, wanted, any_batch)
     refused = [(n, why) for n in made.nodes if n.origin is None and (why := problem(n, opset))]
     if refused:
-        reasons = "; ".join(f"{node.name}: {why}" for node, why in refused[:5])
+        reasons = "; ".join(
+            f"{node.name}: {why.partition(' in opset')[0]}" for node, why in refused[:5]
+        )
         for newer in range(opset + 1, NEWEST_OPSET + 1):
             if not any(problem(node, newer) for node, _ in refused):
                 raise ModelError(
