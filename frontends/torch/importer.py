@@ -397,6 +397,7 @@ class _Importer:
             own = node.name if single else f"{node.name}_{op.name.lower()}_{number}"
             if node.op == "call_module":
                 own = str(node.target) if single else f"{node.target}_{op.name.lower()}_{number}"
+                own = f"{node.target}.{named}" if (named := steps.names.get(number)) else own
             elif mine[0] and not single:
                 own = mine[0]
             made.append(

@@ -26,6 +26,7 @@ from ...hosts.torch.modules.gates import Gate
 from ...hosts.torch.modules.masks import Constant
 from ...ir import ModelError
 from .proxies import EXAMPLE, TensorProxy
+from .transformers import PARTS, written_out
 
 
 class StateError(ModelError):
@@ -110,13 +111,13 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (Gate, Constant)) or module_qualified_name in self.leaves:
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return type(m) not in PARTS and super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise NotTraceable("parts of it compute under autocast")
-        if self.gradients and not torch.is_grad_enabled() and _NO_GRADIENTS not in self.notes:
-            self.notes.append(_NO_GRADIENTS)
+        if self.gradients and not torch.is_grad_enabled():
+            self._note(_NO_GRADIENTS)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -135,11 +136,16 @@ class _Tracer(fx.Tracer):
         self.inputs, self.own, self.notes = inputs, {}, []
         self.num_calls.clear()
         try:
-            graph = self.trace(module)
+            with written_out(self._note):
+                graph = self.trace(module)
         finally:
             for name in self.own:
                 self.own[name] = module.__dict__.pop(name, None)
         return graph
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

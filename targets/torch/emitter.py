@@ -108,7 +108,7 @@ class _Emitter:
         self.out = fx.Graph()
         self.temporary = temporary(host.module)
         self.tree = ModuleTree(host.module, self.temporary)
-        self.parameters = Parameters(host.module)
+        self.parameters = Parameters(host.module, self.temporary)
         self.tensor, self.switch = self.parameters.tensor, self.parameters.switch
         self.fill = self.parameters.fill
         self.nodes: dict[Value, fx.Node] = {}
@@ -122,6 +122,11 @@ class _Emitter:
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
         self.memory = Memory(graph, host, self.out, self.host_nodes)
+        self.read = {
+            str(v.host[1])
+            for v in graph.constants
+            if v.use_count and isinstance(v.host, tuple) and v.host[0] == "tensor"
+        }
 
     def open_groups(self, wanted: Sequence[Value]) -> None:
         """Write the nodes of a group one by one where a value between them is wanted."""
@@ -202,11 +207,28 @@ class _Emitter:
         if isinstance(data.host, torch.Tensor) and isinstance(value.host, tuple):
             name = self.tree.place(str(value.host[1]), data.host)
         else:
-            name = self.tree.free(value.name.replace("/", "."))
+            name = self._own_name(value) or self.tree.free(value.name.replace("/", "."))
             known = data.hosts is not None
             made = self.tensor(data) if known else self.parameters.made(data)
             name = self.tree.place(name, made)
         return self.out.get_attr(name)
+
+    def _own_name(self, value: Value) -> str | None:
+        """The host's name of the parameter that a new constant replaces, where nothing reads that parameter any more."""
+        name = None if value.data is None else self.parameters.place(value.data)
+        if name is None or name in self.read or self.tree.within(name):
+            return None
+        self.read.add(name)
+        return name
+
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
+        if value is None or value.data is None:
+            return False
+        if isinstance(value.data, MaskedTensor) and value.data.lasting:
+            return False
+        name = self.parameters.place(value.data)
+        return name is not None and name.rpartition(".")[2] != "weight"
 
     def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of a function, or of a method by name."""
@@ -428,6 +450,9 @@ class _DryWriter:
 
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return
+
+    def bare(self, value: Value | None) -> bool:
+        return False
 
     def switch(self, number: Value, mode: str) -> Switch:
         return Switch(mode, 0.0)

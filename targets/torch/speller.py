@@ -44,6 +44,9 @@ class Writer(Protocol):
     def tensor(self, data: Tensor) -> torch.Tensor:
         """The numbers of a constant, on the device of the host's parameters."""
 
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
 
