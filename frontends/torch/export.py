@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map
 
+from ...hosts.torch.arguments import name_arguments
 from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...ir import Graph, ModelError
 from .fake_run import shapes_of, unlogged
@@ -22,13 +24,16 @@ from .trace import StateError, acts_alike, keeps_state, random_kept
 
 
 def from_export(
-    program: torch.export.ExportedProgram, inputs: tuple[Any, ...] | None = None
+    program: torch.export.ExportedProgram,
+    inputs: tuple[Any, ...] | None = None,
+    forward: Callable[..., Any] | None = None,
 ) -> Graph:
     """Import an exported program.
 
     Args:
         program: The program.
         inputs: Inputs from which shapes are found, where those of the program are open.
+        forward: What was exported with these inputs; the result is called like it.
 
     Raises:
         ModelError: If the program writes to its buffers or inputs.
@@ -42,6 +47,8 @@ def from_export(
     module = program.module()
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelError("the exported program has no graph module")
+    if forward is not None and inputs is not None:
+        name_arguments(module, forward, inputs)
     _record_guards(module)
     notes = inline_regions(module)
     graph = from_fx(module, inputs)
@@ -123,6 +130,8 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> Exported:
             "ignore"
         )  # Warnings about torch's internals, which users cannot act on.
         program, note = _of_any_size(shared.module, inputs)
+        if program is None and _register_results(model, inputs):
+            program, note = _of_any_size(shared.module, inputs)
         if program is None:
             program = torch.export.export(shared.module, inputs)
         kept = _left_behind(model, inputs)
@@ -183,12 +192,35 @@ def _open(x: Any, axes: int | None) -> Any:
 
 def _left_behind(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     """The attributes that a call changes, found by a call on fake tensors: torch.export itself restores most of them."""
+    return _faked(model, inputs)[1]
+
+
+def _register_results(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Tell torch of dataclasses that a module returns, which it does not export otherwise; whether there are any."""
+    pending, found = [_faked(model, inputs)[0]], dict[type, None]()
+    while pending:
+        value = pending.pop()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if type(value) not in SUPPORTED_NODES:
+                found[type(value)] = None
+            pending += [getattr(value, f.name) for f in dataclasses.fields(value)]
+        elif isinstance(value, (tuple, list)):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+    for kind in found:
+        torch.export.register_dataclass(kind)
+    return bool(found)
+
+
+def _faked(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """What a call on fake tensors returns, and the attributes that it changes."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shared = ModuleCopy(model, mode.from_tensor)
     fakes = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, inputs)
     try:
         with mode, torch.no_grad():
-            shared.module(*fakes)
+            returned = shared.module(*fakes)
     except Exception:
-        return {"what a run on example_inputs alone can tell": None}
-    return shared.changed()
+        return None, {"what a run on example_inputs alone can tell": None}
+    return returned, shared.changed()
