@@ -203,7 +203,11 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs]]] = {
     "ConvNextV2Model": ("ConvNextV2Config", _STAGES, _image),
     "LevitModel": ("LevitConfig", {"image_size": 64, "depths": [1, 1, 1]}, _image),
     "PoolFormerModel": ("PoolFormerConfig", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, _image),
-    "EfficientNetModel": ("EfficientNetConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.25}, _image),
+    "EfficientNetModel": (
+        "EfficientNetConfig",
+        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
+        _image,
+    ),
     "Wav2Vec2Model": ("Wav2Vec2Config", _SPEECH, _speech),
     "HubertModel": ("HubertConfig", _SPEECH, _speech),
 }  # fmt: skip

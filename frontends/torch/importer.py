@@ -39,10 +39,12 @@ from ..raising.patterns import raise_patterns
 from ..support import LeftAlone, limit
 from .alike import Alike
 from .call import Call
+from .computed import Computed
 from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
+from .pieces import pieces_taken_once
 from .ranks import told_ranks
 from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
@@ -102,6 +104,7 @@ class _Importer:
         self.named: set[str] = set()
         self.runs = Runs()
         self.baked: dict[str, str] = {}
+        self.computed = Computed(module, [], ())
 
     def run(self) -> Graph:
         self._check_mode()
@@ -120,11 +123,14 @@ class _Importer:
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
+        self.module = pieces_taken_once(self.module, self.lengths)
+        self.nodes = list(self.module.graph.nodes)
         self.sizes = known_sizes(self.nodes, results, self.runs)
         writes = find_writes(self.nodes, self.modules, self.sizes)
         self.barrier = writes.barriers
         self.graph.notes += writes.notes
         self._hold_layouts()
+        self.computed = Computed(self.module, self.nodes, self.barrier)
         for node in self.nodes:
             if node.name not in self.taken and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
@@ -220,6 +226,7 @@ class _Importer:
             self._opaque(node, barrier)
         else:
             self._call_node(node)
+            self._fold(node)
 
     def _call_node(self, node: fx.Node) -> None:
         """Import a call: as its rule says, or opaque with the reason."""
@@ -234,6 +241,12 @@ class _Importer:
             self._steps(node, lowered)
         else:
             self._canonical(node, *lowered)
+
+    def _fold(self, node: fx.Node) -> None:
+        """Give a weight that is computed from the module's tensors its numbers; the calls stay, and still compute it."""
+        value, data = self.values.get(node.name), self.computed.weight(node)
+        if value is not None and value.data is None and data is not None:
+            value.data, value.type = data, data.type
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]
@@ -455,8 +468,10 @@ class _Importer:
 
     def _named(self, node: fx.Node, inputs: Sequence[Value | None]) -> str:
         """The name of a call: that of the module whose weight it reads, where an export has no modules."""
-        weight = inputs[1] if len(inputs) > 1 and is_aten(node.target) else None
+        weight = inputs[1] if len(inputs) > 1 and node.op == "call_function" else None
         held = weight.host if weight is not None else None
+        if isinstance(held, str):
+            held = ("tensor", self.computed.owner(held) or "")
         if not (isinstance(held, tuple) and held[0] == "tensor"):
             return node.name
         prefix, _, last = str(held[1]).rpartition(".")

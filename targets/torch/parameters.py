@@ -79,9 +79,10 @@ class Parameters:
         mask_weight(module, self._masks[id(weight)])
 
     def place(self, data: Tensor) -> str | None:
-        """The name that the host has for the one parameter which a constant of the same shape is made from."""
-        found = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
-        if len(found) != 1 or tuple(found[0].shape) != data.shape:
+        """The name that the host has for the one parameter of the same shape which a constant is made from."""
+        hosts = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
+        found = [h for h in hosts if tuple(h.shape) == data.shape]
+        if len(found) != 1:
             return None
         if not self._names:
             named = self._host.named_parameters(remove_duplicate=False)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from graphshrink import ModelError, UsageError, shrink, shrink_graph
+from graphshrink.frontends.torch.export import _record_guards
 
 
 class Net(nn.Module):
@@ -312,3 +313,22 @@ def test_classes_of_results_that_are_dicts() -> None:
     got = shrink_graph(model, example_inputs=(x,))(x)
     assert type(got) is Mapped
     torch.testing.assert_close(got["y"], model(x).y)
+
+
+def test_checks_with_several_conditions_are_pickled() -> None:
+    conditions = [
+        "L['x'].size()[1] == 3 or L['x'].size()[2] > 4",
+        "not L['x'].size()[0] == 9",
+        "2 <= L['x'].size()[3] <= 9",
+    ]
+    model, x = Checked(), torch.randn(2, 3, 8, 8)
+    dims = dict.fromkeys(range(4), torch.export.Dim.AUTO)
+    module = torch.export.export(model, (x,), dynamic_shapes=(dims,)).module()
+    path = ((torch.utils._pytree.MappingKey("x"),),)
+    module._guards_fn = torch.export._unlift._convert_guards_code_to_fn(conditions, path)
+    _record_guards(module)  # type: ignore[arg-type]
+    guards = pickle.loads(pickle.dumps(module._guards_fn))
+    guards(x)
+    for wrong in (x[..., :1], torch.zeros(9, 3, 8, 8), torch.zeros(1, 2, 3, 3)):
+        with pytest.raises(AssertionError, match="Guard failed"):
+            guards(wrong)
