@@ -45,7 +45,7 @@ from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
 from .pieces import pieces_taken_once
-from .ranks import told_ranks
+from .ranks import told_ranks, two_axes
 from .registry import Entry, ModuleEntry
 from .resized_runs import resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
@@ -120,6 +120,7 @@ class _Importer:
             results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
                 results = told_ranks(self.module)
+                self.types = dict.fromkeys(two_axes(self.module), TensorType(None, (None, None)))
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )

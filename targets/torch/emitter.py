@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from ...hosts.torch.buffers import keep_temporary, temporary
-from ...hosts.torch.calls import shape_of_other
+from ...hosts.torch.calls import call_name, shape_of_other
 from ...hosts.torch.modules.gates import Switch
 from ...hosts.torch.modules.masks import OTHER_ORDER, Constant
 from ...hosts.torch.origins import FxHost, FxOrigin
@@ -363,10 +363,23 @@ class _Emitter:
                     source.name in names or source.name in origin.nodes or source.op == "get_attr"
                 )
                 # A state of zeros is read by the host alone.
-                known = known or (origin.parts > 1 and source.name in self.host_nodes)
+                known = known or (origin.parts > 1 and self._has_zeros(source))
                 known = known or self._as_large(found, source) is not None
                 if not known and not (source.name in bases and self._has_size(source)):
                     return False
+        return True
+
+    def _has_zeros(self, source: fx.Node) -> bool:
+        """Whether a state is written, which the host alone reads; zeros that no node makes any more are written again."""
+        if source.name in self.host_nodes:
+            return True
+        if source.op != "call_function" or call_name(source.target) != "zeros":
+            return False
+        if not all(self._has_size(s) for s in source.all_input_nodes):
+            return False
+        copied = self.out.node_copy(source, lambda s: self.host_nodes[s.name])
+        self.host_nodes[source.name] = copied
+        self.computed.append((copied, source))
         return True
 
     def _as_large(self, found: fx.Node, source: fx.Node) -> fx.Node | None:
