@@ -566,7 +566,7 @@ def _traced_or_exported(model: Any, name: str, inputs: tuple[Any, ...] | None) -
         if isinstance(failure, DoesNotRun):
             raise failure from error
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    graph = from_export(made.program, inputs)
+    graph = from_export(made.program, inputs, model.forward)
     graph.notes += [made.note] if made.note else []
     graph.notes.append(
         f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "

@@ -20,6 +20,7 @@ from torch.fx.graph_module import reduce_graph_module
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import TreeSpec, tree_leaves
 
+from .arguments import ArgumentsCodeGen
 from .buffers import keep_temporary, temporary
 
 
@@ -113,6 +114,8 @@ def _load(
 def _comes_back(module: fx.GraphModule, body: Mapping[str, Any], imports: str) -> bool:
     """Whether torch's form of a module is loaded as the same graph."""
     if any(not torch.is_tensor(held) for held in _read(module)) or temporary(module):
+        return False
+    if isinstance(module.graph._codegen, ArgumentsCodeGen):
         return False
     info = getattr(module.graph._codegen, "pytree_info", None)
     if info is not None and not (info.out_spec is None or _is_plain(info.out_spec)):

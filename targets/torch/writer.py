@@ -78,6 +78,10 @@ class GraphWriter:
         name = self.tree.free(name.replace("/", ".").strip("."))
         return self.out.get_attr(self.tree.place(name, made.to(device)))
 
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is that of a module of another kind, and no layer's own ``weight``."""
+        return False
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
         return self.parameters.switch(number, mode)

@@ -10,7 +10,7 @@ from ....ir import Shape, SplatTensor
 from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped
 from ...lowering import Lowered, Steps
-from ...lowering.activations import activation, clip, gelu, softmax
+from ...lowering.activations import SHRINKS, activation, clip, gelu, shrink, softmax
 from ...lowering.arithmetic import scale_place
 from ...lowering.base import Builder
 from ...support import LeftAlone
@@ -80,6 +80,11 @@ def _between_values(node: OnnxNode) -> Steps | None:
         if bound is not None:
             last = made.add(op, last, bound)
     return made.steps()
+
+
+@reads("Shrink", makes=SHRINKS, note="floats", several=True)
+def _shrink(node: OnnxNode) -> Steps | None:
+    return shrink(node.required(0), node.number("lambd", 0.5), node.number("bias", 0.0))
 
 
 @reads("Gelu", makes=[(ir.Activation, "gelu"), (ir.Activation, "gelu_tanh")])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphshrink import PassError, ir, shrink_graph
+from graphshrink import PassError, ir, shrink, shrink_graph
 from graphshrink.frontends.torch.importer import from_fx
 from graphshrink.frontends.torch.trace import trace
 from graphshrink.ir import ArrayTensor, Graph, ModelError, Opaque, Rewriter
@@ -333,3 +333,26 @@ def test_a_value_that_is_returned_twice_is_two_outputs() -> None:
     for passes in (None, [respell]):
         small = shrink_graph(model, passes, example_inputs=(x,), check=True)
         torch.testing.assert_close(small(x), model(x))
+
+
+def test_uneven_padding_is_merged_once() -> None:
+    """torch writes it as a call in front of the convolution, which another run leaves there."""
+    model = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)
+    ).eval()
+    x = torch.randn(1, 3, 8, 8)
+    first = shrink(model, example_inputs=(x,))
+    again = shrink(first.model, example_inputs=(x,))
+    assert [
+        r
+        for p in first.report.passes
+        if p.text == "merge-linear"
+        for r in p.rewrites
+        if "Pad" in r.what
+    ]
+    merges = [p for p in again.report.passes if p.text == "merge-linear"]
+    assert not merges[0].rewrites
+    assert [q.reason for q in merges[0].refusals] == [
+        "not merged with pad: torch pads unevenly by a call of its own"
+    ]
+    torch.testing.assert_close(again.model(x), model(x), rtol=1e-4, atol=1e-5)
