@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from .bodies import body_pipeline
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
@@ -20,7 +21,7 @@ from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.infra.difference import largest_difference
 from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
-from .report import Report, Size
+from .report import Report, size_with_bodies
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
     emitted_session,
@@ -241,9 +242,9 @@ def shrink(
         from .data.calibration import calibrated
 
         ctx.calibration = calibrated(graph, kind, calibration, progress)
-    before = Size.of(graph)
-    records = pipeline.run(graph, ctx, watching)
-    after = Size.of(graph)
+    before = size_with_bodies(graph)
+    records = body_pipeline(pipeline, graph).run(graph, ctx, watching)
+    after = size_with_bodies(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     if kind == "fx":
         from .targets.torch.fixed_sizes import fixed_sizes

@@ -125,19 +125,26 @@ def from_onnx(
     return graph
 
 
-def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
+def _inlined(
+    proto: ModelProto,
+    folder: Path | None,
+    copy: bool,
+    tensors: Mapping[str, Tensor] | None = None,
+    reserved: frozenset[str] = frozenset(),
+) -> Graph:
     """Import a model in which each If with a known condition is replaced by the branch that it takes."""
     resolved: list[str] = []
     for _ in range(_MOST_NESTED):
-        importer = _Importer(proto, folder)
+        importer = _Importer(proto, folder, tensors, reserved)
         importer.read_graph()
         if not importer.decided:
             break
         if copy and not resolved:
             proto = ModelProto.FromString(proto.SerializeToString())
         resolved += importer.decided
-        inline_branches(proto, importer.decided)
-    graph = _Importer(proto, folder).run() if importer.decided else importer.raised()
+        inline_branches(proto, importer.decided, reserved)
+    undecided = not importer.decided
+    graph = importer.raised() if undecided else _Importer(proto, folder, tensors, reserved).run()
     if resolved:
         graph.notes.append(
             f"{len(resolved)} Ifs have a known condition and are the branch that they take: {listed(resolved)}"
@@ -147,6 +154,23 @@ def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
 
 _MOST_NESTED = 16
 """Ifs that are nested deeper than this are not inlined."""
+
+
+def from_body(
+    model: ModelProto,
+    base_dir: Path | None,
+    tensors: Mapping[str, Tensor],
+    reserved: frozenset[str],
+) -> Graph:
+    """Import the body of a node that was made a model of its own; Ifs with a known condition are replaced by their branch.
+
+    Args:
+        model: The model, which may be changed. What the body captures is an input or an initializer.
+        base_dir: The folder of its external data.
+        tensors: The numbers of initializers that are placeholders.
+        reserved: Names of the scopes around it, which new values must not take.
+    """
+    return _inlined(model, base_dir, False, tensors, reserved)
 
 
 def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
@@ -170,20 +194,25 @@ def value_types(
         tensors: The numbers of these placeholders.
         base_dir: The folder of its external data.
     """
-    importer = _Importer(model, base_dir)
-    importer.tensors = tensors
+    importer = _Importer(model, base_dir, tensors)
     importer.read_graph()
     return {name: value.type for name, value in importer.values.items()}
 
 
 class _Importer:
-    def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
-        self.model, self.base_dir = model, base_dir
+    def __init__(
+        self,
+        model: ModelProto,
+        base_dir: Path | None,
+        tensors: Mapping[str, Tensor] | None = None,
+        reserved: frozenset[str] = frozenset(),
+    ) -> None:
+        self.model, self.base_dir, self.reserved = model, base_dir, reserved
         self.graph = Graph(text_of(model.graph.name) or "graph")
         versions = {o.domain: o.version for o in model.opset_import}
         self.opset = versions.get("", versions.get("ai.onnx", 1))
         self.functions = {(f.domain, f.name) for f in model.functions}
-        self.tensors: Mapping[str, Tensor] = {}
+        self.tensors = tensors or {}
         self.values: dict[str, Value] = {}
         self.types: dict[str, TensorType] = {}
         self.constant_nodes: dict[str, int] = {}
@@ -236,7 +265,14 @@ class _Importer:
         for item in host.output:
             self.graph.add_output(self.values[item.name], item.name)
         idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
-        self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
+        self.graph.host = OnnxHost(
+            self.model,
+            self.base_dir,
+            self.opset,
+            self.constant_nodes,
+            idle,
+            reserved=self.reserved,
+        )
 
     # Names and types.
 
@@ -536,4 +572,11 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types", "with_constant_defaults"]
+__all__ = [
+    "OnnxHost",
+    "OnnxOrigin",
+    "from_body",
+    "from_onnx",
+    "value_types",
+    "with_constant_defaults",
+]

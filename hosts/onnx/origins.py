@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read in the host model.
+        rewritten: Nodes that replace nodes of the model, by index: their bodies were rewritten.
+        reserved: Names of the scopes around a body, which new values of the body must not take.
     """
 
     model: ModelProto
@@ -43,3 +46,9 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    rewritten: Mapping[int, NodeProto] = field(default_factory=dict)
+    reserved: frozenset[str] = frozenset()
+
+    def node(self, index: int) -> NodeProto:
+        """The host node at an index, with the bodies that it has now."""
+        return self.rewritten.get(index) or self.model.graph.node[index]
