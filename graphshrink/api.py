@@ -37,7 +37,7 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 from .torch_models import check_torch_model, not_a_torch_file, positional
 
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,deduplicate,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,fuse-patterns,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
@@ -235,6 +235,7 @@ def shrink(
         seed=seed,
         target=chosen.name if chosen is not None else kind,
         unwritable=_unwritable(graph, kind),
+        host_nodes=_host_nodes(graph, kind),
     )
     if progress is not None:
         ctx.progress = progress
@@ -285,6 +286,15 @@ def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
     from .targets.torch.emitter import problem
 
     return problem
+
+
+def _host_nodes(graph: Graph, kind: str) -> Callable[[Node], int] | None:
+    """A function that returns the number of nodes that the graph's own host would write a node with, for hosts that have several forms."""
+    if kind != "onnx":
+        return None
+    from .targets.onnx.emitter import node_count
+
+    return node_count(graph)
 
 
 _Run = Callable[[Graph], list[Any]]

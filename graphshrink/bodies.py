@@ -47,10 +47,15 @@ class ShrinkBodies(Pass):
 
     def _shrink(self, body: Body, node: Node, rw: Rewriter, ctx: Context) -> bool:
         """Run the passes on a body; returns whether it changed."""
-        from .targets.onnx.emitter import unwritable
+        from .targets.onnx.emitter import node_count, unwritable
 
         steps = [step for step in self.passes if step.exactness is Exactness.EXACT]
-        inner = Context(seed=ctx.seed, target=ctx.target, unwritable=unwritable(body.graph))
+        inner = Context(
+            seed=ctx.seed,
+            target=ctx.target,
+            unwritable=unwritable(body.graph),
+            host_nodes=node_count(body.graph),
+        )
         where = f" in {body.name} of {node.name}"
         try:
             records = body_pipeline(Pipeline(steps), body.graph).run(body.graph, inner)

@@ -332,7 +332,9 @@ class _Importer:
         known = (node.domain, node.op_type) not in self.functions and domain
         # onnx and onnxruntime would look for the file in another folder if they are given this node alone.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
-        entry = RULES.get(node.op_type) if known and any(node.output) else None
+        own = known or (node.domain, node.op_type) not in self.functions
+        key = node.op_type if known else f"{node.domain}.{node.op_type}"
+        entry = RULES.get(key) if own and any(node.output) else None
         if entry is not None and self.opset < entry.since:
             reason = (
                 f"it meant something else before opset {entry.since}, and the file has {self.opset}"

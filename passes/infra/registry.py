@@ -21,6 +21,7 @@ BUILT_IN = {
     "fold-masks": "sparsity.fold_masks:FoldMasks",
     "fuse-dense": "cleanup.fuse_dense:FuseDense",
     "fuse-moves": "cleanup.fuse_moves:FuseMoves",
+    "fuse-patterns": "cleanup.fuse_patterns:FusePatterns",
     "hoist-padding": "depth.hoist_padding:HoistPadding",
     "insert-gates": "depth.insert_gates:InsertGates",
     "mask-blocks": "blocks.mask_blocks:MaskBlocks",

@@ -31,7 +31,7 @@ from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Va
 from ..emitted import Emitted, Readers
 from ..options import OnnxOptions
 from .save import Saved, save_model
-from .spell import NEWEST_OPSET, problem, spell
+from .spell import NEWEST_OPSET, operators, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are put into the model immediately, larger ones when it is saved."""
@@ -201,6 +201,12 @@ def unwritable(graph: Graph) -> Callable[[Node], str | None]:
         return problem(node, opset)
 
     return why
+
+
+def node_count(graph: Graph) -> Callable[[Node], int]:
+    """A function that returns the number of ONNX nodes that a node would be written with, if it can be written."""
+    opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+    return lambda node: len(operators(node, opset))
 
 
 def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:

@@ -55,17 +55,22 @@ def gather_elements(s: Speller, op: ir.GatherElements) -> fx.Node:
     return s.call(torch.gather, data, op.axis, indices)
 
 
-@spells(ir.GatherNd, note="without batch axes")
+@spells(ir.GatherNd)
 def gather_nd(s: Speller, op: ir.GatherNd) -> fx.Node:
-    """``x[i, j, ...]`` with a tensor for each axis."""
+    """``x[i, j, ...]`` with a tensor for each axis; along a batch axis, the place itself."""
     data, indices = s.values()
     value = s.node.required(1)
     count = value.type.dim(-1)
-    if op.batch_axes or not count:
-        raise s.refuse("with batch axes" if op.batch_axes else "of no or unknown axes")
+    if not count:
+        raise s.refuse("of no or unknown axes")
     indices = _as_int64(s, value, indices)
-    parts = tuple(s.call(torch.select, indices, -1, i) for i in range(count))
-    return s.call(operator.getitem, data, parts)
+    parts = [s.call(torch.select, indices, -1, i) for i in range(count)]
+    batch: list[fx.Node] = []
+    if op.batch_axes:
+        ones = s.call(torch.ones_like, parts[0])
+        counts = (s.call(torch.cumsum, ones, axis) for axis in range(op.batch_axes))
+        batch = [s.call(operator.sub, places, 1) for places in counts]
+    return s.call(operator.getitem, data, (*batch, *parts))
 
 
 @spells(ir.TopK)
