@@ -16,6 +16,7 @@ from . import (
     recurrent,
     reductions,
     resample,
+    scalers,
     shapes,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "recurrent",
     "reductions",
     "resample",
+    "scalers",
     "shapes",
 ]
 
