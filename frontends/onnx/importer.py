@@ -54,7 +54,7 @@ from ..support import LeftAlone, limit
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, held_note, hold_defaults
-from .fixed_sizes import Fixed, fix_shapes
+from .fixed_sizes import Fixed, fix_shapes, state_outputs
 from .inlining import first_result, inline_branches, inline_functions
 from .node import OnnxNode
 from .order import ordered
@@ -100,8 +100,9 @@ def from_onnx(
         given = False  # A copy, which may be changed further.
     if held:
         hold_defaults(proto)
+    stated: dict[str, dict[int, int]] = {}
     if fixed_shapes:
-        fix_shapes(proto, fixed_shapes)
+        stated = fix_shapes(proto, fixed_shapes)
     functions = ""
     if inline:
         inlined, functions = inline_functions(proto)
@@ -112,6 +113,8 @@ def from_onnx(
         graph = _inlined(proto, folder, copy=given and not was_sorted)
     else:
         graph = _Importer(proto, folder).run()
+    if fixed_shapes:
+        state_outputs(graph, stated)
     if functions:
         graph.notes.append(functions)
     if held:
