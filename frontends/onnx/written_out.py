@@ -27,10 +27,12 @@ class _Known:
     Attributes:
         shapes: The shapes, with ``None`` for open sizes.
         tensors: The stored constants.
+        opset: The version of the default domain.
     """
 
     shapes: Mapping[str, tuple[int | None, ...]]
     tensors: Mapping[str, TensorProto]
+    opset: int
 
     def rank(self, name: str, otherwise: int | None = None) -> int | None:
         """The number of axes of a value."""
@@ -111,7 +113,7 @@ def _known(model: ModelProto) -> _Known:
             shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else None for d in dims
             )
-    return _Known(shapes, tensors)
+    return _Known(shapes, tensors, opset_of(model))
 
 
 def _matmul_integer(node: NodeProto, fresh: _Fresh, known: _Known) -> Iterator[NodeProto]:
@@ -198,6 +200,42 @@ def _shaped(name: str, fresh: _Fresh, shape: list[int]) -> tuple[list[NodeProto]
     return nodes, out
 
 
+_MOST_CLASSES = 1 << 16
+"""A one-hot code compares with each class."""
+
+
+def _one_hot(node: NodeProto, fresh: _Fresh, known: _Known) -> Iterator[NodeProto]:
+    """A comparison with the number of each class; indices below zero count from the end, others out of range have none."""
+    index, depth, values = node.input
+    count, numbers, rank = known.array(depth), known.array(values), known.rank(index)
+    if count is None or numbers is None or rank is None or not 0 < count.item() <= _MOST_CLASSES:
+        yield NodeProto.FromString(node.SerializeToString())
+        return
+    classes = int(count.item())
+    axis = next((a.i for a in node.attribute if a.name == "axis"), -1) % (rank + 1)
+    places = np.arange(classes).reshape(-1, *[1] * (rank - axis))
+    base = node.output[0]
+    held = {
+        "zero": np.array(0), "count": np.array(classes), "places": places, "axes": np.array([axis]),
+        "off": numbers[0], "on": numbers[1],
+    }  # fmt: skip
+    names = (*held, "whole", "negative", "raised", "wrapped", "wide", "equal")
+    n = {name: fresh(f"{base}_{name}") for name in names}
+    for name, array in held.items():
+        value = numpy_helper.from_array(np.asarray(array))
+        yield helper.make_node("Constant", [], [n[name]], value=value)
+    yield helper.make_node("Cast", [index], [n["whole"]], to=TensorProto.INT64)
+    yield helper.make_node("Less", [n["whole"], n["zero"]], [n["negative"]])
+    yield helper.make_node("Add", [n["whole"], n["count"]], [n["raised"]])
+    yield helper.make_node("Where", [n["negative"], n["raised"], n["whole"]], [n["wrapped"]])
+    if known.opset >= 13:
+        yield helper.make_node("Unsqueeze", [n["wrapped"], n["axes"]], [n["wide"]])
+    else:
+        yield helper.make_node("Unsqueeze", [n["wrapped"]], [n["wide"]], axes=[axis])
+    yield helper.make_node("Equal", [n["wide"], n["places"]], [n["equal"]])
+    yield helper.make_node("Where", [n["equal"], n["on"], n["off"]], [base])
+
+
 _LONGEST_FRAME = 4096
 """The kernels of a Fourier transform have about the square of this many numbers."""
 
@@ -248,6 +286,7 @@ _RULES: dict[str, _Rule] = {
     "MatMulInteger": _matmul_integer,
     "ConvInteger": _conv_integer,
     "DynamicQuantizeLinear": _dynamic_quantize,
+    "OneHot": _one_hot,
     "STFT": _short_time_fourier,
 }
 

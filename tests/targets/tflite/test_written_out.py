@@ -143,3 +143,12 @@ def test_transforms_that_stay(tmp_path: Path) -> None:
     weights = {"step": np.array(4), "w": np.ones(16, np.float32)}
     with pytest.raises(ModelError, match="STFT"):
         shrink(model_of([made], {"x": x}, ["y"], weights)).save(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_one_hot_codes(axis: int, kind: type, tmp_path: Path) -> None:
+    weights = {"depth": np.array(4, kind), "values": np.float32([-1, 2])}
+    indices = RNG.integers(-6, 6, (3, 5)).astype(kind)
+    made = node("OneHot", ["x", "depth", "values"], ["y"], axis=axis)
+    assert "OneHot" in held([made], {"x": indices}, weights, tmp_path)
