@@ -51,11 +51,14 @@ def _selu(node: OnnxNode) -> Lowered | None:
 @reads(
     "Clip",
     makes=[(ir.Activation, "clip"), (ir.Activation, "relu6"), ir.Max, ir.Min],
-    note="floats; between computed numbers as a Max and a Min",
+    note="integers, and between computed numbers, as a Max and a Min",
     several=True,
 )
 def _clip(node: OnnxNode) -> Lowered | Steps | None:
-    if any(node.input(i) is not None and node.scalar(i) is None for i in (1, 2)):
+    bounds = [i for i in (1, 2) if node.input(i) is not None]
+    dtype = node.type().dtype
+    whole = dtype is not None and dtype.is_int
+    if any(whole or node.scalar(i) is None for i in bounds):
         return _between_values(node)
     low, high = node.number("min", -math.inf), node.number("max", math.inf)
     for index in (1, 2):

@@ -122,6 +122,7 @@ OPS: dict[str, tuple[Any, ...]] = {
     **{f"gru-{name}": (ir.Gru(3, way, reset_after=True), *lstm(1 + (way == "bidirectional"), 3), *more) for name, way, more in
        (("plain", "forward", ()), ("back", "reverse", ()), ("both", "bidirectional", ()), ("state", "bidirectional", (None, numbers(2, 2, 3))))},
     **{f"rnn-{kind}-{way}": (ir.Rnn(3, way, 1, kind), *lstm(1 + (way == "bidirectional"), 1)) for kind in ir.Rnn.kinds for way in ("reverse", "bidirectional")},
+    "gather-batches": (ir.GatherNd(1), MATRIX, np.array([[0], [1], [2]])), "gather-two-batches": (ir.GatherNd(2), IMAGE, RNG.integers(-4, 4, (2, 4, 3, 2))),
     **{f"elements-{axis}": (ir.GatherElements(axis), IMAGE, RNG.integers(-2, 2, (2, 3, 5, 4))) for axis in (0, 1, -1)},
     "elements-positive": (ir.GatherElements(1), IMAGE, RNG.integers(0, 4, (2, 9, 5, 4))), "elements-narrow": (ir.GatherElements(-2), IMAGE, np.int32(RNG.integers(-5, 5, (2, 4, 8, 5)))),
     **{f"nd-{n}": (ir.GatherNd(), IMAGE, np.int32(RNG.integers(-2, 2, (3, 2, n)))) for n in (1, 3, 4)},
