@@ -30,6 +30,7 @@ types: $(STAMP)
 	rm -rf $(VENV)/types && mkdir -p $(VENV)/types/graphshrink
 	cd $(VENV)/types/graphshrink && ln -s $(CURDIR)/graphshrink/* $(foreach d,frontends hosts ir passes targets,$(CURDIR)/$(d)) .
 	$(BIN)/mypy
+	MYPYPATH=tests $(BIN)/mypy tests/contract/test_typed_calls.py
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q

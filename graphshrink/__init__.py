@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advice import Advice, advise
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
     from .conversion import to_torch
     from .data.calibration import CalibrationData
@@ -47,6 +48,7 @@ from .targets.version import __version__ as __version__
 
 __all__ = [
     "DEFAULT_PIPELINE",
+    "Advice",
     "Augmentation",
     "CalibrationData",
     "Context",
@@ -67,6 +69,7 @@ __all__ = [
     "ShrinkResult",
     "TrainingError",
     "UsageError",
+    "advise",
     "gate_penalty",
     "gates",
     "insert_blocks",
@@ -86,6 +89,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
+    **dict.fromkeys(("Advice", "advise"), ".advice"),
     **dict.fromkeys(("DEFAULT_PIPELINE", "ShrinkResult", "shrink", "shrink_graph"), ".api"),
     **dict.fromkeys(("Context", "Pass", "PassError", "Pipeline", "register"), ".passes"),
     **dict.fromkeys(
@@ -114,7 +118,7 @@ _HOMES = {
 }
 
 
-_MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
+_MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
 """The public modules, which are attributes without an import of their own."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, overload
 
 from .bodies import body_pipeline
 from .emission import Emission, data_files, emission, known_target
@@ -34,8 +34,23 @@ from .running.sessions import (
     run_session,
     running_module,
 )
+from .tables import html_of, text_of
 from .targets.emitted import Emitted
 from .torch_models import check_torch_model, not_a_torch_file, positional
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from rich.console import Console
+    from torch import nn
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule
+    from typing_extensions import TypeVar
+
+    Model = TypeVar("Model", default=Any)
+else:
+    from typing import TypeVar
+
+    Model = TypeVar("Model")
 
 DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,fuse-patterns,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
@@ -43,9 +58,31 @@ DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fu
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
 
 
-@dataclass
-class ShrinkResult:
-    """The result of ``shrink``.
+class GraphOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`shrink_graph`."""
+
+    example_inputs: Any
+    check: bool
+    calibration: Any
+    seed: int
+
+
+class ShrinkOptions(GraphOptions, total=False):
+    """The keyword arguments of :func:`shrink`."""
+
+    shapes: Mapping[str, Sequence[int]] | None
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None
+    overridable_initializers: bool
+    on_failure: str
+    dump: str | os.PathLike[str] | None
+    observers: Sequence[Observer]
+    target: str | None
+    progress: Callable[[int, int, str], None] | None
+
+
+@dataclass(repr=False)
+class ShrinkResult(Generic[Model]):
+    """The result of ``shrink``; ``print(result)`` shows the tables of the report.
 
     Attributes:
         graph: The graph after the passes.
@@ -58,7 +95,7 @@ class ShrinkResult:
     _target: str | None = None
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``; for the target ``torch`` always the latter.
 
         It is made on first use, so that a model which is only saved is never in memory as a whole. A ``GraphModule`` shares
@@ -67,17 +104,21 @@ class ShrinkResult:
         Raises:
             ModelError: If it cannot be written, or a module does not run on the example inputs.
         """
+        made: Any
         if self._kind == "onnx" and _is_torch_target(self._target):
             from .readers import HostReaders
             from .targets.torch.anew import to_module
 
-            return to_module(self.graph, HostReaders())
-        if self._kind == "onnx":
+            made = to_module(self.graph, HostReaders())
+        elif self._kind == "onnx":
             from .targets.onnx.emitter import to_onnx
 
             with _utf8_text("the model"):
-                return to_onnx(self.graph)
-        return running_module(self.graph)
+                made = to_onnx(self.graph)
+        else:
+            made = running_module(self.graph)
+        found: Model = made
+        return found
 
     def save(
         self, path: str | os.PathLike[str], target: str | None = None, **options: Any
@@ -114,6 +155,33 @@ class ShrinkResult:
             done = chosen.run(self.graph)
         self.report.emitted = done
         return done
+
+    def render(self, console: Console) -> None:
+        """Print the tables of the report."""
+        self.report.render(console)
+
+    def __repr__(self) -> str:
+        return f"<ShrinkResult {self.report.summary}>"
+
+    def __str__(self) -> str:
+        return text_of(self.render)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.render)
+
+
+@overload
+def shrink_graph(
+    model: ModelProto | str | os.PathLike[str],
+    passes: Passes = None,
+    **options: Unpack[GraphOptions],
+) -> ModelProto: ...
+
+
+@overload
+def shrink_graph(
+    model: nn.Module | ExportedProgram, passes: Passes = None, **options: Unpack[GraphOptions]
+) -> GraphModule: ...
 
 
 def shrink_graph(
@@ -162,6 +230,20 @@ def shrink_graph(
     ).model
 
 
+@overload
+def shrink(
+    model: ModelProto | str | os.PathLike[str],
+    passes: Passes = None,
+    **options: Unpack[ShrinkOptions],
+) -> ShrinkResult[ModelProto]: ...
+
+
+@overload
+def shrink(
+    model: nn.Module | ExportedProgram, passes: Passes = None, **options: Unpack[ShrinkOptions]
+) -> ShrinkResult[GraphModule]: ...
+
+
 def shrink(
     model: Any,
     passes: Passes = None,
@@ -178,7 +260,7 @@ def shrink(
     observers: Sequence[Observer] = (),
     target: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> ShrinkResult:
+) -> ShrinkResult[Any]:
     """Shrink a model or an ONNX file and return it with a report.
 
     Args:

@@ -1,5 +1,12 @@
 """The modules of gated, scaled and masked networks; ordinary ``torch.nn`` modules."""
 
+from .ir import MissingExtra
+
+try:
+    import torch  # noqa: F401
+except ImportError as missing:
+    raise MissingExtra("graphshrink.nn", "torch", "torch") from missing
+
 from .hosts.torch.modules import (
     BETA,
     GAMMA,

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .bodies import bodies_of
-from .cli.terminal import show
+from .cli.terminal import Name, show
 from .ir import Exactness, Graph, Rewrite
 from .ir.errors import listed
 from .not_understood import NotUnderstood, summary
 from .passes import PassRecord
+from .tables import html_of, text_of
 from .targets.emitted import Emitted
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ def size_with_bodies(graph: Graph) -> Size:
     return size
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
-    """The report of a run.
+    """The report of a run; ``print(report)`` shows its tables.
 
     Attributes:
         pipeline: The passes, as a pipeline text.
@@ -149,18 +150,22 @@ class Report:
         return (*self.notes, *(self.emitted.notes if self.emitted else ()))
 
     @property
+    def _inexact(self) -> list[PassRecord]:
+        return [
+            r
+            for r in self.passes
+            if r.rewrites and r.exactness is not Exactness.EXACT and not r.rolled_back
+        ]
+
+    @property
+    def approximate(self) -> list[str]:
+        """The passes that changed the function of the model: its outputs are no longer equal up to rounding."""
+        return [r.text for r in self._inexact]
+
+    @property
     def unchecked(self) -> list[str]:
         """The passes that changed the function of the model by an amount that nobody measured."""
-        if self.planned:
-            return []
-        return [
-            r.text
-            for r in self.passes
-            if r.rewrites
-            and r.exactness is not Exactness.EXACT
-            and r.error is None
-            and not r.rolled_back
-        ]
+        return [] if self.planned else [r.text for r in self._inexact if r.error is None]
 
     @property
     def warnings(self) -> list[str]:
@@ -221,16 +226,37 @@ class Report:
             },
         }
 
+    @property
+    def summary(self) -> str:
+        """The sizes before and after, in a few words."""
+        before, after = self.before, self.after
+        macs = ""
+        if before.macs is not None and after.macs is not None:
+            macs = f", {before.macs:,} -> {after.macs:,} MACs"
+        return (
+            f"{before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> {after.parameters:,} "
+            f"parameters{macs}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Report {self.summary}>"
+
+    def __str__(self) -> str:
+        return text_of(self.render)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.render)
+
     def render(self, console: Console, *, verbose: bool = False) -> None:
         """Print tables: sizes, passes, and with ``verbose`` every rewrite and refusal."""
         from rich.markup import escape
         from rich.table import Table
 
         show(console, size_table(self.before, self.after))
-        table = Table("pass", "changes", "refusals", "exactness", "seconds", "error")
+        table = Table("pass", "changes", "left alone", "exactness", "seconds", "error")
         for r in self.passes:
             table.add_row(
-                escape(r.text),
+                Name(r.text),
                 f"{len(r.rewrites)}{' (rolled back)' if r.rolled_back else ''}",
                 str(len(r.refusals)),
                 str(r.exactness),
@@ -290,9 +316,9 @@ def size_table(
     from rich.table import Table
 
     sizes = [before] if after is None else [before, after]
-    table = Table("", *(["count"] if after is None else map(escape, titles)))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("")
+    for title in ["count"] if after is None else titles:
+        table.add_column(Name(title), justify="right")
     table.add_row("nodes", *(f"{s.nodes:,}" for s in sizes))
     table.add_row("parameters", *(f"{s.parameters:,}" for s in sizes))
     table.add_row("bytes of constants", *(f"{s.bytes:,}" for s in sizes))

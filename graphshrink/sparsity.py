@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,23 +95,46 @@ def sparsity_dict(rows: list[LayerSparsity], pattern: Pattern) -> dict[str, Any]
 
 
 def sparsity_table(rows: list[LayerSparsity], pattern: Pattern) -> Table:
-    """The rows as a table."""
+    """The rows as a table, with the reasons in it."""
+    return _table(rows, ["eligible"], pattern, lambda r: [r.reason or "yes"])
+
+
+def narrow_table(rows: list[LayerSparsity], pattern: Pattern) -> tuple[Table, list[str]]:
+    """The rows as a table for terminals, and the reasons that it refers to by their numbers from 1."""
+    reasons = list(dict.fromkeys(r.reason for r in rows if r.reason is not None))
+    number = {reason: i for i, reason in enumerate(reasons, 1)}
+
+    def word(row: LayerSparsity) -> str:
+        return "yes" if row.reason is None else f"no ({number[row.reason]})"
+
+    return _table(rows, ["fits"], pattern, lambda r: [word(r)]), reasons
+
+
+def _table(
+    rows: list[LayerSparsity],
+    titles: list[str],
+    pattern: Pattern,
+    cells: Callable[[LayerSparsity], list[str]],
+) -> Table:
+    """The rows as a table; ``cells`` gives those of the columns ``titles``."""
     from rich.markup import escape
     from rich.table import Table
 
+    from .cli.terminal import Name
+
     table = Table(
-        "layer", "op", "shape", str(pattern), "eligible", "likely picked", "kept", "permuted"
+        "layer", "op", "shape", str(pattern), *titles, "likely picked", "kept", "permuted"
     )
-    for column in table.columns[6:]:
+    for column in table.columns[-2:]:
         column.justify = "right"
     for r in rows:
         shape = "?" if r.shape is None else "x".join(map(str, r.shape))
         table.add_row(
-            escape(r.layer),
+            Name(r.layer),
             r.op,
             shape,
             "-" if r.valid is None else _yes(r.valid),
-            "yes" if r.reason is None else escape(r.reason),
+            *map(escape, cells(r)),
             _yes(r.likely),
             "-" if r.kept is None else f"{r.kept:.1%}",
             "-" if r.permuted is None else f"{r.permuted:.1%}",
@@ -122,4 +146,4 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-__all__ = ["LayerSparsity", "sparsity", "sparsity_dict", "sparsity_table"]
+__all__ = ["LayerSparsity", "narrow_table", "sparsity", "sparsity_dict", "sparsity_table"]

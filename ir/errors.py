@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 
 class GraphshrinkError(Exception):
@@ -29,10 +30,40 @@ class MissingExtra(GraphshrinkError):
 
     def __init__(self, what: str, extra: str, package: str) -> None:
         super().__init__(
-            f'{what} needs {package}, which is not installed: pip install "graphshrink[{extra}]"'
+            f"{what} needs {package}, which is not installed: {install_command(extra)}"
         )
         self.extra = extra
         self.package = package
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: for a checkout with its folder, else by the name of the package."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file():
+        return f'pip install -e "{_folder(root)}[{extra}]"'
+    source = _installed_from()
+    return f'pip install "{_folder(source) if source else "graphshrink"}[{extra}]"'
+
+
+def _folder(path: Path) -> str:
+    return "." if path == Path.cwd() else str(path)
+
+
+def _installed_from() -> Path | None:
+    """The folder that this package was installed from by pip; ``None`` if it is not known or gone."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname
+
+    try:
+        # PEP 610: where pip got the package from.
+        origin = json.loads(distribution("graphshrink").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    url = urlparse(str(origin.get("url", "")))
+    folder = Path(url2pathname(url.path))
+    return folder if url.scheme == "file" and (folder / "pyproject.toml").is_file() else None
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

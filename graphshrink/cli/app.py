@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from .help import Command, Program
+
 
 def build_app(commands: Mapping[str, str]) -> typer.Typer:
     """The parser of some commands.
@@ -20,13 +22,15 @@ def build_app(commands: Mapping[str, str]) -> typer.Typer:
         commands: Names of commands, each with the module of this package that has a function of the same name.
     """
     app = typer.Typer(
+        cls=Program,
+        rich_markup_mode=None,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
     for name, module in commands.items():
-        app.command(name)(getattr(import_module(module, __package__), name))
+        app.command(name, cls=Command)(getattr(import_module(module, __package__), name))
     return app
 
 
@@ -39,7 +43,7 @@ def _common(
 ) -> None:
     """Make trained networks smaller, and leave them correct.
 
-    'graphshrink IN OUT' is short for 'graphshrink shrink IN OUT'.
+    'graphshrink IN OUT' is short for 'graphshrink shrink IN OUT', and 'graphshrink help COMMAND' for 'graphshrink COMMAND --help'.
 
     A file that is named like a command is given as ./inspect.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 from .interrupts import Interrupts
 from .logs import start_logging
@@ -20,7 +21,17 @@ INTERRUPTED = 130
 _HELP = ("--help", "-h")
 COMMANDS = {
     name: f".{name}"
-    for name in ("shrink", "plan", "recover", "inspect", "compare", "bench", "passes", "ops")
+    for name in (
+        "shrink",
+        "advise",
+        "plan",
+        "recover",
+        "inspect",
+        "compare",
+        "bench",
+        "passes",
+        "ops",
+    )
 }
 """The commands in the order of the help, each with the module of this package that has a function of the same name."""
 
@@ -101,6 +112,8 @@ def _run(arguments: list[str]) -> int | str | None:
     if not arguments:
         _command(["--help"])
         return 2
+    if arguments[0] == "help" and not os.path.exists("help"):
+        arguments = _help_of(arguments[1:])
     # Two files without a command mean shrink.
     if arguments[0] not in COMMANDS and arguments[0] not in _HELP:
         _misspelt(arguments[0])
@@ -116,6 +129,18 @@ def _command(arguments: list[str]) -> int | None:
     app = build_app({name: COMMANDS[name]} if name in COMMANDS else COMMANDS)
     code: int | None = app(args=arguments, prog_name="graphshrink", standalone_mode=False)
     return code
+
+
+def _help_of(words: list[str]) -> list[str]:
+    """The arguments that show the help of a command, or of all."""
+    if not words or words[0] in _HELP:
+        return ["--help"]
+    if words[0] not in COMMANDS:
+        from ..ir.errors import UsageError
+        from ..ir.options import suggestion
+
+        raise UsageError(f"there is no command {words[0]!r}{suggestion(words[0], list(COMMANDS))}")
+    return [words[0], "--help"]
 
 
 def _misspelt(word: str) -> None:
@@ -141,8 +166,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if hasattr(
         error, "format_message"
     ):  # The option parser's own: click's, or typer's copy of click.
-        text = str(error.format_message()).rstrip(".")
-        return 2, text if text.endswith(")") else f"{text} (--help shows the options)"
+        return 2, _parser_message(error)
     from ..ir.errors import GraphshrinkError
 
     if isinstance(error, GraphshrinkError):
@@ -152,6 +176,20 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.strerror:
         return 2, f"the output cannot be written: {error.strerror}"
     return 2, f"{name}: {error} (a bug in graphshrink; --debug shows where)"
+
+
+def _parser_message(error: Any) -> str:
+    """The message of an error of the option parser, with what to do."""
+    option = getattr(error, "option_name", None)
+    near = getattr(error, "possibilities", None)
+    if option and near is not None:
+        import difflib
+
+        close = difflib.get_close_matches(option, near, n=1)
+        hint = f"did you mean {close[0]}?" if close else "--help shows the options"
+        return f"there is no option {option}; {hint}"
+    text = str(error.format_message()).rstrip(".")
+    return text if text.endswith(")") else f"{text} (--help shows the options)"
 
 
 _LONGEST = 1000

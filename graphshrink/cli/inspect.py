@@ -10,7 +10,7 @@ import typer
 
 from ..ir.errors import UsageError
 from .parameters import Json
-from .terminal import console, show
+from .terminal import Name, console, show
 
 if TYPE_CHECKING:
     from ..ir import Graph
@@ -119,7 +119,7 @@ def _inspect_sparse_kernels(source: str, log: str, as_json: bool) -> None:
     for row in rows:
         marks = ["yes" if row[key] else "no" for key in ("valid", "eligible", "likely")]
         shape = "x".join(map(str, row["shape"]))
-        name = escape(", ".join(row["nodes"]))
+        name = Name(", ".join(row["nodes"]))
         kernel = escape(row["kernel"] or "-")
         table.add_row(name, shape, *marks, row["engine"] or "not named", kernel)
     out = console()
@@ -139,7 +139,7 @@ def _inspect_sparsity(source: str, text: str | None, as_json: bool) -> None:
     """Show what an N:M pattern would do to each weight; ``text`` is the pattern, 2:4 if ``None``."""
     from ..api import load
     from ..ir import Pattern
-    from ..sparsity import sparsity, sparsity_dict, sparsity_table
+    from ..sparsity import narrow_table, sparsity, sparsity_dict, sparsity_table
 
     try:
         pattern = Pattern.of(text) if text is not None else Pattern()
@@ -149,7 +149,14 @@ def _inspect_sparsity(source: str, text: str | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(sparsity_dict(rows, pattern), indent=1))
         return
-    show(console(), sparsity_table(rows, pattern))
+    out = console()
+    if not out.is_terminal:
+        show(out, sparsity_table(rows, pattern))
+        return
+    table, reasons = narrow_table(rows, pattern)
+    show(out, table)
+    for number, reason in enumerate(reasons, 1):
+        out.print(f"({number}) {reason}", markup=False, highlight=False)
 
 
 def _inspect_tflite(source: str, as_json: bool, text: bool) -> None:

@@ -158,6 +158,6 @@ def summary(plan: Plan) -> str:
     before = cost_text(plan.before, unit).removesuffix(f" {unit}")
     after = cost_text(plan.after, unit)
     return (
-        f"{len(plan.sites)} of {len({c.site for c in plan.menu})} sites replaced: {before} -> {after}"
+        f"{len(plan.sites)} of {len({c.site for c in plan.menu})} regions replaced: {before} -> {after}"
         f"{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"
     )

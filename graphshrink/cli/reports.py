@@ -53,7 +53,7 @@ def write_report(path: str, data: dict[str, Any]) -> None:
 
 
 def report_data(
-    result: ShrinkResult,
+    result: ShrinkResult[Any],
     outline: Outline,
     source: str,
     seed: int,

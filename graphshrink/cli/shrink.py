@@ -45,6 +45,7 @@ from .planned import (
 from .reports import check_report, device_table, report_data, write_report
 from .target_options import given_options, with_target_options
 from .terminal import STDOUT, console, fixed_shapes_of, shapes_of, writable
+from .written import approximation, bytes_read, written
 
 if TYPE_CHECKING:
     from ..api import ShrinkResult
@@ -238,6 +239,7 @@ def shrink(
             chosen = _with_ranges(chosen, result.graph, data)
             if measured or shown is not None:
                 result.report.calibration_used = True
+        size = bytes_read(source, result.graph)
         result.emit(chosen)
     if recovered is not None and recovered.interrupted:
         raise KeyboardInterrupt
@@ -246,7 +248,7 @@ def shrink(
     found = report_data(result, outline, source, seed, shown, table) if wanted else {}
     if report is not None:
         write_report(report, found)
-    _print(result, out, found if as_json else None, verbose)
+    _print(result, written(result.report, size), found if as_json else None, verbose)
     if shown is not None and not as_json:
         typer.echo(summary(shown))
         for note in shown.notes:
@@ -272,7 +274,12 @@ def _check_recovery(data: Any) -> None:
 
 
 def _recovered(
-    result: ShrinkResult, source: str, data: Any, epochs: int, checkpoint: str | None, seed: int
+    result: ShrinkResult[Any],
+    source: str,
+    data: Any,
+    epochs: int,
+    checkpoint: str | None,
+    seed: int,
 ) -> RecoveredFile:
     """Train the result's graph to do what the given model does; a note says what that achieved."""
     from .recover import recovery_text, run_recovery
@@ -285,32 +292,33 @@ def _recovered(
     return done
 
 
-def _print(result: ShrinkResult, out: str, found: dict[str, Any] | None, verbose: int) -> None:
-    """Print the report: as JSON if its data are given, as tables, or in one line and the notes."""
+def _print(
+    result: ShrinkResult[Any], files: str, found: dict[str, Any] | None, verbose: int
+) -> None:
+    """Print the report: as JSON if its data are given, as tables, or in one line and the notes; ``files`` says what was written."""
     report = result.report
     if found is not None:
         typer.echo(json.dumps(found, indent=1))
     elif verbose or sys.stdout.isatty():
-        report.render(console(), verbose=bool(verbose))
+        out = console()
+        report.render(out, verbose=bool(verbose))
+        line = f"wrote {files}{approximation(report)}"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
-        typer.echo(_summary(report, out))
+        typer.echo(_summary(report, files))
         undone = [r.problem for r in report.passes if r.problem and not r.rolled_back]
         for note in (*undone, *report.warnings, *report.all_notes):
             typer.echo(f"note: {note}")
 
 
-def _summary(report: Report, out: str) -> str:
-    before, after = report.before, report.after
-    refused = sum(len(r.refusals) for r in report.passes)
-    macs = ""
-    if before.macs is not None and after.macs is not None:
-        macs = f", {before.macs:,} -> {after.macs:,} MACs"
+def _summary(report: Report, files: str) -> str:
+    left = sum(len(r.refusals) for r in report.passes)
     checked = [r.error for r in report.passes if r.error is not None]
     error = f", error {max(checked):.1e}" if checked else ""
-    return (
-        f"{out}: {before.nodes:,} -> {after.nodes:,} nodes, {before.parameters:,} -> "
-        f"{after.parameters:,} parameters{macs}{error}; {refused} left alone (-v says why)"
+    alone = (
+        f"; {left:,} {'node' if left == 1 else 'nodes'} left alone (-v says why)" if left else ""
     )
+    return f"{files}, {report.summary}{error}{alone}{approximation(report)}"
 
 
 def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:

@@ -26,7 +26,7 @@ def with_target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [_parameter(field, owners) for field, owners in _fields(OPTIONS).items()]
+    made = [_parameter(field, owners) for field, owners in fields(OPTIONS).items()]
     vars(command)["__signature__"] = signature.replace(parameters=[*own, *made])
     return command
 
@@ -36,7 +36,7 @@ def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if value not in (None, False, [])}
 
 
-def _fields(targets: Mapping[str, type]) -> dict[str, dict[str, Option]]:
+def fields(targets: Mapping[str, type]) -> dict[str, dict[str, Option]]:
     """For each field that text can give, the targets that have it with their declarations."""
     found: dict[str, dict[str, Option]] = {}
     for target, options in targets.items():

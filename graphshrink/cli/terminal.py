@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ from ..ir.errors import UsageError, read_number
 from ..ir.files import resolve_output, write_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
 STDOUT = "-"
 """Standard output as the name of an output file for text."""
@@ -32,7 +34,43 @@ def show(out: Console, table: Table) -> None:
     if not out.is_terminal:
         table.box = None
         table.pad_edge = False
+        for column in table.columns:
+            # Elsewhere names are whole for as long as other columns can be wrapped.
+            column.no_wrap = any(isinstance(c, Name) for c in (column.header, *column.cells))
     out.print(table)
+
+
+LEAST = 16
+"""The width that a name takes at least, if it is as long."""
+
+
+class Name:
+    """A name in a table, which is shortened in the middle where it does not fit."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
+
+        yield Text(shortened(self.text, options.max_width))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        size = cell_len(self.text)
+        return Measurement(min(size, LEAST), size)
+
+
+def shortened(text: str, width: int) -> str:
+    """A text that takes at most ``width`` characters, with an ellipsis in the middle if some are left out."""
+    if len(text) <= width:
+        return text
+    if width < 2:
+        return "\N{HORIZONTAL ELLIPSIS}"[:width]
+    end = width // 2  # The end of a name or path says more than its start.
+    return f"{text[: width - end - 1]}\N{HORIZONTAL ELLIPSIS}{text[-end:]}"
 
 
 def shapes_of(texts: Iterable[str] | None) -> dict[str, tuple[int, ...]]:

@@ -21,12 +21,15 @@ from ..ir.errors import check_readable
 from ..ir.files import write_text
 from ..not_understood import NotUnderstood
 from ..passes import Pipeline
+from ..tables import html_of, text_of
 from .candidates import MENU, Candidate
 from .samples import Samples, read_samples
 from .sites import find_sites
 from .survey import apply, apply_to, fit
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .repair import Repairs
 
 FORMAT = 1
@@ -57,9 +60,9 @@ class PlannedSite:
     cost: float | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
-    """A plan for one model.
+    """A plan for one model; ``print(plan)`` shows what its regions become.
 
     Attributes:
         sites: The chosen replacements, in the order of the network.
@@ -131,6 +134,39 @@ class Plan:
     def notes(self) -> list[str]:
         """Remarks on how the plan was made, which its file does not have."""
         return self._notes
+
+    def render(self, console: Console) -> None:
+        """Print what each region becomes, what it saves and loses alone, and the costs of the whole network."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        from ..cli.terminal import Name, show
+        from .costs import cost_text
+
+        unit = self.cost.get("unit", "")
+        table = Table("region", "becomes", "saves", "loses")
+        for site in self.sites:
+            share = site.saving / self.before if self.before else 0.0
+            row = (Name(site.site), escape(site.candidate), f"{share:.1%}", f"{site.loss:.3g}")
+            table.add_row(*row)
+        show(console, table)
+        before, after = cost_text(self.before, unit), cost_text(self.after, unit)
+        line = f"{before} -> {after} ({self.speedup:.2f}x), loss {self.loss:.3g}"
+        console.print(line, markup=False, highlight=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+
+    def __repr__(self) -> str:
+        target = ", ".join(f"{kind} {value:g}" for kind, value in self.target.items())
+        count = len({s.site for s in self.menu})
+        replaced = f"{len(self.sites)} of {count} regions replaced"
+        return f"<Plan {target}: {replaced}, {self.speedup:.2f}x>"
+
+    def __str__(self) -> str:
+        return text_of(self.render)
+
+    def _repr_html_(self) -> str:
+        return html_of(self.render)
 
     def to_json(self) -> str:
         """The text of the file: equal plans give equal bytes."""

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..cli.terminal import show
+from ..cli.terminal import Name, show
 from ..ir import Graph, UsageError
 from ..ir.errors import check_readable
 from ..passes import relative_error
@@ -93,13 +93,15 @@ def _fields(size: Size | None) -> dict[str, Any]:
 
 
 def _table(sizes: tuple[Size | None, Size | None], titles: tuple[str, str]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
 
     a, b = sizes
     if a is not None and b is not None:
         return size_table(a, b, titles=titles)
-    return Table("", *map(escape, titles))
+    table = Table("")
+    for title in titles:
+        table.add_column(Name(title))
+    return table
 
 
 def compare_models(

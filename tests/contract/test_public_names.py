@@ -13,8 +13,8 @@ import graphshrink
 
 PUBLIC = {
     "graphshrink": """
-        CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
-        PassError Pipeline Plan Recovered Report Rewriter ShrinkResult TrainingError UsageError gate_penalty gates insert_blocks
+        Advice CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
+        PassError Pipeline Plan Recovered Report Rewriter ShrinkResult TrainingError UsageError advise gate_penalty gates insert_blocks
         insert_gates keep_top kept_at plan recover register removal_savings reorder_alike save_removal_plan shrink shrink_graph
         to_torch
     """,
@@ -25,7 +25,7 @@ PUBLIC = {
         Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
-MODULES = ("accuracy", "datasets", "ir", "nn", "passes", "processes")
+MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
 NEED_TORCH = {"datasets", "nn", "processes"}
 
 

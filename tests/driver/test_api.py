@@ -151,7 +151,7 @@ def test_a_model_of_a_missing_package_names_the_extra(monkeypatch: pytest.Monkey
     model = module()
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "torch.fx", None)
-    with pytest.raises(MissingExtra, match=r'pip install "graphshrink\[torch\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install .*\[torch\]"'):
         shrink(model)
 
 

