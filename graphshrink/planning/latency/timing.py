@@ -6,6 +6,7 @@ so that turns with a reference do not help.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,8 @@ from typing import Any
 import numpy as np
 
 _resource: Any = None
-try:
+with contextlib.suppress(ImportError):  # There is none on Windows: all rounds count there.
     _resource = importlib.import_module("resource")
-except ImportError:
-    pass  # There is none on Windows: all rounds count there.
 
 SAMPLE = 0.0005
 """The minimal length of a timed sample in seconds: the call is repeated, so that the clock's resolution has no influence.
