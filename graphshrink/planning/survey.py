@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Node, Rewriter
 from ..passes.statistics.requests import groups_within_memory
-from .candidates import MENU, Candidate, Kind
+from .candidates import MENU, Candidate, Kind, at_strength
 from .column_sums import ColumnSums
 from .costs import Cost, Progress
 from .doubts import too_large, too_many
@@ -30,6 +30,15 @@ LEAST_SAVING = 0.002
 
 AGAIN = 2
 """How often measured costs that cannot be are measured again."""
+
+WEAKER = 0.6
+"""A second strength at which what a candidate adds to a skip is scored.
+
+Networks that were trained with stochastic depth stand a missing block better than a wrong one of the same error.
+"""
+
+NEAR = 0.15
+"""Candidates with a smaller relative error are scored at their full strength alone."""
 
 WORST_ERROR = 1.05
 """A fitted candidate whose relative error is larger is left out: the mean alone would have 1."""
@@ -121,9 +130,31 @@ def survey(
         and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
+    promising += [w for p in promising if (w := _weaker(graph, p)) is not None]
     with _pool(scorer, workers) as pool:
         choices = _scored(graph, promising, scorer, kept_scores, progress, pool)
-    return Survey(sites, choices, total, refused)
+    return Survey(sites, _at_best_strength(choices), total, refused)
+
+
+def _weaker(graph: Graph, one: Promising) -> Promising | None:
+    """A candidate that adds less to its skip; ``None`` if it has no skip, or is so near to the region that it would lose by it."""
+    made = one.candidate.weaker(WEAKER) if one.candidate.error > NEAR else None
+    if made is None:
+        return None
+    changed = apply(graph, [made])
+    part = region_graph(changed, made.site.entry.name, made.site.exit.name)
+    return replace(one, candidate=made, region=part)
+
+
+def _at_best_strength(choices: Sequence[Choice]) -> list[Choice]:
+    """Of each candidate only the strength with the smallest loss."""
+    best: dict[tuple[str, str], Choice] = {}
+    for choice in choices:
+        site, label = choice.key
+        key = site, at_strength(label)[0]
+        if key not in best or choice.loss < best[key].loss:
+            best[key] = choice
+    return [c for c in choices if c in best.values()]
 
 
 def _costs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 from ...ir import Graph, Node, Rewriter, Value
@@ -36,6 +37,31 @@ class Candidate(ABC):
             GraphError: If the graph cannot be changed like this.
             InferenceError: If sizes inside do not fit.
         """
+
+    def weaker(self, strength: float) -> Candidate | None:
+        """This candidate with what it adds to a skip multiplied by a number; ``None`` if it adds to no skip.
+
+        Its label ends in ``at`` and the number.
+        """
+        return None
+
+
+def at_strength(label: str) -> tuple[str, float]:
+    """The label of the candidate that :meth:`Candidate.weaker` was asked of, and the strength; 1 if the label names none."""
+    own, _, number = label.partition(_AT)
+    try:
+        strength = float(number)
+    except ValueError:
+        return label, 1.0
+    return (own, strength) if isfinite(strength) else (label, 1.0)
+
+
+def weaker_label(label: str, strength: float) -> str:
+    """The label of a candidate with another strength."""
+    return f"{label}{_AT}{strength:g}"
+
+
+_AT = " at "
 
 
 class Kind(ABC):

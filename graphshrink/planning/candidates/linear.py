@@ -13,7 +13,7 @@ Everything is computed from one Gram matrix, that of the widest window (:class:`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..closed_forms import Sums, ridge, ridged
 from ..column_sums import SUMS_BYTES, ColumnSums, Window
 from ..sites import REWRITTEN, Site
 from ..windows import window_of
-from .base import Candidate, Kind, Names
+from .base import Candidate, Kind, Names, weaker_label
 
 KERNEL = 3
 """The kernel of the widest convolution that is fitted."""
@@ -61,6 +61,15 @@ class LinearMap(Candidate):
                     value = rw.insert(layer.op, inputs, before=last, name=name).output
             if site.body is not None:
                 _replace_body(rw, last, names.values[site.entry.name], value)
+
+    def weaker(self, strength: float) -> Candidate | None:
+        """With smaller numbers in the last layer, beside a skip."""
+        if self.site.body is None:
+            return None
+        last = self.layers[-1]
+        scaled = replace(last, constants=tuple(c * strength for c in last.constants))
+        label = weaker_label(self.label, strength)
+        return replace(self, label=label, layers=(*self.layers[:-1], scaled))
 
 
 def _constant(rw: Rewriter, array: Array64, value: Value, site: Site) -> Value:

@@ -11,14 +11,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...ir import ArrayTensor, Conv, Exactness, Graph, GraphError, Linear, Node, Op, Rewriter, Value
+from ...ir import (
+    Add,
+    ArrayTensor,
+    Conv,
+    Exactness,
+    Graph,
+    GraphError,
+    Linear,
+    Node,
+    Op,
+    Rewriter,
+    Value,
+)
 from ...passes.merge.algebra.tensors import Array64
 from ..closed_forms import Sums, surgery
 from ..column_sums import SUMS_BYTES, ColumnSums, Window
 from ..sites import Site
-from .base import Candidate, Kind, Names
+from .base import Candidate, Kind, Names, weaker_label
 
-LEVELS = (0.75, 0.5, 0.375, 0.25, 0.125)
+LEVELS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
 """The parts of the channels that are kept."""
 
 MULTIPLE = 8
@@ -68,6 +80,16 @@ class Narrowed(Candidate):
                     rw.resize(node, self._op(node, inputs), inputs, anew=True)
                     narrowed.update(node.outputs)
             self._close(rw, end)
+
+    def weaker(self, strength: float) -> Candidate | None:
+        """With a smaller weight of the closing layer, if its result is added to a skip."""
+        assert self.site.closer is not None
+        users = self.site.closer.output.users
+        if len(users) != 1 or not isinstance(users[0].op, Add):
+            return None
+        return replace(
+            self, label=weaker_label(self.label, strength), weight=self.weight * strength
+        )
 
     def _cut(self, rw: Rewriter, value: Value | None, axis: int | None) -> Value | None:
         if value is None or axis is None:
