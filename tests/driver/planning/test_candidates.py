@@ -15,7 +15,7 @@ import graphshrink
 from graphshrink import ir
 from graphshrink.data.calibration import calibrated
 from graphshrink.planning import column_sums
-from graphshrink.planning.candidates import MENU, Candidate, Names
+from graphshrink.planning.candidates import MENU, Candidate, Names, at_strength
 from graphshrink.planning.sites import find_sites
 from graphshrink.running.inner_values import onnx_values
 
@@ -67,6 +67,7 @@ def test_the_error_of_a_fit_is_that_of_the_region_that_runs(
     batches = _batches(graph, 6)
     fitted = _fitted(graph, batches)
     assert {c.label.split()[0] for c in fitted} >= {"skip", "linear", "narrow"}
+    strengths = set()
     for candidate in fitted[:: max(1, len(fitted) // 25)]:
         site = candidate.site
         end = site.exit if site.closer is None else site.closer.output
@@ -82,6 +83,14 @@ def test_the_error_of_a_fit_is_that_of_the_region_that_runs(
         error = ((wanted - found) ** 2).sum() / spread
         if candidate.label != "skip":
             assert error == pytest.approx(candidate.error, rel=0.02, abs=1e-4), candidate.label
+        weaker = candidate.weaker(0.5)
+        if weaker is not None:
+            assert at_strength(weaker.label) == (candidate.label, 0.5)
+            skip = wanted - target if site.body is not None else 0
+            half = _run(_applied(graph, weaker), end.name, batches)
+            np.testing.assert_allclose(half - skip, (found - skip) / 2, rtol=1e-3, atol=1e-4)
+            strengths.add(candidate.label.split()[0])
+    assert "narrow" in strengths
 
 
 def _is_conv(nodes: tuple[ir.Node, ...]) -> bool:
