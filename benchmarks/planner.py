@@ -145,7 +145,7 @@ class Benchmark:
         """All hidden channels at one level after the other."""
         graph = self.prepared()
         samples = read_samples(graph, str(self.calibration))
-        sites = [s for s in find_sites(graph).found if s.closer is not None]
+        sites = [s for s in find_sites(graph).found if s.group is not None]
         file = self.work / "candidate.onnx"
         for level in LEVELS:
             found = fit(graph, sites, samples, {}, lambda *_: None, [Narrow((level,))])
