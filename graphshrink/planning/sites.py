@@ -36,7 +36,7 @@ from ..ir import (
 )
 from ..ir.analysis import ChannelGroup, Region, channel_groups, regions
 from ..passes.channels.cuts import Followed, cuts_of, one_less
-from .extract import one_sample
+from .costs import node_macs
 
 REWRITTEN = ("residual", "branch", "pair", "layer")
 """The kinds of sites that are replaced as a whole."""
@@ -347,14 +347,8 @@ def _readers(group: ChannelGroup, touched: list[Node]) -> tuple[Node, ...] | str
         return "no layer with a constant weight sums over its channels"
     if any(n.required(1).use_count > 1 for n in readers):
         return "a layer that reads its channels shares its weight"
-    work = [_macs(n) for n in readers]
+    work = [node_macs(n) or 0 for n in readers]
     return tuple(n for n, w in zip(readers, work, strict=True) if w >= READS * max(work))
-
-
-def _macs(node: Node) -> int:
-    """The multiply-accumulate operations of a node, for one sample."""
-    reads = [None if t is None else one_sample(t) for t in node.input_types]
-    return node.op.macs(reads, [one_sample(v.type) for v in node.outputs]) or 0
 
 
 def _stuck(site: Site, group: ChannelGroup) -> str:

@@ -108,7 +108,11 @@ class LinearKind(Kind):
         assert not isinstance(request, str)
         (asked,) = request
         (sums,) = results
-        made = _dense_layers(site, sums) if asked.window.axis == -1 else _convs(site, asked.window, sums)
+        made = (
+            _dense_layers(site, sums)
+            if asked.window.axis == -1
+            else _convs(site, asked.window, sums)
+        )
         most = _macs(site)
         return [
             LinearMap(site, f"linear {label}", error, layers)
