@@ -64,7 +64,7 @@ _BECAME = {
     "skip": "skipped",
     "linear": "made linear",
     "narrow": "made narrower",
-    "low": "made of lower rank",
+    "low-rank": "made of lower rank",
 }
 
 

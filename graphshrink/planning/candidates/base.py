@@ -68,7 +68,7 @@ class Kind(ABC):
     """A kind of candidate; subclasses are registered in :mod:`graphshrink.planning.candidates`.
 
     Attributes:
-        name: The name of the kind.
+        name: The name of the kind: the first word of the labels of its candidates.
     """
 
     name: ClassVar[str]

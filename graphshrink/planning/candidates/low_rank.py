@@ -1,4 +1,4 @@
-"""*low rank*: one layer becomes two thin ones.
+"""*low-rank*: one layer becomes two thin ones.
 
 Of all maps of rank r, the best approximation of what a layer computes from the samples projects its result onto the r principal axes of this
 result: with the covariance C of what the layer reads, these are eigenvectors of ``W C W^T``. That is the singular value decomposition of
@@ -64,7 +64,7 @@ class LowRank(Kind):
             bias = whole[:, -1] + (inner - basis @ thin) @ mean
             error = targets.error(np.concatenate([basis @ thin, bias[:, None]], 1))
             made.append(
-                LinearMap(site, f"low rank {rank}", error, _layers(site, thin, basis, bias))
+                LinearMap(site, f"low-rank {rank}", error, _layers(site, thin, basis, bias))
             )
         return made
 

@@ -20,8 +20,8 @@ from graphshrink.planning.sites import find_sites
 from graphshrink.running.inner_values import onnx_values
 
 SHAPES = ("mobilenet_v2", "resnet50", "squeezenet", "vit", "bert", "gpt2")
-KINDS = {name: {"skip", "narrow", "low rank"} for name in SHAPES}
-KINDS["squeezenet"] = {"narrow", "low rank"}
+KINDS = {name: {"skip", "narrow", "low-rank"} for name in SHAPES}
+KINDS["squeezenet"] = {"narrow", "low-rank"}
 for _name in ("vit", "bert", "gpt2"):
     KINDS[_name] = KINDS[_name] | {"narrow heads"}
 
