@@ -190,7 +190,6 @@ class Narrow(Kind):
             Sums(r.gram, r.weight @ r.gram, ((r.weight @ r.gram) * r.weight).sum(1))
             for r in readers
         ]
-        what = _what(site)
         made: list[Candidate] = []
         for size, kept, refits in surgery(readers, sizes_of(site, self.levels)):
             errors = []
@@ -200,7 +199,9 @@ class Narrow(Kind):
                 errors.append(target.error(spread))
             weights = tuple(refit.weight for refit in refits)
             error = float(np.mean(errors))
-            made.append(Narrowed(site, f"narrow {size}{what}", error, tuple(kept), weights))
+            made.append(
+                Narrowed(site, f"narrow {size}{_what(site, size)}", error, tuple(kept), weights)
+            )
         return made
 
 
@@ -219,11 +220,12 @@ def _unit(site: Site) -> int:
     return min(_columns(site.group, node, taps=1).shape[1] for node in site.readers)
 
 
-def _what(site: Site) -> str:
+def _what(site: Site, count: int) -> str:
     """What the units are, for labels; empty for single channels."""
     if _unit(site) == 1:
         return ""
-    return " heads" if any(isinstance(n.op, Softmax) for n in site.nodes) else " blocks"
+    what = " head" if any(isinstance(n.op, Softmax) for n in site.nodes) else " block"
+    return what + "s" * (count > 1)
 
 
 def _columns(group: ChannelGroup, node: Node, taps: int | None = None) -> npt.NDArray[np.int64]:
