@@ -82,9 +82,9 @@ def test_the_error_of_a_fit_is_that_of_the_region_that_runs(
     for candidate in tried:
         site = candidate.site
         ends = [n.output for n in site.readers] or [site.exit]
+        changed = _applied(graph, candidate)
         if len({n.required(0) for n in site.readers}) > 1:
             continue  # What the later layers of a residual stream read has changed with it.
-        changed = _applied(graph, candidate)
         errors = []
         for end in ends:
             wanted, found = (
@@ -152,6 +152,37 @@ def test_channels_that_nobody_needs_go_without_a_trace() -> None:
         sum(t.size for v in changed.constants if v.use_count and (t := v.data))
         < w1.size + 8 * 16 * 9
     )
+
+
+def test_streams_lose_channels_that_no_block_writes() -> None:
+    """Half of the channels of a residual stream are always 0; a block and the layer behind it read them."""
+    rng = np.random.default_rng(0)
+    graph = ir.Graph()
+    point = ir.Conv((1, 1), (0, 0, 0, 0), (1, 1))
+
+    def layer(x: ir.Value, name: str, outputs: int, inputs: int) -> ir.Value:
+        array = rng.standard_normal((outputs, inputs, 1, 1)).astype(np.float32)
+        if name in ("open", "down"):
+            array[::2] = 0
+        weight = graph.add_constant(ir.ArrayTensor(array), f"{name}_w")
+        return graph.append(point, [x, weight], name=name).output
+
+    def relu(x: ir.Value) -> ir.Value:
+        return graph.append(ir.Activation("relu"), [x]).output
+
+    x = layer(graph.add_input("x", ir.TensorType(ir.DType.F32, (1, 8, 6, 6))), "open", 16, 8)
+    body = layer(relu(layer(x, "up", 24, 16)), "down", 16, 24)
+    graph.add_output(layer(graph.append(ir.Add(), [x, body]).output, "close", 8, 16))
+    batches = [[b / 10 for b in batch] for batch in _batches(graph, 8)]
+    fitted = _fitted(graph, batches)
+    (candidate,) = (c for c in fitted if c.label == "narrow 8" and len(c.site.readers) == 2)
+    assert isinstance(candidate, Narrowed)
+    assert candidate.kept == tuple(range(1, 16, 2))
+    changed = _applied(graph, candidate)
+    wanted, found = (_run(g, graph.outputs[0].name, batches) for g in (graph, changed))
+    assert np.abs(wanted - found).max() < 0.02 * np.abs(wanted).max()
+    shapes = [n.required(1).type.shape for n in changed.nodes if isinstance(n.op, ir.Conv)]
+    assert [s[:2] for s in shapes if s] == [(8, 8), (24, 8), (8, 24), (8, 8)]
 
 
 def _attention(cut: str) -> ir.Graph:
