@@ -23,6 +23,9 @@ RIDGE = 1e-3
 """The strength of the ridge, relative to the mean square of a column's entries."""
 
 
+Columns = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Sums:
     """Sums over the columns ``u`` of a region's input and the targets ``t`` of its output.
@@ -85,7 +88,7 @@ class Reader:
 
     gram: Array64
     weight: Array64
-    columns: npt.NDArray[np.int64]
+    columns: Columns
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Refit:
     """
 
     weight: Array64
-    columns: npt.NDArray[np.int64]
+    columns: Columns
 
 
 def surgery(
@@ -140,7 +143,7 @@ class _Elimination:
         self.inverse: Array64 = scipy.linalg.inv(gram)
         self.weight = reader.weight.copy()
         self.places = reader.columns.copy()
-        self.left = np.arange(len(gram))
+        self.left: Columns = np.arange(len(gram), dtype=np.int64)
         self.gone = np.zeros(len(gram), bool)
         inner = reader.weight[:, :-1]
         mean = reader.gram[-1, :-1] / reader.gram[-1, -1]

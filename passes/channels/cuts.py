@@ -64,7 +64,8 @@ from ...ir import (
     Unsqueeze,
     Value,
 )
-from ...ir.analysis import ChannelGroup, axis_runs
+from ...ir.analysis import ChannelGroup
+from ...ir.analysis.channels.reshapes import axis_runs
 from ...ir.ops.base import axis_of
 
 Keep = npt.NDArray[np.bool_]
