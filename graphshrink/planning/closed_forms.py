@@ -155,7 +155,8 @@ class _Elimination:
         rows = self.weight[:, self.places].transpose(1, 2, 0)
         if self.places.shape[1] == 1:
             found: Array64 = (rows[:, 0] ** 2).sum(1) / np.diag(self.inverse)[self.places[:, 0]]
-            return found / self.scale
+            found /= self.scale
+            return found
         blocks = self.inverse[self.places[:, :, None], self.places[:, None, :]]
         made: Array64 = (rows * np.linalg.solve(blocks, rows)).sum((1, 2)) / self.scale
         return made
