@@ -354,7 +354,9 @@ def _readers(group: ChannelGroup, touched: list[Node]) -> tuple[Node, ...] | str
 def _stuck(site: Site, group: ChannelGroup) -> str:
     """The reason why the nodes of a site cannot follow if a channel goes; empty if they can."""
     followed, inside = Followed(cuts_of([(group, one_less(group))]), norms=False), set(site.nodes)
-    reason = followed.problem(n for n in site.nodes[0].graph.nodes if n in inside)
+    graph = site.nodes[0].graph
+    assert graph is not None
+    reason = followed.problem(n for n in graph.nodes if n in inside)
     return reason or ("its channels leave the region" if site.exit in followed.types else "")
 
 

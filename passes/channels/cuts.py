@@ -162,7 +162,7 @@ class Followed:
         """Which positions of the results stay, or the reason why the node cannot follow."""
         op = node.op
         if isinstance(op, Reshape | Flatten):
-            return self._reshaped(node)
+            return self._reshaped(node, op)
         if isinstance(op, Conv) and op.groups > 1:
             return self._depthwise(node, op)
         if isinstance(op, Split | Slice | Select | Concat):
@@ -275,13 +275,13 @@ class Followed:
             return f"{node.name} would keep none of them"
         return [_with(one, own, piece) for one, piece in zip(found, pieces, strict=True)]
 
-    def _reshaped(self, node: Node) -> list[dict[int, Keep]] | str:
+    def _reshaped(self, node: Node, op: Reshape | Flatten) -> list[dict[int, Keep]] | str:
         x = node.required(0)
         source, target = x.type.shape, node.output.type.shape
         if source is None or target is None:
             return f"the rank of what {node.name} reads is not known"
         masks, made = self.kept[x], dict[int, Keep]()
-        for run in axis_runs(node.op, source, target):
+        for run in axis_runs(op, source, target):
             if not any(a in masks for a in range(run.first, run.last)):
                 continue
             if (run.last - run.first, run.end - run.begin) == (1, 1):
@@ -297,16 +297,18 @@ class Followed:
                 return f"{node.name} reshapes them with sizes that are not known"
             grid = reduce(np.logical_and.outer, known).reshape(sizes)
             every = range(len(sizes))
-            split = [grid.any(axis=tuple(b for b in every if b != a)) for a in every]
+            split = [
+                np.asarray(grid.any(axis=tuple(b for b in every if b != a)), bool) for a in every
+            ]
             if not np.array_equal(reduce(np.logical_and.outer, split), grid):
                 return f"{node.name} reshapes them, and what stays would fill no whole axis"
             made |= {run.begin + a: m for a, m in enumerate(split) if not m.all()}
-        if isinstance(node.op, Reshape):
+        if isinstance(op, Reshape):
             shape = tuple(
                 int(made[b].sum()) if b in made and d is not None and d > 0 else d
-                for b, d in enumerate(node.op.shape)
+                for b, d in enumerate(op.shape)
             )
-            self.ops[node] = replace(node.op, shape=shape)
+            self.ops[node] = replace(op, shape=shape)
         return [made]
 
     def _mask(self, value: Value, axis: int) -> Keep | None:

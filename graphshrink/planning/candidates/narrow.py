@@ -217,7 +217,7 @@ def sizes_of(site: Site, levels: Sequence[float] = LEVELS) -> list[int]:
 def _unit(site: Site) -> int:
     """The number of neighbouring channels that a reader sees of each unit."""
     assert site.group is not None
-    return min(_columns(site.group, node, taps=1).shape[1] for node in site.readers)
+    return min(int(_columns(site.group, node, taps=1).shape[1]) for node in site.readers)
 
 
 def _what(site: Site, count: int) -> str:
