@@ -145,7 +145,7 @@ class Benchmark:
         """All hidden channels at one level after the other."""
         graph = self.prepared()
         samples = read_samples(graph, str(self.calibration))
-        sites = [s for s in find_sites(graph).found if s.closer is not None]
+        sites = [s for s in find_sites(graph).found if s.group is not None]
         file = self.work / "candidate.onnx"
         for level in LEVELS:
             found = fit(graph, sites, samples, {}, lambda *_: None, [Narrow((level,))])
@@ -184,17 +184,22 @@ class Benchmark:
     def timed(self, files: list[Path], rounds: int) -> Any:
         """Milliseconds ``(file, round)``; the networks take turns."""
         image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
-        runs = [runner(file, 1) for file in files]
-        for run in runs:
-            run(image)
-        times = np.zeros((len(files), rounds))
-        for turn in range(rounds):
-            for i in range(len(files)):
-                which = (turn + i) % len(files)
-                start = time.perf_counter()
-                runs[which](image)
-                times[which, turn] = 1e3 * (time.perf_counter() - start)
-        return times
+        return timed(files, image, rounds)
+
+
+def timed(files: list[Path], x: Any, rounds: int) -> Any:
+    """Milliseconds ``(file, round)`` of networks that take turns on one thread."""
+    runs = [runner(file, 1) for file in files]
+    for run in runs:
+        run(x)
+    times = np.zeros((len(files), rounds))
+    for turn in range(rounds):
+        for i in range(len(files)):
+            which = (turn + i) % len(files)
+            start = time.perf_counter()
+            runs[which](x)
+            times[which, turn] = 1e3 * (time.perf_counter() - start)
+    return times
 
 
 def runner(file: Path, threads: int) -> Callable[[Any], Any]:
