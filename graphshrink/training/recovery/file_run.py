@@ -56,6 +56,9 @@ class FileRun:
         """Train and judge; see :func:`graphshrink.recover_file`."""
         given = self.options
         self._prepare()
+        if not self.before.loss:
+            notes = ["the student gives the teacher's outputs: there is nothing to recover"]
+            return RecoveredFile(self.student, False, self.before, self.before, notes=notes)
         keeper = Keeper(self.module, self.before)
         interrupted = False
         try:
