@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from .bodies import body_pipeline
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
@@ -20,7 +21,7 @@ from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.infra.difference import largest_difference
 from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
-from .report import Report, Size
+from .report import Report, size_with_bodies
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
     emitted_session,
@@ -36,7 +37,7 @@ from .running.sessions import (
 from .targets.emitted import Emitted
 from .torch_models import check_torch_model, not_a_torch_file, positional
 
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,deduplicate,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,fuse-patterns,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
@@ -244,6 +245,7 @@ def shrink(
         if chosen is None or (kind == "fx" and _is_torch_target(target))
         else chosen.name,
         unwritable=_unwritable(graph, kind, target),
+        host_nodes=_host_nodes(graph, kind),
     )
     if progress is not None:
         ctx.progress = progress
@@ -251,9 +253,9 @@ def shrink(
         from .data.calibration import calibrated
 
         ctx.calibration = calibrated(graph, kind, calibration, progress)
-    before = Size.of(graph)
-    records = pipeline.run(graph, ctx, watching)
-    after = Size.of(graph)
+    before = size_with_bodies(graph)
+    records = body_pipeline(pipeline, graph).run(graph, ctx, watching)
+    after = size_with_bodies(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     if kind == "fx":
         from .targets.torch.fixed_sizes import fixed_sizes
@@ -304,6 +306,15 @@ def _unwritable(graph: Graph, kind: str, target: str | None = None) -> Callable[
     from .targets.torch.emitter import problem
 
     return problem
+
+
+def _host_nodes(graph: Graph, kind: str) -> Callable[[Node], int] | None:
+    """A function that returns the number of nodes that the graph's own host would write a node with, for hosts that have several forms."""
+    if kind != "onnx":
+        return None
+    from .targets.onnx.emitter import node_count
+
+    return node_count(graph)
 
 
 _Run = Callable[[Graph], list[Any]]
@@ -566,7 +577,7 @@ def _traced_or_exported(model: Any, name: str, inputs: tuple[Any, ...] | None) -
         if isinstance(failure, DoesNotRun):
             raise failure from error
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    graph = from_export(made.program, inputs)
+    graph = from_export(made.program, inputs, model.forward)
     graph.notes += [made.note] if made.note else []
     graph.notes.append(
         f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.fuse_dense import FuseDense
     from .cleanup.fuse_moves import FuseMoves
+    from .cleanup.fuse_patterns import FusePatterns
     from .cleanup.move_scales import MoveScales
     from .cleanup.prune_dead import PruneDead
     from .cleanup.push_pads import PushPads
@@ -55,6 +56,7 @@ _NAMES = {
     ".cleanup.fold_constants": ("FoldConstants",),
     ".cleanup.fuse_dense": ("FuseDense",),
     ".cleanup.fuse_moves": ("FuseMoves",),
+    ".cleanup.fuse_patterns": ("FusePatterns",),
     ".cleanup.move_scales": ("MoveScales",),
     ".cleanup.prune_dead": ("PruneDead",),
     ".cleanup.push_pads": ("PushPads",),
@@ -113,6 +115,7 @@ __all__ = [
     "FreshNorms",
     "FuseDense",
     "FuseMoves",
+    "FusePatterns",
     "Gram",
     "GramMatrix",
     "HoistPadding",

@@ -30,8 +30,8 @@ class Readers(Protocol):
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
         """Other readings of a model, each with the words for it (``"by torch.export"``): one may know calls that were ``Opaque`` in the first."""
 
-    def sized(self, graph: Graph) -> Graph | None:
-        """A torch model read again for inputs as large as the example inputs, with batches of any size; ``None`` if it cannot be.
+    def sized(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
+        """Other readings of a torch model for inputs as large as the example inputs, with batches of any size, each with the words for it.
 
         Calls that compute with other sizes are ops then.
         """

@@ -39,11 +39,13 @@ from ..raising.patterns import raise_patterns
 from ..support import LeftAlone, limit
 from .alike import Alike
 from .call import Call
+from .computed import Computed
 from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
-from .ranks import told_ranks
+from .pieces import pieces_taken_once
+from .ranks import told_ranks, two_axes
 from .registry import Entry, ModuleEntry
 from .resized_runs import OtherBatch, resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
@@ -110,6 +112,7 @@ class _Importer:
         self.named: set[str] = set()
         self.runs = Runs()
         self.baked: dict[str, str] = {}
+        self.computed = Computed(module, [], ())
 
     def run(self) -> Graph:
         self._check_mode()
@@ -125,14 +128,18 @@ class _Importer:
             results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
                 results = told_ranks(self.module)
+                self.types = dict.fromkeys(two_axes(self.module), TensorType(None, (None, None)))
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
+        self.module = pieces_taken_once(self.module, self.lengths)
+        self.nodes = list(self.module.graph.nodes)
         self.sizes = known_sizes(self.nodes, results, self.runs)
         writes = find_writes(self.nodes, self.modules, self.sizes)
         self.barrier = writes.barriers
         self.graph.notes += writes.notes
         self._hold_layouts()
+        self.computed = Computed(self.module, self.nodes, self.barrier)
         for node in self.nodes:
             if node.name not in self.taken and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
@@ -231,6 +238,7 @@ class _Importer:
             self._opaque(node, barrier)
         else:
             self._call_node(node)
+            self._fold(node)
 
     def _call_node(self, node: fx.Node) -> None:
         """Import a call: as its rule says, or opaque with the reason."""
@@ -245,6 +253,12 @@ class _Importer:
             self._steps(node, lowered)
         else:
             self._canonical(node, *lowered)
+
+    def _fold(self, node: fx.Node) -> None:
+        """Give a weight that is computed from the module's tensors its numbers; the calls stay, and still compute it."""
+        value, data = self.values.get(node.name), self.computed.weight(node)
+        if value is not None and value.data is None and data is not None:
+            value.data, value.type = data, data.type
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]
@@ -408,6 +422,7 @@ class _Importer:
             own = node.name if single else f"{node.name}_{op.name.lower()}_{number}"
             if node.op == "call_module":
                 own = str(node.target) if single else f"{node.target}_{op.name.lower()}_{number}"
+                own = f"{node.target}.{named}" if (named := steps.names.get(number)) else own
             elif mine[0] and not single:
                 own = mine[0]
             made.append(
@@ -465,8 +480,10 @@ class _Importer:
 
     def _named(self, node: fx.Node, inputs: Sequence[Value | None]) -> str:
         """The name of a call: that of the module whose weight it reads, where an export has no modules."""
-        weight = inputs[1] if len(inputs) > 1 and is_aten(node.target) else None
+        weight = inputs[1] if len(inputs) > 1 and node.op == "call_function" else None
         held = weight.host if weight is not None else None
+        if isinstance(held, str):
+            held = ("tensor", self.computed.owner(held) or "")
         if not (isinstance(held, tuple) and held[0] == "tensor"):
             return node.name
         prefix, _, last = str(held[1]).rpartition(".")

@@ -6,6 +6,7 @@ writes to the module's tensors, and state that the next call would read.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import random
@@ -26,6 +27,7 @@ from ...hosts.torch.modules.gates import Gate
 from ...hosts.torch.modules.masks import Constant
 from ...ir import ModelError
 from .proxies import EXAMPLE, TensorProxy
+from .transformers import PARTS, written_out
 
 
 class StateError(ModelError):
@@ -110,20 +112,27 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (Gate, Constant)) or module_qualified_name in self.leaves:
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return type(m) not in PARTS and super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise NotTraceable("parts of it compute under autocast")
-        if self.gradients and not torch.is_grad_enabled() and _NO_GRADIENTS not in self.notes:
-            self.notes.append(_NO_GRADIENTS)
+        if self.gradients and not torch.is_grad_enabled():
+            self._note(_NO_GRADIENTS)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TensorProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, dict) and dataclasses.is_dataclass(a):
+            # torch.fx would make a plain dict of it, transformers' class of results.
+            fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
+            given = {name: self.create_arg(v) for name, v in fields.items() if v is not None}
+            return self.create_node("call_function", type(a), (), given)
+        return super().create_arg(a)
 
     def get_fresh_qualname(self, prefix: str) -> str:
         name = super().get_fresh_qualname(prefix)
@@ -135,11 +144,16 @@ class _Tracer(fx.Tracer):
         self.inputs, self.own, self.notes = inputs, {}, []
         self.num_calls.clear()
         try:
-            graph = self.trace(module)
+            with written_out(self._note):
+                graph = self.trace(module)
         finally:
             for name in self.own:
                 self.own[name] = module.__dict__.pop(name, None)
         return graph
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -436,10 +450,22 @@ def acts_alike(module: nn.Module, made: nn.Module, inputs: Sequence[Any] | None)
             torch.manual_seed(0)
             want = shared.module(*_fresh(inputs))
             torch.manual_seed(0)
-            torch.testing.assert_close(made(*_fresh(inputs)), want, equal_nan=True)
+            got = made(*_fresh(inputs))
+            if type(got) is not type(want):
+                return False
+            torch.testing.assert_close(_held(got), _held(want), equal_nan=True)
     except Exception:
         return False
     return True
+
+
+def _held(result: Any) -> Any:
+    """A result in the form that torch compares: dataclasses as dicts of their fields."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, Mapping):
+        return {f.name: _held(getattr(result, f.name)) for f in dataclasses.fields(result)}
+    if isinstance(result, Mapping):
+        return {key: _held(value) for key, value in result.items()}
+    return [_held(x) for x in result] if isinstance(result, (list, tuple)) else result
 
 
 def _fresh(inputs: Sequence[Any]) -> Any:

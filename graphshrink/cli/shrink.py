@@ -135,7 +135,7 @@ def shrink(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The kind of file to write: onnx, tensorrt, tflite, or a target of another package. Options of any target "
+            help="The kind of file to write: onnx, tensorrt, tflite, torch, or a target of another package. Options of any target "
             "can be given in its text, 'NAME{option=value}'. If not given, the suffix of OUT decides.",
         ),
     ] = None,

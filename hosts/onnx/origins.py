@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ...ir import Tensor, Value
 
@@ -55,6 +55,8 @@ class OnnxHost:
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read in the host model.
         numbers: New numbers for constants that the model stores, by name: trained weights.
+        rewritten: Nodes that replace nodes of the model, by index: their bodies were rewritten.
+        reserved: Names of the scopes around a body, which new values of the body must not take.
     """
 
     model: ModelProto
@@ -63,3 +65,9 @@ class OnnxHost:
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
     numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    rewritten: Mapping[int, NodeProto] = field(default_factory=dict)
+    reserved: frozenset[str] = frozenset()
+
+    def node(self, index: int) -> NodeProto:
+        """The host node at an index, with the bodies that it has now."""
+        return self.rewritten.get(index) or self.model.graph.node[index]

@@ -22,6 +22,7 @@ BUILT_IN = {
     "fresh-norms": "depth.fresh_norms:FreshNorms",
     "fuse-dense": "cleanup.fuse_dense:FuseDense",
     "fuse-moves": "cleanup.fuse_moves:FuseMoves",
+    "fuse-patterns": "cleanup.fuse_patterns:FusePatterns",
     "hoist-padding": "depth.hoist_padding:HoistPadding",
     "insert-gates": "depth.insert_gates:InsertGates",
     "mask-blocks": "blocks.mask_blocks:MaskBlocks",

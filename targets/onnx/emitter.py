@@ -47,7 +47,7 @@ from ...ir.files import resolve_output
 from ..emitted import Emitted, Readers
 from ..options import NEWEST_OPSET, OnnxOptions
 from .save import Saved, save_model
-from .spell import problem, spell
+from .spell import operators, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are put into the model immediately, larger ones when it is saved."""
@@ -241,6 +241,12 @@ def unwritable(graph: Graph) -> Callable[[Node], str | None]:
     return why
 
 
+def node_count(graph: Graph) -> Callable[[Node], int]:
+    """A function that returns the number of ONNX nodes that a node would be written with, if it can be written."""
+    opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+    return lambda node: len(operators(node, opset))
+
+
 def emit(
     graph: Graph,
     options: OnnxOptions = OnnxOptions(),  # noqa: B008 - it is frozen
@@ -288,13 +294,11 @@ def _from_torch(
         return _native(graph, opset, any_batch)
     except _NotNative as error:
         reason = str(error)
-    again = None if readers is None else readers.sized(graph)
-    if again is not None:
+    for how, again in () if readers is None else readers.sized(graph):
         with suppress(_NotNative):
             found = _native(again, opset, any_batch)
-            note = f"sizes that follow others than the batch are those of example_inputs: {reason}"
-            return replace(found, notes=(note, *found.notes))
-    note = f"written by torch's exporter, for one batch size and with its own names: {reason}"
+            return replace(found, notes=(f"{how}: {reason}", *found.notes))
+    note = f"written by torch's exporter, for one batch size and under its own names: {reason}"
     try:
         return Written(exported(graph, options.opset), {}, (note,))
     except ModelError as error:
@@ -309,20 +313,22 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
         ModelError: If a newer opset would do.
         UsageError: If the types of inputs are not known.
     """
-    from .from_torch import hostless, needed_nodes, unknown_calls
+    from .from_torch import hostless, needed
 
-    nodes = needed_nodes(graph)
-    unknown = unknown_calls(nodes)
+    wanted = needed(graph, any_batch)
+    unknown = wanted.unknown()
     if unknown:
         calls = [
             f"{kind} ({listed(names)}{': ' + why if why else ''})"
             for (kind, why), names in unknown.items()
         ]
         raise _NotNative(f"the IR does not express {'; '.join(calls)}")
-    made, notes = hostless(graph, nodes, any_batch)
+    made, notes = hostless(graph, wanted, any_batch)
     refused = [(n, why) for n in made.nodes if n.origin is None and (why := problem(n, opset))]
     if refused:
-        reasons = "; ".join(f"{node.name}: {why}" for node, why in refused[:5])
+        reasons = "; ".join(
+            f"{node.name}: {why.partition(' in opset')[0]}" for node, why in refused[:5]
+        )
         for newer in range(opset + 1, NEWEST_OPSET + 1):
             if not any(problem(node, newer) for node, _ in refused):
                 raise ModelError(
@@ -378,8 +384,8 @@ class _Emitter:
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
-        taken |= {t.name for t in self.source.initializer}
-        for node in self.source.node:
+        taken |= {t.name for t in self.source.initializer} | self.host.reserved
+        for node in (*self.source.node, *self.host.rewritten.values()):
             taken.update(node.output)
             taken.update(node.input)
             for body in bodies(node):
@@ -548,15 +554,15 @@ class _Emitter:
     def _copy(self, parts: Sequence[Node], indices: Sequence[int]) -> bool:
         """Copy host nodes with remapped names; ``False`` if they no longer compute the same as the IR nodes."""
         if any(v.host is None for node in parts for v in node.outputs) and any(
-            a.name == "auto_pad" for i in indices for a in self.source.node[i].attribute
+            a.name == "auto_pad" for i in indices for a in self.host.node(i).attribute
         ):
             return False  # The sizes changed, and the pads of auto_pad depend on them.
         mapping: dict[str, str] = {}
         for node in parts:
             if not self._map(node, mapping):
                 return False
-        inner = {name for i in indices for name in self.source.node[i].output}
-        for name in dict.fromkeys(n for i in indices for n in self.source.node[i].input if n):
+        inner = {name for i in indices for name in self.host.node(i).output}
+        for name in dict.fromkeys(n for i in indices for n in self.host.node(i).input if n):
             if name in mapping or name in inner or name in self.made:
                 continue
             # The node reads a constant of which the IR has another form.
@@ -568,7 +574,7 @@ class _Emitter:
         made: dict[int, NodeProto] = {}
         for index in indices:
             copied = NodeProto()
-            copied.CopyFrom(self.source.node[index])
+            copied.CopyFrom(self.host.node(index))
             if changed:
                 rename(copied, changed)
             before = self.copied.get(index)
@@ -615,6 +621,7 @@ class _Emitter:
         if (
             self.added
             or self.host.numbers
+            or self.host.rewritten
             or len(self.nodes) != total
             or sorted(self.verbatim)
             != sorted(set(range(len(self.source.node))) - set(self.host.constant_nodes.values()))

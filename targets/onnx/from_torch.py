@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,9 @@ from ...ir import (
     LayerNorm,
     Linear,
     Node,
+    Op,
     Opaque,
+    Reshape,
     Scale,
     SplatTensor,
     Tensor,
@@ -51,6 +54,9 @@ _ASSERTIONS = frozenset({
 })  # fmt: skip
 """Calls that check something and compute nothing."""
 
+_RESHAPING = frozenset({"reshape", "view", "_unsafe_view", "flatten", "unflatten"})
+"""Calls that reshape their first argument to the sizes of the others."""
+
 _ROLES = {1: "weight", 2: "bias"}
 """What the constant operands of layers are called in torch."""
 
@@ -60,37 +66,82 @@ _VECTORS = ("weight", "bias", "running_mean", "running_var")
 _LAYERS = (Conv, ConvTranspose, Linear, LayerNorm, GroupNorm)
 
 
-def needed_nodes(graph: Graph) -> list[Node]:
-    """The nodes of a graph from torch that its file needs, in order: assertions and what only they read is left out."""
+@dataclass(frozen=True)
+class Needed:
+    """What a file needs of a graph from torch.
+
+    Attributes:
+        nodes: The nodes, in order; assertions and what only they read is left out.
+        ops: Ops in place of calls that shape their first input by computed sizes.
+    """
+
+    nodes: list[Node]
+    ops: dict[Node, Op]
+
+    def unknown(self) -> dict[tuple[str, str], list[str]]:
+        """The calls that the IR does not express: the names of their nodes by what is called and the reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for node in self.nodes:
+            if isinstance(node.op, Opaque) and node not in self.ops:
+                kind = node.op.kind.partition(":")[2]
+                found.setdefault((kind, node.op.reason), []).append(node.name)
+        return found
+
+    def inputs(self, node: Node) -> tuple[Value | None, ...]:
+        """The values that a node of the file reads."""
+        return node.inputs[:1] if node in self.ops else node.inputs
+
+
+def needed(graph: Graph, any_batch: bool = True) -> Needed:
+    """What a file needs of a graph from torch; with ``any_batch``, for batches of any size that the module takes."""
+    found = Needed([], _shaped(graph, any_batch))
     wanted = set(graph.outputs)
-    found = []
     for node in reversed(list(graph.nodes)):
         used = not wanted.isdisjoint(node.outputs)
         if not used and (_is_pure(node) or _is_assertion(graph, node)):
             continue
-        found.append(node)
-        wanted.update(v for v in node.inputs if v is not None and v.data is None)
-    return found[::-1]
-
-
-def unknown_calls(nodes: Sequence[Node]) -> dict[tuple[str, str], list[str]]:
-    """The calls among some nodes that the IR does not express: the names of their nodes by what is called and the reason."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for node in nodes:
-        if isinstance(node.op, Opaque):
-            kind = node.op.kind.partition(":")[2]
-            found.setdefault((kind, node.op.reason), []).append(node.name)
+        found.nodes.append(node)
+        wanted.update(v for v in found.inputs(node) if v is not None and v.data is None)
+    found.nodes.reverse()
     return found
 
 
-def hostless(
-    graph: Graph, nodes: Sequence[Node], any_batch: bool = True
-) -> tuple[Graph, list[str]]:
+def _shaped(graph: Graph, any_batch: bool) -> dict[Node, Op]:
+    """Reshapes to sizes that the module computes, as far as the example inputs and another batch tell what these are."""
+    calls = [
+        n for n in graph.nodes if isinstance(n.op, Opaque) and n.op.pure and _reshapes(graph, n)
+    ]
+    if not calls or graph.host.inputs is None:
+        return {}
+    run = graph.host.other_batch() if any_batch else None
+    found: dict[Node, Op] = {}
+    for node in calls:
+        x, y = node.required(0), node.outputs[0]
+        now, made = x.type, y.type
+        if run is not None and isinstance(x.host, str) and isinstance(y.host, str):
+            now, made = run.get(x.host, now), run.get(y.host, made)
+        op = _reshape((x.type, y.type), (now, made)) if x.type.size == y.type.size else None
+        if op is not None:
+            found[node] = op
+    return found
+
+
+def _reshapes(graph: Graph, node: Node) -> bool:
+    """Whether a call does nothing but reshape its first argument."""
+    found = _host_node(graph, node)
+    if found is None or found.op not in ("call_function", "call_method") or not found.args:
+        return False
+    first = found.args[0]
+    whole = isinstance(first, fx.Node) and node.required(0).host == first.name
+    return whole and call_name(found.target) in _RESHAPING
+
+
+def hostless(graph: Graph, wanted: Needed, any_batch: bool = True) -> tuple[Graph, list[str]]:
     """A copy of a graph from torch without its host, under the names that the author of the module knows.
 
     Args:
         graph: The graph.
-        nodes: The nodes to copy, in order; none is ``Opaque``.
+        wanted: What to copy; all calls in it are known.
         any_batch: Leave the batch size open, where the module takes batches of any size.
 
     Returns:
@@ -99,59 +150,125 @@ def hostless(
     Raises:
         UsageError: If the types of inputs are not known.
     """
-    for value in graph.inputs:
+    for value, name in zip(graph.inputs, input_names(graph), strict=True):
         if value.type.dtype is None or value.type.shape is None:
-            raise UsageError(f"the shape of input {value.name!r} is not known: give example_inputs")
-    for found in _other_batches(graph, nodes) if any_batch else ():
-        with suppress(
-            InferenceError
-        ):  # A number that the module computes for one batch size alone.
-            return _Copy(graph, _Sizes(graph, found)).run(nodes), []
+            raise UsageError(f"the shape of input {name!r} is not known: give example_inputs")
+    for found in _other_batches(graph, wanted) if any_batch else ():
+        with suppress(InferenceError):  # A constant has numbers for one batch size alone.
+            return _Copy(
+                graph, _Sizes(graph, found.types), replace(wanted, ops=found.ops)
+            ).run(), []
     notes = []
     if any_batch and graph.host.inputs is not None and any(v.type.rank for v in graph.inputs):
         sizes = listed(list(dict.fromkeys(str(v.type.dim(0)) for v in graph.inputs if v.type.rank)))
         notes.append(f"the file takes batches of {sizes} only, as the module does")
-    return _Copy(graph, _Sizes(graph, {})).run(nodes), notes
+    return _Copy(graph, _Sizes(graph, {}), wanted).run(), notes
 
 
-def _other_batches(graph: Graph, nodes: Sequence[Node]) -> Iterator[dict[Value, TensorType]]:
-    """The types of values for a batch of another size: as the ops infer them or, where they cannot, from a run on fake tensors."""
+@dataclass(frozen=True)
+class _Other:
+    """A graph for a batch of another size.
+
+    Attributes:
+        types: The types of values.
+        ops: Ops in place of calls, and of reshapes to numbers that fit the batch of the example inputs alone.
+    """
+
+    types: dict[Value, TensorType]
+    ops: dict[Node, Op]
+
+
+def _other_batches(graph: Graph, wanted: Needed) -> Iterator[_Other]:
+    """The graph for a batch of another size: as the ops infer it or, where they cannot, from a run on fake tensors."""
     if graph.host.inputs is None:
         return
     inputs = [v for v in graph.inputs if v.type.rank]
     first = [v for v in inputs if v.type.dim(0) == inputs[0].type.dim(0)]
     # Inputs with another first axis than the first one may be no batches.
     for some in (inputs, first) if len(first) < len(inputs) else (inputs,):
-        found = _inferred(graph, nodes, some) if some else None
+        longer = {v: _longer(v.type) for v in some if v.type.dim(0)}
+        found = _inferred(graph, wanted, longer, None) if longer else None
         if found is not None:
             yield found
     run = graph.host.other_batch()
     if run is not None:
-        yield {v: run[v.host] for v in graph.values() if isinstance(v.host, str) and v.host in run}
+        given = {v: run[v.host] for v in graph.inputs if v.host in run}
+        found = _inferred(graph, wanted, given, run)
+        if found is not None:
+            yield found
+
+
+def _longer(kind: TensorType) -> TensorType:
+    return kind.with_shape((2 * (kind.dim(0) or 0) + 1, *(kind.shape or ())[1:]))
 
 
 def _inferred(
-    graph: Graph, nodes: Sequence[Node], batches: Sequence[Value]
-) -> dict[Value, TensorType] | None:
-    """The types of values for inputs with a longer first axis; ``None`` unless all are certain."""
-    found = {v: v.type for v in graph.inputs}
-    for value in batches:
-        size, *rest = value.type.shape or ()
-        if not isinstance(size, int) or size == 0:
-            return None
-        found[value] = value.type.with_shape((2 * size + 1, *rest))
-    for node in nodes:
-        read = [
-            None if v is None else v.type if v.data is not None else found[v] for v in node.inputs
+    graph: Graph,
+    wanted: Needed,
+    given: Mapping[Value, TensorType],
+    run: Mapping[str, TensorType] | None,
+) -> _Other | None:
+    """The types of values for other inputs; ``None`` if they are not certain, or ops have numbers that fit the example inputs alone.
+
+    Args:
+        graph: The graph.
+        wanted: What a file needs of it.
+        given: The types of inputs that are larger.
+        run: The types of the host's values in a run on such inputs.
+    """
+    found = {v: v.type for v in graph.inputs} | dict(given)
+    ops = dict(wanted.ops)
+    for node in wanted.nodes:
+        own = wanted.inputs(node)
+        read = [None if v is None else v.type if v.data is not None else found[v] for v in own]
+        stated = [
+            run.get(v.host) if run and isinstance(v.host, str) else None for v in node.outputs
         ]
+        kinds: Sequence[TensorType | None]
         try:
-            kinds = node.op.infer(read)
+            kinds = ops.get(node, node.op).infer(read) or ()
         except InferenceError:
+            kinds = [None] * len(node.outputs)
+        for value, kind, told in zip(node.outputs, kinds, stated, strict=True):
+            if kind is not None and (told is None or kind.accepts(told)):
+                found[value] = kind if told is None else kind.refined(told)
+                continue
+            first = read[0] if isinstance(node.op, Reshape) else None
+            if told is None or first is None:
+                return None
+            op = _reshape((node.required(0).type, value.type), (first, told))
+            if op is None:
+                return None
+            ops[node], found[value] = op, told
+        if None not in stated:
+            continue
+        changed = any(v is not None and found.get(v, v.type) != v.type for v in own)
+        if any(not found[v].is_static for v in node.outputs) or (
+            # It may be a reshape to numbers that fit one batch size alone.
+            changed and all(found[v] == v.type for v in node.outputs)
+        ):
             return None
-        found.update(zip(node.outputs, kinds or (), strict=False))
-        if any(v not in found or not found[v].is_static for v in node.outputs):
-            return None
-    return found
+    return _Other(found, ops)
+
+
+def _reshape(
+    example: tuple[TensorType, TensorType], other: tuple[TensorType, TensorType]
+) -> Op | None:
+    """A Reshape whose sizes follow the batch, as two runs show; ``None`` where a Reshape cannot.
+
+    Args:
+        example: The types of its input and its result for the example inputs.
+        other: Their types for another batch.
+    """
+    before, own, now, made = (kind.shape for kind in (*example, *other))
+    if not own or not made or before is None or now is None or len(before) != len(now):
+        return None
+    target: list[int | None] = []
+    for axis, (size, changed) in enumerate(zip(own, made, strict=True)):
+        copied = axis < len(before) and (before[axis], now[axis]) == (size, changed)
+        same = size == changed and isinstance(size, int)
+        target.append(size if same and isinstance(size, int) else None if copied else -1)
+    return Reshape(tuple(target)) if target.count(-1) < 2 and 0 not in target else None
 
 
 def _is_pure(node: Node) -> bool:
@@ -212,8 +329,8 @@ class _Sizes:
 class _Copy:
     """Builds the copy of a graph."""
 
-    def __init__(self, graph: Graph, sizes: _Sizes) -> None:
-        self.graph, self.sizes = graph, sizes
+    def __init__(self, graph: Graph, sizes: _Sizes, wanted: Needed) -> None:
+        self.graph, self.sizes, self.wanted = graph, sizes, wanted
         self.made = Graph(graph.name)
         self.values: dict[Value, Value] = {}
         self.results: dict[Value, str] = {}
@@ -221,8 +338,8 @@ class _Copy:
         self.norms: dict[tuple[int, bytes], list[Value]] = {}
         self.filled: dict[tuple[tuple[int, ...], DType, float], Value] = {}
 
-    def run(self, nodes: Sequence[Node]) -> Graph:
-        """Copy some nodes, with all that they read."""
+    def run(self) -> Graph:
+        """Copy the nodes, with all that they read."""
         graph = self.graph
         inputs = input_names(graph)
         outputs = unique([*inputs, *output_names(graph)])[len(inputs) :]
@@ -232,8 +349,8 @@ class _Copy:
         named = dict(zip(graph.outputs[::-1], outputs[::-1], strict=True))
         self.results = {v: n for v, n in named.items() if v.producer is not None}
         self.reserved = set(outputs)
-        self._own_tensors(nodes)
-        for node in nodes:
+        self._own_tensors()
+        for node in self.wanted.nodes:
             self._node(node)
         for value, name in zip(graph.outputs, outputs, strict=True):
             self.made.add_output(self._value(value), name)
@@ -243,9 +360,9 @@ class _Copy:
         """A name that is not kept for an output."""
         return f"{name}_value" if name in self.reserved else name
 
-    def _own_tensors(self, nodes: Sequence[Node]) -> None:
+    def _own_tensors(self) -> None:
         """The module's own tensors, under their names."""
-        read = (v for node in nodes for v in node.inputs if v is not None)
+        read = (v for node in self.wanted.nodes for v in self.wanted.inputs(node) if v is not None)
         for value in dict.fromkeys((*read, *self.graph.outputs)):
             own = isinstance(value.host, tuple) and value.host[0] in ("tensor", "masked")
             if value.data is not None and value.producer is None and own:
@@ -266,7 +383,11 @@ class _Copy:
         types = [self.sizes(v) or TensorType(v.type.dtype) for v in node.outputs]
         names = [self.results.get(v) or self._free(v.name) for v in node.outputs]
         made = self.made.append(
-            node.op, self._inputs(node, name), name=name, types=types, output_names=names
+            self.wanted.ops.get(node, node.op),
+            self._inputs(node, name),
+            name=name,
+            types=types,
+            output_names=names,
         )
         made.origin = form
         self.values.update(zip(node.outputs, made.outputs, strict=True))
@@ -276,7 +397,7 @@ class _Copy:
         return [
             None if v is None
             else self._value(v, f"{name}.{_ROLES[i]}" if layer and i in _ROLES else _behind(v, node, name))
-            for i, v in enumerate(node.inputs)
+            for i, v in enumerate(self.wanted.inputs(node))
         ]  # fmt: skip
 
     def _name(self, node: Node) -> str:
@@ -356,4 +477,4 @@ def _path(node: fx.Node) -> str:
     return path.removeprefix("L['self']").removeprefix(".")
 
 
-__all__ = ["BATCH", "hostless", "needed_nodes", "unknown_calls"]
+__all__ = ["BATCH", "Needed", "hostless", "needed"]

@@ -66,6 +66,7 @@ def _written_emitter(
     names = signature_names(graph)
 
     def emit(read: Graph) -> Emitter:
+        read = _under_own_names(read)
         kept = len(read.inputs) == len(names[0]) and len(read.outputs) == len(names[1])
         made = Emitter(
             read,
@@ -90,6 +91,19 @@ def _written_emitter(
         refused = min(refused, second.refusals, key=len)
     advice = "; try via='litert-torch', which needs its own extra" if is_from_torch(graph) else ""
     raise ModelError(f"{refusal_text(refused, 'TFLite')}{advice}")
+
+
+def _under_own_names(graph: Graph) -> Graph:
+    """A graph from torch under the names of its module, as ONNX files have them; another graph, or one that cannot be written, as it is."""
+    if not is_from_torch(graph):
+        return graph
+    from ..onnx.from_torch import hostless, needed
+
+    wanted = needed(graph, any_batch=False)
+    typed = all(v.type.is_static and v.type.dtype for v in graph.inputs)
+    if wanted.unknown() or not typed:
+        return graph
+    return hostless(graph, wanted, any_batch=False)[0]
 
 
 def _signature(e: Emitter) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from ...hosts.torch.buffers import keep_temporary, temporary
-from ...hosts.torch.calls import shape_of_other
+from ...hosts.torch.calls import call_name, shape_of_other
 from ...hosts.torch.modules.gates import Switch
 from ...hosts.torch.modules.masks import OTHER_ORDER
 from ...hosts.torch.origins import FxHost, FxOrigin
@@ -22,6 +22,7 @@ from ...ir import (
     Conv,
     Graph,
     Linear,
+    MaskedTensor,
     ModelError,
     Node,
     Opaque,
@@ -106,7 +107,8 @@ class _Emitter(GraphWriter):
         self.graph, self.host = graph, host
         self.temporary = temporary(host.module)
         tree = ModuleTree(host.module, self.temporary)
-        super().__init__(tree, Parameters(host.module), bool(host.module.training))
+        parameters = Parameters(host.module, self.temporary)
+        super().__init__(tree, parameters, bool(host.module.training))
         self.host_nodes: dict[str, fx.Node] = {}
         self.by_name: dict[str, fx.Node] = {}
         self.places = {name: i for i, name in enumerate(host.order)}
@@ -116,6 +118,11 @@ class _Emitter(GraphWriter):
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
         self.memory = Memory(graph, host, self.out, self.host_nodes)
+        self.read = {
+            str(v.host[1])
+            for v in graph.constants
+            if v.use_count and isinstance(v.host, tuple) and v.host[0] == "tensor"
+        }
 
     def open_groups(self, wanted: Sequence[Value]) -> None:
         """Write the nodes of a group one by one where a value between them is wanted."""
@@ -171,9 +178,26 @@ class _Emitter(GraphWriter):
     def _held(self, value: Value, data: Tensor) -> tuple[str, torch.Tensor]:
         if isinstance(data.host, torch.Tensor) and isinstance(value.host, tuple):
             return str(value.host[1]), data.host
+        name = self._own_name(value) or self.tree.free(value.name.replace("/", "."))
         known = data.hosts is not None
-        made = self.tensor(data) if known else self.parameters.made(data)
-        return self.tree.free(value.name.replace("/", ".")), made
+        return name, self.tensor(data) if known else self.parameters.made(data)
+
+    def _own_name(self, value: Value) -> str | None:
+        """The host's name of the parameter that a new constant replaces, where nothing reads that parameter any more."""
+        name = None if value.data is None else self.parameters.place(value.data)
+        if name is None or name in self.read or self.tree.within(name):
+            return None
+        self.read.add(name)
+        return name
+
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
+        if value is None or value.data is None:
+            return False
+        if isinstance(value.data, MaskedTensor) and value.data.lasting:
+            return False
+        name = self.parameters.place(value.data)
+        return name is not None and name.rpartition(".")[2] != "weight"
 
     # Nodes.
 
@@ -290,10 +314,23 @@ class _Emitter(GraphWriter):
                     source.name in names or source.name in origin.nodes or source.op == "get_attr"
                 )
                 # A state of zeros is read by the host alone.
-                known = known or (origin.parts > 1 and source.name in self.host_nodes)
+                known = known or (origin.parts > 1 and self._has_zeros(source))
                 known = known or self._as_large(found, source) is not None
                 if not known and not (source.name in bases and self._has_size(source)):
                     return False
+        return True
+
+    def _has_zeros(self, source: fx.Node) -> bool:
+        """Whether a state is written, which the host alone reads; zeros that no node makes any more are written again."""
+        if source.name in self.host_nodes:
+            return True
+        if source.op != "call_function" or call_name(source.target) != "zeros":
+            return False
+        if not all(self._has_size(s) for s in source.all_input_nodes):
+            return False
+        copied = self.out.node_copy(source, lambda s: self.host_nodes[s.name])
+        self.host_nodes[source.name] = copied
+        self.computed.append((copied, source))
         return True
 
     def _as_large(self, found: fx.Node, source: fx.Node) -> fx.Node | None:
@@ -384,6 +421,12 @@ class _DryWriter:
 
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return
+
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        return self.stub
+
+    def bare(self, value: Value | None) -> bool:
+        return False
 
     def switch(self, number: Value, mode: str) -> Switch:
         return Switch(mode, 0.0)

@@ -58,6 +58,10 @@ class ModuleTree:
             name = f"{hint}_{count}"
         return name
 
+    def within(self, name: str) -> bool:
+        """Whether a dotted name lies inside a module other than a plain container."""
+        return self._outside(name) != name
+
     def _outside(self, name: str) -> str:
         """The name, changed if it would lie inside a module other than a plain container.
 

@@ -53,6 +53,12 @@ class Writer(Protocol):
     def constant(self, value: Value) -> torch.Tensor:
         """The tensor of a constant that is no weight of a layer: a parameter if it learns."""
 
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        """Numbers that a rule computes, as a buffer under a dotted name like ``name``."""
+
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
 

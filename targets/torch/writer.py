@@ -72,6 +72,16 @@ class GraphWriter:
         """Give a new module its parameter or buffer of this name."""
         self.parameters.fill(made, name, data)
 
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        """Numbers that a rule computes, as a buffer on the device of the host's tensors."""
+        device = self.parameters.device
+        name = self.tree.free(name.replace("/", ".").strip("."))
+        return self.out.get_attr(self.tree.place(name, made.to(device)))
+
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is that of a module of another kind, and no layer's own ``weight``."""
+        return False
+
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
         return self.parameters.switch(number, mode)

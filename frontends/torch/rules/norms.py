@@ -37,6 +37,12 @@ def _batch_norm(call: Call) -> Lowered | None:
         return None
     if found[3] is not None and beta is None:
         return None
+    layer = x.producer if x.type.rank is None else None
+    linear = layer is not None and isinstance(layer.op, ir.Linear)
+    if layer is not None and linear and layer.required(1).type.dim(0) == mean.shape[0]:
+        raise LeftAlone(
+            "the number of axes of its input is not known, and it norms the features of the layer in front only if there are two"
+        )
     epsilon = call.get(7, "eps", 1e-5)
     norm = BatchNorm(gamma, beta, mean, var, epsilon, call.module)
     parts = batch_norm_scale(norm, x.type.dtype or mean.dtype)

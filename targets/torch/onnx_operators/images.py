@@ -46,6 +46,8 @@ def resize(o: Operator) -> fx.Node:
     if o.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise o.refuse_operator("torch keeps no aspect ratio")
     rank = len(o.shape())
+    if 0 in (o.node.output.type.shape or ()):
+        raise o.refuse_operator("torch resizes to no empty images")
     sizes = o.numbers(3)[2:] if not old and o.is_given(3) else None
     scales = None if sizes is not None else _scales(o, 1 if old else 2)
     given: dict[str, Any] = (
@@ -99,10 +101,14 @@ def max_pool(o: Operator) -> Results:
         raise o.refuse_operator("torch takes no uneven pads beside indices")
     if o.attributes.get("storage_order", 0) or n not in (1, 2, 3):
         raise o.refuse_operator("torch counts rows first, over 1 to 3 axes")
-    function = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[n]
+    function = {
+        1: F.max_pool1d_with_indices,
+        2: F.max_pool2d_with_indices,
+        3: F.max_pool3d_with_indices,
+    }[n]
     dilations, ceil = o.ints("dilations") or [1] * n, bool(o.attributes.get("ceil_mode", 0))
     strides = o.ints("strides") or [1] * n
-    made = o.call(function, o.value(), kernel, strides, pads[:n], dilations, ceil, True)
+    made = o.call(function, o.value(), kernel, strides, pads[:n], dilations, ceil)
     y, places = (o.call(operator.getitem, made, i) for i in range(2))
     return [y, o.call(torch.add, places, _starts(o))]
 

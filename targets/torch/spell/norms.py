@@ -16,24 +16,30 @@ _INSTANCE_NORMS: dict[int, Any] = {
 }  # fmt: skip
 
 
-@spells(ir.LayerNorm, note="known sizes")
+@spells(ir.LayerNorm, note="known rank")
 def layer_norm(s: Speller, op: ir.LayerNorm) -> fx.Node:
-    """``nn.LayerNorm``; ``F.layer_norm`` where there is no weight, or it is computed."""
-    x = s.node.required(0)
-    shape = x.type.shape[op.axis :] if x.type.shape is not None else ()
-    if not shape or not all(isinstance(d, int) for d in shape):
-        raise s.refuse("of unknown size")
-    given = s.weights()
-    if given is not None and all(t is None or t.shape == shape for t in given):
-        weight, bias = given
-        rest = {"bias": bias is not None, **s.meta(weight.dtype)}
-        made = nn.LayerNorm(weight.shape, op.epsilon, **rest)
-        return s.module(s.filled(made, weight, bias), s.value())
-    vectors = [v for v in (s.node.input(1), s.node.input(2)) if v is not None]
-    if all(v.type.shape == shape for v in vectors):
-        return s.call(F.layer_norm, s.value(), shape, s.optional(1), s.optional(2), op.epsilon)
-    # A scale or a shift that is broadcast.
-    call = s.call(F.layer_norm, s.value(), shape, None, None, op.epsilon)
+    """``nn.LayerNorm``; ``F.layer_norm`` where there is no weight, or it is computed, or a size is not known."""
+    x = s.node.required(0).type
+    if x.shape is None or x.rank == 0:
+        raise s.refuse("of unknown rank")
+    shape = x.shape[op.axis :]
+    if all(isinstance(d, int) for d in shape):
+        given = s.weights()
+        if given is not None and all(t is None or t.shape == shape for t in given):
+            weight, bias = given
+            rest = {"bias": bias is not None, **s.meta(weight.dtype)}
+            made = nn.LayerNorm(weight.shape, op.epsilon, **rest)
+            return s.module(s.filled(made, weight, bias), s.value())
+        vectors = [v for v in (s.node.input(1), s.node.input(2)) if v is not None]
+        if all(v.type.shape == shape for v in vectors):
+            return s.call(F.layer_norm, s.value(), shape, s.optional(1), s.optional(2), op.epsilon)
+    # A scale or a shift that is broadcast, or may be.
+    first = (x.rank or 0) - len(shape)
+    sizes = [
+        d if isinstance(d, int) else s.call("size", s.value(), first + i)
+        for i, d in enumerate(shape)
+    ]
+    call = s.call(F.layer_norm, s.value(), tuple(sizes), None, None, op.epsilon)
     for index, function in ((1, torch.mul), (2, torch.add)):
         operand = s.optional(index)
         call = call if operand is None else s.call(function, call, operand)
@@ -58,9 +64,13 @@ def group_norm(s: Speller, op: ir.GroupNorm) -> fx.Node:
     return s.call(F.instance_norm, x, weight=weight, bias=bias, eps=op.epsilon)
 
 
-@spells(ir.LocalResponseNorm, note="of 3 and more axes")
+@spells(ir.LocalResponseNorm, note="known rank")
 def local_response_norm(s: Speller, op: ir.LocalResponseNorm) -> fx.Node:
-    """``F.local_response_norm``."""
-    if s.rank is None or s.rank < 3:
-        raise s.refuse("of fewer than 3 axes")
-    return s.call(F.local_response_norm, s.value(), op.size, op.alpha, op.beta, op.bias)
+    """``F.local_response_norm``, which wants an axis behind the channels."""
+    if s.rank is None:
+        raise s.refuse("of unknown rank")
+    rest = (op.size, op.alpha, op.beta, op.bias)
+    if s.rank > 2:
+        return s.call(F.local_response_norm, s.value(), *rest)
+    made = s.call(F.local_response_norm, s.call(torch.unsqueeze, s.value(), -1), *rest)
+    return s.call(torch.squeeze, made, -1)
