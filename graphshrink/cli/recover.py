@@ -60,7 +60,7 @@ def recover(
         typer.Option(
             parser=positive,
             metavar="X",
-            help="The learning rate: the part of its size by which a step changes a weight.",
+            help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
         ),
     ] = None,
     augment: Annotated[
@@ -127,9 +127,9 @@ def run_recovery(
     """Recover a model; if Ctrl-C ends it, say how to go on."""
     from ..training.recovery.files import recover_file
 
-    if lr is not None:
-        options["lr"] = lr
-    done = recover_file(student, teacher, data, epochs=epochs, checkpoint=checkpoint, **options)
+    done = recover_file(
+        student, teacher, data, epochs=epochs, lr=lr, checkpoint=checkpoint, **options
+    )
     if done.interrupted:
         further = (
             f"the same command goes on from the checkpoint in {checkpoint}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from itertools import groupby
 
+import numpy as np
+
 from ...ir import Graph, Node, Value
 
 MOST = 16
@@ -23,7 +25,7 @@ def feature_pairs(student: Graph, teacher: Graph) -> list[tuple[Value, Value]]:
         teacher: The original graph.
 
     Returns:
-        The pairs in the order of the graph; empty if names do not match. The part in front of the first difference is left out.
+        The pairs in the order of the graph; empty if names do not match. Values that are the same in both are left out.
     """
     known = {node.name: node for node in teacher.nodes}
     found = []
@@ -32,7 +34,8 @@ def feature_pairs(student: Graph, teacher: Graph) -> list[tuple[Value, Value]]:
         if other is not None and other.type.dtype == value.type.dtype:
             found.append((value, other))
     found = _narrowest(found)
-    found = found[_alike(student, known, found) :]
+    same = _same(student, teacher, known)
+    found = [pair for pair in found if same.get(pair[0]) is not pair[1]]
     if len(found) > MOST:
         found = [found[-1 - i * (len(found) - 1) // (MOST - 1)] for i in range(MOST)][::-1]
     return found
@@ -74,28 +77,39 @@ def _counterpart(value: Value, known: dict[str, Node]) -> Value | None:
 
 
 def _narrowest(pairs: list[tuple[Value, Value]]) -> list[tuple[Value, Value]]:
-    """The pairs whose values are no larger than those around them: the ends of blocks, not what is wide inside."""
+    """The pairs whose values are not larger than those on both sides: the ends of blocks, not what is wide inside."""
     sizes = [math.prod(d for d in v.type.shape or () if isinstance(d, int)) for v, _ in pairs]
     runs = [list(run) for _, run in groupby(range(len(pairs)), lambda i: sizes[i])]
     around = [math.inf, *(sizes[run[0]] for run in runs), math.inf]
     return [
         pairs[i]
         for place, run in enumerate(runs)
-        if around[place + 1] < min(around[place], around[place + 2])
+        if around[place + 1] <= max(around[place], around[place + 2])
         for i in run
     ]
 
 
-def _alike(student: Graph, known: dict[str, Node], pairs: list[tuple[Value, Value]]) -> int:
-    """The number of pairs in front of the first node that the teacher does not have in the same form."""
-    places = {value: i for i, (value, _) in enumerate(pairs)}
-    done = 0
+def _same(student: Graph, teacher: Graph, known: dict[str, Node]) -> dict[Value, Value]:
+    """The values of the student that are what values of the teacher are, from the inputs on."""
+    same: dict[Value, Value] = dict(zip(student.inputs, teacher.inputs, strict=False))
     for node in student.nodes:
         twin = known.get(node.name)
-        if twin is None or twin.op != node.op or twin.input_types != node.input_types:
-            break
-        done = max([done, *(places[v] + 1 for v in node.outputs if v in places)])
-    return done
+        if twin is None or twin.op != node.op or len(twin.inputs) != len(node.inputs):
+            continue
+        if all(_equal(*each, same) for each in zip(node.inputs, twin.inputs, strict=True)):
+            same.update(zip(node.outputs, twin.outputs, strict=True))
+    return same
+
+
+def _equal(own: Value | None, other: Value | None, same: dict[Value, Value]) -> bool:
+    """Whether a node reads the same there: the same value, or a constant with the same numbers."""
+    if own is None or other is None:
+        return own is other
+    if own.data is None or other.data is None:
+        return own.data is other.data and same.get(own) is other
+    return own.data.type == other.data.type and bool(
+        np.array_equal(own.data.numpy(), other.data.numpy(), equal_nan=own.data.dtype.is_float)
+    )
 
 
 __all__ = ["feature_pairs"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +13,26 @@ import torch
 from torch import nn
 
 from ...data.unlabelled import read_unlabelled
-from ...ir import Graph, ModelError, UsageError
+from ...ir import Graph, ModelError, TrainingError, UsageError
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
 from .augmentation import Augmentation
 from .batches import SampleBatches
+from .checkpoints import Checkpoints
 from .feature_pairs import feature_pairs
-from .files import BATCH_SIZE, HeldOut, Judge, RecoveredFile, distill_loss, named
+from .files import BATCH_SIZE, LR, HeldOut, Judge, RecoveredFile, distill_loss, named
 from .optimizers import RelativeAdam
 from .recovery import recover
+
+RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+"""The learning rates that are tried."""
+
+TRIAL = 24
+"""The largest number of steps with each of them."""
+
+_LEAST_TRIAL = 4
+"""If all epochs together have too few steps for so many with each, none is tried."""
 
 _EVERY = 50
 """With a folder for checkpoints, one is written after this number of steps."""
@@ -43,76 +55,120 @@ class FileRun:
     def run(self) -> RecoveredFile:
         """Train and judge; see :func:`graphshrink.recover_file`."""
         given = self.options
+        self._prepare()
+        if not self.before.loss:
+            notes = ["the student gives the teacher's outputs: there is nothing to recover"]
+            return RecoveredFile(self.student, False, self.before, self.before, notes=notes)
+        keeper = Keeper(self.module, self.before)
+        interrupted = False
+        try:
+            lr = given["lr"] or self._rate()
+            checkpoint = given["checkpoint"]
+            self._train(
+                lr, keeper,
+                epochs=given["epochs"],
+                evaluate=lambda trained: _measured(self.judge, trained),
+                checkpoint=checkpoint,
+                checkpoint_every=given["checkpoint_every"] or (_EVERY if checkpoint else None),
+                progress=given["progress"],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            interrupted = True
+            keeper.end_epoch(_measured(self.judge, self.module.eval()))
+        keeper.restore()
+        trained = self.trainable.trained()
+        after = self.judge.model(trained)
+        improved = after.loss < self.before.loss
+        notes = _notes(self.trainable, self.batches, improved, self.before, after)
+        graph = trained if improved else self.student
+        return RecoveredFile(
+            graph, improved, self.before, after, keeper.history, interrupted, notes
+        )
+
+    def _prepare(self) -> None:
+        """Make the modules, read the samples, and judge the student as it is."""
+        given = self.options
         samples = read_unlabelled(self.student, given["data"], given["labels"])
-        trainable = Trainable(self.student, HostReaders())
-        _check_trained(trainable)
+        self.trainable = Trainable(self.student, HostReaders())
+        _check_trained(self.trainable)
         written = written_anew(self.teacher, HostReaders())
-        module, guide = trainable.module, written.assembled()
-        features = _features(trainable, self.teacher, written) if given["feature_weight"] else {}
-        example = samples.sample(int(samples.training[0]))
-        size = samples.fixed or given["batch_size"] or BATCH_SIZE
-        judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
-        before = judge.model(self.student)
-        if not np.isfinite(before.loss):
+        self.module, self.guide = self.trainable.module, written.assembled()
+        compared = given["feature_weight"] > 0
+        self.features = _features(self.trainable, self.teacher, written) if compared else {}
+        self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
+        self.before = self.judge.model(self.student)
+        if not np.isfinite(self.before.loss):
             raise ModelError(
                 "the student's outputs on the samples have numbers that are not finite"
             )
-        if samples.fixed and samples.fixed < BATCH_SIZE and _takes_batches(module, guide, example):
-            size = given["batch_size"] or BATCH_SIZE
+        example = samples.sample(int(samples.training[0]))
+        size = samples.fixed or given["batch_size"] or BATCH_SIZE
+        if samples.fixed and _takes_batches(self.module, self.guide, example):
+            size = given["batch_size"] or max(BATCH_SIZE, samples.fixed)
         if any(a.ndim == 3 for a in example):
-            for each in (module, guide):
+            for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        classes = _classes(judge) if samples.labels is not None and given["label_weight"] else None
+        labelled = samples.labels is not None and given["label_weight"] > 0
+        classes = _classes(self.judge) if labelled else None
         augment = given["augment"]
         augmentation = Augmentation() if augment is True else augment or None
-        batches = SampleBatches(samples, size, augmentation, classes)
-        keeper = Keeper(module, before)
-        interrupted, history = False, keeper.history
+        self.batches = SampleBatches(samples, size, augmentation, classes)
+
+    def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
+        """Train the module from its present state."""
+        given, judge = self.options, self.judge
         variances = [float(np.var(r)) or 1.0 for r in judge.scorer.reference]
-        try:
-            recover(
-                module,
-                batches,
-                epochs=given["epochs"],
-                unpack=lambda batch: (tuple(_formatted(x) for x in batch[0]), batch[1]),
-                teacher=guide,
-                distill_weight=1 - given["label_weight"],
-                features=features,
-                feature_weight=given["feature_weight"],
-                distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
-                optimizer=RelativeAdam(
-                    [p for p in module.parameters() if p.requires_grad], given["lr"]
-                ),
-                lr=given["lr"],
-                clip=given["clip"],
-                warmup=given["warmup"],
-                precision=given["precision"],
-                device=given["device"],
-                training_mode=False,
-                callbacks=[keeper],
-                evaluate=lambda trained: _measured(judge, trained),
-                checkpoint=given["checkpoint"],
-                checkpoint_every=given["checkpoint_every"]
-                or (_EVERY if given["checkpoint"] else None),
-                seed=given["seed"],
-                progress=given["progress"],
-            )
-        except KeyboardInterrupt:
-            interrupted = True
-            keeper.end_epoch(_measured(judge, module.eval()))
-        keeper.restore()
-        trained = trainable.trained()
-        after = judge.model(trained)
-        improved = after.loss < before.loss
-        return RecoveredFile(
-            trained if improved else self.student,
-            improved,
-            before,
-            after,
-            history,
-            interrupted,
-            _notes(trainable, batches, augmentation, improved, before, after),
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        recover(
+            self.module,
+            self.batches,
+            unpack=lambda batch: (tuple(_formatted(x) for x in batch[0]), batch[1]),
+            teacher=self.guide,
+            distill_weight=1 - given["label_weight"],
+            features=self.features,
+            feature_weight=given["feature_weight"],
+            distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
+            optimizer=RelativeAdam(trained, lr),
+            lr=lr,
+            clip=given["clip"],
+            warmup=given["warmup"],
+            precision=given["precision"],
+            device=given["device"],
+            training_mode=False,
+            callbacks=[keeper],
+            seed=given["seed"],
+            **options,
         )
+
+    def _rate(self) -> float:
+        """The learning rate with which a short training helps the held-out samples most; that of the checkpoint if there is one.
+
+        Raises:
+            ModelError: If the checkpoint is damaged.
+        """
+        folder, steps = self.options["checkpoint"], len(self.batches) * self.options["epochs"]
+        kept = None if folder is None else Checkpoints(folder).load()
+        if kept is not None:
+            return float(kept["settings"]["lr"])
+        trial = min(len(self.batches), TRIAL, steps // len(RATES))
+        if trial < _LEAST_TRIAL:
+            return LR
+        losses = {}
+        for lr in RATES:
+            keeper = Keeper(self.module, self.before)
+            try:
+                self._train(lr, keeper, epochs=1, steps_per_epoch=trial, progress=False)
+                losses[lr] = _measured(self.judge, self.module)["held-out loss"]
+            except TrainingError:
+                losses[lr] = float("inf")
+            keeper.restore()
+        found = min(losses, key=losses.__getitem__)
+        if self.options["progress"] and os.environ.get("RANK", "0") == "0":
+            shown = ", ".join(f"{lr:g}: {loss:.4g}" for lr, loss in losses.items())
+            sys.stderr.write(
+                f"learning rate {found:g}; held-out loss after {trial} steps: {shown}\n"
+            )
+        return found
 
 
 class Keeper:
@@ -142,7 +198,9 @@ class Keeper:
                 parameter.mul_(kept)
 
     def end_epoch(self, record: Mapping[str, float]) -> None:
-        """Keep the tensors if no epoch was better."""
+        """Keep the tensors if no epoch was better; epochs that were not judged do not count."""
+        if "held-out loss" not in record:
+            return
         self.history.append(dict(record))
         if record["held-out loss"] < self.best_loss:
             self.best_loss = record["held-out loss"]
@@ -260,7 +318,6 @@ def _classes(judge: Judge) -> int:
 def _notes(
     trainable: Trainable,
     batches: SampleBatches,
-    augmentation: Augmentation | None,
     improved: bool,
     before: HeldOut,
     after: HeldOut,
@@ -271,7 +328,7 @@ def _notes(
         notes.append(
             f"{len(trainable.frozen)} weights were not trained, because nodes compute them or several share them: {shown}"
         )
-    if augmentation is not None and batches.image_size is None:
+    if batches.augmentation is not None and batches.image_size is None:
         notes.append("the samples are no images, so that they were not varied at random")
     if not improved:
         notes.append(

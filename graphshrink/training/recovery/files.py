@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 """The number of samples in a batch, where the model does not fix it."""
 
-LR = 2e-3
-"""The learning rate if none is given: the part by which a step changes a weight, at most."""
+LR = 3e-4
+"""The learning rate if none is given and there are too few steps to try some: the part by which a step changes a weight, at most."""
 
 TEMPERATURE = 1.0
 
@@ -115,7 +115,7 @@ def recover_file(
     label_weight: float = 0.5,
     augment: bool | Augmentation = True,
     batch_size: int | None = None,
-    lr: float = LR,
+    lr: float | None = None,
     temperature: float = TEMPERATURE,
     feature_weight: float = FEATURE_WEIGHT,
     clip: float | None = 5.0,
@@ -144,7 +144,8 @@ def recover_file(
         augment: Whether images are varied at random (crops, reflections, mixtures): models of one float input ``(N, C, H, W)`` with 1, 3 or 4
             channels. Crops of a folder of images are taken from the whole images, in front of the crop of ``preprocess``.
         batch_size: The number of samples in a batch; 16 if not given, or what the model fixes.
-        lr: The largest learning rate: the part of its size by which a step changes a weight.
+        lr: The largest learning rate: the part of its size by which a step changes a weight. If not given, a few steps with
+            each of several rates are tried, and the held-out samples choose.
         temperature: The divisor of the logits in distillation.
         feature_weight: The weight of the relative squared error of values at the ends of blocks that both models have; 0 compares outputs alone.
         clip: The largest norm of the gradient.

@@ -18,6 +18,7 @@ from graphshrink.api import load
 from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery import file_run
 from graphshrink.training.recovery.augmentation import Augmentation
+from graphshrink.training.recovery.feature_pairs import feature_pairs
 from support.cli import fails, succeeds
 
 SIDE, CLASSES = 12, 5
@@ -184,13 +185,45 @@ def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
 
 
 def test_training_that_does_not_help_is_undone(teacher: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.onnx"
-    line = succeeds(
-        "recover", teacher, "--teacher", teacher, "--data", data, "-o", out, "--epochs", 1
-    )
+    out, near = tmp_path / "out.onnx", weights()
+    near["head.bias"] = near["head.bias"] + np.float32(1e-4) * np.arange(CLASSES, dtype=np.float32)
+    student = network(tmp_path / "near.onnx", near)
+    options = ("--teacher", teacher, "--data", data, "-o", out, "--epochs", 1)
+    line = succeeds("recover", student, *options, "--lr", 0.3)
     assert "not recovered" in line
     assert "the model is the given one" in line
+    assert out.read_bytes() == student.read_bytes()
+    found = json.loads(succeeds("recover", teacher, *options, "--json"))
+    assert found["notes"] == [
+        "the student gives the teacher's outputs: there is nothing to recover"
+    ]
     assert out.read_bytes() == teacher.read_bytes()
+
+
+def test_values_are_paired_by_what_reads_them(teacher: Path, student: Path, tmp_path: Path) -> None:
+    # A student without one of two equal blocks: what is left in front of it should give what the block gave.
+    def chain(path: Path, blocks: list[int]) -> Path:
+        w = np.eye(4, dtype=np.float32)
+        nodes, last = [], "x"
+        for i in blocks:
+            nodes.append(helper.make_node("Gemm", [last, "w"], [f"a{i}"], f"first{i}"))
+            nodes.append(helper.make_node("Relu", [f"a{i}"], [f"r{i}"], f"relu{i}"))
+            nodes.append(helper.make_node("Add", [f"r{i}", last], [f"y{i}"], f"add{i}"))
+            last = f"y{i}"
+        nodes.append(helper.make_node("Gemm", [last, "w"], ["y"], "head"))
+        infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
+        graph = helper.make_graph(
+            nodes, "chain", infos[:1], infos[1:], [numpy_helper.from_array(w, "w")]
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, path)
+        return path
+
+    whole, part = (load(chain(tmp_path / f"{len(b)}.onnx", b))[0] for b in ([0, 1, 2], [0, 2]))
+    assert [(a.name, b.name) for a, b in feature_pairs(part, whole)] == [("y0", "y1"), ("y2", "y2")]
+    assert [b.name for _, b in feature_pairs(whole, whole)] == []
+    pairs = feature_pairs(load(student)[0], load(teacher)[0])
+    assert {"a", "d", "f", "i"} <= {b.name for _, b in pairs}
 
 
 def test_an_interrupted_run_goes_on(
