@@ -121,6 +121,7 @@ OPS: dict[str, tuple[Any, ...]] = {
     "lstm-state": (ir.Lstm(3, "bidirectional"), *lstm(2), None, numbers(2, 2, 3), None),
     **{f"gru-{name}": (ir.Gru(3, way, reset_after=True), *lstm(1 + (way == "bidirectional"), 3), *more) for name, way, more in
        (("plain", "forward", ()), ("back", "reverse", ()), ("both", "bidirectional", ()), ("state", "bidirectional", (None, numbers(2, 2, 3))))},
+    **{f"gru-first-{way}": (ir.Gru(3, way), *lstm(1 + (way == "bidirectional"), 3)) for way in ("forward", "reverse", "bidirectional")},
     **{f"rnn-{kind}-{way}": (ir.Rnn(3, way, 1, kind), *lstm(1 + (way == "bidirectional"), 1)) for kind in ir.Rnn.kinds for way in ("reverse", "bidirectional")},
     **{f"elements-{axis}": (ir.GatherElements(axis), IMAGE, RNG.integers(-2, 2, (2, 3, 5, 4))) for axis in (0, 1, -1)},
     "elements-positive": (ir.GatherElements(1), IMAGE, RNG.integers(0, 4, (2, 9, 5, 4))), "elements-narrow": (ir.GatherElements(-2), IMAGE, np.int32(RNG.integers(-5, 5, (2, 4, 8, 5)))),
@@ -173,7 +174,7 @@ WITHOUT: dict[str, tuple[Any, ...]] = {
     "resize": (ir.Resize("linear", "half_pixel", (1.0, 1.0, 0.5, 0.5), antialias=True), IMAGE),
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
-    "gru-reset-before": (ir.Gru(3), *lstm(1, 3)),
+    "gru-first-lengths": (ir.Gru(3), *lstm(1, 3), np.int32([5, 3])),
     "gru-lengths-back": (ir.Gru(3, "reverse", reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
 
