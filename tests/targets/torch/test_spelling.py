@@ -160,6 +160,13 @@ def test_pads_of_all_axes(mode: str, theirs: Any) -> None:
     np.testing.assert_array_equal(made(torch.from_numpy(IMAGE)).numpy(), want)
 
 
+@pytest.mark.parametrize("groups", [0, 3])
+def test_norms_of_single_numbers(groups: int) -> None:
+    x, shift = numbers(1, 3, 1, 1), numbers(3)
+    made = to_fx(graph_of(ir.GroupNorm(groups, 0.25), x, numbers(3), shift))
+    np.testing.assert_allclose(made(torch.from_numpy(x)).detach().numpy().ravel(), shift, rtol=1e-5)
+
+
 def test_the_response_norm_of_a_matrix() -> None:
     made = to_fx(graph_of(ir.LocalResponseNorm(3, 0.5, 0.6, 2.0), MATRIX))
     x = torch.from_numpy(MATRIX)
