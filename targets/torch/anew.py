@@ -21,7 +21,7 @@ from ...hosts.torch.pickled import ShrunkModule
 from ...ir import Graph, Identity, ModelError, Node, Opaque, Scale, Tensor, Value, check_masks
 from ..emitted import Readers
 from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
-from .batch_norms import norm_of
+from .batch_norms import is_norm, norm_of
 from .emitter import to_fx
 from .modules import ModuleTree
 from .names import arguments, constant_name, module_name
@@ -52,7 +52,9 @@ def to_module(graph: Graph, readers: Readers | None = None) -> fx.GraphModule:
     if not first.refusals:
         return first.assembled()
     refused = first.refusals
-    for _, other in () if readers is None else readers.again(graph):
+    # In another reading, a batch norm that a pass added would be arithmetic, which does not train as one.
+    again = () if readers is None or _has_new_norm(graph) else readers.again(graph)
+    for _, other in again:
         if len(other.inputs) != len(graph.inputs) or len(other.outputs) != len(graph.outputs):
             continue
         second = _Anew(other)
@@ -62,6 +64,35 @@ def to_module(graph: Graph, readers: Readers | None = None) -> fx.GraphModule:
         # The error names what is left in the reading that comes closest.
         refused = min(refused, second.refusals, key=len)
     raise ModelError(refusal_text(refused, "a torch module", most=len(refused)))
+
+
+def best_reading(graph: Graph, readers: Readers) -> Graph:
+    """A graph from ONNX, or another reading of it if it has operators without a rule that the other has not.
+
+    Passes run on the reading that is written: what they add is not read again.
+    """
+    if not isinstance(graph.host, OnnxHost) or not _lacks_rules(graph):
+        return graph
+    for _, other in readers.again(graph):
+        alike = len(other.inputs) == len(graph.inputs) and len(other.outputs) == len(graph.outputs)
+        if alike and not _lacks_rules(other):
+            other.notes[:0] = graph.notes
+            return other
+    return graph
+
+
+def _lacks_rules(graph: Graph) -> bool:
+    return any(
+        isinstance(node.op, Opaque) and node.op.kind.removeprefix("onnx:") not in OPERATORS
+        for node in live_nodes(graph)
+    )
+
+
+def _has_new_norm(graph: Graph) -> bool:
+    """Whether a pass added a batch norm, or moved one."""
+    return any(
+        node.origin is None and isinstance(node.op, Scale) and is_norm(node) for node in graph.nodes
+    )
 
 
 class _Anew(GraphWriter):
@@ -239,4 +270,4 @@ def _host_name(value: Value) -> str:
     return value.host if isinstance(value.host, str) else value.name
 
 
-__all__ = ["to_module"]
+__all__ = ["best_reading", "to_module"]

@@ -42,6 +42,11 @@ def norm_of(node: Node, tensor: Callable[[Tensor], torch.Tensor]) -> nn.Module |
     return _made(norm, order, node, tensor)
 
 
+def is_norm(node: Node) -> bool:
+    """Whether a Scale is an evaluated batch norm."""
+    return _part(node, 1, "scale") is not None
+
+
 def _reordered(module: nn.Module, order: _Order) -> nn.Module:
     """A copy of a batch norm with these of its channels."""
     made: Any = copy.deepcopy(module)
@@ -120,4 +125,4 @@ def _part(node: Node, place: int, part: str) -> tuple[BatchNorm, _Order] | None:
     return data.host.norm, order
 
 
-__all__ = ["norm_of"]
+__all__ = ["is_norm", "norm_of"]

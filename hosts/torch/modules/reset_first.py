@@ -36,12 +36,10 @@ class ResetFirstGRU(nn.Module):
         self.input_size, self.hidden_size = input_size, hidden_size
         self.bias, self.bidirectional = bias, bidirectional
         for end in self._ends():
-            shapes = {f"weight_ih_l0{end}": (3 * hidden_size, input_size), f"weight_hh_l0{end}": (3 * hidden_size, hidden_size)}  # fmt: skip
-            if bias:
-                shapes |= {f"bias_{kind}_l0{end}": (3 * hidden_size,) for kind in ("ih", "hh")}  # type: ignore[dict-item]
-            for name, shape in shapes.items():
-                made = torch.zeros(shape, device=device, dtype=dtype)
-                self.register_parameter(name, nn.Parameter(made))
+            wide = {"weight_ih": (input_size,), "weight_hh": (hidden_size,)}
+            for name, rest in {**wide, **({"bias_ih": (), "bias_hh": ()} if bias else {})}.items():
+                made = torch.zeros((3 * hidden_size, *rest), device=device, dtype=dtype)
+                self.register_parameter(f"{name}_l0{end}", nn.Parameter(made))
 
     def extra_repr(self) -> str:
         """The sizes."""
@@ -77,10 +75,11 @@ class ResetFirstGRU(nn.Module):
         weight = getattr(self, f"weight_hh_l0{end}")
         bias = getattr(self, f"bias_hh_l0{end}") if self.bias else None
         gates = F.linear(h, weight[: 2 * n], None if bias is None else bias[: 2 * n])
-        reset, update = torch.sigmoid(given[..., : 2 * n] + gates).split(n, -1)
+        reset, update = torch.sigmoid(given[..., : 2 * n] + gates).chunk(2, -1)
         inner = F.linear(reset * h, weight[2 * n :], None if bias is None else bias[2 * n :])
         new = torch.tanh(given[..., 2 * n :] + inner)
-        return (1 - update) * new + update * h
+        made: torch.Tensor = (1 - update) * new + update * h
+        return made
 
 
 __all__ = ["ResetFirstGRU"]

@@ -195,6 +195,20 @@ def test_constants_are_weights_or_buffers() -> None:
     close(made, module, n(2, 4))
 
 
+def test_functions_of_the_model_are_inlined_before_passes() -> None:
+    made = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w, b) y = own.Act(a) }
+        <opset_import: ["": 17], domain: "own"> Act (v) => (r) { r = Relu(v) }"""
+    )
+    for name, array in (("w", n(2, 3, 1, 1)), ("b", n(2))):
+        made.graph.initializer.append(numpy_helper.from_array(array, name))
+    x = n(5, 3, 4, 4)
+    module = to_torch(made, fresh_norms=True, calibration=x)
+    close(made, module, x)
+    assert [type(m).__name__ for m in module.children()] == ["Conv2d", "BatchNorm2d", "ReLU"]
+
+
 def test_integers_several_outputs_and_odd_names() -> None:
     made = model(
         "g (int64[b, 2] class, int64[b, 2] self) => (int64[b, 2] p, int64[b, 2] q) { p = Add(class, self) q = BitwiseAnd(class, self) }",
