@@ -132,6 +132,7 @@ OPS: dict[str, tuple[Any, ...]] = {
        (("not-counted", (1, 0, 0, 0), ONE, False), ("dilated", (0, 0, 0, 0), (2, 1), True), ("dilated-uneven", (1, 0, 2, 1), (1, 2), False))},
     "pad-wrap-outer": (ir.Pad((0, 1, 0, 0, 0, 0, 0, 1), "wrap"), IMAGE),
     **{f"resize-{mode}-{at}": (ir.Resize(mode, at, (1.0, 1.0, 1.7, 0.6), (), "ceil"), IMAGE) for mode in ir.RESIZE_MODES for at in ir.COORDINATES if at != "align_corners"},
+    **{f"resize-antialias-{mode}": (ir.Resize(mode, "half_pixel", (1.0, 1.0, 0.5, 0.75), cubic=-0.5, exclude_outside=True, antialias=True), IMAGE) for mode in ("linear", "cubic")},
     "resize-channels": (ir.Resize("linear", "half_pixel", (), (3, 2, None, None)), IMAGE), "resize-cubic-inside": (ir.Resize("cubic", "half_pixel", (1.0, 1.0, 2.0, 0.5), (), cubic=-0.5, exclude_outside=True), IMAGE),
     "identity": (ir.Identity(), MATRIX), "gate": (ir.Gate("relu"), IMAGE, np.array([0.25], np.float32)), "gate-prelu": (ir.Gate("prelu"), IMAGE, np.array([0.25], np.float32), numbers(4)),
 }  # fmt: skip
@@ -290,6 +291,21 @@ def test_a_tensor_that_two_new_modules_read_stays_one_parameter() -> None:
     first, second = (m for m in made.modules() if isinstance(m, nn.Linear))
     assert first is not second
     assert first.weight is second.weight
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiased_resizes_are_read_as_they_are_written(mode: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = nn.functional.interpolate(
+                x, scale_factor=0.5, mode=mode, antialias=True
+            )
+            return y
+
+    x = torch.from_numpy(IMAGE)
+    graph = from_fx(fx.symbolic_trace(Net()), (x,))
+    (want,) = evaluate(graph, [IMAGE])
+    np.testing.assert_allclose(want, Net()(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:
