@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from onnx import NodeProto
 from torch import fx, nn
@@ -180,7 +179,8 @@ class _Anew(GraphWriter):
             return False
         if self.host is not None and not self._is_stored(value):
             return False
-        return bool((np.abs(data.float64()) < _MASKED).all())
+        numbers = data.numpy()  # Extrema need no copy; those of NaN are in no range.
+        return bool(-_MASKED < numbers.min() and numbers.max() < _MASKED)
 
     def _is_stored(self, value: Value) -> bool:
         """Whether a constant is an initializer, or derived from some."""
