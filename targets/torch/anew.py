@@ -180,7 +180,7 @@ class _Anew(GraphWriter):
         if self.host is not None and not self._is_stored(value):
             return False
         numbers = data.numpy()  # Extrema need no copy; those of NaN are in no range.
-        return bool(-_MASKED < numbers.min() and numbers.max() < _MASKED)
+        return bool(numbers.min() > -_MASKED and numbers.max() < _MASKED)
 
     def _is_stored(self, value: Value) -> bool:
         """Whether a constant is an initializer, or derived from some."""
