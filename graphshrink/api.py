@@ -307,6 +307,11 @@ def shrink(
         "--overridable-initializers keeps them as inputs" if keeps else "",
         inline=bool(pipeline.passes) or _is_torch_target(target),
     )
+    if kind == "onnx" and _is_torch_target(target):
+        from .readers import HostReaders
+        from .targets.torch.anew import best_reading
+
+        graph = best_reading(graph, HostReaders())
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:

@@ -76,10 +76,10 @@ def _from_graph(
     """The module of a copy of a graph, and its notes."""
     from .hosts.torch import is_from_torch
     from .readers import HostReaders
-    from .targets.torch.anew import to_module
+    from .targets.torch.anew import best_reading, to_module
     from .targets.torch.emitter import problem
 
-    graph = graph.clone()
+    graph = best_reading(graph.clone(), HostReaders())
     kind = "fx" if is_from_torch(graph) else "onnx"
     target = kind if kind == "fx" else "torch"
     ctx = Context(seed=seed, target=target, unwritable=problem)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from onnx import NodeProto
 from torch import fx, nn
@@ -21,7 +20,7 @@ from ...hosts.torch.pickled import ShrunkModule
 from ...ir import Graph, Identity, ModelError, Node, Opaque, Scale, Tensor, Value, check_masks
 from ..emitted import Readers
 from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
-from .batch_norms import made_norm
+from .batch_norms import is_norm, made_norm
 from .emitter import to_fx
 from .modules import ModuleTree
 from .names import arguments, constant_name, module_name
@@ -61,7 +60,9 @@ def written_anew(graph: Graph, readers: Readers | None = None) -> Anew:
     if not first.refusals:
         return first
     refused = first.refusals
-    for _, other in () if readers is None else readers.again(graph):
+    # In another reading, a batch norm that a pass added would be arithmetic, which does not train as one.
+    again = () if readers is None or _has_new_norm(graph) else readers.again(graph)
+    for _, other in again:
         if len(other.inputs) != len(graph.inputs) or len(other.outputs) != len(graph.outputs):
             continue
         second = Anew(other)
@@ -71,6 +72,35 @@ def written_anew(graph: Graph, readers: Readers | None = None) -> Anew:
         # The error names what is left in the reading that comes closest.
         refused = min(refused, second.refusals, key=len)
     raise ModelError(refusal_text(refused, "a torch module", most=len(refused)))
+
+
+def best_reading(graph: Graph, readers: Readers) -> Graph:
+    """A graph from ONNX, or another reading of it if it has operators without a rule that the other has not.
+
+    Passes run on the reading that is written: what they add is not read again.
+    """
+    if not isinstance(graph.host, OnnxHost) or not _lacks_rules(graph):
+        return graph
+    for _, other in readers.again(graph):
+        alike = len(other.inputs) == len(graph.inputs) and len(other.outputs) == len(graph.outputs)
+        if alike and not _lacks_rules(other):
+            other.notes[:0] = graph.notes
+            return other
+    return graph
+
+
+def _lacks_rules(graph: Graph) -> bool:
+    return any(
+        isinstance(node.op, Opaque) and node.op.kind.removeprefix("onnx:") not in OPERATORS
+        for node in live_nodes(graph)
+    )
+
+
+def _has_new_norm(graph: Graph) -> bool:
+    """Whether a pass added a batch norm, or moved one."""
+    return any(
+        node.origin is None and isinstance(node.op, Scale) and is_norm(node) for node in graph.nodes
+    )
 
 
 class Anew(GraphWriter):
@@ -160,7 +190,8 @@ class Anew(GraphWriter):
             return False
         if self.host is not None and not self._is_stored(value):
             return False
-        return bool((np.abs(data.float64()) < _MASKED).all())
+        numbers = data.numpy()  # Extrema need no copy; those of NaN are in no range.
+        return bool(numbers.min() > -_MASKED and numbers.max() < _MASKED)
 
     def _is_stored(self, value: Value) -> bool:
         """Whether a constant is an initializer, or derived from some."""
@@ -251,4 +282,4 @@ def _host_name(value: Value) -> str:
     return value.host if isinstance(value.host, str) else value.name
 
 
-__all__ = ["Anew", "to_module", "written_anew"]
+__all__ = ["Anew", "best_reading", "to_module", "written_anew"]

@@ -53,6 +53,11 @@ def norm_of(node: Node) -> tuple[BatchNorm, npt.NDArray[np.int64]] | None:
     return norm, order
 
 
+def is_norm(node: Node) -> bool:
+    """Whether a Scale is an evaluated batch norm."""
+    return _part(node, 1, "scale") is not None
+
+
 def _reordered(module: nn.Module, order: _Order) -> nn.Module:
     """A copy of a batch norm with these of its channels."""
     made: Any = copy.deepcopy(module)
@@ -131,4 +136,4 @@ def _part(node: Node, place: int, part: str) -> tuple[BatchNorm, _Order] | None:
     return data.host.norm, order
 
 
-__all__ = ["made_norm", "norm_of"]
+__all__ = ["is_norm", "made_norm", "norm_of"]

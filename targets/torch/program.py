@@ -83,6 +83,8 @@ def exported(graph: Graph, readers: Readers | None = None) -> tuple[ExportedProg
         from .emitter import example_inputs_of
 
         return _exported(module, example_inputs_of(graph), None), []
+    renamed = [f"{name} is {word}" for word, name in module.meta["inputs"].items() if word != name]
+    notes = [f"inputs whose names are no arguments: {', '.join(renamed)}"] if renamed else []
     failure: Exception | None = None
     for inputs, axes in _tried(graph):
         try:
@@ -92,7 +94,7 @@ def exported(graph: Graph, readers: Readers | None = None) -> tuple[ExportedProg
             failure = failure or error
             continue
         program = _exported(module, inputs, axes)
-        return program, _fixed(graph, program, axes)
+        return program, [*notes, *_fixed(graph, program, axes)]
     raise ModelError(
         f"the module does not run on inputs of the sizes {', '.join(map(str, SIZES))} where they are open: fix them "
         f"(--fix-shape, fixed_shapes in Python) ({failure})"

@@ -46,7 +46,7 @@ def front(name: str) -> Front:
             onnx_jobs.run_job,
             onnx_minimise.smaller,
             onnx_jobs.TARGETS,
-            ("default", "respell", "to-torch"),
+            ("default", "respell"),
             ("exported",),
         )
     from . import torch_jobs, torch_minimise

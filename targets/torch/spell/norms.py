@@ -50,18 +50,35 @@ def layer_norm(s: Speller, op: ir.LayerNorm) -> fx.Node:
 def group_norm(s: Speller, op: ir.GroupNorm) -> fx.Node:
     """``nn.GroupNorm`` or ``nn.InstanceNorm2d`` and its kin; the function where a vector is missing or computed."""
     given, n = s.weights(), (s.rank or 0) - 2
+    if _is_of_one(s, op):
+        # The functions that torch's modules call refuse to normalise one number; those of torch itself do it.
+        rest: Any = (
+            s.value(),
+            op.groups or s.node.required(0).type.dim(1),
+            s.optional(1),
+            s.optional(2),
+        )
+        return s.call(torch.group_norm, *rest, op.epsilon)
     if given is not None and given[1] is not None and (op.groups or n in _INSTANCE_NORMS):
-        size, rest = given[0].shape[0], s.meta(given[0].dtype)
+        size, meta = given[0].shape[0], s.meta(given[0].dtype)
         made: nn.Module
         if op.groups:
-            made = nn.GroupNorm(op.groups, size, op.epsilon, **rest)
+            made = nn.GroupNorm(op.groups, size, op.epsilon, **meta)
         else:
-            made = _INSTANCE_NORMS[n](size, op.epsilon, affine=True, **rest)
+            made = _INSTANCE_NORMS[n](size, op.epsilon, affine=True, **meta)
         return s.module(s.filled(made, *given), s.value())
     x, weight, bias = s.value(), s.optional(1), s.optional(2)
     if op.groups:
         return s.call(F.group_norm, x, op.groups, weight, bias, op.epsilon)
     return s.call(F.instance_norm, x, weight=weight, bias=bias, eps=op.epsilon)
+
+
+def _is_of_one(s: Speller, op: ir.GroupNorm) -> bool:
+    """Whether each group, or channel, is known to be a single number."""
+    shape = s.node.required(0).type.shape
+    if shape is None or not isinstance(shape[1], int) or any(d != 1 for d in shape[2:]):
+        return False
+    return op.groups in (0, shape[1])
 
 
 @spells(ir.LocalResponseNorm, note="known rank")

@@ -11,12 +11,13 @@ from torch import fx, nn
 from torch.nn.utils import rnn as rnn_utils
 
 from .... import ir
+from ....hosts.torch.modules.reset_first import ResetFirstGRU
 from ....hosts.torch.recurrent import TO_TORCH
 from ....ir import DerivedTensor, Tensor
 from ....ir.ops.recurrent import _Recurrent
 from ..speller import Results, Speller, spells
 
-_Layer = nn.LSTM | nn.GRU | nn.RNN
+_Layer = nn.LSTM | nn.GRU | nn.RNN | ResetFirstGRU
 
 _LIMITS = "constant weights; sequences of different lengths: not backwards alone, none empty"
 
@@ -27,12 +28,16 @@ def lstm(s: Speller, op: ir.Lstm) -> Results:
     return _layer(s, op, nn.LSTM)
 
 
-@spells(ir.Gru, note=f"{_LIMITS}, the state reset after the product")
+@spells(ir.Gru, note=f"{_LIMITS}, nor with the state reset before the product")
 def gru(s: Speller, op: ir.Gru) -> Results:
-    """``nn.GRU``."""
-    if not op.reset_after:
-        raise s.refuse("that resets the state before the product")
-    return _layer(s, op, nn.GRU)
+    """``nn.GRU``, or ``ResetFirstGRU`` if the state is reset before the product."""
+    if op.reset_after:
+        return _layer(s, op, nn.GRU)
+    if s.node.input(4) is not None:
+        raise s.refuse(
+            "over sequences of different lengths that resets the state before the product"
+        )
+    return _layer(s, op, ResetFirstGRU)
 
 
 @spells(ir.Rnn, kinds=ir.Rnn.kinds, note=_LIMITS)
@@ -107,7 +112,8 @@ def _fill(
         if bias is not None:
             s.out.fill(made, f"bias_ih_l0{end}", _rows(bias, d, 0, rows, order))
             s.out.fill(made, f"bias_hh_l0{end}", _rows(bias, d, rows, rows, order))
-    made._init_flat_weights()
+    if isinstance(made, nn.RNNBase):
+        made._init_flat_weights()
 
 
 def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[int]) -> Tensor:

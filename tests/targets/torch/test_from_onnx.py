@@ -195,6 +195,20 @@ def test_constants_are_weights_or_buffers() -> None:
     close(made, module, n(2, 4))
 
 
+def test_functions_of_the_model_are_inlined_before_passes() -> None:
+    made = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+        g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w, b) y = own.Act(a) }
+        <opset_import: ["": 17], domain: "own"> Act (v) => (r) { r = Relu(v) }"""
+    )
+    for name, array in (("w", n(2, 3, 1, 1)), ("b", n(2))):
+        made.graph.initializer.append(numpy_helper.from_array(array, name))
+    x = n(5, 3, 4, 4)
+    module = to_torch(made, fresh_norms=True, calibration=x)
+    close(made, module, x)
+    assert [type(m).__name__ for m in module.children()] == ["Conv2d", "BatchNorm2d", "ReLU"]
+
+
 def test_integers_several_outputs_and_odd_names() -> None:
     made = model(
         "g (int64[b, 2] class, int64[b, 2] self) => (int64[b, 2] p, int64[b, 2] q) { p = Add(class, self) q = BitwiseAnd(class, self) }",
@@ -262,7 +276,23 @@ def test_the_target(tmp_path: Path) -> None:
     result = shrink(tmp_path / "in.onnx", target="torch")
     assert isinstance(result.model, fx.GraphModule)
     close(made, result.model, n(2, 3, 8, 8))
-    succeeds("shrink", str(tmp_path / "in.onnx"), str(tmp_path / "out.pt2"), "--check")
+    said = succeeds("shrink", str(tmp_path / "in.onnx"), str(tmp_path / "out.pt2"), "--check")
+    assert "inputs whose names are no arguments: in.1 is in_1" in said
     program = torch.export.load(tmp_path / "out.pt2").module()
     for shape in ((2, 3, 8, 8), (5, 3, 9, 7)):
         close(made, program, n(*shape))
+
+
+def test_a_module_as_a_program(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval(), torch.ones(2, 3)
+    shrink(model, example_inputs=(x,)).save(tmp_path / "out.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "out.pt2").module()(x), model(x))
+
+
+def test_a_program_of_sizes_that_do_not_run(tmp_path: Path) -> None:
+    made = model(
+        "g (float[a, b] x) => (float[11, c] y) { y = Reshape(x, t) }", t=np.array([11, -1])
+    )
+    with pytest.raises(ModelError, match="does not run on inputs of the sizes 64, 224"):
+        shrink(made, []).save(tmp_path / "out.pt2")
+    shrink(made, [], fixed_shapes={"x": (11, None)}).save(tmp_path / "out.pt2")

@@ -121,6 +121,7 @@ OPS: dict[str, tuple[Any, ...]] = {
     "lstm-state": (ir.Lstm(3, "bidirectional"), *lstm(2), None, numbers(2, 2, 3), None),
     **{f"gru-{name}": (ir.Gru(3, way, reset_after=True), *lstm(1 + (way == "bidirectional"), 3), *more) for name, way, more in
        (("plain", "forward", ()), ("back", "reverse", ()), ("both", "bidirectional", ()), ("state", "bidirectional", (None, numbers(2, 2, 3))))},
+    **{f"gru-first-{way}": (ir.Gru(3, way), *lstm(1 + (way == "bidirectional"), 3)) for way in ("forward", "reverse", "bidirectional")},
     **{f"rnn-{kind}-{way}": (ir.Rnn(3, way, 1, kind), *lstm(1 + (way == "bidirectional"), 1)) for kind in ir.Rnn.kinds for way in ("reverse", "bidirectional")},
     "gather-batches": (ir.GatherNd(1), MATRIX, np.array([[0], [1], [2]])), "gather-two-batches": (ir.GatherNd(2), IMAGE, RNG.integers(-4, 4, (2, 4, 3, 2))),
     **{f"elements-{axis}": (ir.GatherElements(axis), IMAGE, RNG.integers(-2, 2, (2, 3, 5, 4))) for axis in (0, 1, -1)},
@@ -132,6 +133,7 @@ OPS: dict[str, tuple[Any, ...]] = {
        (("not-counted", (1, 0, 0, 0), ONE, False), ("dilated", (0, 0, 0, 0), (2, 1), True), ("dilated-uneven", (1, 0, 2, 1), (1, 2), False))},
     "pad-wrap-outer": (ir.Pad((0, 1, 0, 0, 0, 0, 0, 1), "wrap"), IMAGE),
     **{f"resize-{mode}-{at}": (ir.Resize(mode, at, (1.0, 1.0, 1.7, 0.6), (), "ceil"), IMAGE) for mode in ir.RESIZE_MODES for at in ir.COORDINATES if at != "align_corners"},
+    **{f"resize-antialias-{mode}": (ir.Resize(mode, "half_pixel", (1.0, 1.0, 0.5, 0.75), cubic=-0.5, exclude_outside=True, antialias=True), IMAGE) for mode in ("linear", "cubic")},
     "resize-channels": (ir.Resize("linear", "half_pixel", (), (3, 2, None, None)), IMAGE), "resize-cubic-inside": (ir.Resize("cubic", "half_pixel", (1.0, 1.0, 2.0, 0.5), (), cubic=-0.5, exclude_outside=True), IMAGE),
     "identity": (ir.Identity(), MATRIX), "gate": (ir.Gate("relu"), IMAGE, np.array([0.25], np.float32)), "gate-prelu": (ir.Gate("prelu"), IMAGE, np.array([0.25], np.float32), numbers(4)),
 }  # fmt: skip
@@ -160,6 +162,13 @@ def test_pads_of_all_axes(mode: str, theirs: Any) -> None:
     np.testing.assert_array_equal(made(torch.from_numpy(IMAGE)).numpy(), want)
 
 
+@pytest.mark.parametrize("groups", [0, 3])
+def test_norms_of_single_numbers(groups: int) -> None:
+    x, shift = numbers(1, 3, 1, 1), numbers(3)
+    made = to_fx(graph_of(ir.GroupNorm(groups, 0.25), x, numbers(3), shift))
+    np.testing.assert_allclose(made(torch.from_numpy(x)).detach().numpy().ravel(), shift, rtol=1e-5)
+
+
 def test_the_response_norm_of_a_matrix() -> None:
     made = to_fx(graph_of(ir.LocalResponseNorm(3, 0.5, 0.6, 2.0), MATRIX))
     x = torch.from_numpy(MATRIX)
@@ -174,7 +183,7 @@ WITHOUT: dict[str, tuple[Any, ...]] = {
     "resize": (ir.Resize("linear", "half_pixel", (1.0, 1.0, 0.5, 0.5), antialias=True), IMAGE),
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
-    "gru-reset-before": (ir.Gru(3), *lstm(1, 3)),
+    "gru-first-lengths": (ir.Gru(3), *lstm(1, 3), np.int32([5, 3])),
     "gru-lengths-back": (ir.Gru(3, "reverse", reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
 
@@ -283,6 +292,21 @@ def test_a_tensor_that_two_new_modules_read_stays_one_parameter() -> None:
     first, second = (m for m in made.modules() if isinstance(m, nn.Linear))
     assert first is not second
     assert first.weight is second.weight
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiased_resizes_are_read_as_they_are_written(mode: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = nn.functional.interpolate(
+                x, scale_factor=0.5, mode=mode, antialias=True
+            )
+            return y
+
+    x = torch.from_numpy(IMAGE)
+    graph = from_fx(fx.symbolic_trace(Net()), (x,))
+    (want,) = evaluate(graph, [IMAGE])
+    np.testing.assert_allclose(want, Net()(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def respell(graph: Graph, rw: Rewriter) -> None:
