@@ -43,7 +43,7 @@ from ...ir import (
     Value,
 )
 from ...ir.errors import listed
-from ..torch.batch_norms import norm_and_order
+from ..torch.batch_norms import norm_of
 from ..torch.speller import TORCH_DTYPES
 
 BATCH = "batch"
@@ -424,7 +424,7 @@ class _Copy:
         whole = all(v.data is not None and v.data.shape == (channels,) for v in (scale, shift))
         if not plain or not whole or dtype is None or not dtype.is_wide_float:
             return None
-        found = norm_and_order(node)
+        found = norm_of(node)
         vectors = None if found is None else self._own_vectors(*found, dtype, name)
         epsilon = 0.0 if found is None or vectors is None else float(found[0].eps)
         if vectors is None:

@@ -23,7 +23,7 @@ def reordered_norm(node: Node) -> nn.Module | None:
     Returns:
         A new module, or ``None`` if the Scale is no batch norm any more.
     """
-    found = norm_and_order(node)
+    found = norm_of(node)
     if found is None:
         return None
     module, order = found
@@ -42,7 +42,7 @@ def reordered_norm(node: Node) -> nn.Module | None:
     return result
 
 
-def norm_and_order(node: Node) -> tuple[Any, npt.NDArray[np.int64]] | None:
+def norm_of(node: Node) -> tuple[Any, npt.NDArray[np.int64]] | None:
     """The batch norm that a Scale computes, and the order of its channels; ``None`` if it is no batch norm any more."""
     scale, shift = _part(node, 1, "scale"), _part(node, 2, "shift")
     if scale is None or shift is None:
@@ -84,4 +84,4 @@ def _part(node: Node, place: int, part: str) -> tuple[nn.Module, npt.NDArray[np.
     return data.host.module, order
 
 
-__all__ = ["norm_and_order", "reordered_norm"]
+__all__ = ["norm_of", "reordered_norm"]
