@@ -57,7 +57,7 @@ def spell(
     speller = Speller(node, inputs, outputs, opset, new_constant, new_name, existing, forms)
     spells.rule_of(node)(speller, node.op)
     for made in speller.made[:-1]:
-        made.name = f"{node.name}/{made.op_type.lower()}"
+        made.name = f"{node.name}/{made.op_type}"
     if speller.made:
         speller.made[-1].name = node.name
     return speller.made
