@@ -37,8 +37,9 @@ def _batch_norm(call: Call) -> Lowered | None:
         return None
     if found[3] is not None and beta is None:
         return None
-    layer = x.producer.op if x.producer is not None and x.type.rank is None else None
-    if isinstance(layer, ir.Linear) and x.producer.required(1).type.dim(0) == mean.shape[0]:
+    layer = x.producer if x.type.rank is None else None
+    linear = layer is not None and isinstance(layer.op, ir.Linear)
+    if layer is not None and linear and layer.required(1).type.dim(0) == mean.shape[0]:
         raise LeftAlone(
             "the number of axes of its input is not known, and it norms the features of the layer in front only if there are two"
         )
