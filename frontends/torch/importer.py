@@ -113,6 +113,7 @@ class _Importer:
         self.runs = Runs()
         self.baked: dict[str, str] = {}
         self.computed = Computed(module, [], ())
+        self.folded: list[str] = []
 
     def run(self) -> Graph:
         self._check_mode()
@@ -143,6 +144,7 @@ class _Importer:
         for node in self.nodes:
             if node.name not in self.taken and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
+        self._note_computed()
         order = {n.name: n for n in self.nodes}
         self.in_rows |= {n.name: True for n in self.nodes if fx_layout.in_rows(n)}
         self.graph.host = FxHost(
@@ -161,6 +163,15 @@ class _Importer:
             self.graph.host = replace(self.graph.host, other_batch=other)
         raise_patterns(self.graph, _combine)
         return self.graph
+
+    def _note_computed(self) -> None:
+        """Note which weights are computed at every call."""
+        if not self.folded:
+            return
+        shown = ", ".join(self.folded[:3]) + (", ..." if len(self.folded) > 3 else "")
+        self.graph.notes.append(
+            f"computed from parameters at every call, plain weights where passes write them: {shown}"
+        )
 
     def _check_mode(self) -> None:
         for node in self.nodes:
@@ -259,6 +270,7 @@ class _Importer:
         value, data = self.values.get(node.name), self.computed.weight(node)
         if value is not None and value.data is None and data is not None:
             value.data, value.type = data, data.type
+            self.folded.append(self.computed.owner(node.name) or node.name)
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]

@@ -102,6 +102,7 @@ class _Tracer(fx.Tracer):
         self.given = given
         self.own: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.examples: dict[str, Any] = {}
         self.autocast, self.gradients = _autocast(), torch.is_grad_enabled()
         # A GraphModule is traced again to record its hooks; its modules stay leaves.
         graph = given.graph if isinstance(given, fx.GraphModule) else None
@@ -118,7 +119,7 @@ class _Tracer(fx.Tracer):
         if _autocast() != self.autocast:
             raise NotTraceable("parts of it compute under autocast")
         if self.gradients and not torch.is_grad_enabled():
-            self._note(_NO_GRADIENTS)
+            self.note(_NO_GRADIENTS)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -141,19 +142,25 @@ class _Tracer(fx.Tracer):
 
     def traced(self, module: nn.Module, inputs: Sequence[Any] | None) -> fx.Graph:
         """The graph of one call. Constants that the call makes are stored in ``self.own``, not in the module."""
-        self.inputs, self.own, self.notes = inputs, {}, []
+        self.inputs, self.own, self.notes, self.examples = inputs, {}, [], {}
         self.num_calls.clear()
         try:
-            with written_out(self._note):
+            with written_out(self):
                 graph = self.trace(module)
         finally:
             for name in self.own:
                 self.own[name] = module.__dict__.pop(name, None)
         return graph
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Add a note for the user, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def example(self, value: Any) -> Any:
+        """The example input that a value is; ``None`` if it is none."""
+        node = getattr(value, "node", None)
+        return self.examples.get(node.name) if isinstance(node, fx.Node) else None
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -180,6 +187,7 @@ class _Tracer(fx.Tracer):
         made = self.create_proxy("placeholder", name, default, {}, type_expr=annotation)
         if value is not _UNKNOWN:
             made.node.meta[EXAMPLE] = type(value)
+            self.examples[made.node.name] = value
         if _decides(value):
             # The result checks that its caller passes the same value.
             test = operator.eq if isinstance(value, str) else operator.is_

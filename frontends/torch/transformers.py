@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,16 +21,25 @@ PARTS: tuple[type[nn.Module], ...] = (
 """The modules that a trace looks into. The attention inside them stays a module."""
 
 
+class Tracer(Protocol):
+    """What a trace tells."""
+
+    def note(self, text: str) -> None:
+        """Add a note for the user."""
+
+    def example(self, value: Any) -> Any:
+        """The example input that a value is; ``None`` if it is none."""
+
+
 @contextmanager
-def written_out(note: Callable[[str], None]) -> Iterator[None]:
+def written_out(tracer: Tracer) -> Iterator[None]:
     """Let the layers of transformers compute without their fast paths, for as long as the context lasts.
 
-    Args:
-        note: Called with a note for the user where torch computes different numbers with and without its fast path.
+    Where torch computes different numbers with and without its fast path, those of the fast path are computed, and a note says so.
     """
     forwards: dict[Any, Callable[..., Any]] = {
         nn.TransformerEncoderLayer: _encoder_layer,
-        nn.TransformerEncoder: functools.partial(_encoder, note),
+        nn.TransformerEncoder: functools.partial(_encoder, tracer),
         nn.TransformerDecoder: _decoder,
         nn.Transformer: _transformer,
     }
@@ -63,7 +72,7 @@ def _encoder_layer(
 
 
 def _encoder(
-    note: Callable[[str], None], encoder: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = None,
+    tracer: Tracer, encoder: Any, src: Any, mask: Any = None, src_key_padding_mask: Any = None,
     is_causal: bool | None = None,
 ) -> Any:  # fmt: skip
     x = src
@@ -73,13 +82,26 @@ def _encoder(
             x, src_mask=mask, is_causal=is_causal is True, src_key_padding_mask=src_key_padding_mask
         )
     nested = getattr(encoder, "use_nested_tensor", False) and not encoder.training
-    if nested and mask is None and src_key_padding_mask is not None:
+    if (
+        nested
+        and mask is None
+        and _is_nested(tracer.example(src_key_padding_mask), src_key_padding_mask)
+    ):
         x = x.masked_fill(src_key_padding_mask.to(torch.bool).unsqueeze(-1), 0.0)
-        note(
+        tracer.note(
             "where src_key_padding_mask hides positions, the result of the encoder is zero before its last norm, as in torch's fast path "
             "without gradients"
         )
     return x if encoder.norm is None else encoder.norm(x)
+
+
+def _is_nested(example: Any, padding: Any) -> bool:
+    """Whether torch makes nested tensors of padded sequences: those of a batch whose padding is at their ends."""
+    if not isinstance(example, torch.Tensor):
+        return padding is not None
+    hidden = example.to(torch.bool)
+    # Once a position is hidden, all behind it are.
+    return hidden.ndim == 2 and bool((hidden.cummax(1).values == hidden).all())
 
 
 def _decoder(

@@ -65,6 +65,7 @@ def test_norms_merge_into_computed_weights(kind: str, route: str) -> None:
         check=route == "inputs",
         on_failure="raise",
     )
+    assert any("computed from parameters at every call" in n for n in result.report.notes)
     assert result.report.after.ops["Conv"] == 1
     assert not {"Scale", "Mul", "Add", "Sub"} & result.report.after.ops.keys()
     assert [name for name, _ in result.model.named_parameters()] == ["0.weight", "0.bias"]

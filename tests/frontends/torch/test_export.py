@@ -142,6 +142,15 @@ def test_example_inputs_by_name(kind: type[Net]) -> None:
         torch.testing.assert_close(result, model(pixels=x), rtol=1e-4, atol=1e-5)
 
 
+def test_inputs_by_keyword_alone() -> None:
+    class Named(Net):
+        def forward(self, *, pixels: Any) -> Any:
+            return self.base(pixels)
+
+    with pytest.raises(UsageError, match="takes pixels by keyword alone"):
+        shrink(Named(), example_inputs={"pixels": torch.randn(1, 3, 8, 8)})
+
+
 def test_a_dict_that_is_an_input() -> None:
     model, inputs = OfDict(), {"pixels": torch.randn(1, 3, 8, 8)}
     for given in (inputs, (inputs,)):

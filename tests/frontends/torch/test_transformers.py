@@ -57,6 +57,19 @@ def test_layers_are_seen_through(name: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(result.model(*inputs), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_padding_in_front_gives_what_torch_gives() -> None:
+    """torch has its fast path, which gives zeros, for padding at the ends alone."""
+    module = sized(
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 1)
+    )
+    for padded in (PADDED, PADDED.flip(1), torch.where(PADDED, -torch.inf, 0.0)):
+        inputs = (X, None, padded)
+        made = shrink_graph(module, "", example_inputs=inputs, check=True)
+        with torch.no_grad():
+            torch.testing.assert_close(made(*inputs), module(*inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_names_of_weights_stay_where_they_change() -> None:
     module = sized(nn.Sequential(nn.TransformerEncoderLayer(16, 4, 32), nn.Linear(16, 4)))
     sparse = shrink_graph(module, "sparsify", example_inputs=(X,))
