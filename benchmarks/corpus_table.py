@@ -69,6 +69,13 @@ class Row:
         return bool(found.get("wrong")) or (gap is not None and gap > max(ROUNDING, 10 * own))
 
     @property
+    def commits(self) -> str:
+        """The commits of graphshrink that were measured."""
+        own = ("graphshrink", "compare", *TARGETS)
+        keys = (str(self.found[job].get("key", "")) for job in own if job in self.found)
+        return ", ".join(dict.fromkeys(key[:7] for key in keys if key))
+
+    @property
     def verdict(self) -> str:
         """How the outputs compare, in a few words."""
         found = self.found.get("compare", {})
@@ -168,7 +175,7 @@ def table(
             lines += ["", f"## {title}", "", *before[title]]
             continue
         lines += ["", f"## {title}", "", f"{_commits(group)}.", "", *summary(group), ""]
-        head = ("file", "before", "graphshrink", *OTHERS, "outputs", *TARGETS)
+        head = ("file", "before", "graphshrink", *OTHERS, "outputs", *TARGETS, "at")
         lines += [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
         for row in group:
             counts = [
@@ -181,5 +188,7 @@ def table(
                 "" if t not in row.found else "no" if "error" in row.found[t] else "yes"
                 for t in TARGETS
             ]
-            lines.append(f"| {' | '.join([_cell(row.name), *counts, row.verdict, *targets])} |")
+            lines.append(
+                f"| {' | '.join([_cell(row.name), *counts, row.verdict, *targets, row.commits])} |"
+            )
     return lines

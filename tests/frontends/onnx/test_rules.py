@@ -171,7 +171,7 @@ FORMS: dict[str, Form] = {
     "clip-high": Form("Activation", "Clip", (None, np.float32(0.25))),
     "clip-six": Form("Activation", "Clip", (np.float32(0.0), np.float32(6.0)), x=5 * IMAGE),
     "clip-nan": Form("onnx:Clip", "Clip", (np.float32(np.nan), np.float32(6.0))),
-    "clip-of-integers": Form("onnx:Clip", "Clip", (np.int64(2),), x=ints(1, 5)),
+    "clip-of-integers": Form("Max", "Clip", (np.int64(2),), x=ints(1, 5)),
     "clip-of-attributes": Form("Activation", "Clip", (), {"min": -0.5, "max": 0.25}, 10),
     "clip-open-below": Form("Activation", "Clip", (), {"min": -LIMIT, "max": 0.25}, 10),
     "clip-open-above": Form("Activation", "Clip", (), {"min": 0.25, "max": LIMIT}, 10),
