@@ -28,7 +28,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import corpus_run
 from corpus_files import fetch, group, listed, place, sha256, short
-from corpus_table import Row, summary, table
+from corpus_table import Row, sections, summary, table
 
 LIST = Path(__file__).with_name("corpus.json")
 
@@ -96,7 +96,8 @@ def main() -> int:
     if options.markdown:
         versions = ", ".join(f"{tool} {version(tool)}" for tool in (*corpus_run.OTHERS, "onnxruntime"))  # fmt: skip
         notes = options.notes.read_text().splitlines() if options.notes else []
-        options.markdown.write_text("\n".join(table(rows, versions, notes)) + "\n")
+        before = sections(options.markdown.read_text()) if options.markdown.exists() else {}
+        options.markdown.write_text("\n".join(table(rows, versions, notes, before)) + "\n")
     print("\n".join(summary(rows)))
     return int(any(row.wrong for row in rows))
 

@@ -41,8 +41,29 @@ def _size(path: str) -> int:
 
 
 def original(before: str, after: str) -> dict[str, Any]:
-    """The number of nodes of the file."""
-    return {"nodes": node_count(before), "bytes": Path(before).stat().st_size}
+    """The number of nodes of the file, and what it is."""
+    return {"nodes": node_count(before), "bytes": Path(before).stat().st_size, "kind": kind(before)}
+
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+
+
+def kind(path: str) -> str:
+    """``"float"`` for a network of float numbers without control flow; else what it is."""
+    import onnx
+
+    from graphshrink.hosts.onnx.scopes import all_nodes, has_bodies
+
+    model = onnx.load(path, load_external_data=False)
+    nodes = list(all_nodes([*model.graph.node, *(n for f in model.functions for n in f.node)]))
+    names = {n.op_type for n in nodes}
+    if any(n.domain not in ("", "ai.onnx", "com.microsoft") for n in nodes):
+        return "other domains"
+    if any(map(has_bodies, nodes)):
+        return "control flow"
+    if any("Quant" in n or n.startswith("QLinear") or n.endswith("Integer") for n in names):
+        return "quantised"
+    return "float" if names & _LAYERS else "no layers"
 
 
 def graphshrink(before: str, after: str) -> dict[str, Any]:
@@ -130,7 +151,7 @@ def keys(label: str) -> dict[str, str]:
     Results of other jobs and of onnx's count do not change with graphshrink.
     """
     return {
-        job: version(job) if job in OTHERS else "1" if job == "original" else label for job in JOBS
+        job: version(job) if job in OTHERS else "2" if job == "original" else label for job in JOBS
     }
 
 

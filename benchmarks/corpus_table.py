@@ -44,6 +44,11 @@ class Row:
         return ours is not None and best is not None and ours > best
 
     @property
+    def is_float(self) -> bool:
+        """Whether it is a network of float numbers without control flow, quantised layers and operators of other domains."""
+        return self.found.get("original", {}).get("kind") == "float"
+
+    @property
     def grew(self) -> bool:
         """Whether the file is larger than it was."""
         after = self.found.get("graphshrink", {}).get("bytes")
@@ -62,6 +67,13 @@ class Row:
         found = self.found.get("compare", {})
         gap, own = found.get("gap"), found.get("own") or 0.0
         return bool(found.get("wrong")) or (gap is not None and gap > max(ROUNDING, 10 * own))
+
+    @property
+    def commits(self) -> str:
+        """The commits of graphshrink that were measured."""
+        own = ("graphshrink", "compare", *TARGETS)
+        keys = (str(self.found[job].get("key", "")) for job in own if job in self.found)
+        return ", ".join(dict.fromkeys(key[:7] for key in keys if key))
 
     @property
     def verdict(self) -> str:
@@ -118,7 +130,13 @@ def summary(rows: list[Row]) -> list[str]:
         if not done:
             continue
         refused = Counter(general(f["error"]) for f in done if "error" in f)
+        floats = [r for r in rows if target in r.found and r.is_float]
         lines.append(f"- {target}: {len(done) - refused.total()} written, {refused.total()} not")
+        if floats:
+            good = sum("error" not in r.found[target] for r in floats)
+            lines.append(
+                f"  - of {len(floats)} float networks without control flow, {good} written: {100 * good / len(floats):.0f} %"
+            )
         lines += [f"  - {n}x {text}" for text, n in refused.most_common(12)]
     return lines
 
@@ -132,13 +150,32 @@ def _commits(rows: list[Row]) -> str:
     return ", ".join(f"{what} at {key}" for what, key in found.items() if key)
 
 
-def table(rows: list[Row], versions: str, notes: list[str]) -> list[str]:
-    """All results: the counts of each group, then a line for each file."""
-    lines = ["# Files that others publish", "", f"{_commits(rows)}; {versions}. Nodes without constants.", "", *notes]  # fmt: skip
+def sections(text: str) -> dict[str, list[str]]:
+    """The sections of an earlier table, by title."""
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip().splitlines() for part in parts}
+
+
+def table(
+    rows: list[Row], versions: str, notes: list[str], before: dict[str, list[str]]
+) -> list[str]:
+    """All results: the counts of each group, then a line for each file.
+
+    Args:
+        rows: The results.
+        versions: The versions of the other tools.
+        notes: What is said above.
+        before: The sections of the earlier table: a group of which nothing was measured keeps its own, with the commits that it names.
+    """
+    lines = ["# Files that others publish", "", f"{versions}. Nodes without constants.", "", *notes]
     for name in dict.fromkeys(r.group for r in rows):
         group = [r for r in rows if r.group == name]
-        lines += ["", f"## {name.capitalize()}", "", *summary(group), ""]
-        head = ("file", "before", "graphshrink", *OTHERS, "outputs", *TARGETS)
+        title = name.capitalize()
+        if not any("graphshrink" in r.found for r in group) and title in before:
+            lines += ["", f"## {title}", "", *before[title]]
+            continue
+        lines += ["", f"## {title}", "", f"{_commits(group)}.", "", *summary(group), ""]
+        head = ("file", "before", "graphshrink", *OTHERS, "outputs", *TARGETS, "at")
         lines += [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
         for row in group:
             counts = [
@@ -151,5 +188,7 @@ def table(rows: list[Row], versions: str, notes: list[str]) -> list[str]:
                 "" if t not in row.found else "no" if "error" in row.found[t] else "yes"
                 for t in TARGETS
             ]
-            lines.append(f"| {' | '.join([_cell(row.name), *counts, row.verdict, *targets])} |")
+            lines.append(
+                f"| {' | '.join([_cell(row.name), *counts, row.verdict, *targets, row.commits])} |"
+            )
     return lines

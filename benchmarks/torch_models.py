@@ -203,7 +203,11 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Inputs]]] = {
     "ConvNextV2Model": ("ConvNextV2Config", _STAGES, _image),
     "LevitModel": ("LevitConfig", {"image_size": 64, "depths": [1, 1, 1]}, _image),
     "PoolFormerModel": ("PoolFormerConfig", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, _image),
-    "EfficientNetModel": ("EfficientNetConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.25}, _image),
+    "EfficientNetModel": (
+        "EfficientNetConfig",
+        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
+        _image,
+    ),
     "Wav2Vec2Model": ("Wav2Vec2Config", _SPEECH, _speech),
     "HubertModel": ("HubertConfig", _SPEECH, _speech),
 }  # fmt: skip
@@ -629,6 +633,7 @@ def line(found: Sample, route: str) -> dict[str, Any]:
         f"{q.node}: {q.reason}" for p in result.report.passes for q in p.refusals if q.op == "Scale"
     ]
     facts["scales left"] = list(dict.fromkeys(reasons))[:20]
+    facts["remedies"] = sorted({e.remedy for e in result.report.not_understood if e.barrier})
     made = result.model
     facts["error"] = _try(lambda: distance(want, call(made, inputs)))
     facts["left"] = _try(lambda: list(count(made, inputs)))
@@ -773,12 +778,13 @@ def verdict(lines: Mapping[str, Any], route: str) -> str:
     if isinstance(found["error"], float) and not found["error"] <= max(20 * floor, 1e-5):
         wrong.append(f"error {found['error']:.0e}, its own rounding is {floor:.0e}")
     if isinstance(found["left"], list) and found["left"][1]:
-        wrong.append(f"{found['left'][1]} norms left that could be merged")
+        remedy = next((f", {r}" for r in found.get("remedies", ()) if _REMEDY in r), "")
+        wrong.append(f"{found['left'][1]} norms left that could be merged{remedy}")
     return "; ".join(wrong)
 
 
 _REMEDY = "give example_inputs"
-"""In the reason of a module that torch.fx cannot trace, for the way in without inputs."""
+"""In the report, of what only example inputs tell: the way in without them is right to leave it."""
 
 COLUMNS = ("model", "way in", "read by", "error", "own rounding", "norms", "left", "mergeable", "names kept", "batch", "pickles", "trains", "remarks")  # fmt: skip
 

@@ -1,6 +1,7 @@
 """graphshrink: a graph-level compiler that makes trained networks smaller and leaves them correct.
 
-``shrink_graph(model)`` shrinks a model and returns one of the same kind; ``shrink`` returns a report too.
+``shrink_graph(model)`` shrinks a model and returns one of the same kind; ``shrink`` returns a report too; ``to_torch`` makes a torch
+module of an ONNX model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .advice import Advice, advise
     from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .conversion import to_torch
     from .data.calibration import CalibrationData
     from .ir import (
         Exactness,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         kept_at,
         save_removal_plan,
     )
+    from .training.recovery.augmentation import Augmentation
+    from .training.recovery.files import RecoveredFile, recover_file
     from .training.recovery.recovery import Recovered, recover
     from .training.reorder import reorder_alike
     from .training.savings import removal_savings
@@ -45,6 +49,7 @@ from .targets.version import __version__ as __version__
 __all__ = [
     "DEFAULT_PIPELINE",
     "Advice",
+    "Augmentation",
     "CalibrationData",
     "Context",
     "Exactness",
@@ -58,6 +63,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Recovered",
+    "RecoveredFile",
     "Report",
     "Rewriter",
     "ShrinkResult",
@@ -72,12 +78,14 @@ __all__ = [
     "kept_at",
     "plan",
     "recover",
+    "recover_file",
     "register",
     "removal_savings",
     "reorder_alike",
     "save_removal_plan",
     "shrink",
     "shrink_graph",
+    "to_torch",
 ]  # fmt: skip
 
 _HOMES = {
@@ -98,11 +106,14 @@ _HOMES = {
     ),
     "CalibrationData": ".data.calibration",
     **dict.fromkeys(("Recovered", "recover"), ".training.recovery.recovery"),
+    "Augmentation": ".training.recovery.augmentation",
+    **dict.fromkeys(("RecoveredFile", "recover_file"), ".training.recovery.files"),
     "Plan": ".planning.plan",
     "plan": ".planning.planner",
     "Report": ".report",
     "insert_blocks": ".training.blocks",
     "removal_savings": ".training.savings",
+    "to_torch": ".conversion",
     "reorder_alike": ".training.reorder",
 }
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, overload
 
+from .bodies import body_pipeline
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
@@ -20,7 +21,7 @@ from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.infra.difference import largest_difference
 from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
-from .report import Report, Size
+from .report import Report, size_with_bodies
 from .running.inputs import check_shapes, fx_inputs, fx_nudges, named_inputs, nudges, running_inputs
 from .running.sessions import (
     emitted_session,
@@ -51,7 +52,7 @@ else:
 
     Model = TypeVar("Model")
 
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,deduplicate,prune-dead"
+DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,fuse-patterns,deduplicate,prune-dead"
 """The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
@@ -95,7 +96,7 @@ class ShrinkResult(Generic[Model]):
 
     @cached_property
     def model(self) -> Model:
-        """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``.
+        """The shrunk model, of the same kind as the given one: ``ModelProto`` or ``GraphModule``; for the target ``torch`` always the latter.
 
         It is made on first use, so that a model which is only saved is never in memory as a whole. A ``GraphModule`` shares
         the parameters that no pass changed with the given module.
@@ -103,11 +104,17 @@ class ShrinkResult(Generic[Model]):
         Raises:
             ModelError: If it cannot be written, or a module does not run on the example inputs.
         """
-        if self._kind == "onnx":
+        made: Any
+        if self._kind == "onnx" and _is_torch_target(self._target):
+            from .readers import HostReaders
+            from .targets.torch.anew import to_module
+
+            made = to_module(self.graph, HostReaders())
+        elif self._kind == "onnx":
             from .targets.onnx.emitter import to_onnx
 
             with _utf8_text("the model"):
-                made: Any = to_onnx(self.graph)
+                made = to_onnx(self.graph)
         else:
             made = running_module(self.graph)
         found: Model = made
@@ -287,6 +294,8 @@ def shrink(
             f"cannot dump graphs into {os.fspath(dump)!r}: a path cannot contain a NUL character"
         )
     chosen = None if target is None else known_target(target)
+    if _is_torch_target(target):
+        need_torch("the target torch")
     if dump is not None and Path(dump).exists() and not Path(dump).is_dir():
         raise UsageError(f"cannot dump graphs into {dump}: it is a file")
     keeps = chosen is None or chosen.defaults
@@ -296,8 +305,13 @@ def shrink(
         fixed_shapes,
         overridable_initializers and keeps,
         "--overridable-initializers keeps them as inputs" if keeps else "",
-        inline=bool(pipeline.passes),
+        inline=bool(pipeline.passes) or _is_torch_target(target),
     )
+    if kind == "onnx" and _is_torch_target(target):
+        from .readers import HostReaders
+        from .targets.torch.anew import best_reading
+
+        graph = best_reading(graph, HostReaders())
     check_shapes(graph, shapes)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
@@ -313,8 +327,12 @@ def shrink(
         )
     ctx = Context(
         seed=seed,
-        target=chosen.name if chosen is not None else kind,
-        unwritable=_unwritable(graph, kind),
+        # A module takes inputs of any size, whatever it will be saved as.
+        target=kind
+        if chosen is None or (kind == "fx" and _is_torch_target(target))
+        else chosen.name,
+        unwritable=_unwritable(graph, kind, target),
+        host_nodes=_host_nodes(graph, kind),
     )
     if progress is not None:
         ctx.progress = progress
@@ -322,9 +340,9 @@ def shrink(
         from .data.calibration import calibrated
 
         ctx.calibration = calibrated(graph, kind, calibration, progress)
-    before = Size.of(graph)
-    records = pipeline.run(graph, ctx, watching)
-    after = Size.of(graph)
+    before = size_with_bodies(graph)
+    records = body_pipeline(pipeline, graph).run(graph, ctx, watching)
+    after = size_with_bodies(graph)
     notes = [*graph.notes, *(note for note in before.notes if note not in graph.notes)]
     if kind == "fx":
         from .targets.torch.fixed_sizes import fixed_sizes
@@ -356,15 +374,34 @@ def _without_numbers(graph: Graph) -> list[str]:
     ]
 
 
-def _unwritable(graph: Graph, kind: str) -> Callable[[Node], str | None]:
-    """A function that returns why a node cannot be written for the graph's own host, or ``None``."""
+def _is_torch_target(target: str | None) -> bool:
+    """Whether the text of a target names the one for torch modules."""
+    return target is not None and known_target(target).name == "torch"
+
+
+def _unwritable(graph: Graph, kind: str, target: str | None = None) -> Callable[[Node], str | None]:
+    """A function that returns why a node cannot be written for the graph's own host, nor for torch if that is the target, or ``None``."""
     if kind == "onnx":
         from .targets.onnx.emitter import unwritable
 
-        return unwritable(graph)
+        own = unwritable(graph)
+        if not _is_torch_target(target):
+            return own
+        from .targets.torch.emitter import problem
+
+        return lambda node: own(node) or problem(node)
     from .targets.torch.emitter import problem
 
     return problem
+
+
+def _host_nodes(graph: Graph, kind: str) -> Callable[[Node], int] | None:
+    """A function that returns the number of nodes that the graph's own host would write a node with, for hosts that have several forms."""
+    if kind != "onnx":
+        return None
+    from .targets.onnx.emitter import node_count
+
+    return node_count(graph)
 
 
 _Run = Callable[[Graph], list[Any]]
@@ -487,7 +524,7 @@ def _load(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
         )
     if _MODULE in kinds:
-        _need_torch()
+        need_torch()
         from .frontends.torch.importer import from_fx
 
         check_torch_model(model, kinds)
@@ -556,11 +593,16 @@ def _utf8_text(name: str) -> Iterator[None]:
         raise ModelError(f"{name} is damaged: it contains text that is not UTF-8") from error
 
 
-def _need_torch() -> None:
+def need_torch(what: str = "shrinking a torch module") -> None:
+    """Check that torch is installed.
+
+    Raises:
+        MissingExtra: If it is not.
+    """
     try:
         import_module("torch")
     except ImportError as error:
-        raise MissingExtra("shrinking a torch module", "torch", "torch") from error
+        raise MissingExtra(what, "torch", "torch") from error
 
 
 def _frames_inside() -> int:
@@ -622,7 +664,7 @@ def _traced_or_exported(model: Any, name: str, inputs: tuple[Any, ...] | None) -
         if isinstance(failure, DoesNotRun):
             raise failure from error
         raise UsageError(f"{reason}, nor can torch.export ({first_line(error)})") from error
-    graph = from_export(made.program, inputs)
+    graph = from_export(made.program, inputs, model.forward)
     graph.notes += [made.note] if made.note else []
     graph.notes.append(
         f"{reason}: torch.export was used, and branches that depend on inputs are fixed as example_inputs "

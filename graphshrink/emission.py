@@ -67,6 +67,7 @@ TARGETS: dict[str, Target] = {
         Target("onnx", ".onnx", ".targets.onnx", defaults=True),
         Target("tensorrt", ".onnx", ".targets.tensorrt", (".trt.json",)),
         Target("tflite", ".tflite", ".targets.tflite"),
+        Target("torch", ".pt2", ".targets.torch.program"),
     )
 }
 """Our targets by name. Without a name, the first target with the suffix of the file is chosen."""

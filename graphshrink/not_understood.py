@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bodies import bodies_of
 from .ir import DType, Graph, Node, Opaque
 from .ir.ops.linear import Conv, ConvTranspose, Linear
 from .ir.ops.recurrent import Gru, Lstm, Rnn
@@ -59,17 +60,19 @@ class NotUnderstood:
 def not_understood(graph: Graph) -> list[NotUnderstood]:
     """The opaque nodes of a graph, grouped; barriers come first, then the most frequent.
 
-    Nodes whose results are known constants are left out: their results are understood.
+    Nodes in bodies of If, Loop and Scan count too. Nodes whose results are known constants are left out: their results are
+    understood.
     """
-    between = _between_layers(graph)
-    groups: dict[tuple[str, str, str], list[Node]] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, Opaque) and not node.is_constant:
-            reason, remedy = _explained(graph, node, node.op)
-            groups.setdefault((node.op.kind, reason, remedy), []).append(node)
+    groups: dict[tuple[str, str, str], list[tuple[str, bool]]] = {}
+    for inside in (graph, *(body.graph for body in bodies_of(graph))):
+        between = _between_layers(inside)
+        for node in inside.nodes:
+            if isinstance(node.op, Opaque) and not node.is_constant:
+                key = (node.op.kind, *_explained(inside, node, node.op))
+                groups.setdefault(key, []).append((node.name, node in between))
     found = [
         NotUnderstood(
-            kind, tuple(n.name for n in nodes), reason, remedy, any(n in between for n in nodes)
+            kind, tuple(n for n, _ in nodes), reason, remedy, any(barrier for _, barrier in nodes)
         )
         for (kind, reason, remedy), nodes in groups.items()
     ]
@@ -165,7 +168,10 @@ def _onnx_explained(graph: Graph, node: Node, op: Opaque, name: str) -> tuple[st
             return op.reason, "fixed sizes may help: --fix-shape NAME:SIZES; " + _FORMS
         return op.reason, _FORMS
     if operator in _BODIES:
-        return "its bodies are graphs of their own, which run as often as numbers say", _KEPT
+        return (
+            "its bodies run as often as numbers say",
+            "passes work on each body by itself; the nodes that were not understood there are listed too",
+        )
     return "the IR has no such op", _KEPT
 
 

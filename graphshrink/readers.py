@@ -42,6 +42,27 @@ class HostReaders:
             return readings(graph)
         return _written_out(graph)
 
+    def sized(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
+        """Other readings of a torch model for inputs as large as the example inputs: of the module as it is, and by ``torch.export``."""
+        from .hosts.torch.calls import is_aten
+
+        inputs = graph.host.inputs or graph.host.exported
+        if inputs is None:
+            return
+        ways = [("", _sized), (" by torch.export", _sized_export)]
+        if any(is_aten(node.target) for node in graph.host.order.values()):
+            del ways[1]  # It was read by torch.export before.
+        for name, read in ways:
+            try:
+                with _quiet():
+                    found = read(graph, inputs)
+            except Exception as error:  # torch.export may raise anything.
+                logging.getLogger(__name__).info(
+                    "the model cannot be read again%s: %s", name, error
+                )
+                continue
+            yield f"read again{name} for the sizes of example_inputs", found
+
 
 _MOST_BYTES = 1 << 30
 """Operators of larger ONNX models are not written out, because that takes copies of the whole model."""
@@ -50,6 +71,7 @@ _MOST_BYTES = 1 << 30
 def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
     """Read an ONNX model again, with opaque operators written as several others; yields nothing if there are none."""
     import onnx
+    from onnx import inliner
 
     from .frontends.onnx.importer import from_onnx
     from .frontends.onnx.written_out import OPERATORS, written_out
@@ -61,14 +83,19 @@ def _written_out(graph: Graph) -> Iterator[tuple[str, Graph]]:
     known = {name for name in opaque if onnx.defs.has(name)}
     model = to_onnx(graph)
     known |= OPERATORS & {node.op_type for node in model.graph.node}
-    if not known:
+    if not known and not model.functions:
         return
     base_dir = getattr(graph.host, "base_dir", None)
     if model.ByteSize() > _MOST_BYTES:
         return
     if base_dir is not None:
         embed(tensors_in(model), base_dir)
+    functions = [f.name for f in model.functions]
+    if functions:
+        model = inliner.inline_local_functions(model)
+        known |= {n.op_type for n in model.graph.node if onnx.defs.has(n.op_type)} & OPERATORS
     model, found = written_out(model, known)
+    found = [*functions, *found]
     if found:
         made = from_onnx(model, inline=True)
         Pipeline("fold-constants,prune-dead").run(made)
@@ -99,11 +126,26 @@ def _exported(graph: Graph) -> Graph:
     return _folded(from_export(program), graph)
 
 
+def _sized(graph: Graph, inputs: tuple[Any, ...]) -> Graph:
+    from .frontends.torch.importer import from_fx
+    from .targets.torch.emitter import to_fx
+
+    return from_fx(to_fx(graph), inputs, fixed_sizes=True)
+
+
+def _sized_export(graph: Graph, inputs: tuple[Any, ...]) -> Graph:
+    from .frontends.torch.export import exported, from_export
+    from .targets.torch.emitter import to_fx
+
+    program = exported(to_fx(graph), inputs).program
+    return _folded(from_export(program, inputs, fixed_sizes=True), graph)
+
+
 def _through_onnx(graph: Graph) -> Graph:
     from .frontends.onnx import from_onnx
-    from .targets.onnx import to_onnx
+    from .targets.onnx.torch_exporter import exported
 
-    return _folded(from_onnx(to_onnx(graph)), graph)
+    return _folded(from_onnx(exported(graph)), graph)
 
 
 def _folded(found: Graph, graph: Graph) -> Graph:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .bodies import bodies_of
 from .cli.terminal import Name, show
 from .ir import Exactness, Graph, Rewrite
 from .ir.errors import listed
@@ -34,6 +36,7 @@ class Size:
         bytes: The bytes of all constants in use.
         macs: Multiply-accumulates of one run; ``None`` if a shape is unknown.
         unsized: The first node whose shapes are unknown, if ``macs`` is ``None``.
+        uncounted: Whether bodies of If, Loop or Scan have MACs, which ``macs`` does not count.
     """
 
     nodes: int
@@ -42,17 +45,22 @@ class Size:
     bytes: int
     macs: int | None
     unsized: str | None = None
+    uncounted: bool = False
 
     @property
     def notes(self) -> list[str]:
-        """Why MACs are unknown; empty if they are known."""
-        if self.unsized is None:
-            return []
-        return [f"MACs are unknown, because the shapes at {self.unsized} are unknown"]
+        """Why MACs are unknown, or what they leave out; empty if they are known."""
+        if self.unsized is not None:
+            return [f"MACs are unknown, because the shapes at {self.unsized} are unknown"]
+        if self.uncounted:
+            return [
+                "MACs do not count the bodies of If, Loop and Scan: how often they run depends on numbers"
+            ]
+        return []
 
     @classmethod
-    def of(cls, graph: Graph) -> Size:
-        """The size of a graph; a symbolic batch size counts as 1."""
+    def of(cls, graph: Graph, captured: Container[str] = ()) -> Size:
+        """The size of a graph; a symbolic batch size counts as 1. Constants with the host names ``captured`` do not count."""
         ops: Counter[str] = Counter()
         macs, unsized = 0, None
         for node in graph.nodes:
@@ -62,7 +70,11 @@ class Size:
             if found is None and unsized is None:
                 unsized = f"{node.op.name} {node.name}"
             macs += found or 0
-        read = [v.data for v in graph.constants if v.data is not None and v.use_count]
+        read = [
+            v.data
+            for v in graph.constants
+            if v.data is not None and v.use_count and v.host not in captured
+        ]
         return cls(
             nodes=len(graph),
             ops=dict(sorted(ops.items())),
@@ -78,6 +90,22 @@ def _one_sample(type_: Any) -> Any:
     if not shape or isinstance(shape[0], int):
         return type_
     return type_.with_shape((1, *shape[1:]))
+
+
+def size_with_bodies(graph: Graph) -> Size:
+    """The size of a graph, with the nodes and constants of the bodies in it. Their MACs depend on how often they run and do not count."""
+    size = Size.of(graph)
+    for body in bodies_of(graph):
+        inner = Size.of(body.graph, body.captured)
+        size = replace(
+            size,
+            nodes=size.nodes + inner.nodes,
+            ops=dict(sorted((Counter(size.ops) + Counter(inner.ops)).items())),
+            parameters=size.parameters + inner.parameters,
+            bytes=size.bytes + inner.bytes,
+            uncounted=size.uncounted or inner.uncounted or inner.macs != 0,
+        )
+    return size
 
 
 @dataclass(repr=False)

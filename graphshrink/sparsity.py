@@ -102,10 +102,12 @@ def sparsity_table(rows: list[LayerSparsity], pattern: Pattern) -> Table:
 def narrow_table(rows: list[LayerSparsity], pattern: Pattern) -> tuple[Table, list[str]]:
     """The rows as a table for terminals, and the reasons that it refers to by their numbers from 1."""
     reasons = list(dict.fromkeys(r.reason for r in rows if r.reason is not None))
-    word: dict[str | None, str] = {None: "yes"}
-    for number, reason in enumerate(reasons, 1):
-        word[reason] = f"no ({number})"
-    return _table(rows, ["fits"], pattern, lambda r: [word[r.reason]]), reasons
+    number = {reason: i for i, reason in enumerate(reasons, 1)}
+
+    def word(row: LayerSparsity) -> str:
+        return "yes" if row.reason is None else f"no ({number[row.reason]})"
+
+    return _table(rows, ["fits"], pattern, lambda r: [word(r)]), reasons
 
 
 def _table(

@@ -56,7 +56,7 @@ def positional(model: Any, inputs: Any) -> tuple[Any, ...]:
         inputs: A tuple or list of inputs, one input, or a dict by names of arguments of ``forward``.
 
     Raises:
-        UsageError: If arguments in front of a named one have no default.
+        UsageError: If arguments in front of a named one have no default, or one can only be given by keyword.
     """
     if isinstance(inputs, tuple):
         return inputs
@@ -65,11 +65,13 @@ def positional(model: Any, inputs: Any) -> tuple[Any, ...]:
     forward = getattr(model, "forward", None)
     if not isinstance(inputs, Mapping) or not inputs or forward is None:
         return (inputs,)
-    taken = {
-        name: p
-        for name, p in inspect.signature(forward).parameters.items()
-        if p.kind is p.POSITIONAL_OR_KEYWORD
-    }
+    named = inspect.signature(forward).parameters
+    taken = {name: p for name, p in named.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    alone = [n for n in inputs if n in named and named[n].kind is named[n].KEYWORD_ONLY]
+    if alone and inputs.keys() <= named.keys():
+        raise UsageError(
+            f"forward takes {alone[0]} by keyword alone: wrap the module in one that takes it by place"
+        )
     if not inputs.keys() <= taken.keys():
         return (inputs,)  # A dict that is an input itself.
     last = max(list(taken).index(name) for name in inputs)

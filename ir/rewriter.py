@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value, check_arity
@@ -131,6 +131,20 @@ class Rewriter:
             self._current.mutations += 1
         else:
             self.rewrites.append(Rewrite(what, (name,), self.exactness, 1))
+
+    def include(self, rewrites: Sequence[Rewrite], refusals: Sequence[Refusal], where: str) -> None:
+        """Record what was done, and what was not, in a graph within this one.
+
+        Args:
+            rewrites: The rewrites that were made there.
+            refusals: Those that were not.
+            where: Text to append to each description and reason.
+        """
+        for made in rewrites:
+            self.rewrites.append(replace(made, what=f"{made.what}{where}"))
+        for refusal in refusals:
+            told = replace(refusal, reason=f"{refusal.reason}{where}")
+            self._refusals.setdefault(told)
 
     # Changing.
 

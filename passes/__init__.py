@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from .cleanup.fold_constants import FoldConstants
     from .cleanup.fuse_dense import FuseDense
     from .cleanup.fuse_moves import FuseMoves
+    from .cleanup.fuse_patterns import FusePatterns
     from .cleanup.move_scales import MoveScales
     from .cleanup.prune_dead import PruneDead
     from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
     from .depth.expand_linear import ExpandLinear
+    from .depth.fresh_norms import FreshNorms
     from .depth.hoist_padding import HoistPadding
     from .depth.insert_gates import InsertGates
     from .depth.removal_plan import RemovalPlan
@@ -54,12 +56,14 @@ _NAMES = {
     ".cleanup.fold_constants": ("FoldConstants",),
     ".cleanup.fuse_dense": ("FuseDense",),
     ".cleanup.fuse_moves": ("FuseMoves",),
+    ".cleanup.fuse_patterns": ("FusePatterns",),
     ".cleanup.move_scales": ("MoveScales",),
     ".cleanup.prune_dead": ("PruneDead",),
     ".cleanup.push_pads": ("PushPads",),
     ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
     ".depth.expand_linear": ("ExpandLinear",),
+    ".depth.fresh_norms": ("FreshNorms",),
     ".depth.hoist_padding": ("HoistPadding",),
     ".depth.insert_gates": ("InsertGates",),
     ".depth.removal_plan": ("RemovalPlan",),
@@ -108,8 +112,10 @@ __all__ = [
     "ExpandLinear",
     "FoldConstants",
     "FoldMasks",
+    "FreshNorms",
     "FuseDense",
     "FuseMoves",
+    "FusePatterns",
     "Gram",
     "GramMatrix",
     "HoistPadding",

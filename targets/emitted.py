@@ -30,6 +30,12 @@ class Readers(Protocol):
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
         """Other readings of a model, each with the words for it (``"by torch.export"``): one may know calls that were ``Opaque`` in the first."""
 
+    def sized(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
+        """Other readings of a torch model for inputs as large as the example inputs, with batches of any size, each with the words for it.
+
+        Calls that compute with other sizes are ops then.
+        """
+
 
 @dataclass(frozen=True)
 class Emitted:

@@ -13,10 +13,27 @@ from typing import Annotated, Any, Literal
 from ..ir.errors import UsageError
 from ..ir.options import Metavar, PythonOnly
 
+OLDEST_OPSET, NEWEST_OPSET = 7, 23
+"""The opsets of ONNX files that are written from nothing; onnxruntime has run the newest since version 1.23."""
+
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """Plain ONNX files have no options."""
+    """The options of the target ``onnx``; they are for torch models: an ONNX model keeps its opset.
+
+    Attributes:
+        opset: The version of ONNX's operators; 23 if not given.
+        via: What writes the file: ``torch`` is torch's own exporter.
+    """
+
+    opset: Annotated[int | None, PythonOnly()] = None
+    via: Annotated[Literal["graphshrink", "torch"], PythonOnly()] = "graphshrink"
+
+    def __post_init__(self) -> None:
+        if self.opset is not None and not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
+            raise UsageError(
+                f"opset={self.opset} cannot be written: choose one from {OLDEST_OPSET} to {NEWEST_OPSET}"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,9 +116,15 @@ class TFLiteOptions:
     via: Annotated[Literal["graphshrink", "litert-torch"], PythonOnly()] = "graphshrink"
 
 
+@dataclass(frozen=True)
+class TorchOptions:
+    """Exported programs of torch have no options."""
+
+
 OPTIONS: dict[str, type] = {
     "onnx": OnnxOptions,
     "tensorrt": TensorRTOptions,
     "tflite": TFLiteOptions,
+    "torch": TorchOptions,
 }
 """The options of our targets by the target's name."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import ir
-from ...ir import Value
-from .base import Lowered
+from ...ir import SplatTensor, Tensor, Value
+from .base import Builder, Lowered, Step, Steps
 
 HARD_SIGMOID = (1 / 6, 0.5)
 """The parameters of torch's hard sigmoid; HardSwish contains the same function."""
@@ -44,6 +44,48 @@ def softmax(kind: type[ir.Softmax] | type[ir.LogSoftmax], x: Value, axis: int) -
     """A softmax, or its logarithm; the axis becomes nonnegative if the rank is known."""
     rank = x.type.rank
     return kind(axis + rank if rank and axis < 0 else axis), [x]
+
+
+def below(x: Value, threshold: float, value: float) -> Steps | None:
+    """The input where it is above a threshold, and another number elsewhere."""
+    if threshold is None or x.type.dtype is None or not x.type.dtype.is_wide_float:
+        return None
+    made, dtype = Builder(), x.type.dtype
+    small = made.add(ir.Compare("less_equal"), x, number(threshold, dtype))
+    made.add(ir.Where(), small, number(value, dtype), x)
+    return made.steps()
+
+
+def shrink(x: Value, ends: float, bias: float) -> Steps | None:
+    """ONNX's Shrink: zero between ``-ends`` and ``ends``; elsewhere, the input comes ``bias`` closer to zero.
+
+    With a bias of zero it is a hard shrink, with one of ``ends`` a soft one.
+    """
+    dtype = x.type.dtype
+    if dtype is None or not dtype.is_wide_float or not 0 <= ends < math.inf:
+        return None
+    made = Builder()
+    if bias == ends:
+        made.add(ir.Sub(), x, made.add(ir.Activation("clip", (-ends, ends)), x))
+        return made.steps()
+    small = made.add(ir.Compare("less_equal"), made.add(ir.Unary("abs"), x), number(ends, dtype))
+    rest: Value | Step = x
+    if bias:
+        own = made.add(ir.Mul(), made.add(ir.Unary("sign"), x), number(bias, dtype))
+        rest = made.add(ir.Sub(), x, own)
+    made.add(ir.Where(), small, number(0.0, dtype), rest)
+    return made.steps()
+
+
+def number(value: float, dtype: ir.DType) -> Tensor:
+    """A number as a constant without axes."""
+    return SplatTensor((), dtype, value)
+
+
+SHRINKS: list[tuple[type[ir.Op], str] | type[ir.Op]] = [
+    (ir.Activation, "clip"), (ir.Compare, "less_equal"), (ir.Unary, "abs"), (ir.Unary, "sign"), ir.Where, ir.Sub, ir.Mul,
+]  # fmt: skip
+"""The ops that :func:`shrink` makes."""
 
 
 def _near(found: Sequence[float], wanted: Sequence[float]) -> bool:

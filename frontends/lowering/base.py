@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...ir import InferenceError, Op, Tensor, TensorType, Value
 
@@ -42,10 +42,12 @@ class Steps:
     Attributes:
         parts: The ops in order, each with its operands.
         results: The results of a call that returns several tensors; if ``None``, the call returns those of the last step.
+        names: Names of parts of a module, by the number of the step that computes what they do.
     """
 
     parts: tuple[tuple[Op, Sequence[Operand | Step]], ...]
     results: Mapping[Path, Step] | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def infer(self) -> list[tuple[TensorType, ...]]:
         """The types of the results of each step.
@@ -71,9 +73,12 @@ class Builder:
 
     def __init__(self) -> None:
         self.parts: list[tuple[Op, Sequence[Operand | Step]]] = []
+        self.names: dict[int, str] = {}
 
-    def add(self, op: Op, *operands: Operand | Step) -> Step:
-        """Append an op; returns its first result, as an operand for later steps."""
+    def add(self, op: Op, *operands: Operand | Step, name: str = "") -> Step:
+        """Append an op; returns its first result, as an operand for later steps. ``name`` is that of a part of a module."""
+        if name:
+            self.names[len(self.parts)] = name
         self.parts.append((op, operands))
         return Step(len(self.parts) - 1)
 
@@ -84,7 +89,7 @@ class Builder:
 
     def steps(self, results: Mapping[Path, Step] | None = None) -> Steps:
         """All steps, and the results of a call that returns several."""
-        return Steps(tuple(self.parts), results)
+        return Steps(tuple(self.parts), results, self.names)
 
 
 def first_of_several(lowered: Lowered | None) -> Steps | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...ir import DerivedTensor, DType, Tensor
+from ...ir import DType, Tensor
+from ...ir.batch_norm import BatchNorm
 from ..support import LeftAlone
 
 Array64 = npt.NDArray[np.float64]
@@ -17,28 +18,15 @@ _CANCELLED = 64
 """The largest ratio of a negative variance to its sum with epsilon; at this ratio, float32 loses 6 bits in the sum."""
 
 
-def batch_norm_scale(
-    gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float, dtype: DType
-) -> tuple[Tensor, Tensor]:
+def batch_norm_scale(norm: BatchNorm, dtype: DType) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm, computed in float64 when they are needed.
 
     Raises:
         LeftAlone: If a number is not finite, or a variance is so negative that adding epsilon does not make
             it a safe divisor: the result of such a batch norm depends on how its host rounds.
     """
-    _check(gamma, beta, mean, var, eps)
-
-    def scale() -> Array64:
-        root = np.sqrt(var.float64() + eps)
-        return np.asarray((1.0 if gamma is None else gamma.float64()) / root)
-
-    def shift() -> Array64:
-        return np.asarray((0.0 if beta is None else beta.float64()) - mean.float64() * scale())
-
-    return (
-        DerivedTensor(mean.shape, dtype, scale, sources=(var, gamma)),
-        DerivedTensor(mean.shape, dtype, shift, sources=(mean, var, beta, gamma)),
-    )
+    _check(norm.gamma, norm.beta, norm.mean, norm.var, norm.epsilon)
+    return norm.evaluated(dtype)
 
 
 def _check(

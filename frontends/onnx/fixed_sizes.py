@@ -11,19 +11,23 @@ from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
-from ...ir import UsageError
+from ...ir import Graph, UsageError
 from ...ir.errors import check_input_name
 
 Fixed = Mapping[str, Sequence[int | None]]
 """Shapes by input name; ``None`` leaves a size as it is."""
 
 
-def fix_shapes(model: ModelProto, shapes: Fixed) -> None:
+def fix_shapes(model: ModelProto, shapes: Fixed) -> dict[str, dict[int, int]]:
     """Fix input sizes of a model, in place.
 
     Args:
         model: The model.
         shapes: What is fixed.
+
+    Returns:
+        The sizes that the model states for outputs, by name and axis. They are cleared in the model: files state wrong sizes and
+        symbols for outputs, which must not contradict what is inferred.
 
     Raises:
         UsageError: If there is no such input, a shape does not fit it, or a symbol would get two sizes.
@@ -35,14 +39,41 @@ def fix_shapes(model: ModelProto, shapes: Fixed) -> None:
     for name, shape in shapes.items():
         check_input_name(name, inputs)
         _fix(inputs[name], shape, symbols)
+    stated: dict[str, dict[int, int]] = {}
     for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols:
-                dim.dim_value = symbols[dim.dim_param]
-            elif value.name not in inputs and not dim.HasField("dim_value"):
-                # An expression of symbols, perhaps of one that is fixed now.
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            known = symbols.get(dim.dim_param) if dim.dim_param else None
+            if value.name in inputs:
+                if known is not None:
+                    dim.dim_value = known
+            else:
+                # A number, a symbol, or an expression of symbols, perhaps of one that is fixed now.
+                known = dim.dim_value if dim.HasField("dim_value") else known
+                if known is not None and known >= 0:
+                    stated.setdefault(value.name, {})[axis] = known
                 dim.Clear()
     del graph.value_info[:]
+    return stated
+
+
+def state_outputs(graph: Graph, stated: Mapping[str, Mapping[int, int]]) -> None:
+    """State the sizes of outputs in the host model: those that were inferred, else those that were stated.
+
+    Args:
+        graph: The graph, right after its import.
+        stated: What :func:`fix_shapes` returned.
+    """
+    for item, value in zip(graph.host.model.graph.output, graph.outputs, strict=True):
+        dims = item.type.tensor_type.shape.dim
+        found = value.type.shape
+        if found is None or len(found) != len(dims):
+            continue
+        own = stated.get(item.name, {})
+        sizes = tuple(own.get(i) if size is None else size for i, size in enumerate(found))
+        value.type = value.type.with_shape(sizes)
+        for dim, size in zip(dims, sizes, strict=True):
+            if isinstance(size, int) and not dim.HasField("dim_value"):
+                dim.dim_value = size
 
 
 def _fix(value: ValueInfoProto, shape: Sequence[int | None], symbols: dict[str, int]) -> None:
@@ -70,4 +101,4 @@ def _shown(dim: TensorShapeProto.Dimension) -> str:
     return str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
 
 
-__all__ = ["Fixed", "fix_shapes"]
+__all__ = ["Fixed", "fix_shapes", "state_outputs"]

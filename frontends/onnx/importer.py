@@ -54,7 +54,7 @@ from ..support import LeftAlone, limit
 from .bounds import check_bounds
 from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, held_note, hold_defaults
-from .fixed_sizes import Fixed, fix_shapes
+from .fixed_sizes import Fixed, fix_shapes, state_outputs
 from .inlining import first_result, inline_branches, inline_functions
 from .node import OnnxNode
 from .order import ordered
@@ -100,8 +100,9 @@ def from_onnx(
         given = False  # A copy, which may be changed further.
     if held:
         hold_defaults(proto)
+    stated: dict[str, dict[int, int]] = {}
     if fixed_shapes:
-        fix_shapes(proto, fixed_shapes)
+        stated = fix_shapes(proto, fixed_shapes)
     functions = ""
     if inline:
         inlined, functions = inline_functions(proto)
@@ -112,6 +113,8 @@ def from_onnx(
         graph = _inlined(proto, folder, copy=given and not was_sorted)
     else:
         graph = _Importer(proto, folder).run()
+    if fixed_shapes:
+        state_outputs(graph, stated)
     if functions:
         graph.notes.append(functions)
     if held:
@@ -125,19 +128,26 @@ def from_onnx(
     return graph
 
 
-def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
+def _inlined(
+    proto: ModelProto,
+    folder: Path | None,
+    copy: bool,
+    tensors: Mapping[str, Tensor] | None = None,
+    reserved: frozenset[str] = frozenset(),
+) -> Graph:
     """Import a model in which each If with a known condition is replaced by the branch that it takes."""
     resolved: list[str] = []
     for _ in range(_MOST_NESTED):
-        importer = _Importer(proto, folder)
+        importer = _Importer(proto, folder, tensors, reserved)
         importer.read_graph()
         if not importer.decided:
             break
         if copy and not resolved:
             proto = ModelProto.FromString(proto.SerializeToString())
         resolved += importer.decided
-        inline_branches(proto, importer.decided)
-    graph = _Importer(proto, folder).run() if importer.decided else importer.raised()
+        inline_branches(proto, importer.decided, reserved)
+    undecided = not importer.decided
+    graph = importer.raised() if undecided else _Importer(proto, folder, tensors, reserved).run()
     if resolved:
         graph.notes.append(
             f"{len(resolved)} Ifs have a known condition and are the branch that they take: {listed(resolved)}"
@@ -147,6 +157,23 @@ def _inlined(proto: ModelProto, folder: Path | None, copy: bool) -> Graph:
 
 _MOST_NESTED = 16
 """Ifs that are nested deeper than this are not inlined."""
+
+
+def from_body(
+    model: ModelProto,
+    base_dir: Path | None,
+    tensors: Mapping[str, Tensor],
+    reserved: frozenset[str],
+) -> Graph:
+    """Import the body of a node that was made a model of its own; Ifs with a known condition are replaced by their branch.
+
+    Args:
+        model: The model, which may be changed. What the body captures is an input or an initializer.
+        base_dir: The folder of its external data.
+        tensors: The numbers of initializers that are placeholders.
+        reserved: Names of the scopes around it, which new values must not take.
+    """
+    return _inlined(model, base_dir, False, tensors, reserved)
 
 
 def with_constant_defaults(graph: Graph, model: ModelProto) -> Graph:
@@ -170,20 +197,25 @@ def value_types(
         tensors: The numbers of these placeholders.
         base_dir: The folder of its external data.
     """
-    importer = _Importer(model, base_dir)
-    importer.tensors = tensors
+    importer = _Importer(model, base_dir, tensors)
     importer.read_graph()
     return {name: value.type for name, value in importer.values.items()}
 
 
 class _Importer:
-    def __init__(self, model: ModelProto, base_dir: Path | None) -> None:
-        self.model, self.base_dir = model, base_dir
+    def __init__(
+        self,
+        model: ModelProto,
+        base_dir: Path | None,
+        tensors: Mapping[str, Tensor] | None = None,
+        reserved: frozenset[str] = frozenset(),
+    ) -> None:
+        self.model, self.base_dir, self.reserved = model, base_dir, reserved
         self.graph = Graph(text_of(model.graph.name) or "graph")
         versions = {o.domain: o.version for o in model.opset_import}
         self.opset = versions.get("", versions.get("ai.onnx", 1))
         self.functions = {(f.domain, f.name) for f in model.functions}
-        self.tensors: Mapping[str, Tensor] = {}
+        self.tensors = tensors or {}
         self.values: dict[str, Value] = {}
         self.types: dict[str, TensorType] = {}
         self.constant_nodes: dict[str, int] = {}
@@ -236,7 +268,14 @@ class _Importer:
         for item in host.output:
             self.graph.add_output(self.values[item.name], item.name)
         idle = frozenset(set(initial) | set(self.constant_nodes)) - self.read
-        self.graph.host = OnnxHost(self.model, self.base_dir, self.opset, self.constant_nodes, idle)
+        self.graph.host = OnnxHost(
+            self.model,
+            self.base_dir,
+            self.opset,
+            self.constant_nodes,
+            idle,
+            reserved=self.reserved,
+        )
 
     # Names and types.
 
@@ -296,7 +335,9 @@ class _Importer:
         known = (node.domain, node.op_type) not in self.functions and domain
         # onnx and onnxruntime would look for the file in another folder if they are given this node alone.
         known = known and not any(map(is_external, tensors_of_nodes([node])))
-        entry = RULES.get(node.op_type) if known and any(node.output) else None
+        own = known or (node.domain, node.op_type) not in self.functions
+        key = node.op_type if known else f"{node.domain}.{node.op_type}"
+        entry = RULES.get(key) if own and any(node.output) else None
         if entry is not None and self.opset < entry.since:
             reason = (
                 f"it meant something else before opset {entry.since}, and the file has {self.opset}"
@@ -536,4 +577,11 @@ def _combine(origins: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[An
     return OnnxOrigin(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-__all__ = ["OnnxHost", "OnnxOrigin", "from_onnx", "value_types", "with_constant_defaults"]
+__all__ = [
+    "OnnxHost",
+    "OnnxOrigin",
+    "from_body",
+    "from_onnx",
+    "value_types",
+    "with_constant_defaults",
+]

@@ -97,15 +97,20 @@ def _with_defaults(model: ModelProto) -> ModelProto:
     return made
 
 
-def inline_branches(model: ModelProto, decided: Mapping[str, bool]) -> None:
+def inline_branches(
+    model: ModelProto, decided: Mapping[str, bool], reserved: Iterable[str] = ()
+) -> None:
     """Replace each If with a known condition by the branch that it takes, in place.
 
     Args:
         model: The model. Results inside the branch keep their names if these are unique.
         decided: The known conditions, by the name of the If's first result.
+        reserved: Names that new values must not take.
     """
     graph = model.graph
     defined = Counter(_definitions(graph))
+    for name in reserved:
+        defined.setdefault(name, 0)
     names = {node.name for node in graph.node}
     stated = {v.name for v in (*graph.input, *graph.output, *graph.value_info)}
     nodes: list[NodeProto] = []

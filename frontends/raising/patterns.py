@@ -40,6 +40,7 @@ from ...ir import (
     Value,
 )
 from ...ir.ops.base import axis_of
+from ..lowering.activations import HARD_SIGMOID
 from ..support import reads_pattern
 from .gelu import gelu, gelu_halved, is_square
 from .matching import Found, near, producer, scales_by
@@ -162,16 +163,46 @@ def _selected(node: Node) -> Found | None:
 
 
 def _gated(node: Node) -> Found | None:
-    """``x * sigmoid(x)`` and ``x * hard_sigmoid(x)``."""
+    """``x * sigmoid(x)``, ``x * hard_sigmoid(x)`` and ``x * tanh(softplus(x))``."""
     for x, gate in (node.inputs, node.inputs[::-1]):
         inner = producer(gate)
-        if inner is None or not isinstance(inner.op, Activation) or inner.inputs[0] is not x:
+        if inner is None or not isinstance(inner.op, Activation):
+            continue
+        soft = producer(inner.inputs[0]) if inner.op == Activation("tanh") else None
+        if soft and soft.op == Activation("softplus") and soft.inputs[0] is x:
+            return Activation("mish"), [x], [soft, inner]
+        if inner.inputs[0] is not x:
             continue
         if inner.op.kind == "sigmoid":
             return Activation("silu"), [x], [inner]
         if inner.op.kind == "hard_sigmoid" and near(inner.op.params, (1 / 6, 0.5)):
             return Activation("hard_swish"), [x], [inner]
     return None
+
+
+def _hard_sigmoid(node: Node) -> Found | None:
+    """``relu6(x + 3) / 6`` and ``x * relu6(x + 3) / 6``."""
+    before = producer(node.inputs[0])
+    if before is None or not scales_by(node, 1 / 6):
+        return None
+    if isinstance(before.op, Mul):
+        for x, gate in (before.inputs, before.inputs[::-1]):
+            found = _clipped_sum(producer(gate))
+            if found is not None and found[0] is x:
+                return Activation("hard_swish"), [x], [*found[1], before]
+        return None
+    found = _clipped_sum(before)
+    if found is None:
+        return None
+    return Activation("hard_sigmoid", HARD_SIGMOID), [found[0]], found[1]
+
+
+def _clipped_sum(clip: Node | None) -> tuple[Value, list[Node]] | None:
+    """``relu6(x + 3)``: x and the nodes."""
+    shifted = producer(clip.inputs[0]) if clip and clip.op == Activation("relu6") else None
+    if clip is None or shifted is None or not scales_by(shifted, None, 3.0):
+        return None
+    return shifted.required(0), [shifted, clip]
 
 
 def _softsign(node: Node) -> Found | None:
@@ -379,7 +410,7 @@ _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
     Div: (_layer_norm, _softsign),
     Mul: (_gated, gelu, _layer_norm),
     Reshape: (_group_norm, _transposed),
-    Scale: (_layer_affine, _group_affine, _bias, gelu_halved),
+    Scale: (_layer_affine, _group_affine, _bias, gelu_halved, _hard_sigmoid),
     Squeeze: (_selected,),
     Unary: (_not_equal, _rsqrt),
 }
@@ -387,6 +418,9 @@ _RULES: dict[type[Op], tuple[Callable[[Node], Found | None], ...]] = {
 for _form, _makes in (
     ("x * sigmoid(x)", (Activation, "silu")),
     ("x * hard_sigmoid(x)", (Activation, "hard_swish")),
+    ("relu6(x + 3) / 6", (Activation, "hard_sigmoid")),
+    ("x * relu6(x + 3) / 6", (Activation, "hard_swish")),
+    ("x * tanh(softplus(x))", (Activation, "mish")),
     ("x / (1 + abs(x))", (Activation, "softsign")),
     ("x * (1 + erf(x / sqrt(2))) / 2", (Activation, "gelu")),
     ("x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2", (Activation, "gelu_tanh")),

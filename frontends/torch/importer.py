@@ -39,32 +39,40 @@ from ..raising.patterns import raise_patterns
 from ..support import LeftAlone, limit
 from .alike import Alike
 from .call import Call
+from .computed import Computed
 from .constants import fold_view
 from .fake_run import DoesNotRun, fake_run, shapes_of, type_of
 from .memory import find_writes, is_inplace
 from .modules import hooked
-from .ranks import told_ranks
+from .pieces import pieces_taken_once
+from .ranks import told_ranks, two_axes
 from .registry import Entry, ModuleEntry
-from .resized_runs import resized_runs
+from .resized_runs import OtherBatch, resized_runs
 from .rules import CALLS, MODULES, PIECES, REFUSED
 from .runs import Runs
 from .sizes import asks_sizes, cuts_nothing, is_plain, known_sizes, placed
 from .trace import StateError, trace
 
 
-def from_fx(module: fx.GraphModule, example_inputs: tuple[Any, ...] | None = None) -> Graph:
+def from_fx(
+    module: fx.GraphModule,
+    example_inputs: tuple[Any, ...] | None = None,
+    *,
+    fixed_sizes: bool = False,
+) -> Graph:
     """Import a traced module; neither the module nor its graph is changed.
 
     Args:
         module: The module, in evaluation mode.
         example_inputs: Inputs from which shapes are found; nothing is computed on them.
+        fixed_sizes: Read the module for inputs as large as these, with batches of any size.
 
     Raises:
         ModelError: If a module is in training mode and would behave differently.
         DoesNotRun: If it does not run on the inputs.
         StateError: If it writes to its own tensors.
     """
-    return _Importer(module, example_inputs).run()
+    return _Importer(module, example_inputs, fixed_sizes).run()
 
 
 def tensor_of(found: torch.Tensor) -> Tensor | None:
@@ -83,8 +91,10 @@ def tensor_of(found: torch.Tensor) -> Tensor | None:
 
 
 class _Importer:
-    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, ...] | None) -> None:
-        self.module, self.inputs = module, inputs
+    def __init__(
+        self, module: fx.GraphModule, inputs: tuple[Any, ...] | None, fixed: bool = False
+    ) -> None:
+        self.module, self.inputs, self.fixed = module, inputs, fixed
         self.graph = Graph(type(module).__name__.lower())
         self.values: dict[str, Value] = {}
         self.parameters: dict[int, Value] = {}
@@ -102,6 +112,8 @@ class _Importer:
         self.named: set[str] = set()
         self.runs = Runs()
         self.baked: dict[str, str] = {}
+        self.computed = Computed(module, [], ())
+        self.folded: list[str] = []
 
     def run(self) -> Graph:
         self._check_mode()
@@ -110,24 +122,29 @@ class _Importer:
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
             self.lengths = ran.lengths
             if asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types):
-                self.runs = resized_runs(self.module, self.inputs, self.types)
+                self.runs = resized_runs(self.module, self.inputs, self.types, self.fixed)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}
             self.types = {name: type_of(found) for name, found in stated.items()}
             results = {name: found for name, found in stated.items() if is_plain(found)}
             if not self.types:
                 results = told_ranks(self.module)
+                self.types = dict.fromkeys(two_axes(self.module), TensorType(None, (None, None)))
                 self.graph.notes.append(
                     "no shapes are known: give example_inputs for bias maps, skips and exact costs"
                 )
+        self.module = pieces_taken_once(self.module, self.lengths)
+        self.nodes = list(self.module.graph.nodes)
         self.sizes = known_sizes(self.nodes, results, self.runs)
         writes = find_writes(self.nodes, self.modules, self.sizes)
         self.barrier = writes.barriers
         self.graph.notes += writes.notes
         self._hold_layouts()
+        self.computed = Computed(self.module, self.nodes, self.barrier)
         for node in self.nodes:
             if node.name not in self.taken and node.name not in self.sizes:
                 self._node(node, node.name in self.barrier)
+        self._note_computed()
         order = {n.name: n for n in self.nodes}
         self.in_rows |= {n.name: True for n in self.nodes if fx_layout.in_rows(n)}
         self.graph.host = FxHost(
@@ -141,8 +158,20 @@ class _Importer:
             alike=Alike(self.nodes, self.sizes, self.runs),
             baked=self.baked,
         )
+        if self.inputs is not None:
+            other = OtherBatch(self.module, self.inputs, self.runs)
+            self.graph.host = replace(self.graph.host, other_batch=other)
         raise_patterns(self.graph, _combine)
         return self.graph
+
+    def _note_computed(self) -> None:
+        """Note which weights are computed at every call."""
+        if not self.folded:
+            return
+        shown = ", ".join(self.folded[:3]) + (", ..." if len(self.folded) > 3 else "")
+        self.graph.notes.append(
+            f"computed from parameters at every call, plain weights where passes write them: {shown}"
+        )
 
     def _check_mode(self) -> None:
         for node in self.nodes:
@@ -220,6 +249,7 @@ class _Importer:
             self._opaque(node, barrier)
         else:
             self._call_node(node)
+            self._fold(node)
 
     def _call_node(self, node: fx.Node) -> None:
         """Import a call: as its rule says, or opaque with the reason."""
@@ -234,6 +264,13 @@ class _Importer:
             self._steps(node, lowered)
         else:
             self._canonical(node, *lowered)
+
+    def _fold(self, node: fx.Node) -> None:
+        """Give a weight that is computed from the module's tensors its numbers; the calls stay, and still compute it."""
+        value, data = self.values.get(node.name), self.computed.weight(node)
+        if value is not None and value.data is None and data is not None:
+            value.data, value.type = data, data.type
+            self.folded.append(self.computed.owner(node.name) or node.name)
 
     def _is_constant(self, node: fx.Node) -> bool:
         found = self.modules[str(node.target)]
@@ -397,6 +434,7 @@ class _Importer:
             own = node.name if single else f"{node.name}_{op.name.lower()}_{number}"
             if node.op == "call_module":
                 own = str(node.target) if single else f"{node.target}_{op.name.lower()}_{number}"
+                own = f"{node.target}.{named}" if (named := steps.names.get(number)) else own
             elif mine[0] and not single:
                 own = mine[0]
             made.append(
@@ -454,8 +492,10 @@ class _Importer:
 
     def _named(self, node: fx.Node, inputs: Sequence[Value | None]) -> str:
         """The name of a call: that of the module whose weight it reads, where an export has no modules."""
-        weight = inputs[1] if len(inputs) > 1 and is_aten(node.target) else None
+        weight = inputs[1] if len(inputs) > 1 and node.op == "call_function" else None
         held = weight.host if weight is not None else None
+        if isinstance(held, str):
+            held = ("tensor", self.computed.owner(held) or "")
         if not (isinstance(held, tuple) and held[0] == "tensor"):
             return node.name
         prefix, _, last = str(held[1]).rpartition(".")

@@ -48,6 +48,26 @@ def told_ranks(module: fx.GraphModule) -> dict[str, Any]:
     return results
 
 
+def two_axes(module: fx.GraphModule) -> set[str]:
+    """The values of a module without known shapes that certainly have two axes.
+
+    Linear layers and functions keep all axes but the last. Two norms of different numbers of features on such a way can only norm
+    those of the last axis, and ``nn.BatchNorm1d`` does that for two axes alone.
+    """
+    ranks, ways = _Ranks(module), dict[str, str]()
+    features: dict[str, set[int]] = {}
+    for node in module.graph.nodes:
+        source = node.args[0] if node.args else None
+        kept = isinstance(source, fx.Node) and ranks.keeps_axis_1(node)
+        ways[node.name] = ways[source.name] if kept and isinstance(source, fx.Node) else node.name
+        if kept and node.op == "call_module":
+            found = ranks.modules[str(node.target)]
+            if isinstance(found, nn.BatchNorm1d):
+                features.setdefault(ways[node.name], set()).add(found.num_features)
+    certain = {way for way, sizes in features.items() if len(sizes) > 1}
+    return {name for name, way in ways.items() if way in certain}
+
+
 def _compute(node: fx.Node, results: dict[str, Any]) -> None:
     """Add the result of a call that computes with known numbers."""
     known = getattr(node.target, "__module__", "") in ("_operator", "math", "builtins")
@@ -131,6 +151,16 @@ class _Ranks:
             return 4 if kind is nn.BatchNorm2d else 5 if kind is nn.BatchNorm3d else None
         return None
 
+    def keeps_axis_1(self, node: fx.Node) -> bool:
+        """Whether a module keeps the number of axes, and of three the size of the second one."""
+        if node.op != "call_module" or not self._keeps(node):
+            return False
+        found = self.modules[str(node.target)]
+        linear = isinstance(
+            found, (nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.Identity, nn.LayerNorm)
+        )
+        return linear or plain_type(found).__module__ == "torch.nn.modules.activation"
+
     def _keeps(self, node: fx.Node) -> bool:
         """Whether a call makes a value with as many axes as its first argument has."""
         if node.op == "call_module":
@@ -148,4 +178,4 @@ def _makes(node: fx.Node, ops: tuple[type[ir.Op], ...]) -> bool:
     return bool(made) and all(key[0] in ops for key in made)
 
 
-__all__ = ["told_ranks"]
+__all__ = ["told_ranks", "two_axes"]

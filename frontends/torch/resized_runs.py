@@ -18,7 +18,10 @@ from .runs import Resized, Runs
 
 
 def resized_runs(
-    module: fx.GraphModule, inputs: Sequence[Any], found: Mapping[str, TensorType]
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    found: Mapping[str, TensorType],
+    batch_alone: bool = False,
 ) -> Runs:
     """Run a module with other sizes of its inputs, as far as it runs with them.
 
@@ -26,6 +29,7 @@ def resized_runs(
         module: The module, which ran on the inputs before.
         inputs: The example inputs.
         found: The types of all results for them.
+        batch_alone: Only batches have other sizes.
     """
     sizes = {
         (i, axis): size
@@ -34,7 +38,7 @@ def resized_runs(
         for axis, size in enumerate(x.shape)
     }
     batch = [place for place in sizes if place[1] == 0]
-    rest = [place for place in sizes if place[1] > 0]
+    rest = [place for place in sizes if place[1] > 0 and not batch_alone]
     made: list[Resized] = []
     if batch and (run := _run(module, inputs, batch, _OTHER, batch=True)) is not None:
         made.append(run)
@@ -53,6 +57,40 @@ def resized_runs(
     if len(images) > 1:
         made += _runs(module, inputs, images)
     return Runs(found, tuple(made))
+
+
+class OtherBatch:
+    """The types of a module's results for a batch of another size, from a run that is made when they are first asked for."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any], runs: Runs) -> None:
+        """Keep a module.
+
+        Args:
+            module: The module, which ran on the inputs before.
+            inputs: The example inputs.
+            runs: The runs that were made already.
+        """
+        self._module, self._inputs = module, inputs
+        self._found = next((run.found for run in runs.resized if run.batch), None)
+        self._asked = self._found is not None
+
+    def __call__(self) -> Mapping[str, TensorType] | None:
+        """The types by the names of the host's nodes; ``None`` if the module does not run with another size."""
+        if not self._asked:
+            self._asked = True
+            sizes = {
+                (i, 0): x.shape[0]
+                for i, x in enumerate(self._inputs)
+                if isinstance(x, torch.Tensor) and x.ndim
+            }
+            # Inputs with another first axis than the first one may be no batches.
+            own = [place for place in sizes if sizes[place] == next(iter(sizes.values()))]
+            for some in (list(sizes), own) if len(own) < len(sizes) else (own,):
+                run = _run(self._module, self._inputs, some, _OTHER, batch=True) if some else None
+                if run is not None:
+                    self._found = run.found
+                    break
+        return self._found
 
 
 Change = Callable[[int], int]

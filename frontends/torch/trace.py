@@ -6,6 +6,7 @@ writes to the module's tensors, and state that the next call would read.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import random
@@ -26,6 +27,7 @@ from ...hosts.torch.modules.gates import Gate
 from ...hosts.torch.modules.masks import Constant
 from ...ir import ModelError
 from .proxies import EXAMPLE, TensorProxy
+from .transformers import PARTS, written_out
 
 
 class StateError(ModelError):
@@ -100,6 +102,7 @@ class _Tracer(fx.Tracer):
         self.given = given
         self.own: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.examples: dict[str, Any] = {}
         self.autocast, self.gradients = _autocast(), torch.is_grad_enabled()
         # A GraphModule is traced again to record its hooks; its modules stay leaves.
         graph = given.graph if isinstance(given, fx.GraphModule) else None
@@ -110,20 +113,27 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, (Gate, Constant)) or module_qualified_name in self.leaves:
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        return type(m) not in PARTS and super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _autocast() != self.autocast:
             raise NotTraceable("parts of it compute under autocast")
-        if self.gradients and not torch.is_grad_enabled() and _NO_GRADIENTS not in self.notes:
-            self.notes.append(_NO_GRADIENTS)
+        if self.gradients and not torch.is_grad_enabled():
+            self.note(_NO_GRADIENTS)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return TensorProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, dict) and dataclasses.is_dataclass(a):
+            # torch.fx would make a plain dict of it, transformers' class of results.
+            fields = {f.name: getattr(a, f.name) for f in dataclasses.fields(a)}
+            given = {name: self.create_arg(v) for name, v in fields.items() if v is not None}
+            return self.create_node("call_function", type(a), (), given)
+        return super().create_arg(a)
 
     def get_fresh_qualname(self, prefix: str) -> str:
         name = super().get_fresh_qualname(prefix)
@@ -132,14 +142,25 @@ class _Tracer(fx.Tracer):
 
     def traced(self, module: nn.Module, inputs: Sequence[Any] | None) -> fx.Graph:
         """The graph of one call. Constants that the call makes are stored in ``self.own``, not in the module."""
-        self.inputs, self.own, self.notes = inputs, {}, []
+        self.inputs, self.own, self.notes, self.examples = inputs, {}, [], {}
         self.num_calls.clear()
         try:
-            graph = self.trace(module)
+            with written_out(self):
+                graph = self.trace(module)
         finally:
             for name in self.own:
                 self.own[name] = module.__dict__.pop(name, None)
         return graph
+
+    def note(self, text: str) -> None:
+        """Add a note for the user, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def example(self, value: Any) -> Any:
+        """The example input that a value is; ``None`` if it is none."""
+        node = getattr(value, "node", None)
+        return self.examples.get(node.name) if isinstance(node, fx.Node) else None
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -166,6 +187,7 @@ class _Tracer(fx.Tracer):
         made = self.create_proxy("placeholder", name, default, {}, type_expr=annotation)
         if value is not _UNKNOWN:
             made.node.meta[EXAMPLE] = type(value)
+            self.examples[made.node.name] = value
         if _decides(value):
             # The result checks that its caller passes the same value.
             test = operator.eq if isinstance(value, str) else operator.is_
@@ -436,10 +458,22 @@ def acts_alike(module: nn.Module, made: nn.Module, inputs: Sequence[Any] | None)
             torch.manual_seed(0)
             want = shared.module(*_fresh(inputs))
             torch.manual_seed(0)
-            torch.testing.assert_close(made(*_fresh(inputs)), want, equal_nan=True)
+            got = made(*_fresh(inputs))
+            if type(got) is not type(want):
+                return False
+            torch.testing.assert_close(_held(got), _held(want), equal_nan=True)
     except Exception:
         return False
     return True
+
+
+def _held(result: Any) -> Any:
+    """A result in the form that torch compares: dataclasses as dicts of their fields."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, Mapping):
+        return {f.name: _held(getattr(result, f.name)) for f in dataclasses.fields(result)}
+    if isinstance(result, Mapping):
+        return {key: _held(value) for key, value in result.items()}
+    return [_held(x) for x in result] if isinstance(result, (list, tuple)) else result
 
 
 def _fresh(inputs: Sequence[Any]) -> Any:

@@ -21,7 +21,17 @@ INTERRUPTED = 130
 _HELP = ("--help", "-h")
 COMMANDS = {
     name: f".{name}"
-    for name in ("shrink", "advise", "plan", "inspect", "compare", "bench", "passes", "ops")
+    for name in (
+        "shrink",
+        "advise",
+        "plan",
+        "recover",
+        "inspect",
+        "compare",
+        "bench",
+        "passes",
+        "ops",
+    )
 }
 """The commands in the order of the help, each with the module of this package that has a function of the same name."""
 

@@ -61,10 +61,10 @@ def inspect(
 def _show_graph(graph: Graph, as_json: bool) -> None:
     """Signature, size and structure of a graph."""
     from ..not_understood import not_understood
-    from ..report import Size, size_table
+    from ..report import size_table, size_with_bodies
 
     opaque = not_understood(graph)
-    size = Size.of(graph)
+    size = size_with_bodies(graph)
     notes = [*graph.notes, *size.notes]
     count, depth = _count_regions(graph)
     inputs = {v.name: str(v.type) for v in graph.inputs}

@@ -31,6 +31,7 @@ from .parameters import (
     Speedup,
     Threads,
     Workers,
+    whole_number,
 )
 from .planned import (
     calibration_data,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from ..ir import Graph
     from ..planning.plan import Plan
     from ..report import Report
+    from ..training.recovery.files import RecoveredFile
 
 
 @with_target_options
@@ -92,6 +94,21 @@ def shrink(
     ray: RayAddress = None,
     frontier: FrontierPath = None,
     repair: Repaired = True,
+    recover: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number(1, 10**6),
+            metavar="EPOCHS",
+            help="Train the shrunk network to give the outputs of the given one, on the calibration samples without labels.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write checkpoints of --recover there; the same command goes on from the last one.",
+        ),
+    ] = None,
     report: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +136,7 @@ def shrink(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The kind of file to write: onnx, tensorrt, tflite, or a target of another package. Options of any target "
+            help="The kind of file to write: onnx, tensorrt, tflite, torch, or a target of another package. Options of any target "
             "can be given in its text, 'NAME{option=value}'. If not given, the suffix of OUT decides.",
         ),
     ] = None,
@@ -166,6 +183,10 @@ def shrink(
         raise UsageError("--no-repair is for a new plan: give a target such as --speedup")
     if (workers or ray is not None) and not targets:
         raise UsageError("--workers and --ray are for a new plan: give a target such as --speedup")
+    if recover is not None:
+        _check_recovery(data)
+    elif checkpoint is not None:
+        raise UsageError("--checkpoint is for --recover EPOCHS")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
@@ -210,6 +231,9 @@ def shrink(
             progress=watch.progress_within,
         )
         result.report.planned = shown is not None
+        recovered = None
+        if recover is not None:
+            recovered = _recovered(result, source, data, recover, checkpoint, seed)
         if data is not None:
             measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
@@ -217,6 +241,8 @@ def shrink(
                 result.report.calibration_used = True
         size = bytes_read(source, result.graph)
         result.emit(chosen)
+    if recovered is not None and recovered.interrupted:
+        raise KeyboardInterrupt
     if frontier is not None and shown is not None:
         write_frontier(frontier, shown)
     found = report_data(result, outline, source, seed, shown, table) if wanted else {}
@@ -231,6 +257,39 @@ def shrink(
     if undone:
         typer.echo(f"graphshrink: rolled back: {'; '.join(undone)}", err=True)
         raise typer.Exit(1)
+
+
+def _check_recovery(data: Any) -> None:
+    """Refuse a recovery that cannot be made, before the work.
+
+    Raises:
+        UsageError: If there are no samples.
+        MissingExtra: If torch is not installed.
+    """
+    from ..api import need_torch
+
+    if data is None:
+        raise UsageError("--recover needs samples: give --calibration PATH")
+    need_torch("recovery")
+
+
+def _recovered(
+    result: ShrinkResult[Any],
+    source: str,
+    data: Any,
+    epochs: int,
+    checkpoint: str | None,
+    seed: int,
+) -> RecoveredFile:
+    """Train the result's graph to do what the given model does; a note says what that achieved."""
+    from .recover import recovery_text, run_recovery
+
+    done = run_recovery(result.graph, source, data, epochs, checkpoint, seed=seed)
+    if done.improved:
+        result.graph = done.reread()
+    result.report.calibration_used = True
+    result.report.notes += [recovery_text(done), *done.notes]
+    return done
 
 
 def _print(

@@ -84,7 +84,7 @@ def calibrated(
     if isinstance(data, Calibration):
         return data
     given = data if isinstance(data, CalibrationData) else CalibrationData(data)
-    return _GraphCalibration(graph, kind, given, progress)
+    return GraphCalibration(graph, kind, given, progress)
 
 
 def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
@@ -98,14 +98,20 @@ def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
         UsageError: If there are no samples, or they do not fit the inputs of the graph.
     """
     given = data if isinstance(data, CalibrationData) else CalibrationData(data)
-    bound = _GraphCalibration(graph, "onnx", given, None)
+    bound = GraphCalibration(graph, "onnx", given, None)
     names = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
-    for batch in bound._batches():
+    for batch in bound.batches():
         yield dict(zip(names, batch, strict=True))
 
 
-class _GraphCalibration(Calibration):
-    """Calibration data that are checked against the inputs of one graph."""
+class GraphCalibration(Calibration):
+    """Calibration data that are checked against the inputs of one graph; the first batch is read immediately.
+
+    Attributes:
+        inputs: Names and types of the inputs.
+        source: The data before they are divided into batches.
+        fixed: The batch size that the model fixes, if it does.
+    """
 
     def __init__(
         self,
@@ -134,7 +140,7 @@ class _GraphCalibration(Calibration):
         self.cached: list[Block] | None = None
         if isinstance(given.data, Iterator):
             self.cached = _collected(self._read())
-        if next(iter(self._batches()), None) is None:
+        if next(iter(self.batches()), None) is None:
             few = (
                 f" enough for a batch of {self.fixed}" if self.fixed and self.source.samples else ""
             )
@@ -142,6 +148,7 @@ class _GraphCalibration(Calibration):
 
     @property
     def batch_count(self) -> int:
+        """The number of batches; 0 if it is not known."""
         if self.cached is not None:
             return len(self.cached)
         samples = self.source.samples
@@ -151,9 +158,11 @@ class _GraphCalibration(Calibration):
         return samples // self.size if self.fixed else -(-samples // self.size)
 
     def stream(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Array, ...]]:
-        yield from self.run(graph, values, self._batches())
+        """The wanted values of a graph for each batch."""
+        yield from self.run(graph, values, self.batches())
 
-    def _batches(self) -> Iterator[Block]:
+    def batches(self) -> Iterator[Block]:
+        """The batches, with an array for each input."""
         if self.cached is not None:
             yield from self.cached
             return

@@ -60,7 +60,12 @@ def _plan_verdict(data: Data, plan: Data) -> list[str]:
     ]
 
 
-_BECAME = {"skip": "skipped", "linear": "made linear", "narrow": "made narrower"}
+_BECAME = {
+    "skip": "skipped",
+    "linear": "made linear",
+    "narrow": "made narrower",
+    "low-rank": "made of lower rank",
+}
 
 
 def _ratio(plan: Data) -> str:

@@ -49,6 +49,10 @@ class Cost(ABC):
     def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
         """The costs of graphs of single regions."""
 
+    def regions_again(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The costs of graphs of single regions that seem impossible: measured ones are measured once more."""
+        return self.regions(graphs, progress)
+
     @abstractmethod
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
         """The costs of whole networks; measured ones are measured in turn, so that they can be compared."""
@@ -131,6 +135,15 @@ class Latency(Cost):
         """From the table; what it lacks is measured and stored, so that an interrupted run loses nothing."""
         found = self.table.measure(
             graphs, progress=lambda done, total: progress(done, total, "latencies")
+        )
+        return [entry.milliseconds for entry in found]
+
+    def regions_again(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        """The smaller ones of the latencies in the table and those that are measured now."""
+        found = self.table.measure(
+            graphs,
+            again=True,
+            progress=lambda done, total: progress(done, total, "doubtful latencies"),
         )
         return [entry.milliseconds for entry in found]
 

@@ -22,7 +22,7 @@ from ..ir.files import write_text
 from ..not_understood import NotUnderstood
 from ..passes import Pipeline
 from ..tables import html_of, text_of
-from .candidates import MENU, Candidate
+from .candidates import MENU, Candidate, at_strength
 from .samples import Samples, read_samples
 from .sites import find_sites
 from .survey import apply, apply_to, fit
@@ -305,11 +305,21 @@ class Plan:
             own_sites = {s for s, label in wanted if label.split(" ")[0] == kind.name}
             some = [s for s in sites if s.name in own_sites]
             found += fit(own, some, samples, {}, lambda *_: None, [kind]) if some else []
-        chosen = [c for c in found if (c.site.name, c.label) in wanted]
+        by_key = {(c.site.name, c.label): c for c in found}
+        chosen = [
+            c for site, label in sorted(wanted) if (c := _named(by_key, site, label)) is not None
+        ]
         missing = wanted - {(c.site.name, c.label) for c in chosen}
         if missing:
             raise UsageError(f"the model has no site {min(missing)[0]!r} any more: plan anew")
         return chosen
+
+
+def _named(found: dict[tuple[str, str], Candidate], site: str, label: str) -> Candidate | None:
+    """The candidate with a label, which may name a strength."""
+    own, strength = at_strength(label)
+    candidate = found.get((site, own))
+    return candidate if candidate is None or strength == 1 else candidate.weaker(strength)
 
 
 _PART = {

@@ -32,7 +32,7 @@ TARGETS = ("speedup", "latency", "macs", "size", "max_loss")
 TIGHTENINGS = 4
 """How often the search goes on if the measured network misses the budget, or is much smaller."""
 
-SLACK = 0.95
+SLACK = 0.985
 """A measured network that costs less than this part of the budget is searched again, with what its measurement has taught."""
 
 

@@ -6,7 +6,8 @@ They come from the program structure tree (:mod:`graphshrink.ir.analysis.regions
 - *branch*: branches that meet again, without an identity skip.
 - *pair*: two layers that mix channels, with something in between that is not linear.
 - *layer*: one convolution whose kernel is larger than one pixel.
-- *hidden*: the layers around a group of channels that one closing layer reads. Candidates remove some of the channels.
+- *matrix*: one dense layer, or one convolution of one pixel.
+- *hidden*: the layers around a group of channels, or of heads, that some layers read. Candidates remove some of them.
 
 Every site has a span: an interval of the nodes in tree order, in which each region is contiguous. Two sites exclude each
 other if their spans overlap; a hidden site may also follow a hidden site that ends in its first layer.
@@ -14,7 +15,7 @@ other if their spans overlap; a hidden site may also follow a hidden site that e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ..ir import (
@@ -34,6 +35,8 @@ from ..ir import (
     Value,
 )
 from ..ir.analysis import ChannelGroup, Region, channel_groups, regions
+from ..passes.channels.cuts import Followed, cuts_of, one_less
+from .costs import node_macs
 
 REWRITTEN = ("residual", "branch", "pair", "layer")
 """The kinds of sites that are replaced as a whole."""
@@ -44,15 +47,17 @@ class Site:
     """A region that can be replaced.
 
     Attributes:
-        kind: ``residual``, ``branch``, ``pair``, ``layer`` or ``hidden``.
+        kind: ``residual``, ``branch``, ``pair``, ``layer``, ``matrix`` or ``hidden``.
         entry: The value that the region reads.
         exit: The value that it computes.
         nodes: Its nodes in topological order, without nodes that compute constants.
-        span: The interval ``[start, stop)`` of its nodes in tree order. That of a hidden site ends at its closing layer, which it
-            changes too.
+        span: The interval ``[start, stop)`` of its nodes in tree order. That of a hidden site with a closing layer ends at this layer,
+            which it changes too.
         body: What is added to the entry, for a residual site.
         group: The channels that can be removed, for a hidden site.
-        closer: The layer that sums over these channels, for a hidden site.
+        readers: The layers that sum over these channels and are refitted, for a hidden site.
+        closer: The closing layer of a hidden site: its only reader, if the region ends there.
+        of: The constant that tells it from other hidden sites that end with it.
     """
 
     kind: str
@@ -62,13 +67,14 @@ class Site:
     span: tuple[int, int]
     body: Value | None = None
     group: ChannelGroup | None = None
+    readers: tuple[Node, ...] = ()
     closer: Node | None = None
+    of: str = ""
 
     @property
     def name(self) -> str:
-        """A name that is unique in its graph: the kind and the name of the exit or of the closing layer's result."""
-        end = self.exit if self.closer is None else self.closer.output
-        return f"{self.kind} {end.name}"
+        """A name that is unique in its graph: the kind and the name of the exit, and of the channels where several are read alike."""
+        return f"{self.kind} {self.exit.name}{self.of and f' of {self.of}'}"
 
     def excludes(self, other: Site) -> bool:
         """Whether not both of two sites can be replaced."""
@@ -179,8 +185,9 @@ class _Finder:
             node = alone[i]
             assert node is not None
             weight = node.required(1).type.static_shape
-            if weight is not None and max(weight[2:], default=1) > 1:
-                self._stretch("layer", run[i : i + 1])
+            if weight is not None:
+                wide = max(weight[2:], default=1) > 1
+                self._stretch("layer" if wide else "matrix", run[i : i + 1])
         for i, j in pairwise(layers):
             between = [n for r in run[i + 1 : j] for n in r.all_nodes()]
             if i == 0 and j == len(run) - 1 and _is_body(run, parent):
@@ -214,31 +221,36 @@ class _Finder:
             self.sites.found.append(site)
 
     def group(self, group: ChannelGroup) -> None:
-        """A hidden site, if one layer of a region closes the group."""
+        """A hidden site, if layers of a region read the group."""
         name = f"hidden {group.values[0].name}"
         touched = sorted(
             {n for v in group.values for n in v.users if n in self.order},
             key=self.order.__getitem__,
         )
-        found = _closer(group, touched)
-        if isinstance(found, str):
-            self.sites.refused[name] = found
+        readers = _readers(group, touched)
+        if isinstance(readers, str):
+            self.sites.refused.setdefault(name, readers)
             return
         region = self._around(touched)
         if region is None:
             self.sites.refused[name] = "no region with one entry and one exit holds all its layers"
             return
         nodes, entry, exit = region
-        start, stop = self.order[nodes[0]], self.order[found]
-        if self.order[touched[-1]] != stop or exit is not found.output:
-            self.sites.refused[name] = (
-                "its region does not end in the layer that reads the channels"
-            )
+        start, stop = self.order[nodes[0]], self.order[nodes[-1]] + 1
+        if stop - start != len(nodes):
+            self.sites.refused[name] = "its nodes are not contiguous"
             return
-        site = Site("hidden", entry, exit, tuple(nodes), (start, stop), None, group, found)
-        reason = problem(site)
+        closer = readers[0] if len(readers) == 1 and readers[0].output is exit else None
+        if closer is not None:
+            stop = self.order[closer]
+        site = Site(
+            "hidden", entry, exit, tuple(nodes), (start, stop), None, group, readers, closer
+        )
+        if any(s.name == site.name for s in self.sites.found):
+            site = replace(site, of=group.values[0].name)
+        reason = problem(site) or _stuck(site, group)
         if reason:
-            self.sites.refused[site.name] = reason
+            self.sites.refused.setdefault(name, reason)
         else:
             self.sites.found.append(site)
 
@@ -264,7 +276,31 @@ class _Finder:
                 assert part[0].entry is not None
                 assert part[-1].exit is not None
                 return nodes, part[0].entry, part[-1].exit
-        return None
+        return self._up_to(touched, lowest)
+
+    def _up_to(self, touched: list[Node], region: Region) -> tuple[list[Node], Value, Value] | None:
+        """The part of a region that computes the last of some nodes from its entry, as where several branches and a skip start together."""
+        last, entry = touched[-1], region.entry
+        if entry is None or len(last.outputs) != 1:
+            return None
+        within, inside, stack = set(region.all_nodes()), {last}, [last]
+        while stack:
+            for value in stack.pop().inputs:
+                if value is None or value is entry or value.data is not None:
+                    continue
+                if value.producer not in within:
+                    return None
+                if value.producer not in inside:
+                    inside.add(value.producer)
+                    stack.append(value.producer)
+        leaves = (
+            v.is_output or not inside.issuperset(v.users)
+            for n in inside - {last}
+            for v in n.outputs
+        )
+        if any(leaves) or not inside.issuperset(touched):
+            return None
+        return sorted(inside, key=self.order.__getitem__), entry, last.output
 
 
 def _body(node: Node, entry: Value) -> Value | None:
@@ -295,23 +331,33 @@ def _is_residual(region: Region) -> bool:
     )
 
 
-def _closer(group: ChannelGroup, touched: list[Node]) -> Node | str:
-    """The layer that sums over the channels of a group, or the reason why they cannot be removed."""
-    if group.unit != 1 or any(p.blocks != 1 or p.unit != 1 for p in group.placements):
-        return "its channels move in blocks"
+READS = 1 / 32
+"""A layer that does less than this part of the work of the layer that reads the most is not refitted, as in squeeze-and-excitation."""
+
+
+def _readers(group: ChannelGroup, touched: list[Node]) -> tuple[Node, ...] | str:
+    """The layers to refit if channels of a group go, or the reason why these cannot go."""
+    if any(p.blocks != 1 for p in group.placements):
+        return "it has channels of a convolution of groups"
     for placement in group.placements:
-        size = placement.value.type.dim(placement.axis)
-        if group.size != size or not placement.is_contiguous:
-            return "other channels lie along the same axis"
-        if placement.value.producer is not None or len(placement.value.users) != 1:
-            return "a constant of it is computed, or read twice"
-    closers = [n for n in touched if _sums_over(group, n)]
-    if not closers:
+        if placement.value.producer is not None or placement.value.is_output:
+            return f"%{placement.value.name} is computed"
+    readers = [n for n in touched if _sums_over(group, n)]
+    if not readers:
         return "no layer with a constant weight sums over its channels"
-    work = [n.op.macs(list(n.input_types), [v.type for v in n.outputs]) or 0 for n in closers]
-    if any(4 * w >= work[-1] for w in work[:-1]):
-        return "several layers read its channels"
-    return closers[-1]
+    if any(n.required(1).use_count > 1 for n in readers):
+        return "a layer that reads its channels shares its weight"
+    work = [node_macs(n) or 0 for n in readers]
+    return tuple(n for n, w in zip(readers, work, strict=True) if w >= READS * max(work))
+
+
+def _stuck(site: Site, group: ChannelGroup) -> str:
+    """The reason why the nodes of a site cannot follow if a channel goes; empty if they can."""
+    followed, inside = Followed(cuts_of([(group, one_less(group))]), norms=False), set(site.nodes)
+    graph = site.nodes[0].graph
+    assert graph is not None
+    reason = followed.problem(n for n in graph.nodes if n in inside)
+    return reason or ("its channels leave the region" if site.exit in followed.types else "")
 
 
 def _sums_over(group: ChannelGroup, node: Node) -> bool:

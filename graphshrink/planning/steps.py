@@ -28,6 +28,9 @@ EACH = 2
 EXCHANGES, EXCHANGED = 12, 12
 """The largest number of exchanges that are made, and how many are scored for each."""
 
+LONGER = 3
+"""How many times as many are scored before the exchanges end."""
+
 Choices = frozenset[Choice]
 
 
@@ -171,8 +174,11 @@ class Stepper:
         for done in range(EXCHANGES):
             self.progress(done, EXCHANGES, "exchanges")
             moves = self._exchanges(present, saving)
-            best = min(moves[:EXCHANGED], key=self.loss, default=present)
-            if self.loss(best) >= self.loss(present):
+            for start in range(0, EXCHANGED * LONGER, EXCHANGED):
+                best = min(moves[start : start + EXCHANGED], key=self.loss, default=present)
+                if self.loss(best) < self.loss(present):
+                    break
+            else:
                 break
             present = best
         return present

@@ -11,7 +11,7 @@ from .costs import node_macs
 from .sites import Site
 from .survey import Choice
 
-_ORDER = ("residual", "branch", "pair", "hidden", "layer")
+_ORDER = ("residual", "branch", "pair", "hidden", "layer", "matrix")
 """Which kind of site is shown where sites that stay overlap."""
 
 

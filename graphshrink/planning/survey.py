@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Node, Rewriter
 from ..passes.statistics.requests import groups_within_memory
-from .candidates import MENU, Candidate, Kind
+from .candidates import MENU, Candidate, Kind, at_strength
 from .column_sums import ColumnSums
 from .costs import Cost, Progress
+from .doubts import too_large, too_many
 from .extract import region_graph
 from .kept_scores import ALONE, KeptScores, region_digest
 from .quality import Prefix, Scorer
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 
 LEAST_SAVING = 0.002
 """A candidate that saves less than this part of the whole network is left out."""
+
+AGAIN = 2
+"""How often measured costs that cannot be are measured again."""
+
+WEAKER = 0.6
+"""A second strength at which what a candidate adds to a skip is scored.
+
+Networks that were trained with stochastic depth stand a missing block better than a wrong one of the same error.
+"""
+
+NEAR = 0.15
+"""Candidates with a smaller relative error are scored at their full strength alone."""
 
 WORST_ERROR = 1.05
 """A fitted candidate whose relative error is larger is left out: the mean alone would have 1."""
@@ -107,18 +120,75 @@ def survey(
         site = candidate.site
         if site not in whole:
             whole[site] = region_graph(graph, site.entry.name, site.exit.name)
-    costs = cost.regions([*parts, *whole.values()], progress)
     total = cost.networks([graph])[0]
-    kept = dict(zip(whole, costs[len(parts) :], strict=True))
+    spent, kept = _costs(usable, parts, whole, total, cost, refused, progress)
     promising = [
-        Promising(candidate, part, kept[candidate.site], kept[candidate.site] - spent)
-        for candidate, part, spent in zip(usable, parts, costs, strict=False)
-        if kept[candidate.site] - spent > LEAST_SAVING * total and candidate.error < WORST_ERROR
+        Promising(candidate, part, kept[candidate.site], kept[candidate.site] - own)
+        for candidate, part, own in zip(usable, parts, spent, strict=True)
+        if candidate.site in kept
+        and kept[candidate.site] - own > LEAST_SAVING * total
+        and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
+    promising += [w for p in promising if (w := _weaker(graph, p)) is not None]
     with _pool(scorer, workers) as pool:
         choices = _scored(graph, promising, scorer, kept_scores, progress, pool)
-    return Survey(sites, choices, total, refused)
+    return Survey(sites, _at_best_strength(choices), total, refused)
+
+
+def _weaker(graph: Graph, one: Promising) -> Promising | None:
+    """A candidate that adds less to its skip; ``None`` if it has no skip, or is so near to the region that it would lose by it."""
+    made = one.candidate.weaker(WEAKER) if one.candidate.error > NEAR else None
+    if made is None:
+        return None
+    changed = apply(graph, [made])
+    part = region_graph(changed, made.site.entry.name, made.site.exit.name)
+    return replace(one, candidate=made, region=part)
+
+
+def _at_best_strength(choices: Sequence[Choice]) -> list[Choice]:
+    """Of each candidate only the strength with the smallest loss."""
+    best: dict[tuple[str, str], Choice] = {}
+    for choice in choices:
+        site, label = choice.key
+        key = site, at_strength(label)[0]
+        if key not in best or choice.loss < best[key].loss:
+            best[key] = choice
+    return [c for c in choices if c in best.values()]
+
+
+def _costs(
+    usable: Sequence[Candidate],
+    parts: Sequence[Graph],
+    whole: dict[Site, Graph],
+    total: float,
+    cost: Cost,
+    refused: dict[str, str],
+    progress: Progress,
+) -> tuple[list[float], dict[Site, float]]:
+    """The costs of candidates, and of their sites as they are; sites whose measured costs cannot be are measured again, or else refused."""
+    costs = cost.regions([*parts, *whole.values()], progress)
+    spent, kept = costs[: len(parts)], dict(zip(whole, costs[len(parts) :], strict=True))
+    if not cost.measured:
+        return spent, kept
+    for _ in range(AGAIN):
+        doubted = [*too_large(kept, total), *too_many(kept, total)]
+        sites = [site for site in whole if site in doubted]
+        if not sites:
+            return spent, kept
+        places = [i for i, c in enumerate(usable) if c.site in sites]
+        graphs = [*(parts[i] for i in places), *(whole[s] for s in sites)]
+        found = cost.regions_again(graphs, progress)
+        for i, value in zip(places, found, strict=False):
+            spent[i] = value
+        kept.update(zip(sites, found[len(places) :], strict=True))
+    for site, most in too_large(kept, total).items():
+        refused[site.name] = (
+            f"timed alone it took {kept[site]:.3g} ms, but it is part of what takes {most:.3g} ms: "
+            "the machine was busy; clear the table (graphshrink bench --clear) and plan again when it is not"
+        )
+        del kept[site]
+    return spent, kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
-"""The window of a convolution that could take the place of a region: stride and centre from the layers inside."""
+"""The window of a convolution that could take the place of a region: stride and centre from the layers inside; layers as matrices of columns."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from ..ir import (
     Activation,
@@ -21,6 +23,7 @@ from ..ir import (
     Sub,
     Value,
 )
+from ..passes.merge.algebra.tensors import Array64
 from .column_sums import Window
 from .sites import Site
 
@@ -70,6 +73,26 @@ def window_of(site: Site, size: int) -> Window | str:
         begins.append(begin)
         ends.append(end)
     return Window(1, kernel, strides, (*begins, *ends), (1,) * n)
+
+
+def layer_window(node: Node) -> Window:
+    """The window of a dense layer or of a convolution."""
+    if isinstance(node.op, Linear):
+        return Window()
+    assert isinstance(node.op, Conv)
+    shape = node.required(1).type.static_shape
+    assert shape is not None
+    return Window(1, shape[2:], node.op.strides, node.op.pads, node.op.dilations)
+
+
+def layer_matrix(node: Node) -> Array64:
+    """The weight and the bias of a layer that mixes channels, ``(O, K + 1)``, for the columns of its window."""
+    data, bias = node.required(1).data, node.input(2)
+    assert data is not None
+    matrix = data.float64().reshape(data.shape[0], -1)
+    given = None if bias is None or bias.data is None else bias.data.float64()
+    column = np.zeros(len(matrix)) if given is None else given
+    return np.concatenate([matrix, column.reshape(-1, 1)], 1)
 
 
 _Reach = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

@@ -9,7 +9,7 @@ from ..api import load
 from ..emission import data_files
 from ..frontends.onnx.defaults import defaults
 from ..passes.infra.tolerance import tolerance_of, unit_of
-from ..report import Size
+from ..report import Size, size_with_bodies
 from .inputs import Arrays
 from .memory import check_memory
 from .sessions import run_session, session
@@ -38,7 +38,7 @@ class OnnxSide:
         self.optional = set(defaults(self.graph.host.model))
         self.outputs = list(self.graph.output_names)
         self.output_types = [v.type for v in self.graph.outputs]
-        self.size: Size | None = Size.of(self.graph)
+        self.size: Size | None = size_with_bodies(self.graph)
         self.tolerance = tolerance_of(self.graph)
         self.unit = unit_of(self.graph)
         self.notes: list[str] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
+
+from ...ir import Tensor, Value
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class OnnxOrigin:
 
 
 @dataclass(frozen=True)
+class OnnxForm:
+    """The one ONNX node that an IR node is written as, where the spelling of its op would need several.
+
+    Attributes:
+        kind: The operator.
+        inputs: The values that it reads.
+        attributes: Its attributes.
+    """
+
+    kind: str
+    inputs: tuple[Value, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class OnnxHost:
     """The host model of a graph from ONNX.
 
@@ -36,6 +54,9 @@ class OnnxHost:
         opset: The version of the default domain.
         constant_nodes: Indices of ``Constant`` nodes, by result name.
         idle: Names of constants that nothing read in the host model.
+        numbers: New numbers for constants that the model stores, by name: trained weights.
+        rewritten: Nodes that replace nodes of the model, by index: their bodies were rewritten.
+        reserved: Names of the scopes around a body, which new values of the body must not take.
     """
 
     model: ModelProto
@@ -43,3 +64,10 @@ class OnnxHost:
     opset: int
     constant_nodes: dict[str, int] = field(default_factory=dict)
     idle: frozenset[str] = frozenset()
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    rewritten: Mapping[int, NodeProto] = field(default_factory=dict)
+    reserved: frozenset[str] = frozenset()
+
+    def node(self, index: int) -> NodeProto:
+        """The host node at an index, with the bodies that it has now."""
+        return self.rewritten.get(index) or self.model.graph.node[index]

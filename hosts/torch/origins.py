@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from torch import fx, nn
+from torch import fx
+
+from ...ir import TensorType
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ def _none_alike(name: str) -> Iterator[tuple[str, int | None]]:
     return iter(())
 
 
+def _no_other_batch() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class FxHost:
     """The host module of an FX-born graph, with its inputs and facts about its nodes.
@@ -50,6 +56,8 @@ class FxHost:
         strided: Names of those that are known not to.
         alike: Finds another value with the same size.
         baked: Host nodes whose ops have sizes that follow the inputs, with these sizes for the example inputs.
+        other_batch: Finds the types of all results for a batch of another size than that of the example inputs; ``None`` if the module
+            does not run with one.
     """
 
     module: fx.GraphModule
@@ -62,16 +70,4 @@ class FxHost:
     strided: frozenset[str] = frozenset()
     alike: Alike = _none_alike
     baked: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class BatchNormPart:
-    """The batch norm that a constant of a Scale came from (stored as the tensor's ``host``).
-
-    Attributes:
-        module: The batch norm.
-        part: Whether the constant is the scale or the shift.
-    """
-
-    module: nn.Module
-    part: Literal["scale", "shift"]
+    other_batch: Callable[[], Mapping[str, TensorType] | None] = _no_other_batch

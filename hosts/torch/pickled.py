@@ -20,6 +20,7 @@ from torch.fx.graph_module import reduce_graph_module
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import TreeSpec, tree_leaves
 
+from .arguments import ArgumentsCodeGen
 from .buffers import keep_temporary, temporary
 
 
@@ -55,6 +56,13 @@ class _Operator:
     path: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Function:
+    """A function of ``torch.nn.functional`` that chooses between two others, and that pickle cannot find, by its name there."""
+
+    name: str
+
+
 def _stored(node: fx.Node) -> tuple[Any, ...]:
     args, kwargs = (map_aggregate(a, _without_torch) for a in (node.args, node.kwargs))
     return node.op, node.name, _without_torch(node.target), args, kwargs, node.type
@@ -70,6 +78,9 @@ def _without_torch(found: Any) -> Any:
         return _Operator(tuple(found._qualified_op_name.split("::")))
     if isinstance(found, torch._ops.HigherOrderOperator):
         return _Operator(("higher_order", found._name))
+    if "<locals>" in getattr(found, "__qualname__", ""):
+        known = next((k for k, v in vars(nn.functional).items() if v is found), None)
+        return found if known is None else _Function(known)
     return found
 
 
@@ -86,7 +97,7 @@ def _load(
             return made[stored.name]
         if isinstance(stored, _Operator):
             return reduce(getattr, stored.path, torch.ops)
-        return stored
+        return getattr(nn.functional, stored.name) if isinstance(stored, _Function) else stored
 
     for op, own, target, args, kwargs, kind in nodes:
         args, kwargs = (map_aggregate(a, found) for a in (args, kwargs))
@@ -103,6 +114,8 @@ def _load(
 def _comes_back(module: fx.GraphModule, body: Mapping[str, Any], imports: str) -> bool:
     """Whether torch's form of a module is loaded as the same graph."""
     if any(not torch.is_tensor(held) for held in _read(module)) or temporary(module):
+        return False
+    if isinstance(module.graph._codegen, ArgumentsCodeGen):
         return False
     info = getattr(module.graph._codegen, "pytree_info", None)
     if info is not None and not (info.out_spec is None or _is_plain(info.out_spec)):

@@ -32,7 +32,7 @@ class Resize(Op):
         sizes: The size of each axis, ``None`` where it stays as it is, or empty.
         rounding: Of mode nearest, one of :data:`ROUNDINGS`.
         cubic: The coefficient a of mode cubic.
-        exclude_outside: Whether weights of positions outside count as zero (mode cubic).
+        exclude_outside: Whether weights of positions outside count as zero (mode cubic, and linear with antialias).
         antialias: Whether downsampling stretches the filter (modes linear and cubic).
     """
 

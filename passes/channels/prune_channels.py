@@ -18,58 +18,23 @@ This is approximate at any rate: train or plan (:mod:`graphshrink.planning`) aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ...ir import (
-    Activation,
-    Add,
-    AveragePool,
-    Cast,
-    Concat,
     Conv,
-    DerivedTensor,
-    Div,
-    Embedding,
     Exactness,
-    Flatten,
-    Gate,
-    GlobalAveragePool,
     Graph,
     GraphError,
-    Identity,
-    InferenceError,
-    LayerNorm,
-    LazyTensor,
     Linear,
     MaskedTensor,
-    Max,
-    MaxPool,
-    Min,
-    MovedTensor,
-    Mul,
     Node,
-    Op,
-    Pad,
-    Pow,
-    PRelu,
-    Reduce,
-    Reshape,
-    Resize,
     Rewrite,
     Rewriter,
-    Scale,
-    Squeeze,
-    Sub,
-    Tensor,
-    TensorType,
-    Transpose,
-    Unary,
-    Unsqueeze,
     Value,
 )
 from ...ir.analysis import ChannelGroup, Placement, channel_groups
@@ -80,14 +45,7 @@ from ..infra.registry import register
 from ..merge.algebra.tensors import Array64, Derived
 from ..statistics.moments import ChannelMoments
 from ..statistics.requests import Results
-
-Keep = npt.NDArray[np.bool_]
-
-CARRIES: tuple[type[Op], ...] = (
-    Activation, Add, AveragePool, Cast, Concat, Div, Embedding, Flatten, Gate, GlobalAveragePool, Identity, LayerNorm, Max,
-    MaxPool, Min, Mul, PRelu, Pad, Pow, Reduce, Resize, Scale, Squeeze, Sub, Transpose, Unary, Unsqueeze,
-)  # fmt: skip
-"""Ops that hold no number of channels: with fewer of them, they compute the same for the others."""
+from .cuts import Followed, Keep, cut_graph, cuts_of, one_less
 
 
 @register
@@ -191,11 +149,8 @@ class _Cut:
         ]
         if not readers:
             return "no layer with a constant weight reads them"
-        # Any channels may go: they are used alike.
-        keep = np.arange(group.size) < count
-        cut = cls(group, makers, readers, count, keep)
-        problem = _Types(_constants([cut])).problem(graph)
-        return problem or cut
+        problem = Followed(cuts_of([(group, one_less(group))])).problem(graph.nodes)
+        return problem or cls(group, makers, readers, count)
 
     def moments(self) -> list[ChannelMoments]:
         """What the layers read, channel by channel."""
@@ -264,108 +219,6 @@ def _sums_over(node: Node, placement: Placement) -> bool:
     return isinstance(node.op, Linear) or (isinstance(node.op, Conv) and node.op.groups == 1)
 
 
-Cuts = dict[Value, dict[int, Keep]]
-"""For each constant and axis, which positions stay."""
-
-
-def _constants(cuts: Sequence[_Cut]) -> Cuts:
-    made: Cuts = {}
-    for cut in cuts:
-        for placement in cut.group.placements:
-            size = placement.value.type.dim(placement.axis)
-            assert isinstance(size, int)
-            axes = made.setdefault(placement.value, {})
-            keep = axes.setdefault(placement.axis, np.ones(size, bool))
-            keep[placement.positions[~cut.keep].reshape(-1)] = False
-    return made
-
-
-class _Types:
-    """The types of a graph in which constants are smaller.
-
-    Attributes:
-        types: The types that change.
-        ops: The ops that change with them: depthwise convolutions.
-    """
-
-    def __init__(self, constants: Cuts) -> None:
-        self.types: dict[Value, TensorType] = {}
-        self.ops: dict[Node, Op] = {}
-        for value, axes in constants.items():
-            shape = list(value.type.shape or ())
-            for axis, keep in axes.items():
-                shape[axis] = int(keep.sum())
-            self.types[value] = value.type.with_shape(tuple(shape))
-
-    def problem(self, graph: Graph) -> str:
-        """Infer all types anew; returns the reason why a node cannot follow, or an empty text."""
-        for node in graph.nodes:
-            if not any(v in self.types for v in node.inputs):
-                continue
-            reason = self._follow(node)
-            if reason:
-                return reason
-        return ""
-
-    def _follow(self, node: Node) -> str:
-        op = node.op
-        narrowed = [v for v in node.inputs if v is not None and v in self.types]
-        if isinstance(op, Conv) and op.groups > 1:
-            weight = node.inputs[1]
-            if node.required(1).type.dim(1) != 1 or weight not in self.types:
-                return f"{node.name} is a convolution of groups"
-            if node.required(1).type.dim(0) != op.groups:
-                return f"{node.name} makes several channels of each"
-            groups = self.types[node.required(1)].dim(0)
-            assert isinstance(groups, int)
-            op = self.ops[node] = replace(op, groups=groups)
-        elif isinstance(op, Reshape):
-            if not _flattens(node):
-                return f"{node.name} reshapes them to sizes that it states"
-        elif isinstance(op, Reduce) and self._is_reduced(node, op):
-            return f"{node.name} reduces over them, without a weight"
-        elif not isinstance(op, (Conv, Linear, *CARRIES)):
-            return f"{node.name} ({op.name}) may hold their number"
-        try:
-            inferred = op.infer(
-                [None if v is None else self.types.get(v, v.type) for v in node.inputs]
-            )
-        except InferenceError as error:
-            return f"{node.name} would not fit: {error}"
-        if inferred is None:
-            return f"{node.name} cannot infer its result"
-        changed = False
-        for value, type_ in zip(node.outputs, inferred, strict=True):
-            if type_ == value.type:
-                continue
-            if value.is_output:
-                return f"{node.name} makes an output of the model of them"
-            if value.data is not None:
-                return f"{node.name} computes a constant of them"
-            self.types[value], changed = type_, True
-        weighs = isinstance(op, Conv | Linear) and node.inputs[1] in self.types
-        if not changed and not weighs:
-            return f"{node.name} sums over them, without a weight"
-        if any(v.type.rank is None for v in narrowed):
-            return f"the rank of what {node.name} reads is not known"
-        return ""
-
-    def _is_reduced(self, node: Node, op: Reduce) -> bool:
-        """Whether an axis of which channels go is among those of a reduction."""
-        before = node.required(0).type
-        after = self.types.get(node.required(0), before)
-        return any(before.dim(axis) != after.dim(axis) for axis in op.axes)
-
-
-def _flattens(node: Node) -> bool:
-    """Whether a Reshape only joins all axes behind the first one, whatever their sizes are."""
-    assert isinstance(node.op, Reshape)
-    shape, rank = node.op.shape, node.required(0).type.rank
-    batch = node.required(0).type.dim(0) if rank else None
-    first = len(shape) == 2 and (shape[0] is None or (shape[0] == batch and shape[0] != -1))
-    return first and shape[1] == -1
-
-
 def _apply(graph: Graph, rw: Rewriter, cuts: Sequence[_Cut], found: Results | None) -> None:
     """Cut all constants, then give the nodes behind them their new sizes.
 
@@ -373,9 +226,9 @@ def _apply(graph: Graph, rw: Rewriter, cuts: Sequence[_Cut], found: Results | No
         GraphError: If the cuts do not go together, which would be an error of this pass.
     """
     biases = {} if found is None else _biases(cuts, found)
-    constants = _constants(cuts)
-    types = _Types(constants)
-    problem = types.problem(graph)
+    constants = cuts_of((cut.group, cut.keep) for cut in cuts)
+    followed = Followed(constants)
+    problem = followed.problem(graph.nodes)
     if problem:
         raise GraphError(f"prune-channels: {problem}")
     for number, cut in enumerate(cuts):
@@ -390,55 +243,14 @@ def _apply(graph: Graph, rw: Rewriter, cuts: Sequence[_Cut], found: Results | No
             rw.rewrites.append(Rewrite(what, names, Exactness.APPROXIMATE, measures=measures))
             continue
         with rw.rewrite(what, *nodes, exactness=Exactness.APPROXIMATE, measures=measures):
-            smaller = {v: rw.constant(_cut(v, axes), v.name) for v, axes in constants.items()}
-            _resize(graph, rw, types, smaller, biases)
-            for value in smaller:
-                if not value.use_count:
-                    rw.erase_constant(value)
+            finish = {n: partial(_shifted, rw, n, shift) for n, shift in biases.items()}
+            cut_graph(graph, rw, followed, constants, finish)
 
 
-def _cut(value: Value, axes: Mapping[int, Keep]) -> Tensor:
-    """A constant without the channels that go."""
-    data = value.data
-    assert data is not None
-    shape = list(data.shape)
-    for axis, keep in axes.items():
-        shape[axis] = int(keep.sum())
-
-    def cut(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        for axis, keep in axes.items():
-            array = array.compress(keep, axis)
-        return array
-
-    if isinstance(data, DerivedTensor):
-        return MovedTensor(data, cut, tuple(shape))
-    return LazyTensor(tuple(shape), data.dtype, lambda: cut(data.numpy()), source=data)
-
-
-def _resize(
-    graph: Graph,
-    rw: Rewriter,
-    types: _Types,
-    smaller: Mapping[Value, Value],
-    biases: Mapping[Node, Array64],
-) -> None:
-    changed = set(types.types)
-    for node in graph.nodes:
-        if not any(v in changed for v in node.inputs):
-            continue
-        inputs = [None if v is None else smaller.get(v, v) for v in node.inputs]
-        op = types.ops.get(node, node.op)
-        shift = biases.get(node)
-        if shift is not None:
-            inputs[2:] = [_shifted(rw, node, inputs, shift)]
-        if any(v in changed for v in node.outputs):
-            rw.resize(node, op, inputs, anew=True)
-        else:
-            rw.replace(node, op, inputs)
-
-
-def _shifted(rw: Rewriter, node: Node, inputs: Sequence[Value | None], shift: Array64) -> Value:
-    """The bias of a layer, plus what the removed channels added on average."""
+def _shifted(
+    rw: Rewriter, node: Node, shift: Array64, inputs: list[Value | None]
+) -> list[Value | None]:
+    """The inputs of a layer with another bias, to which is added what the removed channels added on average."""
     given = inputs[2] if len(inputs) > 2 else None
     weight = node.required(1)
     assert weight.data is not None
@@ -448,7 +260,7 @@ def _shifted(rw: Rewriter, node: Node, inputs: Sequence[Value | None], shift: Ar
         sources, name = [given.data], given.name
         shift = given.data.float64() + shift
     made = Derived(shift.shape, weight.data.dtype, lambda: shift, sources)
-    return rw.constant(made, name)
+    return [*inputs[:2], rw.constant(made, name)]
 
 
 def _biases(cuts: Sequence[_Cut], found: Results) -> dict[Node, Array64]:
@@ -465,7 +277,7 @@ def _biases(cuts: Sequence[_Cut], found: Results) -> dict[Node, Array64]:
             sums = weight.reshape(*weight.shape[:2], -1).sum(2)
             shift = sums[:, gone] @ found[_moments(node)].mean[gone]
             made[node] = made.get(node, 0.0) + shift
-    kept = _constants(cuts)
+    kept = cuts_of((cut.group, cut.keep) for cut in cuts)
     for node, shift in made.items():
         rows = kept.get(node.required(1), {}).get(0)
         if rows is not None:

@@ -87,11 +87,34 @@ def _merge_nodes(graph: Graph, rw: Rewriter) -> None:
             continue
         first = seen.setdefault(key, node)
         if first is not node and _may_replace(first, node):
+            if _is_inner(node):
+                # It goes only together with the node of the host that it is a part of.
+                same.update(zip(node.outputs, first.outputs, strict=True))
+                continue
             with rw.rewrite(f"share the result of an equal {node.op.name}", node, first):
                 for old, new in zip(node.outputs, first.outputs, strict=True):
                     new.type = new.type.refined(old.type)
                     rw.replace_uses(old, new)
-                rw.erase(node)
+                _erase_all(node, rw)
+
+
+def _is_inner(node: Node) -> bool:
+    """Whether a node is a part of a host node that became several, whose results it does not make."""
+    return getattr(node.origin, "parts", 1) > 1 and not any(
+        isinstance(v.host, str) for v in node.outputs
+    )
+
+
+def _erase_all(node: Node, rw: Rewriter) -> None:
+    """Remove a node, and the inner ones in front of it that nothing else reads."""
+    pending = [node]
+    while pending:
+        dead = pending.pop()
+        if dead.graph is None or any(v.use_count for v in dead.outputs):
+            continue
+        makers = [v.producer for v in dead.inputs if v is not None]
+        rw.erase(dead)
+        pending += [maker for maker in makers if maker is not None and _is_inner(maker)]
 
 
 def _same_numbers(graph: Graph) -> dict[Value, Value]:
@@ -115,7 +138,7 @@ def _key(node: Node, same: Mapping[Value, Value]) -> Hashable:
             return None
         parts += [node.op.signature, tuple(v.host is None for v in node.outputs)]
     # Unlike equality, the representation tells -0.0 from 0.0.
-    return (*parts, repr(node.op))
+    return (*parts, repr(node.op), _is_inner(node))
 
 
 def _may_replace(first: Node, node: Node) -> bool:

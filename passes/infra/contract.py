@@ -31,6 +31,7 @@ class Context:
         calibration: Calibration data and the statistics computed from it; ``None`` if no data was given.
         unwritable: Returns the reason why the host cannot write a node, or ``None`` if it can. It is asked only about
             new and changed nodes. ``None`` if the host cannot be asked.
+        host_nodes: Returns the number of nodes that the host would write a node with. ``None`` if the host cannot be asked.
         rng: A random generator.
     """
 
@@ -39,6 +40,7 @@ class Context:
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     calibration: Calibration | None = None
     unwritable: Callable[[Node], str | None] | None = None
+    host_nodes: Callable[[Node], int] | None = None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
-from ...ir import Add, Graph, Identity, Node, Opaque, Refusal, Rewriter, Sub, Value
+from ...ir import Add, Conv, Graph, Identity, Node, Opaque, Pad, Refusal, Rewriter, Sub, Value
 from ...ir.options import Bounds
 from ..infra.contract import Context, Pass
 from ..infra.registry import register
@@ -80,7 +80,7 @@ class MergeLinear(Pass):
         return Rules(self.allow_border, self.bias_maps)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        LinearMerger(self, rw).run(graph)
+        LinearMerger(self, rw, in_torch=ctx.target == "fx").run(graph)
 
 
 def neighbours(node: Node) -> Iterator[Node]:
@@ -103,6 +103,7 @@ class LinearMerger:
         merges: The merges, oldest first, each with the node that now makes the result.
         done: The nodes that were part of a chain already.
         temporary: The constants that the pass made.
+        in_torch: Whether the graph becomes a torch module, whose convolutions have even pads alone.
     """
 
     options: MergeLinear
@@ -111,6 +112,7 @@ class LinearMerger:
     merges: list[tuple[Merge, Node]] = field(default_factory=list)
     done: set[Node] = field(default_factory=set)
     temporary: set[Value] = field(default_factory=set)
+    in_torch: bool = False
 
     def run(self, graph: Graph) -> None:
         """Merge where it is worth it, and record a refusal for every other pair."""
@@ -220,6 +222,8 @@ class LinearMerger:
 
     def problem(self, merge: Merge) -> str | None:
         """The reason why the numbers or the target forbid a merge; ``None`` if nothing does."""
+        if self.in_torch and _is_uneven(merge):
+            return "torch pads unevenly by a call of its own"
         return merge.problem() or self.rw.unwritable(merge.sketch())
 
     def emit_merge(self, merge: Merge) -> None:
@@ -360,6 +364,15 @@ class LinearMerger:
             for path, maps, places in zip((first, second), lifted, known, strict=True)
             if places is not None
         ]
+
+
+def _is_uneven(merge: Merge) -> bool:
+    """Whether a merge only gives uneven padding to the convolution behind it."""
+    ops = [n.op for n in merge.nodes if not isinstance(n.op, Identity)]
+    if len(ops) != 2 or not isinstance(ops[0], Pad) or not isinstance(ops[1], Conv):
+        return False
+    pads, half = merge.affine.pads, merge.affine.rank
+    return tuple(pads[:half]) != tuple(pads[half:])
 
 
 def _shared_domain(nodes: Sequence[Node]) -> Domain | Refused:

@@ -2,14 +2,17 @@
 
 For a graph from ONNX, the host model is edited: unchanged nodes are copied verbatim with remapped names, changed nodes
 are written in the model's own opset, and everything else in the model (metadata, functions, doc strings, custom domains)
-is kept. If nothing was changed, the result equals the host model. For a graph that was parsed from text, all nodes are written
-new; a graph from torch is exported by ``torch.onnx.export(dynamo=True)``.
+is kept. If nothing was changed, the result equals the host model. For a graph that was parsed from text, or came from torch
+(:mod:`.from_torch`), all nodes are written new. torch's own exporter (:mod:`.torch_exporter`) writes graphs from torch that have
+calls which the IR does not know.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,31 @@ from onnx import (
     TensorProto,
     ValueInfoProto,
     helper,
-    shape_inference,
 )
 
 from ...hosts.onnx.operators import DOMAINS
-from ...hosts.onnx.origins import OnnxHost, OnnxOrigin
+from ...hosts.onnx.origins import OnnxForm, OnnxHost, OnnxOrigin
 from ...hosts.onnx.scopes import all_names, bodies, captures, has_bodies, rename
 from ...hosts.onnx.tensors import code_of, is_external, proto_of, tensors_in
-from ...ir import DType, Graph, ModelError, Node, Opaque, Tensor, TensorType, Value, check_masks
+from ...hosts.torch import is_from_torch
+from ...ir import (
+    DType,
+    Graph,
+    ModelError,
+    Node,
+    Opaque,
+    Tensor,
+    TensorType,
+    UsageError,
+    Value,
+    check_masks,
+)
+from ...ir.errors import listed
+from ...ir.files import resolve_output
 from ..emitted import Emitted, Readers
-from ..options import OnnxOptions
+from ..options import NEWEST_OPSET, OnnxOptions
 from .save import Saved, save_model
-from .spell import NEWEST_OPSET, problem, spell
+from .spell import operators, problem, spell
 
 INLINE_BYTES = 1 << 10
 """New tensors up to this size are put into the model immediately, larger ones when it is saved."""
@@ -40,17 +56,33 @@ SHAPE_BYTES = 128
 """New tensors of integers up to this size are stored once if they are equal."""
 
 
-def to_onnx(graph: Graph) -> ModelProto:
+@dataclass(frozen=True)
+class Written:
+    """A model that is ready to be stored.
+
+    Attributes:
+        model: The model, with large new initializers as empty placeholders.
+        tensors: The tensors of the placeholders by name.
+        notes: What the user should know, one sentence each.
+    """
+
+    model: ModelProto
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def to_onnx(graph: Graph, options: OnnxOptions = OnnxOptions()) -> ModelProto:  # noqa: B008 - it is frozen
     """Emit a graph as an ONNX model in memory.
 
     Unchanged external data of the host model stays external, at its old location.
 
     Raises:
         ModelError: If a node cannot be written in the model's opset.
+        UsageError: If options do not fit the model.
     """
-    model, tensors = emit(graph)
-    _fill(model, tensors)
-    return model
+    written = emit(graph, options)
+    _fill(written.model, written.tensors)
+    return written.model
 
 
 def _fill(model: ModelProto, tensors: dict[str, Tensor]) -> None:
@@ -70,17 +102,23 @@ def save_onnx(graph: Graph, path: str | os.PathLike[str]) -> Saved:
         ModelError: If a node cannot be written in the model's opset.
         UsageError: If the file cannot be written.
     """
-    model, tensors = emit(graph)
+    return _store(graph, emit(graph), path)
+
+
+def _store(graph: Graph, written: Written, path: str | os.PathLike[str]) -> Saved:
     if not isinstance(graph.host, OnnxHost):
-        return save_model(model, path, tensors)
+        return save_model(written.model, path, written.tensors)
     # A model that was read with external data is also written with external data, which is streamed.
     split = any(map(is_external, tensors_in(graph.host.model)))
-    return save_model(model, path, tensors, graph.host.base_dir, split)
+    return save_model(written.model, path, written.tensors, graph.host.base_dir, split)
 
 
 def save(graph: Graph, path: Path, options: OnnxOptions, readers: Readers | None = None) -> Emitted:
     """The target ``onnx``: see :func:`save_onnx`."""
-    return Emitted((path,), tuple(save_onnx(graph, path).notes(path)))
+    resolve_output(path)  # Fail before the work if the file cannot be written.
+    written = emit(graph, options, readers)
+    saved = _store(graph, written, path)
+    return Emitted((path,), (*written.notes, *saved.notes(path)))
 
 
 def save_values(graph: Graph, values: Sequence[Value], path: str | os.PathLike[str]) -> list[str]:
@@ -203,88 +241,122 @@ def unwritable(graph: Graph) -> Callable[[Node], str | None]:
     return why
 
 
-def emit(graph: Graph) -> tuple[ModelProto, dict[str, Tensor]]:
-    """The model, with large new initializers as empty placeholders, and their tensors by name."""
+def node_count(graph: Graph) -> Callable[[Node], int]:
+    """A function that returns the number of ONNX nodes that a node would be written with, if it can be written."""
+    opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+    return lambda node: len(operators(node, opset))
+
+
+def emit(
+    graph: Graph,
+    options: OnnxOptions = OnnxOptions(),  # noqa: B008 - it is frozen
+    readers: Readers | None = None,
+    any_batch: bool = True,
+) -> Written:
+    """The model of a graph.
+
+    Args:
+        graph: The graph.
+        options: The target's options.
+        readers: Reads a torch model again if it has calls that cannot be written because of their sizes; without it, torch's exporter
+            writes it.
+        any_batch: Leave the batch size of a torch model open, where it takes batches of any size.
+
+    Raises:
+        ModelError: If a node cannot be written in the model's opset.
+        UsageError: If options do not fit the model, or the types of a torch model's inputs are not known.
+    """
     check_masks(graph)
-    if graph.host is None or isinstance(graph.host, OnnxHost):
-        return _emitter(graph, ()).run()
-    return _exported(graph), {}
+    if not is_from_torch(graph):
+        opset = graph.host.opset if isinstance(graph.host, OnnxHost) else NEWEST_OPSET
+        if options.via != "graphshrink" or options.opset not in (None, opset):
+            raise UsageError(
+                f"opset and via are options for torch models: this one is ONNX already and keeps its opset {opset}"
+            )
+        return Written(*_emitter(graph, ()).run())
+    return _from_torch(graph, options, readers, any_batch)
 
 
-def _empty_model(graph: Graph) -> ModelProto:
+class _NotNative(Exception):
+    """The reason why a graph from torch cannot be written from its ops."""
+
+
+def _from_torch(
+    graph: Graph, options: OnnxOptions, readers: Readers | None, any_batch: bool
+) -> Written:
+    """Write a graph from torch: from its ops, or by torch's exporter."""
+    from .torch_exporter import exported
+
+    if options.via == "torch":
+        return Written(exported(graph, options.opset), {})
+    opset = options.opset or NEWEST_OPSET
+    try:
+        return _native(graph, opset, any_batch)
+    except _NotNative as error:
+        reason = str(error)
+    for how, again in () if readers is None else readers.sized(graph):
+        with suppress(_NotNative):
+            found = _native(again, opset, any_batch)
+            return replace(found, notes=(f"{how}: {reason}", *found.notes))
+    note = f"written by torch's exporter, for one batch size and under its own names: {reason}"
+    try:
+        return Written(exported(graph, options.opset), {}, (note,))
+    except ModelError as error:
+        raise ModelError(f"{error}; graphshrink itself cannot write it: {reason}") from error
+
+
+def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
+    """Write a graph from torch from its ops.
+
+    Raises:
+        _NotNative: If it has calls or ops that no opset expresses.
+        ModelError: If a newer opset would do.
+        UsageError: If the types of inputs are not known.
+    """
+    from .from_torch import hostless, needed
+
+    wanted = needed(graph, any_batch)
+    unknown = wanted.unknown()
+    if unknown:
+        calls = [
+            f"{kind} ({listed(names)}{': ' + why if why else ''})"
+            for (kind, why), names in unknown.items()
+        ]
+        raise _NotNative(f"the IR does not express {'; '.join(calls)}")
+    made, notes = hostless(graph, wanted, any_batch)
+    refused = [(n, why) for n in made.nodes if n.origin is None and (why := problem(n, opset))]
+    if refused:
+        reasons = "; ".join(
+            f"{node.name}: {why.partition(' in opset')[0]}" for node, why in refused[:5]
+        )
+        for newer in range(opset + 1, NEWEST_OPSET + 1):
+            if not any(problem(node, newer) for node, _ in refused):
+                raise ModelError(
+                    f"opset {opset} cannot express it: save with opset={newer} or newer ({reasons})"
+                )
+        raise _NotNative(reasons)
+    host = OnnxHost(_empty_model(made, opset), None, opset)
+    return Written(*_Emitter(made, host).run(), tuple(notes))
+
+
+def _empty_model(graph: Graph, opset: int = NEWEST_OPSET) -> ModelProto:
     made = helper.make_graph(
         [],
         graph.name,
         [_value_info(v.name, v.type) for v in graph.inputs],
         [_value_info(n, v.type) for n, v in zip(graph.output_names, graph.outputs, strict=True)],
     )
-    opsets = [helper.make_opsetid("", NEWEST_OPSET)]
-    return helper.make_model(made, opset_imports=opsets, ir_version=10, producer_name="graphshrink")
+    opsets = [helper.make_opsetid("", opset)]
+    # Before IR version 4, weights were inputs too; onnxruntime reads version 10 since it reads opset 21.
+    version = min(10, max(4, helper.find_min_ir_version_for(opsets)))
+    return helper.make_model(
+        made, opset_imports=opsets, ir_version=version, producer_name="graphshrink"
+    )
 
 
 def _value_info(name: str, type_: TensorType) -> Any:
     code = code_of(type_.dtype) if type_.dtype is not None else TensorProto.UNDEFINED
     return helper.make_tensor_value_info(name, code, type_.shape)
-
-
-def _exported(graph: Graph) -> ModelProto:
-    """Export a graph from torch by torch's own exporter, and remove stack traces."""
-    import torch
-
-    from ...hosts.torch.modules.masks import without_masks
-    from ..torch.emitter import example_inputs_of, to_fx
-
-    module = without_masks(to_fx(graph))
-    try:
-        program = torch.onnx.export(module, example_inputs_of(graph), dynamo=True, verbose=False)
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ModelError(
-            f"torch.onnx cannot export the module ({_first_cause(error)}): change the call in question, or export the model in "
-            "another way and shrink the ONNX file"
-        ) from error
-    assert program is not None
-    model: ModelProto = program.model_proto
-    for node in model.graph.node:
-        kept = [p for p in node.metadata_props if "stack_trace" not in p.key]
-        del node.metadata_props[:]
-        node.metadata_props.extend(kept)
-    _check_exported(model)
-    return model
-
-
-def _first_cause(error: BaseException) -> str:
-    """The first line of the innermost exception that caused an exporter's exception."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _check_exported(model: ModelProto) -> None:
-    """Check an exported model by strict shape inference: torch's exporter can write invalid models, such as a Squeeze of an axis longer than 1.
-
-    Raises:
-        ModelError: If shapes do not fit.
-    """
-    graph = model.graph
-    bare = ModelProto(
-        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
-    )
-    bare.graph.node.extend(graph.node)
-    bare.graph.input.extend(graph.input)
-    bare.graph.output.extend(graph.output)
-    for stored in graph.initializer:
-        # Large tensors are neither shapes nor axes, so their numbers are not needed.
-        large = stored.ByteSize() > INLINE_BYTES
-        kept = TensorProto(name=stored.name, dims=stored.dims, data_type=stored.data_type)
-        bare.graph.initializer.append(kept if large else stored)
-    try:
-        shape_inference.infer_shapes(bare, strict_mode=True)
-    except shape_inference.InferenceError as error:
-        found = " ".join(str(error).split())
-        raise ModelError(
-            f"torch.onnx writes a model that no runtime loads ({found[:200]}): change the call in question, or export the "
-            "model in another way and shrink the ONNX file"
-        ) from error
 
 
 class _Emitter:
@@ -312,8 +384,8 @@ class _Emitter:
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
-        taken |= {t.name for t in self.source.initializer}
-        for node in self.source.node:
+        taken |= {t.name for t in self.source.initializer} | self.host.reserved
+        for node in (*self.source.node, *self.host.rewritten.values()):
             taken.update(node.output)
             taken.update(node.input)
             for body in bodies(node):
@@ -352,7 +424,8 @@ class _Emitter:
         """Give results that are outputs the name of the output, and other results their name in the host."""
         outputs = set(self.graph.output_names)
         for value, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
-            if value.producer is not None and self.names.get(value) != value.host:
+            own = self.names.get(value)
+            if value.producer is not None and (own is None or own != value.host):
                 self.names[value] = name
         used = set(self.names.values())
         for node in self.graph.nodes:
@@ -404,6 +477,15 @@ class _Emitter:
         name = self.names.get(value, "")
         return name if name in self.made else ""
 
+    def _operand(self, data: Tensor, hint: str) -> str:
+        """A constant of a spelling. Scalars are shared, such as the bounds of all clips."""
+        if data.shape or not data.dtype.is_wide_float:
+            return self._add_constant(data, hint)
+        key = (data.type, data.numpy().tobytes())
+        if key not in self.shared:
+            self.shared[key] = self._add_constant(data, hint)
+        return self.shared[key]
+
     def _add_constant(self, data: Tensor, hint: str) -> str:
         # Starts, axes and shapes are often the same: one tensor serves all nodes that are spelled anew.
         key = None
@@ -427,17 +509,22 @@ class _Emitter:
         origin = node.origin
         if isinstance(origin, OnnxOrigin) and self._copied(node, origin):
             pass
+        elif isinstance(origin, OnnxForm):
+            inputs = [self._name(v) for v in origin.inputs]
+            results = [self._name(v) for v in node.outputs]
+            attrs = dict(origin.attributes)
+            made = [helper.make_node(origin.kind, inputs, results, node.name, **attrs)]
+            self.nodes += made
+            self.spelled += made
         elif isinstance(node.op, Opaque):
             raise ModelError(f"{node.name}: {node.op.kind} was changed and cannot be written again")
         else:
-            inputs = [self._name(v) if v is not None else "" for v in node.inputs]
-            outputs = [self._name(v) for v in node.outputs]
             made = spell(
                 node,
-                inputs,
-                outputs,
+                [self._name(v) if v is not None else "" for v in node.inputs],
+                [self._name(v) for v in node.outputs],
                 opset=self.host.opset,
-                new_constant=self._add_constant,
+                new_constant=self._operand,
                 new_name=self._new_name,
                 existing=self._existing,
                 forms=self.forms,
@@ -467,15 +554,15 @@ class _Emitter:
     def _copy(self, parts: Sequence[Node], indices: Sequence[int]) -> bool:
         """Copy host nodes with remapped names; ``False`` if they no longer compute the same as the IR nodes."""
         if any(v.host is None for node in parts for v in node.outputs) and any(
-            a.name == "auto_pad" for i in indices for a in self.source.node[i].attribute
+            a.name == "auto_pad" for i in indices for a in self.host.node(i).attribute
         ):
             return False  # The sizes changed, and the pads of auto_pad depend on them.
         mapping: dict[str, str] = {}
         for node in parts:
             if not self._map(node, mapping):
                 return False
-        inner = {name for i in indices for name in self.source.node[i].output}
-        for name in dict.fromkeys(n for i in indices for n in self.source.node[i].input if n):
+        inner = {name for i in indices for name in self.host.node(i).output}
+        for name in dict.fromkeys(n for i in indices for n in self.host.node(i).input if n):
             if name in mapping or name in inner or name in self.made:
                 continue
             # The node reads a constant of which the IR has another form.
@@ -487,7 +574,7 @@ class _Emitter:
         made: dict[int, NodeProto] = {}
         for index in indices:
             copied = NodeProto()
-            copied.CopyFrom(self.source.node[index])
+            copied.CopyFrom(self.host.node(index))
             if changed:
                 rename(copied, changed)
             before = self.copied.get(index)
@@ -533,6 +620,8 @@ class _Emitter:
         total = len(self.source.node) - len(self.host.constant_nodes)
         if (
             self.added
+            or self.host.numbers
+            or self.host.rewritten
             or len(self.nodes) != total
             or sorted(self.verbatim)
             != sorted(set(range(len(self.source.node))) - set(self.host.constant_nodes.values()))
@@ -565,16 +654,18 @@ class _Emitter:
             stays = [v for v in model.graph.input if v.name in wanted | listed]
             del model.graph.input[:]
             model.graph.input.extend(stays)
-        for index in sorted(self.host.constant_nodes.values()):
-            if self.source.node[index].output[0] in wanted:
+        renewed = self._renewed(wanted)
+        for name, index in sorted(self.host.constant_nodes.items(), key=lambda item: item[1]):
+            if name in wanted and name not in renewed:
                 model.graph.node.append(self.source.node[index])
         model.graph.node.extend(self.nodes)
         for proto in self.source.initializer:
             if proto.name in wanted or proto.name in listed:
-                model.graph.initializer.append(proto)
+                model.graph.initializer.append(renewed.pop(proto.name, proto))
         for sparse in self.source.sparse_initializer:
-            if sparse.values.name in wanted:
+            if sparse.values.name in wanted and sparse.values.name not in renewed:
                 model.graph.sparse_initializer.append(sparse)
+        self.added += renewed.values()  # They were nodes, or sparse.
         # Some added tensors are unused: a written node may read another form of them, such as a transposed weight.
         added = [t for t in self.added if t.name in wanted]
         model.graph.initializer.extend(added)
@@ -610,6 +701,19 @@ class _Emitter:
                 info.name in made and (info.name in same or info.name in interior)
             ):
                 model.graph.value_info.append(info)
+
+    def _renewed(self, wanted: set[str]) -> dict[str, TensorProto]:
+        """Initializers for the host's constants that have new numbers."""
+        made = {}
+        for name, data in self.host.numbers.items():
+            if name in wanted:
+                if data.nbytes <= INLINE_BYTES:
+                    made[name] = proto_of(data, name)
+                else:
+                    kind = code_of(data.dtype)
+                    made[name] = TensorProto(name=name, data_type=kind, dims=data.shape)
+                    self.tensors[name] = data
+        return made
 
 
 def _copies(source: Any) -> dict[str, str]:

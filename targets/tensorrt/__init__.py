@@ -58,7 +58,8 @@ def save(graph: Graph, path: Path, options: TensorRTOptions, readers: Readers) -
     """
     operators = operators_of(options.trt_version)
     allowed = frozenset(options.allow_op)
-    draft = Draft.from_graph(graph, readers)
+    # Without a profile, a torch model keeps the batch size of its example inputs.
+    draft = Draft.from_graph(graph, readers, operators.opsets[1], any_batch=bool(options.profile))
     raise_opset(draft)
     check_opset(draft, operators)
     clean(draft, operators, allowed)

@@ -21,9 +21,11 @@ from ...hosts.onnx.tensors import (
     tensor_of,
     tensors_in,
 )
+from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError, Tensor, TensorType
 from ..emitted import Readers
 from ..onnx.emitter import INLINE_BYTES, emit
+from ..options import NEWEST_OPSET, OnnxOptions
 
 _LARGE = 4096
 """Constants of at least this many bytes are not shapes or axes, so onnx's checker does not need their numbers."""
@@ -50,15 +52,32 @@ class Draft:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def from_graph(cls, graph: Graph, readers: Readers) -> Draft:
-        """Return the draft of a graph, emitted as ONNX: natively if it came from ONNX, with torch's exporter if from torch."""
-        model, tensors = emit(graph)
+    def from_graph(
+        cls,
+        graph: Graph,
+        readers: Readers,
+        newest: int = NEWEST_OPSET,
+        any_batch: bool = True,
+    ) -> Draft:
+        """Return the draft of a graph, emitted as ONNX.
+
+        Args:
+            graph: The graph.
+            readers: Infers the types of values, and reads torch models again.
+            newest: The newest opset that TensorRT takes; a torch model is written in it.
+            any_batch: Leave the batch size of a torch model open.
+        """
+        options = OnnxOptions()
+        if is_from_torch(graph):
+            options = OnnxOptions(opset=min(newest, NEWEST_OPSET))
+        written = emit(graph, options, readers, any_batch)
+        model, tensors = written.model, written.tensors
         base_dir = graph.host.base_dir if isinstance(graph.host, OnnxHost) else None
         external = any(map(is_external, tensors_in(model)))
         if base_dir is not None:
             # onnx's checker and graphsurgeon read the tensors in bodies, and look for external data in the working directory.
             embed(inner_tensors(model), base_dir)
-        return cls(model, dict(tensors), readers, base_dir, external)
+        return cls(model, dict(tensors), readers, base_dir, external, list(written.notes))
 
     @property
     def opset(self) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...hosts.torch import is_from_torch
 from ...ir import Graph, ModelError
-from ...ir.errors import listed
 from ..emitted import Readers
+from ..refusals import refusal_text
 from ..version import __version__
-from .emitter import HALF_FROM, Emitter, Refusal, signature_names
+from .emitter import HALF_FROM, Emitter, signature_names
 from .flat import FlatModel, FlatTensor
 from .layout import Layout, channels_last
 
@@ -67,6 +66,7 @@ def _written_emitter(
     names = signature_names(graph)
 
     def emit(read: Graph) -> Emitter:
+        read = _under_own_names(read)
         kept = len(read.inputs) == len(names[0]) and len(read.outputs) == len(names[1])
         made = Emitter(
             read,
@@ -89,19 +89,21 @@ def _written_emitter(
             ]
         # The error names what is left in the reading that comes closest.
         refused = min(refused, second.refusals, key=len)
-    raise ModelError(refusal_text(graph, refused))
-
-
-def refusal_text(graph: Graph, refusals: Sequence[Refusal]) -> str:
-    """Return one line that names every op that cannot be written, with its nodes and the reason."""
-    by_op: dict[tuple[str, str], list[str]] = {}
-    for refusal in refusals:
-        by_op.setdefault((refusal.op, refusal.reason), []).append(refusal.node)
-    parts = []
-    for (op, reason), nodes in by_op.items():
-        parts.append(f"{op} ({listed(nodes)}{': ' + reason if reason else ''})")
     advice = "; try via='litert-torch', which needs its own extra" if is_from_torch(graph) else ""
-    return f"the model cannot be written as TFLite: {'; '.join(parts)}{advice}"
+    raise ModelError(f"{refusal_text(refused, 'TFLite')}{advice}")
+
+
+def _under_own_names(graph: Graph) -> Graph:
+    """A graph from torch under the names of its module, as ONNX files have them; another graph, or one that cannot be written, as it is."""
+    if not is_from_torch(graph):
+        return graph
+    from ..onnx.from_torch import hostless, needed
+
+    wanted = needed(graph, any_batch=False)
+    typed = all(v.type.is_static and v.type.dtype for v in graph.inputs)
+    if wanted.unknown() or not typed:
+        return graph
+    return hostless(graph, wanted, any_batch=False)[0]
 
 
 def _signature(e: Emitter) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...hosts.torch import is_from_torch
-from ...ir import Activation, DType, Graph, Node, Opaque, Value
+from ...ir import Activation, DType, Graph, Node, Value
 from ...ir.types import Dim, Shape
+from ..refusals import Refusal, live_nodes, op_name, reason_of
 from ..support import Spellings
 from .flat import DYNAMIC, NUMPY_TYPES, Array, FlatModel, FlatOperation, FlatTensor, Quantization
 from .layout import InnerOrder, Layout, channels_last, model_order
@@ -53,22 +53,6 @@ HALF_FROM = 256
 
 class Unsupported(Exception):
     """A node cannot be written; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A node, an input or an output that cannot be written, with the reason."""
-
-    op: str
-    node: str
-    reason: str
-
-
-def _reason(node: Node, registered: str) -> str:
-    """Why a node without a rule cannot be written: the frontend's reason for an opaque node, else the registered one."""
-    if isinstance(node.op, Opaque):
-        return node.op.reason or "the IR has no such op"
-    return registered
 
 
 class Emitter:
@@ -151,7 +135,7 @@ class Emitter:
         if any(v.data is None and v not in self.placed for v in read):
             found = spells.find(node.op)
             if found.rule is None:
-                self._refuse(node, _reason(node, found.reason))
+                self._refuse(node, reason_of(node, found.reason))
             return  # An input is missing: a node before this one was refused, and its shape is not known.
         try:
             self.spell(node)
@@ -184,7 +168,7 @@ class Emitter:
         """
         found = spells.find(node.op)
         if found.rule is None:
-            raise Unsupported(_reason(node, found.reason))
+            raise Unsupported(reason_of(node, found.reason))
         found.rule(self, node, node.op)
 
     def _output(self, value: Value, name: str) -> None:
@@ -489,22 +473,6 @@ def signature_names(graph: Graph) -> tuple[list[str], list[str]]:
         return input_names(graph), output_names(graph)
     inputs = [v.host if isinstance(v.host, str) else v.name for v in graph.inputs]
     return inputs, list(graph.output_names)
-
-
-def live_nodes(graph: Graph) -> list[Node]:
-    """Return the nodes that outputs depend on, in order; nodes that compute constants are not needed."""
-    wanted = {id(v) for v in graph.outputs if v.data is None}
-    found = []
-    for node in reversed(list(graph.nodes)):
-        if any(id(v) in wanted for v in node.outputs):
-            found.append(node)
-            wanted.update(id(v) for v in node.inputs if v is not None and v.data is None)
-    return found[::-1]
-
-
-def op_name(node: Node) -> str:
-    """Return the name of a node's op; for an opaque one the host's name."""
-    return str(getattr(node.op, "kind", node.op.name)) if node.op.name == "Opaque" else node.op.name
 
 
 def arranged(array: Array, layout: Layout) -> Array:

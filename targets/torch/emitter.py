@@ -6,7 +6,6 @@ the dotted name of what they replace, so that the result trains, pickles, export
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from torch import fx, nn
 
 from ...hosts.torch.buffers import keep_temporary, temporary
-from ...hosts.torch.calls import shape_of_other
+from ...hosts.torch.calls import call_name, shape_of_other
 from ...hosts.torch.modules.gates import Switch
-from ...hosts.torch.modules.masks import OTHER_ORDER, Constant
+from ...hosts.torch.modules.masks import OTHER_ORDER
 from ...hosts.torch.origins import FxHost, FxOrigin
 from ...hosts.torch.pickled import ShrunkModule
 from ...ir import (
@@ -38,6 +37,7 @@ from .modules import ModuleTree, get
 from .parameters import Parameters
 from .spell import spell
 from .speller import TORCH_DTYPES
+from .writer import GraphWriter
 
 
 def to_fx(graph: Graph) -> fx.GraphModule:
@@ -100,19 +100,15 @@ def problem(node: Node) -> str | None:
     return None
 
 
-class _Emitter:
-    """Writes one graph; also the ``Writer`` of spellers."""
+class _Emitter(GraphWriter):
+    """Writes one graph that came from torch: copies the calls that are unchanged, and spells the others."""
 
     def __init__(self, graph: Graph, host: FxHost) -> None:
         self.graph, self.host = graph, host
-        self.out = fx.Graph()
         self.temporary = temporary(host.module)
-        self.tree = ModuleTree(host.module, self.temporary)
-        self.parameters = Parameters(host.module)
-        self.tensor, self.switch = self.parameters.tensor, self.parameters.switch
-        self.fill = self.parameters.fill
-        self.nodes: dict[Value, fx.Node] = {}
-        self.constants: dict[Value, fx.Node] = {}
+        tree = ModuleTree(host.module, self.temporary)
+        parameters = Parameters(host.module, self.temporary)
+        super().__init__(tree, parameters, bool(host.module.training))
         self.host_nodes: dict[str, fx.Node] = {}
         self.by_name: dict[str, fx.Node] = {}
         self.places = {name: i for i, name in enumerate(host.order)}
@@ -122,6 +118,11 @@ class _Emitter:
         self.computed: list[tuple[fx.Node, fx.Node]] = []
         self.whole = _whole(graph)
         self.memory = Memory(graph, host, self.out, self.host_nodes)
+        self.read = {
+            str(v.host[1])
+            for v in graph.constants
+            if v.use_count and isinstance(v.host, tuple) and v.host[0] == "tensor"
+        }
 
     def open_groups(self, wanted: Sequence[Value]) -> None:
         """Write the nodes of a group one by one where a value between them is wanted."""
@@ -174,50 +175,29 @@ class _Emitter:
             module.meta[OTHER_ORDER] = True
         return module
 
-    # What spellers call.
-
-    @property
-    def training(self) -> bool:
-        return bool(self.host.module.training)
-
-    def value(self, value: Value) -> fx.Node:
-        """The FX node that holds a value.
-
-        Raises:
-            ModelError: If nothing has made it yet.
-        """
-        if value in self.nodes:
-            return self.nodes[value]
-        if value.data is None:
-            raise ModelError(f"%{value.name} is used before it is made")
-        if value not in self.constants:
-            self.constants[value] = self._constant(value, value.data)
-        return self.constants[value]
-
-    def _constant(self, value: Value, data: Tensor) -> fx.Node:
-        if isinstance(data, MaskedTensor) and data.lasting:
-            held = Constant(nn.Parameter(torch.empty(0), requires_grad=False))
-            self.fill(held, "weight", data)
-            return self.out.call_module(self.tree.place(self.tree.free(value.name), held))
+    def _held(self, value: Value, data: Tensor) -> tuple[str, torch.Tensor]:
         if isinstance(data.host, torch.Tensor) and isinstance(value.host, tuple):
-            name = self.tree.place(str(value.host[1]), data.host)
-        else:
-            name = self.tree.free(value.name.replace("/", "."))
-            known = data.hosts is not None
-            made = self.tensor(data) if known else self.parameters.made(data)
-            name = self.tree.place(name, made)
-        return self.out.get_attr(name)
+            return str(value.host[1]), data.host
+        name = self._own_name(value) or self.tree.free(value.name.replace("/", "."))
+        known = data.hosts is not None
+        return name, self.tensor(data) if known else self.parameters.made(data)
 
-    def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
-        """A call of a function, or of a method by name."""
-        if isinstance(function, str):
-            return self.out.call_method(function, args, kwargs)
-        return self.out.call_function(function, args, kwargs)
+    def _own_name(self, value: Value) -> str | None:
+        """The host's name of the parameter that a new constant replaces, where nothing reads that parameter any more."""
+        name = None if value.data is None else self.parameters.place(value.data)
+        if name is None or name in self.read or self.tree.within(name):
+            return None
+        self.read.add(name)
+        return name
 
-    def module(self, name: str, made: nn.Module, *args: Any) -> fx.Node:
-        """A call of a new module under a dotted name like ``name``."""
-        made.train(self.training)
-        return self.out.call_module(self.tree.place(self.tree.free(name), made), args)
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
+        if value is None or value.data is None:
+            return False
+        if isinstance(value.data, MaskedTensor) and value.data.lasting:
+            return False
+        name = self.parameters.place(value.data)
+        return name is not None and name.rpartition(".")[2] != "weight"
 
     # Nodes.
 
@@ -278,14 +258,7 @@ class _Emitter:
 
     def _spell(self, node: Node) -> None:
         """Write a node anew."""
-        made = spell(node, self)
-        for i, value in enumerate(node.outputs):
-            if isinstance(made, list):
-                self.nodes[value] = made[i]
-            elif len(node.outputs) == 1:
-                self.nodes[value] = made
-            elif value.use_count:
-                self.nodes[value] = self.call(operator.getitem, made, i)
+        self.written(node, spell(node, self))
 
     def _copy(self, node: Node, origin: FxOrigin) -> bool:
         """Copy the host nodes that an IR node came from; ``False`` where they no longer compute the same."""
@@ -341,10 +314,23 @@ class _Emitter:
                     source.name in names or source.name in origin.nodes or source.op == "get_attr"
                 )
                 # A state of zeros is read by the host alone.
-                known = known or (origin.parts > 1 and source.name in self.host_nodes)
+                known = known or (origin.parts > 1 and self._has_zeros(source))
                 known = known or self._as_large(found, source) is not None
                 if not known and not (source.name in bases and self._has_size(source)):
                     return False
+        return True
+
+    def _has_zeros(self, source: fx.Node) -> bool:
+        """Whether a state is written, which the host alone reads; zeros that no node makes any more are written again."""
+        if source.name in self.host_nodes:
+            return True
+        if source.op != "call_function" or call_name(source.target) != "zeros":
+            return False
+        if not all(self._has_size(s) for s in source.all_input_nodes):
+            return False
+        copied = self.out.node_copy(source, lambda s: self.host_nodes[s.name])
+        self.host_nodes[source.name] = copied
+        self.computed.append((copied, source))
         return True
 
     def _as_large(self, found: fx.Node, source: fx.Node) -> fx.Node | None:
@@ -423,11 +409,24 @@ class _DryWriter:
     def module(self, name: str, made: nn.Module, *args: Any) -> fx.Node:
         return self.stub
 
+    def as_sizes(self, value: Value) -> None:
+        return None
+
     def tensor(self, data: Tensor) -> torch.Tensor:
         return torch.empty(data.shape, device="meta")
 
+    def constant(self, value: Value) -> torch.Tensor:
+        assert value.data is not None
+        return self.tensor(value.data)
+
     def fill(self, made: nn.Module, name: str, data: Tensor) -> None:
         return
+
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        return self.stub
+
+    def bare(self, value: Value | None) -> bool:
+        return False
 
     def switch(self, number: Value, mode: str) -> Switch:
         return Switch(mode, 0.0)

@@ -16,16 +16,16 @@ class ModuleTree:
         root: The module that holds them.
     """
 
-    def __init__(self, host: fx.GraphModule, temporary: Container[int]) -> None:
+    def __init__(self, host: fx.GraphModule | None = None, temporary: Container[int] = ()) -> None:
         """Start with no modules.
 
         Args:
-            host: The host module, some of whose names must stay free for its own parts.
+            host: The host module, if there is one: some of its names must stay free for its own parts.
             temporary: The ids of buffers that are not in the ``state_dict``.
         """
         self.root = nn.Module()
         self._temporary = temporary
-        self._reserved = _reserved(host)
+        self._reserved = _reserved(host) if host is not None else set()
 
     def place(self, name: str, found: Any) -> str:
         """Register a module, parameter or buffer under a dotted name, or a free one like it; returns the name."""
@@ -57,6 +57,10 @@ class ModuleTree:
             count += 1
             name = f"{hint}_{count}"
         return name
+
+    def within(self, name: str) -> bool:
+        """Whether a dotted name lies inside a module other than a plain container."""
+        return self._outside(name) != name
 
     def _outside(self, name: str) -> str:
         """The name, changed if it would lie inside a module other than a plain container.

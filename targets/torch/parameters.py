@@ -14,32 +14,53 @@ from .speller import torch_dtype
 
 
 class Parameters:
-    """Makes tensors of constants, one for all who read the same."""
+    """Makes tensors of constants, one for all who read the same.
 
-    def __init__(self, host: fx.GraphModule) -> None:
-        self._host = host
+    Args:
+        host: The host module; ``None`` for a model that did not come from torch, whose weights all learn.
+        temporary: The ids of buffers that stay out of the ``state_dict``; those of plain numbers are added.
+    """
+
+    def __init__(
+        self, host: fx.GraphModule | None = None, temporary: set[int] | None = None
+    ) -> None:
+        self._host, self._temporary = host, set() if temporary is None else temporary
         self._tensors: dict[int, tuple[Tensor, torch.Tensor]] = {}
         self._masks: dict[int, Mask] = {}
+        self._names: dict[int, str] = {}
         self._switches: dict[Value, Switch] = {}
 
     def tensor(self, data: Tensor) -> torch.Tensor:
         """The tensor of a constant, the same one each time: tied weights stay tied.
 
         A tensor of the host is that very tensor. One that is derived from parameters is a parameter, and learns if one of
-        them does; one that is derived from buffers and numbers is a buffer.
+        them does; one that is derived from buffers is a buffer, and one of plain numbers a buffer outside the ``state_dict``.
+        Without a host module, floats are parameters that learn.
         """
         if isinstance(data.host, torch.Tensor):
             return data.host
         if id(data) not in self._tensors:
             made = self.made(data)
-            hosts = data.hosts
-            sources = self._host.parameters() if hosts is None else hosts
-            found = [p for p in sources if isinstance(p, nn.Parameter)]
-            if (found or hosts is None) and made.is_floating_point():
-                made = nn.Parameter(made, any(p.requires_grad for p in found))
+            if made.is_floating_point():
+                made = self._learned(data, made)
+            if self._host is not None and data.hosts == ():
+                self._temporary.add(id(made))
             # The constant is kept, so that no other one gets its id.
             self._tensors[id(data)] = data, made
         return self._tensors[id(data)][1]
+
+    def _learned(self, data: Tensor, made: torch.Tensor) -> torch.Tensor:
+        if self._host is None:
+            return nn.Parameter(made)
+        sources = self._host.parameters() if data.hosts is None else data.hosts
+        found = [p for p in sources if isinstance(p, nn.Parameter)]
+        if not found and data.hosts is not None:
+            return made
+        return nn.Parameter(made, any(p.requires_grad for p in found))
+
+    def all(self) -> list[tuple[Tensor, torch.Tensor]]:
+        """The constants that tensors were made of, each with its tensor."""
+        return list(self._tensors.values())
 
     def made(self, data: Tensor) -> torch.Tensor:
         """A new tensor, on the device and in the memory format of the tensors that the constant is derived from."""
@@ -54,7 +75,10 @@ class Parameters:
 
     def fill(self, module: nn.Module, name: str, data: Tensor) -> None:
         """Give a new module its tensor of this name; a lasting mask of its weight comes along."""
-        hold(module, name, self.tensor(data))
+        tensor = self.tensor(data)
+        hold(module, name, tensor)
+        if name in ("weight", "bias"):  # A layer that other code knows, and saves.
+            self._temporary.discard(id(tensor))
         if name == "weight":
             self._mask(module, data)
 
@@ -66,6 +90,18 @@ class Parameters:
             mask = torch.from_numpy(weight.mask)
             self._masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
         mask_weight(module, self._masks[id(weight)])
+
+    def place(self, data: Tensor) -> str | None:
+        """The name that the host has for the one parameter of the same shape which a constant is made from."""
+        hosts = [h for h in data.hosts or () if isinstance(h, torch.Tensor)]
+        found = [h for h in hosts if tuple(h.shape) == data.shape]
+        if len(found) != 1:
+            return None
+        if self._host is not None and not self._names:
+            named = self._host.named_parameters(remove_duplicate=False)
+            self._names.update((id(p), name) for name, p in reversed(list(named)))
+        name = self._names.get(id(found[0]))
+        return None if name is None or "parametrizations" in name.split(".") else name
 
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of a gate: one for all gates that read the same number."""
@@ -80,8 +116,16 @@ class Parameters:
             self._switches[number] = found
         return self._switches[number]
 
+    @property
+    def device(self) -> torch.device:
+        """The device of new tensors."""
+        like = self._any()
+        return torch.device("cpu") if like is None or like.is_meta else like.device
+
     def _any(self) -> torch.Tensor | None:
         """A tensor of the host, whose device new ones get."""
+        if self._host is None:
+            return None
         return next(itertools.chain(self._host.parameters(), self._host.buffers()), None)
 
 

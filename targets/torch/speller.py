@@ -13,6 +13,9 @@ from ...hosts.torch.modules.gates import Switch
 from ...ir import DType, ModelError, Node, Tensor, Value
 from ..support import Spellings
 
+Size = int | fx.Node
+"""A size: a number, or a call that computes it as an int."""
+
 Results = fx.Node | list[fx.Node]
 """The result of a node; where it has several, a call that gives all of them, or a list."""
 
@@ -32,6 +35,9 @@ class Writer(Protocol):
     def value(self, value: Value) -> fx.Node:
         """The FX node that holds a value."""
 
+    def as_sizes(self, value: Value) -> list[Size] | None:
+        """The numbers of a vector of sizes that are written as ints; ``None`` where it is written as a tensor."""
+
     def call(self, function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of a function, or of a method by name."""
 
@@ -43,6 +49,15 @@ class Writer(Protocol):
 
     def tensor(self, data: Tensor) -> torch.Tensor:
         """The numbers of a constant, on the device of the host's parameters."""
+
+    def constant(self, value: Value) -> torch.Tensor:
+        """The tensor of a constant that is no weight of a layer: a parameter if it learns."""
+
+    def buffer(self, name: str, made: torch.Tensor) -> fx.Node:
+        """Numbers that a rule computes, as a buffer under a dotted name like ``name``."""
+
+    def bare(self, value: Value | None) -> bool:
+        """Whether a weight is the ``in_proj_weight`` of a module, say, and no layer's own ``weight``."""
 
     def switch(self, number: Value, mode: str) -> Switch:
         """The switch of the gates that read a constant number."""
@@ -77,6 +92,10 @@ class Speller:
     def values(self) -> list[fx.Node]:
         """All inputs that are there."""
         return [self.out.value(value) for value in self.node.inputs if value is not None]
+
+    def sizes(self, index: int) -> list[Size] | None:
+        """The numbers of an input that holds sizes, as ints; ``None`` where it is a tensor."""
+        return self.out.as_sizes(self.node.required(index))
 
     @property
     def rank(self) -> int | None:

@@ -149,7 +149,7 @@ def test_torch_is_asked_too() -> None:
 
     def lopsided(graph: Graph, rw: Rewriter) -> None:
         node = next(n for n in graph.nodes if isinstance(n.op, ir.Activation))
-        rw.replace(node, ir.AveragePool((1, 1), (1, 0, 0, 1), (1, 1), (2, 2)), node.inputs)
+        rw.replace(node, ir.AveragePool((1, 1), (1, 0, 0, 1), (1, 1), (2, 2), True), node.inputs)
 
     with pytest.raises(PassError, match=r"lopsided made act.*AveragePool .* has no spelling"):
         shrink(Net().eval(), [lopsided])

@@ -197,6 +197,7 @@ def functions() -> dict[str, Snippet]:
                    "gelu", "hardtanh", "softplus", "glu")  # fmt: skip
     found |= {k: (_applied(getattr(F, k)), 3 * IMAGE) for k in activations}
     found |= {
+        "hardshrink": (lambda x: F.hardshrink(x, 0.5), IMAGE),
         "threshold": (lambda x: torch.threshold(x, 0.5, 0.0), IMAGE), "_threshold": (lambda x: F.threshold(x, 0.5, 0.0), IMAGE),
         "sigmoid": (torch.sigmoid, MATRIX), "tanh": (torch.tanh, MATRIX), "log_sigmoid": (aten.log_sigmoid.default, IMAGE),
         "prelu": (With(F.prelu, n(4)), IMAGE),
@@ -315,7 +316,7 @@ def modules() -> dict[type[nn.Module], Snippet]:
     given: list[tuple[nn.Module, torch.Tensor]] = [
         *((kind(), IMAGE) for kind in plain),
         (nn.LeakyReLU(0.3), IMAGE), (nn.CELU(0.5), IMAGE), (nn.ELU(0.5), IMAGE), (nn.GELU("tanh"), IMAGE), (nn.Hardtanh(-0.5, 0.7), IMAGE),
-        (nn.Threshold(0.5, 0.0), IMAGE), (nn.Softplus(2.0), IMAGE), (nn.GLU(1), IMAGE), (nn.PReLU(4, 0.3), IMAGE), (nn.Softmax(1), IMAGE), (nn.LogSoftmax(1), IMAGE),
+        (nn.Threshold(0.5, 0.0), IMAGE), (nn.Hardshrink(), IMAGE), (nn.Softshrink(), IMAGE), (nn.Tanhshrink(), IMAGE), (nn.RReLU().eval(), IMAGE), (nn.Softplus(2.0), IMAGE), (nn.GLU(1), IMAGE), (nn.PReLU(4, 0.3), IMAGE), (nn.Softmax(1), IMAGE), (nn.LogSoftmax(1), IMAGE),
         (nn.Dropout1d(), LINE), (nn.SyncBatchNorm(4), IMAGE), (nn.LocalResponseNorm(5, 0.5, 0.5, 2.0), IMAGE), (nn.Linear(4, 5), MATRIX), (nn.Embedding(5, 3), IDS), (nn.LayerNorm(6), IMAGE), (nn.GroupNorm(2, 4), IMAGE), (nn.Unflatten(1, (2, 2)), IMAGE),
         (nn.PixelShuffle(2), IMAGE), (nn.PixelUnshuffle(2), IMAGE), (nn.Upsample(scale_factor=2), IMAGE), (nn.UpsamplingNearest2d((8, 9)), IMAGE), (nn.UpsamplingBilinear2d((8, 9)), IMAGE),
         (Gate(nn.ReLU(), Switch("soft", 0.25)), MATRIX), (Scale(n(4), n(4), 2), IMAGE),

@@ -129,6 +129,8 @@ def _finished(b: Builder) -> OnnxCase | None:
         case.feeds += _other_sizes(case, shapes, draw)
         if draw.chance(0.06):
             case = with_function(case, draw) or case
+        if draw.chance(0.08):
+            case = with_body(case, draw) or case
         if draw.chance(0.06):
             case = of_type(case, draw.pick([np.float64, np.float64, np.float16])) or case
         return case
@@ -193,6 +195,77 @@ def with_function(case: OnnxCase, draw: Draw) -> OnnxCase | None:
     model.functions.append(part)
     model.opset_import.append(helper.make_opsetid("local", 1))
     model.ir_version = max(8, model.ir_version)
+    return _running(OnnxCase(model, case.feeds))
+
+
+def with_body(case: OnnxCase, draw: Draw) -> OnnxCase | None:
+    """Move consecutive nodes into the branches of an If, or into a Loop that runs once, if onnxruntime runs it."""
+    graph = case.model.graph
+    opset = max(o.version for o in case.model.opset_import if not o.domain)
+    first = draw.whole(0, len(graph.node) - 1)
+    inside = list(graph.node[first : first + draw.whole(1, 8)])
+    made = [n for node in inside for n in node.output if n]
+    if opset < 13 or any(a.HasField("g") for node in inside for a in node.attribute):
+        return None
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    del model.graph.node[first : first + len(inside)]
+    del model.graph.value_info[:]
+    kept = {n for node in model.graph.node for n in node.input} | {v.name for v in graph.output}
+    results = [n for n in made if n in kept] or made[-1:]
+    elsewhere = kept | {v.name for v in graph.input}
+    moved = [t for t in graph.initializer if t.name not in elsewhere and draw.chance(0.5)]
+
+    def body(mark: str, inputs: list[Any]) -> onnx.GraphProto:
+        new = {n: f"{n}{mark}" for n in [*made, *(t.name for t in moved)]}
+        nodes, tensors = [], []
+        for node in inside:
+            twin = onnx.NodeProto.FromString(node.SerializeToString())
+            twin.input[:] = [new.get(n, n) for n in node.input]
+            twin.output[:] = [new.get(n, n) for n in node.output]
+            nodes.append(twin)
+        for stored in moved:
+            tensors.append(onnx.TensorProto.FromString(stored.SerializeToString()))
+            tensors[-1].name = new[stored.name]
+        outputs = [onnx.ValueInfoProto(name=new[n]) for n in results]
+        if inputs:
+            nodes.append(helper.make_node("Identity", [inputs[1].name], [f"go{mark}"]))
+            outputs.insert(0, typed(f"go{mark}", np.asarray(True)))
+        return helper.make_graph(nodes, f"body{mark}", inputs, outputs, tensors)
+
+    used = {n for t in moved for n in [t.name]}
+    stays = [t for t in graph.initializer if t.name not in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(stays)
+    one = numpy_helper.from_array(np.asarray([1], np.int64), "body_one")
+    yes = numpy_helper.from_array(np.asarray(True), "body_yes")
+    source = next((v.name for v in graph.input if v.type.tensor_type.elem_type == FLOAT), None)
+    if source is None:
+        return None
+    if draw.chance(0.6):
+        # The condition depends on an input, so that no importer decides it.
+        whole = [
+            helper.make_node("ReduceSum", [source], ["body_sum"], keepdims=0),
+            helper.make_node("Greater", ["body_sum", "body_sum"], ["body_no"]),
+            helper.make_node("If", ["body_no"], results, then_branch=body("_t", []), else_branch=body("_e", [])),
+        ]  # fmt: skip
+        if draw.chance(0.5):
+            whole.insert(2, helper.make_node("Not", ["body_no"], ["body_is"]))
+            whole[3].input[0] = "body_is"
+    else:
+        model.graph.initializer.extend([one, yes])
+        inputs = [typed("body_i", np.asarray(0)), typed("body_k", np.asarray(True))]
+        stacked = [f"{n}_stacked" for n in results]
+        loop = helper.make_node("Loop", ["body_one", "body_yes"], stacked, body=body("_l", inputs))
+        whole = [loop]
+        whole += [
+            helper.make_node("Squeeze", [a, "body_one_axis"], [n])
+            for a, n in zip(stacked, results, strict=True)
+        ]
+        axis = numpy_helper.from_array(np.asarray([0], np.int64), "body_one_axis")
+        model.graph.initializer.append(axis)
+    for node in reversed(whole):
+        model.graph.node.insert(first, node)
     return _running(OnnxCase(model, case.feeds))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ EXTREMA = frozenset({"ArgMax", "ArgMin", "Hardmax"})
 COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 """Operators whose result jumps where two numbers are equal."""
 
-TOLERANCE = {"onnx": 2e-5, "tensorrt": 2e-5, "tflite": 1e-4}
+TOLERANCE = {"onnx": 2e-5, "tensorrt": 2e-5, "tflite": 1e-4, "to-torch": 2e-5}
 """The error that float32 may cause in any case, by target."""
 
 
@@ -474,6 +475,54 @@ def _as(want: Array, got: Array) -> Array:
     return got.astype(want.dtype) if want.dtype.kind == got.dtype.kind else got
 
 
+def to_torch(passes: Any, it: Prepared) -> None:
+    """The model as a torch module, in torch, and its copy that went through pickle."""
+    import torch
+
+    import graphshrink
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        module = graphshrink.to_torch(it.path, passes)
+    given = list(module.meta["inputs"].values())
+
+    def run(feeds: Mapping[str, Array], made: Any = module) -> list[Array]:
+        if set(given) - set(feeds):
+            raise Wrong("names of inputs", f"{list(feeds)} became {given}")
+        try:
+            with torch.no_grad():
+                found = made(*(torch.from_numpy(np.array(feeds[name])) for name in given))
+        except Exception as error:
+            raise Wrong("result does not run", f"{error}\n{made.code}") from error
+        return [t.detach().numpy() for t in ([found] if isinstance(found, torch.Tensor) else found)]
+
+    it.check(run, "to-torch")
+    it.check(partial(run, made=pickle.loads(pickle.dumps(module))), "to-torch", first=True)
+
+
+def exported(it: Prepared) -> None:
+    """The exported program of the target torch, loaded again."""
+    import torch
+
+    out = it.folder / "out.pt2"
+    result = shrink(it.path, [], target="torch")
+    result.save(out)
+    names = list(result.model.meta["inputs"].values())
+    program = torch.export.load(out).module()
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        given = [torch.from_numpy(np.array(feeds[name])) for name in names]
+        try:
+            with torch.no_grad():
+                found = program(*given)
+        except AssertionError as error:
+            # torch.export takes sizes of 1 for another case than all others.
+            raise Unsupported("torch.export excludes these sizes") from error
+        return [t.detach().numpy() for t in ([found] if isinstance(found, torch.Tensor) else found)]
+
+    it.check(run, "to-torch", first=True)
+
+
 JOBS: dict[str, Job] = {
     **{name: partial(exact, passes) for name, passes in EXACT.items()},
     "given": given,
@@ -485,12 +534,21 @@ JOBS: dict[str, Job] = {
     "tensorrt": tensorrt,
     "tflite": tflite,
     "tflite-nchw": partial(tflite, keep_nchw_io=True),
+    "to-torch": partial(to_torch, ()),
+    "to-torch-default": partial(to_torch, None),
+    "to-torch-norms": partial(to_torch, "fresh-norms{layers=*}"),
+    "exported": exported,
+}
+
+_OTHERS: dict[str, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt",),
+    "tflite": ("tflite", "tflite-nchw"),
+    "to-torch": ("to-torch", "to-torch-default", "to-torch-norms", "exported"),
 }
 
 TARGETS: dict[str, tuple[str, ...]] = {
-    "onnx": tuple(n for n in JOBS if n not in ("tensorrt", "tflite", "tflite-nchw")),
-    "tensorrt": ("tensorrt",),
-    "tflite": ("tflite", "tflite-nchw"),
+    "onnx": tuple(n for n in JOBS if not any(n in jobs for jobs in _OTHERS.values())),
+    **_OTHERS,
 }
 """Jobs by target."""
 

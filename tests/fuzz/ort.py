@@ -37,6 +37,8 @@ class Session:
             kind = NoKernel if "NOT_IMPLEMENTED" in str(error) else OrtError
             raise kind(f"does not load: {error}") from error
         self.inputs = [i.name for i in self._session.get_inputs()]
+        shapes = [i.shape for i in self._session.get_inputs()]
+        self.open_batch = any(shape and isinstance(shape[0], str) for shape in shapes)
         self.outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Any]) -> list[Any]:

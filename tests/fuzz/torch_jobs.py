@@ -321,7 +321,7 @@ def masked(it: Prepared) -> None:
         compare(want.arrays, got.arrays, LIMITS[it.dtype], lambda _, want=want: want.arrays)
 
 
-def saved(target: str, it: Prepared) -> None:
+def saved(target: str, it: Prepared, **options: Any) -> None:
     """A file, from a module in float32."""
     it = Prepared(it.program, torch.float32)
     inputs = it.inputs()
@@ -337,12 +337,31 @@ def saved(target: str, it: Prepared) -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = Path(folder) / f"out{suffix}"
-        done = shrink(it.made(), example_inputs=inputs, target=target).save(out, target)
+        done = shrink(it.made(), example_inputs=inputs, target=target).save(out, target, **options)
         arrays = [x.numpy() for x in inputs]
         got = _tflite(done, arrays) if target == "tflite" else _onnx(out, arrays)
-    compare(
-        want.arrays[:count], got, TOLERANCE[target], lambda seed: it.nudged(inputs, 0, seed)[:count]
-    )
+        compare(
+            want.arrays[:count],
+            got,
+            TOLERANCE[target],
+            lambda seed: it.nudged(inputs, 0, seed)[:count],
+        )
+        if target == "onnx" and it.program.free and Session(out).open_batch:
+            _other_batch(it, out, count)
+
+
+def _other_batch(it: Prepared, path: Path, count: int) -> None:
+    """A file whose batch size is open, with another batch, if the module takes it."""
+    inputs = it.inputs(2)
+    try:
+        want = it.wanted(inputs)[0].arrays[:count]
+    except Exception:
+        return
+    try:
+        got = _onnx(path, [x.numpy() for x in inputs])
+        compare(want, got, TOLERANCE["onnx"], lambda seed: it.nudged(inputs, 0, seed)[:count])
+    except Wrong as wrong:
+        raise Wrong(f"another batch size: {wrong.kind}", str(wrong)) from wrong
 
 
 def _leaves_range(source: str) -> bool:
@@ -391,11 +410,12 @@ JOBS: dict[str, Job] = {
     "again": again,
     "masked": masked,
     "onnx": partial(saved, "onnx"),
+    "onnx-13": partial(saved, "onnx", opset=13),
     "tensorrt": partial(saved, "tensorrt"),
     "tflite": partial(saved, "tflite"),
 }
 
-RARE = ("onnx", "tensorrt", "tflite")
+RARE = ("onnx", "onnx-13", "tensorrt", "tflite")
 """Jobs that take seconds each."""
 
 TARGETS = {"torch": tuple(JOBS)}

@@ -13,7 +13,7 @@ from .minimise import minimise
 from .onnx_forms import onnx_case
 from .verdict import CRASH, Outcome
 
-TARGETS = ("onnx", "tensorrt", "tflite", "torch")
+TARGETS = ("onnx", "tensorrt", "tflite", "to-torch", "torch")
 """The targets that can be chosen."""
 
 
@@ -47,6 +47,7 @@ def front(name: str) -> Front:
             onnx_minimise.smaller,
             onnx_jobs.TARGETS,
             ("default", "respell"),
+            ("exported",),
         )
     from . import torch_jobs, torch_minimise
     from .torch_menu import torch_case

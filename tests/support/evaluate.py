@@ -7,6 +7,7 @@ test it uses only the graph's structure and its tensors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -321,6 +322,12 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
         case ir.GatherNd(batch_axes=0):
             assert second is not None
             y = x[tuple(second.to(torch.int64).movedim(-1, 0))]
+        case ir.GatherNd():
+            assert second is not None
+            sizes, inside = x.shape[: op.batch_axes], second.to(torch.int64)
+            rows = itertools.product(*map(range, sizes))
+            picked = [x[row][tuple(inside[row].movedim(-1, 0))] for row in rows]
+            y = torch.stack(picked).unflatten(0, sizes)
         case ir.TopK():
             found = torch.sort(x, dim=op.axis, descending=op.largest, stable=True)
             return [found.values.narrow(op.axis, 0, op.k), found.indices.narrow(op.axis, 0, op.k)]

@@ -12,9 +12,11 @@ from . import (
     norms,
     pools,
     quantized,
+    quantized_float,
     recurrent,
     reductions,
     resample,
+    scalers,
     shapes,
 )
 
@@ -28,9 +30,11 @@ __all__ = [
     "norms",
     "pools",
     "quantized",
+    "quantized_float",
     "recurrent",
     "reductions",
     "resample",
+    "scalers",
     "shapes",
 ]
 

@@ -10,7 +10,7 @@ from ....ir import Shape, SplatTensor
 from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped
 from ...lowering import Lowered, Steps
-from ...lowering.activations import activation, clip, gelu, softmax
+from ...lowering.activations import SHRINKS, activation, clip, gelu, shrink, softmax
 from ...lowering.arithmetic import scale_place
 from ...lowering.base import Builder
 from ...support import LeftAlone
@@ -51,11 +51,14 @@ def _selu(node: OnnxNode) -> Lowered | None:
 @reads(
     "Clip",
     makes=[(ir.Activation, "clip"), (ir.Activation, "relu6"), ir.Max, ir.Min],
-    note="floats; between computed numbers as a Max and a Min",
+    note="integers, and between computed numbers, as a Max and a Min",
     several=True,
 )
 def _clip(node: OnnxNode) -> Lowered | Steps | None:
-    if any(node.input(i) is not None and node.scalar(i) is None for i in (1, 2)):
+    bounds = [i for i in (1, 2) if node.input(i) is not None]
+    dtype = node.type().dtype
+    whole = dtype is not None and dtype.is_int
+    if any(whole or node.scalar(i) is None for i in bounds):
         return _between_values(node)
     low, high = node.number("min", -math.inf), node.number("max", math.inf)
     for index in (1, 2):
@@ -80,6 +83,11 @@ def _between_values(node: OnnxNode) -> Steps | None:
         if bound is not None:
             last = made.add(op, last, bound)
     return made.steps()
+
+
+@reads("Shrink", makes=SHRINKS, note="floats", several=True)
+def _shrink(node: OnnxNode) -> Steps | None:
+    return shrink(node.required(0), node.number("lambd", 0.5), node.number("bias", 0.0))
 
 
 @reads("Gelu", makes=[(ir.Activation, "gelu"), (ir.Activation, "gelu_tanh")])

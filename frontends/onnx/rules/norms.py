@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .... import ir
-from ....ir import DerivedTensor, SplatTensor, Tensor
+from ....ir import ArrayTensor, DerivedTensor, SplatTensor, Tensor
+from ....ir.batch_norm import BatchNorm
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered, Steps
 from ...lowering.base import Builder
@@ -19,8 +20,8 @@ from ..registry import reads
 
 @reads(
     "BatchNormalization",
-    makes=[ir.Scale, ir.Mul, ir.Add],
-    note="in evaluation mode, with constant statistics",
+    makes=[ir.Scale, ir.Mul, ir.Add, ir.Sub, ir.Div, (ir.Unary, "sqrt")],
+    note="in evaluation mode",
     several=True,
 )
 def _batch_norm(node: OnnxNode) -> Lowered | Steps | None:
@@ -34,10 +35,31 @@ def _batch_norm(node: OnnxNode) -> Lowered | Steps | None:
     return _by_channel(node, tensors) if by_channel else _by_element(node, tensors)
 
 
-def _by_channel(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Lowered | None:
-    if any(t is None or len(t.shape) != 1 for t in tensors):
+def _by_channel(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Lowered | Steps | None:
+    if any(node.type(i).rank != 1 for i in range(1, 5)):
         return None
+    if any(t is None for t in tensors):
+        return _computed(node)
     return ir.Scale(1), [node.input(0), *_scale(node, tensors)]
+
+
+def _computed(node: OnnxNode) -> Steps | None:
+    """Read a batch norm whose statistics, scale or shift are computed."""
+    dtype = node.type().dtype
+    if (
+        dtype is None
+        or not dtype.is_wide_float
+        or any(node.type(i).dtype is not dtype for i in range(1, 5))
+    ):
+        return None
+    x, gamma, beta, mean, variance = (node.required(i) for i in range(5))
+    made = Builder()
+    epsilon = ArrayTensor(np.full(1, node.number("epsilon", 1e-5), dtype.numpy))
+    root = made.add(ir.Unary("sqrt"), made.add(ir.Add(), variance, epsilon))
+    scale = made.add(ir.Div(), gamma, root)
+    shift = made.add(ir.Sub(), beta, made.add(ir.Mul(), mean, scale))
+    made.add(ir.Scale(1), x, scale, shift)
+    return made.steps()
 
 
 def _by_element(node: OnnxNode, tensors: Sequence[Tensor | None]) -> Steps | None:
@@ -55,7 +77,8 @@ def _scale(node: OnnxNode, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Te
     gamma, beta, mean, var = (t for t in tensors if t is not None)
     # onnx stores epsilon as float32; the shortest decimal recovers the intended number.
     eps = node.number("epsilon", 1e-5)
-    return batch_norm_scale(gamma, beta, mean, var, eps, node.type().dtype or gamma.dtype)
+    norm = BatchNorm(gamma, beta, mean, var, eps)
+    return batch_norm_scale(norm, node.type().dtype or gamma.dtype)
 
 
 @reads("LayerNormalization", makes=ir.LayerNorm, idle_results=True)

@@ -28,11 +28,17 @@ def _reduction(operator: str, kind: str) -> None:
 
 
 def _axes(node: OnnxNode) -> tuple[int, ...] | None:
-    """The axes that a node reduces; ``None`` if they are not known, or if it reduces none."""
+    """The axes that a node reduces; ``None`` if they are not known.
+
+    Raises:
+        LeftAlone: If it reduces none.
+    """
     axes, rank = node.ints("axes", 1), node.type().rank
     noop = node.flag("noop_with_empty_axes")
-    if rank is None or (axes is None and node.input(1) is not None) or (not axes and noop):
+    if rank is None or (axes is None and node.input(1) is not None):
         return None
+    if not axes and noop:
+        raise LeftAlone("it has no axes and noop_with_empty_axes: it reduces nothing")
     return node.axes(axes or range(rank), rank)
 
 

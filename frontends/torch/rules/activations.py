@@ -9,11 +9,20 @@ import torch
 from torch import nn
 
 from .... import ir
-from ....ir import SplatTensor, Tensor
+from ....ir import Tensor, Value
 from ....ir.ops.base import axis_of
 from ....ir.tensor import reshaped
-from ...lowering import Lowered, Steps
-from ...lowering.activations import HARD_SIGMOID, activation, clip, gelu, softmax
+from ...lowering import Lowered, Step, Steps
+from ...lowering.activations import (
+    HARD_SIGMOID,
+    activation,
+    below,
+    clip,
+    gelu,
+    number,
+    shrink,
+    softmax,
+)
 from ...lowering.base import Builder
 from ...support import LeftAlone
 from ..call import Call
@@ -136,15 +145,17 @@ def _clamp_max(call: Call) -> Lowered | None:
 @reads(
     "threshold",
     "_threshold",  # What F.threshold calls itself.
-    makes=(ir.Activation, "thresholded_relu"),
-    note="a value of 0",
+    makes=[(ir.Activation, "thresholded_relu"), (ir.Compare, "less_equal"), ir.Where],
+    note="in steps where it is not 0 below",
     inplace=3,
+    several=True,
 )
-def _threshold(call: Call) -> Lowered | None:
+def _threshold(call: Call) -> Lowered | Steps | None:
     """``(x, threshold, value)``."""
-    if call.get(2, "value") != 0:
-        raise LeftAlone("below its threshold it is not 0")
-    return activation("thresholded_relu", call.value(0), [float(call.get(1, "threshold"))])
+    threshold, value = float(call.get(1, "threshold")), float(call.get(2, "value"))
+    if value != 0:
+        return below(call.value(0), threshold, value)
+    return activation("thresholded_relu", call.value(0), [threshold])
 
 
 reads_module(nn.Threshold, call="threshold", fields="threshold value")
@@ -152,30 +163,77 @@ reads_module(nn.Threshold, call="threshold", fields="threshold value")
 
 @reads(
     "softplus",
-    makes=[(ir.Activation, "softplus"), ir.Scale],
-    note="a threshold behind which float32 shows no difference",
+    makes=[(ir.Activation, "softplus"), ir.Scale, (ir.Compare, "greater"), ir.Where],
+    note="in steps with a low threshold, or a beta",
+    several=True,
 )
 def _softplus(call: Call) -> Lowered | Steps | None:
     """``(x, beta, threshold)``: ``log(1 + exp(beta * x)) / beta``, and x itself where ``beta * x > threshold``."""
     x, beta = call.value(0), float(call.get(1, "beta", 1))
     dtype, threshold = x.type.dtype, float(call.get(2, "threshold", 20))
     # What the threshold cuts off is below exp(-threshold), beside a number of at least its size.
-    digits = 36.0 if dtype is ir.DType.F64 else 16.0
-    if threshold < digits:
-        raise LeftAlone(f"its threshold of {threshold:g} changes results")
-    if beta == 1:
+    cuts = threshold < (36.0 if dtype is ir.DType.F64 else 16.0)
+    if beta == 1 and not cuts:
         return activation("softplus", x)
     if dtype is None or not dtype.is_wide_float or not beta > 0:
         raise LeftAlone(f"a beta of {beta:g} needs a known type of floats, and to be above 0")
     made, axis = Builder(), 1 if (x.type.rank or 0) > 1 else 0
-    scaled = made.add(ir.Scale(axis), x, _number(beta, dtype))
+    scaled: Value | Step = x if beta == 1 else made.add(ir.Scale(axis), x, _number(beta, dtype))
     bent = made.add(ir.Activation("softplus"), scaled)
-    made.add(ir.Scale(axis), bent, _number(1 / beta, dtype))
+    if beta != 1:
+        bent = made.add(ir.Scale(axis), bent, _number(1 / beta, dtype))
+    if cuts:
+        large = made.add(ir.Compare("greater"), scaled, number(threshold, dtype))
+        made.add(ir.Where(), large, x, bent)
     return made.steps()
 
 
-def _number(number: float, dtype: ir.DType) -> Tensor:
-    return reshaped(SplatTensor((), dtype, number), (1,))
+@reads("hardshrink", makes=[(ir.Compare, "less_equal"), (ir.Unary, "abs"), ir.Where], several=True)
+def _hardshrink(call: Call) -> Steps | None:
+    """``(x, lambd)``."""
+    return shrink(call.value(0), float(call.get(1, "lambd", 0.5)), 0.0)
+
+
+reads_module(nn.Hardshrink, call="hardshrink", fields="lambd")
+
+
+@reads("softshrink", makes=[(ir.Activation, "clip"), ir.Sub], several=True)
+def _softshrink(call: Call) -> Steps | None:
+    """``(x, lambd)``."""
+    ends = float(call.get(1, "lambd", 0.5))
+    return shrink(call.value(0), ends, ends)
+
+
+reads_module(nn.Softshrink, call="softshrink", fields="lambd")
+
+
+@reads("tanhshrink", makes=[(ir.Activation, "tanh"), ir.Sub], several=True)
+def _tanhshrink(call: Call) -> Steps | None:
+    x = call.value(0)
+    if x.type.dtype is None or not x.type.dtype.is_wide_float:
+        return None
+    made = Builder()
+    made.add(ir.Sub(), x, made.add(ir.Activation("tanh"), x))
+    return made.steps()
+
+
+reads_module(nn.Tanhshrink, call="tanhshrink")
+
+
+@reads("rrelu", makes=(ir.Activation, "leaky_relu"), note="in evaluation mode", inplace=4)
+def _rrelu(call: Call) -> Lowered | None:
+    """``(x, lower, upper, training)``: outside of training, the slope is between both."""
+    if call.get(3, "training", False):
+        raise LeftAlone("it draws random slopes in training mode")
+    ends = (call.get(1, "lower", 1 / 8), call.get(2, "upper", 1 / 3))
+    return activation("leaky_relu", call.value(0), [sum(map(float, ends)) / 2])
+
+
+reads_module(nn.RReLU, call="rrelu", fields="lower upper training")
+
+
+def _number(value: float, dtype: ir.DType) -> Tensor:
+    return reshaped(number(value, dtype), (1,))
 
 
 reads_module(nn.Softplus, call="softplus", fields="beta threshold")

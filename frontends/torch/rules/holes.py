@@ -14,16 +14,12 @@ cannot_read(
 cannot_read(ir.Gate, "an exported gate is no module any more: trace the module instead", "export")
 
 refuses(
-    "hardshrink", "softshrink", "tanhshrink", "rrelu", "Hardshrink", "Softshrink", "Tanhshrink", "RReLU",
-    reason="the IR has no such activation",
-)  # fmt: skip
-refuses(
     "GRUCell", "LSTMCell", "RNNCell", "gru_cell", "lstm_cell", "rnn_tanh_cell", "rnn_relu_cell",
     reason="the IR has no steps of recurrent layers",
 )  # fmt: skip
 refuses(
     "Transformer", "TransformerEncoder", "TransformerEncoderLayer", "TransformerDecoder", "TransformerDecoderLayer",
-    reason="a trace does not look inside it: torch.export does",
+    reason="a trace by torch.fx alone does not look inside it: give the module that was traced",
 )  # fmt: skip
 refuses("argsort", "msort", reason="only topk and sort are read")
 cannot_read(ir.LocalResponseNorm, "torch.export writes it as its arithmetic", "export")

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from .... import ir
-from ....hosts.torch.origins import BatchNormPart
 from ....ir import Value
+from ....ir.batch_norm import BatchNorm
 from ...lowering import Lowered, Path, Steps
 from ...lowering.base import first_of_several
 from ...lowering.norms import batch_norm_scale
@@ -37,11 +37,18 @@ def _batch_norm(call: Call) -> Lowered | None:
         return None
     if found[3] is not None and beta is None:
         return None
+    layer = x.producer if x.type.rank is None else None
+    linear = layer is not None and isinstance(layer.op, ir.Linear)
+    if layer is not None and linear and layer.required(1).type.dim(0) == mean.shape[0]:
+        raise LeftAlone(
+            "the number of axes of its input is not known, and it norms the features of the layer in front only if there are two"
+        )
     epsilon = call.get(7, "eps", 1e-5)
-    parts = batch_norm_scale(gamma, beta, mean, var, epsilon, x.type.dtype or mean.dtype)
-    if call.module is not None:
-        parts[0].host = BatchNormPart(call.module, "scale")
-        parts[1].host = BatchNormPart(call.module, "shift")
+    norm = BatchNorm(gamma, beta, mean, var, epsilon, call.module)
+    parts = batch_norm_scale(norm, x.type.dtype or mean.dtype)
+    if call.module is None:
+        for part in parts:
+            part.host = None
     return ir.Scale(1), [x, *parts]
 
 

@@ -59,8 +59,12 @@ def _resized(
     if kind == "nearest":
         coordinates = "half_pixel" if mode == "nearest-exact" else "asymmetric"
         more["rounding"] = "round_prefer_ceil" if mode == "nearest-exact" else "floor"
-    else:
-        more["antialias"] = antialias
+    elif antialias:
+        if corners:
+            return None
+        # torch spreads the weights of positions outside over the others, and has another cubic then.
+        more |= {"antialias": True, "exclude_outside": True}
+        more |= {"cubic": -0.5} if kind == "cubic" else {}
     if corners and scales:
         # Corners are aligned by the sizes, whatever the factor was.
         out = ir.Resize(kind, coordinates, scales).infer([x.type])[0]

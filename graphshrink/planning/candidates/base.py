@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 from ...ir import Graph, Node, Rewriter, Value
@@ -37,12 +38,37 @@ class Candidate(ABC):
             InferenceError: If sizes inside do not fit.
         """
 
+    def weaker(self, strength: float) -> Candidate | None:
+        """This candidate with what it adds to a skip multiplied by a number; ``None`` if it adds to no skip.
+
+        Its label ends in ``at`` and the number.
+        """
+        return None
+
+
+def at_strength(label: str) -> tuple[str, float]:
+    """The label of the candidate that :meth:`Candidate.weaker` was asked of, and the strength; 1 if the label names none."""
+    own, _, number = label.partition(_AT)
+    try:
+        strength = float(number)
+    except ValueError:
+        return label, 1.0
+    return (own, strength) if isfinite(strength) else (label, 1.0)
+
+
+def weaker_label(label: str, strength: float) -> str:
+    """The label of a candidate with another strength."""
+    return f"{label}{_AT}{strength:g}"
+
+
+_AT = " at "
+
 
 class Kind(ABC):
     """A kind of candidate; subclasses are registered in :mod:`graphshrink.planning.candidates`.
 
     Attributes:
-        name: The name of the kind.
+        name: The name of the kind: the first word of the labels of its candidates.
     """
 
     name: ClassVar[str]

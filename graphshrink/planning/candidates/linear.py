@@ -13,7 +13,7 @@ Everything is computed from one Gram matrix, that of the widest window (:class:`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from ...ir import ArrayTensor, Conv, Exactness, Graph, Linear, Node, Rewriter, S
 from ...passes.merge.algebra.tensors import Array64
 from ..closed_forms import Sums, ridge, ridged
 from ..column_sums import SUMS_BYTES, ColumnSums, Window
+from ..extract import one_sample
 from ..sites import REWRITTEN, Site
 from ..windows import window_of
-from .base import Candidate, Kind, Names
+from .base import Candidate, Kind, Names, weaker_label
 
 KERNEL = 3
 """The kernel of the widest convolution that is fitted."""
@@ -62,6 +63,15 @@ class LinearMap(Candidate):
             if site.body is not None:
                 _replace_body(rw, last, names.values[site.entry.name], value)
 
+    def weaker(self, strength: float) -> Candidate | None:
+        """With smaller numbers in the last layer, beside a skip."""
+        if self.site.body is None:
+            return None
+        last = self.layers[-1]
+        scaled = replace(last, constants=tuple(c * strength for c in last.constants))
+        label = weaker_label(self.label, strength)
+        return replace(self, label=label, layers=(*self.layers[:-1], scaled))
+
 
 def _constant(rw: Rewriter, array: Array64, value: Value, site: Site) -> Value:
     assert value.type.dtype is not None
@@ -98,7 +108,11 @@ class LinearKind(Kind):
         assert not isinstance(request, str)
         (asked,) = request
         (sums,) = results
-        made = _dense_layers(site, sums) if asked.window.axis == -1 else _convs(asked.window, sums)
+        made = (
+            _dense_layers(site, sums)
+            if asked.window.axis == -1
+            else _convs(site, asked.window, sums)
+        )
         most = _macs(site)
         return [
             LinearMap(site, f"linear {label}", error, layers)
@@ -115,7 +129,7 @@ def _shape_label(window: Window) -> str:
     return "x".join(map(str, window.kernel))
 
 
-def _convs(window: Window, sums: Sums) -> _Made:
+def _convs(site: Site, window: Window, sums: Sums) -> _Made:
     n, taps = len(window.kernel), int(np.prod(window.kernel, dtype=int))
     channels = (len(sums.gram) - 1) // taps
     dense = ridge(sums)
@@ -146,6 +160,8 @@ def _convs(window: Window, sums: Sums) -> _Made:
             Layer(Conv(ones, (0,) * 2 * n, ones), _point(mixed, n)),
         )
         made.append((f"depthwise {_shape_label(window)}", layers, behind.error(mixed)))
+    if not _fits_without_pads(site, window):
+        return made
     made.append(
         (
             _shape_label(Window(kernel=ones)),
@@ -156,6 +172,15 @@ def _convs(window: Window, sums: Sums) -> _Made:
     if max(window.strides, default=1) == 1 and len(point) == channels:
         made += _affine(points, 1)
     return made
+
+
+def _fits_without_pads(site: Site, window: Window) -> bool:
+    """Whether a 1x1 convolution makes results of the right size."""
+    entry, exit = (one_sample(v.type).static_shape for v in (site.entry, site.exit))
+    assert entry is not None
+    assert exit is not None
+    sizes = zip(entry[2:], exit[2:], window.strides, strict=True)
+    return all((d_in - 1) // stride + 1 == d_out for d_in, d_out, stride in sizes)
 
 
 def _point(weight: Array64, n: int) -> tuple[Array64, Array64]:

@@ -1,12 +1,23 @@
-"""Timing of calls in turn, so that a shared machine that becomes slower or faster affects all of them equally."""
+"""Timing of calls in turn, so that a shared machine that becomes slower or faster affects all of them equally.
+
+What the system interrupted is measured again: on a busy machine a long call nearly always waits for other processes and a short one hardly ever,
+so that turns with a reference do not help.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+_resource: Any = None
+with contextlib.suppress(ImportError):  # There is none on Windows: all rounds count there.
+    _resource = importlib.import_module("resource")
 
 SAMPLE = 0.0005
 """The minimal length of a timed sample in seconds: the call is repeated, so that the clock's resolution has no influence.
@@ -15,9 +26,13 @@ It is shorter than the time slices of the system's scheduler: most samples are t
 median ignores those that are.
 """
 LEAST = 15
-"""The smallest number of rounds before measuring may end."""
+"""The smallest number of undisturbed rounds before measuring may end."""
 MOST = 401
 """The largest number of rounds."""
+PATIENCE = 4
+"""How many times longer, or more often, something is measured that is interrupted again and again."""
+FEWEST = 5
+"""If fewer rounds were undisturbed, all count."""
 ENOUGH = 0.03
 """Measuring ends when the spread, divided by the square root of the number of rounds, is at most this share of the median."""
 
@@ -60,18 +75,28 @@ def timed(call: Call, count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def interruptions() -> int:
+    """How often the system has taken the processor away from this process; 0 where it does not say so."""
+    if _resource is None:
+        return 0
+    return int(_resource.getrusage(_resource.RUSAGE_SELF).ru_nivcsw)
+
+
 def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
     """Time a call in turn with a reference, until the median has settled or the time is over.
 
     Args:
         call: The call.
         reference: The call by whose time the result is divided.
-        seconds: The upper limit of the measuring time; there is always at least one round.
+        seconds: The upper limit of the measuring time, or of a quarter of it while hardly any round was undisturbed; there is always
+            at least one round.
     """
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     count, reference_count = repeats(call), repeats(reference)
     samples: list[float] = []
+    quiet: list[float] = []
     while len(samples) < MOST:
+        before = interruptions()
         # The order alternates, because the first call may find the caches filled with other data.
         if len(samples) % 2:
             below = timed(reference, reference_count)
@@ -80,10 +105,14 @@ def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
             above = timed(call, count)
             below = timed(reference, reference_count)
         samples.append(above / below)
-        found = Ratio.of(samples)
-        if time.perf_counter() > end or _is_settled(found):
+        if interruptions() == before:
+            quiet.append(samples[-1])
+            if _is_settled(Ratio.of(quiet)):
+                break
+        allowed = seconds if len(quiet) >= FEWEST else seconds * PATIENCE
+        if time.perf_counter() - start > allowed:
             break
-    return Ratio.of(samples)
+    return Ratio.of(quiet if len(quiet) >= FEWEST else samples)
 
 
 def _is_settled(found: Ratio) -> bool:
@@ -98,5 +127,16 @@ def in_turn(calls: Sequence[Call], rounds: int) -> list[list[float]]:
     for turn in range(rounds):
         for i in range(len(calls)):
             which = (turn + i) % len(calls)
-            found[which].append(timed(calls[which], 1) * 1e3)
+            found[which].append(_undisturbed(calls[which]) * 1e3)
     return found
+
+
+def _undisturbed(call: Call) -> float:
+    """The seconds of a call, which is repeated a few times until it was not interrupted; otherwise the shortest ones."""
+    times = []
+    for _ in range(PATIENCE):
+        before = interruptions()
+        times.append(timed(call, 1))
+        if interruptions() == before:
+            return times[-1]
+    return min(times)

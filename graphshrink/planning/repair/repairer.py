@@ -115,8 +115,8 @@ class Repairer:
         self.values = {v.name: v for v in original.values()}
         self.kept: dict[str, tuple[int, ...]] = {}
         for candidate in candidates:
-            if isinstance(candidate, Narrowed) and candidate.site.group is not None:
-                self.kept |= {v.name: candidate.kept for v in candidate.site.group.values}
+            if isinstance(candidate, Narrowed):
+                self.kept |= candidate.rows()
         self.before, self.after = Walk(original, fitting), Walk(self.graph, fitting)
         self.pairs = self._pairs()
         for node, _ in self.pairs:

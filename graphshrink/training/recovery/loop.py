@@ -73,6 +73,7 @@ class Run:
     warmup: float
     schedule: str
     precision: str
+    training_mode: bool
     callbacks: Sequence[Any]
     evaluate: Callable[[nn.Module], float | Mapping[str, float]] | None
     every: int | None
@@ -123,6 +124,9 @@ class Run:
             record = {"epoch": self.epoch + 1, **means, "lr": lr, **self._evaluated()}
             record["seconds"] = time.perf_counter() - began
             self.history.append(record)
+            for callback in self.callbacks:
+                if hasattr(callback, "end_epoch"):
+                    callback.end_epoch(record)
             self.progress.line(_line(record, self.epochs))
             self.epoch, self.index, self.sums = self.epoch + 1, 0, {}
             generator = self._generator()
@@ -131,7 +135,7 @@ class Run:
 
     def _one_epoch(self) -> float:
         """Train the remaining steps of an epoch; returns the last learning rate."""
-        self.parallel.train()
+        self.parallel.train(self.training_mode)
         generator = self._generator()
         if generator is not None:
             if self.loader_state is not None:
@@ -354,7 +358,9 @@ def _line(record: Mapping[str, float], epochs: int) -> str:
     """The line that is printed for an epoch."""
     hidden = ("epoch", "seconds", "lr")
     parts = [f"{name} {value:.4g}" for name, value in record.items() if name not in hidden]
+    left = (epochs - record["epoch"]) * record["seconds"]
+    soon = f", about {left / 60:.0f} min left" if left >= 60 else ""
     return (
         f"epoch {record['epoch']}/{epochs}: {', '.join(parts)}, lr {record['lr']:.2e}, "
-        f"{record['seconds']:.1f} s"
+        f"{record['seconds']:.1f} s{soon}"
     )

@@ -65,6 +65,7 @@ def recover(
     warmup: float = 0.05,
     schedule: Literal["cosine", "constant"] = "cosine",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    training_mode: bool = True,
     device: str | torch.device | None = None,
     steps_per_epoch: int | None = None,
     callbacks: Sequence[Callback] = (),
@@ -106,9 +107,11 @@ def recover(
         warmup: The share of all steps in which the learning rate rises to ``lr``.
         schedule: After the warm-up, ``"cosine"`` lowers the learning rate to 0 along half a cosine.
         precision: ``"bf16"`` and ``"fp16"`` (CUDA only, with a loss scale) compute in mixed precision.
+        training_mode: False trains in evaluation mode: batch norms keep their running statistics, and dropout is off.
         device: The device to train on; if not given, that of the module, under ``torchrun`` the process's own GPU.
         steps_per_epoch: The largest number of batches in an epoch; required for loaders without a length.
-        callbacks: Objects whose method ``step`` is called after each step, or functions that are called with a :class:`Step`.
+        callbacks: Objects whose method ``step`` is called after each step and ``end_epoch``, if they have it, with each record of the
+            history, or functions that are called with a :class:`Step`.
             The state of those with ``state_dict`` and ``load_state_dict`` is part of checkpoints.
         evaluate: Called with the module in evaluation mode after each epoch, on rank 0; returns numbers for the history.
         checkpoint: A folder for checkpoints, written after each epoch. If it has one, the run resumes from there.
@@ -177,6 +180,7 @@ def recover(
         module=plain, tapped=tapped, teacher=guide, batches=batches, per_epoch=per_epoch, epochs=epochs,
         loss=loss or cross_entropy, unpack=unpack, weights=(distill_weight, feature_weight), penalty=penalty,
         optimizer=optimizer, clip=clip, warmup=warmup, schedule=schedule, precision=precision,
+        training_mode=training_mode,
         callbacks=list(callbacks), evaluate=evaluate, every=checkpoint_every, seed=seed, processes=processes,
         checkpoints=None if checkpoint is None else Checkpoints(checkpoint), settings=settings,
         progress=Training(epochs * per_epoch, quiet=not progress or processes.rank > 0),
@@ -195,7 +199,7 @@ def recover(
 
 _SETTINGS = (
     "epochs", "weight_decay", "momentum", "clip", "warmup", "schedule", "precision", "temperature", "distill_weight",
-    "feature_weight", "seed",
+    "feature_weight", "seed", "training_mode",
 )  # fmt: skip
 """Arguments of :func:`recover` that must be the same when a run is resumed."""
 

@@ -29,11 +29,10 @@ from ...ops import (
 )
 from ...ops.base import axis_of
 from ...ops.recurrent import _Recurrent
-from ...types import Dim
 from ..dequantized import is_dequantized
 from .einsum import EinsumOperand, einsum_elements
 from .elements import Binding, Elements, Entry, Factor, Ids, Origin, projection
-from .reshapes import reshape_entries, runs_of
+from .reshapes import axis_runs, reshape_entries
 
 
 class ChannelFlow:
@@ -174,14 +173,8 @@ class ChannelFlow:
         if source is None or target is None or 0 in source or 0 in target:
             self._barrier(node)
             return
-        marked: list[Dim] = list(source)
-        goal: list[Dim] = list(target)
-        if isinstance(node.op, Reshape):
-            # A copied size equals its source even if it is unknown.
-            for i, d in enumerate(node.op.shape):
-                if d is None and source[i] is None:
-                    marked[i] = goal[i] = f"axis {i}"
-        runs = runs_of(marked, goal)
+        assert isinstance(node.op, Reshape | Flatten)
+        runs = axis_runs(node.op, source, target)
         what = f"{node.name} ({node.op.name})"
         made = reshape_entries(self.elements, self._entries(x), source, target, runs, what)
         self._define(node.output, made)

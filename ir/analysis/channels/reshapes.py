@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...ops import Flatten, Reshape
 from ...types import Dim
 from .elements import Elements, Entry, Factor, projection
 
@@ -32,6 +33,16 @@ class AxisRun:
     begin: int
     end: int
     known: bool = True
+
+
+def axis_runs(op: Reshape | Flatten, source: Sequence[Dim], target: Sequence[Dim]) -> list[AxisRun]:
+    """The runs of a node that reshapes; an axis that it copies equals its source even if its size is unknown."""
+    marked, goal = list(source), list(target)
+    if isinstance(op, Reshape):
+        for i, d in enumerate(op.shape):
+            if d is None and source[i] is None:
+                marked[i] = goal[i] = f"axis {i}"
+    return runs_of(marked, goal)
 
 
 _Key = int | str
@@ -219,4 +230,4 @@ def _result_shape(
     return [shape[b] for b in results]
 
 
-__all__ = ["AxisRun", "reshape_entries", "runs_of"]
+__all__ = ["AxisRun", "axis_runs", "reshape_entries", "runs_of"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from onnx import NodeProto
 
 from ....ir import ModelError, Node, Tensor, Value
+from ...options import NEWEST_OPSET
 from ..speller import DrySpeller, Speller, spells
 from . import (  # noqa: F401 - their rules register themselves
     activations,
@@ -25,9 +26,6 @@ from . import (  # noqa: F401 - their rules register themselves
     shapes,
     slices,
 )
-
-NEWEST_OPSET = 23
-"""The opset of models that are made here from nothing; onnxruntime runs it."""
 
 
 def spell(
@@ -58,6 +56,8 @@ def spell(
     """
     speller = Speller(node, inputs, outputs, opset, new_constant, new_name, existing, forms)
     spells.rule_of(node)(speller, node.op)
+    for made in speller.made[:-1]:
+        made.name = f"{node.name}/{made.op_type}"
     if speller.made:
         speller.made[-1].name = node.name
     return speller.made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ....ir import Add, Cast, Div, Identity, Mul, Node, Op, Scale, Sub, Value
 from ..emitter import Emitter, Unsupported, arranged, spells
 from ..flat import FlatTensor
@@ -32,6 +34,8 @@ def arithmetic(e: Emitter, node: Node, op: Add | Sub | Mul | Div) -> None:
     code, options = _FUSING[type(op)]
     operands, layout = broadcast_inputs(e, node)
     dtype = e.dtype(node.output)
+    if code == "DIV" and dtype == "INT64":
+        return _divide_int64(e, node, operands, layout)
     if dtype not in _TYPES[code]:
         raise Unsupported(f"LiteRT has no kernel for {dtype.lower()}")
     check_rank(_WIDEST[code], operands)
@@ -39,6 +43,21 @@ def arithmetic(e: Emitter, node: Node, op: Add | Sub | Mul | Div) -> None:
     made = e.op(code, operands, broadcast_shape(*operands), dtype,
                 (options, {"fusedActivationFunction": act}))  # fmt: skip
     e.put(result, made, layout)
+    return None
+
+
+def _divide_int64(e: Emitter, node: Node, operands: list[FlatTensor], layout: Layout) -> None:
+    """DIV in int32, since LiteRT has no kernel for int64."""
+    check_rank(_WIDEST["DIV"], operands)
+    for value in node.inputs:
+        known = value.data if value is not None else None
+        if known is not None and known.size and np.abs(known.numpy().astype(float)).max() >= 2**31:
+            raise Unsupported("LiteRT divides int64 in int32 only, and an operand is larger")
+    narrow = [e.op("CAST", [t], t.shape, "INT32", ("CastOptions", {})) for t in operands]
+    shape = broadcast_shape(*operands)
+    made = e.op("DIV", narrow, shape, "INT32", ("DivOptions", {"fusedActivationFunction": 0}))
+    e.notes["int64 is divided in int32: numbers from 2**31 on are not"] = None
+    e.put(node.output, e.op("CAST", [made], shape, "INT64", ("CastOptions", {})), layout)
 
 
 def check_rank(most: int, operands: list[FlatTensor]) -> None:

@@ -106,24 +106,36 @@ def _coordinates(e: Emitter, index: FlatTensor, place: int) -> FlatTensor:
                 ("ConcatenationOptions", {"axis": len(sizes), "fusedActivationFunction": 0}))  # fmt: skip
 
 
-@spells(GatherNd, note="without batch axes, along axes of known size")
+@spells(GatherNd, note="along axes of known size")
 def gather_nd(e: Emitter, node: Node, op: GatherNd) -> None:
-    """GATHER_ND."""
+    """GATHER_ND; along batch axes, each index is joined with its own place."""
     data, indices = node.required(0), node.required(1)
-    if op.batch_axes:
-        raise Unsupported("LiteRT has no kernel for batch axes")
+    batch = op.batch_axes
     rank, count = len(e.shape(indices)), e.known_sizes(indices, [-1])[0]
     tensor = _picked(e, e.get(data, model_order(len(e.shape(data)))))
-    sizes = np.array(e.known_sizes(data, range(count)), np.int64)
+    sizes = np.array(e.known_sizes(data, range(batch, batch + count)), np.int64)
     if indices.data is not None:
         index = e.constant(e.numbers(indices).astype(np.int64) % sizes, "INT32", indices.name)
     else:
         index = _whole(e, e.get(indices, model_order(rank)))
         index = e.op("FLOOR_MOD", [index, e.constant(sizes, index.dtype)], index.shape, index.dtype,
                      ("FloorModOptions", {}))  # fmt: skip
-    shape = (*index.shape[:-1], *tensor.shape[count:])
+    if batch:
+        index = _with_batch(e, index, e.known_sizes(indices, range(rank - 1)), batch)
+    shape = (*index.shape[:-1], *tensor.shape[batch + count :])
     made = e.op("GATHER_ND", [tensor, index], shape, tensor.dtype, ("GatherNdOptions", {}))
     e.put(node.output, _as(e, made, e.dtype(data)), model_order(len(shape)))
+
+
+def _with_batch(e: Emitter, index: FlatTensor, places: tuple[int, ...], batch: int) -> FlatTensor:
+    """Join indices ``(*places, n)`` with their own places along the first axes."""
+    own = np.moveaxis(np.indices(places)[:batch], 0, -1)
+    if own.size > _MOST_COORDINATES:
+        raise Unsupported(f"it picks {math.prod(places)} times, too often for batch axes")
+    parts = [e.constant(own, index.dtype), index]
+    axis = len(places)
+    return e.op("CONCATENATION", parts, (*places, batch + index.shape[-1]), index.dtype,
+                ("ConcatenationOptions", {"axis": axis, "fusedActivationFunction": 0}))  # fmt: skip
 
 
 def _picked(e: Emitter, tensor: FlatTensor) -> FlatTensor:

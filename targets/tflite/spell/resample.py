@@ -7,17 +7,14 @@ Any other interpolation is written as a sum over its taps, axis by axis: each ta
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from ....ir import DepthToSpace, Node, Resize, SpaceToDepth, Value
+from ...resize_taps import Ints, positions, rounded, taps
 from ..emitter import Emitter, Unsupported, spells
 from ..flat import FlatTensor
 from ..layout import channels_last
 from .activations import Elementwise
 from .convolutions import as_image, from_image
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @spells(Resize)
@@ -93,81 +90,23 @@ def _agrees(op: Resize, corners: bool, centers: bool, size: int, count: int, sca
     """Whether a RESIZE operator with these flags samples the model's positions along an axis."""
     step = (size - 1) / (count - 1) if corners and count > 1 else size / count
     places = np.arange(count, dtype=np.float64)
-    wanted = _positions(op, size, count, scale)
+    wanted = positions(op, size, count, scale)
     if op.mode == "nearest":
         offset = 0.5 if centers else 0.0
         # In float32, as the kernel computes it.
         raw = (places.astype(np.float32) + np.float32(offset)) * np.float32(step)
         found = np.floor(raw + np.float32(0.5)) if corners else np.floor(raw)
-        chosen = _rounded(op, wanted, size)
+        chosen = rounded(op, wanted, size)
         return bool(np.array_equal(np.clip(found.astype(np.int64), 0, size - 1), chosen))
     at = (places + 0.5) * step - 0.5 if centers else places * step
     gap = np.clip(at, 0, size - 1) - np.clip(wanted, 0, size - 1)
     return bool(np.abs(gap).max() <= 1e-6)
 
 
-def _positions(op: Resize, size: int, count: int, scale: float) -> Floats:
-    """Return the position in the input of each output along an axis, by ONNX's rules."""
-    places = np.arange(count, dtype=np.float64)
-    match op.coordinates:
-        case "half_pixel":
-            return (places + 0.5) / scale - 0.5
-        case "pytorch_half_pixel":
-            return (places + 0.5) / scale - 0.5 if count > 1 else np.zeros(count)
-        case "half_pixel_symmetric":
-            # The centre of the image is kept if the scaled size was rounded.
-            offset = size / 2 * (1 - count / (scale * size))
-            return offset + (places + 0.5) / scale - 0.5
-        case "align_corners":
-            return places * ((size - 1) / (count - 1)) if count > 1 else np.zeros(count)
-    return places / scale
-
-
-def _rounded(op: Resize, at: Floats, size: int) -> Ints:
-    """Return the pixels nearest to positions, rounded as the op says."""
-    match op.rounding:
-        case "round_prefer_floor":
-            found = np.ceil(at - 0.5)
-        case "round_prefer_ceil":
-            found = np.floor(at + 0.5)
-        case "floor":
-            found = np.floor(at)
-        case _:
-            found = np.ceil(at)
-    return np.clip(found, 0, size - 1).astype(np.int64)
-
-
-def _taps(op: Resize, size: int, count: int, scale: float) -> tuple[Ints, Floats]:
-    """Return the positions and the weights of the taps, each (taps, count)."""
-    at = _positions(op, size, count, scale)
-    if op.mode == "nearest":
-        return _rounded(op, at, size)[None], np.ones((1, count))
-    low = np.floor(at)
-    part = at - low
-    if op.mode == "linear":
-        offsets, weights = np.arange(2), np.stack([1 - part, part])
-    else:
-        offsets = np.arange(-1, 3)
-        weights = np.stack([_cubic(np.abs(part - o), op.cubic) for o in offsets])
-    places = low[None] + offsets[:, None]
-    if op.exclude_outside:
-        weights = np.where((places < 0) | (places > size - 1), 0.0, weights)
-        weights = weights / weights.sum(0)
-    return np.clip(places, 0, size - 1).astype(np.int64), weights
-
-
-def _cubic(distance: Floats, a: float) -> Floats:
-    """Return the weight of the cubic convolution kernel of Keys (1981) at a distance."""
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    found: Floats = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
-    return found
-
-
 def _by_taps(
     e: Emitter, op: Resize, image: FlatTensor, place: int, size: int, count: int, scale: float
 ) -> FlatTensor:
-    places, weights = _taps(op, size, count, scale)
+    places, weights = taps(op, size, count, scale)
     shape = tuple(count if i == place else d for i, d in enumerate(image.shape))
     total: FlatTensor | None = None
     m = Elementwise(e)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from .... import ir
 from ....hosts.torch.modules.scale import Scale
-from ....ir import DType
-from ..batch_norms import reordered_norm
+from ....ir import DType, Value
+from ..batch_norms import made_norm
 from ..parameters import hold
 from ..speller import Speller, spells
 
@@ -92,8 +92,8 @@ def cast(s: Speller, op: ir.Cast) -> fx.Node:
 
 @spells(ir.Scale)
 def scale(s: Speller, op: ir.Scale) -> fx.Node:
-    """The batch norm that it was, with channels in another order; else ``Scale``, or products of computed vectors."""
-    norm = reordered_norm(s.node)
+    """The batch norm that it was, perhaps with channels in another order; else ``Scale``, or products of numbers and of computed vectors."""
+    norm = made_norm(s.node, s.out.tensor)
     if norm is not None:
         return s.module(norm, s.value())
     rank = s.rank
@@ -101,19 +101,36 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
     if rank is None and any(v is not None and v.type.dim(0) != 1 for v in operands):
         raise s.refuse("of unknown rank")
     if any(v is not None and v.data is None for v in operands):
-        return _by_computed(s, op)
+        return scale_calls(s, op)
+    if all(v is None or _is_number(v) for v in operands):
+        return _by_numbers(s, operands)
     made = Scale(None, None, rank - op.axis % rank - 1 if rank else 0)
     for name, value in zip(("scale", "shift"), operands, strict=True):
         if value is None or value.data is None:
             continue
-        vector = s.out.tensor(value.data)
+        vector = s.out.constant(value)
         shaped = vector.detach().clone().reshape(-1, *[1] * made.trailing)
         learned = isinstance(vector, nn.Parameter)
         hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
     return s.module(made, s.value())
 
 
-def _by_computed(s: Speller, op: ir.Scale) -> fx.Node:
+def _is_number(value: Value) -> bool:
+    """Whether a constant is one number that is written in the code, and comes from no parameter or buffer."""
+    return value.data is not None and value.data.size == 1 and value.data.hosts == ()
+
+
+def _by_numbers(s: Speller, operands: Sequence[Value | None]) -> fx.Node:
+    made = s.value()
+    functions: tuple[Callable[..., Any], ...] = (torch.mul, torch.add)
+    for value, function in zip(operands, functions, strict=True):
+        if value is not None and value.data is not None:
+            made = s.call(function, made, value.data.numpy().item())
+    return made
+
+
+def scale_calls(s: Speller, op: ir.Scale) -> fx.Node:
+    """A product and a sum with vectors along an axis."""
     made = s.value()
     for index, function in ((1, torch.mul), (2, torch.add)):
         if s.node.input(index) is not None:

@@ -12,7 +12,7 @@ from .... import ir
 from ..speller import Speller, spells
 
 _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_CONV_CALLS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_CALLS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _TRANSPOSED_CALLS: dict[int, Any] = {
     1: F.conv_transpose1d,
@@ -30,7 +30,7 @@ def conv(s: Speller, op: ir.Conv) -> fx.Node:
         pads = (0,) * (2 * n)
     if given is None:
         rest = (op.strides, pads[:n], op.dilations, op.groups)
-        return s.call(_CONV_CALLS[n], x, s.value(1), s.optional(2), *rest)
+        return s.call(CONV_CALLS[n], x, s.value(1), s.optional(2), *rest)
     weight, bias = given
     made = _CONVS[n](
         weight.shape[1] * op.groups,

@@ -55,17 +55,22 @@ def gather_elements(s: Speller, op: ir.GatherElements) -> fx.Node:
     return s.call(torch.gather, data, op.axis, indices)
 
 
-@spells(ir.GatherNd, note="without batch axes")
+@spells(ir.GatherNd, note="vectors of known length")
 def gather_nd(s: Speller, op: ir.GatherNd) -> fx.Node:
-    """``x[i, j, ...]`` with a tensor for each axis."""
+    """``x[i, j, ...]`` with a tensor for each axis; along batch axes with their own places."""
     data, indices = s.values()
-    value = s.node.required(1)
-    count = value.type.dim(-1)
-    if op.batch_axes or not count:
-        raise s.refuse("with batch axes" if op.batch_axes else "of no or unknown axes")
+    value, batch = s.node.required(1), op.batch_axes
+    count, rank = value.type.dim(-1), value.type.rank
+    if not isinstance(count, int) or not count or (batch and rank is None):
+        raise s.refuse("of no or unknown axes")
     indices = _as_int64(s, value, indices)
-    parts = tuple(s.call(torch.select, indices, -1, i) for i in range(count))
-    return s.call(operator.getitem, data, parts)
+    parts = [s.call(torch.select, indices, -1, i) for i in range(count)]
+    own = []
+    for axis in range(batch):
+        device = s.call(getattr, indices, "device")
+        places = s.call(torch.arange, s.call("size", data, axis), device=device)
+        own.append(s.call(torch.reshape, places, (-1, *[1] * ((rank or 0) - 2 - axis))))
+    return s.call(operator.getitem, data, (*own, *parts))
 
 
 @spells(ir.TopK)
@@ -79,15 +84,26 @@ def top_k(s: Speller, op: ir.TopK) -> Results:
     return [s.call(torch.narrow, result, op.axis, 0, op.k) for result in results]
 
 
-@spells(ir.Range, note="of integers")
+@spells(ir.Range)
 def range_(s: Speller, _: ir.Range) -> fx.Node:
-    """``torch.arange`` to the number of elements, which may be 0."""
-    if s.dtype is None or not s.dtype.is_int:
-        raise s.refuse("of numbers that are no integers, which torch would round otherwise,")
+    """``torch.arange``, or the start plus steps; the number of elements may be 0."""
+    if s.dtype is None:
+        raise s.refuse("of unknown numbers")
     start, limit, delta = (s.value(i) for i in range(3))
+    rest = {"dtype": s.dtype_of(s.dtype), "device": s.call(getattr, start, "device")}
+    known = [sizes[0] for sizes in map(s.sizes, range(3)) if sizes]
+    if len(known) == 3 and isinstance(known[2], int) and known[2]:
+        # torch takes no limit on the wrong side of the start.
+        end = s.call(torch.sym_max if known[2] > 0 else torch.sym_min, *known[:2])
+        return s.call(torch.arange, known[0], end, known[2], **rest)
+    if not s.dtype.is_int:
+        spans = s.call(torch.div, s.call(operator.sub, limit, start), delta)
+        count = s.call("item", s.call("clamp", s.call(torch.ceil, spans), min=0))
+        places = s.call(torch.arange, s.call(int, count), **rest)
+        return s.call(operator.add, s.call(operator.mul, places, delta), start)
     steps = s.call(torch.floor_divide, s.call(operator.sub, start, limit), delta)
     count = s.call("clamp", s.call(operator.neg, steps), min=0)
-    places = s.call(torch.arange, count, dtype=s.dtype_of(s.dtype))
+    places = s.call(torch.arange, count, **rest)
     return s.call(operator.add, s.call(operator.mul, places, delta), start)
 
 

@@ -12,9 +12,9 @@ from ..speller import Speller, spells
 
 @spells(ir.Linear)
 def linear(s: Speller, op: ir.Linear) -> fx.Node:
-    """``nn.Linear``, or ``F.linear`` of a computed weight."""
+    """``nn.Linear``, or ``F.linear`` of a weight that is computed, or that keeps its name in another module."""
     given = s.weights()
-    if given is None:
+    if given is None or s.out.bare(s.node.input(1)):
         return s.call(F.linear, s.value(), s.value(1), s.optional(2))
     weight, bias = given
     out, fan_in = weight.shape

@@ -13,7 +13,9 @@ from .... import ir
 from ..speller import Speller, spells
 from .convolutions import amounts
 
-_MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+# Those of torch itself: the functions of torch.nn.functional choose between two others, and cannot be pickled.
+_MAX: dict[int, Any] = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+_CONVS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _ADAPTIVE: dict[int, Any] = {
     1: F.adaptive_avg_pool1d,
@@ -34,22 +36,37 @@ def max_pool(s: Speller, op: ir.MaxPool) -> fx.Node:
     return s.call(_MAX[n], x, op.kernel, op.strides, pads[:n], op.dilations, op.ceil_mode)
 
 
-@spells(
-    ir.AveragePool,
-    note="1 to 3 spatial axes, no dilations; uneven pads where they are counted and without ceil_mode",
-)
+@spells(ir.AveragePool, note="1 to 3 spatial axes; uneven pads and dilations without ceil_mode")
 def average_pool(s: Speller, op: ir.AveragePool) -> fx.Node:
-    """``F.avg_pool2d`` and its kin; behind a padding with zeros where torch does not take the pads."""
-    x, n, pads = s.value(), _spatial(s, op), op.pads
-    if any(d != 1 for d in op.dilations):
-        raise s.refuse("with dilations")
-    if not _takes_pads(op):
-        if op.ceil_mode or not op.count_include_pad:
-            raise s.refuse("with uneven or large pads that are not counted, or ceil_mode,")
-        x = s.call(F.pad, x, amounts(pads[:n], pads[n:]))
-        pads = (0,) * (2 * n)
-    rest = (op.ceil_mode, op.count_include_pad)
-    return s.call(_AVERAGE[n], x, op.kernel, op.strides, pads[:n], *rest)
+    """``F.avg_pool2d`` and its kin; behind a padding with zeros where torch does not take the pads, as a convolution if it is dilated."""
+    n, pads = _spatial(s, op), op.pads
+    dilated = any(d != 1 for d in op.dilations)
+    if _takes_pads(op) and not dilated:
+        rest = (op.ceil_mode, op.count_include_pad)
+        return s.call(_AVERAGE[n], s.value(), op.kernel, op.strides, pads[:n], *rest)
+    if op.ceil_mode:
+        raise s.refuse("with uneven or large pads, or dilations, and ceil_mode")
+    pool = _dilated if dilated else _plain
+    given, x = amounts(pads[:n], pads[n:]), s.value()
+    made = pool(s, op, s.call(F.pad, x, given) if any(pads) else x)
+    if op.count_include_pad or not any(pads):
+        return made
+    # The share of each window that is no padding: the pool of ones.
+    ones = s.call(F.pad, s.call(torch.ones_like, x), given)
+    return s.call(torch.div, made, pool(s, op, ones))
+
+
+def _plain(s: Speller, op: ir.AveragePool, x: fx.Node) -> fx.Node:
+    return s.call(_AVERAGE[op.spatial_rank], x, op.kernel, op.strides)
+
+
+def _dilated(s: Speller, op: ir.AveragePool, x: fx.Node) -> fx.Node:
+    """A convolution of each channel by itself with equal numbers."""
+    sizes = tuple(s.call("size", x, axis) for axis in range(2))
+    rows = s.call(torch.unsqueeze, s.call(torch.flatten, x, 0, 1), 1)
+    kernel = s.call("new_full", rows, (1, 1, *op.kernel), 1 / math.prod(op.kernel))
+    made = s.call(_CONVS[op.spatial_rank], rows, kernel, None, op.strides, 0, op.dilations)
+    return s.call("unflatten", s.call(torch.squeeze, made, 1), 0, sizes)
 
 
 @spells(ir.GlobalAveragePool)

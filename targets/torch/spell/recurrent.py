@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import rnn as rnn_utils
 
 from .... import ir
+from ....hosts.torch.modules.reset_first import ResetFirstGRU
 from ....hosts.torch.recurrent import TO_TORCH
 from ....ir import DerivedTensor, Tensor
 from ....ir.ops.recurrent import _Recurrent
 from ..speller import Results, Speller, spells
 
-_Layer = nn.LSTM | nn.GRU | nn.RNN
+_Layer = nn.LSTM | nn.GRU | nn.RNN | ResetFirstGRU
 
-_LIMITS = "constant weights, one length for all sequences"
+_LIMITS = "constant weights; sequences of different lengths: not backwards alone, none empty"
 
 
 @spells(ir.Lstm, note=_LIMITS)
@@ -26,12 +28,16 @@ def lstm(s: Speller, op: ir.Lstm) -> Results:
     return _layer(s, op, nn.LSTM)
 
 
-@spells(ir.Gru, note=f"{_LIMITS}, the state reset after the product")
+@spells(ir.Gru, note=f"{_LIMITS}, nor with the state reset before the product")
 def gru(s: Speller, op: ir.Gru) -> Results:
-    """``nn.GRU``."""
-    if not op.reset_after:
-        raise s.refuse("that resets the state before the product")
-    return _layer(s, op, nn.GRU)
+    """``nn.GRU``, or ``ResetFirstGRU`` if the state is reset before the product."""
+    if op.reset_after:
+        return _layer(s, op, nn.GRU)
+    if s.node.input(4) is not None:
+        raise s.refuse(
+            "over sequences of different lengths that resets the state before the product"
+        )
+    return _layer(s, op, ResetFirstGRU)
 
 
 @spells(ir.Rnn, kinds=ir.Rnn.kinds, note=_LIMITS)
@@ -47,8 +53,8 @@ def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Re
     bias = node.input(3)
     if len(constants) < 2 or (bias is not None and bias.data is None):
         raise s.refuse("with computed weights")
-    if node.input(4) is not None:
-        raise s.refuse("with sequences of different lengths")
+    if node.input(4) is not None and op.direction == "reverse":
+        raise s.refuse("backwards over sequences of different lengths")
     w, r = constants
     made = make(
         w.shape[2], op.hidden, bidirectional=op.directions == 2, bias=bias is not None, **options, **s.meta(w.dtype)
@@ -58,8 +64,12 @@ def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Re
     if reverse:
         x = s.call(torch.flip, x, (0,))
     state = _states(s) if op.states == 2 else s.optional(5)
-    called = s.module(made, x) if state is None else s.module(made, x, state)
+    given = _packed(s, x) if node.input(4) is not None else x
+    called = s.module(made, given) if state is None else s.module(made, given, state)
     y, last = (s.call(operator.getitem, called, i) for i in range(2))
+    if node.input(4) is not None:
+        padded = s.call(rnn_utils.pad_packed_sequence, y, total_length=s.call("size", x, 0))
+        y = s.call(operator.getitem, padded, 0)
     if reverse:
         y = s.call(torch.flip, y, (0,))
     y = s.call("unflatten", y, 2, (op.directions, op.hidden))
@@ -72,6 +82,12 @@ def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Re
             else [s.call(operator.getitem, last, i) for i in range(op.results - 1)]
         )
     return results[0] if len(results) == 1 else results
+
+
+def _packed(s: Speller, x: fx.Node) -> fx.Node:
+    """Sequences of different lengths as torch's layers take them, which want the lengths on the CPU."""
+    lengths = s.call("to", s.value(4), "cpu", torch.int64)
+    return s.call(rnn_utils.pack_padded_sequence, x, lengths, enforce_sorted=False)
 
 
 def _states(s: Speller) -> tuple[fx.Node, fx.Node] | None:
@@ -96,7 +112,8 @@ def _fill(
         if bias is not None:
             s.out.fill(made, f"bias_ih_l0{end}", _rows(bias, d, 0, rows, order))
             s.out.fill(made, f"bias_hh_l0{end}", _rows(bias, d, rows, rows, order))
-    made._init_flat_weights()
+    if isinstance(made, nn.RNNBase):
+        made._init_flat_weights()
 
 
 def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[int]) -> Tensor:

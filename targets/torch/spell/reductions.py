@@ -23,6 +23,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 def reduce(s: Speller, op: ir.Reduce) -> fx.Node:
     """The function of the reduction; ``torch.prod`` one axis after another."""
     function, x, rest = _FUNCTIONS[op.kind], s.value(), {}
+    if op.kind in ("max", "min") and any(s.node.required(0).type.dim(a) == 0 for a in op.axes):
+        raise s.refuse(f"{op.kind} of no numbers")
     if s.dtype is not None and not s.dtype.is_float:
         if op.kind not in ("sum", "prod", "max", "min"):
             raise s.refuse(f"{op.kind} of {s.dtype.value}")

@@ -30,12 +30,16 @@ def slice_(s: Speller, op: ir.Slice) -> fx.Node:
 
 @spells(ir.DynamicSlice)
 def dynamic_slice(s: Speller, op: ir.DynamicSlice) -> fx.Node:
-    """``x[:, start:end:step]`` with bounds from tensors."""
+    """``x[:, start:end:step]`` with bounds that are sizes, or from tensors."""
     x, starts, ends = s.values()
+    known = [s.sizes(1), s.sizes(2)]
     axes = [s.axis(a) for a in op.axes]
     parts = [slice(None)] * (max(axes, default=-1) + 1)
     for place, (axis, step) in enumerate(zip(axes, op.steps, strict=True)):
-        start, end = (s.call(torch.select, bounds, 0, place) for bounds in (starts, ends))
+        start, end = (
+            s.call(torch.select, bounds, 0, place) if sizes is None else sizes[place]
+            for bounds, sizes in zip((starts, ends), known, strict=True)
+        )
         parts[axis] = slice(start, end, None if step == 1 else step)
     return s.call(operator.getitem, x, tuple(parts))
 

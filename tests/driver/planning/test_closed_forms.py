@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from graphshrink.planning.closed_forms import Sums, ridge, surgery
+from graphshrink.planning.closed_forms import Reader, Sums, ridge, surgery
 
 
 def _problem(channels: int, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,8 +34,11 @@ def test_ridge_is_least_squares_with_a_small_ridge() -> None:
 def test_surgery_refits_what_is_left_and_removes_the_cheapest_channel(block: int) -> None:
     u, w = _problem(6, block, 1)
     t = u @ w.T
-    (size, kept, made) = next(surgery(u.T @ u, w, block, [5]))
+    columns = np.arange(6 * block).reshape(6, block)
+    (size, kept, (refit,)) = next(surgery([Reader(u.T @ u, w, columns)], [5]))
+    made = refit.weight
     assert size == 5
+    assert refit.columns.tolist() == [*columns[kept].reshape(-1), 6 * block]
 
     # The ridge costs a little: compare errors with a slack.
     def refitted(channels: tuple[int, ...]) -> float:

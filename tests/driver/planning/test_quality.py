@@ -33,8 +33,8 @@ def test_divergences() -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit", "unet"])
-def test_a_suffix_scores_like_the_whole_network(name: str, tmp_path: Path) -> None:
-    graph = graphshrink.shrink(exported(name, tmp_path)).graph
+def test_a_suffix_scores_like_the_whole_network(name: str, onnx_files: Path) -> None:
+    graph = graphshrink.shrink(exported(name, onnx_files)).graph
     rng = np.random.default_rng(0)
     shape = graph.inputs[0].type.static_shape
     assert shape is not None
@@ -55,8 +55,8 @@ def test_a_suffix_scores_like_the_whole_network(name: str, tmp_path: Path) -> No
             )
 
 
-def test_own_score(tmp_path: Path) -> None:
-    graph = graphshrink.shrink(exported("mobilenet_v2", tmp_path)).graph
+def test_own_score(onnx_files: Path) -> None:
+    graph = graphshrink.shrink(exported("mobilenet_v2", onnx_files)).graph
     batches = [(np.zeros((1, 3, 96, 96), np.float32),)] * 3
 
     def score(outputs: list[np.ndarray], reference: list[np.ndarray]) -> float:

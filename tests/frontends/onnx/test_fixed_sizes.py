@@ -11,6 +11,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink import UsageError, shrink
 from graphshrink.frontends.onnx.importer import from_onnx
+from graphshrink.ir import Opaque
+from graphshrink.targets.onnx.emitter import to_onnx
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
 
@@ -134,3 +136,19 @@ def test_a_range_of_floats_is_a_constant() -> None:
         del model.graph.initializer[:]
         model.graph.initializer.extend(constants)
         assert next(iter(from_onnx(model).nodes)).output.data is None
+
+
+@pytest.mark.parametrize("wrong", ["n", 7])
+def test_a_wrong_size_of_an_output_gives_way_to_the_inferred_one(wrong: str | int) -> None:
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"], axis=2),
+        helper.make_node("Relu", ["f"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [wrong, 4])
+    made = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), ir_version=8)
+    graph = from_onnx(made, {"x": [2, None, None]})
+    assert graph.outputs[0].type.shape == (6, 4)
+    assert not any(isinstance(node.op, Opaque) for node in graph.nodes)
+    (stated,) = to_onnx(graph).graph.output
+    assert [d.dim_value for d in stated.type.tensor_type.shape.dim] == [6, 4]

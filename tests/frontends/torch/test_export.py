@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from graphshrink import ModelError, UsageError, shrink
+from graphshrink import ModelError, UsageError, shrink, shrink_graph
+from graphshrink.frontends.torch.export import _record_guards
 
 
 class Net(nn.Module):
@@ -139,6 +142,15 @@ def test_example_inputs_by_name(kind: type[Net]) -> None:
         torch.testing.assert_close(result, model(pixels=x), rtol=1e-4, atol=1e-5)
 
 
+def test_inputs_by_keyword_alone() -> None:
+    class Named(Net):
+        def forward(self, *, pixels: Any) -> Any:
+            return self.base(pixels)
+
+    with pytest.raises(UsageError, match="takes pixels by keyword alone"):
+        shrink(Named(), example_inputs={"pixels": torch.randn(1, 3, 8, 8)})
+
+
 def test_a_dict_that_is_an_input() -> None:
     model, inputs = OfDict(), {"pixels": torch.randn(1, 3, 8, 8)}
     for given in (inputs, (inputs,)):
@@ -209,6 +221,7 @@ def test_states_of_zeros_for_any_batch(options: dict[str, Any], passes: str | No
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (torch.randn(2, 6, 5),), dynamic_shapes=({0: batch},))
     result = shrink(program, passes).model
+    assert result.state_dict().keys() == model.state_dict().keys()
     for rows in (1, 2, 5):
         same(model, result, rows, 6, 5)
 
@@ -230,3 +243,102 @@ def test_checks_with_extremes_are_pickled() -> None:
         same(model, made, 3, 3, 8, 6)
         with pytest.raises(AssertionError, match="Guard failed"):
             made(torch.randn(2, 3, 8, 5))
+
+
+@dataclasses.dataclass
+class Result:
+    """What a model returns that is no tuple."""
+
+    y: torch.Tensor
+    states: torch.Tensor | None = None
+
+
+class Chooses(nn.Module):
+    """Takes several arguments with defaults, and cannot be traced by torch.fx."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(
+        self,
+        pixels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        scale: float = 2.0,
+        labels: torch.Tensor | None = None,
+        as_class: bool = True,
+    ) -> Any:
+        """Scale and mask what a convolution makes."""
+        if pixels is None or pixels.shape[1] != 3:
+            raise ValueError("3 channels")
+        y = self.norm(self.conv(pixels)) * scale
+        y = y if mask is None else y * mask
+        y = y if labels is None else y + labels
+        return Result(y) if as_class else (y,)
+
+
+def test_results_are_called_like_the_model() -> None:
+    model, x, label = Chooses().eval(), torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4)
+    made = shrink(
+        model, example_inputs={"pixels": x, "labels": label}, check=True, on_failure="raise"
+    ).model
+    file = io.BytesIO()
+    torch.save(made, file)
+    file.seek(0)
+    for shrunk in (made, copy.deepcopy(made), torch.load(file, weights_only=False)):
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+            ((), {"pixels": x, "labels": label}), ((x,), {"labels": label}), ((x, None, 2.0, label), {}),
+            ((x, None), {"labels": label, "as_class": True}), ((x[:1],), {"labels": label[:1], "scale": 2.0}),
+        ]  # fmt: skip
+        for args, kwargs in calls:
+            got, want = shrunk(*args, **kwargs), model(*args, **kwargs)
+            assert isinstance(got, Result)
+            torch.testing.assert_close(got.y, want.y, rtol=1e-4, atol=1e-5)
+        for kwargs, what in (({}, "labels was given"), ({"labels": label, "mask": x}, "mask was None"),
+                             ({"labels": label, "as_class": False}, "as_class was True"),
+                             ({"labels": label, "scale": 3.0}, "scale was 2.0")):  # fmt: skip
+            with pytest.raises(AssertionError, match=what):
+                shrunk(x, **kwargs)
+    again = shrink_graph(made, example_inputs=(x, None, 2.0, label))
+    torch.testing.assert_close(again(pixels=x, labels=label).y, made(x, labels=label).y)
+
+
+@dataclasses.dataclass
+class Mapped(OrderedDict):  # type: ignore[type-arg]
+    """A dataclass that is a dict too, like the results of transformers."""
+
+    y: Any = None
+    states: Any = None
+
+    def __post_init__(self) -> None:
+        self.update({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+
+def test_classes_of_results_that_are_dicts() -> None:
+    class Traced(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return Mapped(y=super().forward(x))
+
+    model, x = nn.Sequential(nn.Linear(3, 4), Traced(4, 4)).eval(), torch.randn(2, 3)
+    got = shrink_graph(model, example_inputs=(x,))(x)
+    assert type(got) is Mapped
+    torch.testing.assert_close(got["y"], model(x).y)
+
+
+def test_checks_with_several_conditions_are_pickled() -> None:
+    conditions = [
+        "L['x'].size()[1] == 3 or L['x'].size()[2] > 4",
+        "not L['x'].size()[0] == 9",
+        "2 <= L['x'].size()[3] <= 9",
+    ]
+    model, x = Checked(), torch.randn(2, 3, 8, 8)
+    dims = dict.fromkeys(range(4), torch.export.Dim.AUTO)
+    module = torch.export.export(model, (x,), dynamic_shapes=(dims,)).module()
+    path = ((torch.utils._pytree.MappingKey("x"),),)
+    module._guards_fn = torch.export._unlift._convert_guards_code_to_fn(conditions, path)
+    _record_guards(module)  # type: ignore[arg-type]
+    guards = pickle.loads(pickle.dumps(module._guards_fn))
+    guards(x)
+    for wrong in (x[..., :1], torch.zeros(9, 3, 8, 8), torch.zeros(1, 2, 3, 3)):
+        with pytest.raises(AssertionError, match="Guard failed"):
+            guards(wrong)

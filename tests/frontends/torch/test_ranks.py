@@ -122,3 +122,27 @@ def test_an_assertion_that_fails_still_does() -> None:
     result = shrink(Wrong().eval()).model
     with pytest.raises(AssertionError, match="not 4 axes"):
         result(torch.randn(1, 3, 4, 4))
+
+
+def test_two_norms_behind_linear_layers_tell() -> None:
+    """Of three axes, the second one would have 8 and 4 features."""
+    model = random_norms(
+        nn.Sequential(
+            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4)
+        )
+    )
+    result = shrink(model)
+    assert dict(result.report.after.ops) == {"Linear": 2, "Activation": 1}
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [8, 5])
+def test_one_norm_behind_a_linear_layer_does_not_tell(features: int) -> None:
+    """It may norm the second of three axes too."""
+    model = random_norms(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(features), nn.Linear(8, 4)))
+    result = shrink(model)
+    x = torch.randn(2, features, 3)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-4, atol=1e-5)
+    told = " ".join(map(str, result.report.not_understood))
+    assert ("give example_inputs" in told) == (features == 8)

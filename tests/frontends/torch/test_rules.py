@@ -108,8 +108,8 @@ FORMS: dict[str, tuple[Callable[[Any], Any], torch.Tensor, str]] = {
     "leaky": (nn.LeakyReLU(0.3), X, "Activation"), "leaky-call": (lambda x: F.leaky_relu(x), X, "Activation"), "leaky-slope": (lambda x: F.leaky_relu(x, negative_slope=0.3), X, "Activation"),
     "elu": (nn.ELU(0.5), X, "Activation"), "elu-call": (lambda x: F.elu(x, 0.5), X, "Activation"), "elu-plain": (lambda x: F.elu(x), X, "Activation"),
     "elu-scaled": (lambda x: torch.ops.aten.elu.default(x, 0.5, 2.0), X, "Opaque"), "elu-inner": (lambda x: torch.ops.aten.elu.default(x, 0.5, 1, 2.0), X, "Opaque"), "elu-of-selu": (lambda x: torch.ops.aten.elu.default(x, 1.6732632423543772, 1.0507009873554805), X, "Activation"),
-    "selu-double": (lambda x: F.selu(x.double()), X, "Activation"), "threshold": (lambda x: F.threshold(x, 0.3, 0.0), X, "Activation"), "threshold-value": (nn.Threshold(0.3, 0.5), X, "Opaque"),
-    "softplus": (nn.Softplus(), 9 * X, "Activation"), "softplus-beta": (nn.Softplus(0.3), 9 * X, "Scale"), "softplus-threshold": (nn.Softplus(1, 5), 9 * X, "Opaque"), "softplus-double": (lambda x: F.softplus(x.double()), 9 * X, "Opaque"),
+    "selu-double": (lambda x: F.selu(x.double()), X, "Activation"), "threshold": (lambda x: F.threshold(x, 0.3, 0.0), X, "Activation"), "threshold-value": (nn.Threshold(0.3, 0.5), X, "Where"), "hardshrink": (nn.Hardshrink(0.4), X, "Where"), "softshrink": (nn.Softshrink(0.4), X, "Sub"), "tanhshrink": (nn.Tanhshrink(), X, "Sub"), "rrelu": (nn.RReLU().eval(), X, "Activation"),
+    "softplus": (nn.Softplus(), 9 * X, "Activation"), "softplus-beta": (nn.Softplus(0.3), 9 * X, "Scale"), "softplus-threshold": (nn.Softplus(1, 5), 9 * X, "Where"), "softplus-both": (nn.Softplus(0.3, 1), 9 * X, "Where"), "softplus-double": (lambda x: F.softplus(x.double()), 9 * X, "Where"),
     "log-sigmoid": (nn.LogSigmoid(), 99 * X, "Unary"), "glu": (nn.GLU(), X, "Mul"), "glu-axis": (lambda x: F.glu(x, 1), X, "Mul"),
     "gelu": (nn.GELU(), X, "Activation"), "gelu-tanh": (nn.GELU("tanh"), X, "Activation"), "gelu-call": (lambda x: F.gelu(x, approximate="tanh"), X, "Activation"),
     "hardtanh": (nn.Hardtanh(-0.5, 0.7), X, "Activation"), "hardtanh-call": (lambda x: F.hardtanh(x), X, "Activation"), "hardtanh-six": (lambda x: F.hardtanh(x, 0.0, 6.0), 5 * X, "Activation"),
@@ -192,7 +192,7 @@ def test_pieces_by_the_names_of_arguments(function: Any) -> None:
 def test_calls_that_are_left_alone_say_why() -> None:
     for function, why in (
         (nn.AdaptiveAvgPool2d(4), "6x6 does not divide into 4x4"),
-        (nn.Softplus(1, 5), "threshold of 5"),
+        (lambda x: F.rrelu(x, training=True), "random slopes in training mode"),
         (nn.GRUCell(9, 3), "no steps of recurrent layers"),
         (nn.BatchNorm2d(4, track_running_stats=False), "no running statistics"),
         (lambda x: x + torch.ones(1, dtype=torch.int64), "operands of one type"),

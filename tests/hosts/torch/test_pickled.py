@@ -35,6 +35,14 @@ class OfDataclass(nn.Module):
         return Found(y.softmax(-1), y)
 
 
+class OfPool(nn.Module):
+    """A function that chooses between two others, which pickle cannot find."""
+
+    def forward(self, x: Any) -> Any:
+        y = nn.functional.max_pool2d(x, 2)
+        return Found(y, y.relu())
+
+
 class OfBuffer(nn.Module):
     def __init__(self, persistent: bool) -> None:
         super().__init__()
@@ -86,6 +94,11 @@ def comes_back(made: nn.Module, *inputs: Any) -> nn.Module:
 def test_a_dataclass_stays_one() -> None:
     back = comes_back(exported(OfDataclass(), torch.randn(2, 4)), torch.randn(2, 4))
     assert isinstance(back(torch.randn(2, 4)), Found)
+
+
+def test_functions_that_choose_between_others() -> None:
+    x = torch.randn(1, 2, 4, 4)
+    comes_back(shrink(OfPool().eval(), example_inputs=(x,)).model, x)
 
 
 @pytest.mark.parametrize("persistent", [True, False])

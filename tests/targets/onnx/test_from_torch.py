@@ -1,16 +1,304 @@
-"""Torch models written as ONNX by torch's own exporter: what it writes loads, or nothing is written."""
+"""Torch models written as ONNX from their ops: names, batches, opsets, and torch's exporter for what the IR does not know."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from zoo.models import image_size, make
+from zoo.more_models import make_more, more_inputs
 
-from graphshrink import ModelError, shrink
+from graphshrink import ModelError, UsageError, shrink
+from graphshrink.hosts.onnx.operators import opset_of
+from support.onnx_run import outputs_of
+
+from ..tflite.test_signature import CASES
+
+
+def agrees(path: Path, module: nn.Module, *inputs: Any, error: float = 1e-5) -> None:
+    """Fail unless a file gives the outputs of a module, in onnxruntime or, for float64, in onnx's reference."""
+    arrays = [x.numpy() for x in tree_leaves(inputs)]
+    model = onnx.load(path)
+    feeds = dict(zip([v.name for v in model.graph.input], arrays, strict=True))
+    # onnxruntime has no convolutions in float64.
+    wide = any(a.dtype == np.float64 for a in arrays) and "Conv" in {
+        n.op_type for n in model.graph.node
+    }
+    got = ReferenceEvaluator(model).run(None, feeds) if wide else outputs_of(path, feeds)
+    with torch.no_grad():
+        wanted = tree_leaves(module(*inputs))
+    for have, want in zip(got, wanted, strict=True):
+        assert have.shape == tuple(want.shape)
+        largest = float(want.abs().max())
+        np.testing.assert_allclose(have, want.numpy(), rtol=0, atol=error * largest)
+
+
+def dims(path: Path) -> list[list[Any]]:
+    """The sizes of inputs and outputs: numbers and symbols."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return [v.shape for v in (*session.get_inputs(), *session.get_outputs())]
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr, operator]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(torch.relu(self.norm(x)))
+
+
+class Net(nn.Module):
+    """Blocks in which batch norms stay: an activation follows them."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, bias=False), nn.BatchNorm2d(width))
+        self.blocks = nn.ModuleList([Block(width), Block(width)])
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.stem(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.softmax(x.mean((2, 3)), 1))
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["traced", "exported"])
+@pytest.mark.parametrize(("module", "given", "inputs", "outputs"), CASES)
+def test_names_are_those_of_forward(
+    module: nn.Module, given: Any, inputs: Any, outputs: Any, exported: bool, tmp_path: Path
+) -> None:
+    model: Any = torch.export.export(module.eval(), given) if exported else module.eval()
+    done = shrink(model, example_inputs=given).save(tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert not any("torch's exporter" in note for note in done.notes)
+    assert [v.name for v in graph.input] == inputs
+    assert [v.name for v in graph.output] == outputs
+    result = outputs_of(
+        tmp_path / "m.onnx", dict(zip(inputs, map(np.asarray, tree_leaves(given)), strict=True))
+    )
+    made = module(*given)
+    want = [made.logits, made.extra] if hasattr(made, "logits") else tree_leaves(made)
+    for a, b in zip(result, want, strict=True):
+        assert np.array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("passes", [None, ""])
+def test_weights_and_nodes_have_the_names_of_the_module(passes: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    shrink(net, passes, example_inputs=(torch.randn(2, 3, 8, 8),)).save(tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    own = set(net.state_dict())
+    stored = [t.name for t in model.graph.initializer if len(t.dims) and t.name != "axes"]
+    # A merged batch norm gives the convolution a bias.
+    assert set(stored) <= own | {"stem.0.bias"}
+    kinds = {n.name: n.op_type for n in model.graph.node}
+    assert kinds["blocks.1.norm"] == "BatchNormalization"
+    assert kinds["blocks.0.relu"] == "Relu"
+    assert kinds["blocks.1.add"] == "Add"
+    assert kinds["head"] == "Gemm"
+    norm = next(n for n in model.graph.node if n.name == "blocks.0.norm")
+    assert list(norm.input[1:]) == [f"blocks.0.norm.{n}" for n in ("weight", "bias", "running_mean", "running_var")]  # fmt: skip
+    agrees(tmp_path / "m.onnx", net, torch.randn(3, 3, 8, 8))
+
+
+ZOO = ["vit", "shufflenet_v1", "bert"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_batches_of_any_size(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if name == "vit":
+        net, x = make(name, small=True), torch.randn(2, 3, image_size(name), image_size(name))
+    else:
+        net, x = make_more(name), more_inputs(name, torch.float32)
+    done = shrink(net, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    assert done.notes == ()
+    assert all(shape[0] == "batch" for shape in dims(tmp_path / "m.onnx"))
+    for other in (x, x[:1], torch.cat([x, x[:1], x])):
+        agrees(tmp_path / "m.onnx", net, other)
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["random", "constant-channels"])
+def test_float64(constant: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Net().double().eval()
+    if constant:
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.zero_()  # type: ignore[union-attr, operator]
+    shrink(net, example_inputs=(torch.randn(1, 3, 6, 6).double(),)).save(tmp_path / "m.onnx")
+    agrees(tmp_path / "m.onnx", net, torch.randn(2, 3, 6, 6).double(), error=1e-10)
+
+
+class Doubled(nn.Module):
+    """The batch lies along the second axis in between, and a call states its size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.transpose(0, 1).unflatten(-1, (2, 3))
+        return y.reshape(y.shape[0], -1, 3).transpose(0, 1).relu()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_batch_behind_other_axes(exported: bool, tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 6)
+    model: Any = Doubled()
+    if exported:
+        model = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},))  # fmt: skip
+    shrink(model, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    assert dims(tmp_path / "m.onnx")[0] == ["batch", 5, 6]
+    agrees(tmp_path / "m.onnx", Doubled(), torch.randn(4, 5, 6))
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.reshape(2, 6))
+
+
+def test_a_batch_that_the_module_fixes(tmp_path: Path) -> None:
+    module, x = Pairs().eval(), torch.randn(4, 3)
+    done = shrink(module, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    assert done.notes == ("the file takes batches of 4 only, as the module does",)
+    assert dims(tmp_path / "m.onnx") == [[4, 3], [2, 3]]
+    agrees(tmp_path / "m.onnx", module, x)
+
+
+class Sized(nn.Module):
+    """Computes with the height of its images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, : x.shape[2] // 2] / x.shape[3] ** 0.5 + x.shape[2]
+
+
+def test_sizes_in_arithmetic_are_those_of_the_example(tmp_path: Path) -> None:
+    module = Sized()
+    done = shrink(module, example_inputs=(torch.randn(2, 3, 6, 5),)).save(tmp_path / "m.onnx")
+    (note,) = done.notes
+    assert note.startswith("read again for the sizes of example_inputs: the IR does not express")
+    assert dims(tmp_path / "m.onnx")[0] == ["batch", 3, 6, 5]
+    agrees(tmp_path / "m.onnx", module, torch.randn(3, 3, 6, 5))
+
+
+@pytest.mark.parametrize("opset", [9, 13, 18])
+def test_the_opset_is_chosen(opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = make_more("gpt2"), more_inputs("gpt2", torch.float32)
+    shrink(net, example_inputs=(x,)).save(tmp_path / "m.onnx", opset=opset)
+    model = onnx.load(tmp_path / "m.onnx")
+    assert opset_of(model) == opset
+    onnx.checker.check_model(model, full_check=True)
+    agrees(tmp_path / "m.onnx", net, x)
+
+
+def test_opsets_that_do_not_do(tmp_path: Path) -> None:
+    result = shrink(nn.GELU(), example_inputs=(torch.randn(2, 3),))
+    with pytest.raises(ModelError, match=r"opset 8 cannot express it: save with opset=9 or newer"):
+        result.save(tmp_path / "m.onnx", opset=8)
+    with pytest.raises(UsageError, match=r"opset=99 cannot be written: choose one from 7 to 23"):
+        result.save(tmp_path / "m.onnx", opset=99)
+    result.save(tmp_path / "m.onnx", opset=17)
+    again = shrink(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="this one is ONNX already and keeps its opset 17"):
+        again.save(tmp_path / "n.onnx", opset=18)
+    with pytest.raises(UsageError, match="opset and via are options for torch models"):
+        again.save(tmp_path / "n.onnx", via="torch")
+    again.save(tmp_path / "n.onnx", opset=17)
+
+
+class Windows(nn.Module):
+    """Cuts images into parts, whose number follows all sizes, as vision transformers do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = (x.size(i) for i in range(4))
+        y = x.reshape(b * c * (h // 2), 2, w // 2, 2).transpose(1, 2)
+        y = y.reshape(b, c, (h // 2) * (w // 2), 4).transpose(1, 3)
+        return y.reshape(b * 4, -1, c).softmax(2)
+
+
+def test_reshapes_to_computed_sizes(tmp_path: Path) -> None:
+    done = shrink(Windows(), example_inputs=(torch.randn(2, 3, 6, 8),)).save(tmp_path / "m.onnx")
+    assert done.notes == ()
+    assert dims(tmp_path / "m.onnx")[0] == ["batch", 3, 6, 8]
+    assert len(onnx.load(tmp_path / "m.onnx").graph.node) == 6
+    for batch in (1, 2, 5):
+        agrees(tmp_path / "m.onnx", Windows(), torch.randn(batch, 3, 6, 8))
+
+
+def test_inputs_of_unknown_type(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"input 'input' is not known: give example_inputs"):
+        shrink(nn.ReLU()).save(tmp_path / "m.onnx")
+
+
+class Unknown(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False)
+
+
+def test_torchs_exporter_writes_calls_that_the_ir_lacks(tmp_path: Path) -> None:
+    module, x = Unknown().eval(), torch.rand(2, 3, 4, 5)
+    done = shrink(module, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    (note,) = done.notes
+    assert note.startswith(
+        "written by torch's exporter, for one batch size and under its own names: "
+    )
+    assert "grid_sample (grid_sample" in note
+    agrees(tmp_path / "m.onnx", module, x)
+
+
+def test_torchs_exporter_by_choice(tmp_path: Path) -> None:
+    net, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    done = shrink(net, example_inputs=(x,)).save(tmp_path / "m.onnx", via="torch", opset=18)
+    assert done.notes == ()
+    assert opset_of(onnx.load(tmp_path / "m.onnx")) == 18
+    agrees(tmp_path / "m.onnx", net, x)
+
+
+class Asserted(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.shape[1] == 3, "three features")
+        return x.relu()
+
+
+def test_assertions_are_left_out(tmp_path: Path) -> None:
+    done = shrink(Asserted(), example_inputs=(torch.randn(2, 3),)).save(tmp_path / "m.onnx")
+    assert done.notes == ()
+    assert [n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node] == ["Relu"]
+
+
+def test_large_models_have_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["graphshrink.targets.onnx.save"], "_LIMIT", 1000)
+    net, x = Net(16).eval(), torch.randn(1, 3, 8, 8)
+    shrink(net, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    assert list(tmp_path.glob("*.data"))
+    agrees(tmp_path / "m.onnx", net, x)
+
+
+def test_masked_weights_are_stored_with_their_zeros(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    result = shrink(net, "sparsify{n=2,m=4}", example_inputs=(torch.randn(2, 8),))
+    result.save(tmp_path / "m.onnx")
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "m.onnx").graph.initializer}  # fmt: skip
+    assert np.count_nonzero(stored["0.weight"]) == stored["0.weight"].size // 2
+    agrees(tmp_path / "m.onnx", result.model, torch.randn(3, 8))
 
 
 class Squeezed(nn.Module):
@@ -28,18 +316,8 @@ def test_a_model_that_no_runtime_loads_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     result = shrink(Squeezed().eval(), example_inputs=(torch.randn(2, 3, 40),))
     with pytest.raises(ModelError, match=r"torch\.onnx writes a model that no runtime loads"):
-        result.save(path)
+        result.save(path, via="torch")
     assert not path.exists()
-
-
-def test_a_model_that_loads_is_written(tmp_path: Path) -> None:
-    path, x = tmp_path / "m.onnx", torch.randn(2, 1, 40)
-    model = Squeezed().eval()
-    shrink(model, example_inputs=(x,)).save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_writes_to_data_are_written(tmp_path: Path) -> None:
@@ -49,8 +327,6 @@ def test_writes_to_data_are_written(tmp_path: Path) -> None:
             y.data.add_(1.0)
             return y.relu()
 
-    path, x = tmp_path / "m.onnx", torch.randn(2, 3)
-    shrink(Data().eval(), example_inputs=(x,)).save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_array_equal(got, Data()(x).numpy())
+    x = torch.randn(2, 3)
+    shrink(Data().eval(), example_inputs=(x,)).save(tmp_path / "m.onnx")
+    agrees(tmp_path / "m.onnx", Data(), x)

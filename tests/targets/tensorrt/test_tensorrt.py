@@ -80,6 +80,12 @@ def test_a_torch_module(tmp_path: Path) -> None:
         want = model(x).detach().numpy()
         assert np.abs(got - want).max() < limit * np.abs(want).max()
         assert done.data["tensorrt"]["sparsity"]["layers"][0]["shape"] == [8, 3, 3, 3]
+        assert done.data["tensorrt"]["opset"] == 23
+    # With a profile, the batch size is open.
+    result.save(tmp_path / "m.onnx", profile="input:1x3x8x8:2x3x8x8:4x3x8x8")
+    three = torch.randn(3, 3, 8, 8)
+    (got,) = outputs_of(tmp_path / "m.onnx", three.numpy())
+    assert np.abs(got - model(three).detach().numpy()).max() < 1e-5
 
 
 def test_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from graphshrink.frontends.onnx.importer import from_onnx
+from graphshrink.ir import Opaque
+from graphshrink.targets.onnx.emitter import to_onnx
 from support.litert import compared, model_of
 
 pytest.importorskip("ai_edge_litert", reason='pip install "graphshrink[tflite]"')
@@ -45,3 +48,21 @@ def test_same_numbers(name: str, layered: bool) -> None:
     made.opset_import[0].version = 18
     flat = compared(made, {"x": x})
     assert not [o for o in flat.operations if o.code == "TRANSPOSE"]
+
+
+@pytest.mark.parametrize("held", [(), ("variance",), ("scale", "bias")])
+def test_a_batch_norm_with_computed_vectors(held: tuple[str, ...]) -> None:
+    vectors = {n: numbers(4) for n in ("scale", "bias", "mean")} | {"variance": numbers(4) ** 2}
+    constants = {n: v for n, v in vectors.items() if n in held}
+    feeds = {"x": IMAGE} | {n: v for n, v in vectors.items() if n not in held}
+    node = helper.make_node("BatchNormalization", ["x", *vectors], ["y"], epsilon=0.1)
+    made = model_of([node], feeds, ["y"], constants)
+    compared(made, feeds)
+    assert to_onnx(from_onnx(made)) == made
+
+
+def test_a_reduction_of_no_axes_is_left_alone_with_the_reason() -> None:
+    node = helper.make_node("ReduceLogSumExp", ["x"], ["y"], noop_with_empty_axes=1)
+    (made,) = from_onnx(model_of([node], {"x": IMAGE}, ["y"])).nodes
+    assert isinstance(made.op, Opaque)
+    assert "reduces nothing" in made.op.reason

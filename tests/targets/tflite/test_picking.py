@@ -37,9 +37,10 @@ def elements(x: Any, index: Any, constant: bool, axis: int) -> Case:
     return "GatherElements", feeds | ({} if constant else held), held if constant else {}, {"axis": axis}  # fmt: skip
 
 
-def nd(x: Any, index: Any, constant: bool) -> Case:
+def nd(x: Any, index: Any, constant: bool, batch: int = 0) -> Case:
     feeds, held = {"x": x}, {"i": index}
-    return "GatherND", feeds | ({} if constant else held), held if constant else {}, {}
+    attributes = {"batch_dims": batch} if batch else {}
+    return "GatherND", feeds | ({} if constant else held), held if constant else {}, attributes
 
 
 CASES: dict[str, Case] = {
@@ -50,6 +51,7 @@ CASES: dict[str, Case] = {
     "elements-vector": elements(TIES[0], places(4, 7), False, 0), "elements-integers": elements(TIES.astype(np.int64), places(3, 5, 4), False, 0),
     "elements-narrow": elements(TIES, places(4, 3, 2).astype(np.int32), False, 1),
     **{f"nd-{n}-{constant}": nd(IMAGE, places(2, 3, n), constant) for n in (1, 2, 4) for constant in (False, True)},
+    **{f"nd-batch-{batch}-{constant}": nd(IMAGE, places(2, *(2, 4)[:batch], 3, 2), constant, batch) for batch in (1, 2) for constant in (False, True)},
     "nd-one-vector": nd(IMAGE, places(2, 3), False), "nd-deep": nd(IMAGE, places(2, 2, 3, 2), False),
     **{f"lrn-{size}": ("LRN", {"x": 3 * IMAGE}, {}, {"size": size, "alpha": 0.5, "beta": 0.7, "bias": 2.0}) for size in (1, 3, 9)},
 }  # fmt: skip
@@ -114,10 +116,22 @@ def test_ranges(dtype: Any) -> None:
     compared(model_of(nodes, feeds, ["y"], {"d": np.array(-3, dtype)}), feeds)
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_int64_is_divided_in_int32(held: bool) -> None:
+    x, d = np.array([[-9, 8, 7], [0, 2**31 - 1, -(2**31)]]), np.array([4, -3, 7])
+    feeds = {"x": x} if held else {"x": x, "d": d}
+    made = model_of(
+        [helper.make_node("Div", ["x", "d"], ["y"])], feeds, ["y"], {"d": d} if held else {}
+    )
+    compared(made, feeds)
+    notes = flat_model(from_onnx(made), Options())[1]
+    assert any("divided in int32" in note for note in notes)
+
+
 REFUSED: dict[str, tuple[Case, str]] = {
+    "large-divisor": (("Div", {"x": places(9, 3)}, {"d": np.array([2**31])}, {}), "an operand is larger"),
     "none": (top(TIES, 0), "no elements"),
     "smallest-of-integers": (top(TIES.astype(np.int32), 2, largest=0), "smallest of integers"),
-    "batch-axes": (("GatherND", {"x": IMAGE, "i": places(2, 2, 3)}, {}, {"batch_dims": 1}), "batch axes"),
     "floats": (("Range", {n: np.array(i, np.float32) for i, n in enumerate("abc")}, {}, {}), "integers"),
 }  # fmt: skip
 

@@ -121,3 +121,34 @@ def test_external_weights(tmp_path: Path) -> None:
     (want,) = outputs_of(tmp_path / "m.onnx", x)
     (got,) = run_saved(shrink(tmp_path / "m.onnx").save(tmp_path / "n.tflite"), x, "builtin")
     assert np.array_equal(want, got)
+
+
+@pytest.mark.parametrize("form", ["window", "length", "both", "two-sided", "flat", "odd"])
+def test_short_time_fourier_transforms(form: str, tmp_path: Path) -> None:
+    size = 15 if form == "odd" else 16
+    weights: dict[str, Any] = {"step": np.array(5)}
+    names = ["x", "step", "", ""]
+    if form != "length":
+        weights["window"], names[2] = np.hanning(size).astype(np.float32), "window"
+    if form in ("length", "both"):
+        weights["size"], names[3] = np.array(size), "size"
+    signal = RNG.standard_normal((2, 64) if form == "flat" else (2, 64, 1)).astype(np.float32)
+    made = node("STFT", names, ["y"], onesided=int(form != "two-sided"))
+    assert "STFT" in held([made], {"x": signal}, weights, tmp_path)
+
+
+def test_transforms_that_stay(tmp_path: Path) -> None:
+    x = RNG.standard_normal((1, 64, 2)).astype(np.float32)
+    made = node("STFT", ["x", "step", "w"], ["y"], onesided=0)
+    weights = {"step": np.array(4), "w": np.ones(16, np.float32)}
+    with pytest.raises(ModelError, match="STFT"):
+        shrink(model_of([made], {"x": x}, ["y"], weights)).save(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_one_hot_codes(axis: int, kind: type, tmp_path: Path) -> None:
+    weights = {"depth": np.array(4, kind), "values": np.float32([-1, 2])}
+    indices = RNG.integers(-6, 6, (3, 5)).astype(kind)
+    made = node("OneHot", ["x", "depth", "values"], ["y"], axis=axis)
+    assert "OneHot" in held([made], {"x": indices}, weights, tmp_path)

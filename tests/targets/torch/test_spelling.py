@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphshrink import PassError, ir, shrink_graph
+from graphshrink import PassError, ir, shrink, shrink_graph
 from graphshrink.frontends.torch.importer import from_fx
 from graphshrink.frontends.torch.trace import trace
 from graphshrink.ir import ArrayTensor, Graph, ModelError, Opaque, Rewriter
@@ -121,12 +121,20 @@ OPS: dict[str, tuple[Any, ...]] = {
     "lstm-state": (ir.Lstm(3, "bidirectional"), *lstm(2), None, numbers(2, 2, 3), None),
     **{f"gru-{name}": (ir.Gru(3, way, reset_after=True), *lstm(1 + (way == "bidirectional"), 3), *more) for name, way, more in
        (("plain", "forward", ()), ("back", "reverse", ()), ("both", "bidirectional", ()), ("state", "bidirectional", (None, numbers(2, 2, 3))))},
+    **{f"gru-first-{way}": (ir.Gru(3, way), *lstm(1 + (way == "bidirectional"), 3)) for way in ("forward", "reverse", "bidirectional")},
     **{f"rnn-{kind}-{way}": (ir.Rnn(3, way, 1, kind), *lstm(1 + (way == "bidirectional"), 1)) for kind in ir.Rnn.kinds for way in ("reverse", "bidirectional")},
+    "gather-batches": (ir.GatherNd(1), MATRIX, np.array([[0], [1], [2]])), "gather-two-batches": (ir.GatherNd(2), IMAGE, RNG.integers(-4, 4, (2, 4, 3, 2))),
     **{f"elements-{axis}": (ir.GatherElements(axis), IMAGE, RNG.integers(-2, 2, (2, 3, 5, 4))) for axis in (0, 1, -1)},
     "elements-positive": (ir.GatherElements(1), IMAGE, RNG.integers(0, 4, (2, 9, 5, 4))), "elements-narrow": (ir.GatherElements(-2), IMAGE, np.int32(RNG.integers(-5, 5, (2, 4, 8, 5)))),
     **{f"nd-{n}": (ir.GatherNd(), IMAGE, np.int32(RNG.integers(-2, 2, (3, 2, n)))) for n in (1, 3, 4)},
     "response": (ir.LocalResponseNorm(3, 0.5, 0.6, 2.0), IMAGE), "response-3d": (ir.LocalResponseNorm(5), VOLUME),
     **{op.name: (op, MATRIX, numbers(3, 4)) for op in (ir.Add(), ir.Sub(), ir.Mul(), ir.Div())},
+    **{f"avg-{name}": (ir.AveragePool(ONE, pads, dilations, (3, 2), False, counted), IMAGE) for name, pads, dilations, counted in
+       (("not-counted", (1, 0, 0, 0), ONE, False), ("dilated", (0, 0, 0, 0), (2, 1), True), ("dilated-uneven", (1, 0, 2, 1), (1, 2), False))},
+    "pad-wrap-outer": (ir.Pad((0, 1, 0, 0, 0, 0, 0, 1), "wrap"), IMAGE),
+    **{f"resize-{mode}-{at}": (ir.Resize(mode, at, (1.0, 1.0, 1.7, 0.6), (), "ceil"), IMAGE) for mode in ir.RESIZE_MODES for at in ir.COORDINATES if at != "align_corners"},
+    **{f"resize-antialias-{mode}": (ir.Resize(mode, "half_pixel", (1.0, 1.0, 0.5, 0.75), cubic=-0.5, exclude_outside=True, antialias=True), IMAGE) for mode in ("linear", "cubic")},
+    "resize-channels": (ir.Resize("linear", "half_pixel", (), (3, 2, None, None)), IMAGE), "resize-cubic-inside": (ir.Resize("cubic", "half_pixel", (1.0, 1.0, 2.0, 0.5), (), cubic=-0.5, exclude_outside=True), IMAGE),
     "identity": (ir.Identity(), MATRIX), "gate": (ir.Gate("relu"), IMAGE, np.array([0.25], np.float32)), "gate-prelu": (ir.Gate("prelu"), IMAGE, np.array([0.25], np.float32), numbers(4)),
 }  # fmt: skip
 
@@ -144,18 +152,39 @@ def test_ops(name: str) -> None:
     assert not any(p.is_meta for p in (*made.parameters(), *made.buffers()))
 
 
+@pytest.mark.parametrize(
+    ("mode", "theirs"), [("reflect", "reflect"), ("edge", "edge"), ("wrap", "wrap")]
+)
+def test_pads_of_all_axes(mode: str, theirs: Any) -> None:
+    made = to_fx(graph_of(ir.Pad((1, 2, -1, 0, 0, 0, 1, -2), mode), IMAGE))
+    want = np.pad(IMAGE, ((1, 0), (2, 0), (0, 1), (0, 0)), theirs)[:, :, 1:, :-2]
+    # The amounts of an axis are taken one after the other: what is cropped was padded before.
+    np.testing.assert_array_equal(made(torch.from_numpy(IMAGE)).numpy(), want)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_norms_of_single_numbers(groups: int) -> None:
+    x, shift = numbers(1, 3, 1, 1), numbers(3)
+    made = to_fx(graph_of(ir.GroupNorm(groups, 0.25), x, numbers(3), shift))
+    np.testing.assert_allclose(made(torch.from_numpy(x)).detach().numpy().ravel(), shift, rtol=1e-5)
+
+
+def test_the_response_norm_of_a_matrix() -> None:
+    made = to_fx(graph_of(ir.LocalResponseNorm(3, 0.5, 0.6, 2.0), MATRIX))
+    x = torch.from_numpy(MATRIX)
+    want = nn.functional.local_response_norm(x[:, :, None], 3, 0.5, 0.6, 2.0)[:, :, 0]
+    torch.testing.assert_close(made(x), want)
+
+
 WITHOUT: dict[str, tuple[Any, ...]] = {
     "pool-uneven": (ir.MaxPool((2, 2), (1, 0, 0, 0), ONE, (3, 2), True), IMAGE),
-    "avg-dilated": (ir.AveragePool(ONE, (0, 0, 0, 0), (2, 1), (3, 2)), IMAGE),
-    "avg-uneven": (ir.AveragePool(ONE, (1, 0, 0, 0), ONE, (3, 2)), IMAGE),
-    "pad": (ir.Pad((0, 1, 0, 0, 0, 0, 0, 1), "wrap"), IMAGE),
-    "resize": (ir.Resize("linear", "asymmetric", (1.0, 1.0, 2.0, 2.0)), IMAGE),
+    "avg-dilated": (ir.AveragePool(ONE, (0, 0, 0, 0), (2, 1), (3, 2), True), IMAGE),
+    "avg-uneven": (ir.AveragePool(ONE, (1, 0, 0, 0), ONE, (3, 2), True), IMAGE),
+    "resize": (ir.Resize("linear", "half_pixel", (1.0, 1.0, 0.5, 0.5), antialias=True), IMAGE),
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
-    "gru-reset-before": (ir.Gru(3), *lstm(1, 3)),
-    "gather-batches": (ir.GatherNd(1), MATRIX, np.array([[0], [1], [2]])),
-    "response-matrix": (ir.LocalResponseNorm(3), MATRIX),
-    "gru-lengths": (ir.Gru(3, reset_after=True), *lstm(1, 3), np.int32([5, 3])),
+    "gru-first-lengths": (ir.Gru(3), *lstm(1, 3), np.int32([5, 3])),
+    "gru-lengths-back": (ir.Gru(3, "reverse", reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
 
 
@@ -265,6 +294,21 @@ def test_a_tensor_that_two_new_modules_read_stays_one_parameter() -> None:
     assert first.weight is second.weight
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiased_resizes_are_read_as_they_are_written(mode: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = nn.functional.interpolate(
+                x, scale_factor=0.5, mode=mode, antialias=True
+            )
+            return y
+
+    x = torch.from_numpy(IMAGE)
+    graph = from_fx(fx.symbolic_trace(Net()), (x,))
+    (want,) = evaluate(graph, [IMAGE])
+    np.testing.assert_allclose(want, Net()(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def respell(graph: Graph, rw: Rewriter) -> None:
     for node in list(graph.nodes):
         if not isinstance(node.op, Opaque):
@@ -314,3 +358,26 @@ def test_a_value_that_is_returned_twice_is_two_outputs() -> None:
     for passes in (None, [respell]):
         small = shrink_graph(model, passes, example_inputs=(x,), check=True)
         torch.testing.assert_close(small(x), model(x))
+
+
+def test_uneven_padding_is_merged_once() -> None:
+    """torch writes it as a call in front of the convolution, which another run leaves there."""
+    model = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)
+    ).eval()
+    x = torch.randn(1, 3, 8, 8)
+    first = shrink(model, example_inputs=(x,))
+    again = shrink(first.model, example_inputs=(x,))
+    assert [
+        r
+        for p in first.report.passes
+        if p.text == "merge-linear"
+        for r in p.rewrites
+        if "Pad" in r.what
+    ]
+    merges = [p for p in again.report.passes if p.text == "merge-linear"]
+    assert not merges[0].rewrites
+    assert [q.reason for q in merges[0].refusals] == [
+        "not merged with pad: torch pads unevenly by a call of its own"
+    ]
+    torch.testing.assert_close(again.model(x), model(x), rtol=1e-4, atol=1e-5)

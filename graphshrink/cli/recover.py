@@ -1,0 +1,164 @@
+"""The command ``recover``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .parameters import (
+    CalibrationBatch,
+    CalibrationSamples,
+    Json,
+    PreprocessText,
+    Seed,
+    positive,
+    whole_number,
+)
+from .terminal import writable
+
+if TYPE_CHECKING:
+    from ..training.recovery.files import RecoveredFile
+
+
+def recover(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="The shrunk ONNX file.")],
+    out: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file to write.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(metavar="FILE", help="The ONNX file that the student was made from.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Samples without labels: an .npz file with an array for each input, or a folder of .npy files or images.",
+        ),
+    ],
+    epochs: Annotated[
+        int,
+        typer.Option(
+            parser=whole_number(1, 10**6), metavar="N", help="Times to go through the samples."
+        ),
+    ] = 3,
+    samples: CalibrationSamples = None,
+    batch: CalibrationBatch = None,
+    preprocess: PreprocessText = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npy",
+            help="The classes of the samples, in their order; 'folders' takes them from a folder of images for each class.",
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive,
+            metavar="X",
+            help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
+        ),
+    ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment/--no-augment", help="Vary images at random.")
+    ] = True,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write checkpoints there; the same command goes on from the last one.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Repair what shrinking cost: train the student to give the teacher's outputs, on samples without labels.
+
+    One sample of eight is held out. The file that is written is judged by them, and the training is undone if it did not help.
+    """
+    from ..guarded import files_read
+    from ..ir.files import check_overwrites
+    from ..passes import Pipeline
+    from .planned import calibration_data
+
+    writable(out, ".onnx")
+    read = [("the student", Path(student)), ("the teacher", Path(teacher))]
+    read += files_read(data, Pipeline("prune-dead"))
+    if labels is not None and labels != "folders":
+        read.append(("the labels", Path(labels)))
+    check_overwrites([out], read[1:])
+    done = run_recovery(
+        student,
+        teacher,
+        calibration_data(data, samples, None, preprocess),
+        epochs,
+        labels=labels,
+        batch_size=batch,
+        lr=lr,
+        augment=augment,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+    if is_first():
+        done.save(out)
+        if as_json:
+            typer.echo(json.dumps(recovery_data(done), indent=1))
+        else:
+            typer.echo(f"{out}: {recovery_text(done)}")
+            for note in done.notes:
+                typer.echo(f"note: {note}")
+    if done.interrupted:
+        raise KeyboardInterrupt
+
+
+def run_recovery(
+    student: Any,
+    teacher: Any,
+    data: Any,
+    epochs: int,
+    checkpoint: str | None = None,
+    lr: float | None = None,
+    **options: Any,
+) -> RecoveredFile:
+    """Recover a model; if Ctrl-C ends it, say how to go on."""
+    from ..training.recovery.files import recover_file
+
+    done = recover_file(
+        student, teacher, data, epochs=epochs, lr=lr, checkpoint=checkpoint, **options
+    )
+    if done.interrupted:
+        further = (
+            f"the same command goes on from the checkpoint in {checkpoint}"
+            if checkpoint
+            else "with --checkpoint FOLDER, the same command can go on where it ended"
+        )
+        typer.echo(
+            f"graphshrink: interrupted after {len(done.history) - 1} of {epochs} epochs: the best so far is kept; {further}",
+            err=True,
+        )
+    return done
+
+
+def is_first() -> bool:
+    """Whether this process writes the results: the only one, or the first of ``torchrun``."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def recovery_text(done: RecoveredFile) -> str:
+    """What a recovery achieved, in one line."""
+    what = "recovered" if done.improved else "not recovered"
+    return f"{what}; held-out samples: {done.before} -> {done.after}"
+
+
+def recovery_data(done: RecoveredFile) -> dict[str, Any]:
+    """What a recovery achieved, as plain data."""
+    return {
+        "improved": done.improved, "before": asdict(done.before), "after": asdict(done.after),
+        "interrupted": done.interrupted, "history": done.history, "notes": done.notes,
+    }  # fmt: skip

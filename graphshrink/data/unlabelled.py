@@ -1,0 +1,179 @@
+"""Samples that a network learns from without labels: some for training, some held out to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import Graph, UsageError
+from .calibration import CalibrationData, GraphCalibration
+from .images import Preprocess
+from .sources import Array, ImageFolder
+
+Sample = tuple[Array, ...]
+"""One array for each input of the model, in order, without the axis of samples."""
+
+LEAST = 16
+"""The smallest number of samples."""
+
+_HELD = 8
+"""One sample of this number is held out."""
+
+_MOST_HELD = 256
+
+
+@dataclass(frozen=True)
+class UnlabelledSamples:
+    """Samples for the inputs of a model.
+
+    Attributes:
+        names: The names of the inputs.
+        training: The numbers of the samples to train on.
+        held: The numbers of those that are held out, spread evenly over all.
+        labels: The class of each sample, ``(N,)`` int64; ``None`` if not known.
+        fixed: The batch size that the model fixes, if it does.
+    """
+
+    names: tuple[str, ...]
+    training: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+    fixed: int | None
+    _samples: _Arrays | _Files
+
+    def sample(self, number: int) -> Sample:
+        """A sample as the model takes it."""
+        return self._samples.sample(number)
+
+    def wide(self, number: int) -> Array:
+        """The only input of a sample, an image in front of its crop where there is one."""
+        return self._samples.wide(number)
+
+    def batch(self, numbers: Sequence[int] | npt.NDArray[np.int64]) -> Sample:
+        """Some samples as a batch, as the model takes it."""
+        columns = zip(*(self.sample(int(i)) for i in numbers), strict=True)
+        return tuple(np.stack(column) for column in columns)
+
+    def held_batches(self, size: int) -> list[Sample]:
+        """The samples that are held out, in batches."""
+        return [self.batch(self.held[i : i + size]) for i in range(0, len(self.held), size)]
+
+
+def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSamples:
+    """Read samples for a graph from ONNX and hold some of them out.
+
+    Args:
+        graph: The graph.
+        data: As ``calibration`` of :func:`graphshrink.shrink`.
+        labels: The classes of the samples, in their order: an array or an ``.npy`` file; ``"folders"`` for images in one folder
+            for each class, which are numbered in alphabetical order.
+
+    Raises:
+        UsageError: If there are too few samples, they do not fit the model, or labels do not fit them.
+    """
+    given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    bound = GraphCalibration(graph, "onnx", given, None)
+    if isinstance(bound.source, ImageFolder):
+        found: _Arrays | _Files = _Files(bound.source)
+    else:
+        found = _arrays(bound)
+    count, fixed = len(found), bound.fixed
+    if count < LEAST:
+        raise UsageError(
+            f"{bound.source.name}: there are {count} samples; recovery needs at least {LEAST}, and some hundreds are better"
+        )
+    step = max(_HELD, -(-count // _MOST_HELD))
+    held = np.arange(step // 2, count, step)
+    if fixed and fixed > 1:
+        if count < 2 * fixed:
+            raise UsageError(
+                f"{bound.source.name}: there are {count} samples, and the model takes batches of {fixed}: recovery needs two batches"
+            )
+        wanted = max(1, len(held) // fixed) * fixed
+        held = np.linspace(0, count - 1, wanted).round().astype(np.int64)
+    training = np.setdiff1d(np.arange(count), held)
+    names = tuple(bound.inputs.names)
+    return UnlabelledSamples(names, training, held, _labels(labels, found, count), fixed, found)
+
+
+class _Arrays:
+    """Samples in memory, each input as the batches that were read."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, number: int) -> Sample:
+        return self.samples[number]
+
+    def wide(self, number: int) -> Array:
+        return self.samples[number][0]
+
+
+class _Files:
+    """Image files, which are read each time."""
+
+    def __init__(self, source: ImageFolder) -> None:
+        self.files, self.type, self.recipe = source.files, source.type, source.recipe
+        self.uncropped: Preprocess = replace(self.recipe, crop=None)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, number: int) -> Sample:
+        return (self.recipe.sample(self.files[number], self.type),)
+
+    def wide(self, number: int) -> Array:
+        return self.uncropped.sample(self.files[number], self.type)
+
+
+def _arrays(bound: GraphCalibration) -> _Arrays:
+    """All samples of calibration data, in memory."""
+    samples: list[Sample] = []
+    for batch in bound.batches():
+        sizes = {len(array) if array.ndim else -1 for array in batch}
+        if len(sizes) != 1 or -1 in sizes:
+            raise UsageError(
+                f"{bound.source.name}: recovery needs inputs whose first axes are the samples; the inputs "
+                f"{', '.join(bound.inputs.names)} have sizes {', '.join(str(s) for s in sorted(sizes))} there"
+            )
+        samples += zip(*batch, strict=True)
+    return _Arrays(samples)
+
+
+def _labels(given: Any, samples: _Arrays | _Files, count: int) -> npt.NDArray[np.int64] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "folders":
+        if not isinstance(samples, _Files):
+            raise UsageError("labels 'folders' are for a folder of images")
+        names = [path.parent.name for path in samples.files]
+        classes = {name: i for i, name in enumerate(sorted(set(names)))}
+        return np.array([classes[name] for name in names])
+    found = _loaded(Path(given)) if isinstance(given, str | Path) else np.asarray(given)
+    if found.shape != (count,) or found.dtype.kind not in "iu" or (count and found.min() < 0):
+        raise UsageError(
+            f"labels are whole numbers from 0 on, one for each of the {count} samples, not "
+            f"{found.dtype} of shape {'x'.join(map(str, found.shape)) or 'a scalar'}"
+        )
+    return found.astype(np.int64)
+
+
+def _loaded(path: Path) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not an .npy file of labels") from error
+    if not isinstance(found, np.ndarray):
+        raise UsageError(f"{path} is not an .npy file of labels")
+    return found
+
+
+__all__ = ["LEAST", "Sample", "UnlabelledSamples", "read_unlabelled"]

@@ -1,0 +1,341 @@
+"""One recovery of an ONNX file: modules, batches, the loop of :func:`graphshrink.recover`, and what is kept of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...data.unlabelled import read_unlabelled
+from ...ir import Graph, ModelError, TrainingError, UsageError
+from ...readers import HostReaders
+from ...targets.torch.anew import Anew, written_anew
+from ...targets.torch.trainable import Trainable
+from .augmentation import Augmentation
+from .batches import SampleBatches
+from .checkpoints import Checkpoints
+from .feature_pairs import feature_pairs
+from .files import BATCH_SIZE, LR, HeldOut, Judge, RecoveredFile, distill_loss, named
+from .optimizers import RelativeAdam
+from .recovery import recover
+
+RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+"""The learning rates that are tried."""
+
+TRIAL = 24
+"""The largest number of steps with each of them."""
+
+_LEAST_TRIAL = 4
+"""If all epochs together have too few steps for so many with each, none is tried."""
+
+_EVERY = 50
+"""With a folder for checkpoints, one is written after this number of steps."""
+
+
+@dataclass
+class FileRun:
+    """The recovery of a student by a teacher.
+
+    Attributes:
+        student: The student's graph.
+        teacher: The teacher's graph.
+        options: The arguments of :func:`graphshrink.recover_file`.
+    """
+
+    student: Graph
+    teacher: Graph
+    options: Mapping[str, Any]
+
+    def run(self) -> RecoveredFile:
+        """Train and judge; see :func:`graphshrink.recover_file`."""
+        given = self.options
+        self._prepare()
+        if not self.before.loss:
+            notes = ["the student gives the teacher's outputs: there is nothing to recover"]
+            return RecoveredFile(self.student, False, self.before, self.before, notes=notes)
+        keeper = Keeper(self.module, self.before)
+        interrupted = False
+        try:
+            lr = given["lr"] or self._rate()
+            checkpoint = given["checkpoint"]
+            self._train(
+                lr, keeper,
+                epochs=given["epochs"],
+                evaluate=lambda trained: _measured(self.judge, trained),
+                checkpoint=checkpoint,
+                checkpoint_every=given["checkpoint_every"] or (_EVERY if checkpoint else None),
+                progress=given["progress"],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            interrupted = True
+            keeper.end_epoch(_measured(self.judge, self.module.eval()))
+        keeper.restore()
+        trained = self.trainable.trained()
+        after = self.judge.model(trained)
+        improved = after.loss < self.before.loss
+        notes = _notes(self.trainable, self.batches, improved, self.before, after)
+        graph = trained if improved else self.student
+        return RecoveredFile(
+            graph, improved, self.before, after, keeper.history, interrupted, notes
+        )
+
+    def _prepare(self) -> None:
+        """Make the modules, read the samples, and judge the student as it is."""
+        given = self.options
+        samples = read_unlabelled(self.student, given["data"], given["labels"])
+        self.trainable = Trainable(self.student, HostReaders())
+        _check_trained(self.trainable)
+        written = written_anew(self.teacher, HostReaders())
+        self.module, self.guide = self.trainable.module, written.assembled()
+        compared = given["feature_weight"] > 0
+        self.features = _features(self.trainable, self.teacher, written) if compared else {}
+        self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
+        self.before = self.judge.model(self.student)
+        if not np.isfinite(self.before.loss):
+            raise ModelError(
+                "the student's outputs on the samples have numbers that are not finite"
+            )
+        example = samples.sample(int(samples.training[0]))
+        size = samples.fixed or given["batch_size"] or BATCH_SIZE
+        if samples.fixed and _takes_batches(self.module, self.guide, example):
+            size = given["batch_size"] or max(BATCH_SIZE, samples.fixed)
+        if any(a.ndim == 3 for a in example):
+            for each in (self.module, self.guide):
+                each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        labelled = samples.labels is not None and given["label_weight"] > 0
+        classes = _classes(self.judge) if labelled else None
+        augment = given["augment"]
+        augmentation = Augmentation() if augment is True else augment or None
+        self.batches = SampleBatches(samples, size, augmentation, classes)
+
+    def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
+        """Train the module from its present state."""
+        given, judge = self.options, self.judge
+        variances = [float(np.var(r)) or 1.0 for r in judge.scorer.reference]
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        recover(
+            self.module,
+            self.batches,
+            unpack=lambda batch: (tuple(_formatted(x) for x in batch[0]), batch[1]),
+            teacher=self.guide,
+            distill_weight=1 - given["label_weight"],
+            features=self.features,
+            feature_weight=given["feature_weight"],
+            distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
+            optimizer=RelativeAdam(trained, lr),
+            lr=lr,
+            clip=given["clip"],
+            warmup=given["warmup"],
+            precision=given["precision"],
+            device=given["device"],
+            training_mode=False,
+            callbacks=[keeper],
+            seed=given["seed"],
+            **options,
+        )
+
+    def _rate(self) -> float:
+        """The learning rate with which a short training helps the held-out samples most; that of the checkpoint if there is one.
+
+        Raises:
+            ModelError: If the checkpoint is damaged.
+        """
+        folder, steps = self.options["checkpoint"], len(self.batches) * self.options["epochs"]
+        kept = None if folder is None else Checkpoints(folder).load()
+        if kept is not None:
+            return float(kept["settings"]["lr"])
+        trial = min(len(self.batches), TRIAL, steps // len(RATES))
+        if trial < _LEAST_TRIAL:
+            return LR
+        losses = {}
+        for lr in RATES:
+            keeper = Keeper(self.module, self.before)
+            try:
+                self._train(lr, keeper, epochs=1, steps_per_epoch=trial, progress=False)
+                losses[lr] = _measured(self.judge, self.module)["held-out loss"]
+            except TrainingError:
+                losses[lr] = float("inf")
+            keeper.restore()
+        found = min(losses, key=losses.__getitem__)
+        if self.options["progress"] and os.environ.get("RANK", "0") == "0":
+            shown = ", ".join(f"{lr:g}: {loss:.4g}" for lr, loss in losses.items())
+            sys.stderr.write(
+                f"learning rate {found:g}; held-out loss after {trial} steps: {shown}\n"
+            )
+        return found
+
+
+class Keeper:
+    """A callback that keeps zeros of weights zero, and the tensors of the best epoch.
+
+    Args:
+        module: The module in training.
+        before: The module on the held-out samples before the training.
+    """
+
+    def __init__(self, module: nn.Module, before: HeldOut) -> None:
+        self.module, self.best_loss = module, before.loss
+        self.history: list[dict[str, float]] = []
+        self.best = {name: t.detach().clone() for name, t in module.named_parameters()}
+        self.kept = {
+            name: t != 0
+            for name, t in module.named_parameters()
+            if t.requires_grad and t.dim() > 1 and not bool(t.all())
+        }
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Set again what was zero."""
+        for name, parameter in self.module.named_parameters():
+            if name in self.kept:
+                kept = self.kept[name] = self.kept[name].to(parameter.device)
+                parameter.mul_(kept)
+
+    def end_epoch(self, record: Mapping[str, float]) -> None:
+        """Keep the tensors if no epoch was better; epochs that were not judged do not count."""
+        if "held-out loss" not in record:
+            return
+        self.history.append(dict(record))
+        if record["held-out loss"] < self.best_loss:
+            self.best_loss = record["held-out loss"]
+            self.best = {name: t.detach().clone() for name, t in self.module.named_parameters()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best tensors into the module."""
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(self.best[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best tensors, and how good they are."""
+        return {"loss": self.best_loss, "best": self.best, "history": self.history}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best_loss, self.best = state["loss"], dict(state["best"])
+        self.history[:] = state["history"]
+
+
+def _measured(judge: Judge, module: nn.Module) -> dict[str, float]:
+    """The module on the held-out samples, as numbers for the history."""
+    device = next(module.parameters()).device
+    outputs = []
+    with torch.no_grad():
+        for batch in judge.batches:
+            made = module(*(_formatted(torch.from_numpy(a).to(device)) for a in batch))
+            made = made if isinstance(made, tuple | list) else [made]
+            outputs.append([x.cpu().numpy() for x in made])
+    found = judge.of(outputs)
+    record = {"held-out loss": found.loss}
+    if found.agreement is not None:
+        record["agreement"] = found.agreement
+    if found.accuracy is not None:
+        record["accuracy"] = found.accuracy
+    return record
+
+
+def _features(trainable: Trainable, teacher: Graph, written: Anew) -> dict[str, str]:
+    """The FX nodes of the student whose values are compared, each with the teacher's."""
+    theirs = {named(v): n.name for v, n in written.nodes.items()}
+    pairs = (
+        (trainable.values.get(named(own)), theirs.get(named(other)))
+        for own, other in feature_pairs(trainable.graph, teacher)
+    )
+    return {own: other for own, other in pairs if own is not None and other is not None}
+
+
+def _formatted(tensor: torch.Tensor) -> torch.Tensor:
+    """Images with their channels innermost in memory, where convolutions are fastest."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _check_trained(trainable: Trainable) -> None:
+    quantised = [n for n in trainable.graph.nodes if n.op_name.lower().find("quantize") >= 0]
+    if quantised:
+        raise UsageError(
+            f"the student is quantised ({quantised[0].name}): recover the model of floating point, then quantise it"
+        )
+    trained = [p for p in trainable.module.parameters() if p.requires_grad]
+    if not trained:
+        raise UsageError("the student has no weights of floating point that could be trained")
+    for parameter in trained:
+        if parameter.dtype not in (torch.float32, torch.float64):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UsageError(
+                f"the student's weights are {kind}, which loses what small steps change: recover the float32 model, then convert it"
+            )
+
+
+def _takes_batches(module: nn.Module, guide: nn.Module, example: tuple[Any, ...]) -> bool:
+    """Whether modules of a model that fixes its batch size take other sizes, and compute each sample alone."""
+    one = [torch.tensor(a)[None] for a in example]
+    two = [torch.cat([x, x.flip(-1) if x.is_floating_point() else x]) for x in one]
+    with torch.no_grad():
+        for each in (module, guide):
+            try:
+                alone, both = each(*one), each(*two)
+            except (RuntimeError, IndexError):
+                return False
+            pairs = zip(
+                *(x if isinstance(x, tuple | list) else [x] for x in (alone, both)), strict=True
+            )
+            for single, joint in pairs:
+                if joint.shape != (2, *single.shape[1:]):
+                    return False
+                if not torch.allclose(single[0], joint[0], rtol=1e-3, atol=1e-4):
+                    return False
+    return True
+
+
+def _classes(judge: Judge) -> int:
+    """The number of classes of the output that labels are for.
+
+    Raises:
+        UsageError: If no output has classes, or there are more labels than classes.
+    """
+    (reference, *more), kinds = judge.scorer.reference, judge.kinds
+    if more or kinds[0] == "error" or reference.ndim != 2:
+        raise UsageError("labels need a model with one output of classes, (N, classes)")
+    if kinds[0] != "logits":
+        raise UsageError(
+            "labels need logits as the output, and this model ends in a softmax: leave out labels, or give label_weight=0 to use them "
+            "for the accuracy alone"
+        )
+    count = int(reference.shape[1])
+    if judge.labels is not None and len(judge.labels) and int(judge.labels.max()) >= count:
+        raise UsageError(
+            f"label {int(judge.labels.max())} is beyond the {count} classes of the model"
+        )
+    return count
+
+
+def _notes(
+    trainable: Trainable,
+    batches: SampleBatches,
+    improved: bool,
+    before: HeldOut,
+    after: HeldOut,
+) -> list[str]:
+    notes = []
+    if trainable.frozen:
+        shown = ", ".join(trainable.frozen[:3]) + (", ..." if len(trainable.frozen) > 3 else "")
+        notes.append(
+            f"{len(trainable.frozen)} weights were not trained, because nodes compute them or several share them: {shown}"
+        )
+    if batches.augmentation is not None and batches.image_size is None:
+        notes.append("the samples are no images, so that they were not varied at random")
+    if not improved:
+        notes.append(
+            f"training did not improve the held-out samples (loss {before.loss:.4g}, then {after.loss:.4g}): the model is the given one; "
+            "more samples, a lower lr or more epochs may help"
+        )
+    return notes
+
+
+__all__ = ["FileRun", "Keeper"]

@@ -1,0 +1,332 @@
+"""ONNX files that are trained on samples without labels: judged in onnxruntime, and compared with torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from graphshrink import UsageError, recover_file
+from graphshrink.api import load
+from graphshrink.targets.torch.trainable import Trainable
+from graphshrink.training.recovery import file_run
+from graphshrink.training.recovery.augmentation import Augmentation
+from graphshrink.training.recovery.feature_pairs import feature_pairs
+from support.cli import fails, succeeds
+
+SIDE, CLASSES = 12, 5
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def weights(seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, size: float = 1.0) -> np.ndarray[Any, Any]:
+        return (rng.standard_normal(shape) * size).astype(np.float32)
+
+    return {
+        "conv.weight": normal(8, 3, 3, 3, size=0.4), "gamma": normal(8), "beta": normal(8), "mean": normal(8),
+        "var": rng.uniform(0.5, 2, 8).astype(np.float32), "deep.weight": normal(8, 8, 3, 3, size=0.2),
+        "dense": normal(8, 16, size=0.5), "held": normal(16), "head.weight": normal(16, CLASSES, size=1.5),
+        "head.bias": normal(CLASSES),
+    }  # fmt: skip
+
+
+def network(path: Path, found: Arrays, batch: Any = "n", softmax: bool = False) -> Path:
+    """A network with a batch norm, a matrix that torch has transposed, and a weight in a Constant node."""
+    held = numpy_helper.from_array(found["held"], "held_value")
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight"], ["a"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["b"], "norm"),
+        helper.make_node("Relu", ["b"], ["c"], "relu"),
+        helper.make_node("Conv", ["c", "deep.weight"], ["d"], "deep", strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"], "pool"),
+        helper.make_node("Flatten", ["e"], ["f"], "flat"),
+        helper.make_node("MatMul", ["f", "dense"], ["g"], "product"),
+        helper.make_node("Constant", [], ["held"], "constant", value=held),
+        helper.make_node("Add", ["g", "held"], ["h"], "sum"),
+        helper.make_node("Relu", ["h"], ["i"], "relu2"),
+        helper.make_node("Gemm", ["i", "head.weight", "head.bias"], ["logits"], "head"),
+    ]  # fmt: skip
+    if softmax:
+        nodes.append(helper.make_node("Softmax", ["logits"], ["p"], "softmax"))
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("p" if softmax else "logits", TensorProto.FLOAT, [batch, CLASSES])],
+        [numpy_helper.from_array(a, name) for name, a in found.items() if name != "held"],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def damaged(found: Arrays) -> Arrays:
+    """The weights with noise, half of one matrix zero, and one layer 2:4."""
+    rng = np.random.default_rng(1)
+    made = {n: a + 0.15 * rng.standard_normal(a.shape).astype(np.float32) for n, a in found.items()}
+    made["var"] = found["var"]
+    made["dense"] = made["dense"] * (rng.random(made["dense"].shape) > 0.5)
+    sparse = made["deep.weight"].copy()
+    sparse[:, ::2] = 0
+    return {**made, "deep.weight": sparse, "dense": made["dense"].astype(np.float32)}
+
+
+def images(count: int = 96) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(2).standard_normal((count, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def run(file: Any, x: Any) -> Any:
+    data = str(file) if isinstance(file, Path) else file.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+def stored(file: Path) -> Arrays:
+    graph = onnx.load(file).graph
+    found = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return found
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return network(tmp_path / "teacher.onnx", weights())
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return network(tmp_path / "student.onnx", damaged(weights()))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "samples.npz", x=images())
+    return tmp_path / "samples.npz"
+
+
+def divergence(student: Any, teacher: Any, x: Any) -> float:
+    logs = [torch.from_numpy(run(f, x)).double().log_softmax(1) for f in (teacher, student)]
+    return float((logs[0].exp() * (logs[0] - logs[1])).sum(1).mean())
+
+
+def test_only_numbers_change(student: Path, teacher: Path, data: Path, tmp_path: Path) -> None:
+    done = recover_file(student, teacher, data, epochs=4, lr=0.02, progress=False)
+    assert done.improved
+    out = tmp_path / "out.onnx"
+    done.save(out)
+    held = images()[4::8]
+    assert done.before.loss == pytest.approx(divergence(student, teacher, held), rel=1e-4)
+    assert done.after.loss == pytest.approx(divergence(out, teacher, held), rel=1e-4)
+    assert done.after.loss < 0.5 * done.before.loss
+    agreed = (run(out, held).argmax(1) == run(teacher, held).argmax(1)).mean()
+    assert done.after.agreement == pytest.approx(agreed)
+    before, after = stored(student), stored(out)
+    assert before.keys() == after.keys()
+    assert [n.name for n in onnx.load(out).graph.node if n.op_type != "Constant"] == [
+        n.name for n in onnx.load(student).graph.node if n.op_type != "Constant"
+    ]
+    for name in ("mean", "var"):
+        assert np.array_equal(before[name], after[name])
+    for name in ("deep.weight", "dense"):
+        assert not after[name][before[name] == 0].any()
+    for name in before.keys() - {"mean", "var"}:
+        assert not np.array_equal(before[name], after[name]), name
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+def test_the_written_model_computes_what_the_module_does(student: Path) -> None:
+    trainable = Trainable(load(student)[0])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainable.module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in trainable.module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.5)
+        x = images(3)
+        wanted = trainable.module(torch.from_numpy(x)).numpy()
+    from graphshrink.targets.onnx import to_onnx
+
+    assert not trainable.frozen
+    assert np.abs(run(to_onnx(trainable.trained()), x) - wanted).max() < 1e-5
+    assert np.abs(run(student, x) - wanted).max() > 0.1
+
+
+def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
+    # One matrix is the table of an embedding and, transposed, the last layer: two tensors in torch.
+    rng = np.random.default_rng(0)
+    table = numpy_helper.from_array(rng.standard_normal((7, 4)).astype(np.float32), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "x"], ["a"]),
+        helper.make_node("Transpose", ["table"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "t"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.INT64, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, 7])], [table],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "tied.onnx"
+    onnx.save(model, path)
+    trainable = Trainable(load(path)[0])
+    assert len(trainable.frozen) + len(trainable.places) == len(list(trainable.module.parameters()))
+    with pytest.raises(UsageError, match="16"):
+        recover_file(path, path, {"x": np.zeros((4, 3), np.int64)})
+
+
+def test_training_that_does_not_help_is_undone(teacher: Path, data: Path, tmp_path: Path) -> None:
+    out, near = tmp_path / "out.onnx", weights()
+    near["head.bias"] = near["head.bias"] + np.float32(1e-4) * np.arange(CLASSES, dtype=np.float32)
+    student = network(tmp_path / "near.onnx", near)
+    options = ("--teacher", teacher, "--data", data, "-o", out, "--epochs", 1)
+    line = succeeds("recover", student, *options, "--lr", 0.3)
+    assert "not recovered" in line
+    assert "the model is the given one" in line
+    assert out.read_bytes() == student.read_bytes()
+    found = json.loads(succeeds("recover", teacher, *options, "--json"))
+    assert found["notes"] == [
+        "the student gives the teacher's outputs: there is nothing to recover"
+    ]
+    assert out.read_bytes() == teacher.read_bytes()
+
+
+def test_values_are_paired_by_what_reads_them(teacher: Path, student: Path, tmp_path: Path) -> None:
+    # A student without one of two equal blocks: what is left in front of it should give what the block gave.
+    def chain(path: Path, blocks: list[int]) -> Path:
+        w = np.eye(4, dtype=np.float32)
+        nodes, last = [], "x"
+        for i in blocks:
+            nodes.append(helper.make_node("Gemm", [last, "w"], [f"a{i}"], f"first{i}"))
+            nodes.append(helper.make_node("Relu", [f"a{i}"], [f"r{i}"], f"relu{i}"))
+            nodes.append(helper.make_node("Add", [f"r{i}", last], [f"y{i}"], f"add{i}"))
+            last = f"y{i}"
+        nodes.append(helper.make_node("Gemm", [last, "w"], ["y"], "head"))
+        infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
+        graph = helper.make_graph(
+            nodes, "chain", infos[:1], infos[1:], [numpy_helper.from_array(w, "w")]
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, path)
+        return path
+
+    whole, part = (load(chain(tmp_path / f"{len(b)}.onnx", b))[0] for b in ([0, 1, 2], [0, 2]))
+    assert [(a.name, b.name) for a, b in feature_pairs(part, whole)] == [("y0", "y1"), ("y2", "y2")]
+    assert [b.name for _, b in feature_pairs(whole, whole)] == []
+    pairs = feature_pairs(load(student)[0], load(teacher)[0])
+    assert {"a", "d", "f", "i"} <= {b.name for _, b in pairs}
+
+
+def test_an_interrupted_run_goes_on(
+    student: Path, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {"epochs": 3, "lr": 0.02, "seed": 5, "progress": False}
+    whole = recover_file(student, teacher, data, **options)
+    step, count = file_run.Keeper.step, []
+
+    def interrupted(self: Any) -> None:
+        step(self)
+        count.append(1)
+        if len(count) == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_run.Keeper, "step", interrupted)
+        part = recover_file(student, teacher, data, checkpoint=tmp_path / "kept", **options)
+    assert part.interrupted
+    assert part.improved
+    held = images()[4::8]
+    found = divergence(part.model, teacher, held)
+    assert found == pytest.approx(part.after.loss, rel=1e-4)
+    assert found < divergence(student, teacher, held)
+    rest = recover_file(student, teacher, data, checkpoint=tmp_path / "kept", **options)
+    assert not rest.interrupted
+    assert len(rest.history) == 3
+    assert rest.model == whole.model
+
+
+def test_a_softmax_and_a_fixed_batch(tmp_path: Path, data: Path) -> None:
+    found = weights()
+    teacher = network(tmp_path / "t.onnx", found, 1, softmax=True)
+    student = network(tmp_path / "s.onnx", damaged(found), 1, softmax=True)
+    done = recover_file(
+        student, teacher, data, epochs=2, lr=0.02, progress=False, labels=np.arange(96) % CLASSES, label_weight=0
+    )  # fmt: skip
+    assert done.improved
+    assert done.after.accuracy is not None
+    assert run(done.model, images(1)).shape == (1, CLASSES)
+
+
+def test_labels_and_no_augmentation(student: Path, teacher: Path) -> None:
+    labels = run(teacher, images()).argmax(1)
+    done = recover_file(
+        student, teacher, {"x": images()}, epochs=2, lr=0.02, labels=labels, augment=False, progress=False
+    )  # fmt: skip
+    assert done.after.accuracy == done.after.agreement
+
+
+def test_shrink_recovers_what_a_pipeline_lost(teacher: Path, data: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    line = succeeds(
+        teacher, out, "--passes", "sparsify", "--calibration", data, "--recover", 2, "--report", report
+    )  # fmt: skip
+    assert "recovered; held-out samples: loss" in line
+    assert any("recovered" in note for note in json.loads(report.read_text())["notes"])
+    sparse = [a for a in stored(out).values() if a.ndim == 2 and (a == 0).mean() == 0.5]
+    assert sparse
+    assert "give --calibration" in fails(teacher, out, "--recover", 2)
+    assert "--checkpoint is for --recover" in fails(teacher, out, "--checkpoint", tmp_path / "c")
+
+
+def test_what_cannot_be_recovered(teacher: Path, student: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+
+    def problem(student: Path, *more: Any, teacher: Path = teacher, data: Path = data) -> str:
+        return fails("recover", student, "--teacher", teacher, "--data", data, "-o", out, *more)
+
+    few = tmp_path / "few.npz"
+    np.savez(few, x=images(3))
+    assert "needs at least 16" in problem(student, data=few)
+    nothing = tmp_path / "empty"
+    nothing.mkdir()
+    assert "neither .npy files nor images" in problem(student, data=nothing)
+    assert "not an .npy file" in problem(student, "--labels", few)
+    np.save(tmp_path / "labels.npy", np.arange(96) % 9)
+    assert "beyond the 5 classes" in problem(student, "--labels", tmp_path / "labels.npy")
+    soft = network(tmp_path / "soft.onnx", weights(), softmax=True)
+    assert "outputs of student and teacher differ" in problem(soft)
+    broken = weights()
+    broken["head.bias"] = np.full(CLASSES, np.nan, np.float32)
+    assert "not finite" in problem(student, teacher=network(tmp_path / "nan.onnx", broken))
+    assert "would overwrite" in fails(
+        "recover", student, "--teacher", teacher, "--data", data, "-o", teacher
+    )
+    assert not out.exists()
+
+
+def test_variants_of_images() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(3, 100, 130) + 1
+    small = torch.rand(1, 12, 12) + 1
+    for _ in range(20):
+        made = Augmentation().image(image, (80, 96))
+        assert made.shape == (3, 80, 96)
+        assert 1 <= float(made.min()) <= float(made.max()) <= 2
+        assert Augmentation().image(small, (12, 12)).shape == (1, 12, 12)
+    plain = Augmentation(area=1.0, aspect=1.0, flip=0.0).image(image[:, :, :100], (100, 100))
+    assert torch.equal(plain, image[:, :, :100])
+    batch, labels = torch.rand(6, 3, 8, 8), torch.eye(6)
+    mixed, shares = Augmentation(mixup=1.0).mixed(batch, labels)
+    assert shares is not None
+    expected = torch.einsum("ij,jchw->ichw", shares, batch)
+    assert torch.allclose(mixed, expected, atol=1e-6)
+    assert torch.allclose(shares.sum(1), torch.ones(6))
