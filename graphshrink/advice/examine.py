@@ -313,7 +313,7 @@ def blocks(e: Examined) -> Finding:
         elif problem := order_problem(site):
             reasons[problem] += 1
         elif choose_form(site.work, BLOCKS, "onnx", even=True) is None:
-            reasons["blocks would not run faster"] += 1
+            reasons["their blocks would be too small to gain"] += 1
         else:
             found.append(site)
     share = e.share(s.node for s in found)

@@ -24,8 +24,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "repair",
     ),
     "Shapes": ("shapes", "fixed", "fix_shape"),
-    "Calibration data": (
-        "calibration", "calibration_samples", "calibration_batch", "preprocess",
+    "Data": (
+        "data", "calibration", "calibration_samples", "calibration_batch", "samples", "batch", "preprocess", "labels",
+    ),
+    "Training": (
+        "recover", "teacher", "epochs", "lr", "augment", "checkpoint",
     ),
     "Output": ("out", "report", "as_json", "verbose"),
 }  # fmt: skip
@@ -45,6 +48,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "graphshrink in.onnx out.onnx --check -v",
         "graphshrink in.onnx small.onnx --speedup 1.5 --calibration samples.npz",
         "graphshrink in.onnx out.onnx --passes merge-linear,prune-dead",
+        "graphshrink in.onnx out.onnx --passes sparsify --calibration x.npz --recover 3",
         "graphshrink in.onnx trt.onnx --target tensorrt --fp16",
     ),
     "advise": (
@@ -55,6 +59,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "graphshrink plan in.onnx --speedup 1.5 --calibration samples/ -o plan.json",
         "graphshrink in.onnx small.onnx --plan plan.json",
     ),
+    "recover": ("graphshrink recover small.onnx --teacher in.onnx --data samples/ -o out.onnx",),
     "inspect": (
         "graphshrink inspect model.onnx",
         "graphshrink inspect model.onnx --sparsity",

@@ -51,7 +51,8 @@ def test_onnx_models_give_onnx_models(file: Path) -> None:
     assert isinstance(assert_type(result.model, ModelProto), ModelProto)
     report = assert_type(result.report, Report)
     assert assert_type(report.after.nodes, int) == len(result.model.graph.node)
-    for shown in (result, report):
+    tables: tuple[Any, ...] = (result, report)
+    for shown in tables:
         assert len(repr(shown)) < 120
         assert "nodes" in repr(shown)
         assert max(map(len, str(shown).splitlines())) <= 80
