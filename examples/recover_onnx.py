@@ -2,7 +2,7 @@
 
 ``python examples/recover_onnx.py`` takes a few minutes on two cores. What it does to files is what these commands do::
 
-    graphshrink digits.onnx planned.onnx --macs 0.3 --calibration samples.npz
+    graphshrink digits.onnx planned.onnx --macs 0.15 --calibration samples.npz
     graphshrink recover planned.onnx --teacher digits.onnx --data samples.npz -o recovered.onnx --epochs 10
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument(
-        "--macs", type=float, default=0.3, help="part of the MACs that the plan keeps"
+        "--macs", type=float, default=0.15, help="part of the MACs that the plan keeps"
     )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
