@@ -142,7 +142,7 @@ class Benchmark:
 
     def recovered(self, file: Path, epochs: int) -> Path:
         """A network of a row, trained: made if it is not there yet; checkpoints go on where a run ended."""
-        out = file.with_name(f"{file.stem}-recovered{epochs}.onnx")
+        out = self.recovered_file(file, epochs)
         if not out.exists():
             data = CalibrationData(self.photographs(), preprocess=PREPROCESS)
             checkpoint = out.with_suffix(".checkpoint")
@@ -152,6 +152,10 @@ class Benchmark:
                 raise KeyboardInterrupt
             done.save(out)
         return out
+
+    def recovered_file(self, file: Path, epochs: int) -> Path:
+        """Where a network is kept after it was trained."""
+        return file.with_name(f"{file.stem}-recovered{epochs}.onnx")
 
     def photographs(self) -> Path:
         """The training photographs as files, from which recovery takes random crops."""
@@ -336,7 +340,8 @@ def main() -> None:
                 continue
             try:
                 made = files[f"{row} {speedup:g}"] = bench.make(row, speedup, not args.no_repair)
-                if args.recover:
+                after = bench.recovered_file(made, args.recover or 0)
+                if args.recover and (after.exists() or not args.retime):
                     name = f"{row}, recovered {args.recover} {speedup:g}"
                     files[name] = bench.recovered(made, args.recover)
             except UsageError as error:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 SMALL = 64
 """Images with a shorter side than this are shifted, not scaled."""
 
-_SHIFT = 8
+_SHIFT = 16
 """Small images are shifted by up to this part of their side."""
 
 
@@ -25,6 +25,7 @@ class Augmentation:
     """Random variants of images; random numbers come from torch's global generator.
 
     Attributes:
+        varied: The part of the batches that are varied; the others are the samples as they are.
         area: The smallest part of an image's area that a crop takes.
         aspect: The largest ratio by which a crop is wider or higher than the result.
         flip: The part of the images that is reflected from left to right.
@@ -32,11 +33,16 @@ class Augmentation:
         alpha: The parameter of the Beta distribution of the weights of a mixture.
     """
 
+    varied: float = 0.5
     area: float = 0.35
     aspect: float = 4 / 3
     flip: float = 0.5
     mixup: float = 0.5
     alpha: float = 0.8
+
+    def applies(self) -> bool:
+        """Draw whether the next batch is varied."""
+        return _uniform() < self.varied
 
     def image(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """A random part of an image, scaled to a size; small images are shifted instead."""

@@ -50,7 +50,11 @@ class SampleBatches:
             if self.samples.labels is not None and self.classes is not None:
                 found = torch.from_numpy(self.samples.labels[numbers])
                 labels = torch.nn.functional.one_hot(found, self.classes).float()
-            if self.augmentation is None or self.image_size is None:
+            if (
+                self.augmentation is None
+                or self.image_size is None
+                or not self.augmentation.applies()
+            ):
                 inputs = tuple(torch.from_numpy(a) for a in self.samples.batch(numbers))
                 yield inputs, labels
                 continue

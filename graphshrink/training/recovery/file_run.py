@@ -46,11 +46,13 @@ class FileRun:
         student: The student's graph.
         teacher: The teacher's graph.
         options: The arguments of :func:`graphshrink.recover_file`.
+        plain: Whether trials showed that the samples should not be varied.
     """
 
     student: Graph
     teacher: Graph
     options: Mapping[str, Any]
+    plain: bool = False
 
     def run(self) -> RecoveredFile:
         """Train and judge; see :func:`graphshrink.recover_file`."""
@@ -64,6 +66,7 @@ class FileRun:
         try:
             lr = given["lr"] or self._rate()
             checkpoint = given["checkpoint"]
+            keeper.plain = self.batches.augmentation is None
             self._train(
                 lr, keeper,
                 epochs=given["epochs"],
@@ -80,6 +83,11 @@ class FileRun:
         after = self.judge.model(trained)
         improved = after.loss < self.before.loss
         notes = _notes(self.trainable, self.batches, improved, self.before, after)
+        if self.plain:
+            notes.insert(
+                0,
+                "trials were better without random variants of the samples, so that there were none",
+            )
         graph = trained if improved else self.student
         return RecoveredFile(
             graph, improved, self.before, after, keeper.history, interrupted, notes
@@ -149,26 +157,37 @@ class FileRun:
         folder, steps = self.options["checkpoint"], len(self.batches) * self.options["epochs"]
         kept = None if folder is None else Checkpoints(folder).load()
         if kept is not None:
+            if kept["callbacks"][0]["plain"]:
+                self.batches.augmentation = None
             return float(kept["settings"]["lr"])
         trial = min(len(self.batches), TRIAL, steps // len(RATES))
         if trial < _LEAST_TRIAL:
             return LR
+        losses, varied = self._trials(trial), self.batches.augmentation
+        if min(losses.values()) >= self.before.loss and self.options["augment"] is True and varied:
+            # A small student may not have the capacity for variants beside the samples.
+            self.batches.augmentation = None
+            plain = self._trials(trial)
+            self.plain = min(plain.values()) < min(losses.values())
+            losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
+        return min(losses, key=losses.__getitem__)
+
+    def _trials(self, steps: int) -> dict[float, float]:
+        """The held-out loss after a short training with each learning rate."""
         losses = {}
         for lr in RATES:
             keeper = Keeper(self.module, self.before)
             try:
-                self._train(lr, keeper, epochs=1, steps_per_epoch=trial, progress=False)
+                self._train(lr, keeper, epochs=1, steps_per_epoch=steps, progress=False)
                 losses[lr] = _measured(self.judge, self.module)["held-out loss"]
             except TrainingError:
                 losses[lr] = float("inf")
             keeper.restore()
-        found = min(losses, key=losses.__getitem__)
         if self.options["progress"] and os.environ.get("RANK", "0") == "0":
-            shown = ", ".join(f"{lr:g}: {loss:.4g}" for lr, loss in losses.items())
-            sys.stderr.write(
-                f"learning rate {found:g}; held-out loss after {trial} steps: {shown}\n"
-            )
-        return found
+            shown = ", ".join(f"{loss:.4g} at {lr:g}" for lr, loss in losses.items())
+            varied = "" if self.batches.augmentation else ", samples not varied"
+            sys.stderr.write(f"trials of {steps} steps{varied}: held-out loss {shown}\n")
+        return losses
 
 
 class Keeper:
@@ -182,6 +201,7 @@ class Keeper:
     def __init__(self, module: nn.Module, before: HeldOut) -> None:
         self.module, self.best_loss = module, before.loss
         self.history: list[dict[str, float]] = []
+        self.plain = False
         self.best = {name: t.detach().clone() for name, t in module.named_parameters()}
         self.kept = {
             name: t != 0
@@ -214,7 +234,9 @@ class Keeper:
 
     def state_dict(self) -> dict[str, Any]:
         """The best tensors, and how good they are."""
-        return {"loss": self.best_loss, "best": self.best, "history": self.history}
+        return {
+            "loss": self.best_loss, "best": self.best, "history": self.history, "plain": self.plain
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""

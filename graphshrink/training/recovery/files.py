@@ -34,7 +34,7 @@ LR = 3e-4
 
 TEMPERATURE = 1.0
 
-FEATURE_WEIGHT = 3.0
+FEATURE_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
