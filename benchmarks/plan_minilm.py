@@ -198,11 +198,8 @@ def main() -> None:
     parser.add_argument("--repair", action="store_true", help="correct other layers of the plans")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    args.shown = [
-        a
-        for a in sys.argv[1:]
-        if a not in ("--encoder", str(args.encoder), "--work", str(args.work))
-    ]
+    hidden = ("--encoder", str(args.encoder), "--work", str(args.work), "--out", str(args.out))
+    args.shown = [a for a in sys.argv[1:] if a not in hidden]
     args.work.mkdir(parents=True, exist_ok=True)
     given, samples, held = prepare(args.encoder, args.work, args.sentences)
     cost = Macs() if args.cost == "macs" else Latency(LatencyTable(device("ort-cpu", 1)))
