@@ -161,14 +161,20 @@ def outcome(case: Case, convert: Convert) -> str:
     return REFUSED
 
 
+def _absent(*_: Any, **__: Any) -> Any:
+    raise ImportError("torchvision is not installed")
+
+
 def converters(site: Path | None) -> dict[str, Convert]:
     """The converters by name."""
     found: dict[str, Convert] = {"graphshrink": to_torch}
     if site is not None:
         sys.path.insert(0, str(site))
-        empty = types.ModuleType("torchvision")
-        empty.ops = types.SimpleNamespace()
-        sys.modules.setdefault("torchvision", empty)
+        vision, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
+        vars(ops).update(roi_align=_absent, nms=_absent, batched_nms=_absent)
+        vars(vision)["ops"] = ops
+        sys.modules.setdefault("torchvision", vision)
+        sys.modules.setdefault("torchvision.ops", ops)
         import onnx2torch
 
         found[f"onnx2torch {version('onnx2torch')}"] = lambda m: onnx2torch.convert(m).eval()
