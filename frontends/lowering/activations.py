@@ -56,24 +56,34 @@ def below(x: Value, threshold: float, value: float) -> Steps | None:
     return made.steps()
 
 
-def shrink(x: Value, ends: float, bias: float) -> Steps | None:
+def shrink(x: Value, ends: float, bias: float, nan_is_zero: bool = False) -> Steps | None:
     """ONNX's Shrink: zero between ``-ends`` and ``ends``; elsewhere, the input comes ``bias`` closer to zero.
 
     With a bias of zero it is a hard shrink, with one of ``ends`` a soft one.
+
+    Args:
+        x: The input.
+        ends: Where the zeros end, at least 0.
+        bias: What is taken away outside.
+        nan_is_zero: Whether NaN becomes zero, as in ONNX, or stays, as in torch.
     """
     dtype = x.type.dtype
     if dtype is None or not dtype.is_wide_float or not 0 <= ends < math.inf:
         return None
     made = Builder()
-    if bias == ends:
+    if bias == ends and not nan_is_zero:
         made.add(ir.Sub(), x, made.add(ir.Activation("clip", (-ends, ends)), x))
         return made.steps()
-    small = made.add(ir.Compare("less_equal"), made.add(ir.Unary("abs"), x), number(ends, dtype))
+    kind = "greater" if nan_is_zero else "less_equal"
+    found = made.add(ir.Compare(kind), made.add(ir.Unary("abs"), x), number(ends, dtype))
     rest: Value | Step = x
     if bias:
         own = made.add(ir.Mul(), made.add(ir.Unary("sign"), x), number(bias, dtype))
         rest = made.add(ir.Sub(), x, own)
-    made.add(ir.Where(), small, number(0.0, dtype), rest)
+    if nan_is_zero:
+        made.add(ir.Where(), found, rest, number(0.0, dtype))
+    else:
+        made.add(ir.Where(), found, number(0.0, dtype), rest)
     return made.steps()
 
 
@@ -83,9 +93,9 @@ def number(value: float, dtype: ir.DType) -> Tensor:
 
 
 SHRINKS: list[tuple[type[ir.Op], str] | type[ir.Op]] = [
-    (ir.Activation, "clip"), (ir.Compare, "less_equal"), (ir.Unary, "abs"), (ir.Unary, "sign"), ir.Where, ir.Sub, ir.Mul,
+    (ir.Compare, "greater"), (ir.Unary, "abs"), (ir.Unary, "sign"), ir.Where, ir.Sub, ir.Mul,
 ]  # fmt: skip
-"""The ops that :func:`shrink` makes."""
+"""The ops that :func:`shrink` makes of ONNX's."""
 
 
 def _near(found: Sequence[float], wanted: Sequence[float]) -> bool:

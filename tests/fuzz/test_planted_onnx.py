@@ -51,7 +51,9 @@ def test_operands_in_the_wrong_order_are_found_and_made_small(
     assert first.outcome.what == "wrong numbers"
     small = smallest("onnx", first, 60.0)
     assert small.outcome.like(first.outcome)
-    assert [n.op_type for n in small.case.model.graph.node] == ["Sub"]
+    # Either one that is a difference, or one that is read as several ops with a difference among them.
+    (node,) = small.case.model.graph.node
+    assert node.op_type in ("Sub", "BatchNormalization")
     place = findings.write(tmp_path, seed, "onnx", small.outcome, small.case)
     assert f"--seed {seed} --job respell" in (place / "report.txt").read_text()
     said, again = findings.read(place)

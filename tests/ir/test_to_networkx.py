@@ -60,5 +60,5 @@ def test_names_that_occur_twice_stay_apart() -> None:
 
 def test_without_networkx(graph, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "networkx", None)
-    with pytest.raises(MissingExtra, match=r"graphshrink\[networkx\]"):
+    with pytest.raises(MissingExtra, match=r"\[networkx\]"):
         graph.to_networkx()

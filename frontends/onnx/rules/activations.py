@@ -87,7 +87,7 @@ def _between_values(node: OnnxNode) -> Steps | None:
 
 @reads("Shrink", makes=SHRINKS, note="floats", several=True)
 def _shrink(node: OnnxNode) -> Steps | None:
-    return shrink(node.required(0), node.number("lambd", 0.5), node.number("bias", 0.0))
+    return shrink(node.required(0), node.number("lambd", 0.5), node.number("bias", 0.0), True)
 
 
 @reads("Gelu", makes=[(ir.Activation, "gelu"), (ir.Activation, "gelu_tanh")])

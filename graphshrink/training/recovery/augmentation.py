@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
+if TYPE_CHECKING:
+    import torch
 
 SMALL = 64
 """Images with a shorter side than this are shifted, not scaled."""
@@ -51,6 +52,8 @@ class Augmentation:
         return made.flip(2) if _uniform() < self.flip else made
 
     def _part(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        from torch.nn.functional import interpolate
+
         height, width = image.shape[1:]
         aspect = size[1] / size[0] * math.exp((2 * _uniform() - 1) * math.log(self.aspect))
         area = (self.area + (1 - self.area) * _uniform()) * min(
@@ -61,12 +64,14 @@ class Augmentation:
         top, left = _below(height - high + 1), _below(width - wide + 1)
         part = image[None, :, top : top + high, left : left + wide]
         shrinks = high > size[0] or wide > size[1]
-        return F.interpolate(part, size, mode="bilinear", antialias=shrinks)[0]
+        return interpolate(part, size, mode="bilinear", antialias=shrinks)[0]
 
     def mixed(
         self, images: torch.Tensor, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A batch with its images, and the probabilities of their classes, mixed in pairs."""
+        import torch
+
         if len(images) < 2 or _uniform() >= self.mixup:
             return images, labels
         one, other = torch._standard_gamma(torch.full((2,), self.alpha)).tolist()
@@ -78,17 +83,23 @@ class Augmentation:
 
 def _shifted(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """A crop of an image whose edges are repeated around it."""
+    from torch.nn.functional import pad
+
     pads = [max(-(-side // _SHIFT), size[i] - side) for i, side in enumerate(image.shape[1:])]
-    around = F.pad(image[None], (pads[1], pads[1], pads[0], pads[0]), mode="replicate")[0]
+    around = pad(image[None], (pads[1], pads[1], pads[0], pads[0]), mode="replicate")[0]
     top, left = (_below(around.shape[1 + i] - size[i] + 1) for i in range(2))
     return around[:, top : top + size[0], left : left + size[1]]
 
 
 def _uniform() -> float:
+    import torch
+
     return float(torch.rand(()))
 
 
 def _below(count: int) -> int:
+    import torch
+
     return int(torch.randint(0, count, ()))
 
 

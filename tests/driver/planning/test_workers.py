@@ -148,4 +148,4 @@ def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(graphshrink.UsageError, match="not -3"):
         graphshrink.plan(model, data, macs=0.6, workers=-3)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "graphshrink[ray]" in fails(*words, "--ray", "auto")
+    assert "[ray]" in fails(*words, "--ray", "auto")

@@ -269,7 +269,7 @@ FORMS: dict[str, Form] = {
     "logsumexp-of-nothing": Form("onnx:ReduceLogSumExp", "ReduceLogSumExp", (), {"axes": [1]}, 13, np.zeros((2, 0), np.float32)),
     **{f"hardmax-{opset}-{axis}": Form("Cast", "Hardmax", (), {} if axis is None else {"axis": axis}, opset, np.round(IMAGE)) for opset, axis in ((13, None), (13, 1), (13, -2), (13, 0), (11, 3), (11, -1))},
     "hardmax-11-joined": Form("onnx:Hardmax", "Hardmax", (), {}, 11), "hardmax-11-ones": Form("Cast", "Hardmax", (), {}, 11, numbers(3, 5, 1, 1)), "hardmax-ties": Form("Cast", "Hardmax", x=np.ones((2, 3), np.float32)),
-    **{f"shrink-{bias}": Form("Sub" if bias == 0.5 else "Where", "Shrink", (), {"lambd": 0.5, "bias": bias}) for bias in (0.0, 0.5, 0.2)},
+    **{f"shrink-{bias}": Form("Where", "Shrink", (), {"lambd": 0.5, "bias": bias}) for bias in (0.0, 0.5, 0.2)},
     "hardmax-vector": Form("Cast", "Hardmax", x=numbers(5)), "hardmax-none": Form("onnx:Hardmax", "Hardmax", x=numbers(2, 0)),
     **{f"lp-{p}-{axis}": Form("Div", "LpNormalization", (), {**({"p": p} if p else {}), **({} if axis is None else {"axis": axis})}, opset, np.where(IMAGE[:, :1] > 0, IMAGE, 0)) for p, axis, opset in ((1, 1, 17), (2, -2, 11), (None, None, 22), (None, 0, 17))},
     "lp-zeros": Form("Div", "LpNormalization", x=np.zeros((2, 3), np.float32)),

@@ -111,7 +111,6 @@ def test_pieces_that_nobody_takes() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: (lambda p: p[0] + p[0])(x.split(2, 1)),  # One piece taken by two calls.
         lambda x: (x.split(2, 1) + x.chunk(2, 1))[2],  # The tuple itself is used.
         lambda x: x[:, 0, 1:],  # Two ops in one call.
         lambda x: x[:, torch.tensor([0, 1]), torch.tensor([1, 0])],  # Two indices that are tensors.

@@ -172,7 +172,7 @@ MODELS = {
     "views": "a = Relu(x) b = Unsqueeze(a, u) c = Squeeze(b, u) d = Flatten(c) e = Unsqueeze(d, u) y = Tanh(e)",
     "moves": "a = Transpose<perm = [0,2,1]>(x) b = Relu(a) c = Transpose<perm = [2,0,1]>(b) y = Transpose<perm = [0,2,1]>(c)",
     "twice": "a = Softplus(x) b = Softplus(x) c = Mul(a, w) d = Mul(b, v) e = Shape(a) f = Shape(b) g = Expand(c, f) y = Concat<axis = 1>(g, d)",
-    "hidden": "a = ThresholdedRelu<alpha = 0.5>(x) b = ThresholdedRelu<alpha = 0.5>(x) c = Shrink<lambd = 0.1>(a) d = Shrink<lambd = 0.1>(b) e = Shrink<lambd = 0.2>(b) f = Add(c, d) y = Sub(f, e)",
+    "hidden": "a = ThresholdedRelu<alpha = 0.5>(x) b = ThresholdedRelu<alpha = 0.5>(x) c = GlobalLpPool<p = 1>(a) d = GlobalLpPool<p = 1>(b) e = GlobalLpPool<p = 2>(b) f = Add(c, d) y = Sub(f, e)",
     "joins": "a = Concat<axis = -1>(x, x) b = Concat<axis = 2>(a, x) c = Concat<axis = 2>(b) s = Shape(c) y = Reshape(c, s)",
 }  # fmt: skip
 

@@ -160,7 +160,7 @@ def test_what_tensorrt_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes(monkeypatch, {})
     monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(MissingExtra, match=r"graphshrink\[tensorrt\]"):
+    with pytest.raises(MissingExtra, match=r"\[tensorrt\]"):
         engine.require()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UsageError, match="on a machine with an NVIDIA GPU"):

@@ -301,10 +301,8 @@ def test_spatial_sizes_that_are_not_known() -> None:
 
 def test_whole_numbers_that_tflite_cannot_compute() -> None:
     node = helper.make_node("Div", ["x", "x"], ["y"], name="div")
-    said = refusal([node], {"x": np.ones((2, 3), np.int64)}, ["y"])
-    assert (
-        said == "the model cannot be written as TFLite: Div (div: LiteRT has no kernel for int64)"
-    )
+    said = refusal([node], {"x": np.ones((2, 3), np.int8)}, ["y"])
+    assert said == "the model cannot be written as TFLite: Div (div: LiteRT has no kernel for int8)"
 
 
 def test_element_types_that_tflite_has_not() -> None:
@@ -339,13 +337,13 @@ def test_more_than_a_file_can_hold() -> None:
 def test_the_extra_is_missing(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     result = shrink(small_net(), example_inputs=(X,))
-    with pytest.raises(MissingExtra, match=r"graphshrink\[tflite\]"):
+    with pytest.raises(MissingExtra, match=r"\[tflite\]"):
         result.save(tmp_path / "m.tflite")
 
 
 def test_litert_torch_is_missing(tmp_path: Path) -> None:
     result = shrink(small_net(), example_inputs=(X,))
-    with pytest.raises(MissingExtra, match=r"graphshrink\[litert-torch\]"):
+    with pytest.raises(MissingExtra, match=r"\[litert-torch\]"):
         result.save(tmp_path / "m.tflite", via="litert-torch")
 
 

@@ -246,7 +246,7 @@ def test_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="there are no samples"):
         to_torch(network(), fresh_norms=True, calibration=CalibrationData([]))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtra, match=r"to_torch needs torch.*graphshrink\[torch\]"):
+    with pytest.raises(MissingExtra, match=r"to_torch needs torch.*\[torch\]"):
         to_torch(network())
 
 
