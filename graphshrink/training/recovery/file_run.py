@@ -149,7 +149,7 @@ class FileRun:
         )
 
     def _rate(self) -> float:
-        """The learning rate with which a short training helps the held-out samples most; that of the checkpoint if there is one.
+        """The learning rate that trials on the held-out samples favour; that of the checkpoint if there is one.
 
         Raises:
             ModelError: If the checkpoint is damaged.
@@ -170,7 +170,9 @@ class FileRun:
             plain = self._trials(trial)
             self.plain = min(plain.values()) < min(losses.values())
             losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
-        return min(losses, key=losses.__getitem__)
+        # Short trainings favour small rates: the largest is taken that helps at all.
+        useful = [lr for lr, loss in losses.items() if loss < self.before.loss]
+        return max(useful, default=min(losses, key=losses.__getitem__))
 
     def _trials(self, steps: int) -> dict[float, float]:
         """The held-out loss after a short training with each learning rate."""
