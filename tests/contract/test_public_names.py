@@ -13,14 +13,14 @@ import graphshrink
 
 PUBLIC = {
     "graphshrink": """
-        CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
-        PassError Pipeline Plan Recovered Report Rewriter ShrinkResult TrainingError UsageError gate_penalty gates insert_blocks
-        insert_gates keep_top kept_at plan recover register removal_savings reorder_alike save_removal_plan shrink shrink_graph
+        Augmentation CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError MissingExtra ModelError Pass
+        PassError Pipeline Plan Recovered RecoveredFile Report Rewriter ShrinkResult TrainingError UsageError gate_penalty gates insert_blocks
+        insert_gates keep_top kept_at plan recover recover_file register removal_savings reorder_alike save_removal_plan shrink shrink_graph
         to_torch
     """,
     "graphshrink.passes": """
         Accumulator ActivationMoments CALIBRATION_DATA Calibration ChannelMoments ChannelStats Check CheckFailed Condition Context
-        Deduplicate Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS
+        Deduplicate Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves FusePatterns Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS
         MaskBlocks MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels Pipeline
         Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request Sparsify Timing Verify known_passes register relative_error
     """,
