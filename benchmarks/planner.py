@@ -35,7 +35,7 @@ import graphshrink
 from graphshrink import CalibrationData, recover_file
 from graphshrink.ir import Graph, UsageError
 from graphshrink.passes import Context, Pipeline
-from graphshrink.planning.candidates.narrow import Narrow
+from graphshrink.planning.candidates.narrow import Narrow, sizes_of
 from graphshrink.planning.costs import Latency
 from graphshrink.planning.latency import LatencyTable, device
 from graphshrink.planning.plan import PREPARATION, Plan
@@ -184,13 +184,19 @@ class Benchmark:
         """All hidden channels at one level after the other."""
         graph = self.prepared()
         samples = read_samples(graph, str(self.calibration))
-        sites = [s for s in find_sites(graph).found if s.group is not None]
+        # Not the residual streams, which several layers read.
+        sites = [s for s in find_sites(graph).found if s.closer is not None]
+        narrow = Narrow(LEVELS)
+        fitted = fit(graph, sites, samples, {}, lambda *_: None, [narrow])
+        by_size = {
+            (c.site, int(c.label.split()[1])): c for c in fitted if c.label.startswith("narrow")
+        }
         file = self.work / "candidate.onnx"
-        for level in LEVELS:
-            found = fit(graph, sites, samples, {}, lambda *_: None, [Narrow((level,))])
-            from graphshrink.targets.onnx.emitter import save_onnx
+        from graphshrink.targets.onnx.emitter import save_onnx
 
-            save_onnx(finished(graph, found), file)
+        for level in LEVELS:
+            wanted = [(site, size) for site in sites for size in sizes_of(site, (level,))]
+            save_onnx(finished(graph, [by_size[w] for w in wanted if w in by_size]), file)
             yield file
 
     def torch_pruning(self) -> Iterator[Path]:

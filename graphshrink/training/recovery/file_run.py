@@ -31,6 +31,9 @@ RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 TRIAL = 24
 """The largest number of steps with each of them."""
 
+_HARM = 1.1
+"""The held-out loss after a trial may be this many times the loss before."""
+
 _LEAST_TRIAL = 4
 """If all epochs together have too few steps for so many with each, none is tried."""
 
@@ -149,7 +152,7 @@ class FileRun:
         )
 
     def _rate(self) -> float:
-        """The learning rate with which a short training helps the held-out samples most; that of the checkpoint if there is one.
+        """The learning rate that trials on the held-out samples favour; that of the checkpoint if there is one.
 
         Raises:
             ModelError: If the checkpoint is damaged.
@@ -170,7 +173,9 @@ class FileRun:
             plain = self._trials(trial)
             self.plain = min(plain.values()) < min(losses.values())
             losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
-        return min(losses, key=losses.__getitem__)
+        # Short trainings favour small rates: the largest is taken that does no harm worth mentioning.
+        limit = _HARM * max(self.before.loss, min(losses.values()))
+        return max(lr for lr, loss in losses.items() if loss <= limit)
 
     def _trials(self, steps: int) -> dict[float, float]:
         """The held-out loss after a short training with each learning rate."""
