@@ -85,7 +85,8 @@ class FileRun:
         trained = self.trainable.trained()
         after = self.judge.model(trained)
         improved = after.loss < self.before.loss
-        notes = _notes(self.trainable, self.batches, improved, self.before, after)
+        best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
+        notes = _notes(self.trainable, self.batches, improved, self.before, best)
         if self.plain:
             notes.insert(
                 0,
@@ -347,7 +348,7 @@ def _notes(
     batches: SampleBatches,
     improved: bool,
     before: HeldOut,
-    after: HeldOut,
+    best: float,
 ) -> list[str]:
     notes = []
     if trainable.frozen:
@@ -359,7 +360,7 @@ def _notes(
         notes.append("the samples are no images, so that they were not varied at random")
     if not improved:
         notes.append(
-            f"training did not improve the held-out samples (loss {before.loss:.4g}, then {after.loss:.4g}): the model is the given one; "
+            f"training did not improve the held-out samples (loss {before.loss:.4g}, after the best epoch {best:.4g}): the model is the given one; "
             "more samples, a lower lr or more epochs may help"
         )
     return notes
