@@ -22,8 +22,8 @@ import importlib.metadata
 import io
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates.narrow import Narrow, sizes_of
 from graphshrink.planning.costs import Latency
 from graphshrink.planning.latency import LatencyTable, device
+from graphshrink.planning.latency.timing import in_turn
 from graphshrink.planning.plan import PREPARATION, Plan
 from graphshrink.planning.planner import Target, finished, make_plan
 from graphshrink.planning.samples import read_samples
@@ -234,17 +235,8 @@ class Benchmark:
 
 def timed(files: list[Path], x: Any, rounds: int) -> Any:
     """Milliseconds ``(file, round)`` of networks that take turns on one thread."""
-    runs = [runner(file, 1) for file in files]
-    for run in runs:
-        run(x)
-    times = np.zeros((len(files), rounds))
-    for turn in range(rounds):
-        for i in range(len(files)):
-            which = (turn + i) % len(files)
-            start = time.perf_counter()
-            runs[which](x)
-            times[which, turn] = 1e3 * (time.perf_counter() - start)
-    return times
+    runs = [partial(runner(file, 1), x) for file in files]
+    return np.array(in_turn(runs, rounds))
 
 
 def runner(file: Path, threads: int) -> Callable[[Any], Any]:
