@@ -180,7 +180,7 @@ class _Other:
 
 def _other_batches(graph: Graph, wanted: Needed) -> Iterator[_Other]:
     """The graph for a batch of another size: as the ops infer it or, where they cannot, from a run on fake tensors."""
-    if graph.host.inputs is None:
+    if graph.host.inputs is None or _is_one_batch_alone(graph):
         return
     inputs = [v for v in graph.inputs if v.type.rank]
     first = [v for v in inputs if v.type.dim(0) == inputs[0].type.dim(0)]
@@ -196,6 +196,12 @@ def _other_batches(graph: Graph, wanted: Needed) -> Iterator[_Other]:
         found = _inferred(graph, wanted, given, run)
         if found is not None:
             yield found
+
+
+def _is_one_batch_alone(graph: Graph) -> bool:
+    """Whether checks of the module refuse another batch: an export may have taken a branch that depends on the size."""
+    checked = any(map(_checks, graph.host.order.values()))
+    return checked and graph.host.other_batch() is None
 
 
 def _longer(kind: TensorType) -> TensorType:
@@ -284,10 +290,14 @@ def _host_node(graph: Graph, node: Node) -> fx.Node | None:
 
 def _is_assertion(graph: Graph, node: Node) -> bool:
     found = _host_node(graph, node)
-    if found is None:
-        return False
-    name = str(found.target) if found.op == "call_module" else call_name(found.target)
-    return name in _ASSERTIONS
+    return found is not None and _checks(found)
+
+
+def _checks(node: fx.Node) -> bool:
+    """Whether a host node checks something and computes nothing."""
+    if node.op == "call_module":
+        return str(node.target) in _ASSERTIONS
+    return node.op.startswith("call_") and call_name(node.target) in _ASSERTIONS
 
 
 class _Sizes:

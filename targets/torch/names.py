@@ -21,6 +21,11 @@ _OPERATOR = re.compile(r"([A-Z][A-Za-z0-9]*)(_\d+)?")
 _SCOPES, _CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 """The metadata of ``torch.onnx.export``: the scopes of a node from the outermost on, and their classes."""
 
+_GLOBALS = frozenset(
+    {"NoneType", "device", "fx_pytree", "inf", "int", "nan", "pytree", "self", "torch"}
+)
+"""Names that the code of a ``forward`` written by fx reads: an argument must not hide them."""
+
 _LONGEST = 10_000
 """Longer metadata are not read."""
 
@@ -84,7 +89,7 @@ def _argument(name: str) -> str:
     word = re.sub(r"\W", "_", name) or "x"
     if word[0].isdigit():
         word = f"x_{word}"
-    return f"{word}_" if keyword.iskeyword(word) or word == "self" else word
+    return f"{word}_" if keyword.iskeyword(word) or word in _GLOBALS else word
 
 
 def _constants(node: Node) -> Iterator[str]:

@@ -162,12 +162,13 @@ def split(o: Operator) -> Any:
 
 @writes("Range")
 def range_(o: Operator) -> fx.Node:
-    """``torch.arange``; of floats the number of elements is computed as ONNX does."""
+    """``torch.arange``; the number of elements is computed in float64, as onnxruntime does."""
     dtype = o.dtype
     if dtype is None:
         raise o.refuse_operator("its element type is not known")
     start, limit, delta = (o.value(i) for i in range(3))
-    span = o.call(torch.div, o.call(torch.sub, limit, start), delta)
+    wide = o.call("to", o.call(torch.sub, limit, start), torch.float64)
+    span = o.call(torch.div, wide, delta)
     count = o.call("item", o.call("clamp", o.call(torch.ceil, span), min=0))
     places = o.call(torch.arange, o.call(int, count), dtype=o.dtype_of(dtype), **o.device(0))
     return o.call(torch.add, o.call(torch.mul, places, delta), start)

@@ -97,7 +97,9 @@ def range_(s: Speller, _: ir.Range) -> fx.Node:
         end = s.call(torch.sym_max if known[2] > 0 else torch.sym_min, *known[:2])
         return s.call(torch.arange, known[0], end, known[2], **rest)
     if not s.dtype.is_int:
-        spans = s.call(torch.div, s.call(operator.sub, limit, start), delta)
+        # onnxruntime counts in float64: rounded to float32, a quotient just above an integer would lose an element.
+        wide = s.call("to", s.call(operator.sub, limit, start), torch.float64)
+        spans = s.call(torch.div, wide, delta)
         count = s.call("item", s.call("clamp", s.call(torch.ceil, spans), min=0))
         places = s.call(torch.arange, s.call(int, count), **rest)
         return s.call(operator.add, s.call(operator.mul, places, delta), start)

@@ -145,6 +145,28 @@ def test_float64(constant: bool, tmp_path: Path) -> None:
     agrees(tmp_path / "m.onnx", net, torch.randn(2, 3, 6, 6).double(), error=1e-10)
 
 
+class Branching(nn.Module):
+    """An export fixes the branch that the size of the batch chooses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 1 else x * 3
+
+
+class Checking(nn.Module):
+    """What is computed is right for one size of the batch, as the module says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.shape[0] == 1, "one sample")  # type: ignore[no-untyped-call]
+        return x.sum(0, keepdim=True)
+
+
+@pytest.mark.parametrize("net", [Branching(), Checking()], ids=["branch", "assert"])
+def test_a_batch_that_the_module_refuses_stays_fixed(net: nn.Module, tmp_path: Path) -> None:
+    done = shrink(net.eval(), example_inputs=(torch.randn(1, 4),)).save(tmp_path / "m.onnx")
+    assert dims(tmp_path / "m.onnx") == [[1, 4], [1, 4]]
+    assert any("batches of 1 only" in note for note in done.notes)
+
+
 class Doubled(nn.Module):
     """The batch lies along the second axis in between, and a call states its size."""
 

@@ -221,6 +221,22 @@ def test_integers_several_outputs_and_odd_names() -> None:
     assert list(module.parameters()) == []
 
 
+def test_arguments_hide_nothing_that_the_code_reads() -> None:
+    given = model(
+        "net (float[2] torch, float[2] device, int64[1] int) => (float[k] y) { a = Add(torch, device) b = Relu(a) y = Tile(b, int) }"
+    )
+    module = to_torch(given)
+    inputs = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5]), torch.tensor([2])
+    assert torch.equal(module(*inputs), torch.tensor([1.5, 0.0, 1.5, 0.0]))
+    assert list(module.meta["inputs"].values()) == ["torch", "device", "int"]
+
+
+def test_ranges_count_as_onnxruntime_does() -> None:
+    given = model("net (float a, float b, float d) => (float[k] y) { y = Range(a, b, d) }")
+    for numbers in ((0, 0.6, 0.2), (0, 1, 0.1), (1, 0, -0.3), (1, 0, 1)):
+        close(given, to_torch(given), *(np.array(x, np.float32) for x in numbers))
+
+
 def test_the_error_names_every_node_that_cannot_be_written() -> None:
     made = model(
         "g (float[2, 4] x, string[2] w) => (float[2, 4] z) { a = own.Twist(x) b = own.Twist(a) c = Relu(b) l = StringConcat(w, w) z = RandomNormalLike(c) }"
