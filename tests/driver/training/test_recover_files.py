@@ -330,3 +330,24 @@ def test_variants_of_images() -> None:
     expected = torch.einsum("ij,jchw->ichw", shares, batch)
     assert torch.allclose(mixed, expected, atol=1e-6)
     assert torch.allclose(shares.sum(1), torch.ones(6))
+
+
+def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
+    teacher = network(tmp_path / "t.onnx", weights())
+    one, other = (network(tmp_path / f"{i}.onnx", weights(i)) for i in (1, 2))
+    data, out, run = tmp_path / "d.npz", tmp_path / "o.onnx", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    np.savez(data, x=rng.standard_normal((32, 3, SIDE, SIDE)).astype(np.float32))
+    options = ("--teacher", teacher, "--data", data, "-o", out, "--checkpoint", run)
+    succeeds("recover", one, *options, "--epochs", "1")
+    out.unlink()
+    assert "another student or teacher" in fails("recover", other, *options, "--epochs", "1")
+    index = json.loads((run / "recovery.json").read_text())
+    for item in index["state"]["dict"]:
+        if item[0] == "callbacks":
+            item[1] = []
+    (run / "recovery.json").write_text(json.dumps(index))
+    assert "not of an ONNX file" in fails("recover", one, *options, "--epochs", "1")
+    line = fails("recover", one, *options[:-2], "--labels", tmp_path / "no.npy")
+    assert "no such file of labels" in line
+    assert not out.exists()
