@@ -151,6 +151,7 @@ def shrink(
     from ..passes import Pipeline
     from ..running.sessions import custom_ops
     from .progress import watch_passes
+    from .recover import is_needed
 
     if report == STDOUT:
         report, as_json = None, True
@@ -240,7 +241,8 @@ def shrink(
             if measured or shown is not None:
                 result.report.calibration_used = True
         size = bytes_read(source, result.graph)
-        result.emit(chosen)
+        if recovered is None or not is_needed(recovered, out, source, checkpoint):
+            result.emit(chosen)
     if recovered is not None and recovered.interrupted:
         raise KeyboardInterrupt
     if frontier is not None and shown is not None:

@@ -19,7 +19,7 @@ from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery import file_run
 from graphshrink.training.recovery.augmentation import Augmentation
 from graphshrink.training.recovery.feature_pairs import feature_pairs
-from support.cli import fails, succeeds
+from support.cli import call, fails, succeeds
 
 SIDE, CLASSES = 12, 5
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -351,3 +351,24 @@ def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
     line = fails("recover", one, *options[:-2], "--labels", tmp_path / "no.npy")
     assert "no such file of labels" in line
     assert not out.exists()
+
+
+def test_an_interrupted_run_keeps_the_student_that_it_reads_again(
+    student: Path, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.onnx"
+    own.write_bytes(student.read_bytes())
+    command = ("recover", own, "--teacher", teacher, "--data", data, "--lr", "0.02", "-o", own,
+               "--epochs", "1", "--checkpoint", tmp_path / "kept")  # fmt: skip
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_run.Keeper, "step", interrupted)
+        done = call(*command)
+    assert done.code == 130
+    assert "own.onnx stays as it was" in done.err
+    assert own.read_bytes() == student.read_bytes()
+    succeeds(*command)
+    assert own.read_bytes() != student.read_bytes()
