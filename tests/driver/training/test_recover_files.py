@@ -285,6 +285,8 @@ def test_shrink_recovers_what_a_pipeline_lost(teacher: Path, data: Path, tmp_pat
     assert sparse
     assert "give --calibration" in fails(teacher, out, "--recover", 2)
     assert "--checkpoint is for --recover" in fails(teacher, out, "--checkpoint", tmp_path / "c")
+    line = fails(teacher, out, "--recover", "1", "--calibration", data, "--checkpoint", data)
+    assert "is a file: give a folder" in line
 
 
 def test_what_cannot_be_recovered(teacher: Path, student: Path, data: Path, tmp_path: Path) -> None:
