@@ -103,7 +103,7 @@ def recover(
         checkpoint=checkpoint,
         seed=seed,
     )
-    if is_first():
+    if is_first() and not is_needed(done, out, student, checkpoint):
         done.save(out)
         if as_json:
             typer.echo(json.dumps(recovery_data(done), indent=1))
@@ -141,6 +141,16 @@ def run_recovery(
             err=True,
         )
     return done
+
+
+def is_needed(done: RecoveredFile, out: str, source: str, checkpoint: str | None) -> bool:
+    """Whether the file to write is still read when the same command goes on from its checkpoint; this is said."""
+    from ..ir.files import same_file
+
+    needed = done.interrupted and checkpoint is not None and same_file(out, source)
+    if needed:
+        typer.echo(f"graphshrink: {out} stays as it was: to go on, it is read again", err=True)
+    return needed
 
 
 def is_first() -> bool:

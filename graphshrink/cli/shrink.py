@@ -151,6 +151,7 @@ def shrink(
     from ..passes import Pipeline
     from ..running.sessions import custom_ops
     from .progress import watch_passes
+    from .recover import is_needed
 
     if report == STDOUT:
         report, as_json = None, True
@@ -184,7 +185,7 @@ def shrink(
     if (workers or ray is not None) and not targets:
         raise UsageError("--workers and --ray are for a new plan: give a target such as --speedup")
     if recover is not None:
-        _check_recovery(data)
+        _check_recovery(data, checkpoint)
     elif checkpoint is not None:
         raise UsageError("--checkpoint is for --recover EPOCHS")
     if targets or plan is not None:
@@ -240,7 +241,8 @@ def shrink(
             if measured or shown is not None:
                 result.report.calibration_used = True
         size = bytes_read(source, result.graph)
-        result.emit(chosen)
+        if recovered is None or not is_needed(recovered, out, source, checkpoint):
+            result.emit(chosen)
     if recovered is not None and recovered.interrupted:
         raise KeyboardInterrupt
     if frontier is not None and shown is not None:
@@ -259,17 +261,19 @@ def shrink(
         raise typer.Exit(1)
 
 
-def _check_recovery(data: Any) -> None:
+def _check_recovery(data: Any, checkpoint: str | None) -> None:
     """Refuse a recovery that cannot be made, before the work.
 
     Raises:
-        UsageError: If there are no samples.
+        UsageError: If there are no samples, or the checkpoints have no folder.
         MissingExtra: If torch is not installed.
     """
     from ..api import need_torch
 
     if data is None:
         raise UsageError("--recover needs samples: give --calibration PATH")
+    if checkpoint is not None and Path(checkpoint).is_file():
+        raise UsageError(f"--checkpoint {checkpoint} is a file: give a folder")
     need_torch("recovery")
 
 

@@ -167,6 +167,8 @@ def _labels(given: Any, samples: _Arrays | _Files, count: int) -> npt.NDArray[np
 
 
 def _loaded(path: Path) -> Array:
+    if not path.exists():
+        raise UsageError(f"{path}: no such file of labels")
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -311,7 +311,10 @@ class Plan:
         ]
         missing = wanted - {(c.site.name, c.label) for c in chosen}
         if missing:
-            raise UsageError(f"the model has no site {min(missing)[0]!r} any more: plan anew")
+            site, label = min(missing)
+            if site not in {s.name for s in sites}:
+                raise UsageError(f"the model has no site {site!r} any more: plan anew")
+            raise UsageError(f"site {site!r} has no candidate {label!r}: plan anew")
         return chosen
 
 
@@ -343,6 +346,9 @@ def _is_sound(plan: Plan) -> bool:
         and all(
             isinstance(d, dict) for d in (plan.samples, plan.cost, plan.target, plan.additivity)
         )
+        and len({s.site for s in plan.sites}) == len(plan.sites)
+        and isinstance(plan.fixed_shapes, dict)
+        and all(isinstance(shape, list) for shape in plan.fixed_shapes.values())
         and all(_has(part, _PART) for part in plan.regions)
         and all(_has(point, _POINT) for point in plan.frontier)
         and all(_has(repair, _REPAIR) and len(repair) == len(_REPAIR) for repair in plan.repairs)

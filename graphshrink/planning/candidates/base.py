@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 from ...ir import Graph, Node, Rewriter, Value
@@ -47,13 +46,13 @@ class Candidate(ABC):
 
 
 def at_strength(label: str) -> tuple[str, float]:
-    """The label of the candidate that :meth:`Candidate.weaker` was asked of, and the strength; 1 if the label names none."""
+    """The label of the candidate that :meth:`Candidate.weaker` was asked of, and the strength; 1 if the label names none between 0 and 1."""
     own, _, number = label.partition(_AT)
     try:
         strength = float(number)
     except ValueError:
         return label, 1.0
-    return (own, strength) if isfinite(strength) else (label, 1.0)
+    return (own, strength) if 0 < strength < 1 else (label, 1.0)
 
 
 def weaker_label(label: str, strength: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...ir import ArrayTensor, Conv, Exactness, Graph, Node, Rewriter, Value
+from ...ir import ArrayTensor, Conv, Exactness, Graph, Node, Rewriter, UsageError, Value
 from ...passes.merge.algebra.tensors import Array64
 from ..candidates import Candidate
 from ..candidates.narrow import Narrowed
@@ -226,11 +226,19 @@ class Repairer:
         together = [r for r in repairs if r.kind.startswith("joint ")]
         kinds = {r.layer: r.kind for r in repairs if r not in together}
         every = self.pairs
+        gone = [r.layer for r in repairs if r.layer not in {n.output.name for n, _ in every}]
+        if gone:
+            raise UsageError(f"the plan corrects layer {gone[0]!r}, which there is not: plan anew")
         self.pairs = [(n, t) for n, t in every if n.output.name in kinds]
         for i, (node, target) in enumerate(self.pairs):
             self.progress(i, len(self.pairs), "repairs")
             sums, weight = self._sums(i, node, target)
-            self._accept(made, node, _options(sums, weight)[kinds[node.output.name]])
+            options, kind = _options(sums, weight), kinds[node.output.name]
+            if kind not in options:
+                raise UsageError(
+                    f"layer {node.output.name!r} has no correction {kind!r}: plan anew"
+                )
+            self._accept(made, node, options[kind])
         self.pairs = every
         if together:
             found = list(self._moves())

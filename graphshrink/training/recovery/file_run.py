@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ class FileRun:
         if not self.before.loss:
             notes = ["the student gives the teacher's outputs: there is nothing to recover"]
             return RecoveredFile(self.student, False, self.before, self.before, notes=notes)
-        keeper = Keeper(self.module, self.before)
+        keeper = Keeper(self.module, self.before, self._digest())
         interrupted = False
         try:
             lr = given["lr"] or self._rate()
@@ -161,9 +162,15 @@ class FileRun:
         folder, steps = self.options["checkpoint"], len(self.batches) * self.options["epochs"]
         kept = None if folder is None else Checkpoints(folder).load()
         if kept is not None:
-            if kept["callbacks"][0]["plain"]:
+            try:
+                plain, lr = kept["callbacks"][0]["plain"], float(kept["settings"]["lr"])
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise ModelError(
+                    f"the checkpoint in {folder} is damaged, or not of an ONNX file: choose another folder"
+                ) from error
+            if plain:
                 self.batches.augmentation = None
-            return float(kept["settings"]["lr"])
+            return lr
         trial = min(len(self.batches), TRIAL, steps // len(RATES))
         if trial < _LEAST_TRIAL:
             return LR
@@ -177,6 +184,19 @@ class FileRun:
         # Short trainings favour small rates: the largest is taken that does no harm worth mentioning.
         limit = _HARM * max(self.before.loss, min(losses.values()))
         return max(lr for lr, loss in losses.items() if loss <= limit)
+
+    def _digest(self) -> str:
+        """What a checkpoint belongs to: the tensors of student and teacher, and the held-out samples."""
+        digest = hashlib.sha256()
+        for module in (self.module, self.guide):
+            for name, tensor in module.state_dict().items():
+                digest.update(name.encode())
+                numbers = tensor.detach().cpu().contiguous().reshape(-1)
+                digest.update(numbers.view(torch.uint8).numpy().tobytes())
+        for batch in self.judge.batches:
+            for array in batch:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def _trials(self, steps: int) -> dict[float, float]:
         """The held-out loss after a short training with each learning rate."""
@@ -202,9 +222,11 @@ class Keeper:
     Args:
         module: The module in training.
         before: The module on the held-out samples before the training.
+        run: What student, teacher and samples are, which a checkpoint must agree with.
     """
 
-    def __init__(self, module: nn.Module, before: HeldOut) -> None:
+    def __init__(self, module: nn.Module, before: HeldOut, run: str = "") -> None:
+        self.run = run
         self.module, self.best_loss = module, before.loss
         self.history: list[dict[str, float]] = []
         self.plain = False
@@ -241,11 +263,20 @@ class Keeper:
     def state_dict(self) -> dict[str, Any]:
         """The best tensors, and how good they are."""
         return {
-            "loss": self.best_loss, "best": self.best, "history": self.history, "plain": self.plain
+            "loss": self.best_loss, "best": self.best, "history": self.history, "plain": self.plain,
+            "run": self.run,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            UsageError: If it is of another student or teacher, or of other samples.
+        """
+        if state["run"] != self.run:
+            raise UsageError(
+                "the checkpoint is of another student or teacher, or of other samples: give those of that run, or choose another folder"
+            )
         self.best_loss, self.best = state["loss"], dict(state["best"])
         self.history[:] = state["history"]
 

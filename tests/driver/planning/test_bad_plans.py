@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from pathlib import Path
@@ -155,3 +156,24 @@ def test_a_table_that_is_locked_in_the_middle_keeps_no_more_scores(
     assert KeptScores(["settings"], store.Store(table)).loss("alone", ["a"], refuse) == 1.5
     data = _samples(tmp_path / "d.npz", x=_NORMAL)
     succeeds("plan", model, "-o", tmp_path / "p.json", "--macs", "0.6", "--calibration", data)
+
+
+def test_a_plan_with_odd_labels_is_refused(model: Path, tmp_path: Path) -> None:
+    data = _samples(tmp_path / "d.npz", x=_NORMAL)
+    plan, out = tmp_path / "p.json", tmp_path / "o.onnx"
+    succeeds("plan", model, "-o", plan, "--macs", "0.6", "--calibration", data)
+    made = json.loads(plan.read_text())
+    site = made["sites"][0]
+    own = site["candidate"].split(" at ")[0]
+    for label in ("at nan", "at 1e+09", "at -3", "at 0"):
+        site["candidate"] = f"{own} {label}"
+        plan.write_text(json.dumps(made))
+        assert f"has no candidate '{own} {label}': plan anew" in fails(model, out, "--plan", plan)
+    site["candidate"] = own
+    for key, value in (("fixed_shapes", [1]), ("sites", [site, site])):
+        plan.write_text(json.dumps({**made, key: value}))
+        assert "is not a plan" in fails(model, out, "--plan", plan)
+    repair = {"layer": "gone", "kind": "refit 0.03", "amount": 1.0}
+    plan.write_text(json.dumps({**made, "repairs": [repair]}))
+    assert "corrects layer 'gone'" in fails(model, out, "--plan", plan)
+    assert not out.exists()

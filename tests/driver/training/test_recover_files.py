@@ -19,7 +19,7 @@ from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery import file_run
 from graphshrink.training.recovery.augmentation import Augmentation
 from graphshrink.training.recovery.feature_pairs import feature_pairs
-from support.cli import fails, succeeds
+from support.cli import call, fails, succeeds
 
 SIDE, CLASSES = 12, 5
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -285,6 +285,8 @@ def test_shrink_recovers_what_a_pipeline_lost(teacher: Path, data: Path, tmp_pat
     assert sparse
     assert "give --calibration" in fails(teacher, out, "--recover", 2)
     assert "--checkpoint is for --recover" in fails(teacher, out, "--checkpoint", tmp_path / "c")
+    line = fails(teacher, out, "--recover", "1", "--calibration", data, "--checkpoint", data)
+    assert "is a file: give a folder" in line
 
 
 def test_what_cannot_be_recovered(teacher: Path, student: Path, data: Path, tmp_path: Path) -> None:
@@ -330,3 +332,46 @@ def test_variants_of_images() -> None:
     expected = torch.einsum("ij,jchw->ichw", shares, batch)
     assert torch.allclose(mixed, expected, atol=1e-6)
     assert torch.allclose(shares.sum(1), torch.ones(6))
+
+
+def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:
+    teacher = network(tmp_path / "t.onnx", weights())
+    one, other = (network(tmp_path / f"{i}.onnx", weights(i)) for i in (1, 2))
+    data, out, run = tmp_path / "d.npz", tmp_path / "o.onnx", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    np.savez(data, x=rng.standard_normal((32, 3, SIDE, SIDE)).astype(np.float32))
+    options = ("--teacher", teacher, "--data", data, "-o", out, "--checkpoint", run)
+    succeeds("recover", one, *options, "--epochs", "1")
+    out.unlink()
+    assert "another student or teacher" in fails("recover", other, *options, "--epochs", "1")
+    index = json.loads((run / "recovery.json").read_text())
+    for item in index["state"]["dict"]:
+        if item[0] == "callbacks":
+            item[1] = []
+    (run / "recovery.json").write_text(json.dumps(index))
+    assert "not of an ONNX file" in fails("recover", one, *options, "--epochs", "1")
+    line = fails("recover", one, *options[:-2], "--labels", tmp_path / "no.npy")
+    assert "no such file of labels" in line
+    assert not out.exists()
+
+
+def test_an_interrupted_run_keeps_the_student_that_it_reads_again(
+    student: Path, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.onnx"
+    own.write_bytes(student.read_bytes())
+    command = ("recover", own, "--teacher", teacher, "--data", data, "--lr", "0.02", "-o", own,
+               "--epochs", "1", "--checkpoint", tmp_path / "kept")  # fmt: skip
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_run.Keeper, "step", interrupted)
+        patch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+        done = call(*command)
+    assert done.code == 130
+    assert "own.onnx stays as it was" in done.err
+    assert own.read_bytes() == student.read_bytes()
+    succeeds(*command)
+    assert own.read_bytes() != student.read_bytes()
