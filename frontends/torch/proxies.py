@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import operator
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,10 +39,14 @@ def _written(name: str) -> Callable[[Any, Any], Any]:
 
 
 class _Tensorlike:
-    """Adds to torch.fx's proxies: writes into memory are recorded, and ``isinstance(proxy, Tensor)`` is true."""
+    """Adds to torch.fx's proxies: writes into memory are recorded, and ``isinstance(proxy, Tensor)`` is true (:func:`taken_for_tensors`)."""
 
     # isinstance checks for parameters and buffers read these attributes.
     _is_param = _is_buffer = False
+
+    @property
+    def _stands_for_tensor(self) -> bool:
+        raise NotImplementedError
 
     def __setitem__(self: Any, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_method", "__setitem__", (self, index, value), {})
@@ -84,11 +91,10 @@ class TextError(Exception):
 class TensorProxy(_Tensorlike, fx.Proxy):
     """A traced value: a tensor, unless it is known to be something else."""
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    @property
+    def _stands_for_tensor(self) -> bool:
         example = self.node.meta.get(EXAMPLE, torch.Tensor)
-        other = _is_number(self.node) or not issubclass(example, torch.Tensor)
-        return type(self) if other else torch.Tensor
+        return issubclass(example, torch.Tensor) and not _is_number(self.node)
 
     def __str__(self) -> str:
         return _Text(repr(self))
@@ -97,10 +103,45 @@ class TensorProxy(_Tensorlike, fx.Proxy):
 class _Attribute(_Tensorlike, fx.proxy.Attribute):
     """An attribute of a value: ``x.shape``, ``x.T``, or a method that is called."""
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        tensors = ("T", "mT", "H", "mH", "real", "imag")
-        return torch.Tensor if self.attr in tensors else type(self)
+    @property
+    def _stands_for_tensor(self) -> bool:
+        return self.attr in ("T", "mT", "H", "mH", "real", "imag")
+
+
+_plain = builtins.isinstance
+_lock = threading.Lock()
+_traces = 0
+
+
+def _checked(value: Any, kinds: Any, /) -> bool:
+    """``isinstance``, for which proxies of tensors are tensors."""
+    if _plain(value, kinds):
+        return True
+    if not _plain(value, _Tensorlike) or not value._stands_for_tensor:
+        return False
+    try:
+        return issubclass(torch.Tensor, kinds)
+    except TypeError:  # Protocols with data attributes are asked of objects alone.
+        return False
+
+
+@contextmanager
+def taken_for_tensors() -> Iterator[None]:
+    """While it lasts, ``isinstance`` says of proxies that they are tensors.
+
+    Their ``__class__`` does not: torch's C++ code would read the memory of what has the class of a tensor as a tensor.
+    """
+    global _traces
+    with _lock:
+        _traces += 1
+        builtins.isinstance = _checked
+    try:
+        yield
+    finally:
+        with _lock:
+            _traces -= 1
+            if not _traces:
+                builtins.isinstance = _plain
 
 
 _OF_TENSORS = {
@@ -133,4 +174,4 @@ _ASKING = {
 }  # fmt: skip
 
 
-__all__ = ["EXAMPLE", "TensorProxy"]
+__all__ = ["EXAMPLE", "TensorProxy", "taken_for_tensors"]

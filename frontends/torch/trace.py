@@ -26,7 +26,7 @@ from ...hosts.torch.copies import ModuleCopy, containers_kept
 from ...hosts.torch.modules.gates import Gate
 from ...hosts.torch.modules.masks import Constant
 from ...ir import ModelError
-from .proxies import EXAMPLE, TensorProxy
+from .proxies import EXAMPLE, TensorProxy, taken_for_tensors
 from .transformers import PARTS, written_out
 
 
@@ -145,7 +145,7 @@ class _Tracer(fx.Tracer):
         self.inputs, self.own, self.notes, self.examples = inputs, {}, [], {}
         self.num_calls.clear()
         try:
-            with written_out(self):
+            with written_out(self), taken_for_tensors():
                 graph = self.trace(module)
         finally:
             for name in self.own:

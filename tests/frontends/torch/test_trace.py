@@ -445,3 +445,29 @@ def test_a_batch_norm_of_a_weight_is_not_in_training_mode() -> None:
     used = net(lambda self, x: F.batch_norm(x, torch.zeros(3), torch.ones(3), training=True))
     with pytest.raises(ModelError, match="training mode"):
         shrink_graph(used, example_inputs=(X,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.pow(x, 2.0),
+        lambda x: torch.remainder(x, 0.7),
+        lambda x: torch.where(x > 0, x, 0.0),
+        lambda x: torch.xlogy(x, 2.0),
+        lambda x: torch.bitwise_and(x.int(), 3),
+        lambda x: torch.isin(x, 2.0),
+        lambda x: x + 1 if isinstance(x, torch.Tensor) and isinstance(x.T, torch.Tensor) else x,
+    ],
+)
+def test_functions_that_also_take_a_number_first(function: Callable[[Any], Any]) -> None:
+    """torch looks for a number in the place of the traced tensor before it looks for a tensor."""
+    x = torch.rand(2, 4) + 0.1
+
+    class Module(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return function(x)
+
+    got = shrink(Module().eval(), example_inputs=(x,)).model(x)
+    torch.testing.assert_close(got, function(x))
+    assert not isinstance(3, torch.Tensor)
+    assert isinstance.__module__ == "builtins"
