@@ -21,6 +21,9 @@ PARTS = (0.25, 0.5, 0.75, 1.0)
 LIMITS = (0.5, 2.0)
 """The factor stays between these: noise must not ask for much more, or less, than there is."""
 
+WIDTH = 0.2
+"""A network whose saving is larger or smaller by this part counts half."""
+
 Chosen = frozenset[Choice]
 
 
@@ -44,25 +47,30 @@ class Additivity:
             self.promised[chosen], self.found[chosen] = promised, prepared - cost
             self.costs[chosen] = cost
 
-    def factor(self, without: Chosen | None = None) -> float:
+    def factor(self, without: Chosen | None = None, near: float | None = None) -> float:
         """What a saving is worth in a whole network, by least squares; 1 if nothing was timed.
 
         Args:
             without: A set that is left out of the fit, to see how well the others predict it.
+            near: Networks count the more, the closer their promised saving is to this one: what is left of a network that has lost nearly
+                everything says little about others.
         """
         sets = [s for s in self.promised if s != without] or list(self.promised)
         promised = np.array([self.promised[s] for s in sets])
         found = np.array([self.found[s] for s in sets])
         if not len(sets):
             return 1.0
-        return float(np.clip(promised @ found / (promised @ promised), *LIMITS))
+        weights = 1.0 if not near else 1 / (1 + (np.log(promised / near) / WIDTH) ** 2)
+        return float(
+            np.clip((weights * promised) @ found / ((weights * promised) @ promised), *LIMITS)
+        )
 
     def error(self) -> float | None:
         """The root mean square of the relative errors of predicted costs, each without the network itself; ``None`` below two networks."""
         if len(self.promised) < 2:
             return None
         off = [
-            (self.factor(s) * self.promised[s] - self.found[s]) / self.costs[s]
+            (self.factor(s, self.promised[s]) * self.promised[s] - self.found[s]) / self.costs[s]
             for s in self.promised
         ]
         return float(np.sqrt(np.mean(np.square(off))))

@@ -123,8 +123,9 @@ def make_plan(
             repairs.apply(changed, Rewriter(changed))
             search.loss = scorer.loss(changed)
     made = frozenset(chosen)
-    search.factor = search.additivity.factor(without=made)
-    predicted = search.prepared - search.factor * saving_of(made)
+    saving = saving_of(made)
+    search.factor = search.additivity.factor(without=made, near=saving)
+    predicted = search.prepared - search.factor * saving
     before, predicted, after, added, loss, factor = rounded(
         [
             search.before,

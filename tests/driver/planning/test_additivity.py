@@ -27,8 +27,21 @@ def test_the_factor_is_that_of_least_squares() -> None:
         others = np.arange(6) != i
         (factor,) = np.linalg.lstsq(promised[others, None], saved[others], rcond=None)[0]
         assert made.factor(without=frozenset([i])) == pytest.approx(factor, rel=1e-12)  # type: ignore[arg-type]
+        roots = 1 / np.sqrt(1 + (np.log(promised[others] / promised[i]) / 0.2) ** 2)
+        (factor,) = np.linalg.lstsq(
+            (roots * promised[others])[:, None], roots * saved[others], rcond=None
+        )[0]
         errors.append((factor * promised[i] - saved[i]) / (10 - saved[i]))
     assert made.error() == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-12)
+
+
+def test_near_networks_predict_better_than_far_ones() -> None:
+    # What saves nearly everything saves twice what was promised.
+    made = _fitted(np.array([3.0, 3.1, 4.0, 4.5]), np.array([7.0, 6.9, 2.0, 1.0]))
+    near = frozenset([0])
+    assert made.factor(without=near) > 1.5  # type: ignore[arg-type]
+    assert made.factor(without=near, near=3.0) == pytest.approx(1.0, abs=0.5)  # type: ignore[arg-type]
+    assert made.factor(without=near, near=3.0) < made.factor(without=near)  # type: ignore[arg-type]
 
 
 def test_few_networks_and_noise() -> None:
