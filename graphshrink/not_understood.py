@@ -9,6 +9,7 @@ from typing import Any
 
 from .bodies import bodies_of
 from .ir import DType, Graph, Node, Opaque
+from .ir.errors import counted
 from .ir.ops.linear import Conv, ConvTranspose, Linear
 from .ir.ops.recurrent import Gru, Lstm, Rnn
 
@@ -54,7 +55,7 @@ class NotUnderstood:
         names = ", ".join(self.nodes[:SHOWN])
         more = f", and {len(self.nodes) - SHOWN} more" if len(self.nodes) > SHOWN else ""
         effect = "passes change nothing across it" if self.barrier else _CALM
-        return f"{self.kind} ({_count(len(self.nodes), 'node')}: {names}{more}): {self.reason}; {effect}; {self.remedy}"
+        return f"{self.kind} ({counted(len(self.nodes), 'node')}: {names}{more}): {self.reason}; {effect}; {self.remedy}"
 
 
 def not_understood(graph: Graph) -> list[NotUnderstood]:
@@ -86,16 +87,12 @@ def summary(found: Sequence[NotUnderstood], where: str = "-v lists them") -> str
         counts[entry.kind.partition(":")[2]] += len(entry.nodes)
     shown = ", ".join(f"{kind} ({n})" for kind, n in counts.most_common(SHOWN))
     more = ", ..." if len(counts) > SHOWN else ""
-    total = _count(counts.total(), "node")
+    total = counted(counts.total(), "node")
     kinds = (
         "1 kind of operator was" if len(counts) == 1 else f"{len(counts)} kinds of operators were"
     )
     calm = "" if any(e.barrier for e in found) else f"; {_CALM}"
     return f"{kinds} not understood ({total}): {shown}{more}{calm}; {where}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _between_layers(graph: Graph) -> set[Node]:

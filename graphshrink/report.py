@@ -65,8 +65,7 @@ class Size:
         macs, unsized = 0, None
         for node in graph.nodes:
             ops[node.op_name] += 1
-            inputs = [None if t is None else _one_sample(t) for t in node.input_types]
-            found = node.op.macs(inputs, [_one_sample(v.type) for v in node.outputs])
+            found = node.macs
             if found is None and unsized is None:
                 unsized = f"{node.op.name} {node.name}"
             macs += found or 0
@@ -83,13 +82,6 @@ class Size:
             macs=macs if unsized is None else None,
             unsized=unsized,
         )
-
-
-def _one_sample(type_: Any) -> Any:
-    shape = type_.shape
-    if not shape or isinstance(shape[0], int):
-        return type_
-    return type_.with_shape((1, *shape[1:]))
 
 
 def size_with_bodies(graph: Graph) -> Size:

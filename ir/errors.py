@@ -72,6 +72,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``"1 node"``, ``"2,000 nodes"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:
     """Check that a read of this file will end; whether it exists and what it holds is not checked.
 

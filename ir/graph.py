@@ -130,6 +130,12 @@ class Node:
         return bool(self._outputs) and all(v.data is not None for v in self._outputs)
 
     @property
+    def macs(self) -> int | None:
+        """Its multiply-accumulate operations, for one sample if the batch is open; ``None`` if other sizes are open."""
+        reads = [None if t is None else t.one_sample() for t in self.input_types]
+        return self.op.macs(reads, [v.type.one_sample() for v in self._outputs])
+
+    @property
     def op_name(self) -> str:
         """The name of its op, or the host's name for what is not understood."""
         return self.op.kind if isinstance(self.op, Opaque) else self.op.name

@@ -192,6 +192,12 @@ class TensorType:
         """This type with another shape."""
         return TensorType(self.dtype, shape)
 
+    def one_sample(self) -> TensorType:
+        """This type with a batch of one sample, if the first size is open."""
+        if not self.shape or isinstance(self.shape[0], int):
+            return self
+        return self.with_shape((1, *self.shape[1:]))
+
     def accepts(self, other: TensorType) -> bool:
         """Whether a value of type ``other`` can be used where this type is expected.
 

@@ -31,14 +31,13 @@ from ..ir import (
 )
 from ..ir.analysis import channel_groups
 from ..ir.analysis.weights import LIKELY_CHANNELS, NmWeight, nm_weights
-from ..ir.errors import listed
+from ..ir.errors import counted, listed
 from ..passes import Context, PassError, PassRecord, Pipeline, Pivot, PruneChannels
 from ..passes.blocks.form_cost import choose_form
 from ..passes.blocks.layer_blocks import PivotSite, order_problem, pivot_site
 from ..passes.channels.nm_layout import magnitude
 from ..passes.depth.gate_sites import survey_activations
 from ..passes.depth.insert_gates import InsertGates
-from ..planning.costs import node_macs
 from ..planning.plan import PREPARATION
 from ..planning.sites import Site, Sites, find_sites
 from ..report import Size
@@ -90,7 +89,7 @@ class Examined:
     macs: dict[Node, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.macs = {n: node_macs(n) or 0 for n in self.graph.nodes if not n.is_constant}
+        self.macs = {n: n.macs or 0 for n in self.graph.nodes if not n.is_constant}
 
     @cached_property
     def sites(self) -> Sites:
@@ -190,10 +189,10 @@ def depth(e: Examined) -> Finding:
     parts = []
     if residual:
         parts.append(
-            f"{_count(len(residual), 'residual block')} ({skipped:.0%} of the MACs) can go"
+            f"{counted(len(residual), 'residual block')} ({skipped:.0%} of the MACs) can go"
         )
     if other:
-        parts.append(f"{_count(len(other), 'part')} can become one linear layer each")
+        parts.append(f"{counted(len(other), 'part')} can become one linear layer each")
     return Finding(
         "depth", "possible", f"{', '.join(parts)}{trained}", e.commands.plan(SPEEDUP), figures
     )
@@ -223,7 +222,7 @@ def width(e: Examined) -> Finding:
     if kept is not None:
         figures["kept_macs"] = kept
     command = e.commands.plan(SPEEDUP)
-    text = f"{channels:,} hidden channels in {_count(len(groups), 'group')} ({share:.0%} of the MACs) can become fewer"
+    text = f"{channels:,} hidden channels in {counted(len(groups), 'group')} ({share:.0%} of the MACs) can become fewer"
     if kept is not None and kept < 1 - WORTH:
         text += (
             f"; without a quarter of all channels {kept:.0%} of the MACs are left (docs/width.md)"
@@ -267,7 +266,7 @@ def two_of_four(e: Examined) -> Finding:
         "likely": len(likely), "likely_share": used, "valid": len(held),
     }  # fmt: skip
     where = "only NVIDIA GPUs from Ampere on have kernels for it; CPUs and phones gain nothing"
-    fitting = f"{len(fits)} of {_count(len(weights), 'weight')} fit ({share:.0%} of the MACs)"
+    fitting = f"{len(fits)} of {counted(len(weights), 'weight')} fit ({share:.0%} of the MACs)"
     if not likely or used < WORTH:
         text = (
             f"{fitting}, but layers with fewer than {LIKELY_CHANNELS} channels hardly gain; {where}"
@@ -276,7 +275,7 @@ def two_of_four(e: Examined) -> Finding:
             text = f"no weight fits the pattern{_first_reason(weights, pattern)}; {where}"
         return Finding("2:4", "no", text, "", figures)
     if len(held) == len(likely):
-        text = f"all {_count(len(held), 'large weight')} have the pattern already ({used:.0%} of the MACs); {where}"
+        text = f"all {counted(len(held), 'large weight')} have the pattern already ({used:.0%} of the MACs); {where}"
         return Finding(
             "2:4",
             "yes",
@@ -326,10 +325,10 @@ def blocks(e: Examined) -> Finding:
         )
     passes = f"{PREPARATION},pivot{{blocks={BLOCKS}}},prune-dead"
     if ready:
-        text = f"the zeros of {_count(ready, 'layer')} form {BLOCKS} blocks: they become dense ones, exactly"
+        text = f"the zeros of {counted(ready, 'layer')} form {BLOCKS} blocks: they become dense ones, exactly"
         return Finding("blocks", "yes", text, e.commands.shrink("blocks.onnx", passes), figures)
     text = (
-        f"{_count(len(found), 'layer')} ({share:.0%} of the MACs) would run faster in {BLOCKS} dense blocks, on CPUs too; "
+        f"{counted(len(found), 'layer')} ({share:.0%} of the MACs) would run faster in {BLOCKS} dense blocks, on CPUs too; "
         "it needs training under masks to keep the accuracy (docs/pivot.md)"
     )
     command = e.commands.shrink("blocks.onnx", passes, samples=True)
@@ -362,7 +361,7 @@ def tflite(e: Examined) -> Finding:
     except ModelError as error:
         return Finding("tflite", "no", str(error))
     count = len(model.operations)
-    text = f"can be written for phones and boards: {_count(count, 'operation')}"
+    text = f"can be written for phones and boards: {counted(count, 'operation')}"
     return Finding(
         "tflite",
         "yes",
@@ -383,7 +382,3 @@ def quantised(e: Examined) -> list[Finding]:
         "shrink the model before it is quantised"
     )
     return [Finding("int8", "no", text, "", {"ops": dict(kinds)})]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -40,8 +40,6 @@ class NodeLine:
 
 def lines_of(graph: Graph) -> list[NodeLine]:
     """The nodes that compute something from the inputs, in order."""
-    from ..planning.costs import node_macs
-
     seen: set[Value] = set()
     lines: list[NodeLine] = []
     for node in graph.nodes:
@@ -50,7 +48,7 @@ def lines_of(graph: Graph) -> list[NodeLine]:
         fresh = {v for v in node.inputs if v is not None and v.data is not None} - seen
         seen |= fresh
         size = sum(v.data.size for v in fresh if v.data is not None and v.data.dtype.is_float)
-        lines.append(NodeLine(node.name, node.op_name, node_macs(node), size))
+        lines.append(NodeLine(node.name, node.op_name, node.macs, size))
     return lines
 
 

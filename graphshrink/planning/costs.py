@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir import Graph, Node, UsageError
-from .extract import one_sample
+from ..ir import Graph, UsageError
 
 if TYPE_CHECKING:
     from .latency import LatencyTable
@@ -21,12 +20,6 @@ Progress = Callable[[int, int, str], None]
 
 ROUNDS = 15
 """The number of rounds in which whole networks are timed in turn."""
-
-
-def node_macs(node: Node) -> int | None:
-    """The multiply-accumulate operations of a node, for one sample if the batch is open; ``None`` if other sizes are open."""
-    reads = [None if t is None else one_sample(t) for t in node.input_types]
-    return node.op.macs(reads, [one_sample(v.type) for v in node.outputs])
 
 
 def cost_text(value: float, unit: str) -> str:
@@ -81,7 +74,7 @@ class Macs(Cost):
         for node in graph.nodes:
             if node.is_constant:
                 continue
-            work = node_macs(node)
+            work = node.macs
             if work is None:
                 raise UsageError(
                     f"the MACs of {node.name} are not known: sizes are open (--fix-shape fixes them)"
@@ -133,17 +126,17 @@ class Latency(Cost):
 
     def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
         """From the table; what it lacks is measured and stored, so that an interrupted run loses nothing."""
-        found = self.table.measure(
-            graphs, progress=lambda done, total: progress(done, total, "latencies")
-        )
-        return [entry.milliseconds for entry in found]
+        return self._measured(graphs, progress, "latencies", again=False)
 
     def regions_again(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
         """The smaller ones of the latencies in the table and those that are measured now."""
+        return self._measured(graphs, progress, "doubtful latencies", again=True)
+
+    def _measured(
+        self, graphs: Sequence[Graph], progress: Progress, what: str, again: bool
+    ) -> list[float]:
         found = self.table.measure(
-            graphs,
-            again=True,
-            progress=lambda done, total: progress(done, total, "doubtful latencies"),
+            graphs, again=again, progress=lambda done, total: progress(done, total, what)
         )
         return [entry.milliseconds for entry in found]
 

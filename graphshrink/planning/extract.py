@@ -53,18 +53,10 @@ def closed(type_: TensorType) -> TensorType:
     Raises:
         ModelError: If another size is open.
     """
-    made = one_sample(type_)
+    made = type_.one_sample()
     if not made.is_static:
         raise ModelError(f"sizes of a value are open: {type_}")
     return made
-
-
-def one_sample(type_: TensorType) -> TensorType:
-    """The type with a batch of one sample where the batch is open."""
-    shape = type_.shape
-    if not shape or isinstance(shape[0], int):
-        return type_
-    return type_.with_shape((1, *shape[1:]))
 
 
 def _twin(made: Graph, twins: dict[Value, Value], value: Value | None) -> Value | None:

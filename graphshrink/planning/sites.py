@@ -36,7 +36,6 @@ from ..ir import (
 )
 from ..ir.analysis import ChannelGroup, Region, channel_groups, regions
 from ..passes.channels.cuts import Followed, cuts_of, one_less
-from .costs import node_macs
 
 REWRITTEN = ("residual", "branch", "pair", "layer")
 """The kinds of sites that are replaced as a whole."""
@@ -347,7 +346,7 @@ def _readers(group: ChannelGroup, touched: list[Node]) -> tuple[Node, ...] | str
         return "no layer with a constant weight sums over its channels"
     if any(n.required(1).use_count > 1 for n in readers):
         return "a layer that reads its channels shares its weight"
-    work = [node_macs(n) or 0 for n in readers]
+    work = [n.macs or 0 for n in readers]
     return tuple(n for n, w in zip(readers, work, strict=True) if w >= READS * max(work))
 
 

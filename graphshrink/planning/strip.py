@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..ir import Graph, Node
-from .costs import node_macs
 from .sites import Site
 from .survey import Choice
 
@@ -57,7 +56,7 @@ def strip(
 
 def _part(site: Site | None, nodes: Sequence[Node], candidate: str | None) -> dict[str, Any]:
     ops = Counter(n.op_name for n in nodes)
-    macs = [node_macs(node) for node in nodes]
+    macs = [node.macs for node in nodes]
     return {
         "site": site.name if site else "",
         "kind": site.kind if site else "",

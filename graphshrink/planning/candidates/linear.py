@@ -21,7 +21,6 @@ from ...ir import ArrayTensor, Conv, Exactness, Graph, Linear, Node, Rewriter, S
 from ...passes.merge.algebra.tensors import Array64
 from ..closed_forms import Sums, ridge, ridged
 from ..column_sums import SUMS_BYTES, ColumnSums, Window
-from ..extract import one_sample
 from ..sites import REWRITTEN, Site
 from ..windows import window_of
 from .base import Candidate, Kind, Names, weaker_label
@@ -176,7 +175,7 @@ def _convs(site: Site, window: Window, sums: Sums) -> _Made:
 
 def _fits_without_pads(site: Site, window: Window) -> bool:
     """Whether a 1x1 convolution makes results of the right size."""
-    entry, exit = (one_sample(v.type).static_shape for v in (site.entry, site.exit))
+    entry, exit = (v.type.one_sample().static_shape for v in (site.entry, site.exit))
     assert entry is not None
     assert exit is not None
     sizes = zip(entry[2:], exit[2:], window.strides, strict=True)

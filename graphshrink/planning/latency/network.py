@@ -16,9 +16,9 @@ from ...ir import (
     MatMul,
     Node,
     Opaque,
+    TensorType,
     Value,
 )
-from ..extract import one_sample
 from .signature import finished
 
 _LINEAR = (Conv, ConvTranspose, Linear, MatMul)
@@ -62,7 +62,7 @@ def pieces(graph: Graph, *, one: bool = False) -> tuple[list[Piece], list[str]]:
         if behind is not None:
             group.append(behind)
             taken.add(behind)
-        types = {v: one_sample(v.type) if one else v.type for v in _read(group)}
+        types = {v: v.type.one_sample() if one else v.type for v in _read(group)}
         unknown = [t for v, t in types.items() if v.data is None and not t.is_static]
         if unknown:
             left.append(f"{node.name}: its input is {unknown[0]} (--fix-shape gives sizes)")
@@ -87,7 +87,7 @@ def extract(nodes: Sequence[Node], name: str = "piece", *, one: bool = False) ->
         one: Whether an open batch becomes a batch of one sample.
     """
     made = Graph(name)
-    type_of = one_sample if one else lambda type_: type_
+    type_of = TensorType.one_sample if one else lambda type_: type_
     values: dict[Value, Value] = {}
     for value in _read(nodes):
         if value.data is None:
