@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from .hosts.onnx import is_from_onnx
 from .ir import Exactness, Graph, Node, Rewriter
 from .passes import Context, Pass, PassError, PassRecord, Pipeline
 
@@ -72,7 +73,7 @@ class ShrinkBodies(Pass):
 
 def body_pipeline(pipeline: Pipeline, graph: Graph) -> Pipeline:
     """A pipeline that starts with the bodies of a graph from ONNX; the given one if there are none."""
-    if not pipeline.passes or type(graph.host).__name__ != "OnnxHost":
+    if not pipeline.passes or not is_from_onnx(graph):
         return pipeline
     from .frontends.onnx.bodies import nodes_with_bodies
 
@@ -83,7 +84,7 @@ def body_pipeline(pipeline: Pipeline, graph: Graph) -> Pipeline:
 
 def bodies_of(graph: Graph) -> Iterator[Body]:
     """All bodies in a graph, each before those that are nested in it."""
-    if type(graph.host).__name__ != "OnnxHost":
+    if not is_from_onnx(graph):
         return
     from .frontends.onnx.bodies import nodes_with_bodies, read_bodies
 

@@ -126,13 +126,6 @@ _TARGETS = {"onnx:ConstantOfShape": 0, "onnx:Reshape": 1}
 """Opaque nodes that read a target shape, and the index of that input; sizes below 1 are unknown."""
 
 
-def _slice(op: ir.Slice, x: Sizes) -> Sizes:
-    index = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
-        index[axis] = slice(start, end, step)
-    return x[tuple(index)]
-
-
 def _each(function: Callable[..., Any]) -> Callable[..., Sizes]:
     """A rule that applies a function element by element, with broadcasting."""
     many = np.frompyfunc(function, function.__code__.co_argcount, 1)
@@ -176,7 +169,7 @@ _RULES: dict[type[ir.Op], Callable[..., Sizes | None]] = {
     ir.Mul: _each(_times),
     ir.Reshape: lambda op, x: x.reshape([x.shape[i] if d is None else d for i, d in enumerate(op.shape)]),
     ir.Select: lambda op, x: x.take([op.index], op.axis).reshape(np.delete(x.shape, op.axis)),
-    ir.Slice: _slice,
+    ir.Slice: lambda op, x: x[op.index(x.ndim)],
     ir.Squeeze: lambda op, x: x.squeeze(op.axes),
     ir.Unsqueeze: lambda op, x: np.expand_dims(x, op.axes),
     ir.Where: _each(_picked),

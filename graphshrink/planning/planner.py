@@ -20,7 +20,7 @@ from .plan import PREPARATION, Plan, PlannedSite, model_digest, rounded, where
 from .quality import Score, Scorer
 from .repair import Repairer, Repairs
 from .samples import read_samples
-from .steps import Choices, Stepper
+from .steps import Choices, Stepper, saving_of
 from .strip import strip
 from .survey import Choice, Survey, apply, survey
 
@@ -283,7 +283,7 @@ class _Search:
     def _measure_handful(self) -> None:
         """Time a few networks in turn, so that the search starts with the right factor."""
         sets, made = [], []
-        for chosen in handful(self.stepper.survey, lambda some: saving_of(frozenset(some))):
+        for chosen in handful(self.stepper.survey, saving_of):
             try:
                 made.append(finished(self.graph, [c.candidate for c in chosen]))
                 sets.append(chosen)
@@ -354,11 +354,6 @@ class _Search:
 def _rounded_point(point: FrontierPoint) -> dict[str, float]:
     cost, loss = rounded([point.cost, point.loss])
     return {"cost": cost, "loss": loss}
-
-
-def saving_of(chosen: Choices) -> float:
-    """The sum of savings, in a fixed order: rounding must not depend on that of a set."""
-    return sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
 
 
 def finished(graph: Graph, candidates: list[Candidate]) -> Graph:

@@ -88,8 +88,8 @@ class Stepper:
             if found is None or self.loss(found) > loss:
                 # The best step loses too much; go on from another set that was scored, if one that fits saves more.
                 fitting = [made for made, lost in self.scores.items() if lost <= loss]
-                found = max(fitting, key=_saving, default=present)
-                if _saving(found) <= _saving(present):
+                found = max(fitting, key=saving_of, default=present)
+                if saving_of(found) <= saving_of(present):
                     return present
             present = found
 
@@ -100,13 +100,13 @@ class Stepper:
 
     def most(self) -> float:
         """The largest sum of savings that there is."""
-        return _saving(self.smallest())
+        return saving_of(self.smallest())
 
     def smallest(self) -> Choices:
         """The set with the largest sum of savings, up to rounding."""
         total = sum(c.saving for c in self.survey.choices) or 1.0
         points = self._front(total).points()
-        return max((self._chosen(p.options) for p in points), key=_saving, default=frozenset())
+        return max((self._chosen(p.options) for p in points), key=saving_of, default=frozenset())
 
     def _front(self, total: float) -> Front:
         options = [
@@ -128,11 +128,11 @@ class Stepper:
             return frozenset()
         # Rounding may hide a set that saves just as much as is needed.
         smallest = self.smallest()
-        return smallest if _saving(smallest) >= saving else None
+        return smallest if saving_of(smallest) >= saving else None
 
     def _descend(self, saving: float, start: Choices) -> Choices | None:
         present = start
-        while (done := _saving(present)) < saving:
+        while (done := saving_of(present)) < saving:
             self.progress(int(1000 * max(done, 0) / saving), 1000, "steps by true score")
             found = self._step(present, saving - done)
             if found is None:
@@ -146,7 +146,7 @@ class Stepper:
         each: dict[str, int] = {}
         for choice in self.survey.choices:
             made = _with(present, choice)
-            gain = _saving(made) - _saving(present)
+            gain = saving_of(made) - saving_of(present)
             if choice in present or gain <= 0:
                 continue
             loss = self._expected(made) - self._expected(present)
@@ -160,7 +160,7 @@ class Stepper:
         base = self.loss(present)
 
         def rate(made: Choices) -> float:
-            gain = min(_saving(made) - _saving(present), needed)
+            gain = min(saving_of(made) - saving_of(present), needed)
             rise = self.loss(made) - base
             (choice,) = made - present
             if math.isfinite(rise):
@@ -197,13 +197,13 @@ class Stepper:
         made: dict[Choices, float] = {}
         for less in relaxed:
             for more in (less, *(_with(less, c) for c in self.survey.choices if c not in less)):
-                if more != present and _saving(more) >= saving:
+                if more != present and saving_of(more) >= saving:
                     made[more] = self._expected(more)
         return sorted(made, key=lambda m: (made[m], sorted(c.key for c in m)))
 
 
-def _saving(chosen: Iterable[Choice]) -> float:
-    # In a fixed order: rounding must not depend on that of a set.
+def saving_of(chosen: Iterable[Choice]) -> float:
+    """The sum of savings, in a fixed order: rounding must not depend on that of a set."""
     return sum(c.saving for c in sorted(chosen, key=lambda c: c.key))
 
 

@@ -276,6 +276,15 @@ class Slice(Op):
                 shape[axis] = None
         return (x.with_shape(tuple(shape)),)
 
+    def index(self, rank: int) -> tuple[slice, ...]:
+        """The index that takes the same part of a NumPy array of this rank."""
+        made = [slice(None)] * rank
+        for start, end, axis, step in zip(
+            self.starts, self.ends, self.axes, self.steps, strict=True
+        ):
+            made[axis] = slice(start, end, step)
+        return tuple(made)
+
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
         return _uncut_ties(inputs, self.axes)
 

@@ -47,13 +47,6 @@ class GroupReport:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-def apply_permutation(
-    graph: Graph, rw: Rewriter, group: ChannelGroup, permutation: Sequence[int] | Ids
-) -> None:
-    """Reorder one group; see :func:`apply_permutations`."""
-    apply_permutations(graph, rw, [(group, permutation)])
-
-
 def apply_permutations(
     graph: Graph,
     rw: Rewriter,
@@ -196,4 +189,4 @@ class _ConstantOrder:
         return LazyTensor(data.shape, data.dtype, lambda: moved(data.numpy()), source=data)
 
 
-__all__ = ["GroupReport", "apply_permutation", "apply_permutations"]
+__all__ = ["GroupReport", "apply_permutations"]

@@ -23,7 +23,7 @@ from ..refusals import Refusal, live_nodes, op_name, reason_of, refusal_text
 from .batch_norms import is_norm, made_norm
 from .emitter import to_fx
 from .modules import ModuleTree
-from .names import arguments, constant_name, module_name
+from .names import arguments, constant_name, host_name, module_name
 from .onnx_operators import OPERATORS, Operator
 from .parameters import Parameters
 from .sizes import Sizes
@@ -120,7 +120,7 @@ class Anew(GraphWriter):
         self.sizes = Sizes(self.call, self.value)
         self._node: Node | None = None
         self._anchor = next((v for v in graph.inputs if v.type.dtype is not None), None)
-        self._names = arguments(_host_name(v) for v in graph.inputs)
+        self._names = arguments(host_name(v) for v in graph.inputs)
 
     def write(self) -> None:
         """Write all that outputs depend on; ``refusals`` lists what cannot be written."""
@@ -142,7 +142,7 @@ class Anew(GraphWriter):
                 self.out.erase_node(made)
         self.out.lint()
         module = ShrunkModule(self.tree.root, self.out, "GraphModule")
-        given = [_host_name(v) for v in self.graph.inputs]
+        given = [host_name(v) for v in self.graph.inputs]
         module.meta["inputs"] = dict(zip(self._names, given, strict=True))
         module.meta["outputs"] = list(self.graph.output_names)
         return module.eval()
@@ -276,10 +276,6 @@ class Anew(GraphWriter):
 
 _MASKED = 1e4
 """Numbers of this size and above are those of a mask that is added, not of weights."""
-
-
-def _host_name(value: Value) -> str:
-    return value.host if isinstance(value.host, str) else value.name
 
 
 __all__ = ["Anew", "best_reading", "to_module", "written_anew"]

@@ -30,6 +30,11 @@ _LONGEST = 10_000
 """Longer metadata are not read."""
 
 
+def host_name(value: Value) -> str:
+    """The name of a value in its host, or its own."""
+    return value.host if isinstance(value.host, str) else value.name
+
+
 def module_name(node: Node, proto: NodeProto | None = None) -> str:
     """The dotted name of the module that a node becomes.
 
@@ -106,4 +111,4 @@ def constant_name(value: Value) -> str:
     return ".".join(part for part in re.split(r"[/.]", name) if part) or "constant"
 
 
-__all__ = ["arguments", "constant_name", "dotted", "module_name"]
+__all__ = ["arguments", "constant_name", "dotted", "host_name", "module_name"]

@@ -168,13 +168,6 @@ def _each(function: Callable[[Sizes, Size, Size], Size]) -> Callable[..., _Sizes
     return rule
 
 
-def _slice(sizes: Sizes, op: ir.Slice, x: _Sizes) -> _Sizes:
-    index = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(op.starts, op.ends, op.axes, op.steps, strict=True):
-        index[axis] = slice(start, end, step)
-    return x[tuple(index)]
-
-
 def _reduce(sizes: Sizes, op: ir.Reduce, x: _Sizes) -> _Sizes | None:
     """A product or a sum of all numbers of a vector."""
     function = {"prod": sizes.mul, "sum": sizes.add}.get(op.kind)
@@ -217,7 +210,7 @@ _RULES: dict[type[ir.Op], Callable[..., _Sizes | None]] = {
     ir.Reduce: _reduce,
     ir.Reshape: _reshape,
     ir.Select: lambda sizes, op, x: x.take([op.index], op.axis).reshape(np.delete(x.shape, op.axis)),
-    ir.Slice: _slice,
+    ir.Slice: lambda sizes, op, x: x[op.index(x.ndim)],
     ir.Squeeze: lambda sizes, op, x: x.squeeze(op.axes),
     ir.Sub: _each(Sizes.sub),
     ir.Unsqueeze: lambda sizes, op, x: np.expand_dims(x, op.axes),

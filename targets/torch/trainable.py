@@ -17,10 +17,11 @@ from onnx import TensorProto
 from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
-from ...ir import ArrayTensor, Graph, Tensor, Value
+from ...ir import ArrayTensor, Graph, Tensor
 from ..emitted import Readers
 from .anew import Anew, written_anew
 from .batch_norms import norm_of
+from .names import host_name
 
 _MOST_AXES = 5
 """Weights with more axes are compared with their initializers in the given order only."""
@@ -59,7 +60,7 @@ class Trainable:
         self.graph, self.host = graph, graph.host
         written = written_anew(graph, readers)
         self.module: fx.GraphModule = written.assembled()
-        self.values = {_name(v): n.name for v, n in written.nodes.items()}
+        self.values = {host_name(v): n.name for v, n in written.nodes.items()}
         self.places: list[tuple[torch.Tensor, _Place]] = []
         self._find(written)
         placed = {id(tensor) for tensor, _ in self.places}
@@ -91,10 +92,6 @@ class Trainable:
                 found.setdefault(place.name, []).append((tensor, place))
         # An initializer that is several tensors of the module would get the numbers of only one.
         self.places = [group[0] for group in found.values() if len(group) == 1]
-
-
-def _name(value: Value) -> str:
-    return value.host if isinstance(value.host, str) else value.name
 
 
 def _stored(graph: Graph) -> dict[int, str]:

@@ -150,25 +150,21 @@ def reverse_sequence(o: Operator) -> fx.Node:
 @writes("NegativeLogLikelihoodLoss")
 def nll_loss(o: Operator) -> fx.Node:
     """``F.nll_loss``."""
-    target = o.call("to", o.value(1), torch.int64)
-    ignored = o.attributes.get("ignore_index", -100)
-    rest = {
-        "weight": o.optional(2),
-        "ignore_index": ignored,
-        "reduction": o.text("reduction", "mean"),
-    }
-    return o.call(F.nll_loss, o.value(), target, **rest)
+    return _nll_loss(o, o.value())
 
 
 @writes("SoftmaxCrossEntropyLoss")
 def cross_entropy(o: Operator) -> Results:
     """``F.nll_loss`` of ``F.log_softmax``, which is the second result."""
     logs = o.call(F.log_softmax, o.value(), 1)
+    return [_nll_loss(o, logs), logs][: len(o.node.outputs)]
+
+
+def _nll_loss(o: Operator, logs: fx.Node) -> fx.Node:
     target = o.call("to", o.value(1), torch.int64)
-    ignored = o.attributes.get("ignore_index", -100)
     rest = {
         "weight": o.optional(2),
-        "ignore_index": ignored,
+        "ignore_index": o.attributes.get("ignore_index", -100),
         "reduction": o.text("reduction", "mean"),
     }
-    return [o.call(F.nll_loss, logs, target, **rest), logs][: len(o.node.outputs)]
+    return o.call(F.nll_loss, logs, target, **rest)
