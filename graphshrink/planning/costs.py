@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-ROUNDS = 15
-"""The number of rounds in which whole networks are timed in turn."""
+ROUNDS, MOST_ROUNDS = 15, 101
+"""The numbers of rounds in which whole networks are timed in turn: quick networks have more."""
+SECONDS = 8.0
+"""There are no more rounds than the least when this time is over."""
 
 
 def cost_text(value: float, unit: str) -> str:
@@ -151,15 +153,17 @@ class Latency(Cost):
         kept = self.table.store.networks(key)
         if kept is not None and len(kept) == len(graphs):
             return kept
-        times = np.array(paired(self.table.device, list(graphs), ROUNDS), np.float64)
+        device = self.table.device
+        found = paired(device, list(graphs), ROUNDS, MOST_ROUNDS, SECONDS)
+        times = np.array(found, np.float64)
         base = float(np.median(times[0]))
-        found = [base * float(np.median(row / times[0])) for row in times]
-        self.table.store.add_networks(key, self.table.device.name, found)
-        return found
+        costs = [base * float(np.median(row / times[0])) for row in times]
+        self.table.store.add_networks(key, device.name, costs)
+        return costs
 
     def _key(self, graphs: Sequence[Graph]) -> str:
         """A hash of networks that are timed in turn, with their weights, and of the device."""
-        digest = hashlib.sha256(f"{self.table.device.identity} {ROUNDS} rounds".encode())
+        digest = hashlib.sha256(f"{self.table.device.identity} {ROUNDS} to {MOST_ROUNDS} rounds".encode())
         for graph in graphs:
             for name, path in _files(graph):
                 digest.update(name.encode())

@@ -142,13 +142,17 @@ def _latency(row: Row) -> Latency:
     return Latency(row.milliseconds, row.spread, row.rounds)
 
 
-def paired(device: Device, graphs: Sequence[Graph], rounds: int) -> list[list[float]]:
+def paired(
+    device: Device, graphs: Sequence[Graph], rounds: int, most: int = 0, seconds: float = 0.0
+) -> list[list[float]]:
     """Time whole networks in turn, with their own weights; nothing is stored.
 
     Args:
         device: The device.
         graphs: The networks; the device's target writes them in the same way as for the user.
         rounds: The number of rounds.
+        most: The largest number of rounds, if quick networks are to have more of them.
+        seconds: There are more rounds than ``rounds`` only while this time is not over.
 
     Returns:
         For each network the milliseconds in each round.
@@ -158,4 +162,4 @@ def paired(device: Device, graphs: Sequence[Graph], rounds: int) -> list[list[fl
         UsageError: If the shape of an input is not known, or another process times on the hardware for too long.
     """
     with Store(default_path()).exclusive(device.hardware), device.set_up():
-        return in_turn([device.load(graph) for graph in graphs], rounds)
+        return in_turn([device.load(graph) for graph in graphs], rounds, most, seconds)

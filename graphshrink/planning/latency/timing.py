@@ -119,12 +119,24 @@ def _is_settled(found: Ratio) -> bool:
     return found.rounds >= LEAST and found.spread <= ENOUGH * found.median * found.rounds**0.5
 
 
-def in_turn(calls: Sequence[Call], rounds: int) -> list[list[float]]:
-    """For each call, its milliseconds in each round; successive rounds start with different calls."""
+def in_turn(
+    calls: Sequence[Call], rounds: int, most: int = 0, seconds: float = 0.0
+) -> list[list[float]]:
+    """For each call, its milliseconds in each round; successive rounds start with different calls.
+
+    Args:
+        calls: The calls.
+        rounds: The number of rounds.
+        most: The largest number of rounds, if quick calls are to have more of them.
+        seconds: There are more rounds than ``rounds`` only while this time is not over.
+    """
     for call in calls:
         call()
     found: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds):
+    start = time.perf_counter()
+    for turn in range(max(rounds, most)):
+        if turn >= rounds and time.perf_counter() - start > seconds:
+            break
         for i in range(len(calls)):
             which = (turn + i) % len(calls)
             found[which].append(_undisturbed(calls[which]) * 1e3)
