@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,16 @@ from .augmentation import Augmentation
 from .batches import SampleBatches
 from .checkpoints import Checkpoints
 from .feature_pairs import feature_pairs
-from .files import BATCH_SIZE, LR, HeldOut, Judge, RecoveredFile, distill_loss, named
+from .files import (
+    BATCH_SIZE,
+    FEATURE_WEIGHT,
+    LR,
+    HeldOut,
+    Judge,
+    RecoveredFile,
+    distill_loss,
+    named,
+)
 from .optimizers import RelativeAdam
 from .recovery import recover
 
@@ -51,12 +60,14 @@ class FileRun:
         teacher: The teacher's graph.
         options: The arguments of :func:`graphshrink.recover_file`.
         plain: Whether trials showed that the samples should not be varied.
+        feature_weight: The weight of inner values: the given one, or what trials favour.
     """
 
     student: Graph
     teacher: Graph
     options: Mapping[str, Any]
     plain: bool = False
+    feature_weight: float = FEATURE_WEIGHT
 
     def run(self) -> RecoveredFile:
         """Train and judge; see :func:`graphshrink.recover_file`."""
@@ -68,7 +79,7 @@ class FileRun:
         keeper = Keeper(self.module, self.before, self._digest())
         interrupted = False
         try:
-            lr = given["lr"] or self._rate()
+            lr = self._rate()
             checkpoint = given["checkpoint"]
             keeper.plain = self.batches.augmentation is None
             self._train(
@@ -88,6 +99,11 @@ class FileRun:
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
         notes = _notes(self.trainable, self.batches, improved, self.before, best)
+        if given["feature_weight"] is None and self.features and not self.feature_weight:
+            notes.insert(
+                0,
+                "trials were better when outputs alone were compared, not values at ends of blocks",
+            )
         if self.plain:
             notes.insert(
                 0,
@@ -106,7 +122,9 @@ class FileRun:
         _check_trained(self.trainable)
         written = written_anew(self.teacher, HostReaders())
         self.module, self.guide = self.trainable.module, written.assembled()
-        compared = given["feature_weight"] > 0
+        if given["feature_weight"] is not None:
+            self.feature_weight = given["feature_weight"]
+        compared = self.feature_weight > 0
         self.features = _features(self.trainable, self.teacher, written) if compared else {}
         self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
         self.before = self.judge.model(self.student)
@@ -138,8 +156,8 @@ class FileRun:
             unpack=lambda batch: (tuple(_formatted(x) for x in batch[0]), batch[1]),
             teacher=self.guide,
             distill_weight=1 - given["label_weight"],
-            features=self.features,
-            feature_weight=given["feature_weight"],
+            features=self.features if self.feature_weight else {},
+            feature_weight=self.feature_weight,
             distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
             optimizer=RelativeAdam(trained, lr),
             lr=lr,
@@ -154,36 +172,60 @@ class FileRun:
         )
 
     def _rate(self) -> float:
-        """The learning rate that trials on the held-out samples favour; that of the checkpoint if there is one.
+        """The learning rate: the given one, that of the checkpoint, or what trials on the held-out samples favour.
+
+        Trials also choose whether inner values are compared, and whether samples are varied, if that is not given.
 
         Raises:
             ModelError: If the checkpoint is damaged.
         """
-        folder, steps = self.options["checkpoint"], len(self.batches) * self.options["epochs"]
-        kept = None if folder is None else Checkpoints(folder).load()
+        given, steps = self.options, len(self.batches) * self.options["epochs"]
+        kept = None if given["checkpoint"] is None else Checkpoints(given["checkpoint"]).load()
         if kept is not None:
-            try:
-                plain, lr = kept["callbacks"][0]["plain"], float(kept["settings"]["lr"])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise ModelError(
-                    f"the checkpoint in {folder} is damaged, or not of an ONNX file: choose another folder"
-                ) from error
-            if plain:
-                self.batches.augmentation = None
-            return lr
+            return self._resumed(kept)
+        rates = (given["lr"],) if given["lr"] else RATES
         trial = min(len(self.batches), TRIAL, steps // len(RATES))
-        if trial < _LEAST_TRIAL:
-            return LR
-        losses, varied = self._trials(trial), self.batches.augmentation
-        if min(losses.values()) >= self.before.loss and self.options["augment"] is True and varied:
+        undecided = given["feature_weight"] is None and self.features
+        if trial < _LEAST_TRIAL or (given["lr"] and not undecided):
+            return float(given["lr"] or LR)
+        losses, varied = self._trials(rates, trial), self.batches.augmentation
+        if undecided and min(losses.values()) >= self.before.loss:
+            # Networks trained with stochastic depth do better without a block than with one that is half right.
+            self.feature_weight = 0.0
+            alone = self._trials(rates, trial)
+            if min(alone.values()) < min(losses.values()):
+                losses = alone
+            else:
+                self.feature_weight = FEATURE_WEIGHT
+        if given["lr"]:
+            return float(given["lr"])
+        if min(losses.values()) >= self.before.loss and given["augment"] is True and varied:
             # A small student may not have the capacity for variants beside the samples.
             self.batches.augmentation = None
-            plain = self._trials(trial)
+            plain = self._trials(rates, trial)
             self.plain = min(plain.values()) < min(losses.values())
             losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
         # Short trainings favour small rates: the largest is taken that does no harm worth mentioning.
         limit = _HARM * max(self.before.loss, min(losses.values()))
         return max(lr for lr, loss in losses.items() if loss <= limit)
+
+    def _resumed(self, kept: Mapping[str, Any]) -> float:
+        """The learning rate of a checkpoint, after what else trials had chosen is chosen again."""
+        given = self.options
+        try:
+            plain, lr = kept["callbacks"][0]["plain"], float(kept["settings"]["lr"])
+            weight = float(kept["settings"]["feature_weight"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the checkpoint in {given['checkpoint']} is damaged, or not of an ONNX file: choose another folder"
+            ) from error
+        if given["feature_weight"] is None:
+            self.feature_weight = weight
+        if given["lr"]:
+            return float(given["lr"])
+        if plain:
+            self.batches.augmentation = None
+        return lr
 
     def _digest(self) -> str:
         """What a checkpoint belongs to: the tensors of student and teacher, and the held-out samples."""
@@ -198,10 +240,10 @@ class FileRun:
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def _trials(self, steps: int) -> dict[float, float]:
+    def _trials(self, rates: Sequence[float], steps: int) -> dict[float, float]:
         """The held-out loss after a short training with each learning rate."""
         losses = {}
-        for lr in RATES:
+        for lr in rates:
             keeper = Keeper(self.module, self.before)
             try:
                 self._train(lr, keeper, epochs=1, steps_per_epoch=steps, progress=False)
@@ -211,8 +253,9 @@ class FileRun:
             keeper.restore()
         if self.options["progress"] and os.environ.get("RANK", "0") == "0":
             shown = ", ".join(f"{loss:.4g} at {lr:g}" for lr, loss in losses.items())
-            varied = "" if self.batches.augmentation else ", samples not varied"
-            sys.stderr.write(f"trials of {steps} steps{varied}: held-out loss {shown}\n")
+            how = "" if self.batches.augmentation else ", samples not varied"
+            how += "" if self.feature_weight else ", outputs alone"
+            sys.stderr.write(f"trials of {steps} steps{how}: held-out loss {shown}\n")
         return losses
 
 

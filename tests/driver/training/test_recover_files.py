@@ -375,3 +375,28 @@ def test_an_interrupted_run_keeps_the_student_that_it_reads_again(
     assert own.read_bytes() == student.read_bytes()
     succeeds(*command)
     assert own.read_bytes() != student.read_bytes()
+
+
+def test_inner_values_that_mislead_are_not_compared(
+    student: Path, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = []
+
+    def tried(run: file_run.FileRun, rates: Any, steps: int) -> dict[float, float]:
+        trials.append(run.feature_weight)
+        return dict.fromkeys(rates, run.before.loss * (1.5 if run.feature_weight else 0.5))
+
+    monkeypatch.setattr(file_run.FileRun, "_trials", tried)
+    kept = {"checkpoint": tmp_path / "kept", "progress": False}
+    half = recover_file(student, teacher, data, epochs=4, lr=0.02, **kept)
+    assert trials == [10.0, 0.0]
+    assert "features" not in half.history[0]
+    assert any("outputs alone were compared" in note for note in half.notes)
+    again = recover_file(student, teacher, data, epochs=4, lr=0.02, **kept)
+    assert again.history == half.history
+    assert len(trials) == 2
+    forced = recover_file(
+        student, teacher, data, epochs=4, lr=0.02, feature_weight=10.0, progress=False
+    )
+    assert "features" in forced.history[0]
+    assert len(trials) == 2
