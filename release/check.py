@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 
-USE = '''
+USE = """
 import sys
 import numpy as np, onnx, onnxruntime
 from onnx import TensorProto, helper, numpy_helper
@@ -32,14 +32,14 @@ shape = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 
 tensors = [numpy_helper.from_array(np.float32(v), k) for k, v in weights.items()]
 graph = helper.make_graph(nodes, "small", [shape("x")], [shape("y")], tensors)
 onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "in.onnx")
-'''
-COMPARE = '''
+"""
+COMPARE = """
 import numpy as np, onnx, onnxruntime
 x = {"x": np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)}
 a, b = (onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]).run(None, x)[0] for p in ("in.onnx", "out.onnx"))
 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 assert [node.op_type for node in onnx.load("out.onnx").graph.node] == ["Conv"]
-'''
+"""
 
 
 def run(*words: object, cwd: Path | None = None) -> str:

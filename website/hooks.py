@@ -13,6 +13,7 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -223,26 +224,25 @@ def reference(module: str, sentence: str) -> str:
 
 
 def public_names(module: str) -> list[str]:
-    """The names of a module that its page shows, read from its source.
+    """The names in ``__all__`` of a module, read from its source, without the built-in passes, which have a page of their own.
 
-    They are those of ``__all__``, or for a package without a literal one those that it declares to type checkers. The classes of
-    the built-in passes have a page of their own.
+    Raises:
+        PluginError: If there are none.
     """
     place = module.partition(".")[2]
     folder = ROOT / (place or "graphshrink")
     path = folder / "__init__.py" if folder.is_dir() else ROOT / f"graphshrink/{place}.py"
-    names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            try:
-                names = list(ast.literal_eval(node.value))
-                break
-            except ValueError:
-                continue
-        if isinstance(node, ast.ImportFrom) and node.level and place == "passes":
-            family = (node.module or "").partition(".")[0]
-            if family in ("infra", "statistics"):
-                names += [alias.name for alias in node.names]
-    if not names:
-        raise PluginError(f"{path}: no public names found")
-    return sorted(names, key=str.lower)
+    found = _constant(path, "__all__")
+    if not found:
+        raise PluginError(f"{path}: no __all__ found")
+    registered = _constant(ROOT / "passes/infra/registry.py", "BUILT_IN")
+    built_in = {place.partition(":")[2] for place in registered.values()}
+    return sorted(set(found) - built_in, key=str.lower)
+
+
+def _constant(path: Path, name: str) -> Any:
+    """The value of a constant in a file of Python, or ``None``."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+            return ast.literal_eval(node.value)
+    return None
