@@ -45,7 +45,7 @@ docs/passes.md: $(STAMP)
 
 # The documentation as a site in build/site; warnings are errors.
 docs: $(STAMP)
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The sdist and the wheel in dist/, installed and run in a clean environment of each Python that is found.
 dist: $(STAMP)

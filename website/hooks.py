@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -23,8 +24,6 @@ from mkdocs.structure.pages import Page
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
-
 PARTS = {
     "Install": "index.md",
     "Use": "use.md",
@@ -45,6 +44,23 @@ ROOT_PAGES = {
 
 FOLDERS = ("frontends", "hosts", "ir", "passes", "targets")
 """The folders of the root that are packages inside graphshrink."""
+
+UNSEEN = (
+    "cli",
+    "frontends",
+    "hosts/onnx",
+    "ir/ops",
+    "page",
+    "passes/blocks",
+    "passes/channels",
+    "passes/cleanup",
+    "passes/merge",
+    "passes/sparsity",
+    "planning/candidates",
+    "planning/repair",
+    "targets",
+)
+"""Packages without a name of the reference, which would only take time to read."""
 
 MODULES = {
     "graphshrink": "The functions and classes that `import graphshrink` gives. Each is loaded when it is first used.",
@@ -68,21 +84,26 @@ def repository() -> str:
     return str(urls["Repository"]).rstrip("/")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Show the installed layout of the packages to the reference: graphshrink with the folders of the root in it."""
+def on_startup(command: str, dirty: bool) -> None:
+    """Copy the packages as they are installed, graphshrink with the folders of the root in it, for the reference."""
     layout = ROOT / "build/docs-layout"
-    package = layout / "graphshrink"
-    package.mkdir(parents=True, exist_ok=True)
-    wanted = {path.name: path for path in (ROOT / "graphshrink").iterdir()}
-    wanted |= {name: ROOT / name for name in FOLDERS}
-    for old in package.iterdir():
-        if old.name not in wanted or old.resolve() != wanted[old.name]:
-            old.unlink()
-    for name, path in wanted.items():
-        if not (package / name).is_symlink():
-            os.symlink(path, package / name)
-    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [str(layout)]
+    shutil.rmtree(layout, ignore_errors=True)
+    folders = {"graphshrink": ".", **{name: name for name in FOLDERS}}
+    for source, place in folders.items():
+        for path in (ROOT / source).rglob("*.py"):
+            inner = Path("graphshrink", place, path.relative_to(ROOT / source)).as_posix()
+            if any(inner.startswith(f"graphshrink/{part}/") for part in UNSEEN):
+                continue
+            # The reader of docstrings does not follow links to folders.
+            copy = layout / inner
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Set the address of the repository."""
     config.repo_url = repository()
+    config.repo_name = "/".join(config.repo_url.split("/")[-2:])
     return config
 
 
@@ -110,6 +131,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Draw the plots, and drop the roles of reStructuredText from docstrings."""
     if "<!-- plot:" in html:
+        # MkDocs has the folder of hooks on the path only while it loads them.
+        if str(HERE) not in sys.path:
+            sys.path.append(str(HERE))
         from plots import svg
 
         html = re.sub(
@@ -237,7 +261,10 @@ def public_names(module: str) -> list[str]:
         raise PluginError(f"{path}: no __all__ found")
     registered = _constant(ROOT / "passes/infra/registry.py", "BUILT_IN")
     built_in = {place.partition(":")[2] for place in registered.values()}
-    return sorted(set(found) - built_in, key=str.lower)
+    names = set(found) - built_in
+    if module == "graphshrink.nn":
+        names = {name for name in names if not name.isupper()}  # The limits of gates.
+    return sorted(names, key=str.lower)
 
 
 def _constant(path: Path, name: str) -> Any:

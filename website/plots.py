@@ -7,6 +7,7 @@ documentation builds them in (:mod:`hooks`), with text in the colour of the page
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -93,7 +94,14 @@ def planner(figure: Figure) -> str:
     axes = figure.subplots()
     axes.axhline(float(given[1]), color=INK, linewidth=1, linestyle="--")
     axes.annotate(
-        "the given network", (1, float(given[1])), (0, -11), textcoords="offset points", fontsize=9
+        "the given network",
+        (1, float(given[1])),
+        (1, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=9,
+        ha="right",
+        va="bottom",
     )
     for i, name in enumerate(dict.fromkeys(row["row"] for row in rows)):
         mine = [row for row in rows if row["row"] == name]
@@ -215,6 +223,25 @@ def export_speed(figure: Figure) -> str:
     return "Seconds to write an ONNX file of five torch models"
 
 
+def depth(figure: Figure) -> str:
+    """Accuracy against speedup of networks with fewer layers or fewer channels."""
+    records = json.loads((RESULTS / "depth_vs_width.json").read_text())["records"]
+    place = next(iter(records[0]["latency"]))
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(r["kind"] for r in records if r["kind"] != "base"))
+    for i, kind in enumerate(kinds):
+        mine = [r for r in records if r["kind"] == kind]
+        points = sorted((r["latency"][place]["speedup"], 100 * r["accuracy"]) for r in mine)
+        x, y = zip(*points, strict=True)
+        line, colour = ("-", "--")[i // len(COLOURS) % 2], COLOURS[i % len(COLOURS)]
+        axes.plot(x, y, marker="o", linestyle=line, label=kind, color=colour, linewidth=1.5)
+    base = next(r for r in records if r["kind"] == "base")
+    axes.axhline(100 * base["accuracy"], color=INK, linewidth=1, linestyle="--")
+    axes.set(xlabel=f"measured speedup ({place})", ylabel="accuracy, % (dashed: the given network)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9)
+    return "Accuracy against measured speedup of networks with fewer layers and with fewer channels"
+
+
 def permutation(figure: Figure) -> str:
     """Efficacy of searches for channel orders."""
     (rows,) = tables("permutation.md")
@@ -249,7 +276,7 @@ def sparsify(figure: Figure) -> str:
     two.axvline(similar["dense"], color=INK, linewidth=1, linestyle="--")
     two.set_yticks(range(len(methods)), [""] * len(methods))
     two.invert_yaxis()
-    two.set(xlabel="MiniLM: cosine to the dense network, mean", xlim=(0, 1.05))
+    two.set(xlabel="MiniLM: mean cosine (dashed: dense)", xlim=(0, 1.05))
     figure.set_size_inches(8, 3.2)
     return "Accuracy of digits and similarity of MiniLM with 2:4 sparse weights, by method"
 
@@ -297,6 +324,7 @@ PLOTS: dict[str, Callable[[Figure], str]] = {
     "corpus": corpus,
     "tflite": tflite,
     "export-speed": export_speed,
+    "depth": depth,
     "permutation": permutation,
     "sparsify": sparsify,
     "torch-models": torch_models,

@@ -73,9 +73,13 @@ def test_a_notebook_has_a_bar_that_goes_away(notebook: FakeHandle) -> None:
 
 
 def test_a_bar_goes_away_behind_an_error(notebook: FakeHandle) -> None:
-    with pytest.raises(RuntimeError), shown(True) as report:
-        report(1, 4, "fits")
-        raise RuntimeError
+    def fails() -> None:
+        with shown(True) as report:
+            report(1, 4, "fits")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     assert notebook.shown[-1] == ""
 
 
