@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # PyTorch is installed first and alone, so that nothing else decides which build of it.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit bench fuzz setup clean docs/ops.md
+.PHONY: demo test lint types unit fuzz setup clean docs dist notebooks terminal docs/ops.md docs/passes.md
 
 setup: $(STAMP)
 
@@ -38,6 +38,27 @@ unit: $(STAMP)
 # The table of ops, from what rules and spellings are registered.
 docs/ops.md: $(STAMP)
 	$(BIN)/python -m graphshrink.op_table > $@
+
+# The table of passes, from the registry.
+docs/passes.md: $(STAMP)
+	$(BIN)/python -m graphshrink.pass_table > $@
+
+# The documentation as a site in build/site; warnings are errors.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The sdist and the wheel in dist/, installed and run in a clean environment of each Python that is found.
+dist: $(STAMP)
+	$(BIN)/python release/check.py
+
+# The terminal picture of the README, from a real run; let nothing else run meanwhile.
+terminal: $(STAMP)
+	$(BIN)/python website/terminal.py
+
+# Runs the notebooks of examples/ and stores their outputs.
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[notebooks]"
+	$(BIN)/python examples/run_notebooks.py
 
 # Random models on all cores for MINUTES; TARGET is one of onnx, tensorrt, tflite, torch, SEED the first seed.
 MINUTES ?= 30

@@ -72,6 +72,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
+def enumeration(words: Sequence[str]) -> str:
+    """All words of a list, with *and* in front of the last: ``"a, b and c"``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: ``"1 node"``, ``"2,000 nodes"``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

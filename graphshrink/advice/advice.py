@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import listed
+from ..ir.errors import enumeration
 from ..report import Size
 from ..tables import html_of, text_of
 from .commands import SAMPLES
@@ -83,9 +83,9 @@ class Advice:
         possible = [_IN_SENTENCE.get(f.label, f.label) for f in approximate if f.gain == "possible"]
         free = [_IN_SENTENCE.get(f.label, f.label) for f in approximate if f.gain == "yes"]
         unknown = any(f.gain == "unknown" for f in approximate)
-        lossy = f"{listed(possible)} can make it faster, at a loss that your samples measure"
+        lossy = f"{enumeration(possible)} can make it faster, at a loss that your samples measure"
         if exact == "yes" or free:
-            first = f"Without any loss: {listed([*(['exact merges'] if exact == 'yes' else []), *free])}."
+            first = f"Without any loss: {enumeration([*(['exact merges'] if exact == 'yes' else []), *free])}."
             return f"{first} {lossy[0].upper()}{lossy[1:]}." if possible else first
         if possible:
             return f"Exact merges alone will hardly make this model faster. {lossy[0].upper()}{lossy[1:]}."

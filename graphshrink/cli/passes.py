@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .parameters import Json
 from .terminal import console, show
-
-if TYPE_CHECKING:
-    from ..passes import Pass
 
 
 def passes(
@@ -22,17 +18,19 @@ def passes(
     as_json: Json = False,
 ) -> None:
     """List the passes: ours and those of installed packages; or show one with its options."""
+    from ..pass_table import row_of
     from ..passes import known_passes
     from ..passes.infra.registry import pass_class
 
     found = known_passes() if name is None else {name: pass_class(name)}
-    rows = [_row(each, cls) for each, cls in found.items()]
+    rows = [row_of(each, cls) for each, cls in found.items()]
+    data = [row.to_dict() for row in rows]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        typer.echo(json.dumps(data, indent=1))
     elif name is None:
-        _show_all(rows)
+        _show_all(data)
     else:
-        _show_one(rows[0], inspect.getdoc(found[name]) or "")
+        _show_one(data[0], rows[0].doc)
 
 
 def _show_all(rows: list[dict[str, Any]]) -> None:
@@ -54,7 +52,7 @@ def _show_one(row: dict[str, Any], doc: str) -> None:
     from rich.table import Table
 
     out = console()
-    text = _plain(doc.partition("\nAttributes:\n")[0]).strip()
+    text = _plain(doc)
     out.print(f"{row['name']} ({row['exactness']})\n", markup=False, highlight=False)
     out.print(text, markup=False, highlight=False)
     options = row["options"]
@@ -75,21 +73,3 @@ def _show_one(row: dict[str, Any], doc: str) -> None:
 def _plain(doc: str) -> str:
     """A docstring without the marks of literals."""
     return doc.replace("``", "")
-
-
-def _row(name: str, cls: type[Pass]) -> dict[str, Any]:
-    """A pass with its options, as plain data."""
-    from ..ir.options import option_text, options_of
-
-    doc = inspect.getdoc(cls) or ""
-    options = [
-        {
-            "name": option.name,
-            "takes": option.takes,
-            "default": option_text(option.default),
-            "doc": option.help,
-        }
-        for option in options_of(cls)
-    ]
-    first = doc.splitlines()[0] if doc else ""
-    return {"name": name, "exactness": str(cls.exactness), "doc": first, "options": options}

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal; elsewhere one line for each pass (with ``-v``) or epoch."""
+"""Progress on standard error: a bar on a terminal or in a notebook; elsewhere one line for each pass (with ``-v``) or epoch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..ir import Graph
 from ..passes import Pass, PassRecord
+from .notebook import NotebookBar, in_notebook
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+_Report = Callable[[int, int, str], None]
 
 
 class Lines:
@@ -85,15 +89,18 @@ def watch_passes(count: int, *, verbose: bool = False) -> Iterator[Lines | Bar]:
 
 
 class Training:
-    """Progress of training: one line for each epoch, and on a terminal a bar in between."""
+    """Progress of training: one line for each epoch, and on a terminal or in a notebook a bar in between."""
 
     def __init__(self, steps: int, quiet: bool) -> None:
         self.quiet = quiet
         self.progress: Progress | None = None
+        self.notebook: NotebookBar | None = None
         self.steps = steps
 
     def __enter__(self) -> Training:
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and in_notebook():
+            self.notebook = NotebookBar()
+        elif not self.quiet and sys.stderr.isatty():
             self.progress = _bar()
             self.progress.start()
             self.task = self.progress.add_task("training", total=self.steps, left=True)
@@ -102,11 +109,15 @@ class Training:
     def __exit__(self, *error: object) -> None:
         if self.progress is not None:
             self.progress.stop()
+        if self.notebook is not None:
+            self.notebook.stop()
 
     def step(self, done: int, text: str) -> None:
         """Show that ``done`` steps are done."""
         if self.progress is not None:
             self.progress.update(self.task, completed=done, description=text)
+        if self.notebook is not None:
+            self.notebook.update(done, self.steps, text)
 
     def line(self, text: str) -> None:
         """Write a line that stays."""
@@ -131,6 +142,39 @@ def count_done(what: str) -> Iterator[Callable[[int, int], None]]:
             progress.update(task, completed=done, total=total, description=text)
 
         yield move
+
+
+@contextmanager
+def shown(progress: bool | _Report | None) -> Iterator[_Report]:
+    """A function that shows (done, total, what), for the ``progress`` of a call in Python.
+
+    Args:
+        progress: ``True`` shows a bar on a terminal or in a notebook, and nothing elsewhere; ``False`` or ``None`` shows nothing; a
+            function is used as it is.
+    """
+    if callable(progress):
+        yield progress
+    elif progress and in_notebook():
+        bar = NotebookBar()
+        try:
+            yield bar.update
+        finally:
+            bar.stop()
+    elif progress and sys.stderr.isatty():
+        with _bar() as live:
+            task = live.add_task("", left=True)
+            current = ""
+
+            def move(done: int, total: int, what: str) -> None:
+                nonlocal task, current
+                if what != current:
+                    live.remove_task(task)
+                    task, current = live.add_task(what, left=True), what
+                live.update(task, completed=done, total=total or None)
+
+            yield move
+    else:
+        yield lambda done, total, what: None
 
 
 def _bar() -> Progress:

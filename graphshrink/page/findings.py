@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..ir.errors import enumeration
+
 Data = Mapping[str, Any]
 
 REMEDIES: tuple[tuple[str, str], ...] = (
@@ -46,7 +48,7 @@ def _plan_verdict(data: Data, plan: Data) -> list[str]:
     device = plan["cost"].get("device")
     where = f", measured as a whole on {device}" if device else ""
     sites, kinds = plan["sites"], Counter(choice_of(s["candidate"]) for s in plan["sites"])
-    what = listed([f"{n} {_BECAME[kind]}" for kind, n in sorted(kinds.items())])
+    what = enumeration([f"{n} {_BECAME[kind]}" for kind, n in sorted(kinds.items())])
     replaced = (
         f"{len(sites)} of the {len({s['site'] for s in plan['menu']})} regions with a candidate were replaced: {what}."
         if sites
@@ -98,9 +100,9 @@ def _pass_verdict(data: Data) -> list[str]:
     else:
         keys = [k for k in ("nodes", "parameters", "macs") if None not in (before[k], after[k])]
         sizes = [_change(before[k], after[k], "MACs" if k == "macs" else k) for k in keys]
-        first = f"{_effect(kinds)}: {listed(sizes)}."
+        first = f"{_effect(kinds)}: {enumeration(sizes)}."
     if undone:
-        first = f"{counted(len(undone), 'pass', 'passes')} failed the check and was undone ({listed(undone)}). {first}"
+        first = f"{counted(len(undone), 'pass', 'passes')} failed the check and was undone ({enumeration(undone)}). {first}"
     active = sum(1 for r in records if r["rewrites"] and not r["rolled_back"])
     second = (
         f"{active} of {counted(len(records), 'pass', 'passes')} made {counted(changes, 'change')}."
@@ -251,11 +253,6 @@ def passes(data: Data) -> list[dict[str, Any]]:
         }
         for r in data.get("passes", ())
     ]
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words as an enumeration."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def counted(count: int, one: str, several: str = "") -> str:

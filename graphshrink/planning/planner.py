@@ -379,7 +379,7 @@ def plan(
     frontier: bool = False,
     repair: bool = True,
     workers: int | str = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> Plan:
     """Plan what each region of a network becomes, so that it reaches a target and loses as little as possible.
 
@@ -404,7 +404,7 @@ def plan(
         workers: The number of processes that score candidates, each on one thread; 0 scores them in this process. Or the address of a Ray
             cluster, such as ``"auto"``, whose processors score them; ``"local"`` starts one on this machine. The plan does not depend
             on their number. Scripts that use processes need ``if __name__ == "__main__":``.
-        progress: Called with (done, total, what).
+        progress: ``True`` shows a bar on a terminal or in a notebook; a function is called with (done, total, what).
 
     Returns:
         The plan; ``plan.apply()`` makes the network, ``plan.save(path)`` writes the plan.
@@ -428,15 +428,18 @@ def plan(
         from .latency import device as device_of
 
         cost = Latency(LatencyTable(device_of(device, threads)))
-    return make_plan(
-        model,
-        calibration,
-        targets[0],
-        cost,
-        measure=score,
-        fixed_shapes=fixed_shapes,
-        frontier=frontier,
-        repair=repair,
-        workers=workers,
-        progress=progress,
-    )
+    from ..cli.progress import shown
+
+    with shown(progress) as report:
+        return make_plan(
+            model,
+            calibration,
+            targets[0],
+            cost,
+            measure=score,
+            fixed_shapes=fixed_shapes,
+            frontier=frontier,
+            repair=repair,
+            workers=workers,
+            progress=report,
+        )

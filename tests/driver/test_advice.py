@@ -6,6 +6,7 @@ import ast
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphshrink
 from graphshrink import UsageError, advise
+from graphshrink.advice.advice import Finding
 from support.cli import fails, small_model, succeeds, write
 from support.small_networks import residual_model
 
@@ -89,6 +91,13 @@ def test_exact_merges_come_first(tmp_path: Path) -> None:
     assert found.conclusion.startswith("Without any loss: exact merges.")
     program, *words = shlex.split(found["exact"].command)
     assert (program, words[0]) == ("graphshrink", str(path))
+
+
+def test_the_conclusion_enumerates_what_is_possible(network: Path) -> None:
+    gains = {"exact": "yes", "depth": "possible", "width": "possible", "blocks": "possible"}
+    findings = tuple(Finding(name, gain, "") for name, gain in gains.items())
+    said = replace(advise(network), findings=findings).conclusion
+    assert said.startswith("Without any loss: exact merges. Depth, width and blocks can make it")
 
 
 def test_nothing_is_gained_and_it_says_so(tmp_path: Path) -> None:
