@@ -314,8 +314,9 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
         UsageError: If the types of inputs are not known.
     """
     from .from_torch import hostless, needed
+    from .torch_calls import NotWritten
 
-    wanted = needed(graph, any_batch)
+    wanted = needed(graph, any_batch, calls=True)
     unknown = wanted.unknown()
     if unknown:
         calls = [
@@ -323,7 +324,10 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
             for (kind, why), names in unknown.items()
         ]
         raise _NotNative(f"the IR does not express {'; '.join(calls)}")
-    made, notes = hostless(graph, wanted, any_batch)
+    try:
+        made, notes = hostless(graph, wanted, any_batch, opset)
+    except NotWritten as error:
+        raise _NotNative(f"ONNX does not express {error}") from error
     refused = [(n, why) for n in made.nodes if n.origin is None and (why := problem(n, opset))]
     if refused:
         reasons = "; ".join(
@@ -510,7 +514,7 @@ class _Emitter:
         if isinstance(origin, OnnxOrigin) and self._copied(node, origin):
             pass
         elif isinstance(origin, OnnxForm):
-            inputs = [self._name(v) for v in origin.inputs]
+            inputs = ["" if v is None else self._name(v) for v in origin.inputs]
             results = [self._name(v) for v in node.outputs]
             attrs = dict(origin.attributes)
             made = [helper.make_node(origin.kind, inputs, results, node.name, **attrs)]
