@@ -334,7 +334,9 @@ def reasons(outcomes: dict[str, Outcome]) -> list[str]:
     found: Counter[str] = Counter()
     for o in outcomes.values():
         if o.back in (LEFT, EXPORTED, OTHER):
-            text = re.sub(r"written by torch's exporter.*?names: |; graphshrink itself.*", "", o.reason)
+            text = re.sub(
+                r"written by torch's exporter.*?names: |; graphshrink itself.*", "", o.reason
+            )
             text = re.sub(r"\(([^():]|\([^()]*\))*\)|[0-9]+", "", text).replace("|", "/")
             found[f"{o.back}: {' '.join(text.split())[:200]}"] += 1
     return [f"- {count} {text}" for text, count in found.most_common()]
@@ -362,7 +364,10 @@ def main() -> int:
     if not options.no_node_tests:
         groups["node tests of onnx"] = list(node_tests())[:: options.every], 0
     if options.corpus is not None:
-        groups["ONNX files of packages"] = list(packages(options.corpus))[:: options.every], options.seconds
+        groups["ONNX files of packages"] = (
+            list(packages(options.corpus))[:: options.every],
+            options.seconds,
+        )
     if options.files is not None:
         groups["files"] = list(files(options.files))[:: options.every], options.seconds
     there, again, why = [], [], []
@@ -371,7 +376,11 @@ def main() -> int:
             ours = convert is to_torch
             outcomes = {}
             for case in cases:
-                made = limited(case, convert, ours, seconds) if seconds else outcome(case, convert, ours)
+                made = (
+                    limited(case, convert, ours, seconds)
+                    if seconds
+                    else outcome(case, convert, ours)
+                )
                 outcomes[case.name] = made
                 if seconds or made.kind in (WRONG, FAILS) or made.back == OTHER:
                     print(f"{case.name}: {made.kind} {made.back} {made.reason[:200]}", flush=True)

@@ -271,7 +271,6 @@ class Call:
         args: Arguments by place: values in place of tensors, numbers, and lists of these.
         kwargs: Arguments by name.
         type: The type of the result, as far as known.
-        count: How many of its results are read, where it has several.
         module: The module that is called, if one is.
     """
 
@@ -328,9 +327,9 @@ class Call:
         Raises:
             NotWritten: If they are none.
         """
-        found = self.args[place:] if len(self.args) > place + 1 else (self.get(place, name),)
-        if len(found) == 1 and isinstance(found[0], (list, tuple)):
-            found = tuple(found[0])
+        found = self.get(place, name)
+        if not isinstance(found, (list, tuple)):
+            found = self.args[place:] if len(self.args) > place else (found,)
         return [whole(n, name) for n in found]
 
     def axis(self, x: Value, place: int, name: str = "dim", default: Any = None) -> int:
