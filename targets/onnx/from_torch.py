@@ -485,7 +485,10 @@ class _Copy:
         made.type = kind.refined(made.type) if made.data is None else made.type
 
     def _written(self, node: Node, found: fx.Node, kind: TensorType) -> Any:
-        names = dict(zip(node.origin.inputs, node.inputs, strict=True))
+        sources = found.all_input_nodes
+        if len(sources) != len(node.inputs):
+            raise NotWritten("a pass changed what it reads")
+        names = {source.name: v for source, v in zip(sources, node.inputs, strict=True)}
 
         def lookup(source: fx.Node) -> Any:
             value = names.get(source.name)

@@ -143,9 +143,3 @@ def normalize(call: Call) -> Value:
     if epsilon > least * 2 or not math.isfinite(least):
         raise NotWritten("its epsilon is no number of its element type")
     return call.op("Div", x, call.out.op("Max", norm, call.out.scalar(least, dtype)))
-
-
-@writes("fft_fft", "fft_ifft", "fft_rfft")
-def fourier(call: Call) -> Value:
-    """Refused: ONNX has pairs along the last axis in the place of complex numbers."""
-    raise NotWritten("ONNX's operators do not take complex numbers")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ....ir import DType, TensorType, Value
 from .call import Call, NotWritten, dtype_of, writes
 from .shapes import cast
@@ -159,6 +161,58 @@ def softmax(call: Call) -> Value:
         cast(call.out, x, call.dtype),
         axis=dims,
     )
+
+
+@dataclass(frozen=True)
+class Complex:
+    """Complex numbers, which ONNX's operators take as pairs.
+
+    Attributes:
+        pairs: Real and imaginary parts along a last axis.
+    """
+
+    pairs: Value
+
+
+@writes("view_as_complex")
+def as_complex(call: Call) -> Complex:
+    """Pairs along the last axis."""
+    return Complex(call.tensor(0))
+
+
+@writes("view_as_real")
+def as_real(call: Call) -> Value:
+    """The pairs."""
+    found = call.get(0, "input")
+    if not isinstance(found, Complex):
+        raise NotWritten("its complex numbers come from a call without a rule")
+    return found.pairs
+
+
+@writes("fft_fft", "fft_ifft", "fft_rfft")
+def fourier(call: Call) -> Complex:
+    """``(x, length, axis, norm)``."""
+    found, out = call.get(0, "input"), call.out
+    if call.get(3, "norm") not in (None, "backward"):
+        raise NotWritten("it scales its results in another way")
+    if isinstance(found, Complex):
+        x = found.pairs
+    else:
+        real = call.tensor(0)
+        x = out.op(
+            "Unsqueeze",
+            real,
+            out.ints(-1),
+            type=TensorType(real.type.dtype, (*(None,) * out.rank(real), 1)),
+        )
+    rank = out.rank(x)
+    axis, length = call.int(2, "dim", -1) % (rank - 1), call.get(1, "n")
+    kind = TensorType(x.type.dtype, (*(None,) * (rank - 1), 2))
+    size = None if length is None else out.scalar(length, DType.I64)
+    attrs = {"inverse": int(call.name == "fft_ifft"), "onesided": int(call.name == "fft_rfft")}
+    if out.opset < 20:
+        return Complex(out.op("DFT", x, size, type=kind, axis=axis, **attrs))
+    return Complex(out.op("DFT", x, size, out.scalar(axis, DType.I64), type=kind, **attrs))
 
 
 __all__ = ["prod", "reduced"]

@@ -239,10 +239,4 @@ def triangle(call: Call) -> Value:
     return call.op("Trilu", call.tensor(0), diagonal, upper=int(call.name == "triu"))
 
 
-@writes("view_as_complex", "view_as_real")
-def complex_pairs(call: Call) -> Value:
-    """Refused: ONNX has pairs along the last axis in the place of complex numbers."""
-    raise NotWritten("ONNX's operators do not take complex numbers")
-
-
 __all__ = ["cast", "reshaped"]
