@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
 from ...hosts.onnx.origins import OnnxForm
@@ -162,6 +163,8 @@ def _reshapes(graph: Graph, node: Node) -> bool:
     found = _host_node(graph, node)
     if found is None or found.op not in ("call_function", "call_method") or not found.args:
         return False
+    if any(isinstance(a, torch.dtype) for a in (*found.args, *found.kwargs.values())):
+        return False  # The same bytes as other numbers.
     first = found.args[0]
     whole = isinstance(first, fx.Node) and node.required(0).host == first.name
     return whole and call_name(found.target) in _RESHAPING
