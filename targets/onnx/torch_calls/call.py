@@ -319,7 +319,7 @@ class Call:
         Raises:
             NotWritten: If it is none.
         """
-        return whole(self.get(place, name), name)
+        return whole(self.out, self.get(place, name), name)
 
     def sizes(self, place: int, name: str) -> list[Size]:
         """Whole numbers that may be given as one list or one by one.
@@ -330,7 +330,7 @@ class Call:
         found = self.get(place, name)
         if not isinstance(found, (list, tuple)):
             found = self.args[place:] if len(self.args) > place else (found,)
-        return [whole(n, name) for n in found]
+        return [whole(self.out, n, name) for n in found]
 
     def axis(self, x: Value, place: int, name: str = "dim", default: Any = None) -> int:
         """An argument that is an axis, counted from the front."""
@@ -369,12 +369,14 @@ _IDLE = frozenset(
 """Arguments that change no numbers."""
 
 
-def whole(found: Any, name: str) -> Size:
-    """A whole number.
+def whole(out: Writer, found: Any, name: str) -> Size:
+    """A whole number; a tensor of one is read, as torch does.
 
     Raises:
         NotWritten: If it is none.
     """
+    if isinstance(found, Value) and found.type.dtype is not None and found.type.dtype.is_int:
+        return out.item(found)
     if type(found) is int or (isinstance(found, Number) and found.dtype is DType.I64):
         return found
     raise NotWritten(f"its argument {name} is no whole number")

@@ -118,13 +118,13 @@ def _cut(call: Call, x: Value, parts: Sequence[Any]) -> Value:
             continue
         if isinstance(part, slice):
             if part != slice(None):
-                starts.append(0 if part.start is None else whole(part.start, "start"))
-                ends.append(_END if part.stop is None else whole(part.stop, "stop"))
-                steps.append(1 if part.step is None else whole(part.step, "step"))
+                starts.append(0 if part.start is None else whole(call.out, part.start, "start"))
+                ends.append(_END if part.stop is None else whole(call.out, part.stop, "stop"))
+                steps.append(1 if part.step is None else whole(call.out, part.step, "step"))
                 axes.append(axis)
             place += 1
         else:
-            at = whole(part, "index")
+            at = whole(call.out, part, "index")
             if isinstance(at, Number):
                 raise NotWritten("its index is computed")
             starts.append(at)
