@@ -42,26 +42,22 @@ class HostReaders:
             return readings(graph)
         return _written_out(graph)
 
-    def sized(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """Other readings of a torch model for inputs as large as the example inputs: of the module as it is, and by ``torch.export``."""
+    def sized(self, graph: Graph, *, export: bool = False) -> Iterator[tuple[str, Graph]]:
+        """Another reading of a torch model for inputs as large as the example inputs: of the module as it is, or by ``torch.export``."""
         from .hosts.torch.calls import is_aten
 
         inputs = graph.host.inputs or graph.host.exported
-        if inputs is None:
+        exported = any(is_aten(node.target) for node in graph.host.order.values())
+        if inputs is None or (export and exported):
             return
-        ways = [("", _sized), (" by torch.export", _sized_export)]
-        if any(is_aten(node.target) for node in graph.host.order.values()):
-            del ways[1]  # It was read by torch.export before.
-        for name, read in ways:
-            try:
-                with _quiet():
-                    found = read(graph, inputs)
-            except Exception as error:  # torch.export may raise anything.
-                logging.getLogger(__name__).info(
-                    "the model cannot be read again%s: %s", name, error
-                )
-                continue
-            yield f"read again{name} for the sizes of example_inputs", found
+        name, read = (" by torch.export", _sized_export) if export else ("", _sized)
+        try:
+            with _quiet():
+                found = read(graph, inputs)
+        except Exception as error:  # torch.export may raise anything.
+            logging.getLogger(__name__).info("the model cannot be read again%s: %s", name, error)
+            return
+        yield f"read again{name} for the sizes of example_inputs", found
 
 
 _MOST_BYTES = 1 << 30

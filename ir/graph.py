@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import GraphshrinkError
+from .errors import GraphshrinkError, counted
 from .ops import Op, Opaque
 from .tensor import DerivedTensor, Tensor
 from .types import UNKNOWN, TensorType
@@ -199,7 +199,7 @@ def _result_types(
     if given is None:
         return inferred
     if len(given) != len(inferred):
-        raise GraphError(f"{op.name} has {len(inferred)} results, not {len(given)}")
+        raise GraphError(f"{op.name} has {counted(len(inferred), 'result')}, not {len(given)}")
     return tuple(i.refined(t) for i, t in zip(inferred, given, strict=True))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from .errors import counted
 from .exactness import Exactness
 from .graph import Graph, GraphError, Node, Value, check_arity
 from .ops import Op
@@ -305,5 +306,5 @@ class Rewriter:
 def _check_count(node: Node, op: Op, results: Sequence[TensorType]) -> None:
     if len(results) != len(node.outputs):
         raise GraphError(
-            f"{node.name}: {op.name} has {len(results)} results, {node.op.name} has {len(node.outputs)}"
+            f"{node.name}: {op.name} has {counted(len(results), 'result')}, {node.op.name} has {len(node.outputs)}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .errors import counted
 from .graph import Graph, GraphError, Node, Value, check_arity
 from .ops import InferenceError
 
@@ -83,7 +84,7 @@ def _check_types(node: Node) -> None:
         return
     if len(inferred) != len(node.outputs):
         raise VerificationError(
-            f"{node.name}: {node.op.name} has {len(inferred)} results, not {len(node.outputs)}"
+            f"{node.name}: {node.op.name} has {counted(len(inferred), 'result')}, not {len(node.outputs)}"
         )
     for value, type_ in zip(node.outputs, inferred, strict=True):
         if not value.type.accepts(type_):

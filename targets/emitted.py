@@ -30,10 +30,10 @@ class Readers(Protocol):
     def again(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
         """Other readings of a model, each with the words for it (``"by torch.export"``): one may know calls that were ``Opaque`` in the first."""
 
-    def sized(self, graph: Graph) -> Iterator[tuple[str, Graph]]:
-        """Other readings of a torch model for inputs as large as the example inputs, with batches of any size, each with the words for it.
+    def sized(self, graph: Graph, *, export: bool = False) -> Iterator[tuple[str, Graph]]:
+        """Another reading of a torch model for inputs as large as the example inputs, with batches of any size, and the words for it.
 
-        Calls that compute with other sizes are ops then.
+        Calls that compute with other sizes are ops then. With ``export``, torch.export reads it.
         """
 
 

@@ -1,4 +1,8 @@
-"""A run on fake tensors: the types of all results, and whether the module writes to its own tensors."""
+"""A run on fake tensors: the types of all results, and whether the module writes to its own tensors.
+
+A module whose shapes depend on numbers (``x.nonzero()``, ``x.reshape(n.item(), -1)``) does not run on fake tensors. It runs on the example inputs
+themselves, on copies of its tensors, and what depends on numbers has no known sizes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map
 
 from ... import ir
 from ...hosts.torch.calls import call_name
@@ -39,6 +44,8 @@ class FakeRun(fx.Interpreter):
         self.fakes: dict[int, tuple[str, Any, int]] = {}
         self.in_rows: dict[str, bool] = {}
         self.lengths: dict[str, int] = {}
+        self.by_numbers: set[str] = set()
+        """The nodes whose results have shapes, or are sizes, that depend on numbers."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and note the type of its result."""
@@ -71,15 +78,57 @@ class FakeRun(fx.Interpreter):
             self.copies[id(found)] = made.module
         return self.copies[id(found)]
 
+    def _stand_in(self, found: torch.Tensor) -> Any:
+        """What is computed with in place of a tensor of the module."""
+        return self.mode.from_tensor(found)
+
     def _fake(self, found: torch.Tensor, name: str) -> Any:
         if id(found) not in self.fakes:
-            fake = self.mode.from_tensor(found)
+            fake = self._stand_in(found)
             self.fakes[id(found)] = name, fake, version_of(fake)
         return self.fakes[id(found)][1]
 
     def written(self) -> list[str]:
         """The module's tensors that were written to."""
         return [name for name, fake, version in self.fakes.values() if version_of(fake) != version]
+
+
+class RealRun(FakeRun):
+    """Runs the graph on numbers, and finds which shapes depend on them: those of calls that do not run on fakes of their arguments."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; nothing is noted of sizes that depend on numbers."""
+        result = super().run_node(n)
+        if any(s.name in self.by_numbers for s in n.all_input_nodes) or not self._runs_on_fakes(n):
+            self._forget_sizes(n)
+        return result
+
+    def _stand_in(self, found: torch.Tensor) -> Any:
+        return found.detach().clone()
+
+    def _runs_on_fakes(self, n: fx.Node) -> bool:
+        if not n.op.startswith("call_"):
+            return True
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+        def faked(found: Any) -> Any:
+            return mode.from_tensor(found) if isinstance(found, torch.Tensor) else found
+
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        try:
+            with unlogged(), mode, torch.no_grad():
+                getattr(self, n.op)(n.target, *tree_map(faked, (args, kwargs)))
+        except Exception:  # Whatever torch raises where numbers decide.
+            return False
+        return True
+
+    def _forget_sizes(self, n: fx.Node) -> None:
+        self.by_numbers.add(n.name)
+        self.results.pop(n.name, None)
+        kind = self.found[n.name]
+        self.found[n.name] = kind.with_shape((None,) * (kind.rank or 0)) if kind.shape else kind
 
 
 def shapes_of(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[str, TensorType]:
@@ -105,14 +154,37 @@ def fake_run(module: fx.GraphModule, inputs: Sequence[Any]) -> FakeRun:
     fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
     interpreter = FakeRun(module, mode)
     try:
-        with containers_kept(module), mode, torch.no_grad():
+        with unlogged(), containers_kept(module), mode, torch.no_grad():
             interpreter.run(*fakes)
+    except _depends_on_numbers():
+        interpreter = RealRun(module, None)
+        given = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+        try:
+            with containers_kept(module), torch.no_grad():
+                interpreter.run(*given)
+        except Exception as error:
+            raise _does_not_run(error) from error
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DoesNotRun(f"the module does not run on example_inputs: {first}") from error
+        raise _does_not_run(error) from error
     if interpreter.written():
         raise StateError(writes_tensors(interpreter.written()))
     return interpreter
+
+
+def _does_not_run(error: Exception) -> DoesNotRun:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DoesNotRun(f"the module does not run on example_inputs: {first}")
+
+
+def _depends_on_numbers() -> tuple[type[Exception], ...]:
+    """What torch raises for calls whose results fake tensors cannot have."""
+    from torch._subclasses import fake_tensor
+
+    return (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.UnsupportedOperatorException,
+    )
 
 
 @contextmanager

@@ -121,7 +121,8 @@ class _Importer:
             ran = fake_run(self.module, self.inputs)
             self.types, results, self.in_rows = ran.found, ran.results, ran.in_rows
             self.lengths = ran.lengths
-            if asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types):
+            asks = asks_sizes(self.nodes) or cuts_nothing(self.nodes, self.types)
+            if asks and not ran.by_numbers:  # Else there is no run on fake tensors.
                 self.runs = resized_runs(self.module, self.inputs, self.types, self.fixed)
         else:
             stated = {n.name: n.meta["val"] for n in self.nodes if "val" in n.meta}

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import TensorType, UsageError
-from ..ir.errors import check_readable
+from ..ir.errors import check_readable, counted
 from .images import SUFFIXES, Preprocess
 
 Array = npt.NDArray[Any]
@@ -236,7 +236,7 @@ class IterableSource(Source):
                 leaves = list(_leaves(item))
             if len(leaves) != len(self.inputs.names):
                 raise UsageError(
-                    f"{where} has {len(leaves)} arrays, the model takes {len(self.inputs.names)}; "
+                    f"{where} has {counted(len(leaves), 'array')}, the model takes {len(self.inputs.names)}; "
                     "leave labels out, such as by (x for x, _ in loader)"
                 )
             yield [array_of(leaf) for leaf in leaves]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, UsageError
+from ..ir.errors import counted
 from .calibration import CalibrationData, GraphCalibration
 from .images import Preprocess
 from .sources import Array, ImageFolder
@@ -85,14 +86,14 @@ def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSa
     count, fixed = len(found), bound.fixed
     if count < LEAST:
         raise UsageError(
-            f"{bound.source.name}: there are {count} samples; recovery needs at least {LEAST}, and some hundreds are better"
+            f"{bound.source.name} has {counted(count, 'sample')}; recovery needs at least {LEAST}, and some hundreds are better"
         )
     step = max(_HELD, -(-count // _MOST_HELD))
     held = np.arange(step // 2, count, step)
     if fixed and fixed > 1:
         if count < 2 * fixed:
             raise UsageError(
-                f"{bound.source.name}: there are {count} samples, and the model takes batches of {fixed}: recovery needs two batches"
+                f"{bound.source.name} has {counted(count, 'sample')}, and the model takes batches of {fixed}: recovery needs two batches"
             )
         wanted = max(1, len(held) // fixed) * fixed
         held = np.linspace(0, count - 1, wanted).round().astype(np.int64)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..data.calibration import CalibrationData, calibrated, named_batches
 from ..ir import Graph, UsageError
+from ..ir.errors import counted
 from ..passes import Calibration
 
 PIECE = 8
@@ -79,11 +80,11 @@ def read_samples(graph: Graph, data: Any) -> Samples:
     count = sum(_size(batch) for batch in pieces)
     if count >= LEAST and len(pieces) < BATCHES:
         raise UsageError(
-            f"the model's batch is fixed, and the calibration data have {len(pieces)} batches; the planner needs at least {BATCHES}"
+            f"the model's batch is fixed, and the calibration data have {len(pieces)} {'batch' if len(pieces) == 1 else 'batches'}; the planner needs at least {BATCHES}"
         )
     if count < LEAST:
         raise UsageError(
-            f"the calibration data have {count} samples; the planner needs at least {LEAST}, "
+            f"the calibration data have {counted(count, 'sample')}; the planner needs at least {LEAST}, "
             "and a few hundred are better"
         )
     step = max(2, min(SCORED, len(pieces) // 2))

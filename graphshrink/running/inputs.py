@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import DType, Graph, ModelError, TensorType, UsageError, Value
-from ..ir.errors import check_input_name
+from ..ir.errors import check_input_name, counted
 from ..passes.infra.tolerance import UNITS
 from .memory import available_memory
 
@@ -194,7 +194,9 @@ def named_inputs(graph: Graph, given: Any) -> Arrays:
     if not isinstance(given, Mapping):
         items = list(given) if isinstance(given, tuple | list) else [given]
         if len(items) != len(known):
-            raise UsageError(f"the model has {len(known)} inputs, {len(items)} were given")
+            raise UsageError(
+                f"the model has {counted(len(known), 'input')}, {len(items)} {'was' if len(items) == 1 else 'were'} given"
+            )
         given = dict(zip(known, items, strict=True))
     for name in given:
         check_input_name(name, known)

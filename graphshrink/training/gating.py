@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..ir import MissingExtra, UsageError
+from ..ir.errors import counted
 
 if TYPE_CHECKING:
     import torch
@@ -296,7 +297,7 @@ def _ranked(groups: Mapping[Switch, list[str]], keep: int) -> list[tuple[Switch,
         UsageError: If there are fewer than ``keep``, or a score is not finite.
     """
     if not 0 <= keep <= len(groups):
-        raise UsageError(f"cannot keep {keep} of {len(groups)} gates")
+        raise UsageError(f"cannot keep {keep} of {counted(len(groups), 'gate')}")
     keys: dict[Switch, tuple[float, float]] = {}
     for switch, names in groups.items():
         score = float(switch.score.detach())

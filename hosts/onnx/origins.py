@@ -35,12 +35,12 @@ class OnnxForm:
 
     Attributes:
         kind: The operator.
-        inputs: The values that it reads.
+        inputs: The values that it reads; ``None`` for an input that is left out.
         attributes: Its attributes.
     """
 
     kind: str
-    inputs: tuple[Value, ...]
+    inputs: tuple[Value | None, ...]
     attributes: tuple[tuple[str, Any], ...] = ()
 
 

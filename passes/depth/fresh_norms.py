@@ -25,6 +25,7 @@ from ...ir import (
     Scale,
 )
 from ...ir.batch_norm import BatchNorm, BatchNormPart
+from ...ir.errors import counted
 from ..infra.contract import Context, Pass, PassError, name_list, named_nodes
 from ..infra.registry import register
 from ..statistics.moments import ChannelMoments, ChannelStats
@@ -61,7 +62,7 @@ class FreshNorms(Pass):
         requests = {node: ChannelMoments(node.output, 1) for node in chosen}
         if ctx.calibration is None:
             graph.notes.append(
-                f"fresh-norms: no calibration data were given, so that the running statistics of {len(chosen)} norms are 0 and 1: "
+                f"fresh-norms: no calibration data were given, so that the running statistics of {counted(len(chosen), 'norm')} are 0 and 1: "
                 "give --calibration PATH (calibration=... in Python), or train before you evaluate"
             )
             for node in chosen:

@@ -25,6 +25,7 @@ from ...ir import (
     Tensor,
     UsageError,
 )
+from ...ir.errors import counted
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list
@@ -215,7 +216,9 @@ def _keep_largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
         groups.setdefault(node.inputs[1], []).append(node)
     ranked = sorted(groups.values(), key=lambda nodes: -values[nodes[0]])
     if keep > len(ranked):
-        raise PassError(f"remove-activations: keep={keep}, but there are only {len(ranked)} gates")
+        raise PassError(
+            f"remove-activations: keep={keep}, but there {'is' if len(ranked) == 1 else 'are'} only {counted(len(ranked), 'gate')}"
+        )
     if 0 < keep < len(ranked):
         last, first = ranked[keep - 1][0], ranked[keep][0]
         if values[last] == values[first]:

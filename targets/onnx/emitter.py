@@ -294,10 +294,19 @@ def _from_torch(
         return _native(graph, opset, any_batch)
     except _NotNative as error:
         reason = str(error)
-    for how, again in () if readers is None else readers.sized(graph):
-        with suppress(_NotNative):
-            found = _native(again, opset, any_batch)
-            return replace(found, notes=(f"{how}: {reason}", *found.notes))
+    for export in (False, True):
+        # Without sizes, another reading of the module itself is the same.
+        again = readers if export or graph.host.sizes else None
+        for how, other in () if again is None else again.sized(graph, export=export):
+            with suppress(_NotNative):
+                found = _native(other, opset, any_batch)
+                return replace(found, notes=(f"{how}: {reason}", *found.notes))
+        if not export:
+            # Only now by the rules of calls, which passes know nothing of.
+            try:
+                return _native(graph, opset, any_batch, calls=True)
+            except _NotNative as error:
+                reason = str(error)
     note = f"written by torch's exporter, for one batch size and under its own names: {reason}"
     try:
         return Written(exported(graph, options.opset), {}, (note,))
@@ -305,8 +314,8 @@ def _from_torch(
         raise ModelError(f"{error}; graphshrink itself cannot write it: {reason}") from error
 
 
-def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
-    """Write a graph from torch from its ops.
+def _native(graph: Graph, opset: int, any_batch: bool, *, calls: bool = False) -> Written:
+    """Write a graph from torch from its ops; with ``calls``, calls without an op are written by rules of their own.
 
     Raises:
         _NotNative: If it has calls or ops that no opset expresses.
@@ -314,8 +323,9 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
         UsageError: If the types of inputs are not known.
     """
     from .from_torch import hostless, needed
+    from .torch_calls import NotWritten
 
-    wanted = needed(graph, any_batch)
+    wanted = needed(graph, any_batch, calls=calls)
     unknown = wanted.unknown()
     if unknown:
         calls = [
@@ -323,7 +333,10 @@ def _native(graph: Graph, opset: int, any_batch: bool) -> Written:
             for (kind, why), names in unknown.items()
         ]
         raise _NotNative(f"the IR does not express {'; '.join(calls)}")
-    made, notes = hostless(graph, wanted, any_batch)
+    try:
+        made, notes = hostless(graph, wanted, any_batch, opset)
+    except NotWritten as error:
+        raise _NotNative(f"ONNX does not express {error}") from error
     refused = [(n, why) for n in made.nodes if n.origin is None and (why := problem(n, opset))]
     if refused:
         reasons = "; ".join(
@@ -510,7 +523,7 @@ class _Emitter:
         if isinstance(origin, OnnxOrigin) and self._copied(node, origin):
             pass
         elif isinstance(origin, OnnxForm):
-            inputs = [self._name(v) for v in origin.inputs]
+            inputs = ["" if v is None else self._name(v) for v in origin.inputs]
             results = [self._name(v) for v in node.outputs]
             attrs = dict(origin.attributes)
             made = [helper.make_node(origin.kind, inputs, results, node.name, **attrs)]

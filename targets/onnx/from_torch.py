@@ -10,14 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
 from ...hosts.onnx.origins import OnnxForm
 from ...hosts.torch.calls import call_name
+from ...hosts.torch.origins import FxOrigin
 from ...hosts.torch.signature import input_names, output_names, unique
 from ...ir import (
     ArrayTensor,
@@ -44,6 +47,7 @@ from ...ir import (
 from ...ir.batch_norm import BatchNorm
 from ...ir.errors import listed
 from ..torch.batch_norms import norm_of
+from .torch_calls import CALLS, Call, NotWritten, Writer
 
 BATCH = "batch"
 """The symbol of the batch size."""
@@ -73,16 +77,18 @@ class Needed:
     Attributes:
         nodes: The nodes, in order; assertions and what only they read is left out.
         ops: Ops in place of calls that shape their first input by computed sizes.
+        calls: The calls without an op that have a rule in :mod:`.torch_calls`.
     """
 
     nodes: list[Node]
     ops: dict[Node, Op]
+    calls: dict[Node, fx.Node] = field(default_factory=dict)
 
     def unknown(self) -> dict[tuple[str, str], list[str]]:
-        """The calls that the IR does not express: the names of their nodes by what is called and the reason."""
+        """The calls that cannot be written: the names of their nodes by what is called and the reason."""
         found: dict[tuple[str, str], list[str]] = {}
         for node in self.nodes:
-            if isinstance(node.op, Opaque) and node not in self.ops:
+            if isinstance(node.op, Opaque) and node not in self.ops and node not in self.calls:
                 kind = node.op.kind.partition(":")[2]
                 found.setdefault((kind, node.op.reason), []).append(node.name)
         return found
@@ -92,8 +98,14 @@ class Needed:
         return node.inputs[:1] if node in self.ops else node.inputs
 
 
-def needed(graph: Graph, any_batch: bool = True) -> Needed:
-    """What a file needs of a graph from torch; with ``any_batch``, for batches of any size that the module takes."""
+def needed(graph: Graph, any_batch: bool = True, *, calls: bool = False) -> Needed:
+    """What a file needs of a graph from torch.
+
+    Args:
+        graph: The graph.
+        any_batch: The file takes batches of any size that the module takes.
+        calls: Calls without an op are written by the rules of :mod:`.torch_calls`, as far as they have one.
+    """
     found = Needed([], _shaped(graph, any_batch))
     wanted = set(graph.outputs)
     for node in reversed(list(graph.nodes)):
@@ -101,9 +113,29 @@ def needed(graph: Graph, any_batch: bool = True) -> Needed:
         if not used and (_is_pure(node) or _is_assertion(graph, node)):
             continue
         found.nodes.append(node)
+        call = _with_rule(graph, node) if calls and node not in found.ops else None
+        if call is not None:
+            found.calls[node] = call
         wanted.update(v for v in found.inputs(node) if v is not None and v.data is None)
     found.nodes.reverse()
     return found
+
+
+def _with_rule(graph: Graph, node: Node) -> fx.Node | None:
+    """The call of a node without an op, if it has a rule."""
+    found = _host_node(graph, node) if isinstance(node.op, Opaque) and node.op.pure else None
+    if found is None or not isinstance(node.origin, FxOrigin):
+        return None
+    if found.op == "call_module":
+        known = type(graph.host.module.get_submodule(str(found.target))).__name__
+        return found if f"nn.{known}" in CALLS else None
+    return found if found.op.startswith("call_") and _plain_name(found) in CALLS else None
+
+
+def _plain_name(found: fx.Node) -> str:
+    """The plain name of a call; that of a function of Python itself too."""
+    own = getattr(found.target, "__module__", "") == "builtins"
+    return str(getattr(found.target, "__name__", "")) if own else call_name(found.target)
 
 
 def _shaped(graph: Graph, any_batch: bool) -> dict[Node, Op]:
@@ -131,38 +163,46 @@ def _reshapes(graph: Graph, node: Node) -> bool:
     found = _host_node(graph, node)
     if found is None or found.op not in ("call_function", "call_method") or not found.args:
         return False
+    if any(isinstance(a, torch.dtype) for a in (*found.args, *found.kwargs.values())):
+        return False  # The same bytes as other numbers.
     first = found.args[0]
     whole = isinstance(first, fx.Node) and node.required(0).host == first.name
     return whole and call_name(found.target) in _RESHAPING
 
 
-def hostless(graph: Graph, wanted: Needed, any_batch: bool = True) -> tuple[Graph, list[str]]:
+def hostless(
+    graph: Graph, wanted: Needed, any_batch: bool = True, opset: int = 0
+) -> tuple[Graph, list[str]]:
     """A copy of a graph from torch without its host, under the names that the author of the module knows.
 
     Args:
         graph: The graph.
         wanted: What to copy; all calls in it are known.
         any_batch: Leave the batch size open, where the module takes batches of any size.
+        opset: The version of ONNX's operators, for calls without an op.
 
     Returns:
         The copy, and notes for the user.
 
     Raises:
         UsageError: If the types of inputs are not known.
+        NotWritten: If a call without an op cannot be written; the text names all of them.
     """
     for value, name in zip(graph.inputs, input_names(graph), strict=True):
         if value.type.dtype is None or value.type.shape is None:
             raise UsageError(f"the shape of input {name!r} is not known: give example_inputs")
     for found in _other_batches(graph, wanted) if any_batch else ():
-        with suppress(InferenceError):  # A constant has numbers for one batch size alone.
-            return _Copy(
-                graph, _Sizes(graph, found.types), replace(wanted, ops=found.ops)
-            ).run(), []
+        # A constant may have numbers for one batch size alone, and so may the form of a call.
+        with suppress(InferenceError, NotWritten):
+            open_ = replace(wanted, ops=found.ops)
+            return _Copy(graph, _Sizes(graph, found.types), open_, opset).run(), []
     notes = []
     if any_batch and graph.host.inputs is not None and any(v.type.rank for v in graph.inputs):
         sizes = listed(list(dict.fromkeys(str(v.type.dim(0)) for v in graph.inputs if v.type.rank)))
-        notes.append(f"the file takes batches of {sizes} only, as the module does")
-    return _Copy(graph, _Sizes(graph, {}), wanted).run(), notes
+        by_numbers = any(not v.type.is_static for n in wanted.calls for v in n.outputs)
+        why = "sizes inside depend on numbers" if by_numbers else "as the module does"
+        notes.append(f"the file takes batches of {sizes} only, {why}")
+    return _Copy(graph, _Sizes(graph, {}), wanted, opset).run(), notes
 
 
 @dataclass(frozen=True)
@@ -230,6 +270,11 @@ def _inferred(
         stated = [
             run.get(v.host) if run and isinstance(v.host, str) else None for v in node.outputs
         ]
+        if node in wanted.calls:
+            if run is None or None in stated:
+                return None
+            found.update((v, t) for v, t in zip(node.outputs, stated, strict=True) if t is not None)
+            continue
         kinds: Sequence[TensorType | None]
         try:
             kinds = ops.get(node, node.op).infer(read) or ()
@@ -339,9 +384,14 @@ class _Sizes:
 class _Copy:
     """Builds the copy of a graph."""
 
-    def __init__(self, graph: Graph, sizes: _Sizes, wanted: Needed) -> None:
+    def __init__(self, graph: Graph, sizes: _Sizes, wanted: Needed, opset: int = 0) -> None:
         self.graph, self.sizes, self.wanted = graph, sizes, wanted
         self.made = Graph(graph.name)
+        self.writer = Writer(self.made, opset)
+        self.objects: dict[Value, Any] = {}
+        """What calls give that is no tensor: numbers, lists, types."""
+        self.refused: dict[tuple[str, str], list[str]] = {}
+        self.stubs: set[Value] = set()
         self.values: dict[Value, Value] = {}
         self.results: dict[Value, str] = {}
         self.reserved: set[str] = set()
@@ -362,7 +412,12 @@ class _Copy:
         self._own_tensors()
         for node in self.wanted.nodes:
             self._node(node)
+        if self.refused:
+            texts = (f"{kind} ({listed(n)}: {why})" for (kind, why), n in self.refused.items())
+            raise NotWritten("; ".join(texts))
         for value, name in zip(graph.outputs, outputs, strict=True):
+            if value in self.objects:
+                raise NotWritten(f"output {name} is no tensor")
             self.made.add_output(self._value(value), name)
         return self.made
 
@@ -389,8 +444,11 @@ class _Copy:
         if node.outputs and all(v.data is not None for v in node.outputs):
             return  # It computes constants, which their readers store.
         name = self._name(node)
+        if node in self.wanted.calls:
+            self._call(node, self.wanted.calls[node], name)
+            return
         form = self._norm(node, name)
-        types = [self.sizes(v) or TensorType(v.type.dtype) for v in node.outputs]
+        types = [self._type(v) for v in node.outputs]
         names = [self.results.get(v) or self._free(v.name) for v in node.outputs]
         made = self.made.append(
             self.wanted.ops.get(node, node.op),
@@ -401,6 +459,56 @@ class _Copy:
         )
         made.origin = form
         self.values.update(zip(node.outputs, made.outputs, strict=True))
+
+    def _type(self, value: Value) -> TensorType:
+        """The type of a value; without a run that tells it, only the number of axes."""
+        kind = value.type
+        return self.sizes(value) or kind.with_shape(
+            None if kind.rank is None else (None,) * kind.rank
+        )
+
+    # Calls without an op.
+
+    def _call(self, node: Node, found: fx.Node, name: str) -> None:
+        """Write a call without an op by its rule; a placeholder stands in for what is refused."""
+        self.writer.name = name
+        kind, (result,) = self._type(node.output), node.outputs
+        try:
+            made = self._written(node, found, kind)
+        except NotWritten as error:
+            if self.stubs.isdisjoint(node.inputs):
+                own = self.refused.setdefault((_plain_name(found), str(error)), [])
+                own.append(node.name)
+            self.stubs.add(result)
+            made = self.writer.op("Identity", type=kind)
+        if not isinstance(made, Value):
+            self.objects[result] = made
+            return
+        self.values[result] = made
+        made.type = kind.refined(made.type) if made.data is None else made.type
+
+    def _written(self, node: Node, found: fx.Node, kind: TensorType) -> Any:
+        sources = found.all_input_nodes
+        if len(sources) != len(node.inputs):
+            raise NotWritten("a pass changed what it reads")
+        names = {source.name: v for source, v in zip(sources, node.inputs, strict=True)}
+
+        def lookup(source: fx.Node) -> Any:
+            value = names.get(source.name)
+            if value is None:
+                raise NotWritten(f"what became of {source.name} is not known")
+            return self.objects[value] if value in self.objects else self._value(value)
+
+        args: Any = fx.map_arg(found.args, lookup)
+        kwargs: Any = fx.map_arg(found.kwargs, lookup)  # type: ignore[call-overload]
+        call, module = _plain_name(found), None
+        if found.op == "call_module":
+            module = self.graph.host.module.get_submodule(str(found.target))
+            call = f"nn.{type(module).__name__}"
+        made = CALLS[call](Call(self.writer, call, tuple(args), kwargs, kind, module))
+        if isinstance(made, Value) and not kind.accepts(made.type):
+            raise NotWritten(f"it gives {kind}, and its rule {made.type}")
+        return made
 
     def _inputs(self, node: Node, name: str) -> list[Value | None]:
         layer = isinstance(node.op, _LAYERS)

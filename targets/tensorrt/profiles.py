@@ -120,7 +120,7 @@ def _check_fit(profile: Profile, shape: Shape | None) -> None:
         raise UsageError(f"profile {profile}: its three shapes differ in rank")
     if shape is not None and len(shape) != len(profile.min):
         raise UsageError(
-            f"profile {profile}: input {profile.name!r} has {len(shape)} axes, not {len(profile.min)}"
+            f"profile {profile}: input {profile.name!r} has {len(shape)} {'axis' if len(shape) == 1 else 'axes'}, not {len(profile.min)}"
         )
     for axis, sizes in enumerate(zip(*bounds, strict=True)):
         wanted = None if shape is None else shape[axis]

@@ -1,25 +1,29 @@
-"""Every node test of the onnx package, and the networks of the zoo, as torch modules: torch against onnxruntime.
+"""Every node test of the onnx package, and the networks of the zoo, as torch modules, and some of these as ONNX files again.
 
 A case counts if the module computes what onnxruntime does or, where that does not run the case, what the onnx package says. Where
-axes, shapes or weights must be known, the operands beside the first are constants.
+axes, shapes or weights must be known, the operands beside the first are constants. ``python benchmarks/to_torch.py`` takes all cases back.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from zoo.exports import example, exported, small
 from zoo.mobile_models import MOBILE
 from zoo.models import SMALL
 from zoo.more_models import MORE
 
-from graphshrink import ModelError, to_torch
+from graphshrink import ModelError, shrink, to_torch
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.ir import DType
 from graphshrink.readers import HostReaders
@@ -30,6 +34,12 @@ from support.onnx_run import outputs_of
 CHUNKS = 2
 LEAST = 500
 """The smallest number of cases of a chunk that are written and right."""
+
+SHARE = 10
+"""Every so many cases come back."""
+
+LEAST_BACK = 90
+"""The smallest number of these that graphshrink writes as ONNX files again, with the same outputs."""
 
 STATED = {
     "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal",
@@ -96,17 +106,20 @@ def outputs(case: Any, tried: Any, given: list[Any]) -> list[Any]:
     return [array(v) for v in case.data_sets[0][1]]
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_same_outputs(cases: list[Any], chunk: int) -> None:
-    right, wrong = 0, []
+def taken(cases: list[Any]) -> list[Any]:
+    """The cases whose inputs torch has tensors for; an operator that is written out by the onnx package is written out by the readers too."""
     names = {case.name for case in cases}
-    # An operator that is written out by the onnx package is written out by the readers too: one of both is enough.
-    once = [
-        c for c in cases if c.name.removesuffix("_expanded") == c.name or c.name[:-9] not in names
+    return [
+        c
+        for c in cases
+        if (c.name.removesuffix("_expanded") == c.name or c.name[:-9] not in names)
+        and all(map(is_numeric, c.data_sets[0][0]))
     ]
-    for case in once[chunk::CHUNKS]:
-        if not all(map(is_numeric, case.data_sets[0][0])):
-            continue
+
+
+def modules(cases: list[Any]) -> Iterator[tuple[Any, Any, list[torch.Tensor], list[Any]]]:
+    """Each case that is written, with its module, inputs and outputs as they should be."""
+    for case in cases:
         for tried in (case, Known.of(case)):
             if tried is None:
                 continue
@@ -116,21 +129,69 @@ def test_same_outputs(cases: list[Any], chunk: int) -> None:
                 assert "cannot be written as a torch module" in str(error)  # noqa: PT017
                 continue
             given = tried.data_sets[0][0]
-            with torch.no_grad():
-                got = module(*map(tensor, given))
-            found = [got] if isinstance(got, torch.Tensor) else list(got)
-            want = outputs(case, tried, given)
-            if len(want) == len(found) and all(map(is_right, want, found)):
-                right += 1
-            else:
-                wrong.append(case.name)
+            yield case, module, list(map(tensor, given)), outputs(case, tried, given)
             break
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_same_outputs(cases: list[Any], chunk: int) -> None:
+    right, wrong = 0, []
+    for case, module, given, want in modules(taken(cases)[chunk::CHUNKS]):
+        with torch.no_grad():
+            got = module(*given)
+        found = [got] if isinstance(got, torch.Tensor) else list(got)
+        if len(want) == len(found) and all(map(is_right, want, found)):
+            right += 1
+        else:
+            wrong.append(case.name)
     assert wrong == []
     assert right >= LEAST, right
 
 
+def returned(module: Any, given: list[torch.Tensor], path: Path) -> ModelProto:
+    """A module as an ONNX file that graphshrink writes itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shrink(module, (), example_inputs=tuple(given)).save(path)
+    return onnx.load(path)
+
+
+def results(model: ModelProto, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What onnxruntime computes or, where it has no kernels, the reference of the onnx package."""
+    feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, given, strict=True)}
+    try:
+        found = outputs_of(model, feeds, plain=True)
+    except Exception:
+        found = ReferenceEvaluator(model).run(None, feeds)
+    return [tensor(np.asarray(v)) for v in found]
+
+
+def test_comes_back(cases: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exported(graph: Any, opset: Any = None) -> Any:
+        raise ModelError("torch's exporter is not asked")
+
+    monkeypatch.setattr("graphshrink.targets.onnx.torch_exporter.exported", exported)
+    equal, refused, wrong = 0, 0, []
+    for case, module, given, want in modules(taken(cases)[::SHARE]):
+        if any(x.dtype is torch.bfloat16 for x in given):
+            continue  # NumPy has no such arrays to feed.
+        try:
+            model = returned(module, given, tmp_path / "back.onnx")
+        except ModelError as error:
+            assert "graphshrink itself cannot write it: " in str(error)  # noqa: PT017
+            refused += 1
+            continue
+        found = results(model, given)
+        if len(want) == len(found) and all(map(is_right, want, found)):
+            equal += 1
+        else:
+            wrong.append(case.name)
+    assert wrong == []
+    assert equal >= LEAST_BACK, (equal, refused)
+
+
 @pytest.mark.parametrize("name", sorted({*SMALL, *MORE, *MOBILE}))
-def test_networks(name: str, onnx_files: Path) -> None:
+def test_networks(name: str, onnx_files: Path, tmp_path: Path) -> None:
     path, x = exported(name, onnx_files), example(name)
     module = to_torch(path)
     (want,) = outputs_of(path, x.numpy())
@@ -140,3 +201,5 @@ def test_networks(name: str, onnx_files: Path) -> None:
             # Nothing is folded in these files: the module is the network that was exported.
             doubled, image = copy.deepcopy(module).double(), example(name, torch.float64)
             assert is_right(small(name, torch.float64)(image).numpy(), doubled(image))
+    back = returned(module, [x], tmp_path / "back.onnx")
+    assert is_right(want, results(back, [x])[0])

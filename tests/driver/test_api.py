@@ -342,7 +342,7 @@ def test_check_inputs_for_onnx(tmp_path: Path) -> None:
     for given, message in (
         ({"y": x}, "no input 'y'"),
         ({}, "no value was given for input 'x'"),
-        ((x, x), "has 1 inputs, 2 were given"),
+        ((x, x), "has 1 input, 2 were given"),
         (x[0], "takes batchx3x16x16, not 3x16x16"),
         (x.astype(np.float64), "takes float32, not float64"),
     ):

@@ -258,7 +258,7 @@ def test_nothing_is_placed_beside_a_removed_node(graph: Graph) -> None:
     (lambda g, rw, n: rw.resize(n, Add(), [g.inputs[0]] * 3), "Add takes 2 inputs, not 3"),
     (lambda g, rw, n: rw.insert(RELU, []), "Activation takes 1 inputs, not 0"),
     (lambda g, rw, n: g.append(Opaque("k"), []), "cannot infer its result types"),
-    (lambda g, rw, n: g.append(RELU, [g.inputs[0]], types=[]), "has 1 results, not 0"),
+    (lambda g, rw, n: g.append(RELU, [g.inputs[0]], types=[]), "has 1 result, not 0"),
 ])  # fmt: skip
 def test_refused_changes(
     graph: Graph, change: Callable[[Graph, Rewriter, Node], None], message: str

@@ -125,16 +125,26 @@ reads_module(nn.Hardtanh, call="hardtanh", fields="min_val max_val")
 @reads(
     "clamp",
     "clip",
-    makes=[(ir.Activation, "clip"), (ir.Activation, "relu6")],
+    makes=[(ir.Activation, "clip"), (ir.Activation, "relu6"), (ir.Activation, "relu")],
     note="floats, between numbers",
 )
 def _clamp(call: Call) -> Lowered | None:
-    return clip(call.value(0), call.get(1, "min"), call.get(2, "max"))
+    return _between(call.value(0), call.get(1, "min"), call.get(2, "max"))
 
 
-@reads("clamp_min", makes=(ir.Activation, "clip"), note="floats, a number")
+@reads(
+    "clamp_min", makes=[(ir.Activation, "clip"), (ir.Activation, "relu")], note="floats, a number"
+)
 def _clamp_min(call: Call) -> Lowered | None:
-    return clip(call.value(0), call.get(1, "min"), None)
+    return _between(call.value(0), call.get(1, "min"), None)
+
+
+def _between(x: ir.Value, low: object, high: object) -> Lowered | None:
+    """A clip between two numbers; from 0 on, a ReLU."""
+    floats = x.type.dtype is not None and x.type.dtype.is_wide_float
+    if floats and high is None and type(low) in (int, float) and low == 0:
+        return activation("relu", x)
+    return clip(x, low, high)
 
 
 @reads("clamp_max", makes=(ir.Activation, "clip"), note="floats, a number")

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from .... import ir
+from ....hosts.torch.modules.reset_first import ResetFirstGRU
 from ....hosts.torch.recurrent import FROM_TORCH
 from ....ir import DerivedTensor, Opaque, Tensor, Value
 from ....ir.ops.recurrent import _Recurrent
@@ -49,6 +50,10 @@ def _gru(hidden: int, direction: str, _: Any) -> _Recurrent:
     return ir.Gru(hidden, direction, 2, reset_after=True)
 
 
+def _reset_first(hidden: int, direction: str, _: Any) -> _Recurrent:
+    return ir.Gru(hidden, direction, 2, reset_after=False)
+
+
 def _rnn(hidden: int, direction: str, module: Any) -> _Recurrent:
     return ir.Rnn(hidden, direction, 2, module.nonlinearity)
 
@@ -66,18 +71,19 @@ def _reads_module(
     def rule(call: Call, taken: Sequence[Path]) -> Steps | None:
         """``(x, states)`` gives ``(y, states)``; the states of an LSTM are a tuple."""
         own: Any = call.module
-        if own.proj_size:
+        layers = getattr(own, "num_layers", 1)
+        if getattr(own, "proj_size", 0):
             raise LeftAlone("it projects its states")
-        _check_dropout(own.dropout, own.training, own.num_layers)
+        _check_dropout(getattr(own, "dropout", 0), own.training, layers)
         ends = ["", "_reverse"] if own.bidirectional else [""]
         kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if own.bias else [])]
         weights = [
             _constants([call.tensor(f"{kind}_l{layer}{end}") for kind in kinds])
-            for layer in range(own.num_layers)
+            for layer in range(layers)
             for end in ends
         ]
         op = make(weights[0][1].shape[1], _direction(own.bidirectional), own)
-        found = _Layers(op, tuple(weights), own.num_layers, own.batch_first)
+        found = _Layers(op, tuple(weights), layers, getattr(own, "batch_first", False))
         state = call.get(1, "hx")
         first = state if two or state is None else (state,)
         paths = [(0,), (1, 0), (1, 1)] if two else [(0,), (1,)]
@@ -86,6 +92,7 @@ def _reads_module(
 
 _reads_module(nn.LSTM, _lstm, ir.Lstm, "batched, constant weights, no projection")
 _reads_module(nn.GRU, _gru, ir.Gru, "batched, constant weights")
+_reads_module(ResetFirstGRU, _reset_first, ir.Gru, "batched, constant weights")
 _reads_module(nn.RNN, _rnn, [(ir.Rnn, kind) for kind in ir.Rnn.kinds], "batched, constant weights")
 
 

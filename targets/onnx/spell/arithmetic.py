@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from .... import ir
 from ....hosts.onnx.operators import FUNCTIONS
 from ....hosts.onnx.tensors import code_of
@@ -95,15 +93,11 @@ def scale(s: Speller, op: ir.Scale) -> None:
 
 
 def clip(s: Speller, low: float, high: float, x: str, output: str | None) -> str:
-    """Clip between two numbers, which are infinite where it is open; the bounds are inputs from opset 11 on."""
+    """Clip between two numbers, which are infinite where it is open; the bounds are inputs from opset 11 on.
+
+    Infinities are written: a bound that is left out is the largest finite number in onnxruntime, which infinite inputs would become.
+    """
     if s.opset < 11:
-        attrs = {}
-        if math.isfinite(low):
-            attrs["min"] = low
-        if math.isfinite(high):
-            attrs["max"] = high
-        return s.emit("Clip", [x], output, **attrs)
-    ends = [
-        s.scalar(v, hint) if math.isfinite(v) else "" for v, hint in ((low, "min"), (high, "max"))
-    ]
+        return s.emit("Clip", [x], output, min=low, max=high)
+    ends = [s.scalar(v, hint) for v, hint in ((low, "min"), (high, "max"))]
     return s.emit("Clip", [x, *ends], output)

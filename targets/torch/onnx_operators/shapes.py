@@ -71,10 +71,30 @@ def _with_copies(o: Operator, sizes: list[Size]) -> list[Size]:
 
 @writes("Expand")
 def expand(o: Operator) -> fx.Node:
-    """``torch.broadcast_tensors`` with an empty view of the target shape: ONNX broadcasts both ways."""
-    x = o.value()
-    like = o.call("expand", o.call("new_empty", x, ()), tuple(o.numbers(1)))
+    """``Tensor.expand``; where neither size of an axis is known, an empty view of the target shape broadcasts with it."""
+    x, target, own = o.value(), o.numbers(1), o.known.shape(o.node.required(0))
+    sizes = None if own is None else _broadcast(own, target)
+    if sizes is not None:
+        return o.call("expand", x, *sizes)
+    like = o.call("expand", o.call("new_empty", x, ()), tuple(target))
     return o.call(operator.getitem, o.call(torch.broadcast_tensors, x, like), 0)
+
+
+def _broadcast(own: list[Size], target: list[Size]) -> list[Size] | None:
+    """What ``Tensor.expand`` is given for a target that ONNX broadcasts both ways; ``None`` where sizes that are computed decide."""
+    found: list[Size] = []
+    rank = max(len(own), len(target))
+    for axis in range(rank):
+        place, new = axis - rank + len(own), axis - rank + len(target)
+        size = own[place] if place >= 0 else 1
+        wanted = target[new] if new >= 0 else 1
+        if place >= 0 and (wanted == 1 or (isinstance(size, int) and size != 1)):
+            found.append(-1)
+        elif isinstance(size, int) or isinstance(wanted, int):
+            found.append(wanted)
+        else:
+            return None
+    return found
 
 
 @writes("Tile")

@@ -1,0 +1,218 @@
+"""Reductions, running sums and products, also of whole numbers, which torch adds up in int64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....ir import DType, TensorType, Value
+from .call import Call, NotWritten, dtype_of, writes
+from .shapes import cast
+
+
+def _axes(call: Call, x: Value) -> tuple[list[int], bool]:
+    rank = call.out.rank(x)
+    dim = call.get(1, "dim", call.kwargs.get("axis"))
+    given = (
+        range(rank) if dim in (None, (), []) else dim if isinstance(dim, (list, tuple)) else (dim,)
+    )
+    return sorted({a % max(rank, 1) for a in given if rank}), call.flag(2, "keepdim")
+
+
+def reduced(call: Call, kind: str, x: Value) -> Value:
+    """A reduction along the axes of a call."""
+    axes, keep = _axes(call, x)
+    if not axes:
+        return (
+            call.op("Identity", x)
+            if kind in ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean")
+            else _refuse()
+        )
+    if call.out.opset >= (13 if kind == "ReduceSum" else 18):
+        return call.op(kind, x, call.out.ints(*axes), keepdims=int(keep))
+    return call.op(kind, x, axes=axes, keepdims=int(keep))
+
+
+def _refuse() -> Value:
+    raise NotWritten("it reduces no axes")
+
+
+def _summed(call: Call, x: Value) -> Value:
+    """The numbers that are added up: in the element type of the result."""
+    stated = call.get(3, "dtype")
+    dtype = dtype_of(stated) if stated is not None else call.dtype
+    return cast(call.out, x, dtype)
+
+
+@writes("sum")
+def total(call: Call) -> Value:
+    """``(x, dim, keepdim, dtype)``."""
+    return reduced(call, "ReduceSum", _summed(call, call.tensor(0)))
+
+
+@writes("mean")
+def mean(call: Call) -> Value:
+    """``(x, dim, keepdim, dtype)``."""
+    return reduced(call, "ReduceMean", _summed(call, call.tensor(0)))
+
+
+def prod(call: Call) -> Value:
+    """``(x, dim, keepdim, dtype)``."""
+    return reduced(call, "ReduceProd", _summed(call, call.tensor(0)))
+
+
+@writes("amax", "amin")
+def extremum(call: Call) -> Value:
+    """``(x, dim, keepdim)``."""
+    return reduced(call, "ReduceMax" if call.name == "amax" else "ReduceMin", call.tensor(0))
+
+
+@writes("any", "all")
+def truth(call: Call) -> Value:
+    """``(x, dim, keepdim)`` of anything that is not 0."""
+    x = call.out.cast(cast(call.out, call.tensor(0), DType.BOOL), DType.I32)
+    kind = "ReduceMax" if call.name == "any" else "ReduceMin"
+    axes, keep = _axes(call, x)
+    if not axes:
+        return cast(call.out, x, DType.BOOL)
+    if call.out.opset >= 18:
+        made = call.out.op(kind, x, call.out.ints(*axes), keepdims=int(keep))
+    else:
+        made = call.out.op(kind, x, axes=axes, keepdims=int(keep))
+    return call.out.cast(made, DType.BOOL)
+
+
+@writes("cumsum")
+def cumsum(call: Call) -> Value:
+    """``(x, dim, dtype)``."""
+    stated, x = call.kwargs.get("dtype"), call.tensor(0)
+    dtype = dtype_of(stated) if stated is not None else call.dtype
+    axis = call.axis(x, 1)
+    wide = dtype if dtype in (DType.I32, DType.I64, DType.F32, DType.F64) else DType.I64
+    if wide is not dtype and dtype.is_float:
+        raise NotWritten("ONNX has no running sums of 16 bits")
+    given = call.out.cast(cast(call.out, x, dtype), wide)
+    made = call.out.op("CumSum", given, call.out.constant(axis, DType.I64), type=TensorType(wide))
+    return call.out.cast(made, dtype)
+
+
+@writes("cumprod")
+def cumprod(call: Call) -> Value:
+    """``(x, dim, dtype)``, which older opsets have no operator for."""
+    x = call.tensor(0)
+    axis, size = call.axis(x, 1), None
+    size = x.type.dim(axis)
+    if not isinstance(size, int) or not 0 < size <= _MOST_FACTORS:
+        raise NotWritten(
+            f"ONNX has no running products; up to {_MOST_FACTORS} numbers are written one by one"
+        )
+    given, parts = cast(call.out, x, call.dtype), []
+    for i in range(size):
+        one = call.out.op("Slice", given, *(call.out.ints(n) for n in (i, i + 1, axis)))
+        parts.append(call.out.op("Mul", parts[-1], one) if parts else one)
+    return call.op("Concat", *parts, axis=axis)
+
+
+_MOST_FACTORS = 64
+
+
+@writes("logsumexp")
+def log_sum_exp(call: Call) -> Value:
+    """``(x, dim, keepdim)``."""
+    return reduced(call, "ReduceLogSumExp", call.tensor(0))
+
+
+@writes("det")
+@writes("linalg_det")
+def determinant(call: Call) -> Value:
+    """``torch.linalg.det``."""
+    return call.op("Det", call.tensor(0, "A"))
+
+
+@writes("einsum")
+def einsum(call: Call) -> Value:
+    """``(equation, *tensors)``."""
+    tensors = (
+        call.args[1]
+        if len(call.args) == 2 and isinstance(call.args[1], (list, tuple))
+        else call.args[1:]
+    )
+    return call.op("Einsum", *tensors, equation=call.get(0, "equation"))
+
+
+@writes("matmul", "bmm", "mm")
+def matmul(call: Call) -> Value:
+    """A matrix product."""
+    a, b = call.tensor(0), call.tensor(1, "other")
+    return call.op("MatMul", a, b)
+
+
+@writes("softmax", "log_softmax")
+def softmax(call: Call) -> Value:
+    """``(x, dim)``, computed in the element type that is asked for."""
+    x = call.tensor(0)
+    rest = [v for v in (*call.args[2:], *call.kwargs.values()) if v is not None]
+    dims = call.get(1, "dim")
+    if type(dims) is not int:
+        raise NotWritten("its axis is not known")
+    if any(type(v) is not int for v in rest if not hasattr(v, "is_floating_point")):
+        raise NotWritten("it has arguments without a rule")
+    return call.op(
+        "Softmax" if call.name == "softmax" else "LogSoftmax",
+        cast(call.out, x, call.dtype),
+        axis=dims,
+    )
+
+
+@dataclass(frozen=True)
+class Complex:
+    """Complex numbers, which ONNX's operators take as pairs.
+
+    Attributes:
+        pairs: Real and imaginary parts along a last axis.
+    """
+
+    pairs: Value
+
+
+@writes("view_as_complex")
+def as_complex(call: Call) -> Complex:
+    """Pairs along the last axis."""
+    return Complex(call.tensor(0))
+
+
+@writes("view_as_real")
+def as_real(call: Call) -> Value:
+    """The pairs."""
+    found = call.get(0, "input")
+    if not isinstance(found, Complex):
+        raise NotWritten("its complex numbers come from a call without a rule")
+    return found.pairs
+
+
+@writes("fft_fft", "fft_ifft", "fft_rfft")
+def fourier(call: Call) -> Complex:
+    """``(x, length, axis, norm)``."""
+    found, out = call.get(0, "input"), call.out
+    if call.get(3, "norm") not in (None, "backward"):
+        raise NotWritten("it scales its results in another way")
+    if isinstance(found, Complex):
+        x = found.pairs
+    else:
+        real = call.tensor(0)
+        x = out.op(
+            "Unsqueeze",
+            real,
+            out.ints(-1),
+            type=TensorType(real.type.dtype, (*(None,) * out.rank(real), 1)),
+        )
+    rank = out.rank(x)
+    axis, length = call.int(2, "dim", -1) % (rank - 1), call.get(1, "n")
+    kind = TensorType(x.type.dtype, (*(None,) * (rank - 1), 2))
+    size = None if length is None else out.scalar(length, DType.I64)
+    attrs = {"inverse": int(call.name == "fft_ifft"), "onesided": int(call.name == "fft_rfft")}
+    if out.opset < 20:
+        return Complex(out.op("DFT", x, size, type=kind, axis=axis, **attrs))
+    return Complex(out.op("DFT", x, size, out.scalar(axis, DType.I64), type=kind, **attrs))
+
+
+__all__ = ["prod", "reduced"]

@@ -1,0 +1,249 @@
+"""Calls of torch without an op in the IR, written as ONNX nodes: torch against onnxruntime, on the example and on other numbers."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.utils import rnn as rnn_utils
+
+from graphshrink import ModelError, shrink
+from support.onnx_run import outputs_of
+
+
+class Called(nn.Module):
+    """A module that calls a function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def traced(function: Callable[..., Any], count: int) -> fx.GraphModule:
+    """A function as a module, with calls on numbers of Python that a trace by fx does not see written by hand."""
+    graph = fx.Graph()
+    given = [graph.placeholder(f"x{i}") for i in range(count)]
+    function(graph, *given)
+    return fx.GraphModule(nn.Module(), graph)
+
+
+def written(module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> onnx.ModelProto:
+    """The file that graphshrink writes itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = shrink(module.eval(), (), example_inputs=inputs).save(path)
+    assert not any("torch" in note for note in result.notes), result.notes
+    return onnx.load(path)
+
+
+def check(module: nn.Module, path: Path, *draws: tuple[torch.Tensor, ...]) -> onnx.ModelProto:
+    """Compare the file of a module with the module, for the inputs that it was written with and for others."""
+    model = written(module, draws[0], path)
+    for inputs in draws:
+        feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, inputs, strict=True)}
+        want = module(*inputs)
+        for a, b in zip(
+            [want] if isinstance(want, torch.Tensor) else want,
+            outputs_of(model, feeds),
+            strict=True,
+        ):
+            assert a.shape == b.shape
+            assert a.numpy().dtype == b.dtype
+            largest = float(a.double().abs().max()) if a.numel() else 0.0
+            error = 1e-3 if a.dtype is torch.float16 else 1e-6
+            np.testing.assert_allclose(b, a.numpy(), rtol=0, atol=error * largest)
+    return model
+
+
+def floats(*sizes: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
+
+
+def ints(
+    *sizes: int, low: int = -9, high: int = 9, seed: int = 0, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    return torch.randint(low, high, sizes, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def both(found: Any) -> tuple[Any, Any]:
+    """The first two results of a call, taken one by one."""
+    return found[0], found[1]
+
+
+X, Y = floats(3, 4), floats(3, 4, seed=1)
+N, M = ints(3, 4), ints(3, 4, low=1, seed=1)
+PLACES = ints(3, 4, low=0, high=3, seed=2)
+
+PLAIN: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+    "mixed types": (lambda x, n: x * n + 2, (X, N)),
+    "true division of integers": (lambda n, m: n / m, (N, M)),
+    "rounded down": (lambda n, m: torch.div(n, m, rounding_mode="floor"), (N, M)),
+    "rounded towards zero": (lambda n, m: torch.div(n, m, rounding_mode="trunc"), (N, M)),
+    "remainder of integers": (lambda n: torch.remainder(n, -4), (N,)),
+    "bytes wrap around": (lambda n: n * 37 - 5, (ints(3, 4, low=0, high=200, dtype=torch.uint8),)),
+    "half beside a number": (lambda x: x * 0.1, (X.half(),)),
+    "bits": (lambda n, m: (n & m) | (n ^ 5), (N, M)),
+    "not": (torch.bitwise_not, (N,)),
+    "compares types": (lambda x, n: x > n, (X, N)),
+    "clamped integers": (lambda n: n.clamp(-2, 3), (N,)),
+    "clamped by tensors": (lambda x, y: torch.clamp(x, min=y), (X, Y)),
+    "where with a number": (lambda x: torch.where(x > 0, x, 1.0), (X,)),
+    "infinite": (lambda x: torch.isinf(x / (x - x.amax())), (X,)),
+    "sum of integers": (lambda n: n.sum(1), (N.int(),)),
+    "product of integers": (lambda n: n.prod(1), (N,)),
+    "any": (lambda x: (x > 1).any(1), (X,)),
+    "all": (lambda x: (x > -1).all(), (X,)),
+    "running sums of integers": (lambda n: torch.cumsum(n, 1), (N.int(),)),
+    "running products": (lambda x: torch.cumprod(x, 1), (X,)),
+    "determinants": (torch.linalg.det, (floats(2, 3, 3),)),
+    "einsum": (lambda x, y: torch.einsum("ij,kj->ik", x, y), (X, Y)),
+    "flip": (lambda x: torch.flip(x, (0, 1)), (X,)),
+    "triangle": (lambda x: torch.triu(x, 1), (X,)),
+    "tiles": (lambda x: x.repeat(2, 1, 20), (X,)),
+    "scatter": (lambda x, i, y: torch.scatter(x, 0, i, y), (X, PLACES[:1], Y[:1])),
+    "scatter of a number": (lambda x, i: torch.scatter(x, 0, i, 2.0), (X, PLACES)),
+    "scatter adds": (lambda x, i, y: torch.scatter_reduce(x, 0, i, y, "sum"), (X, PLACES, Y)),
+    "scatter of fewer": (lambda x, i, y: torch.scatter_add(x, 0, i, y), (X, PLACES[:1], Y)),
+    "index_put": (lambda x, i, y: torch.index_put(x, (i,), y), (X, torch.tensor([2, 0]), Y[:2])),
+    "index_put adds": (lambda x, i, j, y: torch.index_put(x, (i, j), y, True), (X, torch.tensor([1, 1]), torch.tensor([3, 3]), Y[0, :2])),
+    "several indices": (lambda x, i, j: x[i, j], (X, torch.tensor([[2], [0]]), torch.tensor([1, 3]))),
+    "several indices behind": (lambda x, i, j: x[:, i, j], (floats(2, 3, 4), torch.tensor([2, 0]), torch.tensor([1, 3]))),
+    "sort": (lambda x: both(torch.sort(x, dim=1, descending=True, stable=True)), (N,)),
+    "one_hot": (lambda i: F.one_hot(i, 5), (PLACES,)),
+    "grid_sample": (lambda x, g: F.grid_sample(x, g, align_corners=True), (floats(1, 2, 5, 6), floats(1, 3, 4, 2))),
+    "affine_grid": (lambda t: F.affine_grid(t, [2, 1, 3, 4], align_corners=False), (floats(2, 2, 3),)),
+    "pool with places": (lambda x: both(F.max_pool2d(x, 2, return_indices=True)), (floats(2, 3, 6, 8),)),
+    "fold": (lambda x: F.fold(x, (4, 5), (2, 2)), (floats(1, 8, 12),)),
+    "unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (floats(2, 3, 4, 6),)),
+    "loss": (lambda x, t: F.nll_loss(x, t), (F.log_softmax(X, 1), PLACES[0, :3])),
+    "spectrum": (lambda x: torch.view_as_real(torch.fft.rfft(x, dim=1)), (X,)),
+    "spectrum and back": (lambda x: torch.view_as_real(torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0)), (X,)),
+}  # fmt: skip
+"""Calls whose shapes are those of the example."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_calls(name: str, tmp_path: Path) -> None:
+    function, inputs = PLAIN[name]
+    model = check(Called(function), tmp_path / "made.onnx", inputs)
+    assert model.producer_name == "graphshrink"
+
+
+BY_NUMBERS: dict[str, tuple[Callable[..., Any], tuple[tuple[torch.Tensor, ...], ...]]] = {
+    "places": (torch.nonzero, ((X > 0,), (Y > 0,), (X > 9,))),
+    "masked": (lambda x, m: x[m], ((X, X > 0), (X, Y > 0))),
+    "masked rows": (lambda x, m: x[m] * 2, ((X, X[:, 0] > 0), (X, X[:, 0] < 9))),
+    "selected": (torch.masked_select, ((X, X > 0), (X, Y > 0))),
+    "unique": (lambda n: both(torch.unique(n, return_counts=True)), ((N,), (PLACES,))),
+    "picked where": (lambda x, m: torch.index_select(x, 0, torch.nonzero(m).reshape(-1)), ((X, X[:, 0] > 0), (X, X[:, 0] < 9))),
+}  # fmt: skip
+"""Calls whose shapes depend on numbers, with inputs that give different shapes."""
+
+
+@pytest.mark.parametrize("name", BY_NUMBERS)
+def test_shapes_that_depend_on_numbers(name: str, tmp_path: Path) -> None:
+    function, draws = BY_NUMBERS[name]
+    module = Called(function)
+    assert len({str(module(*inputs)) for inputs in draws}) == len(draws)
+    check(module, tmp_path / "made.onnx", *draws)
+
+
+def counted(graph: fx.Graph, x: fx.Node, n: fx.Node) -> None:
+    number = graph.call_method("item", (n,))
+    made = graph.call_function(torch.arange, (number,), {"dtype": torch.float32})
+    graph.output(made)
+
+
+def reshaped(graph: fx.Graph, x: fx.Node, n: fx.Node) -> None:
+    sizes = graph.call_method("tolist", (n,))
+    first = graph.call_function(operator.getitem, (sizes, 0))
+    graph.output(graph.call_function(torch.reshape, (x, (first, -1))))
+
+
+def expanded(graph: fx.Graph, x: fx.Node, n: fx.Node) -> None:
+    number = graph.call_function(int, (graph.call_method("item", (n,)),))
+    twice = graph.call_function(operator.mul, (number, 2))
+    graph.output(graph.call_method("expand", (x, twice, -1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "numbers"),
+    [
+        (counted, (torch.tensor(3), torch.tensor(5), torch.tensor(0))),
+        (reshaped, (torch.tensor([2]), torch.tensor([6]))),
+        (expanded, (torch.tensor(2), torch.tensor(1))),
+    ],
+)
+def test_numbers_that_are_read_from_tensors(
+    function: Any, numbers: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    check(traced(function, 2), tmp_path / "made.onnx", *((X, n) for n in numbers))
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
+def test_sequences_of_different_lengths(make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"layer": make(4, 5, bidirectional=True)})
+    graph = fx.Graph()
+    x, lengths = graph.placeholder("x"), graph.placeholder("lengths")
+    packed = graph.call_function(
+        rnn_utils.pack_padded_sequence, (x, lengths), {"enforce_sorted": False}
+    )
+    called = graph.call_module("layer", (packed,))
+    y = graph.call_function(operator.getitem, (called, 0))
+    padded = graph.call_function(rnn_utils.pad_packed_sequence, (y,), {"total_length": 6})
+    graph.output(graph.call_function(operator.getitem, (padded, 0)))
+    module = fx.GraphModule(parts, graph).eval()
+    draws = [(floats(6, 3, 4), torch.tensor(n)) for n in ([6, 2, 4], [1, 6, 3])]
+    with torch.no_grad():
+        check(module, tmp_path / "made.onnx", *draws)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "reason"),
+    [
+        (lambda x: torch.where(x > 0)[0], (X,), "as a tuple"),
+        (lambda x, y: torch.floor_divide(x, y), (X, Y), "in its own way"),
+        (lambda x: torch.add(x, x, alpha=2), (X,), "multiplied by 2"),
+        (lambda n: torch.bitwise_left_shift(n, 2), (N,), "shifts no signed numbers"),
+        (lambda x: torch.normal(0.0, x.abs()), (X,), "normal"),
+    ],
+)
+def test_refusals_name_the_call_and_the_reason(
+    function: Any, inputs: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(graph: Any, opset: Any = None) -> Any:
+        raise ModelError("torch's exporter is not asked")
+
+    monkeypatch.setattr("graphshrink.targets.onnx.torch_exporter.exported", exported)
+    with pytest.raises(ModelError, match=reason):
+        written(Called(function), inputs, tmp_path / "made.onnx")
+
+
+def test_an_older_opset_has_other_forms(tmp_path: Path) -> None:
+    module, path = Called(lambda n: n.sum(1)), tmp_path / "old.onnx"
+    shrink(module, (), example_inputs=(N,)).save(path, opset=13)
+    assert np.array_equal(outputs_of(path, N.numpy())[0], N.sum(1).numpy())
+
+
+def test_a_view_as_another_type_is_no_reshape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(graph: Any, opset: Any = None) -> Any:
+        raise ModelError("torch's exporter is not asked")
+
+    monkeypatch.setattr("graphshrink.targets.onnx.torch_exporter.exported", exported)
+    with pytest.raises(ModelError, match="BitCast"):
+        written(Called(lambda x: x.view(torch.int32)), (X,), tmp_path / "made.onnx")
