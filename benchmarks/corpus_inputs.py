@@ -17,7 +17,7 @@ _FLOATS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2
 
 SIZES: tuple[tuple[int, int], ...] = (
     (64, 8), (32, 16), (48, 512), (224, 576), (320, 1), (640, 16000), (96, 80), (1, 2), (256, 1024), (128, 40), (416, 128),
-    (64, 81), (64, 105),
+    (64, 81), (64, 105), (64, 144),
 )  # fmt: skip
 """What is tried for open sizes, until the model runs: the sides of images, and the length of anything else."""
 
@@ -38,16 +38,19 @@ def candidates(path: str, inputs: Any) -> Iterator[Feeds]:
     """Inputs to try, one after the other: first as many elements as the file states, then other sizes."""
     rows, widths = _rows(path), _widths(path)
     stated = all(isinstance(d, int) for item in inputs for d in item.shape or [None])
-    for image, length in SIZES[:1] if stated else SIZES:
-        for batch in (1,) if stated else (1, 2):
-            named: dict[str, int] = {}
-            shapes = {
-                i.name: _shape(i.shape, batch, image, length, named, widths.get(i.name))
-                for i in inputs
-            }
-            longest = max((s[-1] for s in shapes.values() if s), default=1)
-            for lowest in (False, True):
-                yield {i.name: _numbers(i, shapes[i.name], rows, longest, lowest) for i in inputs}
+    sizes: list[tuple[int, int, int]] = [(*SIZES[0], 1)]
+    if not stated:
+        sizes = [(*size, batch) for size in SIZES for batch in (1, 2)]
+        # The first axis may be time, and the first layers convolutions without padding.
+        sizes += [(*size, 32) for size in SIZES]
+    for image, length, batch in sizes:
+        named: dict[str, int] = {}
+        shapes = {
+            i.name: _shape(i.shape, batch, image, length, named, widths.get(i.name)) for i in inputs
+        }
+        longest = max((s[-1] for s in shapes.values() if s), default=1)
+        for lowest in (False, True):
+            yield {i.name: _numbers(i, shapes[i.name], rows, longest, lowest) for i in inputs}
 
 
 def _shape(
