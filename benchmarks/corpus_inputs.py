@@ -54,15 +54,23 @@ def candidates(path: str, inputs: Any) -> Iterator[Feeds]:
 
 
 def _shape(
-    stated: Any, batch: int, image: int, length: int, named: dict[str, int], width: int | None
+    stated: Any,
+    batch: int,
+    image: int,
+    length: int,
+    named: dict[str, int],
+    weights: tuple[int, int | None] | None,
 ) -> list[int]:
     """Sizes for the open ones: the first axis is a batch, an array of four axes a picture, and axes of one name are alike.
 
-    ``width`` is the size of the last axis, where weights tell it.
+    ``weights`` has the size of the last axis, where weights tell it, and a number of steps if a recurrent layer reads the input.
     """
     stated = [None, None] if stated is None else list(stated)
-    if width is not None and len(stated) > 1 and not isinstance(stated[-1], int):
+    if weights is not None and len(stated) > 1 and not isinstance(stated[-1], int):
+        width, steps = weights
         stated[-1] = width
+        if len(stated) == 2 and not isinstance(stated[0], int):
+            stated[0] = steps
     picture = len(stated) == 4
     last_is_channels = picture and stated[3] in (1, 3, 4)
     # The state of a recurrent network: layers, batch, numbers.
@@ -147,15 +155,15 @@ def _rows(path: str) -> dict[str, int]:
     return found
 
 
-def _widths(path: str) -> dict[str, int]:
-    """The size of the last axis of inputs that a recurrent or dense layer reads, which its weights tell."""
+def _widths(path: str) -> dict[str, tuple[int, int | None]]:
+    """The size of the last axis of inputs that a recurrent or dense layer reads, which its weights tell, and a number of steps."""
     import onnx
     from onnx.numpy_helper import to_array
 
     graph = onnx.load(path, load_external_data=False).graph
     weights = {t.name: t for t in graph.initializer}
     source = {i.name: i.name for i in graph.input if i.name not in weights}
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int | None]] = {}
     for node in graph.node:
         if not node.input or node.input[0] not in source:
             continue
@@ -174,11 +182,11 @@ def _widths(path: str) -> dict[str, int]:
         elif len(node.input) > 1 and node.input[1] in weights:
             dims = weights[node.input[1]].dims
             if node.op_type in ("LSTM", "GRU", "RNN"):
-                found.setdefault(name, dims[2])
+                found.setdefault(name, (dims[2], 16))
             elif node.op_type == "MatMul":
-                found.setdefault(name, dims[-2] if len(dims) > 1 else dims[0])
+                found.setdefault(name, (dims[-2] if len(dims) > 1 else dims[0], None))
             elif node.op_type == "Gemm":
-                found.setdefault(name, dims[1 if options.get("transB") else 0])
+                found.setdefault(name, (dims[1 if options.get("transB") else 0], None))
     return found
 
 
