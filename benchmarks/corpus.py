@@ -33,13 +33,13 @@ from corpus_table import Row, sections, summary, table
 LIST = Path(__file__).with_name("corpus.json")
 
 
-def add(sources: list[str], folder: Path) -> None:
-    """Add the files of packages or repositories to the list; a file that is there already is not added again."""
+def add(sources: list[str], folder: Path, only: str) -> None:
+    """Add the files of packages or repositories whose paths contain ``only``; a file that is there already is not added again."""
     entries = json.loads(LIST.read_text()) if LIST.exists() else []
     known = {entry["sha256"] for entry in entries}
     for source in sources:
         for entry in listed(source, folder):
-            if entry["sha256"] not in known:
+            if only in entry["path"] and entry["sha256"] not in known:
                 known.add(entry["sha256"])
                 entries.append(entry)
     entries.sort(
@@ -72,7 +72,7 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     options.folder = options.folder.resolve()
     if options.list:
-        add(options.list, options.folder)
+        add(options.list, options.folder, options.only)
         return 0
     results = corpus_run.Results(options.folder / "results.jsonl")
     label = options.label or corpus_run.commit()

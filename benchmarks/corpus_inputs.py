@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,6 +17,7 @@ _FLOATS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2
 
 SIZES: tuple[tuple[int, int], ...] = (
     (64, 8), (32, 16), (48, 512), (224, 576), (320, 1), (640, 16000), (96, 80), (1, 2), (256, 1024), (128, 40), (416, 128),
+    (64, 81), (64, 105), (64, 144),
 )  # fmt: skip
 """What is tried for open sizes, until the model runs: the sides of images, and the length of anything else."""
 
@@ -33,20 +36,41 @@ def session(path: str, optimised: bool = False) -> Any:
 
 def candidates(path: str, inputs: Any) -> Iterator[Feeds]:
     """Inputs to try, one after the other: first as many elements as the file states, then other sizes."""
-    rows = _rows(path)
+    rows, widths = _rows(path), _widths(path)
     stated = all(isinstance(d, int) for item in inputs for d in item.shape or [None])
-    for image, length in SIZES[:1] if stated else SIZES:
-        for batch in (1,) if stated else (1, 2):
-            named: dict[str, int] = {}
-            shapes = {i.name: _shape(i.shape, batch, image, length, named) for i in inputs}
-            longest = max((s[-1] for s in shapes.values() if s), default=1)
-            for lowest in (False, True):
-                yield {i.name: _numbers(i, shapes[i.name], rows, longest, lowest) for i in inputs}
+    sizes: list[tuple[int, int, int]] = [(*SIZES[0], 1)]
+    if not stated:
+        sizes = [(*size, batch) for size in SIZES for batch in (1, 2)]
+        # The first axis may be time, and the first layers convolutions without padding.
+        sizes += [(*size, 32) for size in SIZES]
+    for image, length, batch in sizes:
+        named: dict[str, int] = {}
+        shapes = {
+            i.name: _shape(i.shape, batch, image, length, named, widths.get(i.name)) for i in inputs
+        }
+        longest = max((s[-1] for s in shapes.values() if s), default=1)
+        for lowest in (False, True):
+            yield {i.name: _numbers(i, shapes[i.name], rows, longest, lowest) for i in inputs}
 
 
-def _shape(stated: Any, batch: int, image: int, length: int, named: dict[str, int]) -> list[int]:
-    """Sizes for the open ones: the first axis is a batch, an array of four axes a picture, and axes of one name are alike."""
-    stated = [None, None] if stated is None else stated
+def _shape(
+    stated: Any,
+    batch: int,
+    image: int,
+    length: int,
+    named: dict[str, int],
+    weights: tuple[int, int | None] | None,
+) -> list[int]:
+    """Sizes for the open ones: the first axis is a batch, an array of four axes a picture, and axes of one name are alike.
+
+    ``weights`` has the size of the last axis, where weights tell it, and a number of steps if a recurrent layer reads the input.
+    """
+    stated = [None, None] if stated is None else list(stated)
+    if weights is not None and len(stated) > 1 and not isinstance(stated[-1], int):
+        width, steps = weights
+        stated[-1] = width
+        if len(stated) == 2 and not isinstance(stated[0], int):
+            stated[0] = steps
     picture = len(stated) == 4
     last_is_channels = picture and stated[3] in (1, 3, 4)
     # The state of a recurrent network: layers, batch, numbers.
@@ -131,6 +155,41 @@ def _rows(path: str) -> dict[str, int]:
     return found
 
 
+def _widths(path: str) -> dict[str, tuple[int, int | None]]:
+    """The size of the last axis of inputs that a recurrent or dense layer reads, which its weights tell, and a number of steps."""
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {t.name: t for t in graph.initializer}
+    source = {i.name: i.name for i in graph.input if i.name not in weights}
+    found: dict[str, tuple[int, int | None]] = {}
+    for node in graph.node:
+        if not node.input or node.input[0] not in source:
+            continue
+        name = source[node.input[0]]
+        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in ("Squeeze", "Unsqueeze", "Slice"):
+            at = {"Slice": 3}.get(node.op_type, 1)
+            axes = options.get("axes")
+            if axes is None and len(node.input) > at and node.input[at] in weights:
+                axes = to_array(weights[node.input[at]])
+            # The first axes of sequences: the last one stays.
+            if axes is not None and set(axes) <= ({0} if node.op_type == "Slice" else {0, 1}):
+                source[node.output[0]] = name
+        elif node.op_type in ("Identity", "Cast"):
+            source[node.output[0]] = name
+        elif len(node.input) > 1 and node.input[1] in weights:
+            dims = weights[node.input[1]].dims
+            if node.op_type in ("LSTM", "GRU", "RNN"):
+                found.setdefault(name, (dims[2], 16))
+            elif node.op_type == "MatMul":
+                found.setdefault(name, (dims[-2] if len(dims) > 1 else dims[0], None))
+            elif node.op_type == "Gemm":
+                found.setdefault(name, (dims[1 if options.get("transB") else 0], None))
+    return found
+
+
 def running_inputs(path: str) -> tuple[Feeds, list[Any]]:
     """Inputs that the model runs on, and its outputs for them.
 
@@ -154,14 +213,25 @@ def running_inputs(path: str) -> tuple[Feeds, list[Any]]:
 
 
 def _survives(model: Any, feeds: Feeds) -> bool:
-    """Whether the process outlives a run on sizes that were guessed: some kernels crash on those that do not fit."""
+    """Whether the process outlives a run on sizes that were guessed: some kernels crash on those that do not fit.
+
+    A child that does not end, because it waits for a thread that it has not inherited, tells nothing.
+    """
     child = os.fork()
     if child == 0:
         # What goes wrong without a crash is reported by the run that follows.
         with suppress(Exception):
             model.run(None, feeds)
         os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status == 0
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
 
 
 def difference(before: str, after: str) -> tuple[str, float | None, float | None]:

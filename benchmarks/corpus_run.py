@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,8 +165,14 @@ def preload() -> None:
 
     import graphshrink.api
     import graphshrink.frontends.onnx
-    import graphshrink.targets.onnx.emitter  # noqa: F401
+    import graphshrink.passes
+    import graphshrink.targets
 
+    for package in (graphshrink.frontends.onnx, graphshrink.passes, graphshrink.targets):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            # TensorRT and torch may not be there.
+            with suppress(ImportError):
+                importlib.import_module(module.name)
     for tool in OTHERS:
         __import__(tool)
     assert onnx
