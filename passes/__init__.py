@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .infra.repeat import Repeat
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
+    from .quantize.quantize import Quantize
     from .sparsity.fold_masks import FoldMasks
     from .sparsity.sparsify import Sparsify
     from .statistics.gram import Gram, GramMatrix, InputMoments, InputStats
@@ -83,6 +84,7 @@ _NAMES = {
     ".infra.repeat": ("Repeat",),
     ".infra.tolerance": ("relative_error",),
     ".merge.merge_linear": ("MergeLinear",),
+    ".quantize.quantize": ("Quantize",),
     ".sparsity.fold_masks": ("FoldMasks",),
     ".sparsity.sparsify": ("Sparsify",),
     ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
@@ -136,6 +138,7 @@ __all__ = [
     "PruneChannels",
     "PruneDead",
     "PushPads",
+    "Quantize",
     "RemovalPlan",
     "RemoveActivations",
     "RemoveNoops",
