@@ -183,6 +183,7 @@ class _Job:
         self.kept: dict[tuple[str, int, bytes], QuantizedWeight] = {}
         self.corrections: dict[str, Array64] = {}
         self.sensitive: dict[Node, float] = {}
+        self.used: dict[str, QuantizedWeight] = {}
         self.losses: tuple[float, float] | None = None
 
     def write(self, rw: Rewriter, layers: Sequence[Node]) -> None:
@@ -201,6 +202,23 @@ class _Job:
                 f"quantizing it alone costs a loss of {loss:.2g}: it stays float32 for max-loss",
             )
         self._apply(self.graph, rw, chosen)
+        self._report(rw, layers, chosen)
+
+    def _report(self, rw: Rewriter, layers: Sequence[Node], chosen: Sequence[Node]) -> None:
+        """Note what the user should know; the counts go into the last rewrite."""
+        measures = {"layers in integers": float(len(chosen)), "layers in float32": float(len(layers) - len(chosen))}  # fmt: skip
+        if self.losses is not None:
+            measures |= {"loss of all layers": self.losses[0], "loss": self.losses[1]}
+        rw.rewrites[-1].measures.update(measures)
+        for node in chosen:
+            weight = self.used.get(node.output.name)
+            if weight is not None and weight.empty:
+                shown = ", ".join(map(str, weight.empty[:SHOWN]))
+                more = f" and {len(weight.empty) - SHOWN} more" if len(weight.empty) > SHOWN else ""
+                self.graph.notes.append(
+                    f"quantize: {node.name}: the weights of output channels {shown}{more} are all 0: "
+                    "they get the usual scale of the others"
+                )
 
     def _allowed(self, layers: list[Node]) -> list[Node]:
         """The layers that are quantised so that the loss stays within the largest allowed one.
@@ -282,6 +300,16 @@ class _Job:
         extremes = {v: Extremes(v) for v in values}
         found = calibration.collect(self.graph, extremes.values())
         extents = {v: found[r] for v, r in extremes.items()}
+        for value, extent in extents.items():
+            if extent.low > extent.high:
+                raise PassError(
+                    f"quantize: %{value.name} has no numbers on the calibration data, so its range is not known; "
+                    "give samples on which it is not empty"
+                )
+            if extent.low == extent.high == 0:
+                self.graph.notes.append(
+                    f"quantize: %{value.name} is 0 everywhere on the calibration data: its scale is 1"
+                )
         if method != "min-max":
             histograms = {
                 v: Histogram(v, extent) for v, extent in extents.items() if extent.high > extent.low
@@ -313,7 +341,7 @@ class _Job:
         if limited is None:
             limited = not self.options.weights_only and self.scheme.levels.dtype == "u8"
         rule = WeightRule(self.options.method == "mse", limited)
-        return Writer(graph, self.scheme, rule, self.kept)
+        return Writer(graph, self.scheme, rule, self.kept, self.used)
 
     def _apply(self, graph: Graph, rw: Rewriter, layers: Sequence[Node]) -> None:
         """Quantise some layers of the graph, or of a copy with the same names."""

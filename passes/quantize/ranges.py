@@ -214,7 +214,7 @@ class Levels:
             width, count = whole.high - whole.low, self.high - self.low
         exact = width / count
         scale = np.float32(exact)
-        if scale > exact:
+        if float(scale) > exact:
             scale = np.nextafter(scale, np.float32(0))
         if not scale > np.finfo(np.float32).tiny:
             return np.float32(1), 0 if self.symmetric else self.low

@@ -64,6 +64,8 @@ class Writer:
     scheme: Scheme
     rule: WeightRule
     kept: dict[tuple[str, int, bytes], QuantizedWeight] = field(default_factory=dict)
+    used: dict[str, QuantizedWeight] = field(default_factory=dict)
+    """The weights that were written, by name of the layer's result."""
 
     def weight(self, node: Node, least: Array64 | None = None) -> QuantizedWeight:
         """The quantised weight of a layer.
@@ -99,7 +101,7 @@ class Writer:
             bias, scale = biases.get(node), None
             if parameters and bias is not None and self.has_integer_bias(node):
                 scale = parameters[node.required(0)][0]
-            made = self._fitting(node, bias, scale)
+            made = self.used[node.output.name] = self._fitting(node, bias, scale)
             data = node.required(1).data
             assert data is not None
             old = data.float64()
@@ -110,7 +112,13 @@ class Writer:
                 self.write_weight(rw, node, made, stored)
                 self.write_bias(rw, node, made, bias, scale)
         if placement.points:
-            with rw.rewrite("quantize activations", *placement.layers, *placement.others):
+            counts = {
+                "quantized values": float(len(placement.points)),
+                "other ops in integers": float(len(placement.others)),
+            }
+            with rw.rewrite(
+                "quantize activations", *placement.layers, *placement.others, measures=counts
+            ):
                 self.write_points(rw, placement, parameters)
 
     def _fitting(
