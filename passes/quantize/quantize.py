@@ -40,6 +40,7 @@ from ..infra.registry import register
 from ..merge.algebra.tensors import Array64
 from ..statistics.im2col import Array
 from .correction import mean_errors
+from .equalize import equalize
 from .placement import (
     DEFAULT_SCHEME,
     SCHEMES,
@@ -94,6 +95,8 @@ class Quantize(Pass):
             TensorRT, int8 for TFLite, uint8 elsewhere.
         keep: Names of layers, or patterns with * and ?, that stay in float32.
         max_loss: Keep layers in float32 until the loss of the outputs, their squared error divided by their variance, is at most this.
+        equalize: Scale channels between layers before ranges are measured, so that the network stays the same: by the largest
+            ``weights`` on both sides (cross-layer equalisation), or by the ranges of ``activations`` on the data.
         bias_correction: Subtract the mean error that quantised weights cause from the bias.
         reduce_range: Keep the sum of any two weights of a channel at most 128, so that processors without VNNI (AVX2, AVX-512) do not
             saturate when they add products in 16 bits. If not given, only for uint8 activations.
@@ -108,13 +111,16 @@ class Quantize(Pass):
     activations: Literal["auto", "uint8", "int8", "symmetric"] = "auto"
     keep: str | tuple[str, ...] = ()
     max_loss: Annotated[float, Bounds(above=0)] | None = None
+    equalize: Literal["none", "weights", "activations"] = "none"
     bias_correction: bool = True
     reduce_range: bool | None = None
 
     @property
     def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
         """A model in floats, and calibration data for activations."""
-        needed = not self.weights_only or self.max_loss is not None
+        needed = (
+            not self.weights_only or self.max_loss is not None or self.equalize == "activations"
+        )
         return (NOT_QUANTIZED, CALIBRATION_DATA) if needed else (NOT_QUANTIZED,)
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
@@ -122,6 +128,8 @@ class Quantize(Pass):
         scheme = SCHEMES.get(ctx.target, DEFAULT_SCHEME)
         if self.activations != "auto":
             scheme = Scheme(ACTIVATIONS[self.activations], scheme.integer_bias, scheme.float_results, scheme.fused_sums)  # fmt: skip
+        if self.equalize != "none":
+            equalize(graph, rw, self.equalize, ctx.calibration)
         job = _Job(self, graph, ctx, scheme)
         job.write(rw, layers)
 
