@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
     from .quantize.quantize import Quantize
+    from .quantize.requantize import Requantize
     from .sparsity.fold_masks import FoldMasks
     from .sparsity.sparsify import Sparsify
     from .statistics.gram import Gram, GramMatrix, InputMoments, InputStats
@@ -85,6 +86,7 @@ _NAMES = {
     ".infra.tolerance": ("relative_error",),
     ".merge.merge_linear": ("MergeLinear",),
     ".quantize.quantize": ("Quantize",),
+    ".quantize.requantize": ("Requantize",),
     ".sparsity.fold_masks": ("FoldMasks",),
     ".sparsity.sparsify": ("Sparsify",),
     ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
@@ -143,6 +145,7 @@ __all__ = [
     "RemoveActivations",
     "RemoveNoops",
     "Repeat",
+    "Requantize",
     "Request",
     "Sparsify",
     "Timing",

@@ -6,7 +6,7 @@ from ...ir.options import OptionError, option_pairs, parse_options, split_items,
 from .contract import Pass, PassError
 from .default import DEFAULT, DEFAULT_PIPELINE
 from .registry import pass_class
-from .repeat import Repeat
+from .repeat import Group, Repeat
 
 
 def parse_passes(text: str) -> list[Pass]:
@@ -34,6 +34,8 @@ def _parse_pass(text: str) -> Pass:
     if name == Repeat.name:
         return Repeat(tuple(parse_passes(inner or "")))
     cls = pass_class(name)
+    if issubclass(cls, Group):
+        return cls(tuple(parse_passes(inner or "")))
     try:
         values = parse_options(cls, option_pairs(inner or "", text), f"pass {name!r}")
     except OptionError as error:

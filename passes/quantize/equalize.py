@@ -78,8 +78,8 @@ def segments(graph: Graph) -> Iterator[Segment]:
     for node in graph.nodes:
         values = [v for v in node.inputs if v is not None and v.data is None]
         if _commutes(node):
-            for value in (*values, node.output):
-                parent[root(value)] = root(values[0])
+            for joined in (*values, node.output):
+                parent[root(joined)] = root(values[0])
     found: dict[Value, Segment] = {}
     barred = {root(v) for v in (*graph.inputs, *graph.outputs)}
     for value in flowing:

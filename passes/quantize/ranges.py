@@ -126,7 +126,8 @@ class _HistogramAccumulator(Accumulator[Array64]):
 def centres(extent: Extent) -> Array64:
     """The centres of the bins of a histogram."""
     width = (extent.high - extent.low) / BINS
-    return extent.low + width * (np.arange(BINS) + 0.5)
+    found: Array64 = extent.low + width * (np.arange(BINS) + 0.5)
+    return found
 
 
 def percentile_range(extent: Extent, counts: Array64, percentile: float) -> Extent:

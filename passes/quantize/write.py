@@ -20,6 +20,7 @@ from ...ir import (
     Node,
     Quantize,
     Rewriter,
+    Tensor,
     Value,
 )
 from ...ir.tensor import transposed
@@ -154,7 +155,7 @@ class Writer:
                 rw.constant(ArrayTensor(made.scales), f"{name}.scale"),
                 rw.constant(ArrayTensor(np.zeros(made.scales.size, np.int8)), f"{name}.zero"),
             ]
-            floats = _dequantized(parts, value.data.dtype, axis)
+            floats = _floats(parts, value.data.dtype, axis)
             result = rw.computed(
                 Dequantize(axis), parts, [floats], before=node, name=f"{name}/dequantize"
             ).output
@@ -185,7 +186,7 @@ class Writer:
             rw.constant(ArrayTensor(scales), f"{name}.scale"),
             rw.constant(ArrayTensor(np.zeros(scales.size, np.int32)), f"{name}.zero"),
         ]
-        floats = _dequantized(parts, dtype, 0)
+        floats = _floats(parts, dtype, 0)
         made_node = rw.computed(
             Dequantize(0), parts, [floats], before=node, name=f"{name}/dequantize"
         )
@@ -217,10 +218,10 @@ class Writer:
                 )
             pair = shared[number]
             uses, is_output = value.uses, value.is_output
-            where = {"after": value.producer} if value.producer is not None else {"before": first}
             quantize = rw.insert(
-                Quantize(levels.dtype), [value, *pair], name=f"{value.name}/quantize", **where
-            )
+                Quantize(levels.dtype), [value, *pair], after=value.producer,
+                before=first if value.producer is None else None, name=f"{value.name}/quantize",
+            )  # fmt: skip
             result = rw.insert(
                 Dequantize(), [quantize.output, *pair], after=quantize, name=f"{value.name}/dequantize"
             ).output  # fmt: skip
@@ -244,21 +245,32 @@ Stored = dict[tuple[Value, bytes], Value]
 """Dequantised weights that were written, by weight and scales."""
 
 
-def _dequantized(parts: list[Value], dtype: DType, axis: int) -> DerivedTensor:
-    """The numbers of a dequantised constant."""
-    q, s = parts[0].data, parts[1].data
-    assert q is not None
-    assert s is not None
-    numbers, scales = q, s
+def dequantized(numbers: Tensor, scales: Tensor, dtype: DType, axis: int) -> DerivedTensor:
+    """The floats of integers with the zero point 0.
+
+    Args:
+        numbers: The integers.
+        scales: One scale, or one for each index of ``axis``.
+        dtype: The element type of the result.
+        axis: The axis of the scales.
+    """
 
     def compute() -> Array64:
         shape = [1] * len(numbers.shape)
-        shape[axis] = -1
+        if scales.size > 1:
+            shape[axis] = -1
         made: npt.NDArray[np.float32] = numbers.numpy().astype(np.float32)
         # In float32, as the runtime computes it.
         return (made * scales.numpy().reshape(shape)).astype(np.float64)
 
     return DerivedTensor(numbers.shape, dtype, compute, sources=(numbers, scales))
+
+
+def _floats(parts: list[Value], dtype: DType, axis: int) -> DerivedTensor:
+    numbers, scales = parts[0].data, parts[1].data
+    assert numbers is not None
+    assert scales is not None
+    return dequantized(numbers, scales, dtype, axis)
 
 
 def parameters_of(
