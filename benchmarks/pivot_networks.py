@@ -40,8 +40,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphshrink import recover, shrink
-from graphshrink.api import DEFAULT_PIPELINE
+from graphshrink import DEFAULT_PIPELINE, recover, shrink
 from graphshrink.cli.terminal import write_json
 from graphshrink.datasets import Batches, LabelledImages, read_images
 from graphshrink.running.latency import paired_latency_for

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .advice import Advice, advise
-    from .api import DEFAULT_PIPELINE, ShrinkResult, shrink, shrink_graph
+    from .api import ShrinkResult, shrink, shrink_graph
     from .conversion import to_torch
     from .data.calibration import CalibrationData
     from .ir import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .passes import Context, Pass, PassError, Pipeline, register
+    from .passes.infra.default import DEFAULT_PIPELINE
     from .planning.plan import Plan
     from .planning.planner import plan
     from .report import Report
@@ -90,7 +91,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Advice", "advise"), ".advice"),
-    **dict.fromkeys(("DEFAULT_PIPELINE", "ShrinkResult", "shrink", "shrink_graph"), ".api"),
+    **dict.fromkeys(("ShrinkResult", "shrink", "shrink_graph"), ".api"),
+    "DEFAULT_PIPELINE": ".passes.infra.default",
     **dict.fromkeys(("Context", "Pass", "PassError", "Pipeline", "register"), ".passes"),
     **dict.fromkeys(
         (

@@ -19,6 +19,7 @@ from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
 from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
+from .passes.infra.default import DEFAULT_PIPELINE
 from .passes.infra.difference import largest_difference
 from .passes.infra.tolerance import allowed_error, tolerance_of, unit_of
 from .report import Report, size_with_bodies
@@ -51,9 +52,6 @@ else:
     from typing import TypeVar
 
     Model = TypeVar("Model")
-
-DEFAULT_PIPELINE = "fold-constants,prune-dead,repeat{deduplicate,remove-noops,fuse-moves},push-pads,move-scales,merge-linear,fuse-dense,fuse-patterns,deduplicate,prune-dead"
-"""The passes that run if none are given; all are exact."""
 
 Passes = PassLike | Pipeline | Iterable[PassLike | Pipeline] | None
 

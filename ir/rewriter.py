@@ -175,6 +175,34 @@ class Rewriter:
         self._record(f"insert {op.name}", node.name)
         return node
 
+    def computed(
+        self,
+        op: Op,
+        inputs: Sequence[Value | None],
+        data: Sequence[Tensor],
+        *,
+        before: Node | None = None,
+        name: str = "",
+    ) -> Node:
+        """Insert a node that computes constants from constants and return it; its results are known.
+
+        Args:
+            op: The op.
+            inputs: The constants that it reads.
+            data: The numbers of its results.
+            before: Insert the new node before this node; at the end when not given.
+            name: A name for people.
+
+        Raises:
+            GraphError: If the number of inputs does not fit the op.
+            InferenceError: If the inputs do not fit the op.
+        """
+        node = self.insert(op, inputs, before=before, name=name)
+        for value, tensor in zip(node.outputs, data, strict=True):
+            value.data = tensor
+        self.graph.derived.clear()
+        return node
+
     def replace(
         self, node: Node, op: Op, inputs: Sequence[Value | None], *, name: str | None = None
     ) -> Node:

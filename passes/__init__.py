@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .infra.repeat import Repeat
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
+    from .quantize.quantize import Quantize
+    from .quantize.requantize import Requantize
     from .sparsity.fold_masks import FoldMasks
     from .sparsity.sparsify import Sparsify
     from .statistics.gram import Gram, GramMatrix, InputMoments, InputStats
@@ -83,6 +85,8 @@ _NAMES = {
     ".infra.repeat": ("Repeat",),
     ".infra.tolerance": ("relative_error",),
     ".merge.merge_linear": ("MergeLinear",),
+    ".quantize.quantize": ("Quantize",),
+    ".quantize.requantize": ("Requantize",),
     ".sparsity.fold_masks": ("FoldMasks",),
     ".sparsity.sparsify": ("Sparsify",),
     ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
@@ -136,10 +140,12 @@ __all__ = [
     "PruneChannels",
     "PruneDead",
     "PushPads",
+    "Quantize",
     "RemovalPlan",
     "RemoveActivations",
     "RemoveNoops",
     "Repeat",
+    "Requantize",
     "Request",
     "Sparsify",
     "Timing",

@@ -143,12 +143,12 @@ def shrink(
     **target_options: Any,
 ) -> None:
     """Shrink an ONNX file."""
-    from ..api import DEFAULT_PIPELINE
     from ..api import shrink as run
     from ..emission import emission
     from ..guarded import KeepData, check_outputs, files_read
     from ..page.outline import Outline
     from ..passes import Pipeline
+    from ..passes.infra.default import DEFAULT_PIPELINE
     from ..running.sessions import custom_ops
     from .progress import watch_passes
     from .recover import is_needed

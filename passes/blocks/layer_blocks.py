@@ -121,7 +121,7 @@ def pivot_site(
     if weight is None or weight.data is None or (bias is not None and bias.data is None):
         return "its weight or bias is not a constant"
     if is_dequantized(weight):
-        return "its weight is quantised: pivot before quantising"
+        return "its weight is quantised: pivot before quantising, or inside requantize{...}"
     if not weight.data.dtype.is_wide_float:
         return f"its weight has the element type {weight.data.dtype.value}"
     if x is None or x.type.rank is None or x.type.rank < 2:

@@ -15,7 +15,7 @@ from .contract import (
     PassError,
 )
 from .pipeline_text import parse_passes
-from .repeat import MAX_ROUNDS, Repeat
+from .repeat import MAX_ROUNDS, Group, Repeat
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,9 @@ class _PipelineRun:
         """
         if isinstance(step, Repeat):
             return self._repeat(step)
+        if isinstance(step, Group):
+            outcomes = [self.step(inner) for inner in step.expanded()]
+            return any(outcomes)
         for condition in step.requires:
             problem = condition.problem(self.graph, self.ctx)
             if problem:

@@ -1,11 +1,12 @@
-"""The text form of pipelines: ``fold-constants,repeat{merge-linear{max-kernel=5},prune-dead}``."""
+"""The text form of pipelines: ``fold-constants,repeat{merge-linear{max-kernel=5},prune-dead}``; ``default`` is the default pipeline."""
 
 from __future__ import annotations
 
 from ...ir.options import OptionError, option_pairs, parse_options, split_items, split_named
 from .contract import Pass, PassError
+from .default import DEFAULT, DEFAULT_PIPELINE
 from .registry import pass_class
-from .repeat import Repeat
+from .repeat import Group, Repeat
 
 
 def parse_passes(text: str) -> list[Pass]:
@@ -18,7 +19,11 @@ def parse_passes(text: str) -> list[Pass]:
         items = split_items(text, text)
     except OptionError as error:
         raise PassError(f"pipeline text {error}") from None
-    return [_parse_pass(item) for item in items]
+    return [made for item in items for made in _parse_item(item)]
+
+
+def _parse_item(text: str) -> list[Pass]:
+    return parse_passes(DEFAULT_PIPELINE) if text.strip() == DEFAULT else [_parse_pass(text)]
 
 
 def _parse_pass(text: str) -> Pass:
@@ -29,6 +34,8 @@ def _parse_pass(text: str) -> Pass:
     if name == Repeat.name:
         return Repeat(tuple(parse_passes(inner or "")))
     cls = pass_class(name)
+    if issubclass(cls, Group):
+        return cls(tuple(parse_passes(inner or "")))
     try:
         values = parse_options(cls, option_pairs(inner or "", text), f"pass {name!r}")
     except OptionError as error:

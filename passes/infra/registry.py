@@ -33,8 +33,10 @@ BUILT_IN = {
     "prune-channels": "channels.prune_channels:PruneChannels",
     "prune-dead": "cleanup.prune_dead:PruneDead",
     "push-pads": "cleanup.push_pads:PushPads",
+    "quantize": "quantize.quantize:Quantize",
     "remove-activations": "depth.remove_activations:RemoveActivations",
     "remove-noops": "cleanup.remove_noops:RemoveNoops",
+    "requantize": "quantize.requantize:Requantize",
     "sparsify": "sparsity.sparsify:Sparsify",
 }
 """The module and class of each built-in pass, inside ``graphshrink.passes``; imported on first use."""

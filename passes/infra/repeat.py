@@ -1,4 +1,4 @@
-"""``repeat{...}``: run passes again and again until none of them changes the graph."""
+"""Groups of passes: ``repeat{...}`` runs passes again and again until none of them changes the graph."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Repeat(Pass):
-    """Run passes in order until a whole round changes nothing (a fixed point).
-
-    The runner runs each inner pass separately, so that it is checked, timed and recorded like any other pass.
+class Group(Pass):
+    """Passes in braces. The runner runs each of them separately, so that it is checked, timed and recorded like any other pass.
 
     Attributes:
-        passes: The passes of one round, in order.
+        passes: The passes, in order.
     """
-
-    name: ClassVar[str] = "repeat"
 
     passes: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.passes:
-            raise PassError("repeat has no passes; write repeat{merge-linear,prune-dead}")
+            raise PassError(
+                f"{self.name} has no passes; write {self.name}{{merge-linear,prune-dead}}"
+            )
+
+    def expanded(self) -> tuple[Pass, ...]:
+        """What the runner runs: the passes, with others in front and behind where the group needs them."""
+        return self.passes
 
     @property
     def exactness(self) -> Exactness:  # type: ignore[override]
@@ -39,5 +41,12 @@ class Repeat(Pass):
         return f"{self.name}{{{','.join(map(str, self.passes))}}}"
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
-        """Not used: the runner runs ``passes`` itself."""
-        raise PassError("repeat is run by the pipeline; put it into one")
+        """Not used: the runner runs the passes itself."""
+        raise PassError(f"{self.name} is run by the pipeline; put it into one")
+
+
+@dataclass(frozen=True)
+class Repeat(Group):
+    """Run passes in order until a whole round changes nothing (a fixed point)."""
+
+    name: ClassVar[str] = "repeat"

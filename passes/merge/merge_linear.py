@@ -171,7 +171,8 @@ class LinearMerger:
         value = node.inputs[0] if node.inputs else None
         if problem is None or value is None or value.producer is None:
             return
-        if data_input(value.producer) is not None:
+        before = value.producer
+        if data_input(before) is not None or weight_problem(before) is not None:
             self.note_missed(MissedMerge(value.producer, node, problem))
 
     def merge_chain(self, nodes: Sequence[Node]) -> None:

@@ -394,6 +394,8 @@ class _Emitter:
         self.made: set[str] = set()
         self.groups = _whole(graph)
         self.copies = _copies(self.source)
+        # Other forms of these are read by nodes that are spelled anew.
+        self.bases = {base for v in graph.constants if v.use_count for base in v.bases}
 
     def _host_names(self) -> set[str]:
         taken = {v.name for v in [*self.source.input, *self.source.output]}
@@ -544,7 +546,9 @@ class _Emitter:
             )
             self.nodes += made
             self.spelled += made
-        self.made.update(self._name(v) for v in node.outputs if v.host or v in self.names)
+        self.made.update(
+            self._name(v) for v in node.outputs if v.host or v in self.names or v in self.bases
+        )
 
     def _copied(self, node: Node, origin: OnnxOrigin) -> bool:
         """Copy the host nodes of an IR node. If several IR nodes came from one host node, it is copied at the first of them."""

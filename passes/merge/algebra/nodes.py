@@ -85,7 +85,8 @@ def weight_problem(node: Node) -> str | None:
                     return f"its weight %{value.name} is not a constant"
                 if value is not None and is_dequantized(value):
                     return (
-                        f"its weight %{value.name} is quantised; the result would be floating-point"
+                        f"its weight %{value.name} is quantised, and the result would be floating-point; "
+                        "requantize{...} makes it integers again"
                     )
     return None
 

@@ -1,0 +1,343 @@
+"""``requantize{...}``: passes that change weights, on a model whose weights are quantised.
+
+Passes refuse weights that are dequantised from integers: a changed weight would be floating-point. Inside this group they see the same
+numbers as ordinary weights. Behind them, a weight that did not change is read from its integers as before; one that changed becomes integers again:
+
+- If all numbers of a channel are whole multiples of one step, at most 127 of them, these are the integers, and nothing is lost. That holds for channels
+  that were permuted, scaled (a batch norm), or lost some of their numbers (2:4, blocks).
+- Otherwise the channel gets a fresh scale, from its largest number, and the error is in the report.
+
+A weight that had one scale for the whole tensor keeps one. Nothing else changes: activations are quantised where they were, and no pass merges across that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from ...ir import (
+    ArrayTensor,
+    Conv,
+    ConvTranspose,
+    Dequantize,
+    Exactness,
+    Graph,
+    Linear,
+    MaskedTensor,
+    MatMul,
+    Node,
+    Rewriter,
+    Tensor,
+    Value,
+)
+from ...ir.analysis.dequantized import is_dequantized
+from ...ir.tensor import transposed
+from ..infra.contract import Context, Pass
+from ..infra.registry import register
+from ..infra.repeat import Group
+from ..merge.algebra.tensors import Array64
+from ..statistics.im2col import Array
+from .weights import LARGEST, QuantizedWeight, Scales, quantized_bias, quantized_weight
+from .write import dequantized
+
+_LAYERS = (Conv, ConvTranspose, Linear, MatMul)
+
+WHOLE = 1e-3
+"""How far from a whole number a multiple of the step may be."""
+
+_PROBED = 64
+"""The numbers of a channel that are looked at before all of them are."""
+
+
+@dataclass
+class Memory:
+    """The integers that weights were read from, from the first of the inner passes to the last.
+
+    Attributes:
+        layers: What is known of each layer by name.
+        constants: The ordinary weights that replace dequantised ones, each with the tensors to read again.
+    """
+
+    layers: dict[str, Kept] = field(default_factory=dict)
+    constants: dict[Value, Form] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """The weights of all layers before the inner passes, by name of the layer."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a layer's weight was stored.
+
+    Attributes:
+        whole: One scale for the whole tensor.
+        integer_bias: The bias was dequantised too.
+    """
+
+    whole: bool
+    integer_bias: bool
+
+
+@dataclass(frozen=True)
+class Form:
+    """A dequantised constant, to be written again.
+
+    Attributes:
+        parts: The integers, the scale and perhaps the zero point.
+        axis: The axis of the scales.
+        numbers: The floats.
+        turned: The layer reads the transpose.
+    """
+
+    parts: tuple[Tensor, ...]
+    axis: int
+    numbers: Tensor
+    turned: bool
+
+
+@dataclass(frozen=True)
+class FloatWeights(Pass):
+    """Replace dequantised weights and biases of layers by ordinary ones of the same numbers."""
+
+    name: ClassVar[str] = "float-weights"
+    asks_first = True
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
+
+    def check_options(self) -> None:
+        """There are no options: the group makes this pass."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        made: dict[Value, Value] = {}
+        for node in list(graph.nodes):
+            if not isinstance(node.op, _LAYERS) or node.output.data is not None:
+                continue
+            forms = {i: _form(v) for i, v in enumerate(node.inputs) if i > 0}
+            weight = forms.get(1)
+            if weight is None:
+                continue
+            whole = weight.parts[1].size == 1
+            self.memory.layers[node.name] = Kept(whole, forms.get(2) is not None)
+            with rw.rewrite("read a quantised weight as floats", node):
+                for index, form in forms.items():
+                    value = node.inputs[index]
+                    if form is None or value is None or value.data is None:
+                        continue
+                    if value not in made:
+                        made[value] = rw.constant(value.data, f"{value.name}.floats")
+                        self.memory.constants[made[value]] = form
+                    rw.set_input(node, index, made[value])
+        for node in graph.nodes:
+            value = node.input(1) if isinstance(node.op, _LAYERS) else None
+            if value is not None and value.data is not None:
+                self.memory.weights[node.name] = value.data
+
+
+def _form(value: Value | None) -> Form | None:
+    """How a constant is dequantised; ``None`` if it is not, or not by one node that the IR knows."""
+    if value is None or value.data is None or not is_dequantized(value):
+        return None
+    base, turned = value, False
+    if value.producer is None and len(value.bases) == 1:
+        base = value.bases[0]
+        turned = value.type.rank == 2
+    node = base.producer
+    if node is None or not isinstance(node.op, Dequantize) or base.data is None:
+        return None
+    parts = [v.data for v in node.inputs if v is not None]
+    known = tuple(p for p in parts if p is not None)
+    if len(known) < len(parts):
+        return None
+    return Form(known, node.op.axis, base.data, turned)
+
+
+@dataclass(frozen=True)
+class RestoreWeights(Pass):
+    """Make weights integers again."""
+
+    name: ClassVar[str] = "requantize-weights"
+    asks_first = True
+    exactness = Exactness.APPROXIMATE
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
+
+    def check_options(self) -> None:
+        """There are no options: the group makes this pass."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
+        same: dict[Value, Value] = {}
+        names = self._renamed(graph)
+        for node in list(graph.nodes):
+            value = node.input(1) if isinstance(node.op, _LAYERS) else None
+            if value is None or value.data is None:
+                continue
+            if value in self.memory.constants:
+                with rw.rewrite("read a weight from its integers", node, exactness=Exactness.EXACT):
+                    for index, own in enumerate(node.inputs):
+                        if own is not None and own in self.memory.constants:
+                            if own not in same:
+                                same[own] = _written(rw, node, own, self.memory.constants[own])
+                            rw.set_input(node, index, same[own])
+                    self._changed_bias(node, value, rw)
+                continue
+            kept = names.get(node.name)
+            if kept is not None:
+                self._requantize(node, kept, rw)
+        with rw.rewrite("remove weights that were read as floats", exactness=Exactness.EXACT):
+            for value in graph.constants:
+                if value in self.memory.constants and not value.use_count:
+                    rw.erase_constant(value)
+
+    def _renamed(self, graph: Graph) -> Mapping[str, Kept]:
+        """The layers to be quantised again, by name.
+
+        Layers that are gone are part of one that changed: a merged layer is called like the first of its parts.
+        """
+        present = {n.name for n in graph.nodes if isinstance(n.op, _LAYERS)}
+        names = dict(self.memory.layers)
+        gone = [kept for name, kept in self.memory.layers.items() if name not in present]
+        if gone:
+            for node in graph.nodes:
+                value = node.input(1) if isinstance(node.op, _LAYERS) else None
+                before = self.memory.weights.get(node.name)
+                if value is not None and value.data is not before and node.name not in names:
+                    names[node.name] = gone[0]
+        return names
+
+    def _requantize(self, node: Node, kept: Kept, rw: Rewriter) -> None:
+        value = node.required(1)
+        data = value.data
+        assert data is not None
+        if isinstance(data, MaskedTensor) and data.lasting:
+            rw.skip(node, "its mask is lasting: run fold-masks before weights become integers")
+            return
+        weight = data.float64()
+        if not np.isfinite(weight).all():
+            rw.skip(node, "its new weight is not finite everywhere")
+            return
+        axis = 1 if isinstance(node.op, ConvTranspose | MatMul) else 0
+        made, exact = fresh(weight, axis, kept.whole)
+        size = float(np.square(weight).sum())
+        error = float(np.square(made.floats() - weight).sum() / size) if size else 0.0
+        kind = Exactness.EXACT if exact else Exactness.APPROXIMATE
+        what = "the same steps" if exact else "fresh scales"
+        with rw.rewrite(f"quantise a changed weight with {what}", node, exactness=kind, measures={"weight error": error}):  # fmt: skip
+            scales = made.scales[:1] if kept.whole else made.scales
+            shape = () if kept.whole else scales.shape
+            parts: list[Tensor] = [
+                ArrayTensor(made.numbers),
+                ArrayTensor(scales.reshape(shape)),
+                ArrayTensor(np.zeros(shape, np.int8)),
+            ]
+            turned = isinstance(node.op, Linear) and node.required(0).type.rank != 2
+            if turned:
+                parts[0], axis = ArrayTensor(np.ascontiguousarray(made.numbers.T)), 1
+            floats = dequantized(parts[0], parts[1], data.dtype, axis)
+            form = Form(tuple(parts), axis, floats, turned)
+            rw.set_input(node, 1, _written(rw, node, value, form))
+            if kept.integer_bias:
+                self._bias(node, made.scales, rw)
+
+    def _changed_bias(self, node: Node, value: Value, rw: Rewriter) -> None:
+        """Store the bias of a layer as int32 again if the bias alone changed."""
+        kept, bias = self.memory.layers.get(node.name), node.input(2)
+        if kept is None or not kept.integer_bias or bias is None or is_dequantized(bias):
+            return
+        scales = self.memory.constants[value].parts[1].numpy().reshape(-1)
+        self._bias(node, np.broadcast_to(scales, bias.type.dim(0) or 1), rw)
+
+    def _bias(self, node: Node, weight_scales: Scales, rw: Rewriter) -> None:
+        """Store a bias as int32 again, if the scale of the layer's input is known."""
+        bias, maker = node.input(2), node.required(0).producer
+        if bias is None or bias.data is None or maker is None:
+            return
+        scale = maker.required(1).data if isinstance(maker.op, Dequantize) else None
+        if scale is None or scale.size != 1:
+            return
+        number = np.float32(scale.numpy().reshape(()))
+        scales = number * weight_scales
+        parts = (
+            ArrayTensor(quantized_bias(bias.data.float64(), scales.astype(np.float64))),
+            ArrayTensor(scales),
+            ArrayTensor(np.zeros(scales.size, np.int32)),
+        )
+        floats = dequantized(parts[0], parts[1], bias.data.dtype, 0)
+        rw.set_input(node, 2, _written(rw, node, bias, Form(parts, 0, floats, False)))
+
+
+def _written(rw: Rewriter, node: Node, value: Value, form: Form) -> Value:
+    """A dequantised constant in front of a node."""
+    hint = value.name.removesuffix(".floats")
+    kinds = ("integers", "scale", "zero")
+    parts = [rw.constant(p, f"{hint}.{k}") for p, k in zip(form.parts, kinds, strict=False)]
+    made = rw.computed(
+        Dequantize(form.axis), parts, [form.numbers], before=node, name=f"{hint}/dequantize"
+    ).output
+    if not form.turned:
+        return made
+    matrix = rw.constant(transposed(form.numbers), hint)
+    rw.rebase(matrix, [made])
+    return matrix
+
+
+def fresh(weight: Array64, axis: int, whole: bool) -> tuple[QuantizedWeight, bool]:
+    """Integers for a weight: the steps that its numbers are multiples of, where there are such, else fresh scales.
+
+    Args:
+        weight: The weight.
+        axis: The axis of its output channels.
+        whole: One scale for all channels.
+
+    Returns:
+        The integers, and whether nothing is lost.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    groups = rows.reshape(1, -1) if whole else rows
+    tops = np.abs(groups).max(1, initial=0)
+    found = np.array([_step(row, top) for row, top in zip(groups, tops, strict=True)])
+    least = np.where(found > 0, found, tops / LARGEST)
+    if whole:
+        least = np.repeat(least, len(rows))
+    # A lower bound that no channel undercuts, since its largest number is at most 127 steps.
+    made = quantized_weight(weight, axis, least=least)
+    return made, bool((found > 0).all())
+
+
+def _step(row: Array64, top: float) -> float:
+    """The largest step that all numbers of a row are whole multiples of, at most 127 of them; 0 if there is none."""
+    if top == 0:
+        return 1.0
+    steps = top / np.arange(1, LARGEST + 1)
+    probe = row[np.argsort(-np.abs(row), kind="stable")[:_PROBED]]
+    for step in steps[_are_whole(probe, steps)]:
+        if _are_whole(row, np.array([step]))[0]:
+            return float(step)
+    return 0.0
+
+
+def _are_whole(row: Array64, steps: Array64) -> Array:
+    counts = row[None, :] / steps[:, None]
+    return np.asarray((np.abs(counts - np.rint(counts)) < WHOLE).all(1))
+
+
+@register
+@dataclass(frozen=True)
+class Requantize(Group):
+    """Run passes on the numbers of quantised weights, and make weights that they changed integers again.
+
+    Attributes:
+        passes: The passes, in order.
+    """
+
+    name: ClassVar[str] = "requantize"
+
+    def expanded(self) -> tuple[Pass, ...]:
+        """The passes between the one that reads integers as floats and the one that makes them integers again."""
+        memory = Memory()
+        return (FloatWeights(memory), *self.passes, RestoreWeights(memory))
