@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, overload
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
     from typing_extensions import TypeVar
+
+    from .passes.statistics.training import Trainer
 
     Model = TypeVar("Model", default=Any)
 else:
@@ -336,6 +339,8 @@ def shrink(
     )
     if progress is not None:
         ctx.progress = progress
+    if any(step.uses_reference for step in pipeline.passes):
+        ctx.trainer = _trainer()
     if calibration is not None:
         from .data.calibration import calibrated
 
@@ -359,6 +364,15 @@ def shrink(
         calibration_used=None if ctx.calibration is None else ctx.calibration.used,
     )
     return ShrinkResult(graph, report, kind, target)
+
+
+def _trainer() -> Trainer | None:
+    """What trains pieces of networks; ``None`` where torch is not installed."""
+    if find_spec("torch") is None:
+        return None
+    from .training.pieces import PieceTrainer
+
+    return PieceTrainer()
 
 
 def _without_numbers(graph: Graph) -> list[str]:

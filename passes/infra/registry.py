@@ -33,6 +33,7 @@ BUILT_IN = {
     "prune-channels": "channels.prune_channels:PruneChannels",
     "prune-dead": "cleanup.prune_dead:PruneDead",
     "push-pads": "cleanup.push_pads:PushPads",
+    "reconstruct": "reconstruction.reconstruct:Reconstruct",
     "remove-activations": "depth.remove_activations:RemoveActivations",
     "remove-noops": "cleanup.remove_noops:RemoveNoops",
     "sparsify": "sparsity.sparsify:Sparsify",
