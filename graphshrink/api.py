@@ -73,6 +73,8 @@ class GraphOptions(TypedDict, total=False):
 class ShrinkOptions(GraphOptions, total=False):
     """The keyword arguments of :func:`shrink`."""
 
+    reference: Any
+
     shapes: Mapping[str, Sequence[int]] | None
     fixed_shapes: Mapping[str, Sequence[int | None]] | None
     overridable_initializers: bool
@@ -263,6 +265,7 @@ def shrink(
     observers: Sequence[Observer] = (),
     target: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    reference: Any = None,
 ) -> ShrinkResult[Any]:
     """Shrink a model or an ONNX file and return it with a report.
 
@@ -283,6 +286,8 @@ def shrink(
         observers: Further observers of the pipeline.
         target: The target that the result will be saved for; passes can take it into account.
         progress: Called with (done, total, what) inside long passes; the total is 0 if it is unknown.
+        reference: The original model, of the same kind, for passes that keep close to it (``reconstruct``), if the given one was shrunk
+            already. If not given, it is the network before the first approximate pass.
 
     Raises:
         UsageError: If the model is of another kind, or inputs or calibration data do not fit it.
@@ -341,6 +346,12 @@ def shrink(
         ctx.progress = progress
     if any(step.uses_reference for step in pipeline.passes):
         ctx.trainer = _trainer()
+        if reference is not None:
+            ctx.reference = _reference(graph, kind, reference, example_inputs, fixed_shapes)
+    elif reference is not None:
+        raise UsageError(
+            "reference is for passes that keep close to it, such as reconstruct; there is none"
+        )
     if calibration is not None:
         from .data.calibration import calibrated
 
@@ -364,6 +375,34 @@ def shrink(
         calibration_used=None if ctx.calibration is None else ctx.calibration.used,
     )
     return ShrinkResult(graph, report, kind, target)
+
+
+def _reference(
+    graph: Graph,
+    kind: str,
+    model: Any,
+    example_inputs: Any,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None,
+) -> Graph:
+    """The graph of the original model.
+
+    Raises:
+        UsageError: If it is of another kind, or has other inputs or outputs than the graph.
+    """
+    found, other = load(model, example_inputs, fixed_shapes)
+    if other != kind:
+        raise UsageError(
+            f"the reference is for {other}, the model is for {kind}: give two of the same kind"
+        )
+    for what, one, two in (
+        ("inputs", [v.name for v in graph.inputs], [v.name for v in found.inputs]),
+        ("outputs", graph.output_names, found.output_names),
+    ):
+        if list(one) != list(two):
+            raise UsageError(
+                f"the reference has other {what} than the model: {', '.join(two) or 'none'}, not {', '.join(one) or 'none'}"
+            )
+    return found
 
 
 def _trainer() -> Trainer | None:

@@ -163,7 +163,9 @@ class Latency(Cost):
 
     def _key(self, graphs: Sequence[Graph]) -> str:
         """A hash of networks that are timed in turn, with their weights, and of the device."""
-        digest = hashlib.sha256(f"{self.table.device.identity} {ROUNDS} to {MOST_ROUNDS} rounds".encode())
+        digest = hashlib.sha256(
+            f"{self.table.device.identity} {ROUNDS} to {MOST_ROUNDS} rounds".encode()
+        )
         for graph in graphs:
             for name, path in _files(graph):
                 digest.update(name.encode())

@@ -16,6 +16,7 @@ ENTRY_POINTS = "graphshrink.passes"
 
 BUILT_IN = {
     "deduplicate": "cleanup.deduplicate:Deduplicate",
+    "drop-blocks": "depth.drop_blocks:DropBlocks",
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",

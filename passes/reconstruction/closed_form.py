@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ...ir import Graph, MatMul, Node, Value
+from ...ir import Add, Graph, MatMul, Node, Value
 from ..merge.algebra.tensors import Array64
 from ..sparsity.layer_waves import layer_waves
 from ..statistics.gram import GRAM_BYTES
@@ -47,7 +47,7 @@ def fits(
             groups, size = columns_size(node)
             large = 8 * groups * (size + 1) ** 2 > GRAM_BYTES
             problem = f"the sums over its {size} inputs would be too large" if large else ""
-        target = None if problem else target_of(node, original, {})
+        target = None if problem else target_of(_last(node), original, {})
         if target is None or target.value.producer is None:
             problem = problem or f"the original has no %{node.output.name} of its shape"
             refused.append((node, f"only training could reconstruct it, without torch: {problem}"))
@@ -110,9 +110,7 @@ def sums_of(
         wanted.append(target.value)
     rng = np.random.default_rng(0)
     limit = max(1, POSITIONS // max(1, calibration.batch_count))
-    both = zip(
-        calibration.stream(graph, reads), calibration.stream(original, wanted), strict=True
-    )
+    both = zip(calibration.stream(graph, reads), calibration.stream(original, wanted), strict=True)
     for given, goals in both:
         for i, (node, target) in enumerate(wave):
             goal = goals[i] if target.minus is None else goals[i] - given[2 * i + 1]
@@ -146,5 +144,21 @@ def columns_axis(node: Node) -> int:
     return 1 if hasattr(node.op, "strides") else -1
 
 
+def _last(node: Node) -> Node:
+    """The addition of the bias behind a product, or the layer itself."""
+    if isinstance(node.op, MatMul) and len(node.output.uses) == 1 and not node.output.is_output:
+        reader = node.output.users[0]
+        other = next((v for v in reader.inputs if v is not node.output), None)
+        if isinstance(reader.op, Add) and other is not None and other.data is not None:
+            width = node.required(1).type.dim(-1)
+            if other.data.shape and other.data.size == other.data.shape[-1] == width:
+                return reader
+    return node
+
+
 def _bias(node: Node) -> Value | None:
+    """The bias of a layer, also one that is added behind it."""
+    last = _last(node)
+    if last is not node:
+        return next(v for v in last.inputs if v is not node.output)
     return None if isinstance(node.op, MatMul) else node.input(2)

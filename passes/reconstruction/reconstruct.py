@@ -16,17 +16,16 @@ compression* (2022), for least squares under a mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
-
-from ...ir import Exactness, Graph, ModelError, Node, Rewriter, Tensor, TrainingError, UsageError, Value
+from ...ir import Exactness, Graph, ModelError, Node, Rewriter, Tensor, TrainingError, Value
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, REFERENCE
 from ..infra.contract import Context, Pass, PassError, named_nodes
 from ..infra.registry import register
+from ..statistics.errors import NetworkError, check_outputs, relative_error
 from ..statistics.im2col import Array
 from ..statistics.requests import Calibration
 from ..statistics.training import Trainer, Training
@@ -97,7 +96,9 @@ class Reconstruct(Pass):
                 rw.skip(node, reason)
             if not outcome.numbers:
                 continue
-            with rw.rewrite(f"reconstruct by {outcome.method}", *unit.layers, measures=outcome.measures):
+            with rw.rewrite(
+                f"reconstruct by {outcome.method}", *unit.layers, measures=outcome.measures
+            ):
                 for value, tensor in outcome.numbers.items():
                     fresh = rw.constant(tensor, f"{value.name}.fitted")
                     for node, index in value.uses:
@@ -139,7 +140,7 @@ class _Run:
             raise PassError("reconstruct: the reference has other outputs than the network")
         for own, other in zip(graph.outputs, reference.outputs, strict=True):
             self.originals[own.name] = other
-        self.wanted = self._outputs(reference)
+        self._network_error = NetworkError(reference, self.held)
         self.network = self._network_error(graph)
 
     @property
@@ -182,11 +183,17 @@ class _Run:
             variant = _variant(self.graph, tensors)
             after = self._unit_error(variant, unit, goal)
             if not after <= (1 - LEAST_GAIN) * before:
-                reason = reason or f"its error on held-out samples would change from {before:.4g} to {after:.4g}"
+                reason = (
+                    reason
+                    or f"its error on held-out samples would change from {before:.4g} to {after:.4g}"
+                )
                 continue
             network = self._network_error(variant)
             if network > self.network:
-                reason = reason or f"the error of the whole network on held-out samples would rise from {self.network:.4g} to {network:.4g}"
+                reason = (
+                    reason
+                    or f"the error of the whole network on held-out samples would rise from {self.network:.4g} to {network:.4g}"
+                )
                 continue
             outcome.numbers, outcome.method, outcome.network = tensors, " and ".join(how), network
             outcome.measures = {
@@ -209,7 +216,10 @@ class _Run:
             nodes = list(variant.nodes)
             values = {v.name: v for v in variant.values()}
             twins = [
-                (nodes[places[n]], replace(t, minus=None if t.minus is None else values[t.minus.name]))
+                (
+                    nodes[places[n]],
+                    replace(t, minus=None if t.minus is None else values[t.minus.name]),
+                )
                 for n, t in wave
             ]
             found = sums_of(variant, self.reference, twins, self.fitting)
@@ -250,7 +260,7 @@ class _Run:
                 inputs.append(read)
                 goals.append(wanted)
                 sizes.append(known[i] if known else 0)
-        _check_finite(goals, f"%{goal.name} of the original")
+        check_outputs(goals, f"%{goal.name} of the original")
         return inputs, goals, sizes
 
     def _unit_error(self, graph: Graph, unit: Unit, goal: Value) -> float:
@@ -259,42 +269,6 @@ class _Run:
         found = self.held.stream(graph, [exit])
         wanted = self.held.stream(self.reference, [goal])
         return relative_error((a, b) for (a,), (b,) in zip(found, wanted, strict=True))
-
-    def _outputs(self, graph: Graph) -> list[list[Array]]:
-        found = [list(batch) for batch in self.held.stream(graph, list(graph.outputs))]
-        for name, arrays in zip(graph.output_names, zip(*found, strict=True), strict=True):
-            _check_finite(arrays, f"output {name!r} of the original")
-        return found
-
-    def _network_error(self, graph: Graph) -> float:
-        """The mean over outputs of their squared errors on held-out samples, each relative to the variance of the original's."""
-        found = [list(batch) for batch in self.held.stream(graph, list(graph.outputs))]
-        errors = [
-            relative_error((batch[i], goal[i]) for batch, goal in zip(found, self.wanted, strict=True))
-            for i, value in enumerate(graph.outputs)
-            if value.type.dtype is None or value.type.dtype.is_float
-        ]
-        return float(np.mean(errors)) if errors else 0.0
-
-
-def relative_error(pairs: Iterator[tuple[Array, Array]]) -> float:
-    """The squared error of arrays, relative to the variance of those that are wanted; infinite if one is not finite.
-
-    Args:
-        pairs: What was computed and what was wanted, for each batch.
-    """
-    error = total = squares = 0.0
-    count = 0
-    for made, wanted in pairs:
-        goal = wanted.astype(np.float64)
-        error += float(np.square(made.astype(np.float64) - goal).sum())
-        total += float(goal.sum())
-        squares += float(np.square(goal).sum())
-        count += goal.size
-    spread = squares - total**2 / max(count, 1)
-    if not np.isfinite(error):
-        return float("inf")
-    return error / max(spread, 1e-12 * squares, 1e-300)
 
 
 def _variant(graph: Graph, numbers: Mapping[Value, Tensor]) -> Graph:
@@ -308,14 +282,6 @@ def _variant(graph: Graph, numbers: Mapping[Value, Tensor]) -> Graph:
             for node, index in values[value.name].uses:
                 rw.set_input(node, index, fresh)
     return made
-
-
-def _check_finite(arrays: Sequence[Array], what: str) -> None:
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(
-                f"{what} is not finite everywhere on the calibration data: leave out samples with NaN or infinity, or mend the original"
-            )
 
 
 def _why(refused: Sequence[tuple[Node, str]]) -> str:

@@ -1,9 +1,8 @@
 """Units: the pieces of a network that are reconstructed one after the other.
 
-A unit lies between two *cuts*: values that everything computed with weights flows through. They are found by a sweep in topological
-order that counts the values which later nodes still read: where only one is left, there is a cut. So the attention of a transformer is
-a unit and its MLP another one, a residual block is a unit, and each layer of a plain chain is one. Values that are computed
-without any weights, such as a mask of padding, are not counted: units may read them besides.
+A unit lies between two cuts (:mod:`graphshrink.ir.analysis.cuts`). So the attention of a transformer is a unit and its MLP another one, a
+residual block is a unit, and each layer of a plain chain is one. Units may read values besides that are computed without
+weights, such as a mask of padding.
 
 What follows a unit without layers of its own, such as the norm behind a skip or an activation, belongs to the unit. Where a cut is far
 away, as in networks with skips over everything, each layer is a unit.
@@ -19,8 +18,6 @@ from ...ir import (
     Conv,
     ConvTranspose,
     DType,
-    Embedding,
-    Gate,
     Graph,
     GroupNorm,
     LayerNorm,
@@ -30,15 +27,13 @@ from ...ir import (
     Opaque,
     Value,
 )
-from ...ir.ops.recurrent import _Recurrent
+from ...ir.analysis.cuts import is_layer, stretches
 
 MOST_LAYERS = 16
 """The largest number of layers of a unit; larger pieces are reconstructed layer by layer."""
 
 MOST_ADDED = 1 << 16
 """The largest constant that counts as a bias of an addition."""
-
-_LAYERS = (Conv, ConvTranspose, Linear, MatMul)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +113,9 @@ def find_units(graph: Graph, originals: Mapping[str, Value]) -> Found:
             if not is_same_place(end, originals):
                 reason = f"the original has no %{end.name} of type {end.type}, which it could be compared with"
                 if barrier is not None:
-                    reason += f"; {barrier.name} beside it is {barrier.op_name}, which is not understood"
+                    reason += (
+                        f"; {barrier.name} beside it is {barrier.op_name}, which is not understood"
+                    )
             unit, frozen = _unit(part, end)
             refused += frozen
             if reason:
@@ -126,13 +123,6 @@ def find_units(graph: Graph, originals: Mapping[str, Value]) -> Found:
             elif unit.tuned and unit.layers:
                 units.append(unit)
     return Found(tuple(units), tuple(refused))
-
-
-def is_layer(node: Node) -> bool:
-    """Whether a node multiplies with a constant weight."""
-    return isinstance(node.op, _LAYERS) and any(
-        v is not None and v.data is not None for v in _weights(node)
-    )
 
 
 def is_same_place(value: Value, originals: Mapping[str, Value]) -> bool:
@@ -146,47 +136,15 @@ def is_same_place(value: Value, originals: Mapping[str, Value]) -> bool:
     )
 
 
-def _weights(node: Node) -> Sequence[Value | None]:
-    return node.inputs[:2] if isinstance(node.op, MatMul) else node.inputs[1:2]
-
-
-def _pieces(
-    graph: Graph, originals: Mapping[str, Value]
-) -> list[tuple[list[Node], Value | None]]:
+def _pieces(graph: Graph, originals: Mapping[str, Value]) -> list[tuple[list[Node], Value | None]]:
     """Nodes between cuts, each with the value that leaves it (``None`` if there is no such value)."""
     pieces: list[tuple[list[Node], Value | None]] = []
-    left: dict[Value, int] = {}
-    flowing: set[Value] = set()
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.is_constant:
-            continue
-        reads = [v for v in node.inputs if v in flowing]
-        if not (reads or is_layer(node) or isinstance(node.op, Embedding | _Recurrent)):
-            continue
-        nodes.append(node)
-        for value in node.inputs:
-            if value in left:
-                left[value] -= 1
-                if not left[value]:
-                    del left[value]
-        for value in node.outputs:
-            flowing.add(value)
-            count = sum(not user.is_constant for user, _ in value.uses)
-            if count:
-                left[value] = count
-        ends = [v for v in node.outputs if v.is_output]
-        cut = next(iter(left)) if len(left) == 1 else ends[0] if ends and not left else None
-        if cut is None or cut.producer is None or not is_same_place(cut, originals):
-            continue
-        bare = not any(map(is_layer, nodes))
-        if bare and pieces and pieces[-1][1] is not None:
+    for stretch in stretches(graph, lambda value: is_same_place(value, originals)):
+        nodes, cut = list(stretch.nodes), stretch.exit
+        if cut is not None and not stretch.layers and pieces:
             pieces[-1] = ([*pieces[-1][0], *nodes], cut)
         else:
             pieces.append((nodes, cut))
-        nodes = []
-    if nodes:
-        pieces.append((nodes, None))
     return pieces
 
 
@@ -243,9 +201,4 @@ def _fixed(value: Value, inside: set[Node]) -> str:
     return ""
 
 
-def has_gates(unit: Unit) -> bool:
-    """Whether a unit has gates, whose numbers stay what they are."""
-    return any(isinstance(n.op, Gate) for n in unit.nodes)
-
-
-__all__ = ["Found", "Tuned", "Unit", "find_units", "has_gates", "is_layer", "is_same_place"]
+__all__ = ["Found", "Tuned", "Unit", "find_units", "is_same_place"]

@@ -95,9 +95,7 @@ def refit(
     return result
 
 
-def _solve_rows(
-    matrix: Array64, rows: Array64, left: Array64, kept: npt.NDArray[np.bool_]
-) -> None:
+def _solve_rows(matrix: Array64, rows: Array64, left: Array64, kept: npt.NDArray[np.bool_]) -> None:
     """Add to each row the change of its kept numbers that solves its part of the normal equations; rows with equal masks share one."""
     from scipy.linalg import solve
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...ir import Exactness, Graph, Identity, Rewriter
+from ...ir import Graph, Rewriter
+from ...passes.depth.residual_blocks import skip
 from ..closed_forms import Sums
 from ..column_sums import ColumnSums
 from ..sites import Site
@@ -23,9 +24,8 @@ class Skipped(Candidate):
     def apply(self, graph: Graph, rw: Rewriter) -> None:
         """Replace the addition."""
         names = Names.of(graph)
-        node = names.producer(self.site.exit)
-        with rw.rewrite(f"skip {self.site.name}", node, exactness=Exactness.APPROXIMATE):
-            rw.replace(node, Identity(), [names.values[self.site.entry.name]])
+        entry, exit = names.values[self.site.entry.name], names.values[self.site.exit.name]
+        skip(rw, self.site.name, entry, exit)
 
 
 class Skip(Kind):
