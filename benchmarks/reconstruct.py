@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for everything that is kept"
     )
+    parser.add_argument("--networks", help="only these, by name")
     parser.add_argument("--sentences", type=int, default=500)
     parser.add_argument("--photographs", type=int, default=400)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -226,6 +227,8 @@ def main() -> None:
         f"{os.cpu_count()} cores that other work shares, so that seconds are those of the processor; graphshrink {graphshrink.__version__}, {versions}.",
     ]  # fmt: skip
     for name, made in networks.items():
+        if args.networks and name not in args.networks.split(","):
+            continue
         lines += ["", f"## {name}", "", *measured(name, *made(), args)]
         args.out.write_text("\n".join(lines) + "\n")
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cleanup.prune_dead import PruneDead
     from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
+    from .depth.drop_blocks import DropBlocks
     from .depth.expand_linear import ExpandLinear
     from .depth.fresh_norms import FreshNorms
     from .depth.hoist_padding import HoistPadding
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         KNOWN_RANKS,
         NO_GATES,
         NO_LASTING_MASKS,
+        REFERENCE,
         Condition,
     )
     from .infra.contract import Context, Pass, PassError
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .infra.repeat import Repeat
     from .infra.tolerance import relative_error
     from .merge.merge_linear import MergeLinear
+    from .reconstruction.reconstruct import Reconstruct
     from .sparsity.fold_masks import FoldMasks
     from .sparsity.sparsify import Sparsify
     from .statistics.gram import Gram, GramMatrix, InputMoments, InputStats
@@ -62,6 +65,7 @@ _NAMES = {
     ".cleanup.push_pads": ("PushPads",),
     ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
+    ".depth.drop_blocks": ("DropBlocks",),
     ".depth.expand_linear": ("ExpandLinear",),
     ".depth.fresh_norms": ("FreshNorms",),
     ".depth.hoist_padding": ("HoistPadding",),
@@ -74,6 +78,7 @@ _NAMES = {
         "KNOWN_RANKS",
         "NO_GATES",
         "NO_LASTING_MASKS",
+        "REFERENCE",
         "Condition",
     ),
     ".infra.contract": ("Context", "FunctionPass", "Pass", "PassError"),
@@ -83,6 +88,7 @@ _NAMES = {
     ".infra.repeat": ("Repeat",),
     ".infra.tolerance": ("relative_error",),
     ".merge.merge_linear": ("MergeLinear",),
+    ".reconstruction.reconstruct": ("Reconstruct",),
     ".sparsity.fold_masks": ("FoldMasks",),
     ".sparsity.sparsify": ("Sparsify",),
     ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
@@ -98,6 +104,7 @@ __all__ = [
     "KNOWN_RANKS",
     "NO_GATES",
     "NO_LASTING_MASKS",
+    "REFERENCE",
     "Accumulator",
     "ActivationMoments",
     "Calibration",
@@ -108,6 +115,7 @@ __all__ = [
     "Condition",
     "Context",
     "Deduplicate",
+    "DropBlocks",
     "Dump",
     "ExpandLinear",
     "FoldConstants",
@@ -136,6 +144,7 @@ __all__ = [
     "PruneChannels",
     "PruneDead",
     "PushPads",
+    "Reconstruct",
     "RemovalPlan",
     "RemoveActivations",
     "RemoveNoops",

@@ -71,7 +71,10 @@ def network(
 
 
 def samples(seed: int, count: int = 320) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).standard_normal((count, SIZE)).astype(np.float32)
+    """Samples with 4 directions of large variance and some noise."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((count, 4)) @ np.random.default_rng(7).standard_normal((4, SIZE))
+    return (mixed / 2 + 0.2 * rng.standard_normal((count, SIZE))).astype(np.float32)
 
 
 def holds(weight: Any, axis: int) -> bool:
