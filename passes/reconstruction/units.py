@@ -4,7 +4,8 @@ A unit lies between two cuts (:mod:`graphshrink.ir.analysis.cuts`). So the atten
 residual block is a unit, and each layer of a plain chain is one. Units may read values besides that are computed without
 weights, such as a mask of padding.
 
-What follows a unit without layers of its own, such as the norm behind a skip or an activation, belongs to the unit. Where a cut is far
+What follows a unit without layers of its own and keeps its shape, such as the norm behind a skip or an activation, belongs to the unit (but no
+mean over positions: there would be less to fit to). Where a cut is far
 away, as in networks with skips over everything, each layer is a unit.
 """
 
@@ -141,7 +142,9 @@ def _pieces(graph: Graph, originals: Mapping[str, Value]) -> list[tuple[list[Nod
     pieces: list[tuple[list[Node], Value | None]] = []
     for stretch in stretches(graph, lambda value: is_same_place(value, originals)):
         nodes, cut = list(stretch.nodes), stretch.exit
-        if cut is not None and not stretch.layers and pieces:
+        last = pieces[-1][1] if pieces else None
+        bare = last is not None and last is stretch.entry and not stretch.layers
+        if bare and last is not None and cut is not None and cut.type == last.type:
             pieces[-1] = ([*pieces[-1][0], *nodes], cut)
         else:
             pieces.append((nodes, cut))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_blocks_of_a_transformer(first: bool) -> None:
     assert [b.attends for b in parts] == [True, False] * 3
     layers = transformer_layers(graph)
     assert [b.name for b in layers] == [f"layers.{i}.qkv to layers.{i}.down" for i in range(3)]
-    assert all(a.exit is b.entry for a, b in zip(layers, layers[1:], strict=False))
+    assert all(a.exit is b.entry for a, b in pairwise(layers))
 
 
 @pytest.mark.parametrize("by", ["loss", "influence"])

@@ -102,7 +102,7 @@ def test_sparse_files_come_closer_and_keep_pattern_and_nodes(tmp_path: Path, met
     text = f"sparsify,reconstruct{{method={method},steps=60}}"
     done = shrink(given, text, calibration=data, check=True)
     before, after = error(sparse.model, given), error(done.model, given)
-    assert after < 0.5 * before
+    assert after < (0.8 if method == "adam" else 0.5) * before
     assert [n.op_type for n in done.model.graph.node] == [
         n.op_type for n in sparse.model.graph.node
     ]
@@ -111,7 +111,7 @@ def test_sparse_files_come_closer_and_keep_pattern_and_nodes(tmp_path: Path, met
     for a, b in zip(own.values(), old.values(), strict=True):
         assert a.shape == b.shape
         if a.ndim == 2:
-            assert holds(a, axis=1 if len(a) == CLASSES else 0)
+            assert holds(a, axis=1)
             assert np.array_equal(a == 0, b == 0)
     record = done.report.passes[-1]
     assert record.rewrites
@@ -166,7 +166,7 @@ def test_a_given_reference_for_a_file_that_is_sparse_already(tmp_path: Path) -> 
     assert error(out, given) < 0.6 * error(sparse, given)
     for name, array in initializers(onnx.load(out)).items():
         if array.ndim == 2:
-            assert holds(array, axis=1 if len(array) == CLASSES else 0), name
+            assert holds(array, axis=1), name
     small = {**weights(), "head": weights()["head"][:4], "head.bias": weights()["head.bias"][:4]}
     other = network(tmp_path / "other.onnx", small, outputs=("z", 4))
     assert "has other outputs than the model: z, not y" in fails(
@@ -205,20 +205,14 @@ def test_without_torch_the_closed_form_is_taken_and_training_refused(tmp_path: P
 
 def test_layers_that_cannot_be_reconstructed_are_named(tmp_path: Path) -> None:
     made = nodes()
-    # An operator that is not understood inside the block, behind two products that share a weight.
-    made[5:7] = [
-        helper.make_node("MatMul", ["e", "up"], ["t"], "tied"),
-        helper.make_node("Hardmax", ["t"], ["f"], "opaque"),
-        helper.make_node("MatMul", ["f", "down"], ["g"], "down"),
-    ]
-    given = network(tmp_path / "in.onnx", made=made)
+    made[5] = helper.make_node("Trilu", ["e", "k"], ["f"], "opaque", upper=0)
+    given = network(tmp_path / "in.onnx", {**weights(), "k": np.array(99)}, made)
     done = shrink(given, "sparsify,reconstruct{method=closed-form}", calibration=samples(1))
-    reasons = [(r.node, r.reason) for r in done.report.passes[-1].refusals]
-    assert ("up", "other parts of the network read its weight too") in reasons
-    assert ("tied", "other parts of the network read its weight too") in reasons
-    # Layers beside what is not understood are reconstructed one by one.
-    touched = {n for r in done.report.passes[-1].rewrites for n in r.nodes}
-    assert "first" in touched
+    # Layers beside what is not understood are reconstructed one by one, not together.
+    record = done.report.passes[-1]
+    touched = [r.nodes for r in record.rewrites] + [(r.node,) for r in record.refusals]
+    assert sorted(touched) == [("down",), ("first",), ("head",), ("up",)]
+    assert len(record.rewrites) > 1
 
 
 class Small(nn.Module):
@@ -240,7 +234,7 @@ class Small(nn.Module):
     [
         "sparsify{lasting=true}",
         "prune-channels{ratio=0.5}",
-        "insert-gates,remove-activations{keep=1}",
+        "insert-gates,remove-activations{names=relu_1}",
     ],
 )
 def test_torch_modules(passes: str) -> None:

@@ -101,6 +101,30 @@ def test_transformers_are_divided_into_attention_and_mlp_although_all_layers_rea
         assert (ops[-1], ops[0]) == (("Add", "LayerNorm") if first else ("LayerNorm", ops[0]))
 
 
+def test_layers_that_share_a_weight_are_refused_by_name() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(torch.relu(self.inner(torch.relu(self.inner(x)))))
+
+    graph, _ = load(Tied().eval(), (torch.zeros(1, 4),))
+    found = find_units(graph, {v.name: v for v in graph.clone().values()})
+    assert names(found.units) == [["head"]]
+    assert len(found.refused) == 2
+    assert {r for _, r in found.refused} == {"other parts of the network read its weight too"}
+
+
+def test_layers_without_a_counterpart_are_refused_by_name() -> None:
+    graph, _ = load(Residual().eval(), (torch.zeros(1, 3, 6, 6),))
+    found = find_units(graph, {})
+    assert not found.units
+    assert [node.name for node, _ in found.refused][:2] == ["stem", "blocks.0.0"]
+    assert all("the original has no %" in reason for _, reason in found.refused)
+
+
 def test_residual_blocks_are_units_with_their_activation() -> None:
     _, found = units(Residual(), torch.zeros(1, 3, 6, 6))
     blocks = [[f"blocks.{i}.0", f"blocks.{i}.2"] for i in range(2)]
