@@ -101,7 +101,7 @@ def test_files_and_reconstruction_behind_it(tmp_path: Any) -> None:
         return float(np.square(made - wanted).mean() / wanted.var())
 
     tail = ",prune-dead,remove-noops"
-    names = "layers=layers.0.up"
+    names = "layers=*layers.2*up*"
     plain, repaired, fitted = (
         shrink(given, text + tail, calibration=X.numpy()).model
         for text in (
