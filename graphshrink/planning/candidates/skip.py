@@ -1,4 +1,4 @@
-"""*skip*: a residual block goes, its skip stays."""
+"""*skip*: a residual block goes, its skip stays; or a whole layer of a transformer goes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Skipped(Candidate):
 
 
 class Skip(Kind):
-    """Skips of residual blocks."""
+    """Skips of residual blocks and of layers of transformers."""
 
     name = "skip"
 
     def requests(self, site: Site) -> Sequence[ColumnSums] | str:
         """Nothing has to be measured."""
-        return [] if site.kind == "residual" else ""
+        return [] if site.kind in ("residual", "block") else ""
 
     def fit(self, site: Site, results: Sequence[Sums]) -> list[Candidate]:
         """One candidate."""
