@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, Unpack, overload
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
     from typing_extensions import TypeVar
 
+    from .passes.statistics.training import Trainer
+
     Model = TypeVar("Model", default=Any)
 else:
     from typing import TypeVar
@@ -67,6 +70,8 @@ class GraphOptions(TypedDict, total=False):
 
 class ShrinkOptions(GraphOptions, total=False):
     """The keyword arguments of :func:`shrink`."""
+
+    reference: Any
 
     shapes: Mapping[str, Sequence[int]] | None
     fixed_shapes: Mapping[str, Sequence[int | None]] | None
@@ -258,6 +263,7 @@ def shrink(
     observers: Sequence[Observer] = (),
     target: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    reference: Any = None,
 ) -> ShrinkResult[Any]:
     """Shrink a model or an ONNX file and return it with a report.
 
@@ -278,6 +284,8 @@ def shrink(
         observers: Further observers of the pipeline.
         target: The target that the result will be saved for; passes can take it into account.
         progress: Called with (done, total, what) inside long passes; the total is 0 if it is unknown.
+        reference: The original model, of the same kind, for passes that keep close to it (``reconstruct``), if the given one was shrunk
+            already. If not given, it is the network before the first approximate pass.
 
     Raises:
         UsageError: If the model is of another kind, or inputs or calibration data do not fit it.
@@ -334,6 +342,14 @@ def shrink(
     )
     if progress is not None:
         ctx.progress = progress
+    if any(step.uses_reference for step in pipeline.passes):
+        ctx.trainer = _trainer()
+        if reference is not None:
+            ctx.reference = _reference(graph, kind, reference, example_inputs, fixed_shapes)
+    elif reference is not None:
+        raise UsageError(
+            "reference is for passes that keep close to it, such as reconstruct; there is none"
+        )
     if calibration is not None:
         from .data.calibration import calibrated
 
@@ -357,6 +373,43 @@ def shrink(
         calibration_used=None if ctx.calibration is None else ctx.calibration.used,
     )
     return ShrinkResult(graph, report, kind, target)
+
+
+def _reference(
+    graph: Graph,
+    kind: str,
+    model: Any,
+    example_inputs: Any,
+    fixed_shapes: Mapping[str, Sequence[int | None]] | None,
+) -> Graph:
+    """The graph of the original model.
+
+    Raises:
+        UsageError: If it is of another kind, or has other inputs or outputs than the graph.
+    """
+    found, other = load(model, example_inputs, fixed_shapes)
+    if other != kind:
+        raise UsageError(
+            f"the reference is for {other}, the model is for {kind}: give two of the same kind"
+        )
+    for what, one, two in (
+        ("inputs", [v.name for v in graph.inputs], [v.name for v in found.inputs]),
+        ("outputs", graph.output_names, found.output_names),
+    ):
+        if list(one) != list(two):
+            raise UsageError(
+                f"the reference has other {what} than the model: {', '.join(two) or 'none'}, not {', '.join(one) or 'none'}"
+            )
+    return found
+
+
+def _trainer() -> Trainer | None:
+    """What trains pieces of networks; ``None`` where torch is not installed."""
+    if find_spec("torch") is None:
+        return None
+    from .training.pieces import PieceTrainer
+
+    return PieceTrainer()
 
 
 def _without_numbers(graph: Graph) -> list[str]:

@@ -165,7 +165,7 @@ class Report:
         found = [summary(self.not_understood)] if self.not_understood else []
         if self.calibration_used is False:
             found.append(
-                "no pass used the calibration data: plans, sparsify, pivot, remove-activations and prune-channels{method=variance} do, "
+                "no pass used the calibration data: plans, sparsify, reconstruct, drop-blocks, pivot, remove-activations and prune-channels{method=variance} do, "
                 "and targets that measure ranges"
             )
         if self.unchecked:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cleanup.prune_dead import PruneDead
     from .cleanup.push_pads import PushPads
     from .cleanup.remove_noops import RemoveNoops
+    from .depth.drop_blocks import DropBlocks
     from .depth.expand_linear import ExpandLinear
     from .depth.fresh_norms import FreshNorms
     from .depth.hoist_padding import HoistPadding
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         KNOWN_RANKS,
         NO_GATES,
         NO_LASTING_MASKS,
+        REFERENCE,
         Condition,
     )
     from .infra.contract import Context, Pass, PassError
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .merge.merge_linear import MergeLinear
     from .quantize.quantize import Quantize
     from .quantize.requantize import Requantize
+    from .reconstruction.reconstruct import Reconstruct
     from .sparsity.fold_masks import FoldMasks
     from .sparsity.sparsify import Sparsify
     from .statistics.gram import Gram, GramMatrix, InputMoments, InputStats
@@ -64,6 +67,7 @@ _NAMES = {
     ".cleanup.push_pads": ("PushPads",),
     ".cleanup.remove_noops": ("RemoveNoops",),
     ".depth.affine_fit": ("ActivationStats",),
+    ".depth.drop_blocks": ("DropBlocks",),
     ".depth.expand_linear": ("ExpandLinear",),
     ".depth.fresh_norms": ("FreshNorms",),
     ".depth.hoist_padding": ("HoistPadding",),
@@ -76,6 +80,7 @@ _NAMES = {
         "KNOWN_RANKS",
         "NO_GATES",
         "NO_LASTING_MASKS",
+        "REFERENCE",
         "Condition",
     ),
     ".infra.contract": ("Context", "FunctionPass", "Pass", "PassError"),
@@ -87,6 +92,7 @@ _NAMES = {
     ".merge.merge_linear": ("MergeLinear",),
     ".quantize.quantize": ("Quantize",),
     ".quantize.requantize": ("Requantize",),
+    ".reconstruction.reconstruct": ("Reconstruct",),
     ".sparsity.fold_masks": ("FoldMasks",),
     ".sparsity.sparsify": ("Sparsify",),
     ".statistics.gram": ("Gram", "GramMatrix", "InputMoments", "InputStats"),
@@ -102,6 +108,7 @@ __all__ = [
     "KNOWN_RANKS",
     "NO_GATES",
     "NO_LASTING_MASKS",
+    "REFERENCE",
     "Accumulator",
     "ActivationMoments",
     "Calibration",
@@ -112,6 +119,7 @@ __all__ = [
     "Condition",
     "Context",
     "Deduplicate",
+    "DropBlocks",
     "Dump",
     "ExpandLinear",
     "FoldConstants",
@@ -141,6 +149,7 @@ __all__ = [
     "PruneDead",
     "PushPads",
     "Quantize",
+    "Reconstruct",
     "RemovalPlan",
     "RemoveActivations",
     "RemoveNoops",

@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "data", "calibration", "calibration_samples", "calibration_batch", "samples", "batch", "preprocess", "labels",
     ),
     "Training": (
-        "recover", "teacher", "epochs", "lr", "augment", "checkpoint",
+        "reference", "recover", "teacher", "epochs", "lr", "augment", "checkpoint",
     ),
     "Output": ("out", "report", "as_json", "verbose"),
 }  # fmt: skip
@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "graphshrink in.onnx small.onnx --speedup 1.5 --calibration samples.npz",
         "graphshrink in.onnx out.onnx --passes merge-linear,prune-dead",
         "graphshrink in.onnx out.onnx --passes sparsify --calibration x.npz --recover 3",
+        "graphshrink in.onnx out.onnx --passes sparsify,reconstruct --calibration x.npz",
         "graphshrink in.onnx trt.onnx --target tensorrt --fp16",
     ),
     "advise": (

@@ -79,6 +79,13 @@ def shrink(
     calibration_samples: CalibrationSamples = None,
     calibration_batch: CalibrationBatch = None,
     preprocess: PreprocessText = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The original network, for the pass reconstruct, if IN was shrunk already.",
+        ),
+    ] = None,
     speedup: Speedup = None,
     latency: LatencyBudget = None,
     macs: MacsBudget = None,
@@ -172,6 +179,8 @@ def shrink(
     read = [*files_read(calibration, pipeline)]
     if plan is not None:
         read.append(("the plan", Path(plan)))
+    if reference is not None:
+        read.append(("the reference", Path(reference)))
     check_outputs(chosen, {"--report": report, "--frontier": frontier}, source, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     targets = chosen_targets(
@@ -230,6 +239,7 @@ def shrink(
             observers=[watch, KeepData(outputs), *([outline] if wanted else [])],
             target=chosen.target.name,
             progress=watch.progress_within,
+            reference=reference,
         )
         result.report.planned = shown is not None
         recovered = None

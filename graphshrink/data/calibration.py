@@ -161,6 +161,21 @@ class GraphCalibration(Calibration):
         """The wanted values of a graph for each batch."""
         yield from self.run(graph, values, self.batches())
 
+    def split(self, every: int) -> tuple[Calibration, Calibration]:
+        """Two parts: what is fitted to, and every ``every``-th sample (or batch, where the model fixes its size) to judge with.
+
+        Raises:
+            UsageError: If there are too few samples for two parts.
+        """
+        sizes = [_divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
+        count, place = sum(size or 1 for size in sizes), every // 2
+        if count <= place:
+            what = "samples" if all(sizes) else "batches"
+            raise UsageError(
+                f"{self.source.name}: {count} {what} are too few to judge with some of them; at least {place + 1} are needed, some hundreds are better"
+            )
+        return _Part(self, sizes, every, place, False), _Part(self, sizes, every, place, True)
+
     def batches(self) -> Iterator[Block]:
         """The batches, with an array for each input."""
         if self.cached is not None:
@@ -210,6 +225,58 @@ class GraphCalibration(Calibration):
         wide = array.astype(np.float32) if array.dtype.kind == "V" else array
         if wide.dtype.kind in "fc" and not np.isfinite(wide).all():
             raise UsageError(f"{where} contains NaN or infinite numbers")
+
+
+class _Part(Calibration):
+    """Every n-th sample of calibration data, or all others.
+
+    Args:
+        whole: The data.
+        sizes: The number of samples of each batch; 0 for a batch that cannot be divided.
+        every: The number n.
+        place: The first sample of those.
+        held: Whether it is every n-th sample.
+    """
+
+    def __init__(
+        self, whole: GraphCalibration, sizes: Sequence[int], every: int, place: int, held: bool
+    ) -> None:
+        self.whole = whole
+        self.chosen: list[list[int]] = []
+        start = 0
+        for size in sizes:
+            places = range(start, start + max(size, 1))
+            chosen = [i - start for i in places if (i % every == place) == held]
+            self.chosen.append(chosen)
+            start += max(size, 1)
+        self.sizes = list(sizes)
+
+    @property
+    def batch_count(self) -> int:
+        """The number of batches with some samples."""
+        return sum(map(bool, self.chosen))
+
+    @property
+    def samples(self) -> list[int]:
+        """The number of samples of each batch; 0 for a batch that cannot be divided."""
+        parts = zip(self.sizes, self.chosen, strict=True)
+        return [len(chosen) if size else 0 for size, chosen in parts if chosen]
+
+    def stream(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Array, ...]]:
+        """The wanted values of a graph for each batch."""
+        yield from self.whole.run(graph, values, self._batches())
+
+    def _batches(self) -> Iterator[Block]:
+        parts = zip(self.whole.batches(), self.sizes, self.chosen, strict=True)
+        for batch, size, chosen in parts:
+            if chosen:
+                yield tuple(array[chosen] for array in batch) if size else batch
+
+
+def _divisible(batch: Block) -> int:
+    """The number of samples of a batch along the first axes of its arrays; 0 if they differ."""
+    sizes = {len(array) if array.ndim else 0 for array in batch}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def _fixed_batch(inputs: Inputs) -> int | None:

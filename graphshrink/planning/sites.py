@@ -3,6 +3,7 @@
 They come from the program structure tree (:mod:`graphshrink.ir.analysis.regions`) and from the coupled channel groups:
 
 - *residual*: ``exit = entry + body(entry)``. The skip stays; candidates replace the body.
+- *block*: a layer of a transformer, attention together with its MLP and the norms behind them; candidates leave it out.
 - *branch*: branches that meet again, without an identity skip.
 - *pair*: two layers that mix channels, with something in between that is not linear.
 - *layer*: one convolution whose kernel is larger than one pixel.
@@ -36,6 +37,7 @@ from ..ir import (
 )
 from ..ir.analysis import ChannelGroup, Region, channel_groups, regions
 from ..passes.channels.cuts import Followed, cuts_of, one_less
+from ..passes.depth.residual_blocks import Block, transformer_layers
 
 REWRITTEN = ("residual", "branch", "pair", "layer")
 """The kinds of sites that are replaced as a whole."""
@@ -46,7 +48,7 @@ class Site:
     """A region that can be replaced.
 
     Attributes:
-        kind: ``residual``, ``branch``, ``pair``, ``layer``, ``matrix`` or ``hidden``.
+        kind: ``residual``, ``block``, ``branch``, ``pair``, ``layer``, ``matrix`` or ``hidden``.
         entry: The value that the region reads.
         exit: The value that it computes.
         nodes: Its nodes in topological order, without nodes that compute constants.
@@ -113,6 +115,8 @@ def find_sites(graph: Graph) -> Sites:
             finder.run(run, region)
     for group in channel_groups(graph):
         finder.group(group)
+    for block in transformer_layers(graph):
+        finder.block(block)
     sites.found.sort(key=lambda s: (s.span, s.name))
     return sites
 
@@ -218,6 +222,23 @@ class _Finder:
             self.sites.refused[site.name] = reason
         else:
             self.sites.found.append(site)
+
+    def block(self, block: Block) -> None:
+        """A whole layer of a transformer, unless a residual block is all of it."""
+        if not block.attends or any(
+            s.entry is block.entry and s.exit is block.exit for s in self.sites.found
+        ):
+            return
+        inside = set(block.nodes)
+        for node in block.nodes:
+            for value in node.inputs:
+                if value is None or value.data is not None or value is block.entry:
+                    continue
+                if value.producer not in inside:
+                    reason = f"it reads %{value.name} besides"
+                    self.sites.refused[f"block {block.exit.name}"] = reason
+                    return
+        self._add("block", block.entry, block.exit, list(block.nodes))
 
     def group(self, group: ChannelGroup) -> None:
         """A hidden site, if layers of a region read the group."""

@@ -10,7 +10,7 @@ from ..ir import Graph, Node
 from .sites import Site
 from .survey import Choice
 
-_ORDER = ("residual", "branch", "pair", "hidden", "layer", "matrix")
+_ORDER = ("residual", "branch", "pair", "hidden", "layer", "matrix", "block")
 """Which kind of site is shown where sites that stay overlap."""
 
 

@@ -63,6 +63,10 @@ def _no_calibration(graph: Graph, ctx: Context) -> str:
     return "none were given" if ctx.calibration is None else ""
 
 
+def _no_reference(graph: Graph, ctx: Context) -> str:
+    return "no pass before it is approximate" if ctx.reference is None else ""
+
+
 KNOWN_RANKS = Condition(
     "known ranks",
     _unknown_rank,
@@ -80,3 +84,10 @@ CALIBRATION_DATA = Condition(
     "calibration data", _no_calibration, "give --calibration PATH (calibration=... in Python)"
 )
 """There is calibration data to compute statistics from."""
+
+REFERENCE = Condition(
+    "a reference",
+    _no_reference,
+    "run it behind the approximate passes of the same pipeline, or give the original network: --reference FILE (reference=... in Python)",
+)
+"""The network that approximate passes should stay close to is known."""

@@ -13,6 +13,7 @@ import numpy as np
 from ...ir import Exactness, Graph, GraphshrinkError, Node, Rewriter
 from ...ir.options import OptionError, check_options, options_text, suggestion
 from ..statistics.requests import Calibration
+from ..statistics.training import Trainer
 from .conditions import Condition
 
 
@@ -32,6 +33,9 @@ class Context:
         unwritable: Returns the reason why the host cannot write a node, or ``None`` if it can. It is asked only about
             new and changed nodes. ``None`` if the host cannot be asked.
         host_nodes: Returns the number of nodes that the host would write a node with. ``None`` if the host cannot be asked.
+        reference: The graph that approximate passes should stay close to. A pipeline keeps a copy of its graph before its first
+            approximate pass if a later pass asks for it (:attr:`Pass.uses_reference`) and no reference was given.
+        trainer: Trains pieces of the network; ``None`` where torch is not installed.
         rng: A random generator.
     """
 
@@ -41,6 +45,8 @@ class Context:
     calibration: Calibration | None = None
     unwritable: Callable[[Node], str | None] | None = None
     host_nodes: Callable[[Node], int] | None = None
+    reference: Graph | None = None
+    trainer: Trainer | None = None
     rng: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,12 +61,14 @@ class Pass(ABC):
         exactness: The exactness class of the rewrites, unless a rewrite states its own.
         asks_first: True if the pass asks ``Rewriter.unwritable`` before it makes a node, or makes no nodes. The runner
             then keeps no copy of the graph to undo the pass.
+        uses_reference: True if the pass reads :attr:`Context.reference`.
         requires: The conditions that must hold before the pass; a property if they depend on options.
         ensures: The conditions that hold after the pass.
     """
 
     name: ClassVar[str] = ""
     asks_first: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False
     exactness: ClassVar[Exactness] = Exactness.EXACT
     requires: ClassVar[tuple[Condition, ...]] = ()
     ensures: ClassVar[tuple[Condition, ...]] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -108,8 +108,15 @@ class Pipeline:
             watching.insert(1, Writable(ctx.unwritable, leave_to_check=checked))
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
         run = _PipelineRun(graph, ctx, watching)
-        for step in self.passes:
-            run.step(step)
+        given = ctx.reference
+        keeps = given is None and any(step.uses_reference for step in _unrolled(self.passes))
+        try:
+            for step in self.passes:
+                if keeps and ctx.reference is None and _is_approximate(step):
+                    ctx.reference = graph.clone()
+                run.step(step)
+        finally:
+            ctx.reference = given
         return run.records
 
     def __add__(self, other: Pipeline | PassLike) -> Pipeline:
@@ -190,6 +197,23 @@ class _PipelineRun:
             f"{group} still changed something after {MAX_ROUNDS} rounds; it was stopped"
         )
         return changed
+
+
+def _unrolled(passes: Iterable[Pass]) -> Iterator[Pass]:
+    """The passes, with those inside ``repeat`` groups."""
+    for step in passes:
+        yield step
+        if isinstance(step, Repeat):
+            yield from _unrolled(step.passes)
+
+
+def _is_approximate(step: Pass) -> bool:
+    """Whether a pass may change what the network computes, and is not itself the one that mends it."""
+    return any(
+        each.exactness is not Exactness.EXACT and not each.uses_reference
+        for each in _unrolled([step])
+        if not isinstance(each, Repeat)
+    )
 
 
 def _log(record: PassRecord) -> None:

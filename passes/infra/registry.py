@@ -16,6 +16,7 @@ ENTRY_POINTS = "graphshrink.passes"
 
 BUILT_IN = {
     "deduplicate": "cleanup.deduplicate:Deduplicate",
+    "drop-blocks": "depth.drop_blocks:DropBlocks",
     "expand-linear": "depth.expand_linear:ExpandLinear",
     "fold-constants": "cleanup.fold_constants:FoldConstants",
     "fold-masks": "sparsity.fold_masks:FoldMasks",
@@ -34,6 +35,7 @@ BUILT_IN = {
     "prune-dead": "cleanup.prune_dead:PruneDead",
     "push-pads": "cleanup.push_pads:PushPads",
     "quantize": "quantize.quantize:Quantize",
+    "reconstruct": "reconstruction.reconstruct:Reconstruct",
     "remove-activations": "depth.remove_activations:RemoveActivations",
     "remove-noops": "cleanup.remove_noops:RemoveNoops",
     "requantize": "quantize.requantize:Requantize",

@@ -95,6 +95,19 @@ class Calibration(ABC):
         """The number of batches; 0 if it is not known."""
         return 0
 
+    @property
+    def samples(self) -> list[int]:
+        """The number of samples of each batch along the first axes of its arrays, 0 for a batch that cannot be divided; empty if not known."""
+        return []
+
+    def split(self, every: int) -> tuple[Calibration, Calibration]:
+        """Two parts: what is fitted to, and every ``every``-th sample (or batch, where batches cannot be divided) to judge with.
+
+        Raises:
+            UsageError: If the data cannot be divided, or there are too few.
+        """
+        raise UsageError("these calibration data cannot be divided")
+
     def collect(self, graph: Graph, requests: Iterable[Request[Any]]) -> Results:
         """Compute statistics of the present ``graph``, in one run over the data if memory allows.
 

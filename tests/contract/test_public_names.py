@@ -20,10 +20,10 @@ PUBLIC = {
     """,
     "graphshrink.passes": """
         Accumulator ActivationMoments CALIBRATION_DATA Calibration ChannelMoments ChannelStats Check CheckFailed
-        Condition Context Deduplicate Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves
+        Condition Context Deduplicate DropBlocks Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves
         FusePatterns Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS MaskBlocks
         MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels
-        Pipeline Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request
+        Pipeline Pivot PruneChannels PruneDead PushPads REFERENCE Reconstruct RemovalPlan RemoveActivations RemoveNoops Repeat Request
         Sparsify Timing Verify known_passes register relative_error
     """,
 }

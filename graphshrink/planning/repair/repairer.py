@@ -13,6 +13,8 @@ import numpy as np
 
 from ...ir import ArrayTensor, Conv, Exactness, Graph, Node, Rewriter, UsageError, Value
 from ...passes.merge.algebra.tensors import Array64
+from ...passes.reconstruction.targets import Target, target_of
+from ...passes.statistics.least_squares import GroupSums, refit
 from ..candidates import Candidate
 from ..candidates.narrow import Narrowed
 from ..column_sums import SUMS_BYTES, Window, sampled
@@ -20,8 +22,8 @@ from ..costs import Progress
 from ..quality import Outputs, Score, Scorer, joined, part_runner
 from ..samples import Batch, Samples
 from .joint import RIDGES, Coordinates, amounts
-from .pairs import Target, changed_nodes, is_repairable, target_of
-from .refits import GroupSums, moved, moves, refit, rescale, shift
+from .pairs import changed_nodes, is_repairable
+from .refits import moved, moves, rescale, shift
 from .walk import Walk
 
 STRENGTHS = (0.03, 0.3)

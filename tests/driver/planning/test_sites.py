@@ -56,6 +56,12 @@ def test_heads_and_hidden_channels_of_a_transformer(name: str, onnx_files: Path)
     sites = _sites(name, onnx_files)
     layers = 1 if name == "llama" else 2
     assert _count(sites, "residual") == 2 * layers
+    blocks = [s for s in sites.found if s.kind == "block"]
+    assert len(blocks) == layers
+    for block in blocks:
+        inside = [s for s in sites.found if set(s.nodes) < set(block.nodes)]
+        assert sum(s.kind == "residual" for s in inside) == 2
+        assert all(block.excludes(s) for s in inside)
     heads = [s for s in sites.found if s.group is not None and s.group.unit > 1]
     assert [s.group.size for s in heads if s.group] == [2 if name == "llama" else 3] * layers
     assert all(s.closer is not None for s in heads)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
-from graphshrink.planning.repair.refits import GroupSums, refit, rescale, shift
+from graphshrink.passes.statistics.least_squares import GroupSums, refit
+from graphshrink.planning.repair.refits import rescale, shift
 
 SEEDS = st.integers(0, 2**32 - 1)
 
