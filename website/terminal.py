@@ -2,6 +2,7 @@
 
 ``python website/terminal.py`` writes docs/images/terminal.svg. The network is the one for digits in examples/, trained; the samples are its
 training images, without labels. The run is timed: let nothing else run meanwhile.
+The README shows the picture once a line ``![...](docs/images/terminal.svg)`` names it.
 """
 
 from __future__ import annotations

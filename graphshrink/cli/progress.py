@@ -152,7 +152,7 @@ def shown(progress: bool | _Report | None) -> Iterator[_Report]:
         progress: ``True`` shows a bar on a terminal or in a notebook, and nothing elsewhere; ``False`` or ``None`` shows nothing; a
             function is used as it is.
     """
-    if callable(progress):
+    if progress is not None and not isinstance(progress, bool):
         yield progress
     elif progress and in_notebook():
         bar = NotebookBar()

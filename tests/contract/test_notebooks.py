@@ -63,6 +63,8 @@ def test_the_calls_fit_the_api(path: Path) -> None:
 def test_the_outputs_are_those_of_one_run(path: Path) -> None:
     assert path.stat().st_size < LARGEST
     cells = code_of(path)
+    if not any(cell["outputs"] for cell in cells):
+        pytest.skip("it is stored without outputs; make notebooks runs it and stores them")
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), (
         "run: make notebooks"
     )
