@@ -35,7 +35,9 @@ def _stated(call: Call, other: Value | None = None) -> DType:
 def full(call: Call) -> Value:
     """``(size, number)``."""
     call.only("dtype", "fill_value", "size")
-    sizes = call.get(0, "size")
+    sizes = (
+        call.sizes(0, "size") if not isinstance(call.get(0, "size"), int) else [call.int(0, "size")]
+    )
     return filled(call, sizes, call.get(1, "fill_value"), _stated(call))
 
 
@@ -72,7 +74,9 @@ def full_like(call: Call) -> Value:
 def new_full(call: Call) -> Value:
     """``(x, size, number)``."""
     call.only("dtype", "size", "fill_value")
-    sizes, number = call.get(1, "size"), call.get(2, "fill_value")
+    if not isinstance(call.get(1, "size"), (list, tuple)):
+        raise NotWritten("its sizes are no list")
+    sizes, number = call.sizes(1, "size"), call.get(2, "fill_value")
     return filled(call, sizes, number, _stated(call, call.tensor(0)))
 
 

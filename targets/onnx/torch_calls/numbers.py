@@ -41,7 +41,7 @@ def attribute(call: Call) -> Any:
     return _ATTRIBUTES[name](call, x)
 
 
-@writes("size")
+@writes("size", "sym_size")
 def size(call: Call) -> Any:
     """``(x, dim)``."""
     x = call.tensor(0)

@@ -100,9 +100,8 @@ def repeat(call: Call) -> Value:
     if len(times) < rank:
         times = [1] * (rank - len(times)) + times
     elif len(times) > rank:
-        x = call.out.op(
-            "Reshape", x, call.out.vector([*[1] * (len(times) - rank), *call.out.sizes(x)])
-        )
+        wide = call.out.vector([*[1] * (len(times) - rank), *call.out.sizes(x)])
+        x = call.out.op("Reshape", x, wide)
     return call.op("Tile", x, call.out.vector(times))
 
 
