@@ -99,7 +99,7 @@ def fold(call: Call) -> Value:
 @writes("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> Value:
     """``(x, factor)``: reshaped, so that channels come in torch's order."""
-    x, r = call.tensor(0), call.int(1, "downscale_factor")
+    x, r = call.tensor(0), call.known(1, "downscale_factor")
     rank = call.out.rank(x)
     if rank != 4:
         raise NotWritten("its input is no batch")

@@ -15,9 +15,10 @@ def filled(call: Call, sizes: Sequence[Size], number: Any, dtype: DType) -> Valu
     """A tensor of one number."""
     if isinstance(number, Value):
         number = call.out.item(number)
-    if all(isinstance(n, int) for n in sizes) and not isinstance(number, Number):
+    known = [n for n in sizes if isinstance(n, int)]
+    if len(known) == len(sizes) and not isinstance(number, Number):
         with np.errstate(all="ignore"):
-            return call.out.constant(np.full(tuple(sizes), number).astype(dtype.numpy))
+            return call.out.constant(np.full(tuple(known), number).astype(dtype.numpy))
     made = call.out.scalar(number, dtype)
     return call.out.op("Expand", made, call.out.vector(sizes), type=call.type)
 
@@ -36,7 +37,9 @@ def full(call: Call) -> Value:
     """``(size, number)``."""
     call.only("dtype", "fill_value", "size")
     sizes = (
-        call.sizes(0, "size") if not isinstance(call.get(0, "size"), int) else [call.int(0, "size")]
+        call.sizes(0, "size")
+        if not isinstance(call.get(0, "size"), int)
+        else [call.known(0, "size")]
     )
     return filled(call, sizes, call.get(1, "fill_value"), _stated(call))
 
@@ -103,7 +106,9 @@ def arange(call: Call) -> Value:
         else (0, (given or [call.get(9, "end")])[0], 1)
     )
     start, step = call.kwargs.get("start", start), call.kwargs.get("step", step)
-    numbers = [call.out.item(n) if isinstance(n, Value) else n for n in (start, end, step)]
+    numbers: list[Any] = [
+        call.out.item(n) if isinstance(n, Value) else n for n in (start, end, step)
+    ]
     floats = any(
         isinstance(n, float) or (isinstance(n, Number) and n.dtype is DType.F64) for n in numbers
     )
