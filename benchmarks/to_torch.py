@@ -143,7 +143,7 @@ def packages(folder: Path, each: int) -> Iterator[Case]:
             feeds, want = running_inputs(str(path))
             return onnx.load(path), list(feeds.values()), want
 
-        yield Lazy(f"{short(entry['source'])} {entry['path']}", [], None, make)
+        yield Lazy(f"{short(entry['source'])} {entry['path']}", [], make=make)
 
 
 @dataclass
@@ -199,6 +199,15 @@ def tensor(found: Any) -> torch.Tensor:
     if found.dtype.name == "bfloat16":
         return torch.from_numpy(found.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(np.array(found))
+
+
+def plain(x: torch.Tensor) -> Any:
+    """An array with the numbers of a tensor."""
+    if x.dtype is not torch.bfloat16:
+        return x.numpy()
+    return (
+        x.view(torch.int16).numpy().view(onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    )
 
 
 def same(want: Any, got: torch.Tensor, rounding: float = 0.0) -> bool:
@@ -266,7 +275,7 @@ def back(
         except ModelError as error:
             return LEFT, str(error)
         model = onnx.load(path)
-    feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, given, strict=True)}
+    feeds = {i.name: plain(x) for i, x in zip(model.graph.input, given, strict=True)}
     reason = next((n for n in notes if n.startswith("written by torch's exporter")), "")
     try:
         got = results(model, feeds)

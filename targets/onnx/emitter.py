@@ -328,11 +328,11 @@ def _native(graph: Graph, opset: int, any_batch: bool, *, calls: bool = False) -
     wanted = needed(graph, any_batch, calls=calls)
     unknown = wanted.unknown()
     if unknown:
-        calls = [
+        texts = [
             f"{kind} ({listed(names)}{': ' + why if why else ''})"
             for (kind, why), names in unknown.items()
         ]
-        raise _NotNative(f"the IR does not express {'; '.join(calls)}")
+        raise _NotNative(f"the IR does not express {'; '.join(texts)}")
     try:
         made, notes = hostless(graph, wanted, any_batch, opset)
     except NotWritten as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -191,17 +190,21 @@ def hostless(
     for value, name in zip(graph.inputs, input_names(graph), strict=True):
         if value.type.dtype is None or value.type.shape is None:
             raise UsageError(f"the shape of input {name!r} is not known: give example_inputs")
+    why = ", as the module does"
     for found in _other_batches(graph, wanted) if any_batch else ():
-        # A constant may have numbers for one batch size alone, and so may the form of a call.
-        with suppress(InferenceError, NotWritten):
-            open_ = replace(wanted, ops=found.ops)
+        open_ = replace(wanted, ops=found.ops)
+        try:
             return _Copy(graph, _Sizes(graph, found.types), open_, opset).run(), []
+        except InferenceError:
+            continue  # A constant has numbers for one batch size alone.
+        except NotWritten as error:
+            why = f": others are not expressed by {error}"
     notes = []
     if any_batch and graph.host.inputs is not None and any(v.type.rank for v in graph.inputs):
         sizes = listed(list(dict.fromkeys(str(v.type.dim(0)) for v in graph.inputs if v.type.rank)))
-        by_numbers = any(not v.type.is_static for n in wanted.calls for v in n.outputs)
-        why = "sizes inside depend on numbers" if by_numbers else "as the module does"
-        notes.append(f"the file takes batches of {sizes} only, {why}")
+        if any(not v.type.is_static for n in wanted.calls for v in n.outputs if v.type.dtype):
+            why = ": sizes inside depend on numbers"
+        notes.append(f"the file takes batches of {sizes} only{why}")
     return _Copy(graph, _Sizes(graph, {}), wanted, opset).run(), notes
 
 

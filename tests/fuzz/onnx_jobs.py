@@ -523,6 +523,38 @@ def exported(it: Prepared) -> None:
     it.check(run, "to-torch", first=True)
 
 
+def back(passes: Any, it: Prepared) -> None:
+    """The model as a torch module, and that as an ONNX file again."""
+    import torch
+
+    import graphshrink
+
+    out = it.folder / "back.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        module = graphshrink.to_torch(it.path)
+        given = list(module.meta["inputs"].values())
+        example = tuple(torch.from_numpy(np.array(it.case.feeds[0][name])) for name in given)
+        notes = shrink(module, passes, example_inputs=example).save(out).notes
+    exporter = next((note for note in notes if note.startswith("written by torch's")), None)
+    if exporter is not None:
+        raise Unsupported(exporter)
+    try:
+        session = it.session(out)
+    except OrtError as error:
+        raise Wrong("result does not load", str(error)) from error
+
+    def run(feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            return session.run(
+                {name: feeds[own] for name, own in zip(session.inputs, given, strict=True)}
+            )
+        except OrtError as error:
+            raise Wrong("result does not run", str(error)) from error
+
+    it.check(run, "to-torch", first=True)
+
+
 JOBS: dict[str, Job] = {
     **{name: partial(exact, passes) for name, passes in EXACT.items()},
     "given": given,
@@ -537,13 +569,22 @@ JOBS: dict[str, Job] = {
     "to-torch": partial(to_torch, ()),
     "to-torch-default": partial(to_torch, None),
     "to-torch-norms": partial(to_torch, "fresh-norms{layers=*}"),
+    "back": partial(back, ()),
+    "back-default": partial(back, None),
     "exported": exported,
 }
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tflite": ("tflite", "tflite-nchw"),
-    "to-torch": ("to-torch", "to-torch-default", "to-torch-norms", "exported"),
+    "to-torch": (
+        "to-torch",
+        "to-torch-default",
+        "to-torch-norms",
+        "back",
+        "back-default",
+        "exported",
+    ),
 }
 
 TARGETS: dict[str, tuple[str, ...]] = {

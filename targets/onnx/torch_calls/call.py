@@ -302,7 +302,7 @@ class Call:
         """An argument that is true or false."""
         return bool(self.get(place, name, default))
 
-    def int(self, place: int, name: str, default: Any = None) -> int:
+    def known(self, place: int, name: str, default: Any = None) -> int:
         """An argument that must be a known whole number.
 
         Raises:
@@ -335,7 +335,7 @@ class Call:
     def axis(self, x: Value, place: int, name: str = "dim", default: Any = None) -> int:
         """An argument that is an axis, counted from the front."""
         rank = self.out.rank(x)
-        return self.int(place, name, default) % max(rank, 1)
+        return self.known(place, name, default) % max(rank, 1)
 
     @property
     def dtype(self) -> DType:

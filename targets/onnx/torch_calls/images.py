@@ -99,7 +99,7 @@ def fold(call: Call) -> Value:
 @writes("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> Value:
     """``(x, factor)``: reshaped, so that channels come in torch's order."""
-    x, r = call.tensor(0), call.int(1, "downscale_factor")
+    x, r = call.tensor(0), call.known(1, "downscale_factor")
     rank = call.out.rank(x)
     if rank != 4:
         raise NotWritten("its input is no batch")
@@ -116,6 +116,8 @@ def pixel_unshuffle(call: Call) -> Value:
 @writes("nll_loss")
 def nll_loss(call: Call) -> Value:
     """``(logs, targets, weight, size_average, ignore_index, reduce, reduction)``."""
+    if call.get(3, "size_average") is not None or call.get(5, "reduce") is not None:
+        raise NotWritten("it has the arguments of ATen, or old ones")
     ignored, reduction = call.get(4, "ignore_index", -100), call.get(6, "reduction", "mean")
     attrs = {"ignore_index": ignored, "reduction": reduction}
     return call.op(

@@ -15,9 +15,10 @@ def filled(call: Call, sizes: Sequence[Size], number: Any, dtype: DType) -> Valu
     """A tensor of one number."""
     if isinstance(number, Value):
         number = call.out.item(number)
-    if all(isinstance(n, int) for n in sizes) and not isinstance(number, Number):
+    known = [n for n in sizes if isinstance(n, int)]
+    if len(known) == len(sizes) and not isinstance(number, Number):
         with np.errstate(all="ignore"):
-            return call.out.constant(np.full(tuple(sizes), number).astype(dtype.numpy))
+            return call.out.constant(np.full(tuple(known), number).astype(dtype.numpy))
     made = call.out.scalar(number, dtype)
     return call.out.op("Expand", made, call.out.vector(sizes), type=call.type)
 
@@ -35,7 +36,11 @@ def _stated(call: Call, other: Value | None = None) -> DType:
 def full(call: Call) -> Value:
     """``(size, number)``."""
     call.only("dtype", "fill_value", "size")
-    sizes = call.get(0, "size")
+    sizes = (
+        call.sizes(0, "size")
+        if not isinstance(call.get(0, "size"), int)
+        else [call.known(0, "size")]
+    )
     return filled(call, sizes, call.get(1, "fill_value"), _stated(call))
 
 
@@ -72,7 +77,9 @@ def full_like(call: Call) -> Value:
 def new_full(call: Call) -> Value:
     """``(x, size, number)``."""
     call.only("dtype", "size", "fill_value")
-    sizes, number = call.get(1, "size"), call.get(2, "fill_value")
+    if not isinstance(call.get(1, "size"), (list, tuple)):
+        raise NotWritten("its sizes are no list")
+    sizes, number = call.sizes(1, "size"), call.get(2, "fill_value")
     return filled(call, sizes, number, _stated(call, call.tensor(0)))
 
 
@@ -99,7 +106,9 @@ def arange(call: Call) -> Value:
         else (0, (given or [call.get(9, "end")])[0], 1)
     )
     start, step = call.kwargs.get("start", start), call.kwargs.get("step", step)
-    numbers = [call.out.item(n) if isinstance(n, Value) else n for n in (start, end, step)]
+    numbers: list[Any] = [
+        call.out.item(n) if isinstance(n, Value) else n for n in (start, end, step)
+    ]
     floats = any(
         isinstance(n, float) or (isinstance(n, Number) and n.dtype is DType.F64) for n in numbers
     )

@@ -10,12 +10,6 @@ import torch
 from ....ir import DType, TensorType, Value
 from .call import Call, NotWritten, Number, writes
 
-_ATTRIBUTES = {
-    "device": lambda call, x: None,
-    "dtype": lambda call, x: _dtype(x),
-    "ndim": lambda call, x: call.out.rank(x),
-}
-
 
 def _dtype(x: Value) -> Any:
     from ...torch.speller import TORCH_DTYPES
@@ -36,12 +30,16 @@ def attribute(call: Call) -> Any:
         if name == "T" and rank != 2:
             raise NotWritten("it turns the order of all axes around")
         return call.op("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
-    if name not in _ATTRIBUTES:
-        raise NotWritten(f"the attribute {name!r} has no rule")
-    return _ATTRIBUTES[name](call, x)
+    if name == "device":
+        return None
+    if name == "ndim":
+        return call.out.rank(x)
+    if name == "dtype":
+        return _dtype(x)
+    raise NotWritten(f"the attribute {name!r} has no rule")
 
 
-@writes("size")
+@writes("size", "sym_size")
 def size(call: Call) -> Any:
     """``(x, dim)``."""
     x = call.tensor(0)

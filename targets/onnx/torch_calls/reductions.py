@@ -105,7 +105,8 @@ def cumprod(call: Call) -> Value:
         raise NotWritten(
             f"ONNX has no running products; up to {_MOST_FACTORS} numbers are written one by one"
         )
-    given, parts = cast(call.out, x, call.dtype), []
+    given = cast(call.out, x, call.dtype)
+    parts: list[Value] = []
     for i in range(size):
         one = call.out.op("Slice", given, *(call.out.ints(n) for n in (i, i + 1, axis)))
         parts.append(call.out.op("Mul", parts[-1], one) if parts else one)
@@ -206,7 +207,7 @@ def fourier(call: Call) -> Complex:
             type=TensorType(real.type.dtype, (*(None,) * out.rank(real), 1)),
         )
     rank = out.rank(x)
-    axis, length = call.int(2, "dim", -1) % (rank - 1), call.get(1, "n")
+    axis, length = call.known(2, "dim", -1) % (rank - 1), call.get(1, "n")
     kind = TensorType(x.type.dtype, (*(None,) * (rank - 1), 2))
     size = None if length is None else out.scalar(length, DType.I64)
     attrs = {"inverse": int(call.name == "fft_ifft"), "onesided": int(call.name == "fft_rfft")}

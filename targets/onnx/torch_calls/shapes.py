@@ -43,7 +43,7 @@ def flatten(call: Call) -> Value:
     """``(x, start, end)``."""
     x = call.tensor(0)
     rank = call.out.rank(x)
-    start, end = call.int(1, "start_dim", 0), call.int(2, "end_dim", -1)
+    start, end = call.known(1, "start_dim", 0), call.known(2, "end_dim", -1)
     if rank == 0:
         return call.op("Reshape", x, call.out.ints(-1))
     start, end = start % rank, end % rank
@@ -98,11 +98,10 @@ def repeat(call: Call) -> Value:
     x, times = call.tensor(0), call.sizes(1, "repeats" if "repeats" in call.kwargs else "dims")
     rank = call.out.rank(x)
     if len(times) < rank:
-        times = [1] * (rank - len(times)) + times
+        times = [*[1] * (rank - len(times)), *times]
     elif len(times) > rank:
-        x = call.out.op(
-            "Reshape", x, call.out.vector([*[1] * (len(times) - rank), *call.out.sizes(x)])
-        )
+        wide = call.out.vector([*[1] * (len(times) - rank), *call.out.sizes(x)])
+        x = call.out.op("Reshape", x, wide)
     return call.op("Tile", x, call.out.vector(times))
 
 
@@ -122,7 +121,7 @@ def squeeze(call: Call) -> Value:
 @writes("unsqueeze")
 def unsqueeze(call: Call) -> Value:
     """``(x, dim)``."""
-    return call.op("Unsqueeze", call.tensor(0), call.out.ints(call.int(1, "dim")))
+    return call.op("Unsqueeze", call.tensor(0), call.out.ints(call.known(1, "dim")))
 
 
 @writes("transpose", "swapaxes", "swapdims")
@@ -132,7 +131,7 @@ def transpose(call: Call) -> Value:
     perm = list(range(call.out.rank(x)))
     if not perm:
         return call.op("Identity", x)
-    a, b = call.int(1, "dim0"), call.int(2, "dim1")
+    a, b = call.known(1, "dim0"), call.known(2, "dim1")
     perm[a], perm[b] = perm[b], perm[a]
     return call.op("Transpose", x, perm=perm)
 
@@ -148,7 +147,7 @@ def permute(call: Call) -> Value:
 @writes("cat", "concat", "concatenate")
 def cat(call: Call) -> Value:
     """``(tensors, dim)``."""
-    tensors, dim = call.get(0, "tensors"), call.int(1, "dim", 0)
+    tensors, dim = call.get(0, "tensors"), call.known(1, "dim", 0)
     if not all(isinstance(t, Value) for t in tensors):
         raise NotWritten("it joins what is no tensor")
     return call.op("Concat", *(call.out.cast(t, call.dtype) for t in tensors), axis=dim)
@@ -157,7 +156,7 @@ def cat(call: Call) -> Value:
 @writes("stack")
 def stack(call: Call) -> Value:
     """``(tensors, dim)``."""
-    tensors, dim = call.get(0, "tensors"), call.int(1, "dim", 0)
+    tensors, dim = call.get(0, "tensors"), call.known(1, "dim", 0)
     wide = [
         call.out.op("Unsqueeze", call.out.cast(t, call.dtype), call.out.ints(dim)) for t in tensors
     ]
