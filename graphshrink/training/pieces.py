@@ -44,7 +44,8 @@ class PieceTrainer(Trainer):
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad()
-                seen, losses = 0, []
+                seen = 0
+                losses: list[torch.Tensor] = []
                 while seen < how.batch:
                     chosen = groups[rng.choice(len(groups), p=shares / shares.sum())]
                     inputs, goal, rows = chosen.drawn(how.batch - seen, rng)
