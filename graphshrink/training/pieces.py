@@ -44,7 +44,8 @@ class PieceTrainer(Trainer):
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad()
-                seen, losses = 0, []
+                seen = 0
+                losses: list[torch.Tensor] = []
                 while seen < how.batch:
                     chosen = groups[rng.choice(len(groups), p=shares / shares.sum())]
                     inputs, goal, rows = chosen.drawn(how.batch - seen, rng)
@@ -89,18 +90,27 @@ class _Group:
 
 
 def _groups(piece: Piece, device: torch.device) -> list[_Group]:
-    """The batches of a piece; those whose samples have the same shapes are joined."""
+    """The batches of a piece; those whose samples have the same shapes are joined.
+
+    An array that holds no samples, such as a shape of four numbers, may be as long as one of the batches by chance, so that
+    all batches decide together whether any is divided.
+    """
+    batches = list(zip(piece.inputs, piece.goals, piece.samples, strict=True))
+    divisible = all(
+        size and all(a.ndim and len(a) == size for a in (*inputs, goal))
+        for inputs, goal, size in batches
+    )
     alike: dict[Any, list[tuple[Array, ...]]] = {}
     found: list[_Group] = []
-    for inputs, goal, size in zip(piece.inputs, piece.goals, piece.samples, strict=True):
+    for inputs, goal, size in batches:
         arrays = (*inputs, goal)
-        if size and all(a.ndim and len(a) == size for a in arrays):
+        if divisible:
             alike.setdefault(tuple((a.dtype, a.shape[1:]) for a in arrays), []).append(arrays)
         else:
             tensors = [_tensor(a, device) for a in arrays]
             found.append(_Group(tensors[:-1], tensors[-1], max(size, 1), False))
-    for batches in alike.values():
-        tensors = [_tensor(np.concatenate(parts), device) for parts in zip(*batches, strict=True)]
+    for joined in alike.values():
+        tensors = [_tensor(np.concatenate(parts), device) for parts in zip(*joined, strict=True)]
         found.append(_Group(tensors[:-1], tensors[-1], len(tensors[-1]), True))
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ...ir import Add, Graph, MatMul, Node, Value
+from ...ir import Add, Graph, Linear, MatMul, Node, Value
 from ..merge.algebra.tensors import Array64
 from ..sparsity.layer_waves import layer_waves
 from ..statistics.gram import GRAM_BYTES
@@ -100,11 +100,14 @@ def sums_of(
     calibration: Calibration,
 ) -> list[GroupSums]:
     """The sums for layers that do not depend on each other, in one run over the data."""
-    found, reads, wanted = [], [], []
+    found: list[GroupSums] = []
+    reads: list[Value] = []
+    wanted: list[Value] = []
     for node, target in wave:
         groups, size = columns_size(node)
-        assert node.required(1).data is not None
-        outputs = weight_rows(node, np.empty(node.required(1).data.shape, bool)).shape[1]  # type: ignore[union-attr]
+        weight = node.required(1).data
+        assert weight is not None
+        outputs = weight_rows(node, np.empty(weight.shape, bool)).shape[1]
         found.append(GroupSums.zeros(groups, size, outputs))
         reads += [node.required(0), target.minus or node.required(0)]
         wanted.append(target.value)
@@ -124,7 +127,7 @@ def _pairs(
 ) -> Iterator[tuple[Array64, Array64]]:
     """Columns ``(groups, K, n)`` and targets ``(groups, O, n)`` of a batch, at random positions if there are more than the limit."""
     groups = columns_size(node)[0]
-    if isinstance(node.op, MatMul) or goal.ndim < 2 or columns_axis(node) == -1:
+    if isinstance(node.op, Linear | MatMul):
         rows = goal.reshape(-1, goal.shape[-1]).T[None]
     else:
         rows = np.moveaxis(goal, 1, 0).reshape(groups, goal.shape[1] // groups, -1)
@@ -137,11 +140,6 @@ def _pairs(
             chosen = np.sort(rng.choice(n, min(count, n), replace=False))
         yield part[:, :, chosen], rows[:, :, done + chosen].astype(np.float64)
         done += n
-
-
-def columns_axis(node: Node) -> int:
-    """The axis of the channels of what a layer computes."""
-    return 1 if hasattr(node.op, "strides") else -1
 
 
 def _last(node: Node) -> Node:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir import Graph, MaskedTensor, Tensor, Value
+from ...ir import Graph, LazyTensor, MaskedTensor, Tensor, Value
 from ..statistics.im2col import Array
 from ..statistics.training import Piece
 from .units import Unit
@@ -87,8 +87,6 @@ def as_piece(
 
 def with_numbers(data: Tensor, array: Array) -> Tensor:
     """A constant with other numbers; it keeps its mask, and a parameter stays trainable."""
-    from ...ir import LazyTensor
-
     if isinstance(data, MaskedTensor):
         return MaskedTensor(
             with_numbers(data.weight, array), data.mask, data.pattern, data.reduction, data.lasting

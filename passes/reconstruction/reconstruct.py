@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from ...ir import Exactness, Graph, ModelError, Node, Rewriter, Tensor, TrainingError, Value
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, REFERENCE
@@ -224,7 +226,9 @@ class _Run:
             ]
             found = sums_of(variant, self.reference, twins, self.fitting)
             for (node, target), sums in zip(wave, found, strict=True):
-                if node.required(1) in tuned:
+                if not (np.isfinite(sums.gram).all() and np.isfinite(sums.cross).all()):
+                    refused.append((node, "what it reads or should compute is not finite"))
+                elif node.required(1) in tuned:
                     numbers.update(fitted(node, target, tuned, kept, sums, self.step.damping))
         return refused
 

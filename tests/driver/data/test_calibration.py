@@ -629,3 +629,30 @@ def test_values_inside_one_node_of_the_host_can_be_measured() -> None:
     np.testing.assert_allclose(
         module(torch.from_numpy(x)).detach().numpy(), want, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("batch", "every"), [(4, 3), (3, 8), (10, 2)])
+def test_two_parts_have_each_sample_once(tmp_path: Path, batch: int, every: int) -> None:
+    graph, kind = load(small_model(tmp_path / "in.onnx"))
+    given = CalibrationData(X, batch_size=batch)
+    fitting, held = calibrated(graph, kind, given).split(every)
+    parts = [
+        np.concatenate([a for (a,) in part.stream(graph, [graph.inputs[0]])])
+        for part in (fitting, held)
+    ]
+    chosen = np.arange(len(X)) % every == every // 2
+    assert np.array_equal(parts[0], X[~chosen])
+    assert np.array_equal(parts[1], X[chosen])
+    assert sum(fitting.samples) + sum(held.samples) == len(X)
+    assert len(held.samples) == held.batch_count
+
+
+def test_parts_of_batches_that_cannot_be_divided(tmp_path: Path) -> None:
+    path = small_model(tmp_path / "in.onnx")
+    graph, kind = load(path, None, {"x": (2, 3, 16, 16)})
+    fitting, held = calibrated(graph, kind, X).split(3)
+    assert (fitting.samples, held.samples) == ([0, 0, 0], [0, 0])
+    (second,) = next(iter(held.stream(graph, [graph.inputs[0]])))
+    assert np.array_equal(second, X[2:4])
+    with pytest.raises(UsageError, match="5 batches are too few to judge with some of them"):
+        calibrated(graph, kind, X).split(20)
