@@ -23,8 +23,8 @@ PUBLIC = {
         Condition Context Deduplicate Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves
         FusePatterns Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS MaskBlocks
         MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels
-        Pipeline Pivot PruneChannels PruneDead PushPads RemovalPlan RemoveActivations RemoveNoops Repeat Request
-        Sparsify Timing Verify known_passes register relative_error
+        Pipeline Pivot PruneChannels PruneDead PushPads Quantize RemovalPlan RemoveActivations RemoveNoops Repeat Requantize
+        Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
 MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
