@@ -74,21 +74,46 @@ class Dequantize(_Quantizer):
     """``(x - zero) * scale`` in the element type of the scale.
 
     Attributes:
-        axis: Which axis a vector of scales lies along.
+        axis: Which axis a vector of scales lies along, or blocks do.
+        block: How many elements along ``axis`` share a scale: the scales have the rank of ``x`` then. 0 without blocks.
     """
 
     axis: int = 1
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block < 0:
+            raise ValueError(f"Dequantize in blocks of {self.block}")
+
+    def _check_blocks(self, inputs: InputTypes) -> TensorType:
+        x, scale = required(inputs, 0), required(inputs, 1)
+        if x.rank is not None and scale.rank not in (None, x.rank):
+            raise InferenceError(f"{self.name} of {x} in blocks with a scale {scale}")
+        for axis in range(x.rank or 0):
+            size, have = x.dim(axis), scale.dim(axis)
+            if size is not None and axis == axis_of(self.axis, x.rank or 0):
+                size = -(-size // self.block)
+            if None not in (size, have) and size != have:
+                raise InferenceError(
+                    f"{self.name} of {x} in blocks of {self.block} with a scale {scale}"
+                )
+        return x
 
     def infer(self, inputs: InputTypes) -> tuple[TensorType, ...]:
-        x, zero = self._check(inputs, self.axis), optional(inputs, 2)
-        if x.dtype is not None and x.dtype.value not in (*QUANTIZED, "i32"):
+        x = self._check_blocks(inputs) if self.block else self._check(inputs, self.axis)
+        zero = optional(inputs, 2)
+        if x.dtype is not None and x.dtype.value not in (
+            *QUANTIZED,
+            "i32",
+            *("i4", "u4") * bool(self.block),
+        ):
             raise InferenceError(f"Dequantize of {x}")
         if zero is not None and None not in (zero.dtype, x.dtype) and zero.dtype is not x.dtype:
             raise InferenceError(f"Dequantize of {x} with a zero point {zero}")
         return (TensorType(required(inputs, 1).dtype, x.shape),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        return self._ties(inputs, self.axis)
+        return None if self.block else self._ties(inputs, self.axis)
 
 
 __all__ = ["QUANTIZED", "Dequantize", "Quantize"]

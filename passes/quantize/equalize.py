@@ -88,13 +88,13 @@ def segments(graph: Graph) -> Iterator[Segment]:
         if node.is_constant or _commutes(node):
             continue
         layer = _is_layer(node)
-        for place, value in enumerate(node.inputs):
-            if value is None or value.data is not None:
+        for place, read in enumerate(node.inputs):
+            if read is None or read.data is not None:
                 continue
             if layer and place == 0:
-                found[root(value)].readers.append(node)
+                found[root(read)].readers.append(node)
             else:
-                barred.add(root(value))
+                barred.add(root(read))
         for value in node.outputs:
             if layer:
                 found[root(value)].makers.append(node)

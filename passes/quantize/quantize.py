@@ -39,6 +39,7 @@ from ..infra.contract import Context, Pass, PassError, named_nodes
 from ..infra.registry import register
 from ..merge.algebra.tensors import Array64
 from ..statistics.im2col import Array
+from .blocks import block_problem, write_blocks
 from .correction import mean_errors
 from .equalize import equalize
 from .placement import (
@@ -91,6 +92,9 @@ class Quantize(Pass):
             scales of weights too.
         percentile: The quantile for the method percentile, in percent.
         weights_only: Quantise only weights; the arithmetic stays in float32, and no data is needed.
+        weights: The integers of weights; ``int4`` is for dense layers with ``weights_only``, in blocks, and needs opset 21: onnxruntime has
+            a kernel for it, MatMulNBits. Other layers get int8.
+        block: With int4, the number of inputs of a block.
         activations: The integers of activations: ``uint8``, ``int8``, or ``symmetric``, int8 with zero point 0. ``auto`` is symmetric for
             TensorRT, int8 for TFLite, uint8 elsewhere.
         keep: Names of layers, or patterns with * and ?, that stay in float32.
@@ -108,12 +112,21 @@ class Quantize(Pass):
     method: Method = "min-max"
     percentile: Annotated[float, Bounds(above=50, at_most=100)] = 99.99
     weights_only: bool = False
+    weights: Literal["int8", "int4"] = "int8"
+    block: Annotated[int, Bounds(at_least=16)] = 32
     activations: Literal["auto", "uint8", "int8", "symmetric"] = "auto"
     keep: str | tuple[str, ...] = ()
     max_loss: Annotated[float, Bounds(above=0)] | None = None
     equalize: Literal["none", "weights", "activations"] = "none"
     bias_correction: bool = True
     reduce_range: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights == "int4" and (not self.weights_only or self.max_loss is not None):
+            raise PassError("quantize: weights=int4 needs weights-only=true, and no max-loss")
+        if self.block & (self.block - 1):
+            raise PassError(f"quantize: block must be a power of 2, not {self.block}")
 
     @property
     def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
@@ -336,6 +349,8 @@ class _Job:
         """Measure the mean errors of the layers' outputs that quantised weights cause."""
         if not self.options.bias_correction or self.ctx.calibration is None:
             return
+        if self.options.weights == "int4":
+            return  # The corrections of int8 weights are not those of int4 ones.
         writer = self._writer(self.graph)
         weights = {
             node: writer.weight(node) for node in layers
@@ -358,12 +373,24 @@ class _Job:
             node: self._corrected(node) for node in layers if isinstance(node.op, Conv | Linear)
         }
         if self.options.weights_only:
-            writer.write(rw, Placement(list(layers)), {}, biases)
+            rest = [node for node in layers if not self._in_blocks(rw, node)]
+            writer.write(rw, Placement(rest), {}, biases)
             return
         placement = place(graph, layers, self.scheme)
         extents = {v: self.extents[v.name] for v in placement.points}
         parameters = parameters_of(share_scales(placement, extents), self.scheme.levels)
         writer.write(rw, placement, parameters, biases)
+
+    def _in_blocks(self, rw: Rewriter, node: Node) -> bool:
+        """Write the weight of a layer as int4 if that is asked for and possible."""
+        if self.options.weights != "int4":
+            return False
+        reason = block_problem(node, self.options.block, rw)
+        if reason is not None:
+            rw.skip(node, f"no int4 but int8 weights: {reason}")
+            return False
+        write_blocks(rw, node, self.options.block)
+        return True
 
     def _corrected(self, node: Node) -> Array64 | None:
         """The bias of a layer with its correction; ``None`` if it has neither."""

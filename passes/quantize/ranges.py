@@ -126,8 +126,7 @@ class _HistogramAccumulator(Accumulator[Array64]):
 def centres(extent: Extent) -> Array64:
     """The centres of the bins of a histogram."""
     width = (extent.high - extent.low) / BINS
-    found: Array64 = extent.low + width * (np.arange(BINS) + 0.5)
-    return found
+    return np.asarray(extent.low + width * (np.arange(BINS) + 0.5), np.float64)
 
 
 def percentile_range(extent: Extent, counts: Array64, percentile: float) -> Extent:

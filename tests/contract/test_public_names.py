@@ -23,8 +23,8 @@ PUBLIC = {
         Condition Context Deduplicate DropBlocks Dump ExpandLinear FoldConstants FoldMasks FreshNorms FuseDense FuseMoves
         FusePatterns Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS MaskBlocks
         MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels
-        Pipeline Pivot PruneChannels PruneDead PushPads REFERENCE Reconstruct RemovalPlan RemoveActivations RemoveNoops Repeat Request
-        Sparsify Timing Verify known_passes register relative_error
+        Pipeline Pivot PruneChannels PruneDead PushPads Quantize REFERENCE Reconstruct RemovalPlan RemoveActivations RemoveNoops Repeat
+        Request Requantize Sparsify Timing Verify known_passes register relative_error
     """,
 }
 MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")

@@ -32,7 +32,10 @@ def quantize(s: Speller, op: ir.Quantize) -> None:
 @spells(ir.Dequantize, writes="DequantizeLinear")
 def dequantize(s: Speller, op: ir.Dequantize) -> None:
     """DequantizeLinear."""
-    s.plain("DequantizeLinear", **_axis(s, op.axis))
+    if op.block and s.opset < 21:
+        raise s.refuse("in blocks does not exist")
+    blocks = {"axis": op.axis, "block_size": op.block}
+    s.plain("DequantizeLinear", **(blocks if op.block else _axis(s, op.axis)))
 
 
 @spells(ir.QuantizedConv, writes="QLinearConv")

@@ -197,7 +197,7 @@ def _weight(e: Emitter, value: Value | None) -> _Weight | None:
     if base.producer is None and len(value.bases) == 1:
         base = value.bases[0]
     node = base.producer
-    if node is None or not isinstance(node.op, Dequantize):
+    if node is None or not isinstance(node.op, Dequantize) or node.op.block:
         return None
     q, scale, zero = node.inputs[0], node.inputs[1], node.input(2)
     if q is None or q.data is None or scale is None or scale.data is None:

@@ -29,6 +29,8 @@ def quantize(s: Speller, op: ir.Quantize) -> fx.Node:
 def dequantize(s: Speller, op: ir.Dequantize) -> fx.Node:
     """``(x - zero) * scale`` in the element type of the scale."""
     dtype = s.node.required(1).type.dtype
+    if op.block:
+        raise s.refuse("in blocks")
     if s.dtype is DType.U16 or dtype is None:
         raise s.refuse(f"of {s.dtype.value if s.dtype else 'unknown numbers'}")
     made = s.value()

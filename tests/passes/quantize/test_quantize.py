@@ -11,6 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graphshrink import Exactness, PassError, shrink
+from graphshrink.passes.quantize.blocks import block_weight
 from graphshrink.passes.quantize.ranges import (
     BINS,
     Extent,
@@ -253,6 +254,52 @@ def test_weights_alone_need_no_data() -> None:
     assert not found["QuantizeLinear"]
     assert error(model, made, IMAGES) < 1e-4
     assert len(made.SerializeToString()) < 0.55 * len(model.SerializeToString())
+
+
+def test_four_bits_run_in_matmulnbits(tmp_path: Path) -> None:
+    net = Net("n", 5, 64, opset=21)
+    net.constant("w", net.rng.standard_normal((64, 48)) / 8)
+    net.constant("b", net.rng.standard_normal(48))
+    net.add("Add", [net.add("MatMul", ["x", "w"], "p"), "b"], "y")
+    net.constant("odd", net.rng.standard_normal((48, 8)) / 7)
+    net.add("MatMul", [net.add("Relu", ["y"], "r"), "odd"], "z")
+    model = net.model("z")
+    x = RNG.standard_normal((32, 5, 64)).astype(np.float32)
+    result = shrink(model, "default,quantize{weights-only=true,weights=int4}")
+    assert kinds(result.model, tmp_path)["MatMulNBits"] == 2
+    optimized = onnx.load(tmp_path / "optimized.onnx").graph.node
+    bits = [a.i for n in optimized for a in n.attribute if a.name == "bits"]
+    assert sorted(bits) == [4, 8]
+    assert error(model, result.model, x) < 0.02
+    reasons = [r.reason for r in result.report.passes[-1].refusals]
+    assert any("its 48 inputs do not divide into blocks of 32" in r for r in reasons)
+    stored = next(t for t in result.model.graph.initializer if t.data_type == TensorProto.INT4)
+    assert len(stored.raw_data or stored.int32_data) <= 64 * 48 // 2
+
+
+def test_blocks_have_small_errors() -> None:
+    matrix = RNG.standard_normal((64, 10))
+    matrix[:32, 3] = 0
+    made = block_weight(matrix, 32)
+    assert made.scales.shape == (2, 10)
+    assert made.numbers.min() >= -8
+    assert made.numbers.max() <= 7
+    plain = np.abs(matrix.reshape(2, 32, 10)).max(1) / 7
+    wide = np.repeat(plain, 32, axis=0)
+    wide[wide == 0] = 1
+    rounded = np.clip(np.rint(matrix / wide), -8, 7) * wide
+    errors = [np.square(m - matrix).sum() for m in (made.floats(), rounded)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_four_bits_are_refused_where_they_do_not_fit() -> None:
+    for options in ("weights=int4", "weights=int4,weights-only=true,max-loss=1"):
+        with pytest.raises(
+            PassError, match="weights=int4 needs weights-only=true, and no max-loss"
+        ):
+            quantized(network(), options)
+    with pytest.raises(PassError, match="block must be a power of 2, not 48"):
+        quantized(network(), "weights=int4,weights-only=true,block=48")
 
 
 def test_a_bias_that_needs_more_than_32_bits_widens_the_scales() -> None:
