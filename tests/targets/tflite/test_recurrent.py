@@ -18,6 +18,7 @@ RNG = np.random.default_rng(3)
 STEPS, BATCH, FEATURES, HIDDEN = 4, 2, 5, 3
 KINDS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "lstm": ("LSTM", 4, {}),
+    "lstm-peepholes": ("LSTM", 4, {}),
     "gru": ("GRU", 3, {}),
     "gru-after": ("GRU", 3, {"linear_before_reset": 1}),
     "rnn": ("RNN", 1, {}),
@@ -45,7 +46,10 @@ def layer(
         (feeds if state == "computed" else weights).update(
             {name: numbers(d, BATCH, HIDDEN) for name in states}
         )
-    inputs = ["x", "w", "r", "b" if biased else "", "", *(states if state != "none" else [])]
+    inputs = ["x", "w", "r", "b" if biased else "", "", *(states if state != "none" else [""] * len(states))]
+    if kind == "lstm-peepholes":
+        weights["p"] = numbers(d, 3 * HIDDEN)
+        inputs.append("p")
     outputs = ["y", "last_h", "last_c"][: 1 + len(states)]
     node = helper.make_node(
         operator, inputs, outputs, hidden_size=HIDDEN, direction=direction, **attributes
