@@ -110,7 +110,6 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.LocalResponseNorm(3, 0.5, 0.75, 2.0), _IMAGE),
     *((ir.Logical(kind), _b(3, 4), _b(3, 4)) for kind in ir.LOGIC),
     (ir.Lstm(3, "forward", 3), _n(5, 2, 4), _n(1, 12, 4), _n(1, 12, 3), _n(1, 24)),
-    (ir.Lstm(3, "bidirectional", 3), _n(5, 2, 4), _n(2, 12, 4), _n(2, 12, 3), _n(2, 24), None, _n(2, 2, 3), _n(2, 2, 3), _n(2, 9)),
     (ir.MatMul(), _n(2, 3, 4), _n(4, 5)),
     (ir.Max(), _MATRIX, _n(4)),
     (ir.MaxPool((2, 2), (1, 1, 1, 1), (1, 1), (3, 3)), _IMAGE),
