@@ -8,6 +8,8 @@ fetched by pip, npm and git into a folder outside the repository, and nothing of
     python benchmarks/corpus.py --folder ~/corpus --markdown benchmarks/results/corpus.md --no-run
     python benchmarks/corpus.py --folder ~/corpus --list pypi:magika==1.0.3    # adds a package's files to the list
 
+``--only`` takes files whose names, or paths for ``--list``, contain a text: of ensembles of equal networks the list has two.
+
 Each tool works on each file in a process of its own, with a limit on its time. What comes out is run by onnxruntime on random inputs
 that fit the model, and compared with the original. ``--targets`` writes each file for TensorRT and TFLite as well and counts the
 reasons against. Results are kept in the folder, so that a run that was stopped goes on where it was; those of graphshrink count

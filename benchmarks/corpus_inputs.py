@@ -199,15 +199,24 @@ def running_inputs(path: str) -> tuple[Feeds, list[Any]]:
     model = session(path)
     error: Exception | None = None
     inputs = model.get_inputs()
+    ranks = [len(o.shape) if o.shape else None for o in model.get_outputs()]
     stated = all(isinstance(d, int) for i in inputs for d in i.shape or [None])
+    second: tuple[Feeds, list[Any]] | None = None
     for feeds in candidates(path, inputs):
         if not stated and not _survives(model, feeds):
             error = error or RuntimeError("onnxruntime crashes")
             continue
         try:
-            return feeds, list(model.run(None, feeds))
+            found = feeds, list(model.run(None, feeds))
         except Exception as problem:
             error = error or problem
+            continue
+        if all(r in (None, getattr(x, "ndim", r)) for r, x in zip(ranks, found[1], strict=True)):
+            return found
+        # An axis has one element and was squeezed, or has several where the file expects one.
+        second = second or found
+    if second is not None:
+        return second
     text = str(error).splitlines()[0]
     raise ValueError(f"no inputs were found that the original runs on: {text[:120]}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -170,13 +171,15 @@ def preload() -> None:
 
     for package in (graphshrink.frontends.onnx, graphshrink.passes, graphshrink.targets):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            # TensorRT and torch may not be there.
-            with suppress(ImportError):
-                importlib.import_module(module.name)
+            # The jobs need no torch; TensorRT may not be there.
+            if ".torch" not in module.name:
+                with suppress(ImportError):
+                    importlib.import_module(module.name)
     for tool in OTHERS:
         __import__(tool)
     assert onnx
     assert onnxruntime
+    gc.freeze()  # Or collections in each process would copy the pages of all modules.
 
 
 def run(job: str, before: str, folder: str, limit: float) -> dict[str, Any]:

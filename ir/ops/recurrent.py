@@ -34,7 +34,9 @@ class _Recurrent(Op):
     gates: ClassVar[int]
     """The number of gates."""
     states: ClassVar[int] = 1
-    """The number of states: they are the last inputs and the last results."""
+    """The number of states: they are the last inputs, but for peepholes, and the last results."""
+    peepholes: ClassVar[int] = 0
+    """The number of gates that may read the cell state, with weights ``(D, peepholes * hidden)`` behind the states."""
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -69,6 +71,8 @@ class _Recurrent(Op):
             (optional(inputs, 4), (batch,)),
             *((optional(inputs, 5 + i), state) for i in range(self.states)),
         ]
+        if self.peepholes:
+            wanted.append((optional(inputs, 5 + self.states), (d, self.peepholes * n)))
         for type_, shape in wanted:
             if type_ is not None and not type_.accepts(TensorType(type_.dtype, shape)):
                 raise InferenceError(f"{self.name} of hidden size {n} with an operand {type_}")
@@ -86,11 +90,14 @@ class _Recurrent(Op):
 
 @dataclass(frozen=True)
 class Lstm(_Recurrent):
-    """ONNX's LSTM with its default activations: ``(x, w, r, b?, lengths?, h?, c?)`` gives ``(y, last h, last c)``.
+    """ONNX's LSTM with its default activations: ``(x, w, r, b?, lengths?, h?, c?, p?)`` gives ``(y, last h, last c)``.
 
     Shapes, with D directions: x ``(time, batch, inputs)``, w ``(D, 4 * hidden, inputs)``,
     r ``(D, 4 * hidden, hidden)``, b ``(D, 8 * hidden)`` (both biases), h and c ``(D, batch, hidden)``,
-    y ``(time, D, batch, hidden)``. The four gates are input, output, forget, cell.
+    p ``(D, 3 * hidden)``, y ``(time, D, batch, hidden)``. The four gates are input, output, forget, cell.
+
+    ``p`` has peepholes (Gers and Schmidhuber, 2000): the input and the forget gate also read the cell state before the step, and the
+    output gate that after it, each times a weight for each channel, in the order input, output, forget.
 
     Attributes:
         hidden: The size of the state.
@@ -98,9 +105,10 @@ class Lstm(_Recurrent):
         results: How many of y, last h and last c there are.
     """
 
-    arity = (3, 7)
+    arity = (3, 8)
     gates = 4
     states = 2
+    peepholes = 3
 
 
 @dataclass(frozen=True)

@@ -350,8 +350,8 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
 
 
 def _lstm(op: ir.Lstm, operands: Sequence[Tensor | None]) -> list[Tensor]:
-    given = [*operands, *[None] * (7 - len(operands))]
-    x, w, r, b, lengths, start_h, start_c = given
+    given = [*operands, *[None] * (8 - len(operands))]
+    x, w, r, b, lengths, start_h, start_c, peepholes = given
     assert x is not None
     assert w is not None
     assert r is not None
@@ -366,8 +366,9 @@ def _lstm(op: ir.Lstm, operands: Sequence[Tensor | None]) -> list[Tensor]:
         steps = []
         for t in reversed(range(len(x))) if backwards else range(len(x)):
             i, o, f, g = (x[t] @ w[d].T + h @ r[d].T + bias).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
+            of_i, of_o, of_f = (0, 0, 0) if peepholes is None else peepholes[d].chunk(3)
+            c = (f + of_f * c).sigmoid() * c + (i + of_i * c).sigmoid() * g.tanh()
+            h = (o + of_o * c).sigmoid() * c.tanh()
             steps.append(h)
         ways.append(torch.stack(steps[::-1] if backwards else steps))
         last_h.append(h)

@@ -15,12 +15,10 @@ from ..registry import reads
 _LIMITS = "default activations, no clipping, layout 0"
 
 
-@reads("LSTM", makes=ir.Lstm, note="default activations, no clipping, no peepholes, layout 0")
+@reads("LSTM", makes=ir.Lstm, note=_LIMITS)
 def _lstm(node: OnnxNode) -> Lowered | None:
     if node.flag("input_forget"):
         raise LeftAlone("its input and forget gates are coupled")
-    if node.input(7) is not None:
-        raise LeftAlone("its gates read the cell state (peepholes)")
     return _layer(node, ir.Lstm(*_common(node)), ("sigmoid", "tanh", "tanh"))
 
 
@@ -62,7 +60,7 @@ def _layer(node: OnnxNode, op: _Recurrent, activations: Sequence[str]) -> Lowere
         raise LeftAlone("it has activations other than the default ones")
     if node.type().rank != 3 or node.type(1).rank != 3 or len(node.inputs) < 3:
         return None
-    return op, _without_zero_states(node, op.states)
+    return op, _without_zeros(node, op.states + bool(op.peepholes))
 
 
 def _activations(node: OnnxNode) -> list[str]:
@@ -70,17 +68,20 @@ def _activations(node: OnnxNode) -> list[str]:
     return [name.decode().lower() for name in node.attribute("activations") or ()]
 
 
-def _without_zero_states(node: OnnxNode, states: int) -> list[Value | None]:
-    """The inputs without initial states that are all zero: zero is ONNX's default."""
-    inputs = list(node.inputs[: 5 + states])
-    for place in range(5, 5 + states):
+def _without_zeros(node: OnnxNode, count: int) -> list[Value | None]:
+    """The inputs, without initial states and peepholes that are all zero: zero is ONNX's default.
+
+    ``count`` is the number of these inputs, which are the last ones.
+    """
+    inputs = list(node.inputs[: 5 + count])
+    for place in range(5, 5 + count):
         data = node.data(place)
-        if data is not None and data.size <= _MOST_STATES and not data.float64().any():
+        if data is not None and data.size <= _MOST_NUMBERS and not data.float64().any():
             inputs[place] = None
     while inputs and inputs[-1] is None:
         inputs.pop()
     return inputs
 
 
-_MOST_STATES = 1 << 16
+_MOST_NUMBERS = 1 << 16
 """Larger constants are not tested for zero, so that they stay lazy."""

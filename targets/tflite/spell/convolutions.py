@@ -4,7 +4,7 @@ TFLite has two paddings: none (VALID), and the smallest one that gives ``ceil(si
 (SAME). A convolution whose pads equal neither gets a PAD operation. Padding that no window reaches is dropped first: with stride 2, a
 symmetric pad of 1 on an even size becomes a pad of 1 at the beginning only, which differs from SAME.
 
-A 1-D convolution is written as a 2-D one of height 1. A transposed convolution that is not SAME is computed without padding (VALID) and
+A 1-D convolution is written as a 2-D one of height 1; a 3-D one has an operation of its own, which has no groups. A transposed convolution that is not SAME is computed without padding (VALID) and
 cropped.
 """
 
@@ -27,9 +27,9 @@ SAME, VALID = 0, 1
 
 @spells(Conv)
 def conv(e: Emitter, node: Node, op: Conv) -> None:
-    """CONV_2D or DEPTHWISE_CONV_2D."""
+    """CONV_2D, DEPTHWISE_CONV_2D or CONV_3D."""
     x, w = node.required(0), node.required(1)
-    n = _checked_rank(op.spatial_rank)
+    n = op.spatial_rank if op.spatial_rank == 3 else _checked_rank(op.spatial_rank)
     sizes = e.known_sizes(x, range(2, 2 + n), "spatial size")
     fan_out, _, *kernel = e.known_sizes(w, range(2 + n), "weight's size")
     begins, ends = op.pads[:n], op.pads[n:]
@@ -39,16 +39,23 @@ def conv(e: Emitter, node: Node, op: Conv) -> None:
     window = Window.of(n, kernel, op.strides, op.dilations, begins, ends, sizes, out)
     image, padding = window.padded(e, image)
     bias = _bias(e, node.input(2), fan_out)
-    channels = image.shape[3]
-    options: dict[str, Any] = {
-        "padding": padding,
-        "strideH": window.strides[0], "strideW": window.strides[1],
-        "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
-    }  # fmt: skip
+    channels = image.shape[-1]
+    options: dict[str, Any] = {"padding": padding}
+    for axis, stride, dilation in zip("DHW"[-max(n, 2):], window.strides, window.dilations, strict=True):  # fmt: skip
+        options |= {f"stride{axis}": stride, f"dilation{axis}Factor": dilation}
+    if n == 3 and op.groups > 1:
+        raise Unsupported("3-D with groups: LiteRT has none")
     act, result = e.fuse_activation(node)
     options["fusedActivationFunction"] = act
     shape = (image.shape[0], *window.out, fan_out)
-    if op.groups == channels and op.groups > 1:
+    if n == 3:
+        # (O, I, d, h, w) to (d, h, w, I, O).
+        if w.data is None:
+            weight = e.get(w, Layout((2, 3, 4, 1, 0)))
+        else:
+            weight = e.weight(_packed(e.numbers(w).transpose(2, 3, 4, 1, 0)), w.name)
+        code, kind = "CONV_3D", "Conv3DOptions"
+    elif op.groups == channels and op.groups > 1:
         # (O, 1, h, w) to (1, h, w, O).
         weight = _kernel(e, w, (1, 2, 3, 0))
         options["depthMultiplier"] = fan_out // channels
@@ -167,7 +174,7 @@ class Window:
     """A sliding window over an image, with the padding that its windows reach.
 
     Attributes:
-        kernel: Height and width of the window.
+        kernel: Height and width of the window; depth, height and width of one over a volume, here and below.
         strides: The steps along height and width.
         dilations: The distances of the window's elements.
         begins: The padding at the beginning of height and width.
@@ -207,7 +214,7 @@ class Window:
         sizes: Sequence[int],
         out: Sequence[int],
     ) -> Window:
-        """Return a window for ``rank`` spatial axes (1 or 2); one axis is the width of an image of height 1.
+        """Return a window for ``rank`` spatial axes (1 to 3); one axis is the width of an image of height 1.
 
         Raises:
             Unsupported: If padding is negative.
@@ -285,8 +292,8 @@ def pad(
 
 
 def as_image(e: Emitter, tensor: FlatTensor) -> FlatTensor:
-    """Return a tensor (N, L, C) as (N, 1, L, C); one of rank 4 as it is."""
-    if tensor.rank == 4:
+    """Return a tensor (N, L, C) as (N, 1, L, C); one of more axes as it is."""
+    if tensor.rank > 3:
         return tensor
     batch, length, channels = tensor.shape
     return e.reshape(tensor, (batch, 1, length, channels))
@@ -294,7 +301,7 @@ def as_image(e: Emitter, tensor: FlatTensor) -> FlatTensor:
 
 def from_image(e: Emitter, image: FlatTensor, rank: int) -> FlatTensor:
     """Return an image in the model's number of spatial axes, ``rank``: the inverse of :func:`as_image`."""
-    if rank == 2:
+    if rank > 1:
         return image
     batch, _, length, channels = image.shape
     return e.reshape(image, (batch, length, channels))
@@ -302,7 +309,7 @@ def from_image(e: Emitter, image: FlatTensor, rank: int) -> FlatTensor:
 
 def _checked_rank(rank: int) -> int:
     if rank not in (1, 2):
-        raise Unsupported(f"{rank}-D: LiteRT supports 1-D and 2-D only")
+        raise Unsupported(f"{rank}-D: it is written in 1-D and 2-D only")
     return rank
 
 

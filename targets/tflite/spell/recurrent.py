@@ -7,6 +7,8 @@ weight; the product with the inputs, which does not depend on the state, is one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ....ir import Gru, Lstm, Node, Rnn, Value
@@ -54,16 +56,26 @@ def _layer(e: Emitter, node: Node, op: _Recurrent, cell: type[_Cell]) -> None:
     tensor = e.get(x, Layout((1, 0, 2) if batch_first else (0, 1, 2)))
     axis = 1 if batch_first else 0
     states = [_state(e, node.input(5 + i), op.directions) for i in range(op.states)]
+    peepholes = node.input(5 + op.states)
+    looks = None if peepholes is None else _constant(e, peepholes)
     ways = []
     for d in range(op.directions):
         made = cell(e, op, weights[0][d], weights[1][d], bias[d])
+        if looks is not None:
+            made.peepholes = [made._bias(part) for part in np.split(looks[d], op.peepholes)]
         backwards = op.direction == "reverse" or d == 1
         ways.append(made.run(tensor, axis, tuple(state[d] for state in states), backwards))
     _put(e, node, ways, axis)
 
 
 class _Cell:
-    """One direction of a layer. The rows of the weights are those of the gates, in ONNX's order."""
+    """One direction of a layer. The rows of the weights are those of the gates, in ONNX's order.
+
+    Attributes:
+        peepholes: Weights of the cell state for some gates, ``(hidden,)`` each, or none.
+    """
+
+    peepholes: Sequence[FlatTensor] = ()
 
     def __init__(self, e: Emitter, op: _Recurrent, w: Array, r: Array, bias: Array) -> None:
         self.e, self.op, self.hidden = e, op, op.hidden
@@ -142,10 +154,17 @@ class _LstmCell(_Cell):
         if h is not None:
             gates = self._two("ADD", gates, self._dense(h, self.r, self.zeros))
         parts = self._parts(gates)
-        i, o, f = (self._one("LOGISTIC", part) for part in parts[:3])
+        i, f = self._gate(parts[0], c, 0), self._gate(parts[2], c, 2)
         new = self._two("MUL", i, self._one("TANH", parts[3]))
         c = new if c is None else self._two("ADD", self._two("MUL", f, c), new)
+        o = self._gate(parts[1], c, 1)
         return self._two("MUL", o, self._one("TANH", c)), c
+
+    def _gate(self, part: FlatTensor, c: FlatTensor | None, number: int) -> FlatTensor:
+        """Write a gate, which reads the cell state if there are peepholes."""
+        if self.peepholes and c is not None:
+            part = self._two("ADD", part, self._two("MUL", c, self.peepholes[number]))
+        return self._one("LOGISTIC", part)
 
 
 class _RnnCell(_Cell):

@@ -22,9 +22,11 @@ _Layer = nn.LSTM | nn.GRU | nn.RNN | ResetFirstGRU
 _LIMITS = "constant weights; sequences of different lengths: not backwards alone, none empty"
 
 
-@spells(ir.Lstm, note=_LIMITS)
+@spells(ir.Lstm, note=f"{_LIMITS}; no peepholes")
 def lstm(s: Speller, op: ir.Lstm) -> Results:
     """``nn.LSTM``."""
+    if s.node.input(7) is not None:
+        raise s.refuse("whose gates read the cell state (peepholes)")
     return _layer(s, op, nn.LSTM)
 
 

@@ -37,6 +37,8 @@ SUMMED = {"test_nllloss_NCd1d2d3d4d5_mean_weight_expanded"}
 REFUSED = (
     "LiteRT has no kernel for",
     "LiteRT supports 1-D and 2-D only",
+    "it is written in 1-D and 2-D only",
+    "3-D with groups",
     "TFLite has no kernels for",
     "whole numbers round otherwise in TFLite",
     "LiteRT has no dilated windows",

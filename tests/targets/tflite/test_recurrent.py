@@ -30,7 +30,13 @@ def numbers(*shape: int) -> Any:
 
 
 def layer(
-    kind: str, direction: str, state: str, *, biased: bool = True, steps: int = STEPS
+    kind: str,
+    direction: str,
+    state: str,
+    *,
+    biased: bool = True,
+    steps: int = STEPS,
+    peepholes: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """A model of one layer with all its results, and its inputs."""
     operator, gates, given = KINDS[kind]
@@ -46,6 +52,9 @@ def layer(
             {name: numbers(d, BATCH, HIDDEN) for name in states}
         )
     inputs = ["x", "w", "r", "b" if biased else "", "", *(states if state != "none" else [])]
+    if peepholes:
+        weights["p"] = numbers(d, 3 * HIDDEN)
+        inputs += [*([""] * len(states) if state == "none" else []), "p"]
     outputs = ["y", "last_h", "last_c"][: 1 + len(states)]
     node = helper.make_node(
         operator, inputs, outputs, hidden_size=HIDDEN, direction=direction, **attributes
@@ -87,3 +96,10 @@ def test_batch_first(kind: str) -> None:
 def test_no_steps_are_refused(kind: str) -> None:
     with pytest.raises(ModelError, match="no elements"):
         compared(*layer(kind, "forward", "none", steps=0))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("state", ["none", "computed"])
+def test_peepholes(direction: str, state: str) -> None:
+    """Gates that read the cell state: before the step, and after it for the output gate."""
+    compared(*layer("lstm", direction, state, peepholes=True))

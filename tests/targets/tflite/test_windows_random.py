@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from graphshrink import ModelError
 from support.litert import codes, compared, model_of
 
 pytest.importorskip("ai_edge_litert", reason='pip install "graphshrink[tflite]"')
@@ -61,6 +62,35 @@ def test_conv(data: st.DataObject, rank: int, act: str | None) -> None:
     assert not {"RELU", "RELU6"} & set(found)
     depthwise = groups > 1 and per_in == 1
     assert ("DEPTHWISE_CONV_2D" in found) == depthwise
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"pads": [1, 1, 1, 1, 1, 1]},
+        {"strides": [2, 2, 1], "pads": [0, 1, 2, 1, 0, 1]},
+        {"dilations": [1, 2, 1], "pads": [0, 1, 0, 0, 1, 0]},
+        {"auto_pad": "SAME_UPPER", "strides": [1, 2, 2]},
+    ],
+)
+def test_conv_of_volumes(attributes: dict[str, Any]) -> None:
+    x = numbers(2, 3, 4, 7, 6)
+    weights = {"w": numbers(4, 3, 2, 3, 3), "b": numbers(4)}
+    nodes = [
+        helper.make_node("Conv", ["x", *weights], ["y"], **attributes),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    found = codes(compared(model_of(nodes, {"x": x}, ["z"], weights), {"x": x}))
+    assert "CONV_3D" in found
+    assert not {"TRANSPOSE", "RELU"} & set(found)
+
+
+def test_grouped_conv_of_volumes_is_refused() -> None:
+    x, w = numbers(1, 4, 3, 3, 3), numbers(4, 2, 2, 2, 2)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2)
+    with pytest.raises(ModelError, match="3-D with groups"):
+        compared(model_of([node], {"x": x}, ["y"], {"w": w}), {"x": x})
 
 
 @FEW

@@ -183,6 +183,14 @@ WITHOUT: dict[str, tuple[Any, ...]] = {
     "resize": (ir.Resize("linear", "half_pixel", (1.0, 1.0, 0.5, 0.5), antialias=True), IMAGE),
     "gate": (ir.Gate("softplus"), IMAGE, numbers(1)),
     "cast": (ir.Cast("u32"), IMAGE),
+    "lstm-peepholes": (
+        ir.Lstm(3),
+        *lstm(1),
+        None,
+        numbers(1, 2, 3),
+        numbers(1, 2, 3),
+        numbers(1, 9),
+    ),
     "gru-first-lengths": (ir.Gru(3), *lstm(1, 3), np.int32([5, 3])),
     "gru-lengths-back": (ir.Gru(3, "reverse", reset_after=True), *lstm(1, 3), np.int32([5, 3])),
 }
