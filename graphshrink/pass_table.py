@@ -95,7 +95,7 @@ def markdown(table: list[Row]) -> str:
 
 def _default_passes() -> set[str]:
     """The names of the passes in the default pipeline."""
-    from .api import DEFAULT_PIPELINE
+    from .passes.infra.default import DEFAULT_PIPELINE
 
     return set(re.findall(r"[a-z][a-z-]*", DEFAULT_PIPELINE)) & set(BUILT_IN)
 

@@ -270,7 +270,7 @@ class _Part(Calibration):
         parts = zip(self.whole.batches(), self.sizes, self.chosen, strict=True)
         for batch, size, chosen in parts:
             if chosen:
-                yield tuple(array[chosen] for array in batch) if size else batch
+                yield [array[chosen] for array in batch] if size else list(batch)
 
 
 def _divisible(batch: Block) -> int:

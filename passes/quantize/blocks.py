@@ -49,7 +49,9 @@ class BlockWeight:
 
     def floats(self) -> Array64:
         """The numbers that the integers represent."""
-        return self.numbers * np.repeat(self.scales.astype(np.float64), self.block, axis=0)
+        return self.numbers.astype(np.float64) * np.repeat(
+            self.scales.astype(np.float64), self.block, axis=0
+        )
 
 
 def block_weight(matrix: Array64, block: int) -> BlockWeight:

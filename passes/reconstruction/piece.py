@@ -21,11 +21,11 @@ def piece_graph(unit: Unit) -> Graph:
         twins[value] = made.add_input(value.name, value.type)
     for node in unit.nodes:
         inputs: list[Value | None] = []
-        for value in node.inputs:
-            if value is not None and value not in twins:
-                assert value.data is not None
-                twins[value] = made.add_constant(value.data, value.name)
-            inputs.append(None if value is None else twins[value])
+        for read in node.inputs:
+            if read is not None and read not in twins:
+                assert read.data is not None
+                twins[read] = made.add_constant(read.data, read.name)
+            inputs.append(None if read is None else twins[read])
         known = [None if v is None else v.type for v in inputs]
         inferred = node.op.infer(known) is not None
         types = None if inferred else [v.type for v in node.outputs]
