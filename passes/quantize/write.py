@@ -14,6 +14,7 @@ from ...ir import (
     Dequantize,
     DerivedTensor,
     DType,
+    GlobalAveragePool,
     Graph,
     Linear,
     MatMul,
@@ -201,6 +202,10 @@ class Writer:
     def write_points(self, rw: Rewriter, placement: Placement, parameters: Parameters) -> None:
         """Quantise the activations."""
         own = placement.nodes
+        for node in placement.others:
+            # A mean over the spatial axes has no integer kernel under its other names.
+            if isinstance(node.op, GlobalAveragePool) and rw.unwritable(node) is None:
+                rw.replace(node, node.op, node.inputs)
         by_kernel = {
             result_of(node) for node in own
             if not (self.scheme.float_results and isinstance(node.op, Linear | MatMul))
