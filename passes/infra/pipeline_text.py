@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from ...ir.options import OptionError, option_pairs, parse_options, split_items, split_named
 from .contract import Pass, PassError
 from .default import DEFAULT, DEFAULT_PIPELINE
 from .registry import pass_class
-from .repeat import Group, Repeat
+from .repeat import Group
+
+GROUPS = {"repeat": ("..repeat", "Repeat"), "requantize": ("...quantize.requantize", "Requantize")}
+"""The module and class of each group of passes, relative to this module; imported on first use."""
 
 
 def parse_passes(text: str) -> list[Pass]:
@@ -31,11 +36,10 @@ def _parse_pass(text: str) -> Pass:
         name, inner = split_named(text)
     except OptionError:
         raise PassError(f"{text!r} is not a pass; write name or name{{option=value,...}}") from None
-    if name == Repeat.name:
-        return Repeat(tuple(parse_passes(inner or "")))
+    if name in GROUPS:
+        group: type[Group] = getattr(import_module(GROUPS[name][0], __name__), GROUPS[name][1])
+        return group(tuple(parse_passes(inner or "")))
     cls = pass_class(name)
-    if issubclass(cls, Group):
-        return cls(tuple(parse_passes(inner or "")))
     try:
         values = parse_options(cls, option_pairs(inner or "", text), f"pass {name!r}")
     except OptionError as error:

@@ -38,7 +38,6 @@ BUILT_IN = {
     "reconstruct": "reconstruction.reconstruct:Reconstruct",
     "remove-activations": "depth.remove_activations:RemoveActivations",
     "remove-noops": "cleanup.remove_noops:RemoveNoops",
-    "requantize": "quantize.requantize:Requantize",
     "sparsify": "sparsity.sparsify:Sparsify",
 }
 """The module and class of each built-in pass, inside ``graphshrink.passes``; imported on first use."""

@@ -125,14 +125,15 @@ def write_blocks(rw: Rewriter, node: Node, block: int) -> None:
         ).output
         if isinstance(op, MatMul):
             rw.set_input(node, 1, read)
-            return
-        if bias is None:
+        elif bias is None:
             rw.replace(node, MatMul(), [node.required(0), read])
-            return
-        product = rw.insert(
-            MatMul(), [node.required(0), read], before=node, name=f"{node.name}/product"
-        )
-        rw.replace(node, Add(), [product.output, bias])
+        else:
+            product = rw.insert(
+                MatMul(), [node.required(0), read], before=node, name=f"{node.name}/product"
+            )
+            rw.replace(node, Add(), [product.output, bias])
+        if value.producer is None and not value.use_count:
+            rw.erase_constant(value)
 
 
 def _floats(made: BlockWeight, source: Tensor) -> DerivedTensor:

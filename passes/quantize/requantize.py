@@ -36,7 +36,6 @@ from ...ir import (
 from ...ir.analysis.dequantized import is_dequantized
 from ...ir.tensor import transposed
 from ..infra.contract import Context, Pass
-from ..infra.registry import register
 from ..infra.repeat import Group
 from ..merge.algebra.tensors import Array64
 from ..statistics.im2col import Array
@@ -326,7 +325,6 @@ def _are_whole(row: Array64, steps: Array64) -> Array:
     return np.asarray((np.abs(counts - np.rint(counts)) < WHOLE).all(1))
 
 
-@register
 @dataclass(frozen=True)
 class Requantize(Group):
     """Run passes on the numbers of quantised weights, and make weights that they changed integers again.
@@ -336,6 +334,11 @@ class Requantize(Group):
     """
 
     name: ClassVar[str] = "requantize"
+
+    @property
+    def exactness(self) -> Exactness:  # type: ignore[override]
+        """Approximate: changed weights may need fresh scales."""
+        return Exactness.APPROXIMATE
 
     def expanded(self) -> tuple[Pass, ...]:
         """The passes between the one that reads integers as floats and the one that makes them integers again."""

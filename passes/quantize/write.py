@@ -14,6 +14,7 @@ from ...ir import (
     Dequantize,
     DerivedTensor,
     DType,
+    GlobalAveragePool,
     Graph,
     Linear,
     MatMul,
@@ -144,10 +145,10 @@ class Writer:
         """Let a layer read its weight from integers."""
         value, op = node.required(1), node.op
         assert value.data is not None
-        key = (value, made.scales.tobytes())
+        # Dense layers of higher rank are written as a product with the transposed matrix.
+        turned = isinstance(op, Linear) and node.required(0).type.rank != 2
+        key = (value, made.axis, turned, made.scales.tobytes())
         if key not in stored:
-            # Dense layers of higher rank are written as a product with the transposed matrix.
-            turned = isinstance(op, Linear) and node.required(0).type.rank != 2
             numbers, axis = (made.numbers.T, 1) if turned else (made.numbers, made.axis)
             name = value.name
             parts = [
@@ -165,6 +166,7 @@ class Writer:
                 result = matrix
             stored[key] = result
         rw.set_input(node, 1, stored[key])
+        erase_unused(rw, value)
 
     def write_bias(
         self, rw: Rewriter, node: Node, made: QuantizedWeight, bias: Array64 | None, scale: np.float32 | None
@@ -194,13 +196,20 @@ class Writer:
 
     def _set_bias(self, rw: Rewriter, node: Node, bias: Value) -> None:
         if len(node.inputs) > 2:
+            old = node.input(2)
             rw.set_input(node, 2, bias)
+            if old is not None:
+                erase_unused(rw, old)
         else:
             rw.replace(node, node.op, [*node.inputs, bias])
 
     def write_points(self, rw: Rewriter, placement: Placement, parameters: Parameters) -> None:
         """Quantise the activations."""
         own = placement.nodes
+        for node in placement.others:
+            # A mean over the spatial axes has no integer kernel under its other names.
+            if isinstance(node.op, GlobalAveragePool) and rw.unwritable(node) is None:
+                rw.replace(node, node.op, node.inputs)
         by_kernel = {
             result_of(node) for node in own
             if not (self.scheme.float_results and isinstance(node.op, Linear | MatMul))
@@ -241,8 +250,14 @@ Parameters = Mapping[Value, tuple[np.float32, int]]
 Biases = Mapping[Node, Array64 | None]
 """The biases of layers."""
 
-Stored = dict[tuple[Value, bytes], Value]
-"""Dequantised weights that were written, by weight and scales."""
+Stored = dict[tuple[Value, int, bool, bytes], Value]
+"""Dequantised weights that were written, by weight, axis, whether they are transposed, and scales."""
+
+
+def erase_unused(rw: Rewriter, value: Value) -> None:
+    """Remove a float constant that nothing reads any more."""
+    if value.producer is None and not value.use_count:
+        rw.erase_constant(value)
 
 
 def dequantized(numbers: Tensor, scales: Tensor, dtype: DType, axis: int) -> DerivedTensor:

@@ -25,6 +25,7 @@ from ...ir import (
     ArrayTensor,
     Conv,
     ConvTranspose,
+    Dequantize,
     Dim,
     DType,
     Graph,
@@ -43,6 +44,7 @@ from ...ir import (
     UsageError,
     Value,
 )
+from ...ir.analysis.dequantized import is_dequantized
 from ...ir.batch_norm import BatchNorm
 from ...ir.errors import listed
 from ..torch.batch_norms import norm_of
@@ -439,9 +441,22 @@ class _Copy:
 
     def _value(self, value: Value, hint: str = "") -> Value:
         if value not in self.values:
-            assert value.data is not None
-            self.values[value] = self.made.add_constant(value.data, self._free(hint or value.name))
+            self.values[value] = self._constant(value, hint)
         return self.values[value]
+
+    def _constant(self, value: Value, hint: str) -> Value:
+        """A constant; one that is dequantised, perhaps in another form, stays integers."""
+        assert value.data is not None
+        maker = value.producer
+        if maker is not None and isinstance(maker.op, Dequantize):
+            inputs = [None if v is None else self._value(v) for v in maker.inputs]
+            node = self.made.append(maker.op, inputs, name=maker.name)
+            node.output.data = value.data
+            return node.output
+        made = self.made.add_constant(value.data, self._free(hint or value.name))
+        if maker is None and len(value.bases) == 1 and is_dequantized(value):
+            made.bases = (self._value(value.bases[0]),)
+        return made
 
     def _node(self, node: Node) -> None:
         if node.outputs and all(v.data is not None for v in node.outputs):

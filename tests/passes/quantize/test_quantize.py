@@ -58,6 +58,18 @@ def test_integer_kernels_compute_what_the_file_says(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+def test_a_mean_over_the_spatial_axes_is_a_global_pool(tmp_path: Path) -> None:
+    net = Net("n", 3, 12, 12)
+    pooled = net.add("ReduceMean", [net.conv("x", "a", 3, 16)], "mean", axes=[2, 3], keepdims=1)
+    net.dense(net.add("Flatten", [pooled], "flat"), "fc", 16, 4)
+    model = net.model("fc")
+    made = quantized(model).model
+    found = kinds(made, tmp_path)
+    assert found["QLinearGlobalAveragePool"] == 1
+    assert not found["DequantizeLinear"]
+    assert error(model, made, IMAGES) < 1e-3
+
+
 def test_an_activation_that_cannot_be_folded_stays_in_floats(tmp_path: Path) -> None:
     found = kinds(quantized(network("HardSwish")).model, tmp_path)
     assert found["QLinearConv"] == 6
@@ -456,3 +468,23 @@ def test_a_weight_that_is_not_finite() -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, "fc.w"))
     refused = {r.node: r.reason for r in quantized(model).report.passes[-1].refusals}
     assert refused == {"fc": "its weight is not finite everywhere"}
+
+
+def test_torch_modules_become_files_of_integers(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="pip install 'graphshrink[torch]'")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU6(), torch.nn.Flatten(2),
+        torch.nn.Linear(100, 6), torch.nn.ReLU(), torch.nn.Flatten(1), torch.nn.Linear(48, 4),
+    ).eval()  # fmt: skip
+    x = torch.from_numpy(IMAGES)
+    result = quantized(model, data=x, example_inputs=(x[:1],))
+    want = model(x).detach()
+    assert float((result.model(x) - want).square().mean() / want.var()) < 1e-3
+    result.save(tmp_path / "torch.onnx")
+    made = onnx.load(tmp_path / "torch.onnx")
+    shapes = sorted(a.shape for a in constants(made).values() if a.dtype == np.int8 and a.ndim > 1)
+    assert shapes == [(4, 48), (8, 3, 3, 3), (100, 6)]
+    (got,) = outputs_of(made, IMAGES)
+    assert np.square(got - want.numpy()).mean() < 1e-3 * float(want.var())
+    assert kinds(made, tmp_path)["QLinearConv"] == 1
