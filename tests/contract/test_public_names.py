@@ -24,7 +24,7 @@ PUBLIC = {
         FusePatterns Gram GramMatrix HoistPadding InputMoments InputStats InsertGates KNOWN_RANKS MaskBlocks
         MergeLinear MoveScales NO_GATES NO_LASTING_MASKS Observer Pass PassError PassLike PassRecord PermuteChannels
         Pipeline Pivot PruneChannels PruneDead PushPads Quantize REFERENCE Reconstruct RemovalPlan RemoveActivations RemoveNoops Repeat
-        Request Requantize Sparsify Timing Verify known_passes register relative_error
+        Requantize Request Sparsify Timing Verify known_passes register relative_error
     """,
 }
 MODULES = ("accuracy", "datasets", "errors", "ir", "nn", "passes", "processes")
