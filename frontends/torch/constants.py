@@ -22,8 +22,8 @@ def fold_view(node: Node) -> None:
         _fold_pieces(node, x.data, node.op)
     if len(node.outputs) != 1 or node.output.data is not None:
         return
-    if isinstance(node.op, ir.Embedding):
-        _fold_rows(node)
+    if isinstance(node.op, (ir.Embedding, ir.Gather)):
+        _fold_rows(node, node.op)
         return
     result, move, data = node.output.type.static_shape, _move(node.op), x.data
     if result is None or move is None or any(v is not None for v in node.inputs[1:]):
@@ -51,16 +51,18 @@ def _piece(data: Tensor, axis: int, start: int, size: int) -> Callable[[], Any]:
     return lambda: data.numpy().take(range(start, start + size), axis)
 
 
-def _fold_rows(node: Node) -> None:
-    """Give table rows picked by constant ids their data: position embeddings of transformers."""
-    ids, table = node.inputs
+def _fold_rows(node: Node, op: ir.Embedding | ir.Gather) -> None:
+    """Give pieces of a table that constant places pick their data: position embeddings and biases of transformers."""
+    first, second = node.inputs
+    ids, table = (first, second) if isinstance(op, ir.Embedding) else (second, first)
+    axis = 0 if isinstance(op, ir.Embedding) else op.axis
     result = node.output.type.static_shape
     if ids is None or ids.data is None or table is None or table.data is None or result is None:
         return
     places, rows = ids.data, table.data
 
     def load() -> Any:
-        return rows.numpy()[places.numpy()]
+        return np.take(rows.numpy(), places.numpy(), axis)
 
     node.output.data = LazyTensor(result, rows.dtype, load, source=rows)
 
@@ -69,6 +71,8 @@ def _move(op: Op) -> _Move | None:
     match op:
         case ir.Unsqueeze() | ir.Squeeze() | ir.Reshape() | ir.Flatten() | ir.Identity():
             return lambda array: array
+        case ir.Select(axis, index):
+            return lambda array: np.take(array, index, axis)
         case ir.Transpose(perm):
             return lambda array: np.transpose(array, perm)
     return None

@@ -379,6 +379,6 @@ def quantised(e: Examined) -> list[Finding]:
     shown = listed([f"{kind} ({count})" for kind, count in kinds.most_common()])
     text = (
         f"the model is quantised already: {shown}. Quantised weights are carried as they are, and no pass changes them: "
-        "shrink the model before it is quantised"
+        "shrink the model before it is quantised, or inside requantize{...}"
     )
     return [Finding("int8", "no", text, "", {"ops": dict(kinds)})]

@@ -145,3 +145,30 @@ def normalize(call: Call) -> Value:
     if epsilon > least * 2 or not math.isfinite(least):
         raise NotWritten("its epsilon is no number of its element type")
     return call.op("Div", x, call.out.op("Max", norm, call.out.scalar(least, dtype)))
+
+
+@writes("interpolate")
+def interpolate(call: Call) -> Value:
+    """``(x, size)`` of computed sizes; factors that are known have an op in the IR."""
+    x, sizes = call.tensor(0), call.get(1, "size")
+    mode, corners = call.get(3, "mode", "nearest"), bool(call.get(4, "align_corners") or False)
+    found = _RESIZES.get(mode)
+    if sizes is None or found is None or call.get(6, "antialias", False) or not call.dtype.is_float:
+        raise NotWritten("it resizes by factors, in another mode, or no floats")
+    spatial = call.sizes(1, "size")
+    own = call.out.sizes(x)
+    spatial = spatial * (len(own) - 2) if len(spatial) == 1 else spatial
+    attrs = dict(found)
+    if corners:
+        attrs["coordinate_transformation_mode"] = "align_corners"
+    target = call.out.vector([*own[:2], *spatial])
+    return call.op("Resize", x, None, None, target, **attrs)
+
+
+_RESIZES: dict[str, dict[str, Any]] = {
+    "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    "nearest-exact": {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"},
+    **{key: {"mode": "linear", "coordinate_transformation_mode": "half_pixel"} for key in ("linear", "bilinear", "trilinear")},
+    "bicubic": {"mode": "cubic", "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75},
+}  # fmt: skip
+"""torch's modes of resizing, in ONNX."""

@@ -25,7 +25,7 @@ def quantize(s: Speller, op: ir.Quantize) -> fx.Node:
     return s.call("to", s.call(torch.clamp, made, *_RANGES[op.dtype]), s.dtype_of(DType(op.dtype)))
 
 
-@spells(ir.Dequantize, note="not of uint16")
+@spells(ir.Dequantize, note="not of uint16, not in blocks")
 def dequantize(s: Speller, op: ir.Dequantize) -> fx.Node:
     """``(x - zero) * scale`` in the element type of the scale."""
     dtype = s.node.required(1).type.dtype

@@ -352,3 +352,24 @@ def test_writes_to_data_are_written(tmp_path: Path) -> None:
     x = torch.randn(2, 3)
     shrink(Data().eval(), example_inputs=(x,)).save(tmp_path / "m.onnx")
     agrees(tmp_path / "m.onnx", Data(), x)
+
+
+class Biased(nn.Module):
+    """Adds biases that are picked from a table by constant places, as windowed attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Parameter(torch.randn(2, 5)), nn.Linear(3, 3)
+        self.register_buffer("places", torch.randint(0, 5, (3, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        biases = self.table[:, self.places]  # type: ignore[index]
+        return (self.layer(x) + biases[0]).softmax(-1) + biases[-1]
+
+
+def test_pieces_of_constant_tables_are_stored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Biased().eval(), torch.randn(2, 3, 3)
+    shrink(module, example_inputs=(x,)).save(tmp_path / "m.onnx")
+    assert "Gather" not in {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
+    agrees(tmp_path / "m.onnx", module, torch.randn(5, 3, 3))
