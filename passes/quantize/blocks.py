@@ -49,9 +49,8 @@ class BlockWeight:
 
     def floats(self) -> Array64:
         """The numbers that the integers represent."""
-        return self.numbers.astype(np.float64) * np.repeat(
-            self.scales.astype(np.float64), self.block, axis=0
-        )
+        wide = np.repeat(self.scales.astype(np.float64), self.block, axis=0)
+        return np.asarray(self.numbers * wide, np.float64)
 
 
 def block_weight(matrix: Array64, block: int) -> BlockWeight:

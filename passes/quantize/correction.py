@@ -8,12 +8,51 @@ weights ``V - W`` beside each layer gives it, with padding and strides as they a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from ...ir import Graph, LazyTensor, Linear, MatMul, Node, Tensor
+import numpy as np
+
+from ...ir import Graph, LazyTensor, Linear, MatMul, Node, Tensor, Value
 from ..merge.algebra.tensors import Array64
-from ..statistics.moments import ChannelMoments
-from ..statistics.requests import Calibration
+from ..statistics.im2col import Array
+from ..statistics.requests import Accumulator, Calibration, Request
 from .weights import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class ChannelMeans(Request[Array64]):
+    """Requests the mean of each channel of a value, over all other axes.
+
+    Attributes:
+        value: The value.
+        axis: The axis of the channels; a negative one counts from the end.
+    """
+
+    value: Value
+    axis: int
+
+    def values(self) -> tuple[Value, ...]:
+        return (self.value,)
+
+    def accumulator(self) -> Accumulator[Array64]:
+        return _MeanAccumulator(self.axis)
+
+
+class _MeanAccumulator(Accumulator[Array64]):
+    def __init__(self, axis: int) -> None:
+        self.axis, self.count = axis, 0
+        self.total = np.zeros(0)
+
+    def add(self, *arrays: Array) -> None:
+        (array,) = arrays
+        axis = self.axis % array.ndim
+        others = tuple(a for a in range(array.ndim) if a != axis)
+        part = array.sum(others, dtype=np.float64)
+        self.total = part if not self.count else self.total + part
+        self.count += array.size // max(1, array.shape[axis])
+
+    def result(self) -> Array64:
+        return self.total / max(1, self.count)
 
 
 def mean_errors(
@@ -31,7 +70,7 @@ def mean_errors(
     """
     probe = graph.clone()
     twins = dict(zip(graph.nodes, probe.nodes, strict=True))
-    requests: dict[Node, ChannelMoments] = {}
+    requests: dict[Node, ChannelMeans] = {}
     for node, weight in made.items():
         twin, value = twins[node], node.required(1)
         assert value.data is not None
@@ -41,9 +80,9 @@ def mean_errors(
             twin.op, [twin.required(0), error], after=twin, name=f"{node.name}/error"
         )
         axis = -1 if isinstance(node.op, Linear | MatMul) else 1
-        requests[node] = ChannelMoments(added.output, axis)
+        requests[node] = ChannelMeans(added.output, axis)
     found = calibration.collect(probe, requests.values())
-    return {node: found[request].mean for node, request in requests.items()}
+    return {node: found[request] for node, request in requests.items()}
 
 
 def _difference(data: Tensor, weight: QuantizedWeight) -> Tensor:
