@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,22 @@ def onnxruntime_saving(first: ShrinkResult, second: ShrinkResult) -> float:
         one, two = (session(path, threads=1) for path in paths)
         rng = np.random.default_rng(0)
         feeds = {
-            value.name: rng.standard_normal(value.shape).astype(np.float32)
-            for value in one.get_inputs()
+            value.name: rng.standard_normal(_sizes(value.shape, given.type.shape)).astype(
+                np.float32
+            )
+            for value, given in zip(one.get_inputs(), first.graph.inputs, strict=True)
         }
         found = paired_latency(lambda: one.run(None, feeds), lambda: two.run(None, feeds), pairs=15)
     before = found.milliseconds[0]
     return before - before / found.speedup
+
+
+def _sizes(written: Sequence[Any], traced: Sequence[Any] | None) -> list[int]:
+    """The sizes of an input: where the file leaves one open, such as the batch, that of the example inputs."""
+    found = [
+        w if isinstance(w, int) else t for w, t in zip(written, traced or written, strict=True)
+    ]
+    return [size if isinstance(size, int) else 1 for size in found]
 
 
 def _write(result: ShrinkResult, path: Path) -> None:

@@ -191,6 +191,8 @@ def hostless(
     """
     for value, name in zip(graph.inputs, input_names(graph), strict=True):
         if value.type.dtype is None or value.type.shape is None:
+            if graph.host.inputs is not None:
+                raise NotWritten(f"the input {name!r}, which is no tensor")
             raise UsageError(f"the shape of input {name!r} is not known: give example_inputs")
     why = ", as the module does"
     for found in _other_batches(graph, wanted) if any_batch else ():

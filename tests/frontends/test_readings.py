@@ -28,6 +28,7 @@ from graphshrink.frontends.torch.rules import CALLS, MODULES, PIECES
 from graphshrink.hosts.torch.calls import call_name
 from graphshrink.hosts.torch.modules.gates import Gate, Switch
 from graphshrink.hosts.torch.modules.masks import plain_type
+from graphshrink.hosts.torch.modules.reset_first import ResetFirstGRU
 from graphshrink.hosts.torch.modules.scale import Scale
 from graphshrink.hosts.torch.origins import FxHost
 from graphshrink.ir import ArrayTensor, DType, Graph, Opaque, TensorType
@@ -337,6 +338,7 @@ def modules() -> dict[type[nn.Module], Snippet]:
         nn.GRU(4, 3, 2, batch_first=True, bidirectional=True),
         nn.RNN(4, 3, 2, "relu", bias=False),
     )
+    found[ResetFirstGRU] = (With(lambda x, m: m(x)[0], ResetFirstGRU(4, 3)), n(5, 2, 4))
     found[nn.GRU] = (With(lambda x, m: m(x)[0], gru), n(2, 5, 4))
     found[nn.RNN] = (With(lambda x, m: m(x)[1], rnn), n(2, 5, 4))
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
@@ -365,7 +367,10 @@ def snippets() -> dict[str | type[nn.Module], Snippet]:
 
 def traced(function: Any) -> fx.GraphModule:
     if isinstance(function, With):
-        return fx.symbolic_trace(function.eval())
+        tracer = fx.Tracer()
+        leaf = tracer.is_leaf_module
+        tracer.is_leaf_module = lambda m, name: isinstance(m, ResetFirstGRU) or leaf(m, name)  # type: ignore[method-assign]
+        return fx.GraphModule(function.eval(), tracer.trace(function))
     made = nn.Sequential(function) if isinstance(function, nn.Module) else Call(function)
     # A module of ours is a leaf as torch's are.
     tracer = fx.Tracer()

@@ -84,7 +84,7 @@ def test_latencies_and_scores_are_kept(
     model, data = given
     noise = np.random.default_rng()
 
-    def paired(device: Any, graphs: Sequence[Any], rounds: int) -> list[list[float]]:
+    def paired(device: Any, graphs: Sequence[Any], rounds: int, *more: Any) -> list[list[float]]:
         """Whole networks on a device that is never equally fast, but faster for fewer MACs."""
         return [
             [m / 6e6 * noise.uniform(0.98, 1.02) for _ in range(rounds)]

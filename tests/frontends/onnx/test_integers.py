@@ -25,6 +25,11 @@ def q(*shape: int, dtype: Any = np.int8) -> Any:
     return RNG.integers(info.min, info.max + 1, shape).astype(dtype)
 
 
+def small(*shape: int) -> Any:
+    """Weights with which pairs of products fit in 16 bits: in other orders they would overflow on processors without VNNI."""
+    return q(*shape) // np.int8(2)
+
+
 def f(*shape: int) -> Any:
     return RNG.uniform(0.05, 0.2, shape).astype(np.float32)
 
@@ -111,14 +116,14 @@ def network() -> tuple[ModelProto, dict[str, Any]]:
         inputs = [x, "sx", "zx", f"{y}_w", f"{y}_s", f"{y}_z", "sy", "zx"]
         nodes.append(helper.make_node(kind, [*inputs, *([f"{y}_b"] if bias else [])], [y], **attributes))  # fmt: skip
 
-    constants |= {"sx": np.float32(0.1), "zx": U(128), "sy": np.float32(3.0)}
+    constants |= {"sx": np.float32(0.1), "zx": U(128), "sy": np.float32(1.5)}
     nodes.append(helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["x0"]))
-    layer("QLinearConv", "x0", "a", q(8, 3, 3, 3), 8, True, True, pads=[1] * 4)
-    layer("QLinearConv", "a", "d", q(8, 1, 3, 3), 8, True, False, group=8)
+    layer("QLinearConv", "x0", "a", small(8, 3, 3, 3), 8, True, True, pads=[1] * 4)
+    layer("QLinearConv", "a", "d", small(8, 1, 3, 3), 8, True, False, group=8)
     nodes.append(helper.make_node("MaxPool", ["d"], ["p"], kernel_shape=[2, 2]))
-    layer("QLinearConv", "p", "e", q(6, 8, 1, 1), 6, False, True)
+    layer("QLinearConv", "p", "e", small(6, 8, 1, 1), 6, False, True)
     nodes.append(helper.make_node("Transpose", ["e"], ["t"], perm=[0, 2, 3, 1]))
-    layer("QLinearMatMul", "t", "m", q(6, 4), 4, True, False)
+    layer("QLinearMatMul", "t", "m", small(6, 4), 4, True, False)
     nodes.append(helper.make_node("DequantizeLinear", ["m", "sx", "zx"], ["y"]))
     feeds = {"x": RNG.standard_normal((2, 3, 6, 6)).astype(np.float32)}
     return model_of(nodes, feeds, ["y"], constants), feeds
@@ -135,14 +140,14 @@ def test_reordered_channels_change_nothing() -> None:
     after = to_onnx(graph)
     assert after != before
     want, got = (outputs_of(m, feeds, plain=True)[0] for m in (before, after))
-    assert np.unique(want).size > 20
+    assert np.unique(want).size > 10
     np.testing.assert_array_equal(got, want)
 
 
 def test_dynamic_layers_are_reordered() -> None:
     """A dense layer of integers between two others, whose input is quantised when the network runs."""
     constants = {
-        "w": RNG.standard_normal((5, 8)).astype(np.float32), "v": q(8, 6), "z": q(6), "s": f(6),
+        "w": RNG.standard_normal((5, 8)).astype(np.float32), "v": small(8, 6), "z": q(6), "s": f(6),
         "u": RNG.standard_normal((6, 3)).astype(np.float32),
     }  # fmt: skip
     nodes = [

@@ -114,7 +114,7 @@ def test_from_onnx_with_and_without_data() -> None:
         module = to_torch(made, fresh_norms=True, calibration=x)
     assert set(norms(module)) == {"body.conv_norm"}
     assert not module.body.conv_norm.training
-    with pytest.warns(UserWarning, match="the running statistics of 1 norms are 0 and 1"):
+    with pytest.warns(UserWarning, match="the running statistics of 1 norm are 0 and 1"):
         plain = to_torch(made, fresh_norms=True)
     assert plain.body.conv_norm.running_mean.tolist() == [0.0] * 4
     for other in (module, plain):

@@ -55,6 +55,7 @@ REFUSED = (
     "activations can only be int8 or uint8",
     "the activation has a scale for each channel",
     "a constant that is not the weight",
+    "the sequences of a batch have different lengths",
 )
 """Why a case of known ops may be refused."""
 

@@ -23,8 +23,9 @@ SCALES = {"x0": 0.03, "a": 10.0, "d": 2500.0, "e": 5e5, "m": 1e8}
 
 
 def weight(*shape: int, dtype: Any = np.int8) -> Any:
-    info = np.iinfo(dtype)
-    return RNG.integers(info.min, info.max + 1, shape).astype(dtype)
+    """Weights of half the range: pairs of products overflow 16 bits otherwise, where a processor has no VNNI."""
+    middle = 0 if dtype == np.int8 else 128
+    return (middle + RNG.integers(-64, 64, shape)).astype(dtype)
 
 
 def network(dtype: Any, unsigned_weights: bool = False) -> tuple[ModelProto, dict[str, Any]]:
@@ -66,7 +67,7 @@ def network(dtype: Any, unsigned_weights: bool = False) -> tuple[ModelProto, dic
 def test_a_network_is_int8_throughout(dtype: Any, unsigned_weights: bool) -> None:
     before, feeds = network(dtype, unsigned_weights)
     (want,) = outputs_of(before, feeds, plain=True)
-    assert np.unique(want).size > 20
+    assert np.unique(want).size > 10
     flat, notes, orders = flat_model(from_onnx(before), Options())
     codes = [operation.code for operation in flat.operations]
     assert codes.count("QUANTIZE") == codes.count("DEQUANTIZE") == 1

@@ -84,7 +84,9 @@ def test_a_dynamically_quantised_layer(data: str, tmp_path: Path) -> None:
         node("Cast", ["i"], ["f"], to=1),
         node("Mul", ["f", "s"], ["y"]),
     ]
-    note = held(nodes, {"x": x}, {"w": integers(np.int8, 6, 4)}, tmp_path)
+    # Processors without VNNI add pairs of products in 16 bits, which larger weights overflow.
+    weight = integers(np.int8, 6, 4) // np.int8(2)
+    note = held(nodes, {"x": x}, {"w": weight}, tmp_path)
     assert "with DynamicQuantizeLinear, MatMulInteger written out" in note
 
 
