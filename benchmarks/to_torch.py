@@ -199,20 +199,22 @@ def _distance(a: Any, b: Any) -> float:
     return float(found[np.isfinite(found)].max(initial=0))
 
 
-def expected(case: Case, model: ModelProto, arrays: list[Any]) -> list[Any] | None:
-    """What onnxruntime computes, or what the test states."""
+def plain_session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """A session of onnxruntime without its own rewriting, on one thread."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def expected(case: Case, model: ModelProto, arrays: list[Any]) -> list[Any] | None:
+    """What onnxruntime computes, or what the test states."""
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return list(
-            session.run(
-                None, dict(zip((i.name for i in session.get_inputs()), arrays, strict=True))
-            )
-        )
+        session = plain_session(model)
+        names = (i.name for i in session.get_inputs())
+        return list(session.run(None, dict(zip(names, arrays, strict=True))))
     except Exception:  # Whatever onnxruntime raises for a case that it lacks.
         return case.stated
 
@@ -310,14 +312,8 @@ def back(
 
 def results(model: ModelProto, feeds: dict[str, Any]) -> list[Any]:
     """What onnxruntime computes or, where it has no kernels, the reference of the onnx package."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return list(session.run(None, feeds))
+        return list(plain_session(model).run(None, feeds))
     except Exception:
         from onnx.reference import ReferenceEvaluator
 

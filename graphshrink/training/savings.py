@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..api import ShrinkResult, shrink
 from ..ir import ModelError
 from ..passes import HoistPadding, MergeLinear, PassLike, RemoveActivations
+from ..running.inputs import random_inputs
 from ..running.latency import paired_latency
 from ..running.sessions import session
 from .gating import switches
@@ -72,24 +71,12 @@ def onnxruntime_saving(first: ShrinkResult, second: ShrinkResult) -> float:
         for result, path in zip((first, second), paths, strict=True):
             _write(result, path)
         one, two = (session(path, threads=1) for path in paths)
-        rng = np.random.default_rng(0)
-        feeds = {
-            value.name: rng.standard_normal(_sizes(value.shape, given.type.shape)).astype(
-                np.float32
-            )
-            for value, given in zip(one.get_inputs(), first.graph.inputs, strict=True)
-        }
+        # An open batch is that of the example inputs; the file keeps the order of inputs.
+        arrays = random_inputs(first.graph).values()
+        feeds = dict(zip((port.name for port in one.get_inputs()), arrays, strict=True))
         found = paired_latency(lambda: one.run(None, feeds), lambda: two.run(None, feeds), pairs=15)
     before = found.milliseconds[0]
     return before - before / found.speedup
-
-
-def _sizes(written: Sequence[Any], traced: Sequence[Any] | None) -> list[int]:
-    """The sizes of an input: where the file leaves one open, such as the batch, that of the example inputs."""
-    found = [
-        w if isinstance(w, int) else t for w, t in zip(written, traced or written, strict=True)
-    ]
-    return [size if isinstance(size, int) else 1 for size in found]
 
 
 def _write(result: ShrinkResult, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,7 +109,7 @@ class Pipeline:
         watching.sort(key=lambda observer: not isinstance(observer, Timing))
         run = _PipelineRun(graph, ctx, watching)
         given = ctx.reference
-        keeps = given is None and any(step.uses_reference for step in _unrolled(self.passes))
+        keeps = given is None and any(step.uses_reference for step in self.passes)
         try:
             for step in self.passes:
                 if keeps and ctx.reference is None and _is_approximate(step):
@@ -199,21 +199,11 @@ class _PipelineRun:
         return changed
 
 
-def _unrolled(passes: Iterable[Pass]) -> Iterator[Pass]:
-    """The passes, with those inside ``repeat`` groups."""
-    for step in passes:
-        yield step
-        if isinstance(step, Repeat):
-            yield from _unrolled(step.passes)
-
-
 def _is_approximate(step: Pass) -> bool:
     """Whether a pass may change what the network computes, and is not itself the one that mends it."""
-    return any(
-        each.exactness is not Exactness.EXACT and not each.uses_reference
-        for each in _unrolled([step])
-        if not isinstance(each, Repeat)
-    )
+    if isinstance(step, Group):
+        return any(map(_is_approximate, step.expanded()))
+    return step.exactness is not Exactness.EXACT and not step.uses_reference
 
 
 def _log(record: PassRecord) -> None:

@@ -37,6 +37,11 @@ class Group(Pass):
         """The weakest exactness class of its passes."""
         return max(step.exactness for step in self.passes)
 
+    @property
+    def uses_reference(self) -> bool:  # type: ignore[override]
+        """Whether one of its passes reads the original network."""
+        return any(step.uses_reference for step in self.passes)
+
     def __str__(self) -> str:
         return f"{self.name}{{{','.join(map(str, self.passes))}}}"
 

@@ -97,10 +97,9 @@ class Form:
 
 
 @dataclass(frozen=True)
-class FloatWeights(Pass):
-    """Replace dequantised weights and biases of layers by ordinary ones of the same numbers."""
+class _End(Pass):
+    """A pass that the group puts in front of its passes or behind them; both share one memory."""
 
-    name: ClassVar[str] = "float-weights"
     asks_first = True
     memory: Memory = field(default_factory=Memory, compare=False, repr=False)
 
@@ -109,6 +108,13 @@ class FloatWeights(Pass):
 
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class FloatWeights(_End):
+    """Replace dequantised weights and biases of layers by ordinary ones of the same numbers."""
+
+    name: ClassVar[str] = "float-weights"
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         made: dict[Value, Value] = {}
@@ -130,10 +136,13 @@ class FloatWeights(Pass):
                         made[value] = rw.constant(value.data, f"{value.name}.floats")
                         self.memory.constants[made[value]] = form
                     rw.set_input(node, index, made[value])
-        for node in graph.nodes:
-            value = node.input(1) if isinstance(node.op, _LAYERS) else None
-            if value is not None and value.data is not None:
-                self.memory.weights[node.name] = value.data
+        self.memory.weights.update((node.name, weight) for node, _, weight in _weighted(graph))
+
+
+def _weighted(graph: Graph) -> list[tuple[Node, Value, Tensor]]:
+    """The layers with a constant weight, each with the weight and its numbers."""
+    read = ((n, n.input(1)) for n in graph.nodes if isinstance(n.op, _LAYERS))
+    return [(n, v, v.data) for n, v in read if v is not None and v.data is not None]
 
 
 def _form(value: Value | None) -> Form | None:
@@ -155,27 +164,16 @@ def _form(value: Value | None) -> Form | None:
 
 
 @dataclass(frozen=True)
-class RestoreWeights(Pass):
+class RestoreWeights(_End):
     """Make weights integers again."""
 
     name: ClassVar[str] = "requantize-weights"
-    asks_first = True
     exactness = Exactness.APPROXIMATE
-    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
-
-    def check_options(self) -> None:
-        """There are no options: the group makes this pass."""
-
-    def __str__(self) -> str:
-        return self.name
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         same: dict[Value, Value] = {}
         names = self._renamed(graph)
-        for node in list(graph.nodes):
-            value = node.input(1) if isinstance(node.op, _LAYERS) else None
-            if value is None or value.data is None:
-                continue
+        for node, value, _ in _weighted(graph):
             if value in self.memory.constants:
                 with rw.rewrite("read a weight from its integers", node, exactness=Exactness.EXACT):
                     for index, own in enumerate(node.inputs):
@@ -202,10 +200,9 @@ class RestoreWeights(Pass):
         names = dict(self.memory.layers)
         gone = [kept for name, kept in self.memory.layers.items() if name not in present]
         if gone:
-            for node in graph.nodes:
-                value = node.input(1) if isinstance(node.op, _LAYERS) else None
+            for node, _, weight in _weighted(graph):
                 before = self.memory.weights.get(node.name)
-                if value is not None and value.data is not before and node.name not in names:
+                if weight is not before and node.name not in names:
                     names[node.name] = gone[0]
         return names
 

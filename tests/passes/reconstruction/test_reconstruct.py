@@ -150,6 +150,17 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert one == two
 
 
+def test_a_given_reference_for_a_group_of_passes(tmp_path: Path) -> None:
+    given, sparse, out = (tmp_path / name for name in ("in.onnx", "sparse.onnx", "o.onnx"))
+    network(given)
+    np.savez(tmp_path / "x.npz", x=samples(1))
+    succeeds(given, sparse, "--passes", "sparsify")
+    text = "repeat{reconstruct{method=closed-form}}"
+    calibration = ("--calibration", tmp_path / "x.npz")
+    succeeds(sparse, out, "--passes", text, *calibration, "--reference", given)
+    assert error(out, given) < 0.6 * error(sparse, given)
+
+
 def test_a_given_reference_for_a_file_that_is_sparse_already(tmp_path: Path) -> None:
     given, sparse, out = (
         network(tmp_path / "in.onnx"),
