@@ -28,6 +28,7 @@ from ...ir import (
     Dequantize,
     Dim,
     DType,
+    Flatten,
     Graph,
     GroupNorm,
     InferenceError,
@@ -467,6 +468,9 @@ class _Copy:
         if node in self.wanted.calls:
             self._call(node, self.wanted.calls[node], name)
             return
+        if self._is_needless(node):
+            self.values[node.output] = self._value(node.required(0))
+            return
         form = self._norm(node, name)
         types = [self._type(v) for v in node.outputs]
         names = [self.results.get(v) or self._free(v.name) for v in node.outputs]
@@ -479,6 +483,14 @@ class _Copy:
         )
         made.origin = form
         self.values.update(zip(node.outputs, made.outputs, strict=True))
+
+    def _is_needless(self, node: Node) -> bool:
+        """Whether a node reshapes to the shape that its input has in the file; in the module, other inputs might have other sizes."""
+        if not isinstance(node.op, Reshape | Flatten) or node.output in self.results:
+            return False
+        before, after = self.sizes(node.required(0)), self.sizes(node.output)
+        same = before is not None and after is not None and before.shape == after.shape
+        return same and after.shape is not None and None not in after.shape
 
     def _type(self, value: Value) -> TensorType:
         """The type of a value; without a run that tells it, only the number of axes."""

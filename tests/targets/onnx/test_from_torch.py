@@ -373,3 +373,39 @@ def test_pieces_of_constant_tables_are_stored(tmp_path: Path) -> None:
     shrink(module, example_inputs=(x,)).save(tmp_path / "m.onnx")
     assert "Gather" not in {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
     agrees(tmp_path / "m.onnx", module, torch.randn(5, 3, 3))
+
+
+class Viewed(nn.Module):
+    """A view whose sizes are numbers: another image would be cut otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.conv(x).view(x.shape[0], -1, 4, 4).split([4, 4], 1)
+        return a.flatten(2) @ b.flatten(2).transpose(1, 2)
+
+
+def test_views_to_the_size_of_the_file_are_left_out(tmp_path: Path) -> None:
+    net, x, path = Viewed().eval(), torch.randn(2, 3, 4, 4), tmp_path / "net.onnx"
+    result = shrink(net, [], example_inputs=(x,))
+    result.save(path)
+    assert [n.op_type for n in onnx.load(path).graph.node].count("Reshape") == 2
+    agrees(path, net, x)
+    agrees(path, net, x[:1])
+    # The module itself still takes larger images, of which the view makes more channels, as the given one does.
+    with pytest.raises(RuntimeError):
+        net(torch.randn(2, 3, 8, 8))
+    assert any(n.op.name == "Reshape" and n.name == "view" for n in result.graph.nodes)
+
+
+def test_a_view_that_is_an_output_stays(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x).view(x.shape[0], 3, 4)
+
+    x, path = torch.randn(2, 3, 4), tmp_path / "net.onnx"
+    shrink(Net(), [], example_inputs=(x,)).save(path)
+    agrees(path, Net(), x)
+    agrees(path, Net(), x[:1])
