@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import islice
 from typing import Any
 
 import torch
+from sympy import preorder_traversal
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map, tree_unflatten
 
 from ...hosts.torch.arguments import name_arguments
@@ -234,7 +237,8 @@ def _of_any_size(
     """An export with open sizes, all or those of batches, and a note on what is fixed; ``None`` where that fails.
 
     torch takes a size of 1 for fixed, and checks no branch that a batch of 1 alone takes: one sample is given as two, and the program
-    is held against the module on one sample too.
+    is held against the module on one sample too. Where the formulas of sizes grow, as where each of several layers cuts an image into patches
+    and puts them together again, sympy would simplify them for hours; such sizes cannot be open either.
     """
     sizes = {x.shape[0] for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.ndim}
     given = tree_map(_doubled, inputs) if sizes == {1} else inputs
@@ -242,7 +246,7 @@ def _of_any_size(
     for axes, note in ((None, ""), (1, _BATCH_ALONE)):
         shapes = tree_map(lambda x, axes=axes: _open(x, axes), given)
         try:
-            with unlogged():
+            with unlogged(), _ShortFormulas():
                 program = torch.export.export(module, given, dynamic_shapes=shapes)
                 made = program.module()
                 if not isinstance(made, torch.fx.GraphModule):
@@ -256,6 +260,25 @@ def _of_any_size(
             return program, note
     return None, _FIXED
 
+
+class _ShortFormulas(TorchFunctionMode):
+    """Stops an export when the formula of a size has become too long."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            for size in x.shape if isinstance(x, torch.Tensor) else ():
+                if isinstance(size, torch.SymInt):
+                    parts = preorder_traversal(size.node.expr)
+                    if next(islice(parts, _LONGEST, None), None) is not None:
+                        raise RuntimeError(f"the formula of a size is too long: {func}")
+        return found
+
+
+_LONGEST = 64
+"""The largest number of parts of a formula: timm's mobilevit_xxs comes to 50 within minutes, mobilevitv2_050 to more than 400."""
 
 _FIXED = "torch.export fails with open sizes: the result takes inputs of the sizes of example_inputs only"
 _BATCH_ALONE = (

@@ -342,3 +342,31 @@ def test_checks_with_several_conditions_are_pickled() -> None:
     for wrong in (x[..., :1], torch.zeros(9, 3, 8, 8), torch.zeros(1, 2, 3, 3)):
         with pytest.raises(AssertionError, match="Guard failed"):
             guards(wrong)
+
+
+class GrowingFormulas(nn.Module):
+    """Sizes whose formulas double with each layer, while the sizes stay small."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2 and x.shape[1] < 3:  # torch.fx cannot trace it.
+            return x
+        size, rest = x.shape[1], x
+        for _ in range(self.layers):
+            size = (size * size % 7 + size) // 2 + 1
+            rest = torch.cat([rest, x.new_ones(x.shape[0], size)], 1)
+        return x * rest.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("layers", "open_"), [(1, True), (5, False)])
+def test_sizes_of_long_formulas_are_fixed(layers: int, open_: bool) -> None:
+    model = GrowingFormulas(layers).eval()
+    made = shrink(model, example_inputs=(torch.randn(2, 5),), check=True)
+    assert any("but for batches" in note for note in made.report.notes) is not open_
+    wider, more = torch.randn(2, 9), torch.randn(3, 5)
+    torch.testing.assert_close(made.model(more), model(more))
+    if open_:
+        torch.testing.assert_close(made.model(wider), model(wider))
