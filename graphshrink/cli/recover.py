@@ -45,6 +45,13 @@ def recover(
             parser=whole_number(1, 10**6), metavar="N", help="Times to go through the samples."
         ),
     ] = 3,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PASSES",
+            help="Quantise the student first, 'quantize' or with options 'quantize{method=mse}', and train what the integers compute.",
+        ),
+    ] = None,
     samples: CalibrationSamples = None,
     batch: CalibrationBatch = None,
     preprocess: PreprocessText = None,
@@ -96,6 +103,7 @@ def recover(
         teacher,
         calibration_data(data, samples, None, preprocess),
         epochs,
+        quantize=quantize or False,
         labels=labels,
         batch_size=batch,
         lr=lr,

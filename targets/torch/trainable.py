@@ -1,8 +1,9 @@
 """ONNX models as torch modules that are trained, and their weights as numbers of the model's initializers again.
 
 Nothing but numbers changes: nodes, names and everything else in the model stay what they are. A weight that the module has in another
-order of axes (a transposed matrix) is put back into the order of its initializer. A weight that no initializer holds, because nodes compute it
-from several or the model has it in a form that no order of axes explains, is not trained.
+order of axes (a transposed matrix) is put back into the order of its initializer. A weight that is dequantised from integers becomes integers again, with
+the scales that it had. A weight that no initializer holds, because nodes compute it from several or the model has it in a form that no order of axes
+explains, is not trained.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +19,15 @@ from onnx import TensorProto
 from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
-from ...ir import ArrayTensor, Graph, Tensor
+from ...ir import ArrayTensor, Dequantize, Graph, Tensor
 from ..emitted import Readers
 from .anew import Anew, written_anew
 from .batch_norms import norm_of
 from .names import host_name
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
+
+_PAIR = 128.0
 
 _MOST_AXES = 5
 """Weights with more axes are compared with their initializers in the given order only."""
@@ -39,6 +45,49 @@ class _Place:
         return np.ascontiguousarray(tensor.detach().cpu().numpy().transpose(back))
 
 
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Which floating-point numbers integers stand for: ``(q - zero) * scale`` for ``low <= q <= high``.
+
+    Attributes:
+        dtype: The element type of the integers.
+        scale: The scales, of a shape that fits the weight's.
+        zero: The zero points, of the same shape.
+        low: The least integers, of the shape of the weight or one that fits it.
+        high: The largest ones.
+    """
+
+    dtype: np.dtype[np.generic]
+    scale: Floats
+    zero: Floats
+    low: Floats
+    high: Floats
+
+    def moved(self, axes: tuple[int, ...]) -> Steps:
+        """The same for a weight whose axes are in another order."""
+        arrays = (a.transpose(axes) for a in (self.scale, self.zero, self.low, self.high))
+        return Steps(self.dtype, *arrays)
+
+    def integers(
+        self, numbers: np.ndarray[tuple[int, ...], np.dtype[Any]]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        """The nearest integers; halves are rounded to even."""
+        made = np.rint(numbers / self.scale.astype(numbers.dtype))
+        # Sums of int32 and its zero point are beyond what float32 holds.
+        moved = np.clip(made.astype(np.float64) + self.zero, self.low, self.high)
+        return np.asarray(moved, self.dtype)
+
+
+@dataclass(frozen=True)
+class _IntegerPlace(_Place):
+    """A place that holds integers."""
+
+    steps: Steps
+
+    def restored(self, tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        return self.steps.integers(super().restored(tensor))
+
+
 class Trainable:
     """A module of an ONNX-born graph whose trained weights can be written back.
 
@@ -50,6 +99,7 @@ class Trainable:
         module: The module, in evaluation mode. Parameters that cannot be written back are frozen.
         frozen: The names of these.
         values: The FX node of each value, by the names of both.
+        steps: The parameters that become integers, by their names, and what these stand for in the order of the parameter's axes.
 
     Raises:
         ModelError: If there are nodes that torch cannot express.
@@ -63,12 +113,16 @@ class Trainable:
         self.values = {host_name(v): n.name for v, n in written.nodes.items()}
         self.places: list[tuple[torch.Tensor, _Place]] = []
         self._find(written)
-        placed = {id(tensor) for tensor, _ in self.places}
+        placed = {id(tensor): place for tensor, place in self.places}
         self.frozen = []
+        self.steps: dict[str, Steps] = {}
         for name, parameter in self.module.named_parameters():
-            if id(parameter) not in placed:
+            place = placed.get(id(parameter))
+            if place is None:
                 parameter.requires_grad_(False)
                 self.frozen.append(name)
+            elif isinstance(place, _IntegerPlace):
+                self.steps[name] = place.steps.moved(place.axes)
 
     def trained(self) -> Graph:
         """A copy of the graph whose host model has the module's numbers; the constants of the graph itself keep the old ones."""
@@ -80,14 +134,14 @@ class Trainable:
         return made
 
     def _find(self, written: Anew) -> None:
-        names = _stored(written.graph)
+        names, integers = _stored(written.graph), _dequantised(written.graph)
         own = _stored(self.graph).values()
         mine = {id(t) for t in itertools.chain(self.module.parameters(), self.module.buffers())}
         pairs = [(data, t) for data, t in written.parameters.all() if id(t) in mine]
         pairs += itertools.chain.from_iterable(_of_norm(*pair) for pair in written.norms)
         found: dict[str, list[tuple[torch.Tensor, _Place]]] = {}
         for data, tensor in pairs:
-            place = _place(data, names)
+            place = _place(data, names) or _integer_place(data, integers)
             if place is not None and place.name in own:
                 found.setdefault(place.name, []).append((tensor, place))
         # An initializer that is several tensors of the module would get the numbers of only one.
@@ -126,6 +180,12 @@ def _reordered(data: Tensor, proto: TensorProto, name: str) -> _Place | None:
     source = getattr(data, "source", None)
     if not isinstance(source, Tensor) or source.host is not proto:
         return None
+    axes = _order(source, data)
+    return None if axes is None else _Place(name, axes)
+
+
+def _order(source: Tensor, data: Tensor) -> tuple[int, ...] | None:
+    """The order of the axes of ``source`` that makes it ``data``."""
     rank = len(source.shape)
     if rank != len(data.shape) or rank > _MOST_AXES:
         return None
@@ -133,8 +193,76 @@ def _reordered(data: Tensor, proto: TensorProto, name: str) -> _Place | None:
     for axes in itertools.permutations(range(rank)):
         moved = before.transpose(axes)
         if moved.shape == after.shape and np.array_equal(moved, after):
-            return _Place(name, axes)
+            return axes
     return None
+
+
+def _dequantised(graph: Graph) -> dict[int, tuple[str, Tensor, Steps]]:
+    """The constants that are dequantised from stored integers, by their ids: the name of the initializer, the constant, and its steps."""
+    names, found = _stored(graph), {}
+    for node in graph.nodes:
+        op = node.op
+        if not isinstance(op, Dequantize) or op.block or node.output.data is None:
+            continue
+        stored, scale, zero = (
+            v.data if v is not None else None for v in (node.input(0), node.input(1), node.input(2))
+        )
+        if stored is None or scale is None or id(stored) not in names:
+            continue
+        if (node.input(2) is not None and zero is None) or not (scale.float64() > 0).all():
+            continue
+        steps = _steps(stored, scale, zero, op.axis)
+        found[id(node.output.data)] = (names[id(stored)], node.output.data, steps)
+    return found
+
+
+def _steps(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Steps:
+    integers = stored.numpy()
+    shape = [1] * integers.ndim
+    if scale.shape not in ((), (1,)):
+        shape[axis] = -1
+    scales = np.asarray(scale.numpy(), np.float64).reshape(shape)
+    zeros = np.zeros(scales.shape) if zero is None else zero.float64().reshape(shape)
+    limits = np.iinfo(integers.dtype)
+    low: Floats = np.full(zeros.shape, float(limits.min))
+    high: Floats = np.full(zeros.shape, float(limits.max))
+    if integers.dtype == np.int8 and not zeros.any():
+        low, high = -high, high
+        if integers.ndim > 1 and scales.size > 1:
+            high = _pairs_kept(np.abs(integers.astype(np.float64)), axis, high)
+            low = -high
+    return Steps(integers.dtype, scales, zeros, low, high)
+
+
+def _pairs_kept(sizes: Floats, axis: int, high: Floats) -> Floats:
+    """The largest magnitudes, where no two of a channel add up to more than 128: then they should not later either.
+
+    Some processors compute wrong sums otherwise, see ``reduce-range`` of ``quantize``.
+    """
+    rows = np.moveaxis(sizes, axis, 0).reshape(sizes.shape[axis], -1)
+    if rows.shape[1] < 2:
+        return high
+    largest = np.partition(rows, -2, axis=1)[:, -2:]
+    if (largest.sum(1) > _PAIR).any():
+        return high
+    most = np.full(rows.shape, _PAIR / 2)
+    above = largest[:, 1] > _PAIR / 2
+    most[above] = (_PAIR - largest[above, 1])[:, None]
+    most[above, rows[above].argmax(1)] = largest[above, 1]
+    shape = (sizes.shape[axis], *np.delete(sizes.shape, axis))
+    return np.moveaxis(most.reshape(shape), 0, axis)
+
+
+def _integer_place(
+    data: Tensor, integers: dict[int, tuple[str, Tensor, Steps]]
+) -> _IntegerPlace | None:
+    """The integers that a constant is dequantised from, perhaps in another order of axes."""
+    known = integers.get(id(data)) or integers.get(id(getattr(data, "source", None)))
+    if known is None:
+        return None
+    name, source, steps = known
+    axes = tuple(range(len(data.shape))) if source is data else _order(source, data)
+    return None if axes is None else _IntegerPlace(name, axes, steps)
 
 
 def _of_norm(node: object, module: nn.Module) -> Iterator[tuple[Tensor, torch.Tensor]]:
@@ -153,4 +281,4 @@ def _of_norm(node: object, module: nn.Module) -> Iterator[tuple[Tensor, torch.Te
             yield data, tensor
 
 
-__all__ = ["Trainable"]
+__all__ = ["Steps", "Trainable"]

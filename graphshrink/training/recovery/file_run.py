@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ import torch
 from torch import nn
 
 from ...data.unlabelled import read_unlabelled
-from ...ir import Graph, ModelError, TrainingError, UsageError
+from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
+from ...ir.errors import counted
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
 from .augmentation import Augmentation
 from .batches import SampleBatches
 from .checkpoints import Checkpoints
+from .fake_quantization import is_quantised, make_differentiable, zeros_of
 from .feature_pairs import feature_pairs
 from .files import (
     BATCH_SIZE,
@@ -61,6 +64,7 @@ class FileRun:
         options: The arguments of :func:`graphshrink.recover_file`.
         plain: Whether trials showed that the samples should not be varied.
         feature_weight: The weight of inner values: the given one, or what trials favour.
+        floats: The student before it was quantised, if that is known.
     """
 
     student: Graph
@@ -68,6 +72,7 @@ class FileRun:
     options: Mapping[str, Any]
     plain: bool = False
     feature_weight: float = FEATURE_WEIGHT
+    floats: Graph | None = None
 
     def run(self) -> RecoveredFile:
         """Train and judge; see :func:`graphshrink.recover_file`."""
@@ -76,7 +81,7 @@ class FileRun:
         if not self.before.loss:
             notes = ["the student gives the teacher's outputs: there is nothing to recover"]
             return RecoveredFile(self.student, False, self.before, self.before, notes=notes)
-        keeper = Keeper(self.module, self.before, self._digest())
+        keeper = Keeper(self.module, self.before, self._digest(), kept=self.kept)
         interrupted = False
         try:
             lr = self._rate()
@@ -99,6 +104,11 @@ class FileRun:
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
         notes = _notes(self.trainable, self.batches, improved, self.before, best)
+        if self.stopped:
+            notes.append(
+                f"what is in front of {counted(len(self.stopped), 'quantised value')} learns from other paths alone, because more than a "
+                f"dequantisation reads the integers: {', '.join(self.stopped[:3])}{', ...' if len(self.stopped) > 3 else ''}"
+            )
         if given["feature_weight"] is None and self.features and not self.feature_weight:
             notes.insert(
                 0,
@@ -118,8 +128,16 @@ class FileRun:
         """Make the modules, read the samples, and judge the student as it is."""
         given = self.options
         samples = read_unlabelled(self.student, given["data"], given["labels"])
+        _check_floats(self.student)
         self.trainable = Trainable(self.student, HostReaders())
         _check_trained(self.trainable)
+        self.kept: dict[str, torch.Tensor] = {}
+        self.stopped: list[str] = []
+        if is_quantised(self.student):
+            masks = {} if self.floats is None else zeros_of(self.floats, self.trainable)
+            rounded = make_differentiable(self.trainable)
+            self.kept = {rounded.names.get(name, name): mask for name, mask in masks.items()}
+            self.stopped = rounded.stopped
         written = written_anew(self.teacher, HostReaders())
         self.module, self.guide = self.trainable.module, written.assembled()
         if given["feature_weight"] is not None:
@@ -244,7 +262,7 @@ class FileRun:
         """The held-out loss after a short training with each learning rate."""
         losses = {}
         for lr in rates:
-            keeper = Keeper(self.module, self.before)
+            keeper = Keeper(self.module, self.before, kept=self.kept)
             try:
                 self._train(lr, keeper, epochs=1, steps_per_epoch=steps, progress=False)
                 losses[lr] = _measured(self.judge, self.module)["held-out loss"]
@@ -266,19 +284,27 @@ class Keeper:
         module: The module in training.
         before: The module on the held-out samples before the training.
         run: What student, teacher and samples are, which a checkpoint must agree with.
+        kept: Which numbers of some parameters are not zero; of all others, those that are zero now.
     """
 
-    def __init__(self, module: nn.Module, before: HeldOut, run: str = "") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        before: HeldOut,
+        run: str = "",
+        kept: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.run = run
         self.module, self.best_loss = module, before.loss
         self.history: list[dict[str, float]] = []
         self.plain = False
         self.best = {name: t.detach().clone() for name, t in module.named_parameters()}
-        self.kept = {
-            name: t != 0
+        masks = {
+            name: (kept or {}).get(name, t != 0)
             for name, t in module.named_parameters()
-            if t.requires_grad and t.dim() > 1 and not bool(t.all())
+            if t.requires_grad and t.dim() > 1
         }
+        self.kept = {name: mask for name, mask in masks.items() if not bool(mask.all())}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -358,11 +384,6 @@ def _formatted(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_trained(trainable: Trainable) -> None:
-    quantised = [n for n in trainable.graph.nodes if n.op_name.lower().find("quantize") >= 0]
-    if quantised:
-        raise UsageError(
-            f"the student is quantised ({quantised[0].name}): recover the model of floating point, then quantise it"
-        )
     trained = [p for p in trainable.module.parameters() if p.requires_grad]
     if not trained:
         raise UsageError("the student has no weights of floating point that could be trained")
@@ -372,6 +393,22 @@ def _check_trained(trainable: Trainable) -> None:
             raise UsageError(
                 f"the student's weights are {kind}, which loses what small steps change: recover the float32 model, then convert it"
             )
+
+
+def _check_floats(graph: Graph) -> None:
+    integers = [n for n in graph.nodes if _computes_integers(n)]
+    if integers:
+        raise UsageError(
+            f"the student computes with integers in {integers[0].name} ({integers[0].op_name}): recover the model of floating point and quantise it, "
+            "or its form with QuantizeLinear and DequantizeLinear in front of ordinary operators"
+        )
+
+
+def _computes_integers(node: Node) -> bool:
+    name = node.op_name.rpartition(".")[2].rpartition(":")[2]
+    return not isinstance(node.op, Quantize | Dequantize) and bool(
+        re.search(r"Quantize|Integer|^Q[A-Z]", name)
+    )
 
 
 def _takes_batches(module: nn.Module, guide: nn.Module, example: tuple[Any, ...]) -> bool:

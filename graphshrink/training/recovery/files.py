@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,6 +112,7 @@ def recover_file(
     data: Any,
     *,
     epochs: int = 3,
+    quantize: bool | str = False,
     labels: Any = None,
     label_weight: float = 0.5,
     augment: bool | Augmentation = True,
@@ -139,6 +140,9 @@ def recover_file(
         teacher: The original model, with the same inputs and outputs.
         data: Samples, as ``calibration`` of :func:`graphshrink.shrink`; some hundreds or more. Every eighth is held out.
         epochs: The number of times to go through the samples.
+        quantize: Quantise the student first, by the pass ``quantize`` or a text of passes such as ``"quantize{method=mse}"``, with ``data``
+            for its ranges: the training then learns what the integers compute. A student in Q/DQ form is trained in this way
+            without the option; there, what rounding made zero stays zero.
         labels: The classes of the samples, if they are known: an array, an ``.npy`` file, or ``"folders"`` for images in
             a folder for each class, in alphabetical order.
         label_weight: The weight of the cross-entropy to the labels, from 0 to 1; the rest is distillation.
@@ -179,7 +183,35 @@ def recover_file(
     _check_alike(own, goal)
     from .file_run import FileRun
 
-    return FileRun(own, goal, given).run()
+    if not quantize:
+        return FileRun(own, goal, given).run()
+    made, notes = _quantised(own, "quantize" if quantize is True else quantize, data)
+    done = FileRun(made, goal, given, floats=own).run()
+    return replace(done, notes=[*notes, *done.notes])
+
+
+def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
+    """A student whose weights and activations are quantised, and the notes of the passes.
+
+    Raises:
+        UsageError: If the passes do not quantise.
+    """
+    from ...api import shrink
+    from ...hosts.onnx.tensors import embed, tensors_in
+    from ...targets.onnx.emitter import to_onnx
+    from .fake_quantization import is_quantised
+
+    if is_quantised(graph):
+        raise UsageError("the student is quantised already: leave out quantize")
+    model, base = to_onnx(graph), getattr(graph.host, "base_dir", None)
+    if base is not None:
+        embed(tensors_in(model), base)
+    result = shrink(model, passes, calibration=data)
+    if not is_quantised(result.graph):
+        raise UsageError(
+            f"quantize={passes!r} quantises nothing: give True, or passes with quantize"
+        )
+    return _graph(result.graph, "the student"), list(result.report.notes)
 
 
 def _graph(model: Any, what: str) -> Graph:
