@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bodies import bodies_of
 from .cli.terminal import Name, show
-from .ir import Exactness, Graph, Rewrite
+from .ir import Dequantize, Exactness, Graph, Rewrite, Value
 from .ir.errors import listed
 from .not_understood import NotUnderstood, summary
 from .passes import PassRecord
@@ -32,7 +32,7 @@ class Size:
     Attributes:
         nodes: The number of nodes.
         ops: The number of nodes by op.
-        parameters: The number of elements of all floating-point constants in use.
+        parameters: The number of elements of all floating-point constants in use, and of weights that are stored as integers.
         bytes: The bytes of all constants in use.
         macs: Multiply-accumulates of one run; ``None`` if a shape is unknown.
         unsized: The first node whose shapes are unknown, if ``macs`` is ``None``.
@@ -69,19 +69,24 @@ class Size:
             if found is None and unsized is None:
                 unsized = f"{node.op.name} {node.name}"
             macs += found or 0
-        read = [
-            v.data
+        read = {
+            v: v.data
             for v in graph.constants
             if v.data is not None and v.use_count and v.host not in captured
-        ]
+        }
         return cls(
             nodes=len(graph),
             ops=dict(sorted(ops.items())),
-            parameters=sum(t.size for t in read if t.dtype.is_float),
-            bytes=sum(t.nbytes for t in read),
+            parameters=sum(t.size for v, t in read.items() if t.dtype.is_float or _is_weight(v)),
+            bytes=sum(t.nbytes for t in read.values()),
             macs=macs if unsized is None else None,
             unsized=unsized,
         )
+
+
+def _is_weight(value: Value) -> bool:
+    """Whether integers stand for numbers of floating point."""
+    return any(isinstance(node.op, Dequantize) and i == 0 for node, i in value.uses)
 
 
 def size_with_bodies(graph: Graph) -> Size:

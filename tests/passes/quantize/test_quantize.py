@@ -51,6 +51,13 @@ def test_a_convolutional_network_runs_in_integers_from_end_to_end(act: str, tmp_
     assert last.exactness is Exactness.APPROXIMATE
 
 
+def test_integer_weights_are_parameters_of_the_report() -> None:
+    report = quantized(network()).report
+    weights = sum(a.size for n, a in constants(network()).items() if a.ndim > 1)
+    # With the scales and zero points of weights and activations.
+    assert weights <= report.after.parameters <= 1.5 * report.before.parameters
+
+
 def test_integer_kernels_compute_what_the_file_says(tmp_path: Path) -> None:
     """With pairs of weights that fit, AVX2's kernels give the results of the reference, up to the last bit of float32."""
     made = quantized(network()).model
