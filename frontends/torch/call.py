@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ...hosts.torch.calls import by_name
 from ...ir import Opaque, TensorType, Value
 from ...ir.analysis.sizes import Place, SizeRoots
 from ..support import LeftAlone
@@ -127,7 +128,7 @@ class Call:
         """An argument by place or by name."""
         if place < len(self.args):
             return self.args[place]
-        return self.kwargs.get(name, default)
+        return by_name(self.kwargs, name, default)
 
     def value(self, place: int, name: str = "input") -> Value:
         """An argument that must be a tensor.

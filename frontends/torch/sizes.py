@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from ...hosts.torch.calls import shape_of_other
+from ...hosts.torch.calls import by_name, shape_of_other
 from ...ir import TensorType, Value
 from ...ir.analysis.sizes import SizeRoots
 from .call import Followed, Free
@@ -117,7 +117,7 @@ def _shape_of(node: fx.Node, result: Any, runs: Runs) -> Any:
         return _free(result)
     if node.target is builtins.getattr:
         return result  # The number of axes.
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axis = node.args[1] if len(node.args) > 1 else by_name(node.kwargs, "dim")
     kind = runs.found.get(source)
     if type(axis) is int and axis < 0 and kind is not None and kind.rank is not None:
         axis += kind.rank

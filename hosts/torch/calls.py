@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def call_name(target: Any) -> str:
     if target in _OPERATORS or name in _AUGMENTED:
         return _OPERATORS.get(target) or _AUGMENTED[name]
     return name.rstrip("_").removeprefix("boolean_dispatch.")
+
+
+def by_name(kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """An argument by name; torch also takes the names that NumPy has for ``dim`` and ``keepdim``."""
+    if name not in kwargs and name in _NUMPY_NAMES:
+        name = _NUMPY_NAMES[name]
+    return kwargs.get(name, default)
+
+
+_NUMPY_NAMES = {"dim": "axis", "keepdim": "keepdims"}
 
 
 def shape_of_other(node: fx.Node) -> fx.Node | None:

@@ -159,9 +159,9 @@ class DropBlocks(Pass):
             return
         node, gain, shift = place
         goal = next(v for v in original.values() if v.name == names[1])
-        factor, constant = _fitted(
-            graph, original, entry, goal, block.channel_axis, data, gain is not None
-        )
+        # The axis that the vectors of the node in front lie along, whatever the block's own channels are.
+        axis = 1 if isinstance(node.op, Conv | GroupNorm) else -1
+        factor, constant = _fitted(graph, original, entry, goal, axis, data, gain is not None)
         before = judge(graph)
         numbers = _moved(node, gain, shift, factor, constant)
         variant = graph.clone()

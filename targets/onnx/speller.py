@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, defs, helper
 
+from ...hosts.onnx.operators import types_problem
 from ...ir import ArrayTensor, DType, ModelError, Node, Tensor, Value
 from ..support import Spellings
 
@@ -82,10 +83,22 @@ class Speller:
         """One ONNX node with several results.
 
         Raises:
-            ModelError: If the opset lacks the operator.
+            ModelError: If the opset lacks the operator, or lacks it for these element types.
         """
         if not defs.has(kind, self.opset, ""):
             raise self.refuse(f"needs {kind}, which does not exist")
+        read = dict(zip(self.inputs, self.node.inputs, strict=False))
+        made = dict(zip(self.outputs, self.node.outputs, strict=False))
+        problem = types_problem(
+            kind,
+            self.opset,
+            [_dtype(read.get(n)) for n in inputs],
+            [_dtype(made.get(n)) for n in outputs],
+        )
+        if problem:
+            raise ModelError(
+                f"{self.node.name}: {self.node.op.name} is written as {kind}, and {problem}"
+            )
         self._write(kind, inputs, outputs, attrs)
 
     def plain(self, kind: str, **attrs: Any) -> None:
@@ -132,6 +145,10 @@ class Speller:
             f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
             "convert the model to a newer opset"
         )
+
+
+def _dtype(value: Value | None) -> DType | None:
+    return None if value is None else value.type.dtype
 
 
 class DrySpeller(Speller):

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from onnx import defs
 
+from ....hosts.onnx.operators import types_problem
 from ....hosts.onnx.origins import OnnxForm
 from ....hosts.onnx.tensors import code_of
+from ....hosts.torch.calls import by_name
 from ....hosts.torch.dtypes import DTYPES
 from ....ir import UNKNOWN, ArrayTensor, DType, Graph, Op, Opaque, TensorType, Value
 
@@ -73,7 +75,7 @@ class Writer:
             attrs: Its attributes.
 
         Raises:
-            NotWritten: If the opset lacks the operator, or this form of it.
+            NotWritten: If the opset lacks the operator, this form of it, or it for these element types.
         """
         schema = defs.get_schema(kind, self.opset, "") if defs.has(kind, self.opset, "") else None
         attrs = {name: found for name, found in attrs.items() if found is not None}
@@ -86,6 +88,10 @@ class Writer:
         given = list(inputs)
         while given and given[-1] is None:
             given.pop()
+        dtypes = [None if v is None else v.type.dtype for v in given]
+        problem = types_problem(kind, self.opset, dtypes, [t.dtype for t in types])
+        if problem:
+            raise NotWritten(problem)
         made = self.graph.append(
             Opaque(f"onnx:{kind}"),
             given,
@@ -285,7 +291,7 @@ class Call:
         """An argument by place or by name."""
         if place < len(self.args):
             return self.args[place]
-        return self.kwargs.get(name, default)
+        return by_name(self.kwargs, name, default)
 
     def tensor(self, place: int, name: str = "input") -> Value:
         """An argument that must be a tensor.

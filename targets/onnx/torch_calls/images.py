@@ -70,16 +70,23 @@ def average_pool(call: Call) -> Value:
     x, n = call.tensor(0), int(call.name[8])
     kernel = _each(call.get(1, "kernel_size"), n)
     strides, pads = _each(call.get(2, "stride") or kernel, n), _each(call.get(3, "padding", 0), n)
-    if (
-        call.flag(4, "ceil_mode")
-        or call.get(6, "divisor_override") is not None
-        or call.out.rank(x) != n + 2
-    ):
-        raise NotWritten("it rounds sizes up, divides by another number, or takes no batch")
-    attrs = {"count_include_pad": int(call.flag(5, "count_include_pad", True))}
-    return call.op(
-        "AveragePool", x, kernel_shape=kernel, strides=strides, pads=[*pads, *pads], **attrs
+    divisor = call.get(6, "divisor_override")
+    if call.flag(4, "ceil_mode") or call.out.rank(x) != n + 2:
+        raise NotWritten("it rounds sizes up, or takes no batch")
+    if divisor is not None and type(divisor) is not int:
+        raise NotWritten(f"it divides by {divisor!r}")
+    padding_counts = divisor is not None or call.flag(5, "count_include_pad", True)
+    mean = call.op(
+        "AveragePool",
+        x,
+        kernel_shape=kernel,
+        strides=strides,
+        pads=[*pads, *pads],
+        count_include_pad=int(padding_counts),
     )
+    if divisor is None:
+        return mean
+    return call.op("Mul", mean, call.out.scalar(math.prod(kernel) / divisor, call.dtype))
 
 
 @writes("fold")
@@ -132,19 +139,19 @@ def nll_loss(call: Call) -> Value:
 @writes("normalize")
 def normalize(call: Call) -> Value:
     """``(x, p, dim, epsilon)``."""
-    p, axis, epsilon = call.get(1, "p", 2), call.get(2, "dim", 1), call.get(3, "eps", 1e-12)
+    p, dims, epsilon = call.get(1, "p", 2), call.get(2, "dim", 1), call.get(3, "eps", 1e-12)
     if p not in (1, 2):
         raise NotWritten(f"ONNX has no norm of order {p}")
     x, dtype = call.tensor(0), call.dtype
     kind = "ReduceL1" if p == 1 else "ReduceL2"
+    axes = list(dims) if isinstance(dims, (list, tuple)) else [dims]
+    if not axes or any(type(axis) is not int for axis in axes):
+        raise NotWritten(f"its axes {dims!r} are no known whole numbers")
     if call.out.opset >= 18:
-        norm = call.out.op(kind, x, call.out.ints(axis), keepdims=1)
+        norm = call.out.op(kind, x, call.out.ints(*axes), keepdims=1)
     else:
-        norm = call.out.op(kind, x, axes=[axis], keepdims=1)
-    least = max(float(epsilon), dtype.smallest_normal)
-    if epsilon > least * 2 or not math.isfinite(least):
-        raise NotWritten("its epsilon is no number of its element type")
-    return call.op("Div", x, call.out.op("Max", norm, call.out.scalar(least, dtype)))
+        norm = call.out.op(kind, x, axes=axes, keepdims=1)
+    return call.op("Div", x, call.out.op("Max", norm, call.out.scalar(epsilon, dtype)))
 
 
 @writes("interpolate")

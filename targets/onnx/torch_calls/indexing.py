@@ -43,6 +43,7 @@ def picked(call: Call, x: Value, parts: list[Any]) -> Value:
         return _cut(call, x, parts)
     if any(p is None for p in parts):
         raise NotWritten("it has new axes beside tensors of indices")
+    _refuse_bytes(parts)
     if any(p.type.dtype is DType.BOOL for p in parts if isinstance(p, Value)):
         return _masked(call, x, parts)
     if tensors[-1] - tensors[0] + 1 != len(tensors):
@@ -68,6 +69,16 @@ def picked(call: Call, x: Value, parts: list[Any]) -> Value:
     return call.op("Transpose", made, perm=perm)
 
 
+def _refuse_bytes(indices: Sequence[Any]) -> None:
+    """Refuse tensors of bytes, which torch takes for masks where they are indices.
+
+    Raises:
+        NotWritten: If there are any.
+    """
+    if any(isinstance(i, Value) and i.type.dtype is DType.U8 for i in indices):
+        raise NotWritten("its mask is of bytes, not of booleans")
+
+
 def _wide(call: Call, x: Value) -> Value:
     return x if x.type.dtype in (DType.I32, DType.I64) else call.out.cast(x, DType.I64)
 
@@ -91,6 +102,8 @@ def _masked(call: Call, x: Value, parts: Sequence[Any]) -> Value:
     mask = parts[0]
     if len(parts) != 1 or not isinstance(mask, Value):
         raise NotWritten("it has a mask beside other indices")
+    if call.out.rank(mask) == 0:
+        raise NotWritten("its mask has no axes")
     return call.op("GatherND", x, _places(call, mask))
 
 
@@ -157,11 +170,15 @@ def narrow(call: Call) -> Value:
     x, start, length = call.tensor(0), call.get(2, "start"), call.size(3, "length")
     if isinstance(start, Value):
         start = call.out.item(start)
-    end = call.out.arithmetic("Add", start, length)
-    axis = call.axis(x, 1)
+    axis, out = call.axis(x, 1), call.out
+    if isinstance(start, Number):
+        # A negative one is counted from the end, where the piece may end too.
+        size = out.size(x, axis)
+        start = out.modulo(out.arithmetic("Add", start, size), out.arithmetic("Max", size, 1))
+    end = out.arithmetic("Add", start, length)
     if isinstance(start, int) and start < 0 and isinstance(length, int) and end == 0:
         end = _END
-    return call.op("Slice", x, *(call.out.vector([n]) for n in (start, end, axis)))
+    return call.op("Slice", x, *(out.vector([n]) for n in (start, end, axis)))
 
 
 @writes("index_select")
@@ -208,9 +225,11 @@ def scatter(call: Call) -> Value:
         call.get(3, "src", call.kwargs.get("value")),
     )
     reduction = "sum" if call.name == "scatter_add" else call.get(4, "reduce")
-    if not call.flag(5, "include_self", True):
+    whole = call.flag(5, "include_self", True)
+    mean = reduction == "mean" and call.dtype.is_float
+    if not whole and not mean:
         raise NotWritten("it leaves out what is in the places before")
-    if reduction is not None and reduction not in _REDUCTIONS:
+    if reduction is not None and reduction not in _REDUCTIONS and not mean:
         raise NotWritten(f"ONNX has no scatter with {reduction}")
     if not isinstance(updates, Value):
         number = call.out.scalar(updates, call.dtype)
@@ -229,10 +248,29 @@ def scatter(call: Call) -> Value:
             call.out.shape(indices),
             call.out.ints(*range(n)),
         )
+    places, axis = _wide(call, indices), call.axis(x, 1)
+    if mean:
+        return _scattered_mean(call, x, places, updates, axis, whole)
     attrs = {} if reduction is None else {"reduction": _REDUCTIONS[reduction]}
-    return call.op(
-        "ScatterElements", x, _wide(call, indices), updates, axis=call.axis(x, 1), **attrs
+    return call.op("ScatterElements", x, places, updates, axis=axis, **attrs)
+
+
+def _scattered_mean(
+    call: Call, x: Value, places: Value, updates: Value, axis: int, whole: bool
+) -> Value:
+    """The means of the updates of each place, with what is there before if ``whole``: their sums over their numbers."""
+    out = call.out
+    one = out.scalar(1, call.dtype)
+    ones = out.op("Expand", one, out.shape(places))
+    counts = out.op("Expand", one, out.shape(x))
+    if not whole:
+        zeros = out.op("Expand", out.scalar(0, call.dtype), out.shape(places))
+        x, counts = (out.op("ScatterElements", v, places, zeros, axis=axis) for v in (x, counts))
+    total, count = (
+        out.op("ScatterElements", v, places, added, axis=axis, reduction="add")
+        for v, added in ((x, updates), (counts, ones))
     )
+    return call.op("Div", total, count)
 
 
 @writes("index_put")
@@ -241,6 +279,7 @@ def index_put(call: Call) -> Value:
     x, indices, updates = call.tensor(0), call.get(1, "indices"), call.tensor(2, "values")
     if not all(isinstance(i, Value) and i.type.dtype is not DType.BOOL for i in indices):
         raise NotWritten("its indices are no tensors of integers of the first axes")
+    _refuse_bytes(indices)
     joined = _joined(call, indices)
     places = max(call.out.rank(i) for i in indices)
     rest = call.out.rank(x) - len(indices)

@@ -100,12 +100,11 @@ def arange(call: Call) -> Value:
     """``(start, end, step)``, counted in float64 where a number is no whole one."""
     call.only("dtype", "start", "end", "step")
     given = list(call.args)
-    start, end, step = (
-        (given[0], given[1], (given[2:] or [1])[0])
-        if len(given) > 1
-        else (0, (given or [call.get(9, "end")])[0], 1)
-    )
-    start, step = call.kwargs.get("start", start), call.kwargs.get("step", step)
+    if len(given) == 1 and "end" not in call.kwargs:
+        given = [0, *given]  # One number is the end.
+    defaults = {"start": 0, "end": None, "step": 1}
+    named = [call.kwargs.get(name, default) for name, default in defaults.items()]
+    start, end, step = [*given, *named[len(given) :]]
     numbers: list[Any] = [
         call.out.item(n) if isinstance(n, Value) else n for n in (start, end, step)
     ]

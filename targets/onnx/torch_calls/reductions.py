@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ....ir import DType, TensorType, Value
+from ....ir import DType, LogSoftmax, Softmax, TensorType, Value
 from .call import Call, NotWritten, dtype_of, writes
 from .shapes import cast
 
 
 def _axes(call: Call, x: Value) -> tuple[list[int], bool]:
     rank = call.out.rank(x)
-    dim = call.get(1, "dim", call.kwargs.get("axis"))
+    dim = call.get(1, "dim")
     given = (
         range(rank) if dim in (None, (), []) else dim if isinstance(dim, (list, tuple)) else (dim,)
     )
@@ -62,8 +62,13 @@ def prod(call: Call) -> Value:
 
 @writes("amax", "amin")
 def extremum(call: Call) -> Value:
-    """``(x, dim, keepdim)``."""
-    return reduced(call, "ReduceMax" if call.name == "amax" else "ReduceMin", call.tensor(0))
+    """``(x, dim, keepdim)``; of short integers and booleans in int32, since older opsets have no other integers."""
+    x, dtype = call.tensor(0), call.dtype
+    short = not dtype.is_float and dtype not in (DType.I32, DType.I64)
+    kind = TensorType(DType.I32 if short else dtype, call.type.shape)
+    name = "ReduceMax" if call.name == "amax" else "ReduceMin"
+    made = reduced(replace(call, type=kind), name, call.out.cast(x, kind.dtype or dtype))
+    return cast(call.out, made, dtype)
 
 
 @writes("any", "all")
@@ -119,7 +124,7 @@ _MOST_FACTORS = 64
 @writes("logsumexp")
 def log_sum_exp(call: Call) -> Value:
     """``(x, dim, keepdim)``."""
-    return reduced(call, "ReduceLogSumExp", call.tensor(0))
+    return reduced(call, "ReduceLogSumExp", cast(call.out, call.tensor(0), call.dtype))
 
 
 @writes("det")
@@ -143,25 +148,31 @@ def einsum(call: Call) -> Value:
 @writes("matmul", "bmm", "mm")
 def matmul(call: Call) -> Value:
     """A matrix product."""
-    a, b = call.tensor(0), call.tensor(1, "other")
-    return call.op("MatMul", a, b)
+    a, b = call.tensor(0), call.tensor(1, "mat2" if "mat2" in call.kwargs else "other")
+    dtype = call.dtype
+    # ONNX has no products of shorter integers; int32 has the same bits.
+    wide = dtype if dtype.is_float or dtype is DType.I64 else DType.I32
+    made = call.out.op(
+        "MatMul",
+        call.out.cast(a, wide),
+        call.out.cast(b, wide),
+        type=TensorType(wide, call.type.shape),
+    )
+    return call.out.cast(made, dtype)
 
 
 @writes("softmax", "log_softmax")
 def softmax(call: Call) -> Value:
     """``(x, dim)``, computed in the element type that is asked for."""
     x = call.tensor(0)
-    rest = [v for v in (*call.args[2:], *call.kwargs.values()) if v is not None]
-    dims = call.get(1, "dim")
-    if type(dims) is not int:
+    if type(call.get(1, "dim")) is not int:
         raise NotWritten("its axis is not known")
-    if any(type(v) is not int for v in rest if not hasattr(v, "is_floating_point")):
-        raise NotWritten("it has arguments without a rule")
-    return call.op(
-        "Softmax" if call.name == "softmax" else "LogSoftmax",
-        cast(call.out, x, call.dtype),
-        axis=dims,
-    )
+    if not call.out.rank(x):
+        raise NotWritten("its input has no axes")
+    # The op of the IR, since before opset 13 ONNX sums over all axes from the given one on.
+    kind = Softmax if call.name == "softmax" else LogSoftmax
+    (made,) = call.out.canonical(kind(call.axis(x, 1)), cast(call.out, x, call.dtype))
+    return made
 
 
 @dataclass(frozen=True)

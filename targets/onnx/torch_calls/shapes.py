@@ -150,6 +150,8 @@ def cat(call: Call) -> Value:
     tensors, dim = call.get(0, "tensors"), call.known(1, "dim", 0)
     if not all(isinstance(t, Value) for t in tensors):
         raise NotWritten("it joins what is no tensor")
+    if len({call.out.rank(t) for t in tensors}) > 1:
+        raise NotWritten("it leaves out an empty vector beside tensors of more axes")
     return call.op("Concat", *(call.out.cast(t, call.dtype) for t in tensors), axis=dim)
 
 

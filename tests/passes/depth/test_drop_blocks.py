@@ -147,3 +147,38 @@ def test_refusals() -> None:
         shrink(model, "drop-blocks{count=1}", example_inputs=(X[:2],))
     with pytest.raises(PassError, match="no node is named"):
         shrink(model, "drop-blocks{count=1,layers=nothing}", **OPTIONS)
+
+
+class Mixed(nn.Module):
+    """Residual blocks of convolutions behind a sum with a linear layer along the last axis, or the other way round."""
+
+    def __init__(self, convolutions: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.front = nn.Linear(9, 9) if convolutions else nn.Conv1d(6, 6, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(6, 6, 3, padding=1) if convolutions else nn.Linear(9, 9), nn.Tanh()
+            )
+            for _ in range(3)
+        )
+        self.head = nn.Conv1d(6, 2, 1) if convolutions else nn.Linear(9, 2)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.sigmoid(x) + self.front(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_a_repair_lies_along_the_axis_of_the_node_in_front(convolutions: bool) -> None:
+    """The bias in front has another length than the channels of the block; torch says whether its correction helps."""
+    x = torch.randn(64, 6, 9, generator=torch.Generator().manual_seed(1))
+    model = Mixed(convolutions).eval()
+    errors = []
+    for repair in ("true", "false"):
+        passes = f"drop-blocks{{count=2,by=influence,repair={repair}}}"
+        result = shrink(model, passes, example_inputs=(x[:2],), calibration=x)
+        errors.append(float((result.model(x) - model(x)).square().mean()))
+    assert 0 < errors[0] <= errors[1]

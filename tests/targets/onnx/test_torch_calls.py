@@ -128,6 +128,20 @@ PLAIN: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "fold": (lambda x: F.fold(x, (4, 5), (2, 2)), (floats(1, 8, 12),)),
     "unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (floats(2, 3, 4, 6),)),
     "loss": (lambda x, t: F.nll_loss(x, t), (F.log_softmax(X, 1), PLACES[0, :3])),
+    "NumPy's names of arguments": (lambda x: both(torch.topk(x, 2, axis=0)), (X,)),
+    "NumPy's names, reduced": (lambda n: n.sum(axis=0, keepdims=True), (N.int(),)),
+    "NumPy's names, of an op": (lambda x: x.mean(axis=-2, keepdims=True), (X,)),
+    "NumPy's names, joined": (lambda n, m: torch.cat([n, m], axis=1), (N, M)),
+    "arange to a named end": (lambda x: x + torch.arange(0, end=x.shape[1]), (X,)),
+    "arange of names": (lambda x: x + torch.arange(start=1, end=9, step=2), (X,)),
+    "exponents of integers": (lambda n: torch.logsumexp(n, 1), (N,)),
+    "largest of short integers": (lambda n: n.amax(1), (N.short(),)),
+    "largest of truths": (lambda x: (x > 0).amax(1), (X,)),
+    "normalised along two axes": (lambda x: F.normalize(x, dim=(1, 2)), (floats(2, 3, 4),)),
+    "normalised small numbers": (lambda x: F.normalize(x, p=1, dim=-1), (X.half() * 1e-4,)),
+    "means of scattered": (lambda x, i, y: x.scatter_reduce(0, i, y, "mean"), (X, PLACES, Y)),
+    "means of scattered alone": (lambda x, i, y: x.scatter_reduce(0, i, y, "mean", include_self=False), (X, PLACES, Y)),
+    "pool that divides": (lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=2), (floats(2, 3, 6, 8),)),
     "spectrum": (lambda x: torch.view_as_real(torch.fft.rfft(x, dim=1)), (X,)),
     "spectrum and back": (lambda x: torch.view_as_real(torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0)), (X,)),
 }  # fmt: skip
@@ -141,12 +155,51 @@ def test_calls(name: str, tmp_path: Path) -> None:
     assert model.producer_name == "graphshrink"
 
 
+@pytest.mark.parametrize("opset", [8, 11, 12, 13])
+@pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax])
+def test_softmax_in_another_type_of_any_axis(function: Any, opset: int, tmp_path: Path) -> None:
+    """Before opset 13, ONNX's operator sums over all axes from the given one on."""
+    x = floats(2, 3, 4)
+    for axis in (0, -2, 2):
+        module = Called(lambda x, axis=axis: function(x, axis, dtype=torch.float64)).eval()
+        path = tmp_path / "made.onnx"
+        shrink(module, (), example_inputs=(x,)).save(path, opset=opset)
+        model = onnx.load(path)
+        (got,) = outputs_of(model, {model.graph.input[0].name: x.numpy()})
+        np.testing.assert_allclose(got, module(x).numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda n: -n, (ints(3, 4, low=0, dtype=torch.uint8),)),
+        (lambda n, m: n @ m.T, (N.to(torch.int8), M.to(torch.int8))),
+    ],
+)
+def test_element_types_that_an_operator_lacks_are_refused(
+    function: Any, inputs: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    result = shrink(Called(function).eval(), (), example_inputs=inputs)
+    with pytest.raises(ModelError, match="does not exist"):
+        result.save(tmp_path / "made.onnx")
+    assert not (tmp_path / "made.onnx").exists()
+
+
+def test_numbers_that_the_exporter_of_torch_writes_wrong_are_refused(tmp_path: Path) -> None:
+    """torch's exporter leaves out the divisor."""
+    pool = Called(lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=2)).eval()
+    result = shrink(pool, (), example_inputs=(floats(2, 3, 7, 9),))
+    with pytest.raises(ModelError, match="differs from the module's"):
+        result.save(tmp_path / "made.onnx")
+
+
 BY_NUMBERS: dict[str, tuple[Callable[..., Any], tuple[tuple[torch.Tensor, ...], ...]]] = {
     "places": (torch.nonzero, ((X > 0,), (Y > 0,), (X > 9,))),
     "masked": (lambda x, m: x[m], ((X, X > 0), (X, Y > 0))),
     "masked rows": (lambda x, m: x[m] * 2, ((X, X[:, 0] > 0), (X, X[:, 0] < 9))),
     "selected": (torch.masked_select, ((X, X > 0), (X, Y > 0))),
     "unique": (lambda n: both(torch.unique(n, return_counts=True)), ((N,), (PLACES,))),
+    "piece from a place": (lambda x, n: torch.narrow(x, 1, n, 2), ((X, torch.tensor(1)), (X, torch.tensor(-2)), (X, torch.tensor(-4)))),
     "picked where": (lambda x, m: torch.index_select(x, 0, torch.nonzero(m).reshape(-1)), ((X, X[:, 0] > 0), (X, X[:, 0] < 9))),
 }  # fmt: skip
 """Calls whose shapes depend on numbers, with inputs that give different shapes."""
