@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import DType, Graph, TensorType, UsageError, Value
+from ..ir.errors import counted
 from ..passes import Calibration
 from ..running.inner_values import fx_values, onnx_values
 from .images import SUFFIXES, Preprocess
@@ -170,9 +171,11 @@ class GraphCalibration(Calibration):
         sizes = [_divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
         count, place = sum(size or 1 for size in sizes), every // 2
         if count <= place:
-            what = "samples" if all(sizes) else "batches"
+            batches = "1 batch" if count == 1 else f"{count} batches"
+            had = counted(count, "sample") if all(sizes) else batches
             raise UsageError(
-                f"{self.source.name}: {count} {what} are too few to judge with some of them; at least {place + 1} are needed, some hundreds are better"
+                f"{self.source.name}: {had} {'is' if count == 1 else 'are'} too few to judge with some of them; "
+                f"at least {place + 1} are needed, some hundreds are better"
             )
         return _Part(self, sizes, every, place, False), _Part(self, sizes, every, place, True)
 

@@ -285,17 +285,17 @@ class RestoreWeights(_End):
         bias, number = node.input(2), _input_scale(node)
         if bias is None or bias.data is None or number is None:
             return
-        floats, scales = bias.data.float64(), number * weight_scales
-        if floats.shape != scales.shape:
+        wanted, scales = bias.data.float64(), number * weight_scales
+        if wanted.shape != scales.shape:
             rw.skip(node, "its new bias has not one number for each scale of its weight")
             return
         with np.errstate(all="ignore"):
-            fits = bool((np.abs(floats / scales.astype(np.float64)) <= BIAS_LARGEST).all())
+            fits = bool((np.abs(wanted / scales.astype(np.float64)) <= BIAS_LARGEST).all())
         if not fits:
             rw.skip(node, "its new bias does not fit into 32 bits with the scale of its weight")
             return
         parts = (
-            ArrayTensor(quantized_bias(floats, scales.astype(np.float64))),
+            ArrayTensor(quantized_bias(wanted, scales.astype(np.float64))),
             ArrayTensor(scales),
             ArrayTensor(np.zeros(scales.size, np.int32)),
         )
