@@ -105,6 +105,30 @@ def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
         yield dict(zip(names, batch, strict=True))
 
 
+def check_varied(batches: Sequence[Sequence[Array]], count: int) -> None:
+    """Check that samples differ.
+
+    Args:
+        batches: The samples that a network is judged by, in batches of one array for each input.
+        count: The number of all samples.
+
+    Raises:
+        UsageError: If all of them are the same, so that every network whose output fits that one sample seems to be as good as the original.
+    """
+    rows = [(array if array.ndim else array[None]) for batch in batches for array in batch]
+    inputs = len(batches[0]) if batches else 0
+    size = sum(len(array) for array in rows[::inputs]) if inputs else 0
+    if size > 1 and all(
+        rows[i][:1].shape[1:] == array.shape[1:] and (array == rows[i][:1]).all()
+        for i in range(inputs)
+        for array in rows[i::inputs]
+    ):
+        raise UsageError(
+            f"the {counted(count, 'sample')} are all the same, so that a loss says nothing: give different ones, "
+            "or look at how they are made (a folder of images may need other --preprocess)"
+        )
+
+
 class GraphCalibration(Calibration):
     """Calibration data that are checked against the inputs of one graph; the first batch is read immediately.
 

@@ -184,6 +184,14 @@ def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
         recover_file(path, path, {"x": np.zeros((4, 3), np.int64)})
 
 
+def test_samples_and_options_that_nothing_can_be_learned_from(student: Path, teacher: Path) -> None:
+    with pytest.raises(UsageError, match="96 samples are all the same"):
+        recover_file(student, teacher, images()[:1].repeat(96, 0), progress=False)
+    for number in (0, -1.0, np.nan):
+        with pytest.raises(UsageError, match="temperature must be above 0"):
+            recover_file(student, teacher, images(), temperature=number, progress=False)
+
+
 def test_training_that_does_not_help_is_undone(teacher: Path, data: Path, tmp_path: Path) -> None:
     out, near = tmp_path / "out.onnx", weights()
     near["head.bias"] = near["head.bias"] + np.float32(1e-4) * np.arange(CLASSES, dtype=np.float32)
