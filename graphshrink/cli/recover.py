@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,12 +113,13 @@ def recover(
         checkpoint=checkpoint,
         seed=seed,
     )
-    if is_first() and not is_needed(done, out, student, checkpoint):
-        done.save(out)
+    path = destination(done, out, student, checkpoint) if is_first() else None
+    if path is not None:
+        done.save(path)
         if as_json:
             typer.echo(json.dumps(recovery_data(done), indent=1))
         else:
-            typer.echo(f"{out}: {recovery_text(done)}")
+            typer.echo(f"{out if path == Path(out) else path}: {recovery_text(done)}")
             for note in done.notes:
                 typer.echo(f"note: {note}")
     if done.interrupted:
@@ -151,20 +154,31 @@ def run_recovery(
     return done
 
 
-def is_needed(done: RecoveredFile, out: str, source: str, checkpoint: str | None) -> bool:
-    """Whether the file to write is still read when the same command goes on from its checkpoint; this is said."""
+def destination(done: RecoveredFile, out: str, source: str, checkpoint: str | None) -> Path | None:
+    """The file to write; a line says so if it is not the wanted one.
+
+    An interrupted recovery leaves the file that it was given as it was: if that is the file to write too, the best so far goes beside it, or stays
+    in the checkpoint, from which the same command goes on.
+
+    Returns:
+        The file, or ``None`` if there is none to write.
+    """
     from ..ir.files import same_file
 
-    needed = done.interrupted and checkpoint is not None and same_file(out, source)
-    if needed:
+    if not done.interrupted or not same_file(out, source):
+        return Path(out)
+    if checkpoint is not None:
         typer.echo(f"graphshrink: {out} stays as it was: to go on, it is read again", err=True)
-    return needed
+        return None
+    given = Path(out)
+    names = (f"{given.stem}.interrupted{i or ''}{given.suffix}" for i in count())
+    beside = next(path for name in names if not os.path.lexists(path := given.with_name(name)))
+    typer.echo(f"graphshrink: {out} stays as it was; the best so far is in {beside}", err=True)
+    return beside
 
 
 def is_first() -> bool:
     """Whether this process writes the results: the only one, or the first of ``torchrun``."""
-    import os
-
     return os.environ.get("RANK", "0") == "0"
 
 

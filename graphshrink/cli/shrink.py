@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,7 +159,7 @@ def shrink(
     from ..passes.infra.default import DEFAULT_PIPELINE
     from ..running.sessions import custom_ops
     from .progress import watch_passes
-    from .recover import is_needed
+    from .recover import destination
 
     if report == STDOUT:
         report, as_json = None, True
@@ -251,8 +252,11 @@ def shrink(
             if measured or shown is not None:
                 result.report.calibration_used = True
         size = bytes_read(source, result.graph)
-        if recovered is None or not is_needed(recovered, out, source, checkpoint):
-            result.emit(chosen)
+        path: Path | None = chosen.path
+        if recovered is not None:
+            path = destination(recovered, out, source, checkpoint)
+        if path is not None:
+            result.emit(replace(chosen, path=path))
     if recovered is not None and recovered.interrupted:
         raise KeyboardInterrupt
     if frontier is not None and shown is not None:
@@ -337,8 +341,6 @@ def _summary(report: Report, files: str) -> str:
 
 def _with_ranges(chosen: Emission, graph: Graph, data: Any) -> Emission:
     """Give a target in low precision the calibration data, so that it can measure how large activations get."""
-    from dataclasses import replace
-
     from ..data.calibration import named_batches
 
     if not getattr(chosen.options, "needs_ranges", False):

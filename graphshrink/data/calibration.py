@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import DType, Graph, TensorType, UsageError, Value
+from ..ir.errors import counted
 from ..passes import Calibration
 from ..running.inner_values import fx_values, onnx_values
 from .images import SUFFIXES, Preprocess
@@ -104,6 +105,30 @@ def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
         yield dict(zip(names, batch, strict=True))
 
 
+def check_varied(batches: Sequence[Sequence[Array]], count: int) -> None:
+    """Check that samples differ.
+
+    Args:
+        batches: The samples that a network is judged by, in batches of one array for each input.
+        count: The number of all samples.
+
+    Raises:
+        UsageError: If all of them are the same, so that every network whose output fits that one sample seems to be as good as the original.
+    """
+    rows = [(array if array.ndim else array[None]) for batch in batches for array in batch]
+    inputs = len(batches[0]) if batches else 0
+    size = sum(len(array) for array in rows[::inputs]) if inputs else 0
+    if size > 1 and all(
+        rows[i][:1].shape[1:] == array.shape[1:] and (array == rows[i][:1]).all()
+        for i in range(inputs)
+        for array in rows[i::inputs]
+    ):
+        raise UsageError(
+            f"the {counted(count, 'sample')} are all the same, so that a loss says nothing: give different ones, "
+            "or look at how they are made (a folder of images may need other --preprocess)"
+        )
+
+
 class GraphCalibration(Calibration):
     """Calibration data that are checked against the inputs of one graph; the first batch is read immediately.
 
@@ -170,9 +195,11 @@ class GraphCalibration(Calibration):
         sizes = [_divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
         count, place = sum(size or 1 for size in sizes), every // 2
         if count <= place:
-            what = "samples" if all(sizes) else "batches"
+            batches = "1 batch" if count == 1 else f"{count} batches"
+            had = counted(count, "sample") if all(sizes) else batches
             raise UsageError(
-                f"{self.source.name}: {count} {what} are too few to judge with some of them; at least {place + 1} are needed, some hundreds are better"
+                f"{self.source.name}: {had} {'is' if count == 1 else 'are'} too few to judge with some of them; "
+                f"at least {place + 1} are needed, some hundreds are better"
             )
         return _Part(self, sizes, every, place, False), _Part(self, sizes, every, place, True)
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+
+from ..data.calibration import check_varied
 from ..ir import Graph, GraphError, InferenceError, ModelError, Rewriter, UsageError
 from ..not_understood import not_understood
 from ..passes import Context, Pipeline
@@ -90,7 +93,9 @@ def make_plan(
     graph = given.clone()
     Pipeline(PREPARATION).run(graph, Context())
     samples = read_samples(graph, calibration)
+    check_varied(samples.scoring, samples.count)
     scorer = Scorer(graph, samples.scoring, measure)
+    _check_finite(graph, scorer)
     digest = model_digest(model)
     shapes = {name: list(shape) for name, shape in (fixed_shapes or {}).items()}
     kept = KeptScores(None if scorer.own else [digest, shapes, samples.digest, scorer.kinds])
@@ -175,6 +180,22 @@ def _before_and_after(repairs: Repairs) -> dict[str, float]:
 def _planned(choice: Choice) -> PlannedSite:
     saving, loss, cost = rounded([choice.saving, choice.loss, choice.cost])
     return PlannedSite(*choice.key, saving, loss, cost)
+
+
+def _check_finite(graph: Graph, scorer: Scorer) -> None:
+    """Check that losses can be measured.
+
+    Raises:
+        ModelError: If an output of the original is not finite; a user's own function may be able to compare it.
+    """
+    if scorer.own is not None:
+        return
+    for name, output in zip(graph.output_names, scorer.reference, strict=True):
+        if output.dtype.kind == "f" and not np.isfinite(output).all():
+            raise ModelError(
+                f"output {name!r} has numbers that are not finite on the samples, so that no loss can be measured: "
+                "leave out such samples, mend the model's weights, or give a function as score in Python"
+            )
 
 
 def _nothing(found: Survey) -> str:

@@ -33,6 +33,7 @@ from ...ir import (
     sketch,
 )
 from ...ir import Quantize as QuantizeOp
+from ...ir.errors import counted
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, named_nodes
@@ -206,6 +207,7 @@ class _Job:
         self.sensitive: dict[Node, float] = {}
         self.used: dict[str, QuantizedWeight] = {}
         self.losses: tuple[float, float] | None = None
+        self.without_int4: dict[str, str] = {}
 
     def write(self, rw: Rewriter, layers: Sequence[Node]) -> None:
         """Quantise layers, or as many of them as the largest loss allows."""
@@ -214,7 +216,9 @@ class _Job:
             self.extents = self._measured([*everything.points, *everything.raw])
         usable = [node for node in layers if self._finite(node, rw)]
         if not usable:
-            raise PassError("quantize: no layer can be quantized (no weight is finite everywhere)")
+            raise PassError(
+                "quantize: no layer can be quantized (none has a weight and a bias that are finite everywhere)"
+            )
         self._correct(usable)
         chosen = usable if self.options.max_loss is None else self._allowed(usable)
         for node, loss in self.sensitive.items():
@@ -231,6 +235,13 @@ class _Job:
         if self.losses is not None:
             measures |= {"loss of all layers": self.losses[0], "loss": self.losses[1]}
         rw.rewrites[-1].measures.update(measures)
+        if self.without_int4:
+            first = {reason: name for name, reason in reversed(self.without_int4.items())}
+            shown = "; ".join(f"{name}: {reason}" for reason, name in [*first.items()][:SHOWN])
+            self.graph.notes.append(
+                f"quantize: {len(self.without_int4)} of {counted(len(chosen), 'layer')} have int8 weights "
+                f"instead of int4 ({shown})"
+            )
         for node in chosen:
             weight = self.used.get(node.output.name)
             if weight is not None and weight.empty:
@@ -292,27 +303,34 @@ class _Job:
             return [list(column) for column in zip(*found, strict=True)]
 
         reference = outputs(self.graph)
+        for value, arrays in zip(self.graph.outputs, reference, strict=True):
+            if not all(np.isfinite(a).all() for a in arrays):
+                raise PassError(
+                    f"quantize: the output %{value.name} is not finite everywhere on the calibration data, so that "
+                    "no loss can be measured: leave out max-loss, or mend the model"
+                )
 
         def score(layers: Sequence[Node]) -> float:
             copy = self.graph.clone()
             twins = dict(zip(self.graph.nodes, copy.nodes, strict=True))
             self._apply(copy, Rewriter(copy), [twins[node] for node in layers])
-            losses = []
-            for made, wanted in zip(outputs(copy), reference, strict=True):
-                a, b = np.concatenate(made), np.concatenate(wanted)
-                spread = np.square(b - b.mean()).sum()
-                losses.append(float(np.square(a - b).sum() / spread) if spread else 0.0)
+            losses = [
+                _relative_error(made, wanted)
+                for made, wanted in zip(outputs(copy), reference, strict=True)
+            ]
             return float(np.mean(losses))
 
         return score
 
     def _finite(self, node: Node, rw: Rewriter) -> bool:
-        """Whether the weight of a layer can be quantised."""
-        weight = node.required(1).data
-        if weight is None or np.isfinite(weight.float64()).all():
-            return True
-        rw.skip(node, "its weight is not finite everywhere")
-        return False
+        """Whether the weight and the bias of a layer can be quantised."""
+        bias = node.input(2) if isinstance(node.op, Conv | Linear) else None
+        for what, value in (("weight", node.required(1)), ("bias", bias)):
+            data = None if value is None else value.data
+            if data is not None and not np.isfinite(data.float64()).all():
+                rw.skip(node, f"its {what} is not finite everywhere")
+                return False
+        return True
 
     def _measured(self, values: Sequence[Value]) -> dict[str, Extent]:
         """The ranges of values on the calibration data, by name."""
@@ -388,6 +406,7 @@ class _Job:
         reason = block_problem(node, self.options.block, rw)
         if reason is not None:
             rw.skip(node, f"no int4 but int8 weights: {reason}")
+            self.without_int4[node.name] = reason
             return False
         write_blocks(rw, node, self.options.block)
         return True
@@ -399,3 +418,20 @@ class _Job:
         if bias is None or correction is None:
             return correction if bias is None else bias
         return bias + correction
+
+
+def _relative_error(made: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The squared error of an output, relative to its variance, or to its mean square if it is the same everywhere.
+
+    Args:
+        made: The output for each batch, in float64.
+        wanted: What it should be.
+    """
+    if any(a.shape != b.shape for a, b in zip(made, wanted, strict=True)):
+        return float("inf")  # Its shape depends on numbers.
+    a, b = (np.concatenate([each.reshape(-1) for each in x]) for x in (made, wanted))
+    error = float(np.square(a - b).sum())
+    size = float(np.square(b - b.mean()).sum()) or float(np.square(b).sum()) if b.size else 0.0
+    if not error:
+        return 0.0
+    return error / size if size else float("inf")

@@ -23,6 +23,7 @@ from ...ir import (
     Conv,
     ConvTranspose,
     Dequantize,
+    DType,
     Exactness,
     Graph,
     Linear,
@@ -39,7 +40,15 @@ from ..infra.contract import Context, Pass
 from ..infra.repeat import Group
 from ..merge.algebra.tensors import Array64
 from ..statistics.im2col import Array
-from .weights import LARGEST, QuantizedWeight, Scales, quantized_bias, quantized_weight
+from .weights import (
+    BIAS_LARGEST,
+    LARGEST,
+    QuantizedWeight,
+    Scales,
+    least_scales,
+    quantized_bias,
+    quantized_weight,
+)
 from .write import dequantized
 
 _LAYERS = (Conv, ConvTranspose, Linear, MatMul)
@@ -73,10 +82,12 @@ class Kept:
     Attributes:
         whole: One scale for the whole tensor.
         integer_bias: The bias was dequantised too.
+        limited: No two magnitudes of an output channel add up to more than 128.
     """
 
     whole: bool
     integer_bias: bool
+    limited: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,8 @@ class FloatWeights(_End):
             if weight is None:
                 continue
             whole = weight.parts[1].size == 1
-            self.memory.layers[node.name] = Kept(whole, forms.get(2) is not None)
+            limited = _is_limited(weight.parts[0].numpy(), _channel_axis(node, weight.turned))
+            self.memory.layers[node.name] = Kept(whole, forms.get(2) is not None, limited)
             with rw.rewrite("read a quantised weight as floats", node):
                 for index, form in forms.items():
                     value = node.inputs[index]
@@ -137,6 +149,20 @@ class FloatWeights(_End):
                         self.memory.constants[made[value]] = form
                     rw.set_input(node, index, made[value])
         self.memory.weights.update((node.name, weight) for node, _, weight in _weighted(graph))
+
+
+def _channel_axis(node: Node, turned: bool) -> int:
+    """The axis of the output channels of a layer's weight, or of the matrix that it reads the transpose of."""
+    axis = 1 if isinstance(node.op, ConvTranspose | MatMul) else 0
+    return 1 - axis if turned else axis
+
+
+def _is_limited(numbers: Array, axis: int) -> bool:
+    """Whether integers are small enough for processors that add pairs of products in 16 bits (see :mod:`.weights`)."""
+    if numbers.dtype != np.int8:
+        return False
+    rows = np.abs(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1).astype(np.int32))
+    return bool((np.sort(rows, axis=1)[:, -2:].sum(1) <= LARGEST + 1).all())
 
 
 def _weighted(graph: Graph) -> list[tuple[Node, Value, Tensor]]:
@@ -217,8 +243,14 @@ class RestoreWeights(_End):
         if not np.isfinite(weight).all():
             rw.skip(node, "its new weight is not finite everywhere")
             return
-        axis = 1 if isinstance(node.op, ConvTranspose | MatMul) else 0
-        made, exact = fresh(weight, axis, kept.whole)
+        if data.dtype is not DType.F32:
+            rw.skip(
+                node, f"its new weight is {data.dtype.value}, and only f32 becomes integers again"
+            )
+            return
+        axis = _channel_axis(node, False)
+        least = _scales_for_bias(node, weight.shape[axis]) if kept.integer_bias else None
+        made, exact = fresh(weight, axis, kept.whole, least=least, pair_limit=kept.limited)
         size = float(np.square(weight).sum())
         error = float(np.square(made.floats() - weight).sum() / size) if size else 0.0
         kind = Exactness.EXACT if exact else Exactness.APPROXIMATE
@@ -250,21 +282,45 @@ class RestoreWeights(_End):
 
     def _bias(self, node: Node, weight_scales: Scales, rw: Rewriter) -> None:
         """Store a bias as int32 again, if the scale of the layer's input is known."""
-        bias, maker = node.input(2), node.required(0).producer
-        if bias is None or bias.data is None or maker is None:
+        bias, number = node.input(2), _input_scale(node)
+        if bias is None or bias.data is None or number is None:
             return
-        scale = maker.required(1).data if isinstance(maker.op, Dequantize) else None
-        if scale is None or scale.size != 1:
+        wanted, scales = bias.data.float64(), number * weight_scales
+        if wanted.shape != scales.shape:
+            rw.skip(node, "its new bias has not one number for each scale of its weight")
             return
-        number = np.float32(scale.numpy().reshape(()))
-        scales = number * weight_scales
+        with np.errstate(all="ignore"):
+            fits = bool((np.abs(wanted / scales.astype(np.float64)) <= BIAS_LARGEST).all())
+        if not fits:
+            rw.skip(node, "its new bias does not fit into 32 bits with the scale of its weight")
+            return
         parts = (
-            ArrayTensor(quantized_bias(bias.data.float64(), scales.astype(np.float64))),
+            ArrayTensor(quantized_bias(wanted, scales.astype(np.float64))),
             ArrayTensor(scales),
             ArrayTensor(np.zeros(scales.size, np.int32)),
         )
         floats = dequantized(parts[0], parts[1], bias.data.dtype, 0)
         rw.set_input(node, 2, _written(rw, node, bias, Form(parts, 0, floats, False)))
+
+
+def _input_scale(node: Node) -> np.float32 | None:
+    """The scale of what a layer reads; ``None`` if that is not dequantised with one scale."""
+    maker = node.required(0).producer
+    if maker is None or not isinstance(maker.op, Dequantize):
+        return None
+    scale = maker.required(1).data
+    return None if scale is None or scale.size != 1 else np.float32(scale.numpy().reshape(()))
+
+
+def _scales_for_bias(node: Node, channels: int) -> Array64 | None:
+    """The smallest scales of a layer's weight with which its bias fits into 32 bits; ``None`` if it is not stored in them."""
+    bias, scale = node.input(2), _input_scale(node)
+    if bias is None or bias.data is None or scale is None:
+        return None
+    numbers = bias.data.float64().reshape(-1)
+    if numbers.size != channels or not np.isfinite(numbers).all():
+        return None
+    return least_scales(numbers, float(scale))
 
 
 def _written(rw: Rewriter, node: Node, value: Value, form: Form) -> Value:
@@ -282,13 +338,22 @@ def _written(rw: Rewriter, node: Node, value: Value, form: Form) -> Value:
     return matrix
 
 
-def fresh(weight: Array64, axis: int, whole: bool) -> tuple[QuantizedWeight, bool]:
+def fresh(
+    weight: Array64,
+    axis: int,
+    whole: bool,
+    *,
+    least: Array64 | None = None,
+    pair_limit: bool = False,
+) -> tuple[QuantizedWeight, bool]:
     """Integers for a weight: the steps that its numbers are multiples of, where there are such, else fresh scales.
 
     Args:
         weight: The weight.
         axis: The axis of its output channels.
         whole: One scale for all channels.
+        least: ``(channels,)``: lower bounds of the scales, so that biases fit into 32 bits.
+        pair_limit: Keep the sum of any two magnitudes of a channel at most 128 where scales are fresh.
 
     Returns:
         The integers, and whether nothing is lost.
@@ -297,12 +362,23 @@ def fresh(weight: Array64, axis: int, whole: bool) -> tuple[QuantizedWeight, boo
     groups = rows.reshape(1, -1) if whole else rows
     tops = np.abs(groups).max(1, initial=0)
     found = np.array([_step(row, top) for row, top in zip(groups, tops, strict=True)])
-    least = np.where(found > 0, found, tops / LARGEST)
+    if least is not None:
+        bound = least.max(keepdims=True) if whole else least
+        found = np.where(found >= bound, found, 0)
+    else:
+        bound = np.zeros(len(groups))
+    largest = tops
+    if pair_limit and rows.shape[1] > 1:
+        pairs = np.sort(np.abs(rows), axis=1)[:, -2:].sum(1)
+        largest = np.maximum(tops, pairs.max(keepdims=True) if whole else pairs)
+    # Channels of zeros get the usual scale: a step of 1 would be too coarse for their biases.
+    scales = np.where(tops == 0, 0, np.where(found > 0, found, largest / LARGEST))
+    scales = np.maximum(scales, bound)
     if whole:
-        least = np.repeat(least, len(rows))
+        scales = np.repeat(scales, len(rows))
     # A lower bound that no channel undercuts, since its largest number is at most 127 steps.
-    made = quantized_weight(weight, axis, least=least)
-    return made, bool((found > 0).all())
+    made = quantized_weight(weight, axis, least=scales)
+    return made, bool(((found > 0) | (tops == 0)).all())
 
 
 def _step(row: Array64, top: float) -> float:

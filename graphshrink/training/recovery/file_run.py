@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...data.calibration import check_varied
 from ...data.unlabelled import read_unlabelled
 from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
 from ...ir.errors import counted
@@ -145,6 +146,7 @@ class FileRun:
         compared = self.feature_weight > 0
         self.features = _features(self.trainable, self.teacher, written) if compared else {}
         self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
+        check_varied(self.judge.batches, len(samples.training) + len(samples.held))
         self.before = self.judge.model(self.student)
         if not np.isfinite(self.before.loss):
             raise ModelError(

@@ -177,6 +177,8 @@ def recover_file(
         raise MissingExtra("recovery", "torch", "torch") from error
     if not 0 <= label_weight <= 1:
         raise UsageError(f"label_weight must be between 0 and 1, not {label_weight}")
+    if not (temperature > 0 and np.isfinite(temperature)):
+        raise UsageError(f"temperature must be above 0, not {temperature}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, not {batch_size}")
     own, goal = _graph(student, "the student"), _graph(teacher, "the teacher")

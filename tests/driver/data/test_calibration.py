@@ -656,3 +656,9 @@ def test_parts_of_batches_that_cannot_be_divided(tmp_path: Path) -> None:
     assert np.array_equal(second, X[2:4])
     with pytest.raises(UsageError, match="5 batches are too few to judge with some of them"):
         calibrated(graph, kind, X).split(20)
+    for given, text in ((X[:2], "1 batch is too few"), (X[:4], "2 batches are too few")):
+        with pytest.raises(UsageError, match=text):
+            calibrated(graph, kind, given).split(8)
+    graph, kind = load(path)
+    with pytest.raises(UsageError, match=r"1 sample is too few .* at least 5 are needed"):
+        calibrated(graph, kind, X[:1]).split(8)

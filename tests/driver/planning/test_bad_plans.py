@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from graphshrink.planning.latency import store
 from support.cli import fails, succeeds, write
@@ -48,6 +50,11 @@ _NORMAL = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
         ({"x": _NORMAL.astype(np.float64)}, r"takes float32, not float64; convert it"),
         ({"x": _NORMAL * np.inf}, "NaN or infinite"),
         ({"x": _NORMAL[:20]}, "have 20 samples; the planner needs at least 32"),
+        (
+            {"x": _NORMAL[:1].repeat(64, 0)},
+            "64 samples are all the same, so that a loss says nothing",
+        ),
+        ({"x": _NORMAL * 0}, "samples are all the same"),
         ({"x": _NORMAL[:0]}, r"no samples|without elements|0 samples"),
         ({"x": _NORMAL, "z": _NORMAL}, r"\bz\b"),
     ],
@@ -58,6 +65,22 @@ def test_samples_that_do_not_fit(
     data = _samples(tmp_path / "d.npz", **arrays)
     line = _refused(model, tmp_path, "--macs", "0.5", "--calibration", data)
     assert re.search(expected, line), line
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_a_model_whose_outputs_are_not_finite(model: Path, tmp_path: Path, number: float) -> None:
+    damaged = onnx.load(model)
+    last = damaged.graph.initializer[-1]
+    array = numpy_helper.to_array(last).copy()
+    array.reshape(-1)[0] = number
+    last.CopyFrom(numpy_helper.from_array(array, last.name))
+    path = tmp_path / "damaged.onnx"
+    onnx.save(damaged, path)
+    (output,) = onnxruntime.InferenceSession(path).run(None, {"x": _NORMAL})
+    assert not np.isfinite(output).all()
+    data = _samples(tmp_path / "d.npz", x=_NORMAL)
+    line = _refused(path, tmp_path, "--macs", "0.5", "--calibration", data)
+    assert "has numbers that are not finite on the samples, so that no loss can be measured" in line
 
 
 def test_too_few_batches_of_a_fixed_size(model: Path, tmp_path: Path) -> None:
@@ -105,7 +128,7 @@ def test_devices_that_are_missing(model: Path, tmp_path: Path, name: str, expect
 def test_nothing_to_replace_says_why(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
     plain = write(tmp_path / "m.onnx", nodes, {"x": [1, 4]}, {"y": [1, 4]}, [])
-    data = _samples(tmp_path / "d.npz", x=np.ones((64, 4), np.float32))
+    data = _samples(tmp_path / "d.npz", x=_NORMAL.reshape(-1, 4))
     line = _refused(plain, tmp_path, "--macs", "0.5", "--calibration", data)
     assert "nothing to replace that would save anything" in line
 

@@ -184,6 +184,14 @@ def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
         recover_file(path, path, {"x": np.zeros((4, 3), np.int64)})
 
 
+def test_samples_and_options_that_nothing_can_be_learned_from(student: Path, teacher: Path) -> None:
+    with pytest.raises(UsageError, match="96 samples are all the same"):
+        recover_file(student, teacher, images()[:1].repeat(96, 0), progress=False)
+    for number in (0, -1.0, np.nan):
+        with pytest.raises(UsageError, match="temperature must be above 0"):
+            recover_file(student, teacher, images(), temperature=number, progress=False)
+
+
 def test_training_that_does_not_help_is_undone(teacher: Path, data: Path, tmp_path: Path) -> None:
     out, near = tmp_path / "out.onnx", weights()
     near["head.bias"] = near["head.bias"] + np.float32(1e-4) * np.arange(CLASSES, dtype=np.float32)
@@ -375,6 +383,42 @@ def test_an_interrupted_run_keeps_the_student_that_it_reads_again(
     assert own.read_bytes() == student.read_bytes()
     succeeds(*command)
     assert own.read_bytes() != student.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["recover", "shrink"])
+def test_without_checkpoints_the_best_so_far_goes_beside_the_file_that_was_given(
+    student: Path,
+    teacher: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    own, mine = tmp_path / "own.onnx", tmp_path / "own.interrupted.onnx"
+    own.write_bytes(student.read_bytes())
+    mine.write_text("a file of the user")
+    steps = []
+
+    def interrupted(self: Any) -> None:
+        steps.append(1)
+        if len(steps) > 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_run.Keeper, "step", interrupted)
+        patch.setattr("os._exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+        if command == "recover":
+            done = call("recover", own, "--teacher", teacher, "--data", data, "--lr", "0.02", "-o", own, "--epochs", "9")  # fmt: skip
+        else:
+            done = call("shrink", own, own, "--passes", "sparsify", "--calibration", data, "--recover", "9")  # fmt: skip
+    assert done.code == 130
+    assert "own.onnx stays as it was; the best so far is in " in done.err
+    assert own.read_bytes() == student.read_bytes()
+    assert mine.read_text() == "a file of the user"
+    best = tmp_path / "own.interrupted1.onnx"
+    onnx.checker.check_model(best, full_check=True)
+    assert run(best, images(4)).shape == (4, CLASSES)
+    assert best.read_bytes() != own.read_bytes()
 
 
 def test_inner_values_that_mislead_are_not_compared(

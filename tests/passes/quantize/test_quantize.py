@@ -495,3 +495,56 @@ def test_torch_modules_become_files_of_integers(tmp_path: Path) -> None:
     (got,) = outputs_of(made, IMAGES)
     assert np.square(got - want.numpy()).mean() < 1e-3 * float(want.var())
     assert kinds(made, tmp_path)["QLinearConv"] == 1
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_a_layer_whose_bias_is_not_finite_stays_as_it_is(number: float) -> None:
+    """Such as the bias of a class that must never be chosen."""
+    net = Net("n", 3, 12, 12)
+    flat = net.add("Flatten", [net.add("Relu", [net.conv("x", "a", 3, 4)], "r")], "flat")
+    net.dense(flat, "fc", 576, 5)
+    model = net.model("fc")
+    bias = next(t for t in model.graph.initializer if t.name == "fc.b")
+    numbers = numpy_helper.to_array(bias).copy()
+    numbers[2] = number
+    bias.CopyFrom(numpy_helper.from_array(numbers, "fc.b"))
+    result = quantized(model)
+    refused = {s.node: s.reason for p in result.report.passes for s in p.refusals}
+    assert refused["fc"] == "its bias is not finite everywhere"
+    (want,), (got,) = outputs_of(model, IMAGES), outputs_of(result.model, IMAGES)
+    np.testing.assert_array_equal(got[:, 2], want[:, 2])
+    np.testing.assert_allclose(
+        got[:, :2], want[:, :2], rtol=0, atol=0.1 * np.abs(want[:, :2]).max()
+    )
+    with pytest.raises(PassError, match="%fc is not finite everywhere"):
+        quantized(model, "max-loss=0.1")
+
+
+@pytest.mark.parametrize("outputs", ["number", "transposed", "number for each sample"])
+def test_the_loss_of_outputs_without_a_variance(outputs: str) -> None:
+    """The loss is measured for one number, for batches along another axis, and for one sample alone."""
+    net = Net("n", 3, 12, 12)
+    flat = net.add("Flatten", [net.add("Relu", [net.conv("x", "a", 3, 4)], "r")], "flat")
+    net.dense(flat, "fc", 576, 1)
+    if outputs == "number":
+        net.add("ReduceMean", ["fc"], "y", keepdims=0)
+    elif outputs == "transposed":
+        net.add("Transpose", ["fc"], "y", perm=[1, 0])
+    model = net.model("fc" if outputs == "number for each sample" else "y")
+    data = IMAGES[:40] if outputs == "transposed" else IMAGES[:1]
+    result = quantized(model, "max-loss=0.5", data)
+    measured = result.report.passes[-1].rewrites[-1].measures
+    (want,), (got,) = outputs_of(model, data), outputs_of(result.model, data, plain=True)
+    spread = want.var() or np.square(want).mean()
+    assert measured["loss"] == pytest.approx(np.square(got - want).mean() / spread, rel=0.05)
+    assert measured["loss"] > 0
+    with pytest.raises(PassError, match="with a loss of at most 1e-12"):
+        quantized(model, "max-loss=1e-12", data)
+
+
+def test_layers_that_do_not_get_4_bits_are_named() -> None:
+    result = quantized(network(), "weights-only=true,weights=int4")
+    note = next(n for n in result.report.all_notes if "int4" in n)
+    assert "7 of 7 layers have int8 weights" in note
+    assert "does not exist in opset 17" in note
+    assert "only dense layers have 4-bit kernels" in note

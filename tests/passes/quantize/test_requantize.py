@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from graphshrink import Exactness, PassError, Pipeline, shrink
 from graphshrink.passes.quantize.requantize import fresh
@@ -105,6 +105,98 @@ def test_a_batch_norm_only_scales_channels(whole: bool) -> None:
     np.testing.assert_array_equal(before * signs, after)
     (want,), (got,) = outputs_of(model, IMAGES), outputs_of(result.model, IMAGES)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def _input_and_bias_in_integers(factors: Any, shifts: Any) -> ModelProto:
+    """A convolution whose input, weight and bias are integers, and a batch norm behind it."""
+    net, size = Fake("n", 3, 12, 12), len(factors)
+    weight = net.rng.standard_normal((size, 3, 3, 3))
+    scale = (np.abs(weight).max((1, 2, 3)) / 127).astype(np.float32)
+    bias = np.rint(net.rng.standard_normal(size) / (np.float32(0.03) * scale)).astype(np.int32)
+    net.tensors += [
+        numpy_helper.from_array(np.uint8(128), "x.z"),
+        numpy_helper.from_array(bias, "b.q"),
+        numpy_helper.from_array(
+            np.rint(weight / scale.reshape(-1, 1, 1, 1)).astype(np.int8), "w.q"
+        ),
+    ]
+    levels = [net.constant("x.s", 0.03), "x.z"]
+    x = net.add(
+        "DequantizeLinear", [net.add("QuantizeLinear", ["x", *levels], "xq"), *levels], "xd"
+    )
+    w = net.add("DequantizeLinear", ["w.q", net.constant("w.s", scale)], "w", axis=0)
+    b = net.add(
+        "DequantizeLinear", ["b.q", net.constant("b.s", np.float32(0.03) * scale)], "b", axis=0
+    )
+    net.add("Conv", [x, w, b], "a", pads=[1] * 4)
+    norm = (factors, shifts, np.zeros(size), np.ones(size))
+    names = [net.constant(f"n.{i}", array) for i, array in enumerate(norm)]
+    net.add("BatchNormalization", ["a", *names], "y")
+    return net.model("y")
+
+
+@pytest.mark.parametrize("shift", [0.01, 1.0, -1e6])
+def test_the_bias_of_a_channel_that_a_batch_norm_switches_off_is_kept(shift: float) -> None:
+    """Its weights become tiny or 0, but its bias has to fit into 32 bits, in steps that are small enough."""
+    factors = np.array([1, 0.5, 1e-5, 1e-8, 1e-12, 0])
+    model = _input_and_bias_in_integers(factors, np.full(6, shift))
+    made = shrink(model, "requantize{default}").model
+    assert kinds(made) == ["QuantizeLinear", "DequantizeLinear", "DequantizeLinear", "DequantizeLinear", "Conv"]  # fmt: skip
+    for plain in (True, False):
+        (want,), (got,) = (
+            outputs_of(model, IMAGES, plain=True),
+            outputs_of(made, IMAGES, plain=plain),
+        )
+        for channel in range(6):
+            size = np.abs(want[:, channel]).max()
+            np.testing.assert_allclose(got[:, channel], want[:, channel], rtol=0, atol=0.01 * size)
+
+
+def test_merged_weights_stay_small_enough_for_sums_of_16_bits() -> None:
+    """Processors without VNNI add two products of uint8 and int8 in 16 bits: ``255 * 128`` is the most that fits."""
+
+    def pairs(made: ModelProto) -> int:
+        rows = [np.abs(a.astype(int)).reshape(len(a), -1) for a in int8(made).values()]
+        return max(int(np.sort(r, axis=1)[:, -2:].sum(1).max()) for r in rows)
+
+    net = Fake("n", 3, 12, 12)
+    net.fake("x", "a", 3, 16)
+    net.fake("a", "b", 16, 4, 1)
+    free = net.model("b")
+    for tensor in free.graph.initializer:
+        if tensor.name.endswith(".w.q"):
+            half = (numpy_helper.to_array(tensor).astype(int) // 2).astype(np.int8)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    assert pairs(free) <= 128
+    made = shrink(free, "requantize{merge-linear,prune-dead}").model
+    assert kinds(made) == ["DequantizeLinear", "Conv"]
+    assert pairs(made) <= 128
+    assert error(free, made, IMAGES) < 2e-3
+
+
+@pytest.mark.parametrize("passes", ["permute-channels", "sparsify"])
+def test_weights_of_half_precision_stay_floats_once_they_change(passes: str) -> None:
+    net = Net("n", 8, opset=19)
+    for name, shape in (("a", (16, 8)), ("b", (4, 16))):
+        net.tensors += [
+            numpy_helper.from_array(RNG.integers(-127, 128, shape).astype(np.int8), f"{name}.q"),
+            numpy_helper.from_array(np.float16(0.01), f"{name}.s"),
+        ]
+        net.add("DequantizeLinear", [f"{name}.q", f"{name}.s"], f"{name}.w")
+    net.add("Gemm", ["x", "a.w"], "a", transB=1)
+    net.add("Relu", ["a"], "r")
+    net.add("Gemm", ["r", "b.w"], "b", transB=1)
+    model = net.model("b")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    x = RNG.standard_normal((8, 8)).astype(np.float16)
+    result = shrink(model, f"requantize{{{passes}}}")
+    assert any("only f32 becomes integers" in r.reason for r in result.report.passes[-1].refusals)
+    (got,) = outputs_of(result.model, x)
+    assert got.dtype == np.float16
+    if passes == "permute-channels":
+        (want,) = outputs_of(model, x)
+        np.testing.assert_allclose(got, want, rtol=0, atol=0.01 * np.abs(want).max())
 
 
 def test_what_no_pass_changes_is_as_it_was() -> None:
