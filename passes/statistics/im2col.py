@@ -20,7 +20,12 @@ import numpy.typing as npt
 from ...ir import Conv, ConvTranspose, Linear, MatMul, Node, UsageError
 from ...ir.ops.recurrent import _Recurrent
 from ..merge.algebra.tensors import Array64
-from .recurrent_columns import recurrent_columns, recurrent_groups, recurrent_problem
+from .recurrent_columns import (
+    recurrent_columns,
+    recurrent_groups,
+    recurrent_problem,
+    recurrent_size,
+)
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +66,7 @@ def columns_size(node: Node, index: int = 1) -> tuple[int, int]:
     shape = _weight_shape(node, index)
     match node.op:
         case _Recurrent():
-            return recurrent_groups(node, index), shape[2]
+            return recurrent_groups(node, index), recurrent_size(node, index)
         case Conv(groups=groups):
             return groups, math.prod(shape[1:])
         case ConvTranspose(groups=groups):
@@ -162,7 +167,7 @@ def columns(
 
 def _weight_shape(node: Node, index: int = 1) -> tuple[int, ...]:
     problem = columns_problem(node, index)
-    weight = node.input(index)
+    weight = node.input(index or 1)
     if problem or weight is None or weight.type.static_shape is None:
         raise ValueError(f"{node.name}: {problem}")
     return weight.type.static_shape

@@ -4,7 +4,8 @@ The input matrix (index 1) is multiplied with the sequence ``x``. The recurrent 
 state of the step before: the layer's result ``y``, shifted by one step in the direction of reading, with the initial state in
 front. Each direction is a group of its own, because its states are. If a GRU resets the state before the product
 (``reset_after=False``), the rows of its third gate read the state times the reset gate, which is computed here; each gate is then
-a group.
+a group. Index 0 is both side by side: the inputs, then the states, of which the two matrices side by side make the sums that the
+gates read.
 """
 
 from __future__ import annotations
@@ -27,16 +28,25 @@ _RESET = 1
 
 def recurrent_problem(node: Node, index: int) -> str:
     """The reason why the inputs of a matrix of a recurrent layer cannot be read as columns; empty if they can."""
-    weight = node.input(index)
+    weight = node.input(index or 1)
     if weight is None or weight.type.static_shape is None:
         return "the shape of its weight is not known"
     if node.input(4) is not None:
         return "its sequences have different lengths, and steps behind an end would be counted"
+    if not index and _resets_first(node):
+        return "its reset gate scales the state before the product"
     if index == 2 and _resets_first(node):
         constants = [node.input(i) for i in (1, 2, 3)]
         if any(v is not None and v.data is None for v in constants):
             return "its reset gate is computed from weights that are not constants"
     return ""
+
+
+def recurrent_size(node: Node, index: int) -> int:
+    """The number of entries of a column."""
+    features = node.required(1).type.dim(2)
+    assert isinstance(features, int)
+    return (features, features, 0)[index] + (_op(node).hidden if index != 1 else 0)
 
 
 def recurrent_groups(node: Node, index: int) -> int:
@@ -58,7 +68,7 @@ def column_values(node: Node, index: int) -> tuple[Value, ...]:
         return (x,)
     start = node.input(5)
     computed = (start,) if start is not None and start.data is None else ()
-    return (node.outputs[0], *computed, *((x,) if _resets_first(node) else ()))
+    return (node.outputs[0], *computed, *((x,) if _resets_first(node) or not index else ()))
 
 
 def recurrent_columns(
@@ -79,6 +89,11 @@ def recurrent_columns(
         yield from _cut(arrays[0].reshape(1, -1, arrays[0].shape[-1]), limit)
         return
     states = [_states_before(node, d, arrays) for d in range(_op(node).directions)]
+    if not index:
+        x = arrays[-1].reshape(-1, arrays[-1].shape[-1])
+        both = [np.concatenate([x, h.reshape(len(x), -1)], 1) for h in states]
+        yield from _cut(np.stack(both), limit)
+        return
     if not _resets_first(node):
         yield from _cut(np.stack([h.reshape(-1, h.shape[-1]) for h in states]), limit)
         return
@@ -146,4 +161,5 @@ __all__ = [
     "recurrent_columns",
     "recurrent_groups",
     "recurrent_problem",
+    "recurrent_size",
 ]

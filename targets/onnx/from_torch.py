@@ -489,8 +489,9 @@ class _Copy:
         if not isinstance(node.op, Reshape | Flatten) or node.output in self.results:
             return False
         before, after = self.sizes(node.required(0)), self.sizes(node.output)
-        same = before is not None and after is not None and before.shape == after.shape
-        return same and after.shape is not None and None not in after.shape
+        if before is None or after is None or before.shape != after.shape:
+            return False
+        return after.shape is not None and None not in after.shape
 
     def _type(self, value: Value) -> TensorType:
         """The type of a value; without a run that tells it, only the number of axes."""

@@ -46,6 +46,7 @@ def recurrent_model(
     lengths: bool = False,
     peepholes: bool = False,
     dense: bool = True,
+    tied: bool = False,
     batch: int | None = BATCH,
     **attrs: Any,
 ) -> onnx.ModelProto:
@@ -59,6 +60,7 @@ def recurrent_model(
         lengths: Whether the lengths of the sequences are an input.
         peepholes: Whether an LSTM has peepholes.
         dense: Whether there are the dense layers.
+        tied: Whether the last states of both directions are read by one weight, so that their units must be in one order.
         batch: The batch size of the input.
         attrs: More attributes of the operator.
     """
@@ -104,12 +106,17 @@ def recurrent_model(
             helper.make_node("Transpose", ["y"], ["t"], perm=[0, 2, 1, 3]),
             helper.make_node("Reshape", ["t", "shape"], ["flat"]),
         ]
-        wide = d * hidden
+        constants["states"] = np.array([0, -1], np.int64)
         for name, value in (("out", "flat"), *((f"end{e}", e) for e in ends)):
-            size = wide if name == "out" else hidden
+            size = hidden if tied and name != "out" else d * hidden
+            if name != "out" and not tied:
+                made = [f"{value}_turned", f"{value}_flat"]
+                nodes.append(helper.make_node("Transpose", [value], made[:1], perm=[1, 0, 2]))
+                nodes.append(helper.make_node("Reshape", [made[0], "states"], made[1:]))
+                value = made[1]
             constants[f"w_{name}"] = rng.normal(size=(size, 3)).astype(np.float32)
             nodes.append(helper.make_node("MatMul", [value, f"w_{name}"], [name], name=name))
-            shape = [STEPS, batch, 3] if name == "out" else [d, batch, 3]
+            shape = [STEPS, batch, 3] if name == "out" else [d, batch, 3] if tied else [batch, 3]
             outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     else:
         shape = [STEPS, d, batch, hidden]

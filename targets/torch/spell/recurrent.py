@@ -74,8 +74,11 @@ def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Re
         y = s.call(operator.getitem, padded, 0)
     if reverse:
         y = s.call(torch.flip, y, (0,))
-    y = s.call("unflatten", y, 2, (op.directions, op.hidden))
-    y = s.call(torch.transpose, y, 1, 2)
+    if op.directions == 1:
+        y = s.call(torch.unsqueeze, y, 1)
+    else:
+        y = s.call("unflatten", y, 2, (op.directions, op.hidden))
+        y = s.call(torch.transpose, y, 1, 2)
     results = [y]
     if op.results > 1:
         results += (
