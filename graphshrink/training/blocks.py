@@ -27,7 +27,7 @@ def insert_blocks(
             its parameters without a mask with the result, so that training changes both.
         blocks: The number of blocks; a masked layer keeps 1/blocks of its weights.
         example_inputs: A tuple of inputs, for the shapes.
-        layers: Names of layers, or patterns with ``*`` and ``?``; all dense layers and convolutions if not given.
+        layers: Names of layers, or patterns with ``*`` and ``?``; all dense layers, convolutions and recurrent layers if not given.
         draw: ``"random"`` draws the blocks, for training from the start; ``"weights"`` chooses the blocks that keep most of the
             present weights, for fine-tuning.
         divide: ``"pad"`` allows a smaller last block where the number of channels is not a multiple of ``blocks``.
@@ -52,7 +52,7 @@ def insert_blocks(
         step = MaskBlocks(blocks=blocks, draw=draw, layers=names, divide=divide)
     except ValueError as error:
         raise UsageError(f"insert_blocks: {error}") from error
-    result = shrink(model, step, example_inputs=example_inputs, seed=seed)
+    result = shrink(model, [step, "prune-dead"], example_inputs=example_inputs, seed=seed)
     record = result.report.passes[0]
     if not record.rewrites:
         reasons = "; ".join(f"{r.node}: {r.reason}" for r in record.refusals[:5])

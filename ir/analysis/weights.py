@@ -30,7 +30,8 @@ LIKELY_CHANNELS = 256
 """The smallest number of input and output channels for which TensorRT is likely to choose a sparse kernel."""
 
 _LOOKED_UP = "it is an embedding table, which is looked up and not multiplied"
-_RECURRENT = "it belongs to a recurrent layer, for which runtimes have no sparse kernels"
+NO_RECURRENT_KERNELS = "it belongs to a recurrent layer, for which runtimes have no sparse kernels"
+"""The reason why a sparse weight of a recurrent layer is not faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,22 @@ class NmWeight:
     def name(self) -> str:
         """The name of the first reader."""
         return self.node.name
+
+    @property
+    def uses(self) -> tuple[tuple[Node, int], ...]:
+        """The readers, each with the index of the input that is the weight; a node that reads it twice occurs twice."""
+        if self.value is None:
+            return tuple((node, 1) for node in self.readers)
+        return tuple(
+            (node, index)
+            for node, index in self.value.uses
+            if node in self.readers and (index, self.value) in _weights(node)
+        )
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a recurrent layer reads it."""
+        return any(isinstance(node.op, _Recurrent) for node in self.readers)
 
     @property
     def groups(self) -> int:
@@ -100,8 +117,11 @@ class NmWeight:
         return None
 
     def likely(self) -> bool:
-        """Whether TensorRT is likely to pick a sparse kernel, by sizes alone; see the module's docstring."""
-        if self.reduction is None or self.groups > 1:
+        """Whether TensorRT is likely to pick a sparse kernel, by sizes alone; see the module's docstring.
+
+        It has none for recurrent layers.
+        """
+        if self.reduction is None or self.groups > 1 or self.is_recurrent:
             return False
         return min(self.reduction.length, self.outputs) >= LIKELY_CHANNELS
 
@@ -117,6 +137,8 @@ def reduction_of(node: Node, index: int) -> Reduction | None:
             return Reduction(shape, 1)
         case ConvTranspose(groups=groups) if index == 1:
             return Reduction(shape, 0, groups)
+        case _Recurrent() if index in (1, 2):
+            return Reduction(shape, 2)
         case MatMul():
             left = index == 0 or len(shape) == 1
             return Reduction(shape, len(shape) - 1 if left else len(shape) - 2)
@@ -169,9 +191,9 @@ def _weight(value: Value) -> NmWeight:
     first = next(iter(reductions)) if len(reductions) == 1 else None
     assert value.data is not None
     problem: str | None = None
-    special = [n for n in readers if isinstance(n.op, Embedding | _Recurrent)]
+    special = [n for n in readers if isinstance(n.op, Embedding)]
     if special:
-        problem = _LOOKED_UP if isinstance(special[0].op, Embedding) else _RECURRENT
+        problem = _LOOKED_UP
         if len(special) < len(readers):
             problem = f"{special[0].op.name} {special[0].name} reads it too: {problem}"
     elif others:
@@ -195,4 +217,4 @@ def _type_problem(value: Value, dtype: DType) -> str | None:
     return None
 
 
-__all__ = ["LIKELY_CHANNELS", "NmWeight", "nm_weights", "reduction_of"]
+__all__ = ["LIKELY_CHANNELS", "NO_RECURRENT_KERNELS", "NmWeight", "nm_weights", "reduction_of"]

@@ -95,7 +95,8 @@ def find_blocks(weight: Any, row_sizes: Ids, column_sizes: Ids) -> Blocks | None
     height, width = np.bincount(rows, minlength=count), np.bincount(columns, minlength=count)
     solid = np.flatnonzero((height > 0) & (width > 0))
     for order in _orders(height[solid], width[solid]):
-        place = _packed(height[solid[order]], width[solid[order]], row_sizes, column_sizes)
+        extents = np.stack([height[solid[order]], width[solid[order]]], 1)
+        place = pack(extents, np.stack([row_sizes, column_sizes]))
         if place is not None:
             block = np.full(count, -1, np.int64)
             block[solid[order]] = place
@@ -111,20 +112,23 @@ def _orders(height: Ids, width: Ids) -> Iterator[Ids]:
     yield np.lexsort((-height, -width))
 
 
-def _packed(height: Ids, width: Ids, row_sizes: Ids, column_sizes: Ids) -> Ids | None:
-    """The block of each component, packed in the given order; ``None`` if one does not fit."""
-    if (height.size and row_sizes.max() < height.max()) or (
-        width.size and column_sizes.max() < width.max()
-    ):
+def pack(extents: Ids, sizes: Ids) -> Ids | None:
+    """The block of each component, packed in the given order; ``None`` if one does not fit.
+
+    Args:
+        extents: The extent of each component in each dimension, of shape (components, dimensions).
+        sizes: The size of each block in each dimension, of shape (dimensions, blocks).
+    """
+    if extents.size and (sizes.max(1) < extents.max(0)).any():
         return None
-    left = np.stack([row_sizes, column_sizes]).astype(np.int64)
-    place = np.empty(height.size, np.int64)
-    for number, size in enumerate(np.stack([height, width], 1)):
+    left = sizes.astype(np.int64)
+    place = np.empty(len(extents), np.int64)
+    for number, size in enumerate(extents):
         rest = left - size[:, None]
         fits = (rest >= 0).all(0)
         if not fits.any():
             return None
-        # The tightest fit in both dimensions: other components must fill the rest of both.
+        # The tightest fit in all dimensions: other components must fill the rest of each.
         slack = np.where(fits, rest.sum(0), np.iinfo(np.int64).max)
         place[number] = slack.argmin()
         left[:, place[number]] = rest[:, place[number]]
@@ -139,4 +143,4 @@ def _filled(labels: Ids, sizes: Ids) -> Ids:
     return filled
 
 
-__all__ = ["Blocks", "capacities", "component_labels", "contiguous_labels", "find_blocks"]
+__all__ = ["Blocks", "capacities", "component_labels", "contiguous_labels", "find_blocks", "pack"]

@@ -14,6 +14,12 @@ from dataclasses import dataclass
 _NODE_US = {"onnx": 2.0, "fx": 6.0, "tflite": 1.0, "tensorrt": 3.0}
 """The fixed time of a node in microseconds, by target."""
 
+_STEP_US = {"onnx": 2.0, "fx": 10.0, "tflite": 8.0, "tensorrt": 4.0}
+"""The fixed time of one step of a recurrent layer in microseconds, by target: estimates. LiteRT runs about ten nodes a step."""
+
+_STEPS, _BATCH = 32, 1
+"""The number of steps and the batch size that a recurrent layer is judged by if they are not known."""
+
 _THIN = 8
 """Groups with fewer channels than this do not fill a vector unit."""
 
@@ -70,6 +76,56 @@ class LayerSize:
         return work + packing + 6 * _node(target) + 8e-4 * batch * moved
 
 
+@dataclass(frozen=True)
+class RecurrentSize:
+    """The size of a recurrent layer.
+
+    Attributes:
+        gates: The number of gates.
+        hidden: The number of hidden units.
+        inputs: The number of inputs.
+        directions: 1 or 2.
+        steps: The number of steps; ``None`` if not known.
+        batch: The batch size; ``None`` if not known.
+    """
+
+    gates: int
+    hidden: int
+    inputs: int
+    directions: int
+    steps: int | None = None
+    batch: int | None = None
+
+    def expected(
+        self, target: str, count: int = 1, *, divided: bool = False, moves: int = 0
+    ) -> float:
+        """The expected microseconds as ``count`` smaller layers.
+
+        The product with the inputs is one for all steps; that with the state is made step by step.
+
+        Args:
+            target: The target that it will be written for.
+            count: The number of layers.
+            divided: Whether each of them reads its own part of the inputs only.
+            moves: The number of shuffles of inputs.
+        """
+        steps, batch = self.steps or _STEPS, self.batch or _BATCH
+        rows = self.gates * self.hidden * self.directions
+        outer = rows * self.inputs // (count if divided else 1)
+        inner = rows * self.hidden // count
+        products = _product(outer, steps * batch) + steps * _product(inner, batch)
+        step = _STEP_US.get(target, _STEP_US["onnx"])
+        fixed = count * (self.directions * steps * step + _node(target))
+        around = ((2 if divided else 1) + 3 * moves) * _node(target) if count > 1 else 0.0
+        return products + fixed + around
+
+
+def _product(weights: int, batch: int) -> float:
+    """The microseconds of a product: bound by reading the weights, or by arithmetic."""
+    read = 12e3 if weights <= 2**22 else 5e3
+    return max(weights / read, batch * weights / 35e3)
+
+
 def _node(target: str) -> float:
     """The fixed time of a node in microseconds."""
     return _NODE_US.get(target, _NODE_US["onnx"])
@@ -117,4 +173,4 @@ def choose_form(
     return best
 
 
-__all__ = ["LayerSize", "choose_form"]
+__all__ = ["LayerSize", "RecurrentSize", "choose_form"]

@@ -128,7 +128,7 @@ def pivot_site(
         return "the rank of its input is not known (give example inputs), or below 2"
     axes = []
     for axis, what in ((0, "outputs"), (1, "inputs")):
-        found = _axis(groups, orders, node, axis, blocks)
+        found = weight_axis(groups, orders, node, axis, blocks)
         units = len(found.positions)
         each = found.positions.shape[1]
         of = f"{units} {what}" if each == 1 else f"{units} runs of {each} {what}"
@@ -155,14 +155,14 @@ def _batch(node: Node) -> int | None:
     return math.prod(known) if len(known) == len(uses) else None
 
 
-def _axis(
+def weight_axis(
     groups: ChannelGroups,
     orders: dict[ChannelGroup, ChannelOrder],
     node: Node,
     axis: int,
     blocks: int,
 ) -> WeightAxis:
-    """The rows (axis 0) or the columns (axis 1) of the weight of a layer."""
+    """One axis of the weight of a layer: the rows (axis 0) or the columns (axis 1); of a recurrent layer, the columns (axis 2)."""
     value = node.required(1)
     if value.data is None:
         raise GraphError(f"the weight of {node.name} is not a constant")
@@ -376,4 +376,5 @@ __all__ = [
     "has_2_4_sparsity",
     "order_problem",
     "pivot_site",
+    "weight_axis",
 ]

@@ -134,7 +134,7 @@ def _stacked(parts: list[Tensor], tail: tuple[int, ...] = (), *, turned: bool = 
     return LazyTensor(shape, first.dtype, lambda: joined([p.numpy() for p in parts]), source=source)
 
 
-class _ChainWriter:
+class ChainWriter:
     """Inserts a chain of nodes before a layer; the last one replaces the layer.
 
     Attributes:
@@ -189,11 +189,11 @@ def write_blocks(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactnes
     node, before = pivot.node, pivot.node.inputs[1:]
     x = node.required(0)
     with rw.rewrite(what, node, exactness=exactness):
-        writer = _ChainWriter(rw, node)
+        writer = ChainWriter(rw, node)
         is_conv = isinstance(node.op, Conv)
-        shape, result = (_certain_sizes(v.type.shape or (), pivot.fixed) for v in (x, node.output))
+        shape, result = (certain_sizes(v.type.shape or (), pivot.fixed) for v in (x, node.output))
         axis = 1 if is_conv else len(shape) - 1
-        _bring_channels(writer, pivot.columns, axis, shape, back=False)
+        bring_channels(writer, pivot.columns, axis, shape, back=False)
         if is_conv:
             _write_conv(writer, pivot)
         elif pivot.form == "split":
@@ -202,20 +202,20 @@ def write_blocks(rw: Rewriter, pivot: BlockLayer, what: str, exactness: Exactnes
             _write_one_pixel_conv(writer, pivot, len(shape))
         else:
             _write_batched(writer, pivot, shape)
-        _bring_channels(writer, pivot.rows, axis, result, back=True)
+        bring_channels(writer, pivot.rows, axis, result, back=True)
         writer.finish()
         for value in before:
             if value is not None and value.producer is None and not value.use_count:
                 rw.erase_constant(value)
 
 
-def _certain_sizes(shape: Shape, fixed: bool) -> Shape:
+def certain_sizes(shape: Shape, fixed: bool) -> Shape:
     """The sizes of a value, ``None`` for those that may differ between runs."""
     return shape if fixed else (None,) * len(shape)
 
 
-def _bring_channels(
-    writer: _ChainWriter, access: BlockAccess, axis: int, shape: Shape, *, back: bool
+def bring_channels(
+    writer: ChainWriter, access: BlockAccess, axis: int, shape: Shape, *, back: bool
 ) -> None:
     """Move channels from their places in the graph to the blocks, or ``back``."""
     if access.gather is not None:
@@ -246,7 +246,7 @@ def _bring_channels(
 
 
 def _shuffle_by_split(
-    writer: _ChainWriter, cut: tuple[int, ...], turn: tuple[int, ...], axis: int
+    writer: ChainWriter, cut: tuple[int, ...], turn: tuple[int, ...], axis: int
 ) -> None:
     """The shuffle as Split and Concat, which do not need the sizes of other axes."""
     pieces = math.prod(cut[:-1])
@@ -257,7 +257,7 @@ def _shuffle_by_split(
     writer.join(Concat(axis), [made.outputs[int(i)] for i in order])
 
 
-def _write_conv(writer: _ChainWriter, pivot: BlockLayer) -> None:
+def _write_conv(writer: ChainWriter, pivot: BlockLayer) -> None:
     op = pivot.node.op
     assert isinstance(op, Conv)
     if pivot.form == "grouped":
@@ -267,7 +267,7 @@ def _write_conv(writer: _ChainWriter, pivot: BlockLayer) -> None:
 
 
 def _write_grouped_conv(
-    writer: _ChainWriter, pivot: BlockLayer, op: Conv, kernel: tuple[int, ...]
+    writer: ChainWriter, pivot: BlockLayer, op: Conv, kernel: tuple[int, ...]
 ) -> None:
     """Append a convolution with a group for each block; ``kernel`` is the kernel size that the weight lacks."""
     parts = pivot.parts()
@@ -278,7 +278,7 @@ def _write_grouped_conv(
     writer.then(grouped, weight, *bias, name=pivot.node.name)
 
 
-def _write_one_pixel_conv(writer: _ChainWriter, pivot: BlockLayer, rank: int) -> None:
+def _write_one_pixel_conv(writer: ChainWriter, pivot: BlockLayer, rank: int) -> None:
     """Append a dense layer of one row as a convolution of one pixel."""
     columns, rows = int(pivot.column_sizes.sum()), int(pivot.row_sizes.sum())
     # An input of rank 2 is written so that it is right for more rows too.
@@ -289,7 +289,7 @@ def _write_one_pixel_conv(writer: _ChainWriter, pivot: BlockLayer, rank: int) ->
 
 
 def _write_split_layers(
-    writer: _ChainWriter,
+    writer: ChainWriter,
     pivot: BlockLayer,
     op: Op,
     axis: int,
@@ -318,7 +318,7 @@ def _write_split_layers(
     writer.join(Concat(axis), made)
 
 
-def _write_split_dense(writer: _ChainWriter, pivot: BlockLayer, shape: Shape) -> None:
+def _write_split_dense(writer: ChainWriter, pivot: BlockLayer, shape: Shape) -> None:
     lead = tuple(d if isinstance(d, int) else -1 for d in shape[:-1])
     # onnxruntime has no Gemm for more than two axes: it would reshape around each one.
     is_flat = len(lead) > 1 and lead.count(-1) <= 1
@@ -329,7 +329,7 @@ def _write_split_dense(writer: _ChainWriter, pivot: BlockLayer, shape: Shape) ->
         writer.then(Reshape((*lead, int(pivot.row_sizes.sum()))))
 
 
-def _write_batched(writer: _ChainWriter, pivot: BlockLayer, shape: Shape) -> None:
+def _write_batched(writer: ChainWriter, pivot: BlockLayer, shape: Shape) -> None:
     parts, rank = pivot.parts(), len(shape)
     count, (rows, columns) = len(parts), parts[0][0].shape
     # One row needs no Transpose: (1, columns) becomes (count, 1, columns / count).
@@ -350,4 +350,4 @@ def _write_batched(writer: _ChainWriter, pivot: BlockLayer, shape: Shape) -> Non
         writer.then(Scale(rank - 1), None, writer.constant(_stacked(biases), "bias"))
 
 
-__all__ = ["BlockLayer", "write_blocks"]
+__all__ = ["BlockLayer", "ChainWriter", "bring_channels", "certain_sizes", "write_blocks"]

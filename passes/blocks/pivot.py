@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ...ir import Conv, Exactness, Graph, Linear, Node, Rewriter
-from ...ir.analysis import ChannelGroup, channel_groups
+from ...ir.analysis import ChannelGroup, ChannelGroups, channel_groups
+from ...ir.ops.recurrent import _Recurrent
 from ...ir.options import Bounds
 from ..channels.apply import apply_permutations
 from ..cleanup.cancel_reshapes import cancel_reshapes
@@ -44,6 +45,7 @@ from .layer_blocks import (
 from .lower import BlockLayer, write_blocks
 from .numbering import BlockNumbering, PlacedLayer
 from .order import ChannelOrder
+from .recurrent_pivot import RecurrentPivot, recurrent_nodes
 from .refit import Covariance, RefitLayer
 
 GRAMS_BYTES = 1 << 29
@@ -65,7 +67,7 @@ class Pivot(Pass):
         blocks: The number of blocks k; a layer keeps 1/k of its weights and arithmetic.
         method: ``zeros`` uses only blocks that zeros already form, ``search`` searches the best order, ``identity``
             divides the present order into blocks; ``auto`` is zeros, or search for layers without such zeros.
-        layers: Names of layers, or patterns with * and ?; all dense layers and convolutions if not given.
+        layers: Names of layers, or patterns with * and ?; all dense layers, convolutions and recurrent layers if not given.
         max_error: The largest error of a layer's outputs, relative to their standard deviation (0.1: 10 %).
         divide: What to do if the number of channels is not a multiple of blocks: ``refuse``, or ``pad``, which makes the
             last block smaller.
@@ -113,18 +115,25 @@ class _PivotRun:
     orders: dict[ChannelGroup, ChannelOrder] = field(default_factory=dict)
     planned: list[_PlannedLayer] = field(default_factory=list)
     numbering: BlockNumbering = field(default_factory=BlockNumbering)
+    recurrent: RecurrentPivot = field(init=False)
 
     def run(self) -> None:
-        sites = sorted(self._sites(), key=lambda s: -_macs(s))
+        o, groups = self.options, channel_groups(self.graph)
+        wanted = named_nodes(self.graph, o.layers, o.name) if o.layers else None
+        self.recurrent = RecurrentPivot(
+            o, self.graph, self.rw, self.ctx, self.orders, self.numbering
+        )
+        self.recurrent.settle(recurrent_nodes(self.graph, wanted), groups)
+        sites = sorted(self._sites(groups, wanted), key=lambda s: -_macs(s))
         dense = [site for site in sites if not self._exact(site)]
         self._search([site for site in dense if self._may_search(site)])
         self._apply()
 
-    def _sites(self) -> Iterator[PivotSite]:
-        o, graph = self.options, self.graph
-        wanted = named_nodes(graph, o.layers, o.name) if o.layers else None
-        groups = channel_groups(graph)
-        for node in graph.nodes:
+    def _sites(self, groups: ChannelGroups, wanted: set[Node] | None) -> Iterator[PivotSite]:
+        o = self.options
+        for node in self.graph.nodes:
+            if isinstance(node.op, _Recurrent):
+                continue
             if (wanted is None and not isinstance(node.op, (Linear, Conv))) or (
                 wanted is not None and node not in wanted
             ):
@@ -258,9 +267,11 @@ class _PivotRun:
 
     def _apply(self) -> None:
         layers = [(plan, self._layer(plan)) for plan in self.planned]
+        recurrent = self.recurrent.layers()
         reordered = [(group, order.order()) for group, order in self.orders.items() if order.parts]
         apply_permutations(self.graph, self.rw, reordered)
         before = set(self.graph.nodes)
+        self.recurrent.write(recurrent)
         for plan, layer in layers:
             moves = [a for a in (layer.rows, layer.columns) if not a.is_direct]
             what = f"pivot into {self.options.blocks} blocks ({layer.form})"
@@ -272,7 +283,8 @@ class _PivotRun:
                 what += f", {_counted(layer.gathers, 'gather')}"
             exactness = Exactness.EXACT if plan.refitted is None else Exactness.APPROXIMATE
             write_blocks(self.rw, layer, what, exactness)
-        cancel_reshapes(self.rw, [n for n in self.graph.nodes if n not in before])
+        made = [n for n in self.graph.nodes if n not in before]
+        cancel_reshapes(self.rw, made, fixed=self.ctx.target != "fx")
 
     def _layer(self, plan: _PlannedLayer) -> BlockLayer:
         site = plan.site

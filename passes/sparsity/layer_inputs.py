@@ -13,9 +13,10 @@ import numpy as np
 
 from ...ir import Graph, MatMul, Node, Tensor, UsageError
 from ...ir.analysis.weights import NmWeight
+from ...ir.ops.recurrent import _Recurrent
 from ..merge.algebra.tensors import Array64, from_float64
 from ..statistics.gram import GramMatrix, InputMoments
-from ..statistics.im2col import columns_problem, weight_rows
+from ..statistics.im2col import columns_problem, columns_size, weight_rows
 from ..statistics.requests import Calibration, Results
 from .sparse_weights import output_change
 
@@ -44,14 +45,14 @@ class LayerInputs:
         if calibration is None:
             return
         for weight in wave:
-            problem = columns_problem(weight.node)
+            problem = _problem(weight)
             if problem:
                 self.problems[weight] = f"{problem}: only method=magnitude supports it"
                 continue
-            requests: list[Any] = [GramMatrix(node) for node in weight.readers]
+            requests: list[Any] = [GramMatrix(*use) for use in column_uses(weight)]
             problem = requests[0].problem()
             if problem and method == "wanda":
-                requests = [InputMoments(node) for node in weight.readers]
+                requests = [InputMoments(*use) for use in column_uses(weight)]
             elif problem:
                 self.problems[weight] = problem
                 continue
@@ -121,9 +122,9 @@ class LayerInputs:
         requests = self.requests.get(weight)
         if not requests or not isinstance(requests[0], GramMatrix):
             return None
-        node = weight.node
+        node, index = column_uses(weight)[0]
         moved, size = (
-            sum(map(output_change, weight_rows(node, array), gram))
+            sum(map(output_change, weight_rows(node, array, index), gram))
             for array, gram in (
                 (new - old, self.gram(weight)), (old, self.gram(weight, raw=True)),
             )
@@ -133,13 +134,29 @@ class LayerInputs:
 
 def gram_bytes(weight: NmWeight) -> int:
     """The bytes of the Gram matrices of a weight's inputs; 0 if they are not computed."""
-    if columns_problem(weight.node):
+    if _problem(weight):
         return 0
-    size = sum(GramMatrix(node).nbytes() for node in weight.readers)
-    return 0 if GramMatrix(weight.node).problem() else size
+    requests = [GramMatrix(*use) for use in column_uses(weight)]
+    return 0 if requests[0].problem() else sum(request.nbytes() for request in requests)
+
+
+def column_uses(weight: NmWeight) -> list[tuple[Node, int]]:
+    """The readers of a weight, each with the index of the weight among its inputs, as statistics of columns take them."""
+    if not weight.is_recurrent:
+        return [(node, 1) for node in weight.readers]
+    return list(weight.uses)
+
+
+def _problem(weight: NmWeight) -> str:
+    """The reason why the inputs of a weight cannot be measured; empty if they can."""
+    uses = column_uses(weight)
+    problem = next((p for use in uses if (p := columns_problem(*use))), "")
+    if not problem and weight.is_recurrent and len({columns_size(*use) for use in uses}) > 1:
+        return "its readers multiply it with different inputs"
+    return problem
 
 
 def _bias(node: Node) -> Tensor | None:
-    """The bias of a layer; ``None`` if there is none or it is not a constant."""
-    value = None if isinstance(node.op, MatMul) else node.input(2)
+    """The bias of a layer; ``None`` if there is none, it is not a constant, or the layer is recurrent."""
+    value = None if isinstance(node.op, MatMul | _Recurrent) else node.input(2)
     return None if value is None else value.data

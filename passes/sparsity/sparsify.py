@@ -1,4 +1,4 @@
-"""``sparsify``: prune weights of convolutions and dense layers to an N:M pattern, or by a fraction of all numbers.
+"""``sparsify``: prune weights of convolutions, dense and recurrent layers to an N:M pattern, or by a fraction of all numbers.
 
 :mod:`graphshrink.ir.analysis.weights` decides which weights can have a pattern, and along which axis;
 :mod:`.sparse_weights` has the methods. With calibration data, layers are pruned one after the other. The inputs of each
@@ -29,8 +29,9 @@ from ...ir import (
     Rewriter,
     Tensor,
 )
-from ...ir.analysis.weights import LIKELY_CHANNELS, NmWeight, nm_weights
+from ...ir.analysis.weights import LIKELY_CHANNELS, NO_RECURRENT_KERNELS, NmWeight, nm_weights
 from ...ir.masks.nm_pattern import Mask, Pattern, unstructured_mask
+from ...ir.ops.recurrent import _Recurrent
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list, named_nodes
@@ -38,14 +39,15 @@ from ..infra.registry import register
 from ..merge.algebra.tensors import Array64, out_of_range
 from ..statistics.im2col import tap_major, weight_from_rows, weight_rows
 from ..statistics.requests import Calibration, groups_within_memory
-from .layer_inputs import LayerInputs, gram_bytes
+from .layer_inputs import LayerInputs, column_uses, gram_bytes
 from .layer_waves import layer_waves
 from .sparse_weights import PruningRule, sparsegpt, wanda
 
-Kind = Literal["conv", "conv-transpose", "linear", "matmul"]
+Kind = Literal["conv", "conv-transpose", "linear", "matmul", "recurrent"]
 
 OPS: dict[Kind, type] = {
     "conv": Conv, "conv-transpose": ConvTranspose, "linear": Linear, "matmul": MatMul,
+    "recurrent": _Recurrent,
 }  # fmt: skip
 """The choices of the option ``ops``."""
 
@@ -67,7 +69,8 @@ class Sparsify(Pass):
             need calibration data.
         layers: Names of layers, or patterns with * and ?; all layers if not given.
         skip: Names of layers, or patterns, that stay dense.
-        ops: Kinds of layers: conv, conv-transpose, linear, matmul; all kinds if not given.
+        ops: Kinds of layers: conv, conv-transpose, linear, matmul, recurrent (LSTM, GRU, RNN); all kinds
+            if not given.
         min_size: Weights with fewer numbers stay dense.
         dense_fallback: Keep layers dense if sparse kernels are not likely to be faster (fewer than 256 channels on
             either side, or groups).
@@ -160,7 +163,9 @@ class Sparsify(Pass):
                 refused.append(f"{weight.name}: {reason}")
                 rw.skip(weight.node, reason)
         if not chosen:
-            shown = "; ".join(refused[:SHOWN]) or "there are no convolutions or dense layers"
+            shown = (
+                "; ".join(refused[:SHOWN]) or "there are no convolutions, dense or recurrent layers"
+            )
             more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
             raise PassError(f"sparsify: no layer can be made {self.keep} ({shown}{more})")
         return chosen
@@ -183,6 +188,8 @@ class Sparsify(Pass):
             )
         if reason is not None:
             return reason
+        if self.dense_fallback and weight.is_recurrent:
+            return NO_RECURRENT_KERNELS
         if self.dense_fallback and not weight.likely():
             return (
                 "a sparse kernel is not likely to be faster: it has groups, or fewer than "
@@ -222,7 +229,9 @@ class Sparsify(Pass):
         for tensor in biases.values():
             if out_of_range(tensor):
                 raise ValueError(f"its refitted bias would leave the range of {tensor.dtype.value}")
-        return _Pruned(weight, made, biases, f"make {keep} by {self.method}{note}", measures)
+        return _Pruned(
+            weight, made, biases, f"{_what(weight, keep)} by {self.method}{note}", measures
+        )
 
     def _by_data(
         self, weight: NmWeight, old: Array64, inputs: LayerInputs
@@ -235,13 +244,13 @@ class Sparsify(Pass):
         Raises:
             ValueError: If there are no statistics, or they are not usable; the message is the reason.
         """
-        node = weight.node
         problem = inputs.problems.get(weight)
         if problem:
             raise ValueError(problem)
-        order = tap_major(node)
+        node, index = column_uses(weight)[0]
+        order = tap_major(node, index)
         data = _data(weight)
-        rows = weight_rows(node, old)[:, :, order]
+        rows = weight_rows(node, old, index)[:, :, order]
         made, mask, damping = rows.copy(), np.empty(rows.shape, bool), self.damping
         if self.method == "wanda":
             for group, sizes in enumerate(inputs.squares(weight)):
@@ -256,16 +265,24 @@ class Sparsify(Pass):
                     )  # fmt: skip
                 damping = max(damping, used)
         made[:, :, order], mask[:, :, order] = made.copy(), mask.copy()
-        kept = np.ascontiguousarray(weight_from_rows(node, mask))
+        kept = np.ascontiguousarray(weight_from_rows(node, mask, index))
         if self.method == "wanda":
             return data, kept, ""
         with np.errstate(over="ignore"):
-            stored = weight_from_rows(node, made).astype(data.dtype.numpy, order="C")
+            stored = weight_from_rows(node, made, index).astype(data.dtype.numpy, order="C")
         if not np.isfinite(stored.astype(np.float64)).all():
             raise ValueError(f"an updated number is beyond the range of {data.dtype.value}")
         note = "" if damping == self.damping else f" (damping raised to {damping:g})"
         # With the old weight as its source, a trainable parameter stays trainable.
         return LazyTensor(data.shape, data.dtype, lambda: stored, source=data), kept, note
+
+
+def _what(weight: NmWeight, keep: PruningRule) -> str:
+    """The description of the rewrite; it says which matrix of a recurrent layer it is."""
+    if not weight.is_recurrent:
+        return f"make {keep}"
+    kinds = {"input" if index == 1 else "recurrent" for _, index in weight.uses}
+    return f"make the {' and '.join(sorted(kinds))} matrix {keep}"
 
 
 def _data(weight: NmWeight) -> Tensor:

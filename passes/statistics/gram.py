@@ -10,6 +10,7 @@ from ...ir import Node, UsageError, Value
 from ..merge.algebra.tensors import Array64
 from .finite import check_finite, diagonals
 from .im2col import Array, columns, columns_size
+from .recurrent_columns import column_values
 from .requests import Accumulator, R, Request
 
 GRAM_BYTES = 1 << 29
@@ -21,21 +22,22 @@ class _ColumnRequest(Request[R]):
     """A statistic of the columns that a layer reads."""
 
     node: Node
+    index: int = 1
 
     def values(self) -> tuple[Value, ...]:
-        return (self.node.required(0),)
+        return column_values(self.node, self.index)
 
 
 class _ColumnAccumulator(Accumulator[R]):
     """Computes the mean of columns, as a distance from the first column of each group."""
 
-    def __init__(self, node: Node) -> None:
-        self.node, self.count = node, 0
-        self.origin = np.zeros(columns_size(node))
+    def __init__(self, node: Node, index: int = 1) -> None:
+        self.node, self.index, self.count = node, index, 0
+        self.origin = np.zeros(columns_size(node, index))
         self.distance = np.zeros_like(self.origin)
 
     def add(self, *arrays: Array) -> None:
-        for part in columns(self.node, arrays[0]):
+        for part in columns(self.node, arrays[0], index=self.index, others=arrays[1:]):
             n = part.shape[2]
             if not n:
                 continue
@@ -91,19 +93,20 @@ class Gram:
 
 @dataclass(frozen=True)
 class GramMatrix(_ColumnRequest[Gram]):
-    """Requests the Gram matrix of the inputs of a convolution, transposed convolution or dense layer.
+    """Requests the Gram matrix of the inputs of a convolution, transposed convolution, dense or recurrent layer.
 
     Attributes:
         node: The layer.
+        index: Which input the weight is: 2 for the recurrent matrix of a recurrent layer.
     """
 
     def nbytes(self) -> int:
-        groups, k = columns_size(self.node)
+        groups, k = columns_size(self.node, self.index)
         return 8 * groups * k * k
 
     def problem(self) -> str:
         """The reason why the matrix is not computed; empty if it is."""
-        size, k = self.nbytes(), columns_size(self.node)[1]
+        size, k = self.nbytes(), columns_size(self.node, self.index)[1]
         if size <= GRAM_BYTES:
             return ""
         return (
@@ -114,12 +117,12 @@ class GramMatrix(_ColumnRequest[Gram]):
     def accumulator(self) -> Accumulator[Gram]:
         if self.problem():
             raise UsageError(f"{self.node.name}: {self.problem()}")
-        return _GramAccumulator(self.node)
+        return _GramAccumulator(self.node, self.index)
 
 
 class _GramAccumulator(_ColumnAccumulator[Gram]):
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
+    def __init__(self, node: Node, index: int = 1) -> None:
+        super().__init__(node, index)
         groups, k = self.origin.shape
         self.scatter = np.zeros((groups, k, k))
 
@@ -164,15 +167,16 @@ class InputMoments(_ColumnRequest[InputStats]):
 
     Attributes:
         node: The layer.
+        index: Which input the weight is: 2 for the recurrent matrix of a recurrent layer.
     """
 
     def accumulator(self) -> Accumulator[InputStats]:
-        return _InputAccumulator(self.node)
+        return _InputAccumulator(self.node, self.index)
 
 
 class _InputAccumulator(_ColumnAccumulator[InputStats]):
-    def __init__(self, node: Node) -> None:
-        super().__init__(node)
+    def __init__(self, node: Node, index: int = 1) -> None:
+        super().__init__(node, index)
         self.scatter = np.zeros_like(self.origin)
 
     def update(self, part: Array64, shift: Array64, weight: float) -> None:

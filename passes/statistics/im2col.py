@@ -4,6 +4,8 @@ For a convolution, column ``j`` holds the padded input under the kernel at outpu
 order of ``weight.reshape(out, -1)``: channel first, then taps. For a transposed convolution, zeros are inserted between
 the pixels of the input; the order is (channel of the group, taps) too. So for each
 group ``outputs = W @ columns`` with ``W`` of shape ``(outputs / groups, K)``; see :func:`weight_rows`.
+
+A recurrent layer has two weights, which are told apart by their index among its inputs (:mod:`.recurrent_columns`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ...ir import Conv, ConvTranspose, Linear, MatMul, Node, UsageError
+from ...ir.ops.recurrent import _Recurrent
 from ..merge.algebra.tensors import Array64
+from .recurrent_columns import (
+    recurrent_columns,
+    recurrent_groups,
+    recurrent_problem,
+    recurrent_size,
+)
 
 Array = npt.NDArray[Any]
 
@@ -24,9 +33,16 @@ CHUNK_BYTES = 1 << 26
 """The approximate number of bytes of columns that are made at a time."""
 
 
-def columns_problem(node: Node) -> str:
-    """The reason why the input of a node cannot be read as columns; empty if it can."""
-    weight = node.input(1)
+def columns_problem(node: Node, index: int = 1) -> str:
+    """The reason why the input of a node cannot be read as columns; empty if it can.
+
+    Args:
+        node: The node.
+        index: Which input the weight is.
+    """
+    weight = node.input(index)
+    if isinstance(node.op, _Recurrent):
+        return recurrent_problem(node, index)
     if isinstance(node.op, MatMul):
         if weight is None or weight.data is None or weight.type.rank != 2:
             return "MatMul is a dense layer only if its second operand is a constant matrix"
@@ -37,14 +53,20 @@ def columns_problem(node: Node) -> str:
     return ""
 
 
-def columns_size(node: Node) -> tuple[int, int]:
+def columns_size(node: Node, index: int = 1) -> tuple[int, int]:
     """The number of groups of a linear layer, and the size ``K`` of a column in each group.
+
+    Args:
+        node: The layer.
+        index: Which input the weight is.
 
     Raises:
         ValueError: If the node's input cannot be read as columns.
     """
-    shape = _weight_shape(node)
+    shape = _weight_shape(node, index)
     match node.op:
+        case _Recurrent():
+            return recurrent_groups(node, index), recurrent_size(node, index)
         case Conv(groups=groups):
             return groups, math.prod(shape[1:])
         case ConvTranspose(groups=groups):
@@ -54,9 +76,11 @@ def columns_size(node: Node) -> tuple[int, int]:
     return 1, shape[1]
 
 
-def weight_rows(node: Node, weight: Array) -> Array:
+def weight_rows(node: Node, weight: Array, index: int = 1) -> Array:
     """The weight as ``(groups, outputs / groups, K)``, so that ``outputs = weight_rows @ columns``."""
     match node.op:
+        case _Recurrent():
+            return weight.reshape(recurrent_groups(node, index), -1, weight.shape[2])
         case ConvTranspose(groups=groups):
             split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
             return split.swapaxes(1, 2).reshape(groups, weight.shape[1], -1)
@@ -67,32 +91,42 @@ def weight_rows(node: Node, weight: Array) -> Array:
     return weight[None]
 
 
-def weight_from_rows(node: Node, rows: Array) -> Array:
+def weight_from_rows(node: Node, rows: Array, index: int = 1) -> Array:
     """The weight in its own shape, from its rows; the inverse of :func:`weight_rows`."""
-    shape = _weight_shape(node)
+    shape = _weight_shape(node, index)
     if isinstance(node.op, ConvTranspose):
         split = rows.reshape(node.op.groups, shape[1], shape[0] // node.op.groups, -1)
         return split.swapaxes(1, 2).reshape(shape)
     return rows[0].T if isinstance(node.op, MatMul) else rows.reshape(shape)
 
 
-def tap_major(node: Node) -> npt.NDArray[np.intp]:
+def tap_major(node: Node, index: int = 1) -> npt.NDArray[np.intp]:
     """The permutation ``(K,)`` that orders the entries of a column by tap first, then by channel.
 
     ``column[tap_major(node)]`` has the channels at one tap next to each other, as N:M patterns need them.
     """
-    taps = math.prod(_weight_shape(node)[2:])
-    return np.arange(columns_size(node)[1]).reshape(-1, taps).T.reshape(-1)
+    recurrent = isinstance(node.op, _Recurrent)
+    taps = 1 if recurrent else math.prod(_weight_shape(node, index)[2:])
+    return np.arange(columns_size(node, index)[1]).reshape(-1, taps).T.reshape(-1)
 
 
-def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Array64]:
+def columns(
+    node: Node,
+    array: Array,
+    limit: int = CHUNK_BYTES,
+    *,
+    index: int = 1,
+    others: Sequence[Array] = (),
+) -> Iterator[Array64]:
     """The columns of a batch, in chunks.
 
     Args:
-        node: A convolution, transposed convolution or dense layer with a weight of known shape, or a MatMul with a
-            constant matrix.
-        array: The input of the node for one batch.
+        node: A convolution, transposed convolution or dense layer with a weight of known shape, a MatMul with a
+            constant matrix, or a recurrent layer.
+        array: The input of the node for one batch; for a recurrent matrix, the result of its layer.
         limit: The approximate number of bytes of a chunk.
+        index: Which input the weight is.
+        others: For a recurrent matrix, the other values that :func:`.recurrent_columns.column_values` lists.
 
     Yields:
         Arrays ``(groups, K, n)`` in float64.
@@ -101,7 +135,10 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
         ValueError: If the node's input cannot be read as columns.
         UsageError: If the shape of the batch does not fit the node.
     """
-    op, shape = node.op, _weight_shape(node)
+    op, shape = node.op, _weight_shape(node, index)
+    if isinstance(op, _Recurrent):
+        yield from recurrent_columns(node, index, (array, *others), limit)
+        return
     kernel = shape[2:]
     _check_input(node, shape, array)
     if isinstance(op, Linear | MatMul):
@@ -128,9 +165,9 @@ def columns(node: Node, array: Array, limit: int = CHUNK_BYTES) -> Iterator[Arra
     yield from _columns_of_windows(windows, op.groups, op.spatial_rank, limit)
 
 
-def _weight_shape(node: Node) -> tuple[int, ...]:
-    problem = columns_problem(node)
-    weight = node.input(1)
+def _weight_shape(node: Node, index: int = 1) -> tuple[int, ...]:
+    problem = columns_problem(node, index)
+    weight = node.input(index or 1)
     if problem or weight is None or weight.type.static_shape is None:
         raise ValueError(f"{node.name}: {problem}")
     return weight.type.static_shape

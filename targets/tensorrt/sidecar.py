@@ -14,7 +14,7 @@ from typing import Any
 
 from ...hosts.onnx.types import type_of
 from ...ir import Graph
-from ...ir.analysis.weights import NmWeight, nm_weights
+from ...ir.analysis.weights import NO_RECURRENT_KERNELS, NmWeight, nm_weights
 from ...ir.masks.nm_pattern import Pattern, Reduction
 from .draft import Draft
 from .operators import Operators, type_name
@@ -129,7 +129,7 @@ def _layer(weight: NmWeight, reduction: Reduction) -> dict[str, Any]:
     if valid and _is_quantized(weight):
         # That problem is one of sparsifying the weight; its integers have the pattern already.
         weight = replace(weight, problem=None)
-    reason = weight.reason(PATTERN)
+    reason = NO_RECURRENT_KERNELS if weight.is_recurrent else weight.reason(PATTERN)
     eligible = valid and reason is None
     return {
         "nodes": [node.name for node in weight.readers],

@@ -79,17 +79,17 @@ class Parameters:
         hold(module, name, tensor)
         if name in ("weight", "bias"):  # A layer that other code knows, and saves.
             self._temporary.discard(id(tensor))
-        if name == "weight":
-            self._mask(module, data)
+        if name.startswith("weight"):  # Recurrent layers have several.
+            self._mask(module, name, data)
 
-    def _mask(self, module: nn.Module, weight: Tensor) -> None:
+    def _mask(self, module: nn.Module, name: str, weight: Tensor) -> None:
         """Modules that share a weight share its mask."""
         if not isinstance(weight, MaskedTensor) or not weight.lasting:
             return
         if id(weight) not in self._masks:
             mask = torch.from_numpy(weight.mask)
             self._masks[id(weight)] = Mask(mask, weight.pattern, weight.reduction)
-        mask_weight(module, self._masks[id(weight)])
+        mask_weight(module, self._masks[id(weight)], name)
 
     def place(self, data: Tensor) -> str | None:
         """The name that the host has for the one parameter of the same shape which a constant is made from."""

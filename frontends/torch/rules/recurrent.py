@@ -12,7 +12,7 @@ from torch import nn
 from .... import ir
 from ....hosts.torch.modules.reset_first import ResetFirstGRU
 from ....hosts.torch.recurrent import FROM_TORCH
-from ....ir import DerivedTensor, Opaque, Tensor, Value
+from ....ir import DerivedTensor, MaskedTensor, Opaque, Reduction, Tensor, Value
 from ....ir.ops.recurrent import _Recurrent
 from ...lowering import Path, Step, Steps
 from ...lowering.base import Builder
@@ -195,26 +195,42 @@ def _is_zeros(value: Any) -> bool:
 
 
 def _matrix(weights: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """One matrix a direction, its rows in ONNX's order."""
+    """One matrix a direction, its rows in ONNX's order. If some have masks, so has the result."""
     shape = (len(weights), *weights[0].shape)
+    plain = tuple(w.weight if isinstance(w, MaskedTensor) else w for w in weights)
 
     def load() -> Any:
-        return np.stack([_reordered(w, order) for w in weights])
+        return np.stack([_reordered(w.float64(), order) for w in plain])
 
-    return DerivedTensor(shape, weights[0].dtype, load, sources=tuple(weights))
+    made = DerivedTensor(shape, weights[0].dtype, load, sources=plain)
+    masked = [w for w in weights if isinstance(w, MaskedTensor)]
+    if not masked:
+        return made
+    kept = [w.mask if isinstance(w, MaskedTensor) else np.ones(w.shape, bool) for w in weights]
+    patterns = {w.pattern for w in masked}
+    pattern = patterns.pop() if len(masked) == len(weights) and len(patterns) == 1 else None
+    return MaskedTensor(
+        made,
+        np.stack([_reordered(k, order) for k in kept]),
+        pattern,
+        None if pattern is None else Reduction(shape, 2),
+        lasting=any(w.lasting for w in masked),
+    )
 
 
 def _biases(own: Sequence[Sequence[Tensor]], order: Sequence[int]) -> Tensor:
     """Both biases of each direction, one behind the other."""
 
     def load() -> Any:
-        return np.stack([np.concatenate([_reordered(b, order) for b in w[2:]]) for w in own])
+        return np.stack(
+            [np.concatenate([_reordered(b.float64(), order) for b in w[2:]]) for w in own]
+        )
 
     shape = (len(own), 2 * own[0][2].shape[0])
     sources = tuple(b for w in own for b in w[2:])
     return DerivedTensor(shape, own[0][2].dtype, load, sources=sources)
 
 
-def _reordered(weight: Tensor, order: Sequence[int]) -> Any:
-    gates = weight.float64().reshape(len(order), -1, *weight.shape[1:])
-    return gates[list(order)].reshape(weight.shape)
+def _reordered(array: Any, order: Sequence[int]) -> Any:
+    gates = array.reshape(len(order), -1, *array.shape[1:])
+    return gates[list(order)].reshape(array.shape)

@@ -290,6 +290,9 @@ def _parts(module: Any) -> tuple[nn.Module, dict[str, list[nn.Module]]]:
         where = plain._parameters if isinstance(original, nn.Parameter) else plain._buffers
         where[name] = original
         found[name] = list(held)
+    if isinstance(plain, nn.RNNBase):
+        # Its list of weights has what the masks made of them, which cannot be copied.
+        plain._init_flat_weights()
     return plain, found
 
 

@@ -352,6 +352,13 @@ class ChannelFlow:
             if value is not None:
                 ids = self._constant(value, axis, d).reshape(d, gates, n)
                 self.elements.join(np.broadcast_to(state, ids.shape), ids)
+        looks = node.input(5 + op.states) if op.peepholes else None
+        if looks is not None and looks.data is None:
+            self._fix_all(looks, f"{what} reads the weights of its peepholes in order")
+            self.elements.fix(state, f"{what} reads the weights of its peepholes in order")
+        elif looks is not None:
+            ids = self._constant(looks, 1, d).reshape(d, op.peepholes, n)
+            self.elements.join(np.broadcast_to(state, ids.shape), ids)
         lengths = node.input(4)
         if lengths is not None:
             self._fix_all(lengths, f"{what} keeps the order of the batch")

@@ -13,7 +13,7 @@ from torch.nn.utils import rnn as rnn_utils
 from .... import ir
 from ....hosts.torch.modules.reset_first import ResetFirstGRU
 from ....hosts.torch.recurrent import TO_TORCH
-from ....ir import DerivedTensor, Tensor
+from ....ir import DerivedTensor, MaskedTensor, Reduction, Tensor
 from ....ir.ops.recurrent import _Recurrent
 from ..speller import Results, Speller, spells
 
@@ -74,8 +74,11 @@ def _layer(s: Speller, op: _Recurrent, make: type[_Layer], **options: Any) -> Re
         y = s.call(operator.getitem, padded, 0)
     if reverse:
         y = s.call(torch.flip, y, (0,))
-    y = s.call("unflatten", y, 2, (op.directions, op.hidden))
-    y = s.call(torch.transpose, y, 1, 2)
+    if op.directions == 1:
+        y = s.call(torch.unsqueeze, y, 1)
+    else:
+        y = s.call("unflatten", y, 2, (op.directions, op.hidden))
+        y = s.call(torch.transpose, y, 1, 2)
     results = [y]
     if op.results > 1:
         results += (
@@ -119,10 +122,16 @@ def _fill(
 
 
 def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[int]) -> Tensor:
-    """``count`` rows of one direction from ``start`` on: those of all gates, in torch's order."""
+    """``count`` rows of one direction from ``start`` on: those of all gates, in torch's order; a lasting mask comes along."""
 
-    def ordered() -> Any:
-        own = data.float64()[direction, start : start + count]
+    def ordered(array: Any) -> Any:
+        own = array[direction, start : start + count]
         return own.reshape(len(order), -1, *own.shape[1:])[list(order)].reshape(own.shape)
 
-    return DerivedTensor((count, *data.shape[2:]), data.dtype, ordered, sources=(data,))
+    masked = data if isinstance(data, MaskedTensor) and data.lasting else None
+    whole, shape = data if masked is None else masked.weight, (count, *data.shape[2:])
+    rows = DerivedTensor(shape, data.dtype, lambda: ordered(whole.float64()), sources=(whole,))
+    if masked is None:
+        return rows
+    reduction = None if masked.pattern is None else Reduction(shape, 1)
+    return MaskedTensor(rows, ordered(masked.mask), masked.pattern, reduction, lasting=True)

@@ -338,6 +338,20 @@ def test_recurrent_layers(layer: str, direction: str, start: str) -> None:
         assert sizes(found, "h.w", 0) == [(n, 1)] * d
 
 
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_peepholes_move_with_the_state(direction: str) -> None:
+    b = Builder(3, 2, 5)
+    d, n = 1 + (direction == "bidirectional"), 4
+    weights = [b.constant(d, 4 * n, 5, name="w"), b.constant(d, 4 * n, n, name="r")]
+    looks = b.constant(d, 3 * n, name="p")
+    inputs = [b.x, *weights, None, None, None, None, looks]
+    y = b(ir.Lstm(n, direction), *inputs)
+    y = b(ir.Reshape((3, 2, d * n)), b(ir.Transpose((0, 2, 1, 3)), y))
+    found = b.check(b.linear(y, 3, "out"))
+    assert sizes(found, "r", 2) == [(n, 1)] * d
+    assert sizes(found, "p", 1) == [(n, 3)] * d
+
+
 def test_picks_along_other_axes() -> None:
     """Along pixels, the channels are free; the axis that is indexed, ordered or normalised keeps its order."""
     b = Builder(2, 3, 4, 4)

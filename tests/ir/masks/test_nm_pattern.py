@@ -271,8 +271,11 @@ def test_embeddings_and_recurrent_layers() -> None:
     found = b.found(looked, lstm, gru)
     assert [w.reason(Pattern()) for w in found] == [
         "it is an embedding table, which is looked up and not multiplied",
-        *["it belongs to a recurrent layer, for which runtimes have no sparse kernels"] * 4,
+        *[None] * 4,
     ]
+    assert [w.reduction and w.reduction.axis for w in found] == [None, 2, 2, 2, 2]
+    assert [w.uses[0][1] for w in found] == [1, 1, 2, 1, 2]
+    assert not any(w.likely() for w in found)
 
 
 def test_weights_with_several_readers() -> None:

@@ -380,7 +380,7 @@ def test_errors_of_the_pass() -> None:
     graph = net.done()
     with pytest.raises(PassError, match=r"no layer can be made 2:4 \(c0: it sums .*; and 2 more\)"):
         run(graph, Sparsify())
-    with pytest.raises(PassError, match="there are no convolutions or dense layers"):
+    with pytest.raises(PassError, match="there are no convolutions, dense or recurrent layers"):
         run(Net(3).done(), Sparsify())
     text = str(Sparsify(method="wanda", layers=("a", "b*"), sparsity=0.25))
     assert text == "sparsify{sparsity=0.25,method=wanda,layers=[a,b*]}"
