@@ -10,7 +10,7 @@ calls which the IR does not know.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -383,6 +383,7 @@ class _Emitter:
         self.shared: dict[tuple[TensorType, bytes], str] = {}
         self.names: dict[Value, str] = {}
         self.forms: dict[Value, str] = {}
+        self.computed: dict[tuple[Hashable, ...], str] = {}
         self.taken = self._host_names()
         self.fresh = 0
         self.verbatim: list[int] = []
@@ -543,6 +544,7 @@ class _Emitter:
                 new_name=self._new_name,
                 existing=self._existing,
                 forms=self.forms,
+                computed=self.computed,
             )
             self.nodes += made
             self.spelled += made

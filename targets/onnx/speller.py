@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Speller:
         new_name: Gives a free value name like the hint.
         existing: Gives the name of a constant that the model already has; an empty text if it has not.
         forms: The names of other forms of constants that were written for nodes before this one.
+        computed: The names of shapes that were computed for nodes before this one, by what they are made of.
     """
 
     node: Node
@@ -47,6 +48,7 @@ class Speller:
     new_name: Callable[[str], str]
     existing: Callable[[Value], str] = lambda value: ""
     forms: dict[Value, str] = field(default_factory=dict)
+    computed: dict[tuple[Hashable, ...], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.made: list[NodeProto] = []
@@ -134,6 +136,17 @@ class Speller:
     def ints(self, values: Sequence[int], hint: str) -> str:
         """An int64 vector as a constant."""
         return self.new_constant(ArrayTensor(np.array(values, np.int64)), hint)
+
+    def once(self, key: tuple[Hashable, ...], emit: Callable[[], str]) -> str:
+        """A shape that nodes before this one may have computed too.
+
+        Args:
+            key: The names of values and the numbers that it is made of.
+            emit: Emits it and returns its name.
+        """
+        if key not in self.computed:
+            self.computed[key] = emit()
+        return self.computed[key]
 
     def scalar(self, value: float, hint: str) -> str:
         """A scalar of the node's element type as a constant."""

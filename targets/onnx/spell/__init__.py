@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from onnx import NodeProto
 
@@ -38,6 +38,7 @@ def spell(
     new_name: Callable[[str], str],
     existing: Callable[[Value], str],
     forms: dict[Value, str],
+    computed: dict[tuple[Hashable, ...], str],
 ) -> list[NodeProto]:
     """ONNX nodes that compute what an IR node computes.
 
@@ -50,11 +51,14 @@ def spell(
         new_name: Gives a free value name like the hint.
         existing: Gives the name of a constant that the model already has; an empty text if it has not.
         forms: The names of other forms of constants that were written for nodes before this one; it grows.
+        computed: The names of shapes that were computed for nodes before this one; it grows.
 
     Raises:
         ModelError: If the op cannot be written in this opset.
     """
-    speller = Speller(node, inputs, outputs, opset, new_constant, new_name, existing, forms)
+    speller = Speller(
+        node, inputs, outputs, opset, new_constant, new_name, existing, forms, computed
+    )
     spells.rule_of(node)(speller, node.op)
     for made in speller.made[:-1]:
         made.name = f"{node.name}/{made.op_type}"

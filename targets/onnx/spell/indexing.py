@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 
 from .... import ir
@@ -24,10 +25,9 @@ def expand(s: Speller, op: ir.Expand) -> None:
         raise s.refuse("does not exist")
     if not op.like:
         shape = s.ints([d for d in op.shape if d is not None], "shape")
-    elif s.opset < _SHAPE_OF_SOME:
-        shape = _shape_by_gather(s, op)
     else:
-        shape = _shape_by_parts(s, op)
+        write = _shape_by_gather if s.opset < _SHAPE_OF_SOME else _shape_by_parts
+        shape = s.once((s.inputs[1], op.shape, op.like), lambda: write(s, op))
     s.emit("Expand", [s.inputs[0], shape], s.outputs[0])
 
 
@@ -42,14 +42,15 @@ def _shape_by_gather(s: Speller, op: ir.Expand) -> str:
 
 def _shape_by_parts(s: Speller, op: ir.Expand) -> str:
     """Runs of known sizes and single sizes of the second input, joined."""
-    parts, axes = [], iter(op.like)
+    like, parts, axes = s.inputs[1], [], iter(op.like)
     for is_open, run in groupby(op.shape, lambda d: d is None):
         if not is_open:
             parts.append(s.ints([d for d in run if d is not None], "known"))
             continue
         for _ in run:
             axis = next(axes)
-            parts.append(s.emit("Shape", [s.inputs[1]], start=axis, end=axis + 1))
+            size = partial(s.emit, "Shape", [like], start=axis, end=axis + 1)
+            parts.append(s.once((like, axis), size))
     return s.emit("Concat", parts, axis=0) if len(parts) > 1 else parts[0]
 
 
