@@ -190,6 +190,9 @@ def table(lines: list[Line], rounds: int, load: tuple[float, float]) -> str:
     """The results as Markdown."""
     ratio = [statistics.median(line.ratios) for line in lines]
     whole = [line.torch / line.whole for line in lines]
+    seconds = [
+        sum(column) for column in zip(*((n.save, n.whole, n.torch) for n in lines), strict=True)
+    ]
     more = sum(line.nodes[0] > line.nodes[2] for line in lines)
     packages = ", ".join(f"{n} {version(n)}" for n in ("torch", "onnxruntime", "onnxslim"))
     head = f"""# ONNX files of torch models
@@ -200,7 +203,8 @@ turn in one process, one thread, {packages}, Python {platform.python_version()}.
 
 - save: writing the file of a graph that was read; whole: reading, the default passes and writing; torch: `torch.onnx.export(dynamo=True)`.
 - torch / save: median of the rounds (smallest to largest). Over all models: median {statistics.median(ratio):.0f}, least {min(ratio):.0f};
-  torch / whole: median {statistics.median(whole):.1f}, least {min(whole):.1f}.
+  torch / whole: median {statistics.median(whole):.1f}, least {min(whole):.1f}. One after the other, all models take torch's exporter {seconds[2]:.1f} s,
+  ``save`` {seconds[0]:.1f} s ({seconds[2] / seconds[0]:.0f} times as fast), and all of it {seconds[1]:.1f} s.
 - nodes: of our file, of torch's, and of torch's behind onnxslim. {more} of {len(lines)} files have more than the last.
 - error: the largest difference to the module in onnxruntime relative to the largest output, also with two other batch sizes; torch's error: the same
   of torch's file for the example.

@@ -119,6 +119,7 @@ class Report:
         not_understood: The nodes that are still opaque after the passes, grouped.
         calibration_used: Whether something used the calibration data that were given; ``None`` if none were.
         planned: Whether a plan chose the passes, which measured what they lose.
+        recovered: Whether a training behind the passes measured what they lose.
     """
 
     pipeline: str
@@ -130,6 +131,7 @@ class Report:
     not_understood: list[NotUnderstood] = field(default_factory=list)
     calibration_used: bool | None = None
     planned: bool = False
+    recovered: bool = False
 
     @property
     def changed(self) -> bool:
@@ -162,7 +164,8 @@ class Report:
     @property
     def unchecked(self) -> list[str]:
         """The passes that changed the function of the model by an amount that nobody measured."""
-        return [] if self.planned else [r.text for r in self._inexact if r.error is None]
+        measured = self.planned or self.recovered
+        return [] if measured else [r.text for r in self._inexact if r.error is None]
 
     @property
     def warnings(self) -> list[str]:

@@ -305,7 +305,7 @@ def _recovered(
     done = run_recovery(result.graph, source, data, epochs, checkpoint, seed=seed)
     if done.improved:
         result.graph = done.reread()
-    result.report.calibration_used = True
+    result.report.calibration_used = result.report.recovered = True
     result.report.notes += [recovery_text(done), *done.notes]
     return done
 

@@ -319,6 +319,8 @@ def _opened(given: CalibrationData, inputs: Inputs) -> Source:
         recipe = Preprocess.parse(recipe)
     if isinstance(data, str | os.PathLike):
         path = Path(data)
+        if not path.exists():
+            raise UsageError(f"{path}: No such file or directory")
         images = files_of(path, SUFFIXES) if path.is_dir() else []
         arrays = files_of(path, {".npy"}) if path.is_dir() else []
         if images and arrays:

@@ -359,6 +359,7 @@ def test_wrong_files_are_one_clear_error(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     assert "has neither .npy files nor images" in refused(folder)
+    assert "folder/missing: No such file or directory" in refused(folder / "missing")
     np.save(folder / "a.npy", X[0, 0])
     assert "has 2 axes; for input 'x' a batch has 4, a sample 3" in refused(folder)
     (folder / "a.npy").write_bytes(b"\x93NUMPY nothing")

@@ -288,6 +288,7 @@ def test_shrink_recovers_what_a_pipeline_lost(teacher: Path, data: Path, tmp_pat
         teacher, out, "--passes", "sparsify", "--calibration", data, "--recover", 2, "--report", report
     )  # fmt: skip
     assert "recovered; held-out samples: loss" in line
+    assert "nobody measured" not in line
     assert any("recovered" in note for note in json.loads(report.read_text())["notes"])
     sparse = [a for a in stored(out).values() if a.ndim == 2 and (a == 0).mean() == 0.5]
     assert sparse
