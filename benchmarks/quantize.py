@@ -8,7 +8,7 @@ trained here, and the sentence encoder all-MiniLM-L6-v2 (see ``plan_minilm.py``)
 
 Networks without their files are left out. Rows: ``float``; ``graphshrink``, the pass ``quantize`` behind the default pipeline; ``mse`` and
 ``percentile``, with other ranges; ``full range``, without ``reduce-range``; ``weights``, only weights; ``onnxruntime``, ``quantize_static`` with a
-scale for each channel, min-max ranges and its own preparation; ``onnxruntime, reduced``, the same with ``reduce_range``. All run in onnxruntime on this processor, whose
+scale for each channel, min-max ranges and its own preparation; ``onnxruntime, reduced``, the same with ``reduce_range``. With ``--plan``, ``plan``, a faster Lite0 that ``planner.py`` made, and ``plan, graphshrink``, which is that network quantised. All run in onnxruntime on this processor, whose
 integer kernels are part of the result.
 
 Everything is kept in ``WORK``: an interrupted run goes on with the row at which it stopped. ``--retime`` times the kept networks: medians of ratios to the given
@@ -49,6 +49,7 @@ OURS = {
 }
 THEIRS = {"onnxruntime": False, "onnxruntime, reduced": True}
 ROWS = ("float", *OURS, *THEIRS)
+PLANNED = ("plan", "plan, graphshrink")
 DIGIT_EPOCHS = 15
 
 
@@ -98,11 +99,12 @@ class Task(ABC):
         file = self.file(row)
         if file.exists():
             return file
-        if row in OURS:
-            done = shrink(
-                self.given, f"default,{OURS[row]}", calibration=CalibrationData(self.calibration())
+        if row in OURS or row == PLANNED[1]:
+            source, passes = (
+                (self.given, OURS[row]) if row in OURS else (self.file(PLANNED[0]), "quantize")
             )
-            done.save(file)
+            data = CalibrationData(self.calibration())
+            shrink(source, f"default,{passes}", calibration=data).save(file)
         else:
             quantized_by_onnxruntime(
                 self.given, file, self.input, self.calibration(), THEIRS[row], self.work
@@ -126,7 +128,10 @@ def quantized_by_onnxruntime(
             return None if start is None else {name: samples[start : start + 16]}
 
     prepared = work / "prepared.onnx"
-    quant_pre_process(str(given), str(prepared))
+    try:
+        quant_pre_process(str(given), str(prepared))
+    except Exception:  # Its inference of symbolic shapes fails on the sentence encoder.
+        quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)
     tools.quantize_static(
         str(prepared), str(file), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True, reduce_range=reduced,
         activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QInt8,
@@ -356,6 +361,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the packages of Lite0")
     parser.add_argument("--data", type=Path, help="folder with the photographs")
     parser.add_argument("--encoder", type=Path, help="wheel of MiniLM")
+    parser.add_argument(
+        "--plan", type=Path, help="a planned Lite0, see planner.py, to be quantised too"
+    )
     parser.add_argument("--samples", type=int, default=256, help="calibration photographs")
     parser.add_argument("--judged", type=int, default=1300, help="validation photographs")
     parser.add_argument("--rows", default=";".join(ROWS), help="separated by semicolons")
@@ -365,28 +373,33 @@ def main() -> None:
     args = parser.parse_args()
     rows = args.rows.split(";")
     tasks: list[Task] = [Digits(args.work)]
+    lite0 = None
     if args.weights and args.data:
-        tasks.append(Lite0(args.work, args.weights, args.data, args.samples, args.judged))
+        lite0 = Lite0(args.work, args.weights, args.data, args.samples, args.judged)
+        tasks.append(lite0)
+        if args.plan:
+            shutil.copyfile(args.plan, lite0.file(PLANNED[0]))
     if args.encoder:
         tasks.append(Encoder(args.work, args.encoder))
-    for task in tasks:
-        for row in rows:
+    shown = {task: [*rows, *(PLANNED if args.plan and task is lite0 else ())] for task in tasks}
+    for task, own in shown.items():
+        for row in own:
             print(task.name, row, judged(task, row), file=sys.stderr, flush=True)
         if args.retime:
-            retime(task, rows, args.rounds)
+            retime(task, own, args.rounds)
     versions = " ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "torch", "numpy")
     )
     lines = [
         "# Quantised networks", "",
-        "    python benchmarks/quantize.py --work WORK --weights SITE --data DATA --encoder WHEEL [--retime]", "",
+        "    python benchmarks/quantize.py --work WORK --weights SITE --data DATA --encoder WHEEL [--plan FILE] [--retime]", "",
         f"graphshrink {graphshrink.__version__}, {versions}. Both quantisers calibrate on the same samples ({args.samples} training photographs, 256 digits, 256 "
         f"sentences). Lite0 is judged on {args.judged} validation photographs, digits on 599 images that were not trained on, MiniLM by the cosine of its embeddings of 256 other "
         "sentences with those of the given network. Columns 'integer', 'float' and 'steps': the nodes of onnxruntime's optimised graph that compute in "
         "integers and in floats, and those that convert between them. Speed: median ratio to the given network in turn, one sample, one thread.", "",
     ]  # fmt: skip
-    for task in tasks:
-        lines += table(task, rows)
+    for task, own in shown.items():
+        lines += table(task, own)
     args.out.write_text("\n".join(lines))
     print(args.out.read_text())
 

@@ -201,8 +201,8 @@ def test_nothing_to_replace() -> None:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
+    samples = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
     with pytest.raises(UsageError, match="nothing to replace"):
-        samples = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
         graphshrink.plan(model, {"x": samples}, macs=0.5)
 
 
