@@ -35,7 +35,7 @@ class UnlabelledSamples:
     Attributes:
         names: The names of the inputs.
         training: The numbers of the samples to train on.
-        held: The numbers of those that are held out, spread evenly over all.
+        held: The numbers of those that are held out, spread evenly over all; samples of equal shape are next to each other.
         labels: The class of each sample, ``(N,)`` int64; ``None`` if not known.
         fixed: The batch size that the model fixes, if it does.
     """
@@ -61,8 +61,18 @@ class UnlabelledSamples:
         return tuple(np.stack(column) for column in columns)
 
     def held_batches(self, size: int) -> list[Sample]:
-        """The samples that are held out, in batches."""
-        return [self.batch(self.held[i : i + size]) for i in range(0, len(self.held), size)]
+        """The samples that are held out, in batches of equal shapes and in their order."""
+        return [
+            self.batch(same[i : i + size])
+            for same in self.of_equal_shape(self.held)
+            for i in range(0, len(same), size)
+        ]
+
+    def of_equal_shape(
+        self, numbers: Sequence[int] | npt.NDArray[np.int64]
+    ) -> list[npt.NDArray[np.int64]]:
+        """Samples in groups whose inputs have the same shapes, such as texts of equal length; the order inside a group stays."""
+        return _of_equal_shape(self._samples, numbers)
 
 
 def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSamples:
@@ -98,6 +108,7 @@ def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSa
         wanted = max(1, len(held) // fixed) * fixed
         held = np.linspace(0, count - 1, wanted).round().astype(np.int64)
     training = np.setdiff1d(np.arange(count), held)
+    held = np.concatenate(_of_equal_shape(found, held))
     names = tuple(bound.inputs.names)
     return UnlabelledSamples(names, training, held, _labels(labels, found, count), fixed, found)
 
@@ -117,6 +128,9 @@ class _Arrays:
     def wide(self, number: int) -> Array:
         return self.samples[number][0]
 
+    def shapes(self, number: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(array.shape for array in self.samples[number])
+
 
 class _Files:
     """Image files, which are read each time."""
@@ -133,6 +147,18 @@ class _Files:
 
     def wide(self, number: int) -> Array:
         return self.uncropped.sample(self.files[number], self.type)
+
+    def shapes(self, number: int) -> tuple[tuple[int, ...], ...]:
+        return ()  # The recipe gives all images one size.
+
+
+def _of_equal_shape(
+    samples: _Arrays | _Files, numbers: Sequence[int] | npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int64]]:
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for number in numbers:
+        groups.setdefault(samples.shapes(int(number)), []).append(int(number))
+    return [np.array(group, np.int64) for group in groups.values()]
 
 
 def _arrays(bound: GraphCalibration) -> _Arrays:

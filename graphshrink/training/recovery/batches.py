@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ...data.unlabelled import UnlabelledSamples
@@ -23,7 +25,8 @@ class SampleBatches:
 
     Args:
         samples: The samples.
-        size: The number of samples in a batch; a smaller last batch is dropped.
+        size: The number of samples in a batch; a smaller last batch is dropped. All samples of a batch have the same shape; where too few have one for
+            a batch, there is a smaller one.
         augmentation: Random variants of images; ``None`` for the samples as they are.
         classes: The number of classes, if labels are used.
     """
@@ -37,15 +40,25 @@ class SampleBatches:
     ) -> None:
         self.samples, self.size = samples, min(size, len(samples.training))
         self.augmentation, self.classes = augmentation, classes
-        self.image_size = _image_size(samples)
+        self.groups = samples.of_equal_shape(samples.training)
+        self.image_size = _image_size(samples) if len(self.groups) == 1 else None
 
     def __len__(self) -> int:
-        return len(self.samples.training) // self.size
+        return sum(max(1, len(group) // self.size) for group in self.groups)
+
+    def _numbers(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The samples of each batch of an epoch, in random order."""
+        made = []
+        for group in self.groups:
+            order = group[torch.randperm(len(group)).numpy()]
+            size = min(self.size, len(group))
+            made += [order[i : i + size] for i in range(0, len(group) // size * size, size)]
+        if len(self.groups) == 1:
+            return iter(made)
+        return (made[i] for i in torch.randperm(len(made)).tolist())
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.samples.training)).numpy()
-        for start in range(0, len(self) * self.size, self.size):
-            numbers = self.samples.training[order[start : start + self.size]]
+        for numbers in self._numbers():
             labels = None
             if self.samples.labels is not None and self.classes is not None:
                 found = torch.from_numpy(self.samples.labels[numbers])
