@@ -60,7 +60,7 @@ def plan(
         str,
         typer.Option(
             metavar="KIND",
-            help="How outputs are compared: kl (distributions), error (relative squared), or auto.",
+            help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
         ),
     ] = "auto",
     workers: Workers = 0,

@@ -72,6 +72,13 @@ def recover(
             help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
         ),
     ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
+        ),
+    ] = "auto",
     augment: Annotated[
         bool, typer.Option("--augment/--no-augment", help="Vary images at random.")
     ] = True,
@@ -109,6 +116,7 @@ def recover(
         labels=labels,
         batch_size=batch,
         lr=lr,
+        measure=measure,
         augment=augment,
         checkpoint=checkpoint,
         seed=seed,

@@ -417,7 +417,7 @@ def plan(
         max_loss: The largest loss (see :mod:`graphshrink.planning.quality`); the fastest network within it is planned.
         device: A name of :data:`graphshrink.planning.latency.DEVICES`.
         threads: The number of threads of the device's runtime; 0 uses all cores.
-        score: How outputs are compared: ``"kl"``, ``"error"``, ``"auto"`` (by what computes them), or a function
+        score: How outputs are compared: ``"kl"``, ``"error"``, ``"mse"``, ``"cosine"``, ``"auto"`` (by what computes them), or a function
             ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.

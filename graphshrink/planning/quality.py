@@ -2,7 +2,7 @@
 
 For an output that is a softmax, a log-softmax or logits, the difference is the Kullback-Leibler divergence from the original's
 distribution, in nats, averaged over distributions. For any other output it is the squared error divided by the variance of the original's
-output. The loss of a network is the mean over its outputs, or what the user's own function ``score(outputs, reference)`` returns.
+output, which is 1 - R2. By choice it is the plain squared error (``mse``), or 1 minus the cosine of the vectors along the last axis (``cosine``). The loss of a network is the mean over its outputs, or what the user's own function ``score(outputs, reference)`` returns.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ Outputs = list[Array]
 Score = Callable[[Outputs, Outputs], float]
 """``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; 0 if equal, larger is worse."""
 
-MEASURES = ("auto", "kl", "error")
-"""How outputs are compared: ``auto`` chooses for each output."""
+MEASURES = ("auto", "kl", "error", "mse", "cosine")
+"""How outputs are compared: ``auto`` chooses ``kl`` or ``error`` for each output."""
+
+DISTRIBUTIONS = ("log", "softmax", "logits")
+"""The kinds of outputs that are distributions over classes."""
 
 
 class Scorer:
@@ -38,10 +41,10 @@ class Scorer:
     Args:
         graph: The original graph, from ONNX.
         batches: The scoring samples.
-        measure: ``auto``, ``kl`` or ``error``, or a function.
+        measure: One of :data:`MEASURES`, or a function.
 
     Attributes:
-        kinds: How each output is compared: ``log``, ``softmax``, ``logits`` or ``error``.
+        kinds: How each output is compared: one of :data:`DISTRIBUTIONS`, ``error``, ``mse`` or ``cosine``.
         reference: The outputs of the original graph.
     """
 
@@ -209,8 +212,12 @@ def _kind(value: Value, measure: str, count: int) -> str:
     node = value.producer
     while node is not None and isinstance(node.op, Identity):
         node = node.required(0).producer
+    if measure == "mse":
+        return "mse"
     if measure == "error" or value.type.rank is None or value.type.rank < 2:
         return "error"
+    if measure == "cosine":
+        return "cosine"
     if node is not None and isinstance(node.op, LogSoftmax):
         return "log"
     if node is not None and isinstance(node.op, Softmax):
@@ -223,12 +230,23 @@ def _kind(value: Value, measure: str, count: int) -> str:
     return "logits" if dense and wide and count == 1 and value.type.rank == 2 else "error"
 
 
+def directions(rows: Array) -> Array:
+    """Vectors along the last axis, divided by their lengths; zeros stay."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))
+
+
 def divergence(kind: str, made: Array, wanted: Array) -> float:
     """The difference of one output from the original's; see the module."""
     made, wanted = made.astype(np.float64), wanted.astype(np.float64)
     if kind == "error":
         spread = wanted.var() or 1.0
         return float(((made - wanted) ** 2).mean() / spread)
+    if kind == "mse":
+        return float(((made - wanted) ** 2).mean())
+    if kind == "cosine":
+        # Half the squared distance of vectors of length 1, without the rounding of 1 - cos.
+        return float(((directions(made) - directions(wanted)) ** 2).sum(-1).mean() / 2)
     if kind == "softmax":
         made, wanted = (np.log(np.maximum(a, 1e-30)) for a in (made, wanted))
     if kind == "logits":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...passes.merge.algebra.tensors import Array64
-from ..quality import Outputs
+from ..quality import Outputs, directions
 
 MOST_ENTRIES = 1 << 25
 """The largest number of entries of all columns; beyond it, the same random part of the outputs is taken of all."""
@@ -54,6 +54,11 @@ def _coordinates(kind: str, made: Array64, wanted: Array64) -> Array64:
     made, wanted = np.asarray(made, np.float64), np.asarray(wanted, np.float64)
     if kind == "error":
         return np.asarray(made * (2 / (wanted.var() or 1.0) / max(made.size, 1)) ** 0.5)
+    if kind == "mse":
+        return np.asarray(made * (2 / max(made.size, 1)) ** 0.5)
+    rows = max(made.size // max(made.shape[-1], 1), 1)
+    if kind == "cosine":
+        return np.asarray(directions(made) / rows**0.5)
     if kind == "softmax":
         made, wanted = (np.log(np.maximum(a, 1e-30)) for a in (made, wanted))
     if kind == "logits":
@@ -62,7 +67,6 @@ def _coordinates(kind: str, made: Array64, wanted: Array64) -> Array64:
         made, wanted = log_softmax(made, -1), log_softmax(wanted, -1)
     part = np.exp(wanted)
     centred = made - (part * made).sum(-1, keepdims=True)
-    rows = max(made.size // max(made.shape[-1], 1), 1)
     return np.asarray(np.sqrt(part / rows) * centred, np.float64)
 
 

@@ -18,6 +18,7 @@ from ...data.calibration import check_varied
 from ...data.unlabelled import read_unlabelled
 from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
 from ...ir.errors import counted
+from ...planning.quality import DISTRIBUTIONS
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
@@ -441,7 +442,7 @@ def _classes(judge: Judge) -> int:
         UsageError: If no output has classes, or there are more labels than classes.
     """
     (reference, *more), kinds = judge.scorer.reference, judge.kinds
-    if more or kinds[0] == "error" or reference.ndim != 2:
+    if more or kinds[0] not in DISTRIBUTIONS or reference.ndim != 2:
         raise UsageError("labels need a model with one output of classes, (N, classes)")
     if kinds[0] != "logits":
         raise UsageError(

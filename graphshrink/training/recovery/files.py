@@ -44,7 +44,7 @@ class HeldOut:
 
     Attributes:
         loss: The difference of its outputs from the teacher's, as the planner measures it: Kullback-Leibler divergence in nats for
-            classes, else the squared error relative to the variance of the teacher's outputs.
+            classes, else the squared error relative to the variance of the teacher's outputs, or what ``measure`` says.
         agreement: The part of the samples for which it finds the teacher's class; ``None`` if the outputs are no classes.
         accuracy: The part for which it finds the labelled class; ``None`` without labels.
     """
@@ -158,7 +158,8 @@ def recover_file(
         warmup: The share of all steps in which the learning rate rises.
         precision: As for :func:`graphshrink.recover`.
         device: The device to train on.
-        measure: How outputs are compared: ``kl``, ``error`` or ``auto``, as for plans.
+        measure: How outputs are compared, in training and on the held-out samples: ``auto``, ``kl`` (distributions), ``error`` (squared error relative to the
+            variance, 1 - R2), ``mse`` or ``cosine``, as for plans.
         checkpoint: A folder for checkpoints; the same call resumes from there.
         checkpoint_every: Write a checkpoint after this number of steps too.
         seed: The seed of all random numbers.
@@ -294,10 +295,10 @@ class Judge:
 
     def of(self, outputs: list[list[Any]]) -> HeldOut:
         """Judge the outputs of a model, one list for each batch."""
-        from ...planning.quality import joined
+        from ...planning.quality import DISTRIBUTIONS, joined
 
         loss = self.scorer.of(outputs)
-        place = next((i for i, kind in enumerate(self.kinds) if kind != "error"), None)
+        place = next((i for i, kind in enumerate(self.kinds) if kind in DISTRIBUTIONS), None)
         if place is None:
             return HeldOut(loss)
         found = joined(outputs)[place].argmax(-1)
@@ -324,7 +325,7 @@ def distill_loss(
     """The loss between the outputs of student and teacher: a mean over outputs, each compared by its kind.
 
     Args:
-        kinds: ``log``, ``softmax``, ``logits`` or ``error`` for each output.
+        kinds: As :attr:`graphshrink.planning.quality.Scorer.kinds`.
         variances: The variance of each of the teacher's outputs, by which squared errors are divided.
         temperature: The divisor of logits.
     """
@@ -335,6 +336,10 @@ def distill_loss(
         made, wanted = made.float(), wanted.float()
         if kind == "error":
             return F.mse_loss(made, wanted) / variance
+        if kind == "mse":
+            return F.mse_loss(made, wanted)
+        if kind == "cosine":
+            return 1 - F.cosine_similarity(made, wanted, dim=-1).mean()
         if kind == "softmax":
             made, wanted = made.clamp(min=1e-12).log(), wanted.clamp(min=1e-12).log()
         made, wanted = (x / temperature for x in (made, wanted))

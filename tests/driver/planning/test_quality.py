@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial import distance
 from scipy.special import log_softmax, rel_entr, softmax
+from sklearn.metrics import mean_squared_error, r2_score
 
 pytest.importorskip("torch")
 
@@ -18,6 +20,7 @@ from graphshrink.planning.candidates.skip import Skipped
 from graphshrink.planning.quality import Scorer, divergence
 from graphshrink.planning.samples import read_samples
 from graphshrink.planning.sites import find_sites
+from graphshrink.training.recovery.files import distill_loss
 
 
 def test_divergences() -> None:
@@ -30,6 +33,33 @@ def test_divergences() -> None:
         wanted, rel=1e-5
     )
     assert divergence("error", b + b.std(), b) == pytest.approx(1, rel=1e-5)
+
+
+def test_measures_of_regressions_and_embeddings() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((2, 20, 7))
+    assert divergence("mse", a, b) == pytest.approx(mean_squared_error(b, a))
+    assert divergence("error", a[:, 0], b[:, 0]) == pytest.approx(1 - r2_score(b[:, 0], a[:, 0]))
+    angles = np.mean([distance.cosine(x, y) for x, y in zip(a, b, strict=True)])
+    assert divergence("cosine", a, b) == pytest.approx(angles)
+    assert divergence("cosine", 3 * b, b) == pytest.approx(0, abs=1e-30)
+    assert divergence("cosine", np.zeros((2, 3)), np.zeros((2, 3))) == 0
+    assert divergence("cosine", np.zeros((2, 3)), np.ones((2, 3))) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["log", "softmax", "logits", "error", "mse", "cosine"])
+def test_training_measures_what_scores_measure(kind: str) -> None:
+    import torch
+
+    rng = np.random.default_rng(2)
+    made, wanted = rng.standard_normal((2, 16, 5)).astype(np.float32)
+    if kind in ("log", "softmax"):
+        made, wanted = (
+            {"log": log_softmax, "softmax": softmax}[kind](x, -1) for x in (made, wanted)
+        )
+    loss = distill_loss([kind], [float(wanted.var())], 1.0)
+    found = float(loss(torch.from_numpy(made), torch.from_numpy(wanted)))
+    assert found == pytest.approx(divergence(kind, made, wanted), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit", "unet"])
