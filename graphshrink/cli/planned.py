@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -149,15 +150,23 @@ def summary(plan: Plan) -> str:
 
     unit = plan.cost.get("unit", "")
     device = plan.cost.get("device")
-    where = f" on {device}" if device else ""
-    off = abs(plan.predicted - plan.after) / plan.after if plan.after else 0.0
-    sums = f"savings times {plan.factor:.2f}, " if device else ""
-    sums += f"{off:.0%} off the {'prediction' if device else 'sum'}"
+    # The name is a key of stored latencies, too.
+    where = f" on {re.sub(r'(?<= )1 threads', '1 thread', device)}" if device else ""
+    expected = f", predicted {plan.before / plan.predicted:.2f}x" if plan.predicted else ""
     layers = len({r["layer"] for r in plan.repairs})
     repaired = f", {layers} layer{'' if layers == 1 else 's'} corrected" if layers else ""
     before = cost_text(plan.before, unit).removesuffix(f" {unit}")
     after = cost_text(plan.after, unit)
     return (
         f"{len(plan.sites)} of {len({c.site for c in plan.menu})} regions replaced: {before} -> {after}"
-        f"{where} ({plan.speedup:.2f}x, {sums}), loss {plan.loss:.3g}{repaired}"
+        f"{where} ({plan.speedup:.2f}x{expected}), loss {plan.loss:.3g}{_loss_unit(plan)}{repaired}"
     )
+
+
+def _loss_unit(plan: Plan) -> str:
+    from ..planning.quality import DISTRIBUTIONS
+
+    kinds = set(plan.measures)
+    if kinds and kinds <= set(DISTRIBUTIONS):
+        return " nats"
+    return " of the outputs' variance" if kinds == {"error"} else ""
