@@ -18,7 +18,9 @@ def text_of(render: Callable[[Console], None]) -> str:
     from rich.console import Console
 
     file = io.StringIO()
-    render(Console(file=file, width=WIDTH, color_system=None, force_terminal=True))
+    render(
+        Console(file=file, width=WIDTH, color_system=None, force_terminal=True, force_jupyter=False)
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
 
 
