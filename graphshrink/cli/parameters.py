@@ -212,3 +212,10 @@ CustomOps = Annotated[
         help="A library with kernels of custom operators for onnxruntime; it is native code, which runs. May be repeated.",
     ),
 ]
+Measure = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
+    ),
+]

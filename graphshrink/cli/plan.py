@@ -19,6 +19,7 @@ from .parameters import (
     LatencyBudget,
     MacsBudget,
     MaxLoss,
+    Measure,
     PreprocessText,
     RayAddress,
     Repaired,
@@ -56,13 +57,7 @@ def plan(
     device: DeviceName = "ort-cpu",
     threads: Threads = 1,
     fixed: FixedShapes = None,
-    score: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND",
-            help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
-        ),
-    ] = "auto",
+    score: Measure = "auto",
     workers: Workers = 0,
     ray: RayAddress = None,
     frontier: FrontierPath = None,

@@ -15,6 +15,7 @@ from .parameters import (
     CalibrationBatch,
     CalibrationSamples,
     Json,
+    Measure,
     PreprocessText,
     Seed,
     positive,
@@ -72,13 +73,7 @@ def recover(
             help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
         ),
     ] = None,
-    measure: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND",
-            help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
-        ),
-    ] = "auto",
+    measure: Measure = "auto",
     augment: Annotated[
         bool, typer.Option("--augment/--no-augment", help="Vary images at random.")
     ] = True,

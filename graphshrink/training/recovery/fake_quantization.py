@@ -69,9 +69,10 @@ def make_differentiable(trainable: Trainable) -> Differentiable:
     Gradients do not pass where something else than a dequantisation reads the integers.
     """
     stopped: list[str] = []
+    calls = {call.name: call for call in trainable.module.graph.nodes}
     for node in trainable.graph.nodes:
         if isinstance(node.op, Quantize) and node.output.data is None:
-            stopped += _pass_gradients(node, trainable)
+            stopped += _pass_gradients(node, trainable, calls)
     # Rounding to integers and back, which nothing reads any more.
     trainable.module.graph.eliminate_dead_code()
     trainable.module.graph.lint()
@@ -118,14 +119,12 @@ def zeros_of(floats: Graph, trainable: Trainable) -> dict[str, torch.Tensor]:
     return found
 
 
-def _pass_gradients(node: Node, trainable: Trainable) -> Iterator[str]:
-    """Replace a quantisation and the dequantisations behind it by one call that has a gradient."""
+def _pass_gradients(node: Node, trainable: Trainable, calls: dict[str, fx.Node]) -> Iterator[str]:
+    """Replace a quantisation and the dequantisations behind it by one call that has a gradient, which is added to ``calls``."""
     graph, values = trainable.module.graph, trainable.values
-    named = {n.name: n for n in graph.nodes}
-    source = named.get(values.get(host_name(node.required(0)), ""))
-    readers = node.output.users
-    for reader in readers:
-        made = named.get(values.get(host_name(reader.outputs[0]), ""))
+    source = calls.get(values.get(host_name(node.required(0)), ""))
+    for reader in node.output.users:
+        made = calls.get(values.get(host_name(reader.outputs[0]), ""))
         if source is None or made is None or not _undone_by(node, reader):
             yield host_name(node.required(0))
             continue
@@ -135,7 +134,8 @@ def _pass_gradients(node: Node, trainable: Trainable) -> Iterator[str]:
             ]
             passed = graph.call_function(rounded, (source, *arguments))
         made.replace_all_uses_with(passed)
-        trainable.values[host_name(reader.outputs[0])] = passed.name
+        calls[passed.name] = passed
+        values[host_name(reader.outputs[0])] = passed.name
 
 
 def _undone_by(node: Node, reader: Node) -> bool:
