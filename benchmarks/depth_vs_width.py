@@ -628,17 +628,31 @@ def main() -> None:
     parser.add_argument(
         "--results", required=True, type=Path, help="folder for checkpoints and results"
     )
-    parser.add_argument("--config", choices=CONFIGS, default="small")
+    parser.add_argument("--config", choices=[*CONFIGS, "transfer"], default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--measure", action="store_true", help="time the trained variants and report"
     )
     parser.add_argument("--urgency", type=int, help="niceness while latencies are matched")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--weights", type=Path, help="transfer: the folder with the packages")
+    parser.add_argument(
+        "--network", choices=["lite0", "mobilenetv2"], default="lite0", help="transfer"
+    )
+    parser.add_argument("--only", default="*", help="transfer: train only rows with such a name")
+    parser.add_argument("--rounds", type=int, default=201, help="transfer: rounds of the timing")
     given = parser.parse_args()
     torch.set_num_threads(1 if given.config != "full" else torch.get_num_threads())
+    torch.set_flush_denormal(True)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     given.results.mkdir(parents=True, exist_ok=True)
+    if given.config == "transfer":
+        import transfer
+
+        if given.weights is None:
+            parser.error("--config transfer needs --weights, the folder with the packages")
+        transfer.main(given)
+        return
     if not given.measure:
         images = read_images(given.data)
         Bench(CONFIGS[given.config], images, given.results, given.device, given.urgency).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..ir import MissingExtra, UsageError
@@ -28,6 +29,7 @@ def insert_gates(
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft",
     tie: str | Sequence[str] = (),
     value: float = 1.0,
+    ending: str = "",
     max_kernel: int = 7,
     max_mac_growth: float = 2.0,
 ) -> Any:
@@ -43,6 +45,8 @@ def insert_gates(
         tie: ``"block"`` ties activations that must all go before layers can merge; a pattern such as
             ``"features.*"`` ties sites whose names match up to the ``*``.
         value: The initial value of the gates, from 1 (open) to 0.
+        ending: A kind of activation, such as ``"relu6"``, for closed gates behind the parts that merge once the gated activations are gone;
+            their names end in ``ending``.
         max_kernel: The largest kernel that a merge may make for a site to be chosen.
         max_mac_growth: See ``sites``.
 
@@ -63,8 +67,8 @@ def insert_gates(
         )
     try:
         step = InsertGates(
-            sites=_texts(sites), mode=mode, tie=_texts(tie), value=value, max_kernel=max_kernel,
-            max_mac_growth=max_mac_growth,
+            sites=_texts(sites), mode=mode, tie=_texts(tie), value=value, ending=ending,
+            max_kernel=max_kernel, max_mac_growth=max_mac_growth,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"insert_gates: {error}") from error
@@ -152,61 +156,177 @@ def kept_at(step: int, *, total: int, keep: int, steps: int, shape: str = "cosin
     Raises:
         UsageError: If a number is out of range or the shape is unknown.
     """
-    if shape not in ("linear", "cosine"):
-        raise UsageError(f"the shape of a schedule is 'linear' or 'cosine', not {shape!r}")
     if not 0 <= keep <= total:
         raise UsageError(f"cannot keep {keep} of {total} gates")
-    if steps < 0 or step < 0:
+    if step < 0:
         raise UsageError(f"a schedule has steps from 0 on, not {step} of {steps}")
-    done = 1.0 if step >= steps else step / steps
-    if shape == "cosine":
-        done = (1 - math.cos(math.pi * done)) / 2
-    return round(total - done * (total - keep))
+    return round(total - progress_at(step, steps, shape) * (total - keep))
+
+
+def progress_at(step: float, steps: float, shape: str = "cosine") -> float:
+    """The part of a schedule that is done at a step, from 0 to 1.
+
+    Args:
+        step: The step; before 0 nothing is done.
+        steps: The number of steps.
+        shape: ``"linear"``, or ``"cosine"``, which changes slowly at both ends.
+
+    Raises:
+        UsageError: If the number of steps is negative, or the shape is unknown.
+    """
+    if shape not in ("linear", "cosine"):
+        raise UsageError(f"the shape of a schedule is 'linear' or 'cosine', not {shape!r}")
+    if steps < 0:
+        raise UsageError(f"a schedule has steps from 0 on, not {step:g} of {steps:g}")
+    if step >= steps:
+        return 1.0
+    done = max(0.0, step / steps)
+    return (1 - math.cos(math.pi * done)) / 2 if shape == "cosine" else done
 
 
 class GateSchedule:
-    """Lowers the number of open top-k gates from all to ``keep``.
+    """Closes gates step by step. Call :meth:`step` after every optimizer step, or give the schedule to ``recover`` as a callback.
 
-    Call :meth:`step` after every optimizer step. Each step chooses the gates again, so that a closed gate opens
-    if its score has grown.
+    ``kind="keep"`` lowers the number of open top-k gates from all to ``keep``. Each step chooses the gates again, so that a closed
+    gate opens if its score has grown.
+
+    ``kind="fade"`` moves the values of chosen soft gates from what they are to 0, so that their activations fade to the identity,
+    ``y = (1 - t) * act(x) + t * x`` with ``t`` from 0 to 1, and the network learns to do without them while they go (Chen et al.,
+    "VanillaNet: the Power of Minimalism in Deep Learning", NeurIPS 2023). With ``to=1`` activations fade in. These gates
+    are not trained: the schedule alone moves them. What has faded to 0 merges exactly.
 
     Args:
-        model: A module with top-k gates.
-        keep: The number of gates that are kept at the end.
+        model: A module with gates: top-k gates for ``"keep"``, soft ones for ``"fade"``.
+        keep: For ``"keep"``: the number of gates that are kept at the end.
         steps: The number of steps until then.
         shape: ``"cosine"`` or ``"linear"``; see :func:`kept_at`.
+        kind: ``"keep"`` or ``"fade"``.
+        sites: For ``"fade"``: the gates to close: names of sites, or patterns with ``*`` and ``?``; all gates if not given.
+        in_turn: For ``"fade"``: move one gate after the other, from the input on, each in an equal part of the steps;
+            gates that share a switch are one.
+        to: For ``"fade"``: the value of the gates at the end.
 
     Raises:
-        UsageError: If the model has no top-k gates, or a number is out of range.
+        UsageError: If the model has no such gates, or an option is out of range, missing or of the other kind.
     """
 
-    def __init__(self, model: Any, keep: int, steps: int, shape: str = "cosine") -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Any,
+        keep: int | None = None,
+        steps: int | None = None,
+        shape: Literal["cosine", "linear"] = "cosine",
+        *,
+        kind: Literal["keep", "fade"] = "keep",
+        sites: str | Sequence[str] = (),
+        in_turn: bool = False,
+        to: float = 0.0,
+    ) -> None:
+        if kind not in ("keep", "fade"):
+            raise UsageError(f"the kind of a schedule is 'keep' or 'fade', not {kind!r}")
+        if steps is None or (kind == "keep" and keep is None):
+            missing = "steps" if steps is None else "keep, the number of gates that are kept"
+            raise UsageError(f"a schedule of kind {kind!r} needs {missing}")
+        if not 0 <= to <= 1:
+            raise UsageError(f"to is the value of gates, between 0 and 1, not {to}")
+        wrong = (sites or in_turn or to) if kind == "keep" else keep is not None
+        if wrong:
+            what = "sites, in_turn and to" if kind == "keep" else "keep"
+            other = "fade" if kind == "keep" else "keep"
+            raise UsageError(f"{what}: these are options of kind={other!r}, not of kind={kind!r}")
+        self.model, self.kind, self.in_turn, self.to, self.done = model, kind, in_turn, to, 0
+        self.fading: dict[Switch, float] = {}
+        """The switches that fade, each with the value that it had at the start."""
+        total = len(switches(model))
+        if kind == "fade":
+            self.fading = {switch: float(switch.number()) for switch in _chosen(model, sites)}
+            for switch in self.fading:
+                switch.score.requires_grad_(False)
+            keep = total
         self.options: dict[str, Any] = {
-            "total": len(switches(model)), "keep": keep, "steps": steps, "shape": shape,
-        }  # fmt: skip
-        self.done = 0
-        keep_top(model, self.kept)
+            "total": total,
+            "keep": keep,
+            "steps": steps,
+            "shape": shape,
+        }
+        self._apply()
 
     @property
     def kept(self) -> int:
-        """The number of gates that are kept now."""
-        return kept_at(self.done, **self.options)
+        """The number of gates that are kept now: for ``"fade"``, those that are not closed entirely."""
+        if self.kind == "keep":
+            return kept_at(self.done, **self.options)
+        return sum(float(switch.number()) > 0 for switch in switches(self.model))
 
     def step(self) -> int:
-        """Go one step further and choose the gates again; returns the number that is kept."""
+        """Go one step further and set the gates; returns the number that is kept."""
         self.done += 1
-        keep_top(self.model, self.kept)
+        self._apply()
         return self.kept
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the schedule; the model's own state says which gates are kept."""
-        return {"done": self.done}
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the schedule, and where the gates started; the model's own state says what they are now."""
+        return {"done": self.done, "from": list(self.fading.values())}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a :meth:`state_dict`; load the model's state first."""
-        self.done = state["done"]
-        keep_top(self.model, self.kept)
+        self.done = int(state["done"])
+        started = state.get("from", [])
+        if len(started) != len(self.fading):
+            raise UsageError(
+                f"the state is of a schedule for {counted(len(started), 'gate')}, this one moves {len(self.fading)}"
+            )
+        self.fading = dict(zip(self.fading, map(float, started), strict=True))
+        self._apply()
+
+    def _apply(self) -> None:
+        """Set the gates to where they are at this step."""
+        if self.kind == "keep":
+            keep_top(self.model, self.kept)
+            return
+        import torch
+
+        with torch.no_grad():
+            for switch, value in self._values().items():
+                switch.score.fill_(value)
+
+    def _values(self) -> dict[Switch, float]:
+        """The value of each fading switch at this step."""
+        steps, count = self.options["steps"], len(self.fading)
+        made: dict[Switch, float] = {}
+        for place, (switch, start) in enumerate(self.fading.items()):
+            first, length = (place * steps / count, steps / count) if self.in_turn else (0.0, steps)
+            gone = progress_at(self.done - first, length, self.options["shape"])
+            made[switch] = start + (self.to - start) * gone
+        return made
+
+
+def _chosen(model: Any, sites: str | Sequence[str]) -> list[Switch]:
+    """The soft switches of the named sites, in the order of the network.
+
+    Raises:
+        UsageError: If a name matches no gate, a gate is not soft, or a switch is shared with a site that is not named.
+    """
+    groups = switches(model)
+    patterns = [sites] if isinstance(sites, str) else list(sites)
+    known = [name for names in groups.values() for name in names]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UsageError(
+                f"there is no gate {pattern!r}; the model has {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+            )
+    found = []
+    for switch, names in groups.items():
+        hits = [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
+        if hits and len(hits) < len(names):
+            (other, *_) = [name for name in names if name not in hits]
+            raise UsageError(f"the gate {hits[0]} is tied to {other}: name both")
+        if hits and switch.mode != "soft":
+            raise UsageError(
+                f"{hits[0]} is a {switch.mode} gate; insert gates with mode='soft' to fade them"
+            )
+        found += [switch] if hits else []
+    return found
 
 
 def save_removal_plan(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ...ir import ACTIVATIONS, Activation, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
+from ...ir import ACTIVATIONS, Activation, Add, Gate, Graph, Identity, Node, PRelu, Rewriter, Value
 from ...ir.options import suggestion
 from ..infra.contract import PassError
 from ..merge.algebra.affine import Refused
@@ -81,6 +81,51 @@ def site_names(graph: Graph) -> dict[Node, str]:
         taken.add(name)
         found[node] = name
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class EndingPlace:
+    """A place for an activation behind a part of a graph that merges once activations are removed.
+
+    Attributes:
+        site: The first of these activations.
+        value: What the new activation reads: the last value of the part, after the addition if it ends in one.
+        name: The name of the new node.
+    """
+
+    site: Node
+    value: Value
+    name: str
+
+    def insert(self, rw: Rewriter, op: Activation | Gate, *more: Value) -> Node:
+        """Insert an activation, or a gate with its number, for all who read the value."""
+        uses = self.value.uses
+        made = rw.insert(op, [self.value, *more], after=self.value.producer, name=self.name)
+        for user, index in uses:
+            rw.set_input(user, index, made.output)
+        return made
+
+
+def ending_places(graph: Graph, gone: Iterable[Node], options: MergeLinear) -> list[EndingPlace]:
+    """The places behind the merges that removing activations allows where no activation stands yet.
+
+    Args:
+        graph: The graph; it may be changed while the places are used one after the other.
+        gone: The activations that are removed.
+        options: The options of the merge.
+    """
+    sites = {site.node: site for site in survey_activations(graph, options)}
+    found: dict[Value, EndingPlace] = {}
+    for node in gone:
+        site = sites[node]
+        value = None if site.end is None else site.end.output
+        if value is not None and value.has_one_use and isinstance(value.users[0].op, Add):
+            value = value.users[0].output
+        if value is None or value.is_output or value in found or any(map(is_site, value.users)):
+            continue
+        name = ".".join([*site.name.split(".")[:-1], "ending"])
+        found[value] = EndingPlace(node, value, name)
+    return list(found.values())
 
 
 def matching_names(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str, str]:

@@ -42,11 +42,12 @@ from ...ir import (
     Value,
 )
 from ...ir.errors import listed
-from ..infra.contract import Context, Pass, named_nodes
+from ..infra.contract import Context, Pass, name_list, named_nodes
 from ..infra.registry import register
 from ..merge.algebra.nodes import data_input
 from ..merge.merge_linear import MergeLinear
 from ..merge.preview import Merged, preview
+from .gate_sites import matching_names, site_names
 
 Ends = tuple[int, ...]
 """Numbers of positions beyond the border: all begins, then all ends."""
@@ -66,6 +67,8 @@ class HoistPadding(Pass):
         force: As in merge-linear: also if the merged map costs more.
         max_mac_growth: As in merge-linear: how many times the present cost a merged map may cost.
         max_growth_mb: As in merge-linear: how many MiB of parameters one merge may add to the model.
+        through: Names of activations, or patterns with * and ?, that are removed later: padding moves as if they were gone, so that a
+            network in which they fade is trained with the border that it keeps.
     """
 
     name = "hoist-padding"
@@ -76,6 +79,7 @@ class HoistPadding(Pass):
     force: bool = False
     max_mac_growth: float = MergeLinear.max_mac_growth
     max_growth_mb: float = MergeLinear.max_growth_mb
+    through: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +98,7 @@ class HoistPadding(Pass):
 
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         wanted = named_nodes(graph, self.names, self.name) if self.names else None
-        coming = preview(graph, self.merging())
+        coming = preview(graph, self.merging(), self._through(graph))
         for merged in coming.merged:
             if merged.exactness is not Exactness.BORDER:
                 continue
@@ -110,6 +114,14 @@ class HoistPadding(Pass):
         for node, reason in coming.reasons.items():
             if _is_padded(node) or isinstance(node.op, Add | Sub):
                 rw.skip(node, f"padding not hoisted: {reason}")
+
+    def _through(self, graph: Graph) -> set[Node]:
+        """The activations that count as identities."""
+        if not self.through:
+            return set()
+        names = site_names(graph)
+        hits = matching_names(names.values(), name_list(self.through), "hoist-padding: through")
+        return {node for node, name in names.items() if name in hits}
 
 
 def _is_padded(node: Node) -> bool:

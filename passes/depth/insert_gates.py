@@ -33,7 +33,14 @@ from ..infra.conditions import NO_GATES
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
 from ..merge.merge_linear import MergeLinear
-from .gate_sites import SHOWN, ActivationSite, matching_names, survey_activations
+from .gate_sites import (
+    SHOWN,
+    ActivationSite,
+    check_parameterless,
+    ending_places,
+    matching_names,
+    survey_activations,
+)
 
 BLOCK = "block"
 """The choice of ``tie`` for one gate on all activations that a merge needs to be removed."""
@@ -50,6 +57,9 @@ class InsertGates(Pass):
         tie: One gate for several sites: ``block`` for sites that a merge needs to be removed together, or patterns
             such as ``features.*``: sites share a gate if their names are equal up to the last part of the pattern.
         value: The initial value of the gates: 1 is the activation, 0 the identity.
+        ending: A kind of activation without parameters, such as relu6, for gates behind the parts that merge once the gated activations
+            are gone, unless an activation is there already. These gates start at 0, so that they change nothing, and
+            are named ``ending``: see ``GateSchedule(kind="fade", sites="*ending", to=1)``.
         max_kernel: To choose sites: the largest size of a merged kernel along any axis.
         max_mac_growth: To choose sites: how many times the present cost a merged map may cost.
     """
@@ -60,6 +70,7 @@ class InsertGates(Pass):
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft"
     tie: str | tuple[str, ...] = ()
     value: float = 1.0
+    ending: str = ""
     max_kernel: int = 7
     max_mac_growth: float = 2.0
 
@@ -67,6 +78,8 @@ class InsertGates(Pass):
         super().__post_init__()
         self.merging()  # Checks the limits.
         check_gate(self.mode, self.value)
+        if self.ending:
+            check_parameterless("ending", self.ending)
 
     def merging(self) -> MergeLinear:
         """The merge that is possible after activations are removed and padding is hoisted."""
@@ -82,6 +95,7 @@ class InsertGates(Pass):
         exactness = Exactness.EXACT if self.value == 1 else Exactness.APPROXIMATE
         gates: dict[str, Value] = {}
         groups = self._groups(wanted)
+        self._end([site.node for site in wanted], graph, rw)
         for site in wanted:
             node, key = site.node, groups[site.name]
             with rw.rewrite(f"gate {_site_kind(site)}", node, exactness=exactness):
@@ -91,6 +105,17 @@ class InsertGates(Pass):
                 rw.replace(
                     node, self._op(site), [node.inputs[0], gates[key], *slope], name=site.name
                 )
+
+    def _end(self, gated: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
+        """Insert the closed gates behind what will merge."""
+        if not self.ending:
+            return
+        for place in ending_places(graph, gated, self.merging()):
+            with rw.rewrite(
+                f"end in a closed gate of {self.ending}", place.site, exactness=Exactness.EXACT
+            ):
+                number = rw.constant(gate_tensor(place.site, 0.0), f"{place.name}.gate")
+                place.insert(rw, Gate(self.ending, mode=self.mode), number)
 
     def _wanted(self, found: Sequence[ActivationSite], rw: Rewriter) -> list[ActivationSite]:
         patterns = name_list(self.sites)

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 from ...ir import (
     Activation,
-    Add,
     Exactness,
     Gate,
     Graph,
@@ -33,7 +32,7 @@ from ..infra.registry import register
 from ..merge.algebra.tensors import from_float64, out_of_range
 from ..statistics.moments import ActivationMoments, channel_axis
 from .affine_fit import best_line
-from .gate_sites import check_parameterless, is_site, matching_names, site_names, survey_activations
+from .gate_sites import check_parameterless, ending_places, matching_names, site_names
 from .insert_gates import InsertGates
 from .removal_plan import activation_kind, read_plan
 
@@ -148,21 +147,9 @@ class RemoveActivations(Pass):
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
         """Insert an activation after each merge that removing ``gone`` allows."""
-        sites = {site.node: site for site in survey_activations(graph, InsertGates().merging())}
-        for node in gone:
-            site = sites[node]
-            value = None if site.end is None else site.end.output
-            if value is not None and value.has_one_use and isinstance(value.users[0].op, Add):
-                value = value.users[0].output
-            if value is None or value.is_output or any(map(is_site, value.users)):
-                continue
-            uses = value.uses
-            name = ".".join([*site.name.split(".")[:-1], "ending"])
-            op = Activation(self.ending)
-            with rw.rewrite(f"end in {self.ending}", node, exactness=Exactness.APPROXIMATE):
-                made = rw.insert(op, [value], after=value.producer, name=name)
-                for user, index in uses:
-                    rw.set_input(user, index, made.output)
+        for place in ending_places(graph, gone, InsertGates().merging()):
+            with rw.rewrite(f"end in {self.ending}", place.site, exactness=Exactness.APPROXIMATE):
+                place.insert(rw, Activation(self.ending))
 
     def _decided(self, graph: Graph) -> dict[Node, bool]:
         """The activations that the options choose, each with whether it is kept."""

@@ -6,10 +6,10 @@ preview and the pass always agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...ir import Exactness, Graph, Node, Rewriter, Value
+from ...ir import Exactness, Graph, Identity, Node, Rewriter, Value
 from .algebra.affine import Affine
 from .merge_linear import LinearMerger, MergeLinear
 
@@ -44,13 +44,23 @@ class Preview:
     reasons: Mapping[Node, str]
 
 
-def preview(graph: Graph, options: MergeLinear) -> Preview:
-    """The merges that ``merge-linear`` with these options would do in ``graph``, which is not changed."""
+def preview(graph: Graph, options: MergeLinear, through: Collection[Node] = ()) -> Preview:
+    """The merges that ``merge-linear`` with these options would do in ``graph``, which is not changed.
+
+    Args:
+        graph: The graph.
+        options: The options of the merge.
+        through: Activations that count as identities.
+    """
     twin = graph.clone()
     values = dict(zip(twin.values(), graph.values(), strict=True))
     nodes = dict(zip(twin.nodes, graph.nodes, strict=True))
     place = {m: i for i, m in enumerate(graph.nodes)}
-    merger = LinearMerger(options, Rewriter(twin))
+    rw = Rewriter(twin)
+    for own, original in nodes.items():
+        if original in through:
+            rw.replace(own, Identity(), own.inputs[:1])
+    merger = LinearMerger(options, rw)
     merger.run(twin)
     parts: dict[Node, tuple[list[Node], Exactness]] = {}
     final: dict[Node, Merged] = {}

@@ -318,6 +318,79 @@ def test_the_schedule_drives_the_gates_and_resumes() -> None:
     assert [g.kept for g in gates(other).values()] == [g.kept for g in gates(gated).values()]
 
 
+def test_chosen_gates_fade_and_nothing_else_moves_them() -> None:
+    gated, rows = three("soft").train(), torch.randn(8, 4)
+    schedule = GateSchedule(gated, steps=4, shape="linear", kind="fade", sites=["1", "3"])
+    values = [[g.value for g in gates(gated).values()]]
+    optimizer = torch.optim.SGD([p for p in gated.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        gated(rows).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+        values.append([g.value for g in gates(gated).values()])
+    first, second, third = np.array(values).T
+    assert first == pytest.approx([1, 0.75, 0.5, 0.25, 0, 0])
+    assert (second == first).all()
+    assert third[-1] not in (0, 1), "the gate that does not fade is trained as before"
+    assert schedule.kept == 1
+    gated.eval()
+    small = shrink_graph(gated, "remove-activations{names=[1,3]}", example_inputs=(rows,))
+    assert torch.allclose(small(rows), gated(rows))
+
+
+def test_gates_fade_in_turn_and_in() -> None:
+    gated = three("soft")
+    schedule = GateSchedule(gated, steps=6, shape="linear", kind="fade", in_turn=True)
+    seen = []
+    for _ in range(6):
+        schedule.step()
+        seen.append([g.value for g in gates(gated).values()])
+    wanted = [[0.5, 1, 1], [0, 1, 1], [0, 0.5, 1], [0, 0, 1], [0, 0, 0.5], [0, 0, 0]]
+    assert np.array(seen) == pytest.approx(np.array(wanted))
+    back = GateSchedule(gated, steps=2, shape="linear", kind="fade", sites="3", to=1)
+    back.step()
+    assert [g.value for g in gates(gated).values()] == [0, 0.5, 0]
+    back.step()
+    assert [g.value for g in gates(gated).values()] == [0, 1, 0]
+
+
+def test_fading_resumes_from_where_it_began() -> None:
+    gated = three("soft")
+    set_gates(gated, 1.0, 0.8, 1.0)
+    schedule = GateSchedule(gated, steps=4, kind="fade")
+    for _ in range(2):
+        schedule.step()
+    state, weights = schedule.state_dict(), gated.state_dict()
+    other = three("soft")
+    other.load_state_dict(weights)
+    again = GateSchedule(other, steps=4, kind="fade")
+    again.load_state_dict(state)
+    for one in (schedule, again):
+        one.step()
+    assert [g.value for g in gates(other).values()] == [g.value for g in gates(gated).values()]
+    assert 0 < gates(other)["3"].value < 0.8 / 2
+
+
+@pytest.mark.parametrize(
+    ("make_schedule", "text"),
+    [
+        (lambda: GateSchedule(three("top-k"), 1), "needs steps"),
+        (lambda: GateSchedule(three("top-k"), steps=3), "needs keep"),
+        (lambda: GateSchedule(three("top-k"), 1, 3, sites="1"), "options of kind='fade'"),
+        (lambda: GateSchedule(three("soft"), 1, 3, kind="fade"), "options of kind='keep'"),
+        (lambda: GateSchedule(three("top-k"), steps=3, kind="fade"), "insert gates with mode='soft'"),
+        (lambda: GateSchedule(three("soft"), steps=3, kind="fade", sites="7"), "no gate '7'; the model has 1"),
+        (lambda: GateSchedule(three("soft"), steps=3, kind="fade", to=2), "between 0 and 1"),
+        (lambda: GateSchedule(three("soft"), steps=3, kind="slow"), "'keep' or 'fade'"),  # type: ignore[arg-type]
+        (lambda: GateSchedule(three("soft"), steps=-3, kind="fade"), "steps from 0 on"),
+    ],
+)  # fmt: skip
+def test_schedules_say_what_is_wrong(make_schedule: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        make_schedule()
+
+
 @pytest.mark.parametrize("call", [
     lambda: keep_top(three("soft"), 1), lambda: keep_top(net(nn.ReLU()), 1), lambda: gate_penalty(net(nn.ReLU())),
     lambda: keep_top(three("top-k"), 4), lambda: keep_top(three("top-k"), -1),
