@@ -579,3 +579,80 @@ def test_savings_by_another_measure_and_with_ops_of_torch_alone() -> None:
     assert removal_savings(model, gated, example_inputs=(x,)).keys() == {"act"}
     with pytest.raises(UsageError, match="has no gates"):
         removal_savings(model, model, example_inputs=(x,))
+
+
+def residual_net() -> nn.Module:
+    """A stem and three blocks that merge once their activations are gone, two of them beside a skip."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+            super().__init__()
+            wide = 4 * fan_in
+            self.skip = stride == 1
+            self.body = nn.Sequential(
+                nn.Conv2d(fan_in, wide, 1), nn.BatchNorm2d(wide), nn.ReLU6(),
+                nn.Conv2d(wide, wide, 3, stride, 1, groups=wide), nn.BatchNorm2d(wide), nn.ReLU6(),
+                nn.Conv2d(wide, fan_out, 1), nn.BatchNorm2d(fan_out),
+            )  # fmt: skip
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.body(x) if self.skip else self.body(x)
+
+    blocks = [Block(8, 8, 1), Block(8, 12, 2), Block(12, 12, 1)]
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 6)]
+    made = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU6(), *blocks, *tail)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.normal_(module.bias)
+    return made.double().eval()
+
+
+@pytest.mark.parametrize("side", [16, 17])
+def test_what_fades_with_hoisted_padding_merges_exactly(side: int) -> None:
+    x = torch.randn(3, 3, side, side, dtype=torch.float64)
+    gated = insert_gates(residual_net(), example_inputs=(x,), ending="relu6", max_mac_growth=1)
+    sites = [name for name in gates(gated) if not name.endswith("ending")]
+    assert len(sites) == 6
+    assert [g.value for n, g in gates(gated).items() if n not in sites] == [0, 0, 0]
+    assert torch.allclose(gated(x), residual_net()(x)), "closed endings change nothing"
+    through = f"hoist-padding{{through=[{','.join(sites)}]}}"
+    hoisted = shrink_graph(gated, through, example_inputs=(x,))
+    inside = [m.padding for n, m in hoisted.named_modules() if isinstance(m, nn.Conv2d)][1:]
+    assert inside == [(1, 1), (0, 0), (0, 0)] * 3
+    # The border alone differs from before: each of three blocks reaches one position further in.
+    plain = shrink_graph(residual_net(), "hoist-padding", example_inputs=(x,))
+    assert torch.allclose(plain(x), residual_net()(x)), "with activations in place nothing moves"
+    fading = GateSchedule(hoisted, steps=2, kind="fade", sites=sites)
+    coming = GateSchedule(hoisted, steps=2, kind="fade", sites="*ending", to=1)
+    for schedule in (fading, coming, fading, coming):
+        schedule.step()
+    last = hoisted(x)
+    merged = shrink_graph(hoisted, "remove-activations,merge-linear,prune-dead", example_inputs=(x,))  # fmt: skip
+    assert torch.allclose(merged(x), last, atol=1e-12)
+    convs = [m for m in merged.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.kernel_size for m in convs] == [(3, 3)] * 4
+    assert sum(isinstance(m, nn.ReLU6) for m in merged.modules()) == 4
+
+
+def test_padding_is_hoisted_through_named_activations_only() -> None:
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    model = residual_net()
+    made = shrink_graph(model, "hoist-padding{through=[2.*]}", example_inputs=(x,))
+    convs = [m.padding for n, m in made.named_modules() if isinstance(m, nn.Conv2d)]
+    assert convs == [(1, 1), (1, 1), (0, 0), (0, 0), (0, 0), (1, 1), (0, 0), (0, 0), (1, 1), (0, 0)]
+    # Compared with torch: the depthwise convolution reads what the expansion makes of padded zeros.
+    block = model[2].body
+    wide = block[2](block[1](block[0](F.pad(model[1](model[0](x)), [1] * 4))))
+    filtered = F.conv2d(wide, block[3].weight, block[3].bias, groups=32)
+    wanted = model[3:](model[1](model[0](x)) + block[6:](block[5](block[4](filtered))))
+    assert torch.allclose(made(x), wanted)
+    with pytest.raises(PassError, match="hoist-padding: through 'nothing' is not an activation"):
+        shrink_graph(model, "hoist-padding{through=[nothing]}", example_inputs=(x,))
+
+
+def test_gates_with_an_unknown_ending_are_an_error() -> None:
+    with pytest.raises(UsageError, match="ending must be one of"):
+        insert_gates(residual_net(), ending="prelu")
