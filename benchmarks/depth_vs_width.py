@@ -6,6 +6,7 @@ A MobileNetV2 for 32x32 images is trained once. Then these variants are trained,
   activations of these blocks are removed, their padding is hoisted, the network is recovered from labels, and each block
   merges to one convolution;
 - ``depth-kd``: the same, recovered with the base network as teacher;
+- ``fade``: the same blocks, with the teacher, but their activations fade during the training, and relu6 behind them fades in;
 - ``depth+``: the merged convolutions are expanded again with gated activations and merged back (DepthShrinker+), with the teacher;
 - ``uniform``, ``importance``: channels pruned by Torch-Pruning (group magnitude; the same share of every layer, or of
   all channels), to the measured latency of ``depth``; ``importance-kd`` is recovered with the teacher;
@@ -91,6 +92,7 @@ class Config:
         base_epochs: Epochs of the base network.
         search_epochs: Epochs of the training with gates; they count as extra epochs.
         extra_epochs: Extra epochs of each variant.
+        fading: The part of the training in which activations fade.
         budgets: Numbers of blocks whose activations are removed, in the order in which they are run.
         lr: The largest learning rate of the base network; everything else uses half of it.
     """
@@ -105,6 +107,7 @@ class Config:
     extra_epochs: int
     budgets: tuple[int, ...]
     lr: float = 3e-3
+    fading: float = 0.5
 
 
 CONFIGS = {
@@ -257,8 +260,8 @@ class Bench:
             base, example_inputs=self.example, mode="top-k", tie="block", max_mac_growth=1.0
         )
 
-    def shallow(self, budget: int) -> Any:
-        """The base network without the activations of ``budget`` blocks, padding hoisted; not recovered yet."""
+    def searched(self, budget: int) -> Any:
+        """The base network with a gate for each block, of which ``budget`` are closed by the search."""
         gated, c = self.gated(self.base()), self.config
         blocks = len(switches(gated))
         steps = c.search_epochs * (c.images // c.batch)
@@ -271,6 +274,11 @@ class Bench:
         else:
             keep_top(gated, 0)
         print("  removed:", [n for n, gate in gates(gated).items() if not gate.kept], flush=True)
+        return gated
+
+    def shallow(self, budget: int) -> Any:
+        """The base network without the activations of ``budget`` blocks, padding hoisted; not recovered yet."""
+        gated = self.searched(budget)
         steps_ = "fold-constants,remove-activations{ending=relu6},prune-dead,hoist-padding"
         return shrink_graph(gated, steps_, example_inputs=self.example)
 
@@ -284,6 +292,25 @@ class Bench:
         """The shallow network, recovered from labels only, or also with the base network as teacher."""
         name = f"depth-{budget}" + ("-kd" if teacher else "")
         return self.recovered(self.shallow(budget), name, self.left(budget), teacher)
+
+    def fade(self, budget: int) -> Any:
+        """The blocks of ``depth``, whose activations fade while relu6 behind the blocks fades in; with the teacher."""
+        names = [n for n, g in gates(self.searched(budget)).items() if not g.kept]
+        gated = insert_gates(
+            self.base(),
+            example_inputs=self.example,
+            sites=names,
+            ending="relu6",
+            max_mac_growth=1.0,
+        )
+        hoist = f"fold-constants,hoist-padding{{through=[{','.join(names)}]}}"
+        gated = shrink_graph(gated, hoist, example_inputs=self.example)
+        epochs = self.left(budget)
+        steps = round(self.config.fading * epochs * (self.config.images // self.config.batch))
+        closing = GateSchedule(gated, steps=steps, kind="fade", sites=names)
+        coming = GateSchedule(gated, steps=steps, kind="fade", sites="*ending", to=1)
+        done = self.recovered(gated, f"fade-{budget}", epochs, True, callbacks=[closing, coming])
+        return shrink_graph(done, "remove-activations,prune-dead", example_inputs=self.example)
 
     def depth_plus(self, budget: int) -> Any:
         """The shallow network, merged, expanded with gated activations, trained, shrunk and trained again."""
@@ -395,6 +422,7 @@ class Bench:
         """For each variant: name, kind, budget, and a function that trains it."""
         yield "base", "base", 0, self.base
         for i, b in enumerate(self.config.budgets):
+            yield f"fade-{b}", "fade", b, lambda b=b: self.fade(b)
             yield f"depth-{b}-kd", "depth-kd", b, lambda b=b: self.depth(b, True)
             for kind in ("importance", "uniform"):
                 yield f"{kind}-{b}", kind, b, lambda b=b, k=kind: self.width(b, k, False)
