@@ -36,6 +36,7 @@ from graphshrink.datasets import ArrayImages, Batches, LabelledImages, read_imag
 from graphshrink.processes import from_rank_0, join
 from graphshrink.report import Size
 from graphshrink.running.compare import compare_models
+from graphshrink.running.sessions import session
 
 BATCH = 32
 
@@ -80,7 +81,7 @@ def images_of(given: argparse.Namespace) -> LabelledImages:
 
 
 def shallow(base: nn.Module, example: tuple[torch.Tensor], train: Batches, given: argparse.Namespace) -> nn.Module:  # fmt: skip
-    """The network without the activations of some blocks, recovered; not merged yet."""
+    """The network without the activations of some blocks, trained; not merged yet."""
     # Search: a gate for each block that would merge, a penalty by the time that its removal saves.
     # Gated networks share their weights with the network that they are made of: the teacher stays as it is.
     gated = insert_gates(
@@ -97,25 +98,46 @@ def shallow(base: nn.Module, example: tuple[torch.Tensor], train: Batches, given
         gated, train, epochs=given.search, lr=2e-3, callbacks=[schedule],
         penalty=lambda m: 0.1 * gate_penalty(m, saved),
     )  # fmt: skip
-    # Remove activations and hoist padding: the network that is trained from here on is the one that is deployed.
-    pipeline = "fold-constants,remove-activations{ending=relu6},prune-dead,hoist-padding"
-    hoisted = shrink_graph(gated, pipeline, example_inputs=example)
-    return recover(hoisted, train, epochs=given.epochs, lr=2e-3, teacher=base).model
+    closed = [name for name, gate in gates(gated).items() if not gate.kept]
+    if not closed:
+        return copy.deepcopy(base)
+    # Fade: in the first half of the training the activations of these blocks go to the identity, and relu6 behind the blocks comes in.
+    # Padding is hoisted as if they were gone already, so that the network that is trained is the one that is deployed.
+    fading = insert_gates(
+        copy.deepcopy(base), example_inputs=example, sites=closed, ending="relu6", max_mac_growth=1
+    )
+    hoist = f"fold-constants,hoist-padding{{through=[{','.join(closed)}]}}"
+    fading = shrink_graph(fading, hoist, example_inputs=example)
+    half = given.epochs * len(train) // join().world // 2
+    schedules = [
+        GateSchedule(fading, steps=half, kind="fade", sites=closed),
+        GateSchedule(fading, steps=half, kind="fade", sites="*ending", to=1),
+    ]
+    recover(fading, train, epochs=given.epochs, lr=2e-3, teacher=base, callbacks=schedules)
+    return shrink_graph(fading, "remove-activations,prune-dead", example_inputs=example)
 
 
 def report(base: nn.Module, small: nn.Module, example: tuple[torch.Tensor], test: Batches, given: argparse.Namespace) -> None:  # fmt: skip
     """Merge, export, and measure the exported files."""
     files = [Path(given.output).with_suffix(s) for s in (".base.onnx", ".onnx")]
-    table = Table("", "convolutions", "MACs", "accuracy", f"ms, batch of {BATCH}")
+    table = Table("", "convolutions", "MACs an image", "accuracy", f"ms, batch of {BATCH}")
     rows = []
     for model, file in zip((base, small), files, strict=True):
         result = shrink(model, example_inputs=example, check=True, on_failure="raise")
         result.save(file)
         size = Size.of(result.graph)
         rows.append(
-            [file.name, f"{size.ops['Conv']}", f"{size.macs:,}", f"{onnx_accuracy(file, test):.2%}"]
+            [
+                file.name,
+                f"{size.ops['Conv']}",
+                f"{size.macs // len(example[0]):,}",
+                f"{onnx_accuracy(file, test):.2%}",
+            ]
         )
-    latency = compare_models(*files, runs=60, threads=1, tolerance=float("inf")).latency
+    shapes = {session(files[0]).get_inputs()[0].name: (BATCH, *example[0].shape[1:])}
+    latency = compare_models(
+        *files, shapes=shapes, runs=60, threads=1, tolerance=float("inf")
+    ).latency
     for row, milliseconds in zip(rows, latency.milliseconds, strict=True):
         table.add_row(*row, f"{milliseconds:.2f}")
     Console(width=100).print(table, f"speed, onnxruntime on one thread: {latency}")
