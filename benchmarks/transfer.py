@@ -23,6 +23,7 @@ import argparse
 import copy
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,16 +52,20 @@ from graphshrink import (
 from graphshrink.api import load
 from graphshrink.cli.terminal import write_json
 from graphshrink.datasets import LabelledImages, read_images
+from graphshrink.ir import Add, ArrayTensor, Exactness, Graph, Identity, Mul, Rewriter
 from graphshrink.passes import Context, Pipeline
+from graphshrink.planning.candidates import Candidate, Names
 from graphshrink.planning.costs import Latency
 from graphshrink.planning.latency import LatencyTable, device, paired
 from graphshrink.planning.latency.timing import in_turn
 from graphshrink.planning.plan import PREPARATION, Plan
 from graphshrink.planning.planner import Target, make_plan
+from graphshrink.planning.samples import read_samples
 from graphshrink.planning.sites import find_sites
 from graphshrink.report import Size
 from graphshrink.running.latency import paired_latency
 from graphshrink.running.sessions import session
+from graphshrink.training.gating import progress_at
 
 GOAL = (3.06, 1.53)
 """The goal: (points of accuracy above channel pruning, speed relative to it)."""
@@ -90,6 +95,7 @@ ABLATIONS = {
     "fade": "the activations of the same blocks fade in the first half of the training",
     "fade-ending": "the same, while relu6 behind these blocks fades in",
     "fit": "the blocks are replaced by fitted linear maps at once; their norms are fresh",
+    "fit-fade": "the same maps, but the blocks fade out while the maps fade in, in the first half of the training",
     "fit-no-norms": "the same without norms",
     "fit-features": "the same as fit, with the values at the ends of blocks compared with the teacher's",
 }
@@ -322,6 +328,16 @@ class Transfer:
             return self.plan_row("depth", speedup, 0)
         if kind == "fit-no-norms":
             return self.recovered(self.student("depth", speedup, norms=False), name, 0)
+        if kind == "fit-features":
+            # The ends of the blocks have the same names in both.
+            student = self.student("depth", speedup)
+            ends = [n.name for n in student.graph.nodes if n.name.split("_")[0] == "add"]
+            own = {n.name for n in self.from_file.graph.nodes}
+            teacher = copy.deepcopy(self.from_file)
+            same = [name for name in ends if name in own]
+            return self.recovered(student, name, 0, teacher=teacher, features=same)
+        if kind == "fit-fade":
+            return self.fit_fade(name, speedup)
         chosen = ",".join(self.block_activations(speedup))
         base = copy.deepcopy(self.from_file)
         if kind.startswith("vanish"):
@@ -343,6 +359,26 @@ class Transfer:
             gated.to(memory_format=torch.channels_last), name, 0, callbacks=callbacks
         )
         return shrink_graph(done, "remove-activations,prune-dead", example_inputs=self.example)
+
+    def fit_fade(self, name: str, speedup: float) -> Any:
+        """The network of the ``depth`` row, trained while its blocks fade to the fitted maps."""
+        self.planned("depth", speedup)
+        plan = Plan.load(str(self.folder / f"planned-depth-{speedup:g}.json"))
+        plan.bind(str(self.given), str(self.samples))
+        graph = load(self.given)[0].clone()
+        Pipeline(PREPARATION).run(graph, Context())
+        both = with_both(graph, plan._refit(graph, read_samples(graph, str(self.samples))))
+        module = to_torch(both, fresh_norms=True, calibration=str(self.samples))
+        half = round(self.lengths.images // self.lengths.batch * self.lengths.extra_epochs / 2)
+        done = self.recovered(
+            module.to(memory_format=torch.channels_last), name, 0, callbacks=[Blends(module, half)]
+        )
+        # The planned network has the same modules without the blocks.
+        small, trained = self.student("depth", speedup), done.state_dict()
+        short = {re.sub(r"_\d+_norm", "_norm", key): value for key, value in trained.items()}
+        own = {key: short[re.sub(r"_\d+_norm", "_norm", key)] for key in small.state_dict()}
+        small.load_state_dict({key: trained.get(key, own[key]) for key in own})
+        return small
 
     # Files and records.
 
@@ -404,6 +440,62 @@ class Transfer:
             }  # fmt: skip
             write_json(str(path), record)
             print(f"{name}: {record['accuracy']:.2%}, {record['seconds']:.0f} s", flush=True)
+
+
+def with_both(graph: Graph, candidates: list[Candidate]) -> Graph:
+    """A copy of a graph that adds, for each candidate, 1 times the region and 0 times its replacement."""
+    made = graph.clone()
+    rw = Rewriter(made)
+    for number, candidate in enumerate(sorted(candidates, key=lambda c: c.site.span)):
+        last = Names.of(made).producer(candidate.site.exit)
+        with rw.rewrite("keep the region", last):
+            old = rw.insert(last.op, list(last.inputs), before=last, name=f"region{number}")
+        candidate.apply(made, rw)
+        new = Names.of(made).values[candidate.site.exit.name]
+        assert new.producer is not None
+        with rw.rewrite("blend", new.producer, exactness=Exactness.APPROXIMATE):
+            uses, parts, after = new.uses, [], new.producer
+            for value, name in ((old.output, f"blend_old{number}"), (new, f"blend_new{number}")):
+                factor = rw.constant(ArrayTensor(np.full(1, 0.5, np.float32)), name)
+                after = rw.insert(Mul(), [value, factor], after=after, name=f"{name}.product")
+                parts.append(after.output)
+            total = rw.insert(Add(), parts, after=after, name=f"blend{number}")
+            for user, index in uses:
+                rw.set_input(user, index, total.output)
+    for node in made.nodes:
+        if isinstance(node.op, Identity) and node.origin is None and not node.output.is_output:
+            rw.replace_uses(node.output, node.required(0))
+    return made
+
+
+class Blends:
+    """Moves the factors of :func:`with_both` from the regions to their replacements; a callback."""
+
+    def __init__(self, module: nn.Module, steps: int) -> None:
+        self.factors = [(n, b) for n, b in module.named_buffers() if n.startswith("blend_")]
+        self.steps, self.done = steps, 0
+        self.set()
+
+    def set(self) -> None:
+        """Set the factors to where they are at this step."""
+        gone = progress_at(self.done, self.steps)
+        with torch.no_grad():
+            for name, factor in self.factors:
+                factor.fill_(1 - gone if name.startswith("blend_old") else gone)
+
+    def step(self) -> None:
+        """Go one step further."""
+        self.done += 1
+        self.set()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position."""
+        self.done = state["done"]
+        self.set()
 
 
 def noise(batch: int) -> Any:

@@ -5,7 +5,7 @@ scikit-learn's digits and exports it with its batch norms folded; from there on,
 
 1. ``to_torch`` reads the file as a module, with fresh batch norms in the place of the folded ones;
 2. gates find the blocks that need no activations inside (:func:`depthshrinker.shallow`);
-3. these activations are removed, padding is hoisted, and the network is trained with the given one as its teacher;
+3. these activations fade while the network is trained with the given one as its teacher, and then they are removed;
 4. ``shrink`` merges the layers and writes the new file.
 """
 
