@@ -97,7 +97,7 @@ ABLATIONS = {
     "fit": "the blocks are replaced by fitted linear maps at once; their norms are fresh",
     "fit-fade": "the same maps, but the blocks fade out while the maps fade in, in the first half of the training",
     "fit-no-norms": "the same without norms",
-    "fit-features": "the same as fit, with the values at the ends of blocks compared with the teacher's",
+    "fit-features": "the same as fit, with what the blocks that are left add compared with the teacher's",
 }
 
 
@@ -329,12 +329,10 @@ class Transfer:
         if kind == "fit-no-norms":
             return self.recovered(self.student("depth", speedup, norms=False), name, 0)
         if kind == "fit-features":
-            # The ends of the blocks have the same names in both.
-            student = self.student("depth", speedup)
-            ends = [n.name for n in student.graph.nodes if n.name.split("_")[0] == "add"]
-            own = {n.name for n in self.from_file.graph.nodes}
-            teacher = copy.deepcopy(self.from_file)
-            same = [name for name in ends if name in own]
+            student, teacher = self.student("depth", speedup), copy.deepcopy(self.from_file)
+            own = dict(student.named_modules())
+            ends = [n for n, m in teacher.named_modules() if isinstance(m, nn.BatchNorm2d)]
+            same = [n for n in ends if "project" in n and n in own]
             return self.recovered(student, name, 0, teacher=teacher, features=same)
         if kind == "fit-fade":
             return self.fit_fade(name, speedup)
