@@ -7,7 +7,8 @@ A MobileNetV2 for 32x32 images is trained once. Then these variants are trained,
   merges to one convolution;
 - ``depth-kd``: the same, recovered with the base network as teacher;
 - ``fade``: the same blocks, with the teacher, but their activations fade during the training, and relu6 behind them fades in;
-- ``depth+``: the merged convolutions are expanded again with gated activations and merged back (DepthShrinker+), with the teacher;
+- ``depth+``: the merged convolutions are expanded again with gated activations and fresh batch norms, and merged back (DepthShrinker+), with
+  the teacher;
 - ``uniform``, ``importance``: channels pruned by Torch-Pruning (group magnitude; the same share of every layer, or of
   all channels), to the measured latency of ``depth``; ``importance-kd`` is recovered with the teacher;
 - ``scratch``: the merged network, from random weights, for the epochs of the base network plus the extra epochs.
@@ -37,6 +38,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +324,11 @@ class Bench:
             merged,
             f"expand-linear{{names=[{names}],expansion=2,value=0.5}}",
             example_inputs=self.example,
+        )
+        # Expanded layers have no batch norms, without which they train badly.
+        some = torch.cat([images for images, _ in islice(self.train, 10)])
+        wide = shrink_graph(
+            wide, "fresh-norms", example_inputs=self.example, calibration=some.numpy()
         )
         first = self.left(budget) // 2
         wide = self.recovered(
