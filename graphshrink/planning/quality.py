@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
+from ..passes.infra.tolerance import squared_error
 from ..running.sessions import one_line, session
 from .samples import Batch
 
@@ -238,10 +239,9 @@ def directions(rows: Array) -> Array:
 
 def divergence(kind: str, made: Array, wanted: Array) -> float:
     """The difference of one output from the original's; see the module."""
-    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
     if kind == "error":
-        spread = wanted.var() or 1.0
-        return float(((made - wanted) ** 2).mean() / spread)
+        return squared_error(made, wanted)
+    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
     if kind == "mse":
         return float(((made - wanted) ** 2).mean())
     if kind == "cosine":

@@ -20,14 +20,13 @@ from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
 from ...ir import ArrayTensor, Dequantize, Graph, Tensor
+from ...ir.analysis.integer_pairs import largest_within_limit
 from ..emitted import Readers
 from .anew import Anew, written_anew
 from .batch_norms import norm_of
 from .names import host_name
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-
-_PAIR = 128.0
 
 _MOST_AXES = 5
 """Weights with more axes are compared with their initializers in the given order only."""
@@ -227,30 +226,12 @@ def _steps(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Ste
     low: Floats = np.full(zeros.shape, float(limits.min))
     high: Floats = np.full(zeros.shape, float(limits.max))
     if integers.dtype == np.int8 and not zeros.any():
-        low, high = -high, high
-        if integers.ndim > 1 and scales.size > 1:
-            high = _pairs_kept(np.abs(integers.astype(np.float64)), axis, high)
-            low = -high
+        most = (
+            largest_within_limit(integers, axis) if integers.ndim > 1 and scales.size > 1 else None
+        )
+        high = high if most is None else most
+        low = -high
     return Steps(integers.dtype, scales, zeros, low, high)
-
-
-def _pairs_kept(sizes: Floats, axis: int, high: Floats) -> Floats:
-    """The largest magnitudes, where no two of a channel add up to more than 128: then they should not later either.
-
-    Some processors compute wrong sums otherwise, see ``reduce-range`` of ``quantize``.
-    """
-    rows = np.moveaxis(sizes, axis, 0).reshape(sizes.shape[axis], -1)
-    if rows.shape[1] < 2:
-        return high
-    largest = np.partition(rows, -2, axis=1)[:, -2:]
-    if (largest.sum(1) > _PAIR).any():
-        return high
-    most = np.full(rows.shape, _PAIR / 2)
-    above = largest[:, 1] > _PAIR / 2
-    most[above] = (_PAIR - largest[above, 1])[:, None]
-    most[above, rows[above].argmax(1)] = largest[above, 1]
-    shape = (sizes.shape[axis], *np.delete(sizes.shape, axis))
-    return np.moveaxis(most.reshape(shape), 0, axis)
 
 
 def _integer_place(

@@ -18,6 +18,7 @@ from ...data.calibration import check_varied
 from ...data.unlabelled import read_unlabelled
 from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
 from ...ir.errors import counted
+from ...passes.infra.tolerance import spread_of
 from ...planning.quality import DISTRIBUTIONS
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
@@ -169,7 +170,7 @@ class FileRun:
     def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
         """Train the module from its present state."""
         given, judge = self.options, self.judge
-        variances = [float(np.var(r)) or 1.0 for r in judge.scorer.reference]
+        variances = [spread_of(r) for r in judge.scorer.reference]
         trained = [p for p in self.module.parameters() if p.requires_grad]
         recover(
             self.module,
