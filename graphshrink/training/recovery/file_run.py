@@ -40,6 +40,7 @@ from .files import (
 )
 from .optimizers import RelativeAdam
 from .recovery import recover
+from .zeros import Zeros
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """The learning rates that are tried."""
@@ -281,7 +282,7 @@ class FileRun:
         return losses
 
 
-class Keeper:
+class Keeper(Zeros):
     """A callback that keeps zeros of weights zero, and the tensors of the best epoch.
 
     Args:
@@ -298,25 +299,12 @@ class Keeper:
         run: str = "",
         kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        super().__init__(module, kept)
         self.run = run
-        self.module, self.best_loss = module, before.loss
+        self.best_loss = before.loss
         self.history: list[dict[str, float]] = []
         self.plain = False
         self.best = {name: t.detach().clone() for name, t in module.named_parameters()}
-        masks = {
-            name: (kept or {}).get(name, t != 0)
-            for name, t in module.named_parameters()
-            if t.requires_grad and t.dim() > 1
-        }
-        self.kept = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Set again what was zero."""
-        for name, parameter in self.module.named_parameters():
-            if name in self.kept:
-                kept = self.kept[name] = self.kept[name].to(parameter.device)
-                parameter.mul_(kept)
 
     def end_epoch(self, record: Mapping[str, float]) -> None:
         """Keep the tensors if no epoch was better; epochs that were not judged do not count."""

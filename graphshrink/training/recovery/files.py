@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from ...data.unlabelled import Sample, UnlabelledSamples
+    from ...passes import Pass, PassRecord
     from ...planning.quality import Scorer
     from .augmentation import Augmentation
 
@@ -93,7 +94,7 @@ class RecoveredFile:
 
     def reread(self) -> Graph:
         """The graph of the model as it is written, whose constants have the new numbers too."""
-        return _graph(self.graph, "the model")
+        return reread(self.graph)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, whole or not at all.
@@ -188,16 +189,24 @@ def recover_file(
 
     if not quantize:
         return FileRun(own, goal, given).run()
-    made, notes = _quantised(own, "quantize" if quantize is True else quantize, data)
-    done = FileRun(made, goal, given, floats=own).run()
+    made, floats, notes = quantised(own, "quantize" if quantize is True else quantize, data)
+    done = FileRun(made, goal, given, floats=floats).run()
     return replace(done, notes=[*notes, *done.notes])
 
 
-def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
-    """A student whose weights and activations are quantised, and the notes of the passes.
+def quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, Graph, list[str]]:
+    """Run passes that quantise on the graph of an ONNX model.
+
+    Args:
+        graph: The graph.
+        passes: The text of the passes.
+        data: The samples that ranges are measured on.
+
+    Returns:
+        The quantised graph, the one in floats in front of the first pass that quantises, and the notes of the passes.
 
     Raises:
-        UsageError: If the passes do not quantise.
+        UsageError: If the graph is quantised, or the passes do not quantise.
     """
     from ...api import shrink
     from ...hosts.onnx.tensors import embed, tensors_in
@@ -209,12 +218,33 @@ def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
     model, base = to_onnx(graph), getattr(graph.host, "base_dir", None)
     if base is not None:
         embed(tensors_in(model), base)
-    result = shrink(model, passes, calibration=data)
+    before = _BeforeQuantize()
+    result = shrink(model, passes, calibration=data, observers=[before])
     if not is_quantised(result.graph):
         raise UsageError(
             f"quantize={passes!r} quantises nothing: give True, or passes with quantize"
         )
-    return _graph(result.graph, "the student"), list(result.report.notes)
+    floats = graph if before.graph is None else before.graph
+    return _graph(result.graph, "the student"), floats, list(result.report.notes)
+
+
+class _BeforeQuantize:
+    """An observer that keeps the graph in front of the pass ``quantize``."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        if step.name == "quantize":
+            self.graph = graph.clone()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        pass
+
+
+def reread(graph: Graph) -> Graph:
+    """The graph of a model as it is written, whose constants have the trained numbers too."""
+    return _graph(graph, "the model")
 
 
 def _graph(model: Any, what: str) -> Graph:
@@ -364,4 +394,6 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
-__all__ = ["HeldOut", "Judge", "RecoveredFile", "distill_loss", "named", "recover_file"]
+__all__ = [
+    "HeldOut", "Judge", "RecoveredFile", "distill_loss", "named", "quantised", "recover_file", "reread",
+]  # fmt: skip
