@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Outputs = list[Array]
 
-Score = Callable[[Outputs, Outputs], float]
-"""``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; 0 if equal, larger is worse."""
+Score = Callable[..., float]
+"""``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; at least 0, and less is better."""
 
 MEASURES = ("auto", "kl", "error", "mse", "cosine")
 """How outputs are compared: ``auto`` chooses ``kl`` or ``error`` for each output."""
@@ -76,7 +76,18 @@ class Scorer:
         outputs = joined(found)
         if self.own is None:
             return loss_of(self.kinds, outputs, self.reference)
-        loss = float(self.own(outputs, self.reference))
+        name = getattr(self.own, "__name__", "the score")
+        found = self.own(outputs, self.reference)
+        try:
+            loss = float(found)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"{name} must return a number, not a {type(found).__name__}"
+            ) from error
+        if loss < 0:
+            raise UsageError(
+                f"{name} returned {loss:g}: less is better, and it must be at least 0, such as 1 - accuracy"
+            )
         return loss if np.isfinite(loss) else float("inf")
 
 

@@ -62,7 +62,7 @@ def largest_within_limit(integers: Array, axis: int) -> Array | None:
 def _rows(weight: Array, axis: int) -> Array:
     """The magnitudes of each output channel; those of integers in a type that holds the magnitude of -128."""
     moved = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    return np.abs(moved.astype(np.int64) if weight.dtype.kind == "i" else moved)
+    return np.asarray(np.abs(moved.astype(np.int64) if weight.dtype.kind == "i" else moved))
 
 
 __all__ = ["LIMIT", "UNROUNDED", "largest_within_limit", "pair_sums", "within_limit"]

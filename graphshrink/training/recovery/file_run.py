@@ -131,7 +131,8 @@ class FileRun:
     def _prepare(self) -> None:
         """Make the modules, read the samples, and judge the student as it is."""
         given = self.options
-        samples = read_unlabelled(self.student, given["data"], given["labels"])
+        own = callable(given["measure"])
+        samples = read_unlabelled(self.student, given["data"], given["labels"], targets=own)
         _check_floats(self.student)
         self.trainable = Trainable(self.student, HostReaders())
         _check_trained(self.trainable)
@@ -162,7 +163,7 @@ class FileRun:
         if any(a.ndim == 3 for a in example):
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        labelled = samples.labels is not None and given["label_weight"] > 0
+        labelled = samples.classes is not None and given["label_weight"] > 0
         classes = _classes(self.judge) if labelled else None
         augment = given["augment"]
         augmentation = Augmentation() if augment is True else augment or None
@@ -252,7 +253,8 @@ class FileRun:
 
     def _digest(self) -> str:
         """What a checkpoint belongs to: the tensors of student and teacher, and the held-out samples."""
-        digest = hashlib.sha256()
+        digest, measure = hashlib.sha256(), self.options["measure"]
+        digest.update(str(getattr(measure, "__qualname__", measure)).encode())
         for module in (self.module, self.guide):
             for name, tensor in module.state_dict().items():
                 digest.update(name.encode())

@@ -8,9 +8,11 @@ are judged by the models as they are written, in onnxruntime.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from ...data.unlabelled import Sample, UnlabelledSamples
     from ...passes import Pass, PassRecord
-    from ...planning.quality import Scorer
+    from ...planning.quality import Score, Scorer
     from .augmentation import Augmentation
 
 BATCH_SIZE = 16
@@ -125,7 +127,7 @@ def recover_file(
     warmup: float = 0.1,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     device: str | torch.device | None = None,
-    measure: str = "auto",
+    measure: str | Score = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     seed: int = 0,
@@ -145,7 +147,7 @@ def recover_file(
             for its ranges: the training then learns what the integers compute. A student in Q/DQ form is trained in this way
             without the option; there, what rounding made zero stays zero.
         labels: The classes of the samples, if they are known: an array, an ``.npy`` file, or ``"folders"`` for images in
-            a folder for each class, in alphabetical order.
+            a folder for each class, in alphabetical order. Other numbers are for a function ``measure`` alone.
         label_weight: The weight of the cross-entropy to the labels, from 0 to 1; the rest is distillation.
         augment: Whether images are varied at random (crops, reflections, mixtures): models of one float input ``(N, C, H, W)`` with 1, 3 or 4
             channels. Crops of a folder of images are taken from the whole images, in front of the crop of ``preprocess``.
@@ -160,7 +162,10 @@ def recover_file(
         precision: As for :func:`graphshrink.recover`.
         device: The device to train on.
         measure: How outputs are compared, in training and on the held-out samples: ``auto``, ``kl`` (distributions), ``error`` (squared error relative to the
-            variance, 1 - R2), ``mse`` or ``cosine``, as for plans.
+            variance, 1 - R2), ``mse`` or ``cosine``, as for plans. Or a function ``measure(outputs, reference)``, or ``measure(outputs,
+            reference, labels)`` with ``labels``, of the outputs of a model and of the teacher on all held-out samples, lists of arrays, and
+            the labels of these samples, which may then be any numbers, such as the targets of a regression. It returns a number, at least 0, and less is
+            better. It chooses the learning rate and the epoch, and decides whether the result is kept; training compares outputs as ``auto`` does.
         checkpoint: A folder for checkpoints; the same call resumes from there.
         checkpoint_every: Write a checkpoint after this number of steps too.
         seed: The seed of all random numbers.
@@ -310,13 +315,18 @@ class Judge:
         kinds: How each output is compared.
     """
 
-    def __init__(self, teacher: Graph, samples: UnlabelledSamples, size: int, measure: str) -> None:
+    def __init__(
+        self, teacher: Graph, samples: UnlabelledSamples, size: int, measure: str | Score
+    ) -> None:
         from ...planning.quality import Scorer
 
         self.batches: list[Sample] = samples.held_batches(size)
-        self.scorer: Scorer = Scorer(teacher, self.batches, measure)
+        score = measure
+        if samples.labels is not None and callable(measure) and _takes_labels(measure):
+            score = partial(_with_labels, measure, samples.labels[samples.held])
+        self.scorer: Scorer = Scorer(teacher, self.batches, score)
         self.kinds = self.scorer.kinds
-        self.labels = None if samples.labels is None else samples.labels[samples.held]
+        self.labels = None if samples.classes is None else samples.classes[samples.held]
         for name, output in zip(teacher.output_names, self.scorer.reference, strict=True):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise ModelError(
@@ -347,6 +357,19 @@ class Judge:
         base = getattr(graph.host, "base_dir", None)
         run = model_runner(to_onnx(graph), feeds, graph.output_names, base)
         return self.of([run(batch) for batch in self.batches])
+
+
+def _takes_labels(measure: Score) -> bool:
+    """Whether a function takes three arguments."""
+    try:
+        inspect.signature(measure).bind(0, 0, 0)
+    except (TypeError, ValueError):  # Functions of C have no signature.
+        return False
+    return True
+
+
+def _with_labels(measure: Score, labels: Any, outputs: Any, reference: Any) -> float:
+    return measure(outputs, reference, labels)
 
 
 def distill_loss(

@@ -121,7 +121,8 @@ def _samples(
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     generator = getattr(batches, "generator", None)
-    state = generator.get_state() if isinstance(generator, torch.Generator) else None
+    known = generator if isinstance(generator, torch.Generator) else None
+    state = None if known is None else known.get_state()
     found: list[tuple[torch.Tensor, ...]] = []
     with own_randomness(device):
         seed_all(seed_of(seed, "calibration"))
@@ -136,8 +137,8 @@ def _samples(
             count += max((len(x) for x in inputs if x.dim()), default=1)
             if count >= SAMPLES:
                 break
-    if state is not None:
-        generator.set_state(state)
+    if known is not None and state is not None:
+        known.set_state(state)
     if not found:
         raise UsageError("the loader yields nothing: it has no batches")
     return found
