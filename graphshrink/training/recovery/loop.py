@@ -139,6 +139,10 @@ class Run:
     def _one_epoch(self) -> float:
         """Train the remaining steps of an epoch; returns the last learning rate."""
         self.parallel.train(self.training_mode)
+        for each in self.module.modules():
+            # cuDNN has gradients of recurrent layers in training mode only; without dropout, it changes nothing.
+            if isinstance(each, nn.RNNBase) and not each.dropout:
+                each.train()
         generator = self._generator()
         if generator is not None:
             if self.loader_state is not None:
