@@ -77,13 +77,11 @@ class Scorer:
         if self.own is None:
             return loss_of(self.kinds, outputs, self.reference)
         name = getattr(self.own, "__name__", "the score")
-        found = self.own(outputs, self.reference)
+        made: Any = self.own(outputs, self.reference)
         try:
-            loss = float(found)
+            loss = float(made)
         except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"{name} must return a number, not a {type(found).__name__}"
-            ) from error
+            raise UsageError(f"{name} must return a number, not a {type(made).__name__}") from error
         if loss < 0:
             raise UsageError(
                 f"{name} returned {loss:g}: less is better, and it must be at least 0, such as 1 - accuracy"

@@ -204,14 +204,12 @@ def _place(data: Tensor, names: dict[int, str]) -> _Place | None:
     if id(data) in names:
         return _Place(names[id(data)], tuple(range(len(data.shape))))
     if isinstance(data, GateRows):
-        stored, *where = data.place
+        stored, direction, start, order = data.place
         place = _place(stored, names)
-        whole = place is not None and place.axes == tuple(range(len(stored.shape)))
-        return (
-            _Rows(place.name, tuple(range(len(data.shape))), stored, *where)
-            if place and whole
-            else None
-        )
+        if place is None or place.axes != tuple(range(len(stored.shape))):
+            return None
+        axes = tuple(range(len(data.shape)))
+        return _Rows(place.name, axes, stored, direction, start, order)
     sources = [h for h in data.hosts or () if id(h) in names]
     if len(sources) != 1 or len(data.hosts or ()) != 1 or not isinstance(sources[0], TensorProto):
         return None
