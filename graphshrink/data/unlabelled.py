@@ -36,16 +36,21 @@ class UnlabelledSamples:
         names: The names of the inputs.
         training: The numbers of the samples to train on.
         held: The numbers of those that are held out, spread evenly over all; samples of equal shape are next to each other.
-        labels: The class of each sample, ``(N,)`` int64; ``None`` if not known.
+        labels: The class of each sample, ``(N,)`` int64, or other targets ``(N, ...)``; ``None`` if not known.
         fixed: The batch size that the model fixes, if it does.
     """
 
     names: tuple[str, ...]
     training: npt.NDArray[np.int64]
     held: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64] | None
+    labels: Array | None
     fixed: int | None
     _samples: _Arrays | _Files
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """The labels if they are classes."""
+        return None if self.labels is None or not _are_classes(self.labels) else self.labels
 
     def sample(self, number: int) -> Sample:
         """A sample as the model takes it."""
@@ -75,7 +80,9 @@ class UnlabelledSamples:
         return _of_equal_shape(self._samples, numbers)
 
 
-def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSamples:
+def read_unlabelled(
+    graph: Graph, data: Any, labels: Any = None, *, targets: bool = False
+) -> UnlabelledSamples:
     """Read samples for a graph from ONNX and hold some of them out.
 
     Args:
@@ -83,6 +90,7 @@ def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSa
         data: As ``calibration`` of :func:`graphshrink.shrink`.
         labels: The classes of the samples, in their order: an array or an ``.npy`` file; ``"folders"`` for images in one folder
             for each class, which are numbered in alphabetical order.
+        targets: Labels may be any numbers, with the first axis of the samples.
 
     Raises:
         UsageError: If there are too few samples, they do not fit the model, or labels do not fit them.
@@ -110,7 +118,8 @@ def read_unlabelled(graph: Graph, data: Any, labels: Any = None) -> UnlabelledSa
     training = np.setdiff1d(np.arange(count), held)
     held = np.concatenate(_of_equal_shape(found, held))
     names = tuple(bound.inputs.names)
-    return UnlabelledSamples(names, training, held, _labels(labels, found, count), fixed, found)
+    known = _labels(labels, found, count, targets)
+    return UnlabelledSamples(names, training, held, known, fixed, found)
 
 
 class _Arrays:
@@ -175,7 +184,7 @@ def _arrays(bound: GraphCalibration) -> _Arrays:
     return _Arrays(samples)
 
 
-def _labels(given: Any, samples: _Arrays | _Files, count: int) -> npt.NDArray[np.int64] | None:
+def _labels(given: Any, samples: _Arrays | _Files, count: int, targets: bool) -> Array | None:
     if given is None:
         return None
     if isinstance(given, str) and given == "folders":
@@ -185,12 +194,19 @@ def _labels(given: Any, samples: _Arrays | _Files, count: int) -> npt.NDArray[np
         classes = {name: i for i, name in enumerate(sorted(set(names)))}
         return np.array([classes[name] for name in names])
     found = _loaded(Path(given)) if isinstance(given, str | Path) else np.asarray(given)
-    if found.shape != (count,) or found.dtype.kind not in "iu" or (count and found.min() < 0):
+    if targets and found.shape[:1] == (count,) and found.dtype.kind in "biuf":
+        return found.astype(np.int64) if _are_classes(found) else found
+    if found.shape != (count,) or not _are_classes(found):
+        what = "numbers" if targets else "whole numbers from 0 on"
         raise UsageError(
-            f"labels are whole numbers from 0 on, one for each of the {count} samples, not "
+            f"labels are {what}, one for each of the {count} samples, not "
             f"{found.dtype} of shape {'x'.join(map(str, found.shape)) or 'a scalar'}"
         )
     return found.astype(np.int64)
+
+
+def _are_classes(labels: Array) -> bool:
+    return labels.ndim == 1 and labels.dtype.kind in "iu" and bool((labels >= 0).all())
 
 
 def _loaded(path: Path) -> Array:

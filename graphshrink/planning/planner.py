@@ -418,7 +418,8 @@ def plan(
         device: A name of :data:`graphshrink.planning.latency.DEVICES`.
         threads: The number of threads of the device's runtime; 0 uses all cores.
         score: How outputs are compared: ``"kl"``, ``"error"``, ``"mse"``, ``"cosine"``, ``"auto"`` (by what computes them), or a function
-            ``score(outputs, reference)`` of two lists of arrays, 0 if they are equal.
+            ``score(outputs, reference)`` of two lists of arrays, the outputs of a network and of the given one on all samples that candidates
+            are scored on; it returns a number, at least 0, and less is better.
         fixed_shapes: Input shapes to fix in the model, by input name.
         frontier: Go on with the steps beyond the target, so that the plan's frontier has the whole trade-off of cost and loss.
         repair: Correct other layers of the planned network in closed form, where its outputs come closer to the original's.

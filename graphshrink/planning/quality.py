@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
+from ..passes.infra.tolerance import squared_error
 from ..running.sessions import one_line, session
 from .samples import Batch
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Outputs = list[Array]
 
-Score = Callable[[Outputs, Outputs], float]
-"""``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; 0 if equal, larger is worse."""
+Score = Callable[..., float]
+"""``score(outputs, reference)``: the outputs of a network and of the original on all scoring samples; at least 0, and less is better."""
 
 MEASURES = ("auto", "kl", "error", "mse", "cosine")
 """How outputs are compared: ``auto`` chooses ``kl`` or ``error`` for each output."""
@@ -75,7 +76,16 @@ class Scorer:
         outputs = joined(found)
         if self.own is None:
             return loss_of(self.kinds, outputs, self.reference)
-        loss = float(self.own(outputs, self.reference))
+        name = getattr(self.own, "__name__", "the score")
+        made: Any = self.own(outputs, self.reference)
+        try:
+            loss = float(made)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name} must return a number, not a {type(made).__name__}") from error
+        if loss < 0:
+            raise UsageError(
+                f"{name} returned {loss:g}: less is better, and it must be at least 0, such as 1 - accuracy"
+            )
         return loss if np.isfinite(loss) else float("inf")
 
 
@@ -238,10 +248,9 @@ def directions(rows: Array) -> Array:
 
 def divergence(kind: str, made: Array, wanted: Array) -> float:
     """The difference of one output from the original's; see the module."""
-    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
     if kind == "error":
-        spread = wanted.var() or 1.0
-        return float(((made - wanted) ** 2).mean() / spread)
+        return squared_error(made, wanted)
+    made, wanted = made.astype(np.float64), wanted.astype(np.float64)
     if kind == "mse":
         return float(((made - wanted) ** 2).mean())
     if kind == "cosine":

@@ -80,12 +80,12 @@ class _Recurrent(Op):
         return (TensorType(dtype, (time, d, batch, n)), *[last] * self.states)[: self.results]
 
     def macs(self, inputs: InputTypes, outputs: Sequence[TensorType]) -> int | None:
-        size, features = outputs[0].size, required(inputs, 0).dim(-1)
-        return (
-            None
-            if size is None or features is None
-            else size * self.gates * (features + self.hidden)
-        )
+        y, features = outputs[0].shape, required(inputs, 0).dim(-1)
+        if y is None or features is None:
+            return None
+        # The batch is the third axis; one sample if it is open.
+        known = TensorType(None, (*y[:2], y[2] if isinstance(y[2], int) else 1, *y[3:])).size
+        return None if known is None else known * self.gates * (features + self.hidden)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,22 @@ UNITS: dict[DType | None, float] = {
 """The rounding unit of each floating-point type, relative to a number."""
 
 
+def spread_of(numbers: npt.NDArray[Any]) -> float:
+    """What squared errors are divided by: the variance of what should be, its mean square if that is 0, or 1 if all numbers are 0."""
+    wide = numbers.astype(np.float64)
+    return float(wide.var() or np.square(wide).mean() or 1.0) if wide.size else 1.0
+
+
+def squared_error(made: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The mean squared error divided by :func:`spread_of` what should be, which is 1 - R2; infinite if the shapes differ."""
+    if made.shape != wanted.shape:
+        return float("inf")
+    if not wanted.size:
+        return 0.0
+    error = np.square(made.astype(np.float64) - wanted.astype(np.float64)).mean()
+    return float(error) / spread_of(wanted)
+
+
 def relative_error(reference: Outputs, outputs: Outputs) -> float:
     """The largest error over all outputs, each relative to the largest magnitude of its reference.
 

@@ -28,14 +28,17 @@ from ...ir import (
     Flatten,
     GlobalAveragePool,
     Graph,
+    Gru,
     Identity,
     Linear,
+    Lstm,
     MatMul,
     MaxPool,
     Mul,
     Node,
     Reshape,
     Resize,
+    Rnn,
     Slice,
     Squeeze,
     Transpose,
@@ -105,6 +108,8 @@ def layer_problem(node: Node) -> str | None:
     """Why a node is no layer that can compute in integers; ``None`` if it is one, an empty text if it is no layer at all."""
     if isinstance(node.op, ConvTranspose):
         return "there is no integer kernel for transposed convolutions"
+    if isinstance(node.op, Lstm | Gru | Rnn):
+        return "runtimes have no integer kernel for a recurrent layer in this form"
     if not isinstance(node.op, Conv | Linear | MatMul):
         return ""
     if node.output.data is not None:
@@ -112,7 +117,7 @@ def layer_problem(node: Node) -> str | None:
     x, w = node.required(0), node.required(1)
     if x.type.dtype is not DType.F32:
         known = "unknown" if x.type.dtype is None else x.type.dtype.value
-        return f"its element type is {known}, and only f32 is quantized"
+        return f"its element type is {known}, and only f32 is quantized: give the model in float32"
     if any(v is not None and v.data is not None and is_dequantized(v) for v in node.inputs):
         return "its weight is quantized already"
     if isinstance(node.op, MatMul):

@@ -38,6 +38,7 @@ from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, named_nodes
 from ..infra.registry import register
+from ..infra.tolerance import squared_error
 from ..merge.algebra.tensors import Array64
 from ..statistics.im2col import Array
 from .blocks import block_problem, write_blocks
@@ -315,8 +316,7 @@ class _Job:
             twins = dict(zip(self.graph.nodes, copy.nodes, strict=True))
             self._apply(copy, Rewriter(copy), [twins[node] for node in layers])
             losses = [
-                _relative_error(made, wanted)
-                for made, wanted in zip(outputs(copy), reference, strict=True)
+                _loss(made, wanted) for made, wanted in zip(outputs(copy), reference, strict=True)
             ]
             return float(np.mean(losses))
 
@@ -420,18 +420,9 @@ class _Job:
         return bias + correction
 
 
-def _relative_error(made: Sequence[Array], wanted: Sequence[Array]) -> float:
-    """The squared error of an output, relative to its variance, or to its mean square if it is the same everywhere.
-
-    Args:
-        made: The output for each batch, in float64.
-        wanted: What it should be.
-    """
+def _loss(made: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The squared error of an output, one array for each batch; infinite if a shape depends on numbers and differs."""
     if any(a.shape != b.shape for a, b in zip(made, wanted, strict=True)):
-        return float("inf")  # Its shape depends on numbers.
+        return float("inf")
     a, b = (np.concatenate([each.reshape(-1) for each in x]) for x in (made, wanted))
-    error = float(np.square(a - b).sum())
-    size = float(np.square(b - b.mean()).sum()) or float(np.square(b).sum()) if b.size else 0.0
-    if not error:
-        return 0.0
-    return error / size if size else float("inf")
+    return squared_error(a, b)

@@ -35,6 +35,7 @@ from ...ir import (
     Value,
 )
 from ...ir.analysis.dequantized import is_dequantized
+from ...ir.analysis.integer_pairs import pair_sums, within_limit
 from ...ir.tensor import transposed
 from ..infra.contract import Context, Pass
 from ..infra.repeat import Group
@@ -137,7 +138,7 @@ class FloatWeights(_End):
             if weight is None:
                 continue
             whole = weight.parts[1].size == 1
-            limited = _is_limited(weight.parts[0].numpy(), _channel_axis(node, weight.turned))
+            limited = within_limit(weight.parts[0].numpy(), _channel_axis(node, weight.turned))
             self.memory.layers[node.name] = Kept(whole, forms.get(2) is not None, limited)
             with rw.rewrite("read a quantised weight as floats", node):
                 for index, form in forms.items():
@@ -155,14 +156,6 @@ def _channel_axis(node: Node, turned: bool) -> int:
     """The axis of the output channels of a layer's weight, or of the matrix that it reads the transpose of."""
     axis = 1 if isinstance(node.op, ConvTranspose | MatMul) else 0
     return 1 - axis if turned else axis
-
-
-def _is_limited(numbers: Array, axis: int) -> bool:
-    """Whether integers are small enough for processors that add pairs of products in 16 bits (see :mod:`.weights`)."""
-    if numbers.dtype != np.int8:
-        return False
-    rows = np.abs(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1).astype(np.int32))
-    return bool((np.sort(rows, axis=1)[:, -2:].sum(1) <= LARGEST + 1).all())
 
 
 def _weighted(graph: Graph) -> list[tuple[Node, Value, Tensor]]:
@@ -368,8 +361,8 @@ def fresh(
     else:
         bound = np.zeros(len(groups))
     largest = tops
-    if pair_limit and rows.shape[1] > 1:
-        pairs = np.sort(np.abs(rows), axis=1)[:, -2:].sum(1)
+    if pair_limit:
+        pairs = pair_sums(rows, 0)
         largest = np.maximum(tops, pairs.max(keepdims=True) if whole else pairs)
     # Channels of zeros get the usual scale: a step of 1 would be too coarse for their biases.
     scales = np.where(tops == 0, 0, np.where(found > 0, found, largest / LARGEST))

@@ -3,9 +3,8 @@
 A channel's scale is its largest magnitude divided by 127, or, by ``clip``, the fraction of it with the least squared error of
 rounding and clipping.
 
-``pair_limit``: processors with AVX2 or AVX-512 but without VNNI multiply unsigned activations with signed weights in pairs, and add the two
-products in 16 bits, with saturation. ``255 * (|a| + |b|)`` stays below 2^15 if ``|a| + |b| <= 128``. onnxruntime's
-``reduce_range`` halves all weights for this; here a channel's scale grows only until its two largest weights fit.
+``pair_limit`` is for processors without VNNI (:mod:`graphshrink.ir.analysis.integer_pairs`): a channel's scale grows until its two largest
+weights fit. onnxruntime's ``reduce_range`` halves all weights for this.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ...ir.analysis.integer_pairs import UNROUNDED, pair_sums
 from ..merge.algebra.tensors import Array64
 
 Scales = npt.NDArray[np.float32]
 
 LARGEST = 127
-PAIR = 127
-"""The limit of the sum of two magnitudes before they are rounded; afterwards it is at most 128."""
-
 BIAS_LARGEST = 2**31 - 1
 _FRACTIONS = np.linspace(1, 0.5, 51)
 TINY = float(np.finfo(np.float32).tiny)
@@ -80,9 +77,8 @@ def quantized_weight(
     scales = top / LARGEST
     if clip:
         scales = _least_error(rows, scales)
-    if pair_limit and rows.shape[1] > 1:
-        two = np.partition(sizes, rows.shape[1] - 2, axis=1)[:, -2:].sum(1)
-        scales = np.maximum(scales, two / PAIR)
+    if pair_limit:
+        scales = np.maximum(scales, pair_sums(rows, 0) / UNROUNDED)
     if least is not None:
         scales = np.maximum(scales, least)
     # Empty channels have any scale: that of the others keeps their biases precise.

@@ -7,6 +7,7 @@ remaining error is that of the inputs minus their mean, ``tr(D (G - n E[x] E[x]^
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,30 @@ from ..statistics.gram import GramMatrix, InputMoments
 from ..statistics.im2col import columns_problem, columns_size, weight_rows
 from ..statistics.requests import Calibration, Results
 from .sparse_weights import output_change
+
+
+@dataclass(frozen=True)
+class BiasShift:
+    """What is subtracted from the bias of a layer.
+
+    Attributes:
+        node: The layer.
+        amount: The numbers, in the shape of the bias.
+    """
+
+    node: Node
+    amount: Array64
+
+    @property
+    def index(self) -> int:
+        """Which input of the layer the bias is."""
+        return _bias_index(self.node)
+
+    def applied(self) -> Tensor:
+        """The new bias, from the one that the layer has now."""
+        bias = _bias(self.node)
+        assert bias is not None
+        return from_float64(bias.float64() - self.amount, bias.dtype, bias)
 
 
 class LayerInputs:
@@ -101,17 +126,26 @@ class LayerInputs:
         centred = self.is_centred(weight)
         return np.asarray(np.sum([f.scatter if centred else f.squares for f in found], axis=0))
 
-    def biases(self, weight: NmWeight, change: Array64) -> dict[Node, Tensor]:
-        """The biases that compensate the mean error of a change of the weight; empty if biases stay as they are."""
+    def biases(self, weight: NmWeight, change: Array64) -> dict[Node, BiasShift]:
+        """How biases compensate the mean error of a change of the weight; empty if biases stay as they are."""
         if not self.is_centred(weight):
             return {}
-        made: dict[Node, Tensor] = {}
-        for node, request in zip(weight.readers, self.requests[weight], strict=True):
+        made: dict[Node, BiasShift] = {}
+        for use, request in zip(column_uses(weight), self.requests[weight], strict=True):
+            node, index = use
             bias = _bias(node)
             if bias is None:  # ``is_centred`` excludes it.
                 continue
-            shift = np.einsum("grk,gk->gr", weight_rows(node, change), self.results[request].mean)
-            made[node] = from_float64(bias.float64() - shift.reshape(-1), bias.dtype, bias)
+            rows = weight_rows(node, change, index)
+            amount = np.einsum("grk,gk->gr", rows, self.results[request].mean)
+            if isinstance(node.op, _Recurrent):
+                # The biases of the input matrix are in front of those of the recurrent one.
+                halves = np.zeros((2, *bias.shape[:1], bias.shape[1] // 2))
+                halves[index - 1] = amount.reshape(halves.shape[1:])
+                amount = np.concatenate(list(halves), axis=1)
+            before = made.get(node)
+            whole = amount.reshape(bias.shape) + (0 if before is None else before.amount)
+            made[node] = BiasShift(node, whole)
         return made
 
     def error(self, weight: NmWeight, old: Array64, new: Array64) -> float | None:
@@ -157,6 +191,10 @@ def _problem(weight: NmWeight) -> str:
 
 
 def _bias(node: Node) -> Tensor | None:
-    """The bias of a layer; ``None`` if there is none, it is not a constant, or the layer is recurrent."""
-    value = None if isinstance(node.op, MatMul | _Recurrent) else node.input(2)
+    """The bias of a layer, or both of a recurrent one; ``None`` if there is none, or it is not a constant."""
+    value = None if isinstance(node.op, MatMul) else node.input(_bias_index(node))
     return None if value is None else value.data
+
+
+def _bias_index(node: Node) -> int:
+    return 3 if isinstance(node.op, _Recurrent) else 2

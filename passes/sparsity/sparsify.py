@@ -39,7 +39,7 @@ from ..infra.registry import register
 from ..merge.algebra.tensors import Array64, out_of_range
 from ..statistics.im2col import tap_major, weight_from_rows, weight_rows
 from ..statistics.requests import Calibration, groups_within_memory
-from .layer_inputs import LayerInputs, column_uses, gram_bytes
+from .layer_inputs import BiasShift, LayerInputs, column_uses, gram_bytes
 from .layer_waves import layer_waves
 from .sparse_weights import PruningRule, sparsegpt, wanda
 
@@ -226,7 +226,8 @@ class Sparsify(Pass):
         if error is not None:
             measures["output error"] = error
         biases = inputs.biases(weight, stored - old)
-        for tensor in biases.values():
+        for shift in biases.values():
+            tensor = shift.applied()
             if out_of_range(tensor):
                 raise ValueError(f"its refitted bias would leave the range of {tensor.dtype.value}")
         return _Pruned(
@@ -302,7 +303,7 @@ class _Pruned:
 
     weight: NmWeight
     tensor: Tensor
-    biases: dict[Node, Tensor]
+    biases: dict[Node, BiasShift]
     what: str
     measures: dict[str, float]
 
@@ -316,5 +317,6 @@ class _Pruned:
             for node, index in value.uses:
                 if node in readers:
                     rw.set_input(node, index, made)
-            for node, tensor in self.biases.items():
-                rw.set_input(node, 2, rw.constant(tensor, f"{node.name}.bias"))
+            for node, shift in self.biases.items():
+                # Both matrices of a recurrent layer change its bias.
+                rw.set_input(node, shift.index, rw.constant(shift.applied(), f"{node.name}.bias"))

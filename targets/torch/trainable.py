@@ -1,7 +1,7 @@
 """ONNX models as torch modules that are trained, and their weights as numbers of the model's initializers again.
 
 Nothing but numbers changes: nodes, names and everything else in the model stay what they are. A weight that the module has in another
-order of axes (a transposed matrix) is put back into the order of its initializer. A weight that is dequantised from integers becomes integers again, with
+order of axes (a transposed matrix) is put back into the order of its initializer, and so are the gates of recurrent layers. A weight that is dequantised from integers becomes integers again, with
 the scales that it had. A weight that no initializer holds, because nodes compute it from several or the model has it in a form that no order of axes
 explains, is not trained.
 """
@@ -20,14 +20,15 @@ from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
 from ...ir import ArrayTensor, Dequantize, Graph, Tensor
+from ...ir.analysis.integer_pairs import largest_within_limit
 from ..emitted import Readers
 from .anew import Anew, written_anew
 from .batch_norms import norm_of
 from .names import host_name
+from .spell.recurrent import GateRows
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
-
-_PAIR = 128.0
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 _MOST_AXES = 5
 """Weights with more axes are compared with their initializers in the given order only."""
@@ -40,9 +41,39 @@ class _Place:
     name: str
     axes: tuple[int, ...]
 
-    def restored(self, tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    def restored(self, tensor: torch.Tensor, whole: Numbers | None) -> Numbers:
+        """The numbers of the initializer.
+
+        Args:
+            tensor: The module's tensor.
+            whole: The numbers that other tensors gave, if the tensor is only a part of the initializer.
+        """
         back = np.argsort(self.axes)
         return np.ascontiguousarray(tensor.detach().cpu().numpy().transpose(back))
+
+
+@dataclass(frozen=True)
+class _Rows(_Place):
+    """A place in a weight or in the biases of a recurrent layer: the rows of all gates of one direction.
+
+    Attributes:
+        stored: The constant as it is stored.
+        direction: The direction.
+        start: The first row.
+        order: Where torch's gates are in ONNX's order.
+    """
+
+    stored: Tensor
+    direction: int
+    start: int
+    order: tuple[int, ...]
+
+    def restored(self, tensor: torch.Tensor, whole: Numbers | None) -> Numbers:
+        made = self.stored.numpy().copy() if whole is None else whole
+        rows = super().restored(tensor, None)
+        gates = rows.reshape(len(self.order), -1, *rows.shape[1:])[np.argsort(self.order)]
+        made[self.direction, self.start : self.start + len(rows)] = gates.reshape(rows.shape)
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +115,8 @@ class _IntegerPlace(_Place):
 
     steps: Steps
 
-    def restored(self, tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        return self.steps.integers(super().restored(tensor))
+    def restored(self, tensor: torch.Tensor, whole: Numbers | None) -> Numbers:
+        return self.steps.integers(super().restored(tensor, whole))
 
 
 class Trainable:
@@ -126,11 +157,12 @@ class Trainable:
 
     def trained(self) -> Graph:
         """A copy of the graph whose host model has the module's numbers; the constants of the graph itself keep the old ones."""
-        numbers: dict[str, Tensor] = {}
+        numbers: dict[str, Numbers] = {}
         for tensor, place in self.places:
-            numbers[place.name] = ArrayTensor(place.restored(tensor))
+            numbers[place.name] = place.restored(tensor, numbers.get(place.name))
         made = self.graph.clone()
-        made.host = replace(self.host, numbers={**self.host.numbers, **numbers})
+        stored: dict[str, Tensor] = {name: ArrayTensor(a) for name, a in numbers.items()}
+        made.host = replace(self.host, numbers={**self.host.numbers, **stored})
         return made
 
     def _find(self, written: Anew) -> None:
@@ -144,8 +176,12 @@ class Trainable:
             place = _place(data, names) or _integer_place(data, integers)
             if place is not None and place.name in own:
                 found.setdefault(place.name, []).append((tensor, place))
-        # An initializer that is several tensors of the module would get the numbers of only one.
-        self.places = [group[0] for group in found.values() if len(group) == 1]
+        # An initializer that is several tensors of the module would get the numbers of only one, unless each is a part of it.
+        self.places = []
+        for group in found.values():
+            parts = {(p.direction, p.start) for _, p in group if isinstance(p, _Rows)}
+            if len(group) == 1 or len(parts) == len(group):
+                self.places += group
 
 
 def _stored(graph: Graph) -> dict[int, str]:
@@ -167,6 +203,13 @@ def _place(data: Tensor, names: dict[int, str]) -> _Place | None:
     """The initializer that a constant is, or has the numbers of in another order of axes."""
     if id(data) in names:
         return _Place(names[id(data)], tuple(range(len(data.shape))))
+    if isinstance(data, GateRows):
+        stored, direction, start, order = data.place
+        place = _place(stored, names)
+        if place is None or place.axes != tuple(range(len(stored.shape))):
+            return None
+        axes = tuple(range(len(data.shape)))
+        return _Rows(place.name, axes, stored, direction, start, order)
     sources = [h for h in data.hosts or () if id(h) in names]
     if len(sources) != 1 or len(data.hosts or ()) != 1 or not isinstance(sources[0], TensorProto):
         return None
@@ -227,30 +270,12 @@ def _steps(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Ste
     low: Floats = np.full(zeros.shape, float(limits.min))
     high: Floats = np.full(zeros.shape, float(limits.max))
     if integers.dtype == np.int8 and not zeros.any():
-        low, high = -high, high
-        if integers.ndim > 1 and scales.size > 1:
-            high = _pairs_kept(np.abs(integers.astype(np.float64)), axis, high)
-            low = -high
+        most = (
+            largest_within_limit(integers, axis) if integers.ndim > 1 and scales.size > 1 else None
+        )
+        high = high if most is None else most
+        low = -high
     return Steps(integers.dtype, scales, zeros, low, high)
-
-
-def _pairs_kept(sizes: Floats, axis: int, high: Floats) -> Floats:
-    """The largest magnitudes, where no two of a channel add up to more than 128: then they should not later either.
-
-    Some processors compute wrong sums otherwise, see ``reduce-range`` of ``quantize``.
-    """
-    rows = np.moveaxis(sizes, axis, 0).reshape(sizes.shape[axis], -1)
-    if rows.shape[1] < 2:
-        return high
-    largest = np.partition(rows, -2, axis=1)[:, -2:]
-    if (largest.sum(1) > _PAIR).any():
-        return high
-    most = np.full(rows.shape, _PAIR / 2)
-    above = largest[:, 1] > _PAIR / 2
-    most[above] = (_PAIR - largest[above, 1])[:, None]
-    most[above, rows[above].argmax(1)] = largest[above, 1]
-    shape = (sizes.shape[axis], *np.delete(sizes.shape, axis))
-    return np.moveaxis(most.reshape(shape), 0, axis)
 
 
 def _integer_place(

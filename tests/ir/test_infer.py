@@ -288,3 +288,18 @@ def test_macs_count_what_is_multiplied(site: Site) -> None:
             assert macs == size * first[-1]
         case _:
             assert macs == 0
+
+
+def test_macs_of_a_recurrent_layer_are_those_of_one_sample_if_the_batch_is_open() -> None:
+    layer = ir.Lstm(4, "bidirectional")
+    w, r = ir.TensorType(ir.DType.F32, (2, 16, 3)), ir.TensorType(ir.DType.F32, (2, 16, 4))
+
+    def macs(*sizes: int | str) -> int | None:
+        graph = ir.Graph()
+        x = graph.add_input("x", ir.TensorType(ir.DType.F32, sizes))
+        weights = [graph.add_input(n, t) for n, t in (("w", w), ("r", r))]
+        return graph.append(layer, [x, *weights]).macs
+
+    assert macs(5, 1, 3) == 5 * 2 * 4 * 4 * (3 + 4)
+    assert macs(5, 6, 3) == 6 * macs(5, 1, 3)
+    assert macs(5, "n", 3) == macs(5, 1, 3)

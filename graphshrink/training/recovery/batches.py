@@ -60,8 +60,8 @@ class SampleBatches:
     def __iter__(self) -> Iterator[Batch]:
         for numbers in self._numbers():
             labels = None
-            if self.samples.labels is not None and self.classes is not None:
-                found = torch.from_numpy(self.samples.labels[numbers])
+            if self.samples.classes is not None and self.classes is not None:
+                found = torch.from_numpy(self.samples.classes[numbers])
                 labels = torch.nn.functional.one_hot(found, self.classes).float()
             if (
                 self.augmentation is None

@@ -18,6 +18,7 @@ from ...data.calibration import check_varied
 from ...data.unlabelled import read_unlabelled
 from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
 from ...ir.errors import counted
+from ...passes.infra.tolerance import spread_of
 from ...planning.quality import DISTRIBUTIONS
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
@@ -39,6 +40,7 @@ from .files import (
 )
 from .optimizers import RelativeAdam
 from .recovery import recover
+from .zeros import Zeros
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
 """The learning rates that are tried."""
@@ -129,7 +131,8 @@ class FileRun:
     def _prepare(self) -> None:
         """Make the modules, read the samples, and judge the student as it is."""
         given = self.options
-        samples = read_unlabelled(self.student, given["data"], given["labels"])
+        own = callable(given["measure"])
+        samples = read_unlabelled(self.student, given["data"], given["labels"], targets=own)
         _check_floats(self.student)
         self.trainable = Trainable(self.student, HostReaders())
         _check_trained(self.trainable)
@@ -160,7 +163,7 @@ class FileRun:
         if any(a.ndim == 3 for a in example):
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        labelled = samples.labels is not None and given["label_weight"] > 0
+        labelled = samples.classes is not None and given["label_weight"] > 0
         classes = _classes(self.judge) if labelled else None
         augment = given["augment"]
         augmentation = Augmentation() if augment is True else augment or None
@@ -169,7 +172,7 @@ class FileRun:
     def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
         """Train the module from its present state."""
         given, judge = self.options, self.judge
-        variances = [float(np.var(r)) or 1.0 for r in judge.scorer.reference]
+        variances = [spread_of(r) for r in judge.scorer.reference]
         trained = [p for p in self.module.parameters() if p.requires_grad]
         recover(
             self.module,
@@ -250,7 +253,8 @@ class FileRun:
 
     def _digest(self) -> str:
         """What a checkpoint belongs to: the tensors of student and teacher, and the held-out samples."""
-        digest = hashlib.sha256()
+        digest, measure = hashlib.sha256(), self.options["measure"]
+        digest.update(str(getattr(measure, "__qualname__", measure)).encode())
         for module in (self.module, self.guide):
             for name, tensor in module.state_dict().items():
                 digest.update(name.encode())
@@ -280,7 +284,7 @@ class FileRun:
         return losses
 
 
-class Keeper:
+class Keeper(Zeros):
     """A callback that keeps zeros of weights zero, and the tensors of the best epoch.
 
     Args:
@@ -297,25 +301,12 @@ class Keeper:
         run: str = "",
         kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        super().__init__(module, kept)
         self.run = run
-        self.module, self.best_loss = module, before.loss
+        self.best_loss = before.loss
         self.history: list[dict[str, float]] = []
         self.plain = False
         self.best = {name: t.detach().clone() for name, t in module.named_parameters()}
-        masks = {
-            name: (kept or {}).get(name, t != 0)
-            for name, t in module.named_parameters()
-            if t.requires_grad and t.dim() > 1
-        }
-        self.kept = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Set again what was zero."""
-        for name, parameter in self.module.named_parameters():
-            if name in self.kept:
-                kept = self.kept[name] = self.kept[name].to(parameter.device)
-                parameter.mul_(kept)
 
     def end_epoch(self, record: Mapping[str, float]) -> None:
         """Keep the tensors if no epoch was better; epochs that were not judged do not count."""

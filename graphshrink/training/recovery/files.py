@@ -8,9 +8,11 @@ are judged by the models as they are written, in onnxruntime.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from ...data.unlabelled import Sample, UnlabelledSamples
-    from ...planning.quality import Scorer
+    from ...passes import Pass, PassRecord
+    from ...planning.quality import Score, Scorer
     from .augmentation import Augmentation
 
 BATCH_SIZE = 16
@@ -93,7 +96,7 @@ class RecoveredFile:
 
     def reread(self) -> Graph:
         """The graph of the model as it is written, whose constants have the new numbers too."""
-        return _graph(self.graph, "the model")
+        return reread(self.graph)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, whole or not at all.
@@ -124,7 +127,7 @@ def recover_file(
     warmup: float = 0.1,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     device: str | torch.device | None = None,
-    measure: str = "auto",
+    measure: str | Score = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     seed: int = 0,
@@ -144,7 +147,7 @@ def recover_file(
             for its ranges: the training then learns what the integers compute. A student in Q/DQ form is trained in this way
             without the option; there, what rounding made zero stays zero.
         labels: The classes of the samples, if they are known: an array, an ``.npy`` file, or ``"folders"`` for images in
-            a folder for each class, in alphabetical order.
+            a folder for each class, in alphabetical order. Other numbers are for a function ``measure`` alone.
         label_weight: The weight of the cross-entropy to the labels, from 0 to 1; the rest is distillation.
         augment: Whether images are varied at random (crops, reflections, mixtures): models of one float input ``(N, C, H, W)`` with 1, 3 or 4
             channels. Crops of a folder of images are taken from the whole images, in front of the crop of ``preprocess``.
@@ -159,7 +162,10 @@ def recover_file(
         precision: As for :func:`graphshrink.recover`.
         device: The device to train on.
         measure: How outputs are compared, in training and on the held-out samples: ``auto``, ``kl`` (distributions), ``error`` (squared error relative to the
-            variance, 1 - R2), ``mse`` or ``cosine``, as for plans.
+            variance, 1 - R2), ``mse`` or ``cosine``, as for plans. Or a function ``measure(outputs, reference)``, or ``measure(outputs,
+            reference, labels)`` with ``labels``, of the outputs of a model and of the teacher on all held-out samples, lists of arrays, and
+            the labels of these samples, which may then be any numbers, such as the targets of a regression. It returns a number, at least 0, and less is
+            better. It chooses the learning rate and the epoch, and decides whether the result is kept; training compares outputs as ``auto`` does.
         checkpoint: A folder for checkpoints; the same call resumes from there.
         checkpoint_every: Write a checkpoint after this number of steps too.
         seed: The seed of all random numbers.
@@ -188,16 +194,24 @@ def recover_file(
 
     if not quantize:
         return FileRun(own, goal, given).run()
-    made, notes = _quantised(own, "quantize" if quantize is True else quantize, data)
-    done = FileRun(made, goal, given, floats=own).run()
+    made, floats, notes = quantised(own, "quantize" if quantize is True else quantize, data)
+    done = FileRun(made, goal, given, floats=floats).run()
     return replace(done, notes=[*notes, *done.notes])
 
 
-def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
-    """A student whose weights and activations are quantised, and the notes of the passes.
+def quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, Graph, list[str]]:
+    """Run passes that quantise on the graph of an ONNX model.
+
+    Args:
+        graph: The graph.
+        passes: The text of the passes.
+        data: The samples that ranges are measured on.
+
+    Returns:
+        The quantised graph, the one in floats in front of the first pass that quantises, and the notes of the passes.
 
     Raises:
-        UsageError: If the passes do not quantise.
+        UsageError: If the graph is quantised, or the passes do not quantise.
     """
     from ...api import shrink
     from ...hosts.onnx.tensors import embed, tensors_in
@@ -209,12 +223,33 @@ def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
     model, base = to_onnx(graph), getattr(graph.host, "base_dir", None)
     if base is not None:
         embed(tensors_in(model), base)
-    result = shrink(model, passes, calibration=data)
+    before = _BeforeQuantize()
+    result = shrink(model, passes, calibration=data, observers=[before])
     if not is_quantised(result.graph):
         raise UsageError(
             f"quantize={passes!r} quantises nothing: give True, or passes with quantize"
         )
-    return _graph(result.graph, "the student"), list(result.report.notes)
+    floats = graph if before.graph is None else before.graph
+    return _graph(result.graph, "the student"), floats, list(result.report.notes)
+
+
+class _BeforeQuantize:
+    """An observer that keeps the graph in front of the pass ``quantize``."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None
+
+    def before(self, step: Pass, graph: Graph) -> None:
+        if step.name == "quantize":
+            self.graph = graph.clone()
+
+    def after(self, step: Pass, graph: Graph, record: PassRecord) -> None:
+        pass
+
+
+def reread(graph: Graph) -> Graph:
+    """The graph of a model as it is written, whose constants have the trained numbers too."""
+    return _graph(graph, "the model")
 
 
 def _graph(model: Any, what: str) -> Graph:
@@ -280,13 +315,18 @@ class Judge:
         kinds: How each output is compared.
     """
 
-    def __init__(self, teacher: Graph, samples: UnlabelledSamples, size: int, measure: str) -> None:
+    def __init__(
+        self, teacher: Graph, samples: UnlabelledSamples, size: int, measure: str | Score
+    ) -> None:
         from ...planning.quality import Scorer
 
         self.batches: list[Sample] = samples.held_batches(size)
-        self.scorer: Scorer = Scorer(teacher, self.batches, measure)
+        score = measure
+        if samples.labels is not None and callable(measure) and _takes_labels(measure):
+            score = partial(_with_labels, measure, samples.labels[samples.held])
+        self.scorer: Scorer = Scorer(teacher, self.batches, score)
         self.kinds = self.scorer.kinds
-        self.labels = None if samples.labels is None else samples.labels[samples.held]
+        self.labels = None if samples.classes is None else samples.classes[samples.held]
         for name, output in zip(teacher.output_names, self.scorer.reference, strict=True):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
                 raise ModelError(
@@ -317,6 +357,19 @@ class Judge:
         base = getattr(graph.host, "base_dir", None)
         run = model_runner(to_onnx(graph), feeds, graph.output_names, base)
         return self.of([run(batch) for batch in self.batches])
+
+
+def _takes_labels(measure: Score) -> bool:
+    """Whether a function takes three arguments."""
+    try:
+        inspect.signature(measure).bind(0, 0, 0)
+    except (TypeError, ValueError):  # Functions of C have no signature.
+        return False
+    return True
+
+
+def _with_labels(measure: Score, labels: Any, outputs: Any, reference: Any) -> float:
+    return measure(outputs, reference, labels)
 
 
 def distill_loss(
@@ -364,4 +417,6 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
-__all__ = ["HeldOut", "Judge", "RecoveredFile", "distill_loss", "named", "recover_file"]
+__all__ = [
+    "HeldOut", "Judge", "RecoveredFile", "distill_loss", "named", "quantised", "recover_file", "reread",
+]  # fmt: skip

@@ -53,6 +53,9 @@ class Stepped(Protocol):
 
 Callback = Callable[[Step], object] | Stepped
 
+Unpack = Callable[[Any], tuple[tuple[Any, ...], Any]]
+"""Converts a batch to the arguments of the module and the labels, or ``None`` without labels."""
+
 
 @dataclass
 class Run:
@@ -65,7 +68,7 @@ class Run:
     per_epoch: int
     epochs: int
     loss: Loss
-    unpack: Callable[[Any], tuple[tuple[Any, ...], Any]] | None
+    unpack: Unpack | None
     weights: tuple[float, float]
     penalty: Callable[[nn.Module], torch.Tensor] | None
     optimizer: Optimizer
@@ -136,6 +139,10 @@ class Run:
     def _one_epoch(self) -> float:
         """Train the remaining steps of an epoch; returns the last learning rate."""
         self.parallel.train(self.training_mode)
+        for each in self.module.modules():
+            # cuDNN has gradients of recurrent layers in training mode only; without dropout, it changes nothing.
+            if isinstance(each, nn.RNNBase) and not each.dropout:
+                each.train()
         generator = self._generator()
         if generator is not None:
             if self.loader_state is not None:
@@ -175,7 +182,7 @@ class Run:
         factor = rate_factor(done, self.epochs * self.per_epoch, self.warmup, self.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        inputs, labels = self._unpacked(batch)
+        inputs, labels = unpacked(batch, self.unpack, self.processes.device)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self._losses(inputs, labels)
         values = {name: float(value.detach()) for name, value in parts.items()}
@@ -219,22 +226,6 @@ class Run:
             share["task"] = 1 - weight
         total = torch.stack([part * share.get(name, 1.0) for name, part in parts.items()]).sum()
         return {"loss": total, **(parts if len(parts) > 1 else {})}
-
-    def _unpacked(self, batch: Any) -> tuple[tuple[Any, ...], Any]:
-        if self.unpack is not None:
-            inputs, labels = self.unpack(batch)
-        elif isinstance(batch, torch.Tensor):
-            inputs, labels = (batch,), None
-        elif isinstance(batch, tuple | list) and len(batch) in (1, 2):
-            inputs, labels = (batch[0],), batch[1] if len(batch) == 2 else None
-        else:
-            size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-            raise UsageError(
-                f"a batch is a {type(batch).__name__}{size}: give unpack, a function that converts it to "
-                "(inputs, labels)"
-            )
-        device = self.processes.device
-        return tuple(_to(x, device) for x in inputs), _to(labels, device)
 
     def _evaluated(self) -> dict[str, float]:
         if self.evaluate is None:
@@ -341,6 +332,29 @@ class Run:
             f"{what} in epoch {self.epoch + 1}, step {self.index + 1}: lower lr, clip the gradient, or look "
             f"for invalid data; {kept}"
         )
+
+
+def unpacked(
+    batch: Any, unpack: Unpack | None, device: torch.device
+) -> tuple[tuple[Any, ...], Any]:
+    """The arguments of the module and the labels of a batch, on a device.
+
+    Raises:
+        UsageError: If a batch is of a form that needs ``unpack``.
+    """
+    if unpack is not None:
+        inputs, labels = unpack(batch)
+    elif isinstance(batch, torch.Tensor):
+        inputs, labels = (batch,), None
+    elif isinstance(batch, tuple | list) and len(batch) in (1, 2):
+        inputs, labels = (batch[0],), batch[1] if len(batch) == 2 else None
+    else:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise UsageError(
+            f"a batch is a {type(batch).__name__}{size}: give unpack, a function that converts it to "
+            "(inputs, labels)"
+        )
+    return tuple(_to(x, device) for x in inputs), _to(labels, device)
 
 
 def _to(data: Any, device: torch.device) -> Any:

@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...ir import MissingExtra, UsageError
+from ...ir import Graph, MissingExtra, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.optim import Optimizer
 
+    from ...targets.emitted import Emitted
     from .distillation import Loss
-    from .loop import Callback
+    from .loop import Callback, Unpack
 
 
 @dataclass
@@ -35,12 +36,38 @@ class Recovered:
     """The result of :func:`recover`.
 
     Attributes:
-        model: The given module, trained, in evaluation mode.
+        model: The given module, trained, in evaluation mode; with ``quantize``, a new module that computes what the integers do.
         history: For each epoch ``epoch``, ``loss`` and its parts, ``lr``, ``seconds``, and the numbers of ``evaluate``.
+        graph: With ``quantize``, the graph of the network with its weights as integers.
+        notes: What the user should know about the quantisation, one sentence each.
     """
 
     model: nn.Module
     history: list[dict[str, float]]
+    graph: Graph | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def save(
+        self, path: str | os.PathLike[str], target: str | None = None, **options: Any
+    ) -> Emitted:
+        """Write a network that was trained with ``quantize``, whole or not at all.
+
+        Args:
+            path: The file to write.
+            target: As for ``save`` of the result of ``shrink``.
+            options: The target's own options.
+
+        Raises:
+            UsageError: If it was trained without ``quantize``, or the file cannot be written.
+            ModelError: If the target cannot express it.
+        """
+        from ...emission import emission
+
+        if self.graph is None:
+            raise UsageError(
+                "only a network that was trained with quantize is saved here: for others, shrink(model, ...).save(path)"
+            )
+        return emission(path, target, options).run(self.graph)
 
 
 def recover(
@@ -50,7 +77,9 @@ def recover(
     epochs: int = 1,
     lr: float | None = None,
     loss: Loss | None = None,
-    unpack: Callable[[Any], tuple[tuple[Any, ...], Any]] | None = None,
+    quantize: bool | str = False,
+    calibration: Any = None,
+    unpack: Unpack | None = None,
     teacher: nn.Module | None = None,
     temperature: float = 4.0,
     distill_weight: float = 0.5,
@@ -89,6 +118,12 @@ def recover(
         epochs: The number of times to iterate the loader.
         lr: The largest learning rate; if not given, 1e-3 for AdamW, 0.05 for SGD, the present rates of a given optimizer.
         loss: A function of outputs and labels; cross-entropy if not given.
+        quantize: Train what 8-bit integers compute: ``True`` merges layers and quantises them by the pass ``quantize``; a text of passes is
+            run in place of that, such as ``"default,quantize{method=mse}"``. Then a new module is trained, in which weights and
+            activations are rounded as the integers of its file round them, and the given one does not change; :meth:`Recovered.save` writes the
+            file. Weights that are zero stay zero.
+        calibration: With ``quantize``, samples for the ranges of activations, as for :func:`graphshrink.shrink`; if not given, the first
+            batches of the loader, up to 512 samples.
         unpack: A function that converts a batch of another form to ``(inputs, labels)``: a tuple of the module's arguments,
             and the labels or ``None``.
         teacher: A module with outputs of the same shape, such as the network before it was shrunk. It is in evaluation
@@ -121,8 +156,9 @@ def recover(
 
     Raises:
         UsageError: If an option is out of range, there are no parameters to train, the loader yields no batches or batches of
-            another form, the teacher does not fit, or the checkpoint is of another run.
-        ModelError: If the checkpoint is damaged.
+            another form, the teacher does not fit, the passes of ``quantize`` do not quantise, or the checkpoint is of another run.
+        ModelError: If the checkpoint is damaged, or the module cannot be written as ONNX to be quantised.
+        PassError: If a pass of ``quantize`` fails.
         TrainingError: If a loss or weight is not finite; the last checkpoint is kept.
     """
     given = locals()
@@ -140,6 +176,21 @@ def recover(
     from .randomness import own_randomness
 
     _check_numbers(given)
+    student = None
+    if quantize:
+        if not isinstance(optimizer, str):
+            raise UsageError(
+                "quantize trains a new module, whose parameters the given optimizer does not have: give its name, 'adamw' or 'sgd'"
+            )
+        from .quantized import quantized_student
+
+        own = unwrapped(module)
+        start = join(device, own).device
+        student = quantized_student(own, quantize, loader, unpack, calibration, seed)
+        module = student.module.to(start)
+        callbacks = [student.zeros, *callbacks]
+    elif calibration is not None:
+        raise UsageError("calibration is for the ranges of quantize: give quantize=True")
     kind = optimizer if isinstance(optimizer, str) else type(optimizer).__name__
     if lr is None and isinstance(optimizer, str):
         lr = 1e-3 if optimizer == "adamw" else 0.05
@@ -160,6 +211,7 @@ def recover(
         "features": dict(features) if isinstance(features, Mapping) else list(features),
         "lr": lr, "optimizer": kind, "steps_per_epoch": per_epoch, "teacher": teacher is not None,
         "processes": processes.world,
+        **({"quantize": f"{quantize}, with ranges {student.digest[:16]}"} if student is not None else {}),
     }  # fmt: skip
     guide = None
     if teacher is not None:
@@ -194,7 +246,9 @@ def recover(
         if guide is not None:
             guide.close()
         module.eval()
-    return Recovered(module, run.history)
+    if student is None:
+        return Recovered(module, run.history)
+    return Recovered(module, run.history, student.graph(), student.notes)
 
 
 _SETTINGS = (

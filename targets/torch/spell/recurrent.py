@@ -121,6 +121,16 @@ def _fill(
         made._init_flat_weights()
 
 
+class GateRows(DerivedTensor):
+    """Rows of one direction of a weight or of both biases, with the gates in torch's order.
+
+    Attributes:
+        place: The whole constant, the direction, the first row, and where torch's gates are in it.
+    """
+
+    place: tuple[Tensor, int, int, tuple[int, ...]]
+
+
 def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[int]) -> Tensor:
     """``count`` rows of one direction from ``start`` on: those of all gates, in torch's order; a lasting mask comes along."""
 
@@ -130,7 +140,8 @@ def _rows(data: Tensor, direction: int, start: int, count: int, order: Sequence[
 
     masked = data if isinstance(data, MaskedTensor) and data.lasting else None
     whole, shape = data if masked is None else masked.weight, (count, *data.shape[2:])
-    rows = DerivedTensor(shape, data.dtype, lambda: ordered(whole.float64()), sources=(whole,))
+    rows = GateRows(shape, data.dtype, lambda: ordered(whole.float64()), sources=(whole,))
+    rows.place = (whole, direction, start, tuple(order))
     if masked is None:
         return rows
     reduction = None if masked.pattern is None else Reduction(shape, 1)

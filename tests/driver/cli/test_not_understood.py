@@ -174,6 +174,19 @@ def test_approximate_passes_that_nobody_checked(dense: Path) -> None:
         assert json.loads(succeeds(dense, out, *checked, "--json"))["unchecked"] == []
 
 
+def test_a_loss_that_the_pass_measured_is_known(dense: Path) -> None:
+    data, out = dense.with_name("d.npz"), dense.with_name("out.onnx")
+    np.savez(data, x=np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32))
+    given, text = ("--calibration", data), "nobody measured by how much"
+    assert text in succeeds(dense, out, *given, "--passes", "quantize")
+    measured = (*given, "--passes", "quantize{max-loss=0.1}")
+    assert text not in succeeds(dense, out, *measured)
+    assert json.loads(succeeds(dense, out, *measured, "--json"))["unchecked"] == []
+    both = (*given, "--passes", "sparsify{min-size=1},quantize{max-loss=0.9}")
+    (name,) = json.loads(succeeds(dense, out, *both, "--json"))["unchecked"]
+    assert name.startswith("sparsify")
+
+
 def test_sizes_that_leave_no_numbers(tmp_path: Path) -> None:
     model = small_model(tmp_path / "in.onnx")
     out = tmp_path / "out.onnx"

@@ -548,3 +548,29 @@ def test_layers_that_do_not_get_4_bits_are_named() -> None:
     assert "7 of 7 layers have int8 weights" in note
     assert "does not exist in opset 17" in note
     assert "only dense layers have 4-bit kernels" in note
+
+
+def test_a_model_of_float16_is_refused_with_the_remedy() -> None:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT16, [8, 4]) for n in "xy")
+    w = numpy_helper.from_array(RNG.standard_normal((4, 4)).astype(np.float16), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [w])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(PassError, match=r"is f16, and only f32 .*: give the model in float32"):
+        shrink(model, "quantize", calibration=RNG.standard_normal((8, 4)).astype(np.float16))
+
+
+def test_recurrent_layers_are_named_as_what_stays_in_floats() -> None:
+    weights = {"w": (1, 16, 3), "r": (1, 16, 4), "v": (4, 5)}
+    made = [numpy_helper.from_array(RNG.standard_normal(s).astype(np.float32), n) for n, s in weights.items()]  # fmt: skip
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], "lstm", hidden_size=4),
+        helper.make_node("MatMul", ["h", "v"], ["y"], "head"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [6, 2, 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 5])
+    graph = helper.make_graph(nodes, "g", [x], [y], made)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data = [(RNG.standard_normal((6, 2, 3)).astype(np.float32),) for _ in range(4)]
+    (record,) = shrink(model, "quantize", calibration=data).report.passes
+    assert [r.node for r in record.refusals] == ["lstm"]
+    assert "recurrent layer" in record.refusals[0].reason

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from graphshrink import PassError, shrink
@@ -235,3 +236,38 @@ def test_torch_layers_with_lasting_masks(make: Any, options: dict[str, Any], met
     for layer in layers:
         for name, weight in layer.named_parameters():
             assert not name.startswith("weight") or is_2_4(weight.detach().numpy())
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", ["lstm", "gru-after", "rnn"])
+def test_biases_take_up_the_mean_errors_of_both_matrices(kind: str, direction: str) -> None:
+    d = 1 + (direction == "bidirectional")
+    weights = weights_of(kind, 8, 12, d)
+    model = recurrent_model(kind, weights, direction=direction, dense=False)
+    data = data_for(model)
+    for sample in data:
+        sample["x"] += 1.0
+    result = shrink(model, "sparsify{ops=recurrent}", calibration=data)
+    (node,) = [n for n in result.model.graph.node if n.op_type == KINDS[kind][0]]
+    stored = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    w, r, b = (stored[name].astype(np.float64) for name in node.input[1:4])
+    x = np.concatenate([sample["x"] for sample in data], axis=1)
+    y = np.concatenate([outputs_of(model, sample)[0] for sample in data], axis=2)
+    states = []
+    for i in range(d):
+        own, none = y[:, i], np.zeros_like(y[:1, i])
+        backwards = direction == "reverse" or i == 1
+        states.append(np.concatenate([own[1:], none] if backwards else [none, own[:-1]]))
+    shifts = [
+        np.concatenate([(w - weights["w"])[i] @ x.mean((0, 1)), (r - weights["r"])[i] @ states[i].mean((0, 1))])
+        for i in range(d)
+    ]  # fmt: skip
+    np.testing.assert_allclose(b, weights["b"] - np.array(shifts), rtol=1e-4, atol=1e-5)
+
+    same = shrink(model, "sparsify{ops=recurrent,refit-bias=false}", calibration=data).model
+    wanted, refitted, plain = (
+        np.concatenate([outputs_of(m, sample)[0].ravel() for sample in data])
+        for m in (model, result.model, same)
+    )
+    if kind == "lstm":
+        assert np.square(refitted - wanted).mean() < np.square(plain - wanted).mean()
