@@ -19,7 +19,7 @@ from onnx import TensorProto
 from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
-from ...ir import ArrayTensor, Dequantize, Graph, Tensor
+from ...ir import ArrayTensor, Dequantize, Graph, Quantize, Tensor
 from ..emitted import Readers
 from .anew import Anew, written_anew
 from .batch_norms import norm_of
@@ -30,7 +30,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 _PAIR = 128.0
 
 _MOST_AXES = 5
-"""Weights with more axes are compared with their initializers in the given order only."""
+"""Weights with more axes are found in the order of their initializers only."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Trainable:
         readers: As for :func:`.anew.to_module`.
 
     Attributes:
-        module: The module, in evaluation mode. Parameters that cannot be written back are frozen.
-        frozen: The names of these.
+        module: The module, in evaluation mode. Parameters that cannot be written back are frozen, and scales of integers.
+        frozen: The names of the first.
         values: The FX node of each value, by the names of both.
         steps: The parameters that become integers, by their names, and what these stand for in the order of the parameter's axes.
 
@@ -114,6 +114,7 @@ class Trainable:
         self.places: list[tuple[torch.Tensor, _Place]] = []
         self._find(written)
         placed = {id(tensor): place for tensor, place in self.places}
+        scales = _scales(graph)
         self.frozen = []
         self.steps: dict[str, Steps] = {}
         for name, parameter in self.module.named_parameters():
@@ -121,6 +122,8 @@ class Trainable:
             if place is None:
                 parameter.requires_grad_(False)
                 self.frozen.append(name)
+            elif place.name in scales:
+                parameter.requires_grad_(False)
             elif isinstance(place, _IntegerPlace):
                 self.steps[name] = place.steps.moved(place.axes)
 
@@ -185,16 +188,26 @@ def _reordered(data: Tensor, proto: TensorProto, name: str) -> _Place | None:
 
 
 def _order(source: Tensor, data: Tensor) -> tuple[int, ...] | None:
-    """The order of the axes of ``source`` that makes it ``data``."""
-    rank = len(source.shape)
-    if rank != len(data.shape) or rank > _MOST_AXES:
+    """The order of the axes of ``source`` that makes it ``data``.
+
+    It is found from the positions of the numbers: a symmetric matrix has the numbers of its transpose.
+    """
+    rank, move = len(source.shape), getattr(data, "move", None)
+    if rank != len(data.shape) or rank > _MOST_AXES or move is None:
         return None
-    before, after = source.numpy(), data.numpy()
+    before = np.arange(source.size).reshape(source.shape)
+    after = move(before)
     for axes in itertools.permutations(range(rank)):
         moved = before.transpose(axes)
         if moved.shape == after.shape and np.array_equal(moved, after):
             return axes
     return None
+
+
+def _scales(graph: Graph) -> set[str]:
+    """The names of the scales of integers, which stay as they are: weights may have the same ones."""
+    quantised = (n for n in graph.nodes if isinstance(n.op, Quantize | Dequantize))
+    return {host_name(node.required(1)) for node in quantised}
 
 
 def _dequantised(graph: Graph) -> dict[int, tuple[str, Tensor, Steps]]:
@@ -226,7 +239,8 @@ def _steps(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Ste
     limits = np.iinfo(integers.dtype)
     low: Floats = np.full(zeros.shape, float(limits.min))
     high: Floats = np.full(zeros.shape, float(limits.max))
-    if integers.dtype == np.int8 and not zeros.any():
+    # Most tools leave out -128, so that the range is symmetric; a file that has it keeps it.
+    if integers.dtype == np.int8 and not zeros.any() and (integers > limits.min).all():
         low, high = -high, high
         if integers.ndim > 1 and scales.size > 1:
             high = _pairs_kept(np.abs(integers.astype(np.float64)), axis, high)

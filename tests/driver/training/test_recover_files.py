@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink import UsageError, recover_file
 from graphshrink.api import load
+from graphshrink.readers import HostReaders
+from graphshrink.targets.onnx.emitter import to_onnx
 from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery import file_run
 from graphshrink.training.recovery.augmentation import Augmentation
@@ -182,6 +184,29 @@ def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
     assert len(trainable.frozen) + len(trainable.places) == len(list(trainable.module.parameters()))
     with pytest.raises(UsageError, match="16"):
         recover_file(path, path, {"x": np.zeros((4, 3), np.int64)})
+
+
+@pytest.mark.parametrize("start", [np.eye(4), np.ones((4, 4)), np.zeros((4, 4))])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_weights_that_equal_their_transpose_are_written_back_in_their_order(
+    start: np.ndarray[Any, Any], op: str
+) -> None:
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w"], ["y"])], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(start.astype(np.float32), "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trainable = Trainable(load(model)[0], HostReaders())
+    assert not trainable.frozen
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for p in trainable.module.parameters():
+            p.copy_(torch.from_numpy(rng.standard_normal(p.shape)))
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    made = trainable.module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(run(to_onnx(trainable.trained()), x), made, atol=1e-5)
 
 
 def test_samples_and_options_that_nothing_can_be_learned_from(student: Path, teacher: Path) -> None:
