@@ -179,7 +179,7 @@ class FileRun:
             distill_weight=1 - given["label_weight"],
             features=self.features if self.feature_weight else {},
             feature_weight=self.feature_weight,
-            distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
+            distill_loss=distill_loss(judge.kinds, judge.axes, variances, given["temperature"]),
             optimizer=RelativeAdam(trained, lr),
             lr=lr,
             clip=given["clip"],
@@ -442,7 +442,8 @@ def _classes(judge: Judge) -> int:
         UsageError: If no output has classes, or there are more labels than classes.
     """
     (reference, *more), kinds = judge.scorer.reference, judge.kinds
-    if more or kinds[0] not in DISTRIBUTIONS or reference.ndim != 2:
+    rank = judge.scorer.graph.outputs[0].type.rank
+    if more or kinds[0] not in DISTRIBUTIONS or reference.ndim != 2 or rank not in (None, 2):
         raise UsageError("labels need a model with one output of classes, (N, classes)")
     if kinds[0] != "logits":
         raise UsageError(
