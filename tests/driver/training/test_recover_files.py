@@ -472,6 +472,20 @@ def test_inner_values_that_mislead_are_not_compared(
     assert len(trials) == 2
 
 
+def test_labels_and_lengths_that_do_not_fit(teacher: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compared as classes: measure kl or auto, not mse"):
+        recover_file(student, teacher, images(), labels=np.zeros(96, int), measure="mse")
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "length"])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    texts = [(np.ones((4, 2 + i % 3), np.float32),) for i in range(12)]
+    with pytest.raises(UsageError, match=r"takes batches of 4, and the samples .* different shapes"):
+        recover_file(model, model, texts)
+
+
 def test_texts_of_different_lengths_are_batched_by_length(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = rng.standard_normal((20, 6)).astype(np.float32)

@@ -244,3 +244,15 @@ def test_scales_of_activations_are_not_trained() -> None:
     trained = [n for n, p in trainable.module.named_parameters() if p.requires_grad]
     assert trained == list(trainable.steps)
     assert len(trained) == 1
+
+
+def test_names_of_values_and_of_modules_may_be_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)).eval()
+    x = torch.randn(64, 5, 8)
+    shrink(net, "default", example_inputs=(x[:2],)).save(tmp_path / "net.onnx")
+    file = tmp_path / "net.onnx"
+    # The scale of the value 0_norm1 is in a module of this name; the value itself is of another one.
+    done = recover_file(file, file, x.numpy(), epochs=1, lr=1e-4, quantize=True, progress=False)
+    assert "features" in done.history[0]
