@@ -67,4 +67,9 @@ def compare(
             f"allowed are {found.tolerance:.0e}{'' if found.difference is None else f': {found.difference}'}",
             err=True,
         )
+        if allowed is None:
+            typer.echo(
+                "after a plan or another approximate pass they do: test the accuracy of such a model on labelled data",
+                err=True,
+            )
         raise typer.Exit(1)
