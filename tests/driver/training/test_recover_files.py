@@ -482,7 +482,9 @@ def test_labels_and_lengths_that_do_not_fit(teacher: Path, student: Path, tmp_pa
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     texts = [(np.ones((4, 2 + i % 3), np.float32),) for i in range(12)]
-    with pytest.raises(UsageError, match=r"takes batches of 4, and the samples .* different shapes"):
+    with pytest.raises(
+        UsageError, match=r"takes batches of 4, and the samples .* different shapes"
+    ):
         recover_file(model, model, texts)
 
 
