@@ -149,6 +149,11 @@ class FileRun:
             _features(self.trainable, self.teacher, written, self.guide) if compared else {}
         )
         self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
+        if not any(output.dtype.kind == "f" for output in self.judge.scorer.reference):
+            raise UsageError(
+                "the outputs are no numbers of floating point, whose differences training could lower: recover the model "
+                "that gives what these are computed from, such as the scores in front of an ArgMax"
+            )
         check_varied(self.judge.batches, len(samples.training) + len(samples.held))
         self.before = self.judge.model(self.student)
         if not np.isfinite(self.before.loss):

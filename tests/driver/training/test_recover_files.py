@@ -481,6 +481,15 @@ def test_labels_and_lengths_that_do_not_fit(teacher: Path, student: Path, tmp_pa
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "length"])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    places = onnx.ModelProto.FromString(model.SerializeToString())
+    places.graph.node[0].CopyFrom(helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0))
+    places.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, [4]))
+    places.graph.node.add().CopyFrom(helper.make_node("Mul", ["x", "w"], ["z"]))
+    places.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    places.graph.node[0].input[0] = "z"
+    places.graph.node.insert(0, places.graph.node.pop())
+    with pytest.raises(UsageError, match="no numbers of floating point"):
+        recover_file(places, places, np.random.default_rng(0).random((32, 3), np.float32))
     texts = [(np.ones((4, 2 + i % 3), np.float32),) for i in range(12)]
     with pytest.raises(
         UsageError, match=r"takes batches of 4, and the samples .* different shapes"
