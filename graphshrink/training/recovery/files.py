@@ -186,7 +186,7 @@ def recover_file(
     _check_alike(own, goal)
     from .file_run import FileRun
 
-    if not quantize:
+    if quantize is False:
         return FileRun(own, goal, given).run()
     made, notes = _quantised(own, "quantize" if quantize is True else quantize, data)
     done = FileRun(made, goal, given, floats=own).run()
@@ -211,9 +211,7 @@ def _quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, list[str]]:
         embed(tensors_in(model), base)
     result = shrink(model, passes, calibration=data)
     if not is_quantised(result.graph):
-        raise UsageError(
-            f"quantize={passes!r} quantises nothing: give True, or passes with quantize"
-        )
+        raise UsageError(f"the passes {passes!r} quantise nothing: quantize must be one of them")
     return _graph(result.graph, "the student"), list(result.report.notes)
 
 

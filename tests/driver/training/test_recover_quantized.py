@@ -164,7 +164,7 @@ def test_integers_that_something_else_reads_are_named(files: Path, tmp_path: Pat
 def test_what_cannot_be_quantised_again(files: Path) -> None:
     with pytest.raises(UsageError, match="quantised already: leave out quantize"):
         recover_file(files / "int8.onnx", files / "float.onnx", SAMPLES, quantize=True)
-    with pytest.raises(UsageError, match="quantises nothing: give True, or passes with quantize"):
+    with pytest.raises(UsageError, match="quantise nothing: quantize must be one of them"):
         recover_file(files / "sparse.onnx", files / "float.onnx", SAMPLES, quantize="prune-dead")
 
 
