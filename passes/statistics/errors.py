@@ -21,9 +21,10 @@ def relative_error(pairs: Iterable[tuple[Array, Array]]) -> float:
     count = 0
     for made, wanted in pairs:
         goal = wanted.astype(np.float64)
-        error += float(np.square(made.astype(np.float64) - goal).sum())
-        total += float(goal.sum())
-        squares += float(np.square(goal).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            error += float(np.square(made.astype(np.float64) - goal).sum())
+            total += float(goal.sum())
+            squares += float(np.square(goal).sum())
         count += goal.size
     spread = squares - total**2 / max(count, 1)
     if not np.isfinite(error) or not np.isfinite(spread):
