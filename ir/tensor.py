@@ -98,9 +98,10 @@ class LazyTensor(Tensor):
         load: Returns the numbers in the storage type.
         host: The host's object that holds exactly this tensor.
         source: The tensor whose numbers this one only rearranges, if it was made from one.
+        move: Makes the numbers of this tensor of those of the source, or of any array of its shape, if that is known.
     """
 
-    __slots__ = ("_load", "source")
+    __slots__ = ("_load", "move", "source")
 
     def __init__(
         self,
@@ -109,10 +110,12 @@ class LazyTensor(Tensor):
         load: Callable[[], Array],
         host: object | None = None,
         source: Tensor | None = None,
+        move: Callable[[Array], Array] | None = None,
     ) -> None:
         super().__init__(shape, dtype, host)
         self._load = load
         self.source = source
+        self.move = move
 
     @property
     def hosts(self) -> tuple[object, ...] | None:
@@ -257,9 +260,13 @@ def reshaped(data: Tensor, shape: tuple[int, ...]) -> Tensor:
         return DerivedTensor(
             shape, data.dtype, lambda: data.float64().reshape(shape), sources=(data,)
         )
-    return LazyTensor(shape, data.dtype, lambda: data.numpy().reshape(shape), source=data)
+    return _moved(data, lambda array: array.reshape(shape), shape)
 
 
 def transposed(data: Tensor) -> Tensor:
     """The transpose of a matrix."""
-    return LazyTensor(data.shape[::-1], data.dtype, lambda: data.numpy().T, source=data)
+    return _moved(data, lambda array: array.T, data.shape[::-1])
+
+
+def _moved(data: Tensor, move: Callable[[Array], Array], shape: tuple[int, ...]) -> Tensor:
+    return LazyTensor(shape, data.dtype, lambda: move(data.numpy()), source=data, move=move)

@@ -23,11 +23,13 @@ class Free:
         value: Its value for the example inputs, or the symbol.
         asked: The host node that was asked, and its axis, where the size is exactly that of an axis.
         place: The earliest axis that has this size, once it is read.
+        runs: The number in all runs, for the example inputs and for others; empty if that is not known.
     """
 
     value: int | float | str
     asked: tuple[str, int] | None = None
     place: Place | None = None
+    runs: Sizes = ()
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,7 @@ class Followed(Free):
 
     Rules that only shape tensors may take its value (:meth:`Call.shaping`): their call is copied with its own sizes, for as long
     as no pass rewrites it. Arithmetic may not, since its numbers become part of weights.
-
-    Attributes:
-        runs: The number in all runs, for the example inputs and for others.
     """
-
-    runs: Sizes = ()
 
 
 @dataclass
@@ -83,9 +80,10 @@ class Call:
 
     def same_size(self, x: Value, axis: int, size: Free) -> bool:
         """Whether an axis has this size, whatever the inputs are."""
-        if not isinstance(size, Followed):
-            return x.type.shape is not None and x.type.shape[axis] == size.value
-        return isinstance(x.host, str) and self.runs.sizes(x.host, axis) == size.runs
+        seen = self.runs.sizes(x.host, axis) if isinstance(x.host, str) else None
+        if isinstance(size, Followed) or (seen is not None and len(seen) == len(size.runs)):
+            return seen == size.runs
+        return x.type.shape is not None and x.type.shape[axis] == size.value
 
     def again(self, *args: Any, **kwargs: Any) -> Call:
         """The same call with other arguments."""

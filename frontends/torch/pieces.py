@@ -1,7 +1,9 @@
-"""Pieces of a result that are taken several times: ``p[1] + p[1]`` behind ``p = x.chunk(2)``."""
+"""Pieces of a result that are taken several times (``p[1] + p[1]`` behind ``p = x.chunk(2)``) or by name (``x.topk(3).values``)."""
 
 from __future__ import annotations
 
+import builtins
+import copy as copying
 import operator
 from collections.abc import Mapping
 
@@ -11,9 +13,17 @@ from ...hosts.torch.buffers import keep_temporary, temporary
 from ...hosts.torch.calls import call_name
 from .registry import PIECES
 
+_NAMED = {"values": 0, "indices": 1}
+"""The places of named pieces."""
+
+_WITH_NAMES = frozenset(
+    {"cummax", "cummin", "kthvalue", "max", "median", "min", "mode", "nanmedian", "sort", "topk"}
+)
+"""Calls that give numbers and their indices, under these names."""
+
 
 def pieces_taken_once(module: fx.GraphModule, lengths: Mapping[str, int]) -> fx.GraphModule:
-    """The module itself, or one with its parts whose graph takes each piece of a call once; the given one is not changed.
+    """The module itself, or one with its parts whose graph takes each piece of a call once, and by place; the given one is not changed.
 
     Args:
         module: The module.
@@ -21,26 +31,54 @@ def pieces_taken_once(module: fx.GraphModule, lengths: Mapping[str, int]) -> fx.
     """
     first: dict[tuple[fx.Node, int], fx.Node] = {}
     again: dict[fx.Node, fx.Node] = {}
+    named: dict[fx.Node, tuple[fx.Node, int]] = {}
     for node in module.graph.nodes:
-        if node.op != "call_function" or node.target is not operator.getitem:
+        place = _named_place(node)
+        if place is not None:
+            named[node] = place
+        elif node.op == "call_function" and node.target is operator.getitem:
+            source, index = node.args
+            if not isinstance(source, fx.Node) or type(index) is not int:
+                continue
+            if not _is_tuple(source, module):
+                continue
+            place = source, index + lengths.get(source.name, 0) if index < 0 else index
+        else:
             continue
-        source, index = node.args
-        if isinstance(source, fx.Node) and type(index) is int and _is_tuple(source, module):
-            place = index + lengths.get(source.name, 0) if index < 0 else index
-            found = first.setdefault((source, place), node)
-            if found is not node:
-                again[node] = found
-    if not again:
+        found = first.setdefault(place, node)
+        if found is not node:
+            again[node] = found
+    if not again and not named:
         return module
     graph, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in module.graph.nodes:
-        made[node] = made[again[node]] if node in again else graph.node_copy(node, made.__getitem__)
+        if node in again:
+            made[node] = made[again[node]]
+        elif node in named:
+            source, index = named[node]
+            made[node] = graph.create_node(
+                "call_function", operator.getitem, (made[source], index), name=node.name
+            )
+            made[node].meta = copying.copy(node.meta)
+        else:
+            made[node] = graph.node_copy(node, made.__getitem__)
     graph.set_codegen(module.graph._codegen)
     copy = fx.GraphModule(module, graph, type(module).__name__)
     copy.training = module.training
     copy.meta = dict(getattr(module, "meta", {}))
     keep_temporary(copy, temporary(module))
     return copy
+
+
+def _named_place(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The call whose piece a node takes by name, and the place of the piece."""
+    if node.op != "call_function" or node.target is not builtins.getattr:
+        return None
+    source, name = node.args[:2]
+    if not isinstance(source, fx.Node) or source.op not in ("call_function", "call_method"):
+        return None
+    known = call_name(source.target).rpartition(".")[2] in _WITH_NAMES
+    return (source, _NAMED[name]) if known and isinstance(name, str) and name in _NAMED else None
 
 
 def _is_tuple(node: fx.Node, module: fx.GraphModule) -> bool:

@@ -22,7 +22,7 @@ from ...hosts.torch.calls import by_name, shape_of_other
 from ...ir import TensorType, Value
 from ...ir.analysis.sizes import SizeRoots
 from .call import Followed, Free
-from .runs import Runs
+from .runs import Runs, Sizes
 
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _METHODS = ("size", "dim", "ndimension", "numel", "nelement")
@@ -109,12 +109,13 @@ def _asks_a_tensor(node: fx.Node) -> bool:
 def _shape_of(node: fx.Node, result: Any, runs: Runs) -> Any:
     """A shape query's result, with sizes that the next call may change replaced by placeholders."""
     source = node.all_input_nodes[0].name
+    seen = (result, *(r.results.get(node.name) for r in runs.resized))
     if isinstance(result, tuple):
         return tuple(_size(d, (source, i), runs) for i, d in enumerate(result))
     if not isinstance(result, (int, torch.SymInt)) or node.target in ("dim", "ndimension"):
         return result
     if node.target in ("numel", "nelement"):
-        return _free(result)
+        return _free(result, runs=seen)
     if node.target is builtins.getattr:
         return result  # The number of axes.
     axis = node.args[1] if len(node.args) > 1 else by_name(node.kwargs, "dim")
@@ -123,7 +124,7 @@ def _shape_of(node: fx.Node, result: Any, runs: Runs) -> Any:
         axis += kind.rank
     # Without a known rank, a negative axis may be that of batches.
     if type(axis) is not int or axis < 0:
-        return _free(result)
+        return _free(result, runs=seen)
     return _size(result, (source, axis), runs)
 
 
@@ -136,7 +137,7 @@ def _size(found: Any, asked: tuple[str, int], runs: Runs) -> Any:
         source in run and run[source].dim(axis) not in (found, None) for run in in_batches
     )
     if axis == 0 or moves:
-        return _free(found, asked)
+        return _free(found, asked, seen or ())
     if type(found) is int and seen is not None and runs.follows(source, axis):
         return Followed(found, asked, runs=seen)
     return _symbol(found, asked)
@@ -151,7 +152,7 @@ def _computed(node: fx.Node, result: Any, found: Mapping[str, Any], others: Sequ
     sources = [found[s.name] for s in node.all_input_nodes]
     if any(map(_is_free, sources)):
         follows = all(_is_free(s, Followed) or not _is_free(s) for s in sources)
-        return _all_free(result, others if follows else None)
+        return _all_free(result, others, follows=follows)
     return result
 
 
@@ -162,24 +163,28 @@ def _is_free(found: Any, kind: type[Free] = Free) -> bool:
     return bool(free) and all(isinstance(f, kind) for f in free)
 
 
-def _all_free(found: Any, others: Sequence[Any] | None) -> Any:
-    """The results of a computation with free sizes; ``others`` are those of the other runs, where it depends on no batch."""
+def _all_free(found: Any, others: Sequence[Any], *, follows: bool) -> Any:
+    """The results of a computation with free sizes.
+
+    Args:
+        found: Those of the run on the example inputs.
+        others: Those of the other runs.
+        follows: Whether they depend on no batch.
+    """
     if isinstance(found, (tuple, list)):
-        whole = others is not None and all(
-            isinstance(o, (tuple, list)) and len(o) == len(found) for o in others
-        )
+        whole = all(isinstance(o, (tuple, list)) and len(o) == len(found) for o in others)
         return tuple(
-            _all_free(f, [o[i] for o in others] if whole and others is not None else None)
+            _all_free(f, [o[i] for o in others] if whole else (), follows=follows and whole)
             for i, f in enumerate(found)
         )
-    if type(found) is int and others is not None:
+    if type(found) is int and follows:
         return Followed(found, runs=(found, *others))
-    return _free(found)
+    return _free(found, runs=(found, *others))
 
 
-def _free(found: Any, asked: tuple[str, int] | None = None) -> Any:
+def _free(found: Any, asked: tuple[str, int] | None = None, runs: Sizes = ()) -> Any:
     plain = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return Free(found if plain else str(found), asked)
+    return Free(found if plain else str(found), asked, runs=runs if plain else ())
 
 
 def _symbol(found: Any, asked: tuple[str, int] | None = None) -> Any:

@@ -61,6 +61,10 @@ def compare(
         typer.echo(json.dumps(found.to_dict(), indent=1))
     else:
         found.render(console(), first, second)
+        if not found.equal and allowed is None:
+            typer.echo(
+                "note: outputs differ after a plan or another approximate pass: test the accuracy of such a model on labelled data"
+            )
     if not found.equal:
         typer.echo(
             f"graphshrink: the outputs differ by {found.error:.2e}, "

@@ -107,7 +107,7 @@ def recover(
         teacher,
         calibration_data(data, samples, None, preprocess),
         epochs,
-        quantize=quantize or False,
+        quantize=False if quantize is None else quantize,
         labels=labels,
         batch_size=batch,
         lr=lr,

@@ -105,7 +105,7 @@ def named_batches(graph: Graph, data: Any) -> Iterator[dict[str, Array]]:
         yield dict(zip(names, batch, strict=True))
 
 
-def check_varied(batches: Sequence[Sequence[Array]], count: int) -> None:
+def check_varied(batches: Iterable[Sequence[Array]], count: int) -> None:
     """Check that samples differ.
 
     Args:
@@ -115,14 +115,19 @@ def check_varied(batches: Sequence[Sequence[Array]], count: int) -> None:
     Raises:
         UsageError: If all of them are the same, so that every network whose output fits that one sample seems to be as good as the original.
     """
-    rows = [(array if array.ndim else array[None]) for batch in batches for array in batch]
-    inputs = len(batches[0]) if batches else 0
-    size = sum(len(array) for array in rows[::inputs]) if inputs else 0
-    if size > 1 and all(
-        rows[i][:1].shape[1:] == array.shape[1:] and (array == rows[i][:1]).all()
-        for i in range(inputs)
-        for array in rows[i::inputs]
-    ):
+    first: list[Array] | None = None
+    size = 0
+    for batch in batches:
+        arrays = [array if array.ndim else array[None] for array in batch]
+        if first is None:
+            first = [array[:1] for array in arrays]
+        if any(
+            one.shape[1:] != array.shape[1:] or not (array == one).all()
+            for one, array in zip(first, arrays, strict=True)
+        ):
+            return
+        size += len(arrays[0]) if arrays else 0
+    if size > 1:
         raise UsageError(
             f"the {counted(count, 'sample')} are all the same, so that a loss says nothing: give different ones, "
             "or look at how they are made (a folder of images may need other --preprocess)"
@@ -190,7 +195,7 @@ class GraphCalibration(Calibration):
         """Two parts: what is fitted to, and every ``every``-th sample (or batch, where the model fixes its size) to judge with.
 
         Raises:
-            UsageError: If there are too few samples for two parts.
+            UsageError: If there are too few samples for two parts, or all of those to judge with are the same.
         """
         sizes = [_divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
         count, place = sum(size or 1 for size in sizes), every // 2
@@ -201,7 +206,12 @@ class GraphCalibration(Calibration):
                 f"{self.source.name}: {had} {'is' if count == 1 else 'are'} too few to judge with some of them; "
                 f"at least {place + 1} are needed, some hundreds are better"
             )
-        return _Part(self, sizes, every, place, False), _Part(self, sizes, every, place, True)
+        held = _Part(self, sizes, every, place, True)
+        # One sample to judge with says nothing about others; all of them do.
+        check_varied(
+            held.batches() if len(range(place, count, every)) > 1 else self.batches(), count
+        )
+        return _Part(self, sizes, every, place, False), held
 
     def batches(self) -> Iterator[Block]:
         """The batches, with an array for each input."""
@@ -291,9 +301,10 @@ class _Part(Calibration):
 
     def stream(self, graph: Graph, values: Sequence[Value]) -> Iterator[tuple[Array, ...]]:
         """The wanted values of a graph for each batch."""
-        yield from self.whole.run(graph, values, self._batches())
+        yield from self.whole.run(graph, values, self.batches())
 
-    def _batches(self) -> Iterator[Block]:
+    def batches(self) -> Iterator[Block]:
+        """The batches of this part."""
         parts = zip(self.whole.batches(), self.sizes, self.chosen, strict=True)
         for batch, size, chosen in parts:
             if chosen:

@@ -113,6 +113,10 @@ def read_unlabelled(
             raise UsageError(
                 f"{bound.source.name} has {counted(count, 'sample')}, and the model takes batches of {fixed}: recovery needs two batches"
             )
+        if len(_of_equal_shape(found, np.arange(count))) > 1:
+            raise UsageError(
+                f"the model takes batches of {fixed}, and the samples of {bound.source.name} have different shapes: give samples of one shape"
+            )
         wanted = max(1, len(held) // fixed) * fixed
         held = np.linspace(0, count - 1, wanted).round().astype(np.int64)
     training = np.setdiff1d(np.arange(count), held)

@@ -17,7 +17,7 @@ from ..ir import Graph, UsageError
 from .latency.store import Store
 from .latency.table import default_path
 
-VERSION = 1
+VERSION = 2
 """Increases when the same candidates would get other scores."""
 
 ALONE, TOGETHER = "alone", "together"

@@ -46,7 +46,8 @@ class Scorer:
 
     Attributes:
         kinds: How each output is compared: one of :data:`DISTRIBUTIONS`, ``error``, ``mse`` or ``cosine``.
-        reference: The outputs of the original graph.
+        axes: The axis of each output along which its distributions or vectors are, counted from the last.
+        reference: The outputs of the original graph; such an axis is their last one.
     """
 
     def __init__(
@@ -56,11 +57,21 @@ class Scorer:
         self.own = measure if callable(measure) else None
         if isinstance(measure, str) and measure not in MEASURES:
             raise UsageError(f"outputs are compared by {', '.join(MEASURES)}, not {measure!r}")
+        found = [run_part(graph, graph.inputs, graph.outputs, b) for b in batches]
+        ranks = _ranks(graph, found)
         self.kinds = [
-            _kind(value, measure if isinstance(measure, str) else "auto", len(graph.outputs))
-            for value in graph.outputs
+            _kind(value, measure if isinstance(measure, str) else "auto", len(graph.outputs), rank)
+            for value, rank in zip(graph.outputs, ranks, strict=True)
         ]
-        self.reference = joined([run_part(graph, graph.inputs, graph.outputs, b) for b in batches])
+        self.axes = [
+            _axis(value, rank) if kind in ("log", "softmax") else -1
+            for value, rank, kind in zip(graph.outputs, ranks, self.kinds, strict=True)
+        ]
+        self.reference = self.joined(found)
+
+    def joined(self, found: list[Outputs]) -> Outputs:
+        """The outputs of all batches as one, in the form of the reference."""
+        return joined(found) if self.own else joined(found, self.kinds, self.axes)
 
     def loss(self, graph: Graph) -> float:
         """The loss of a whole network."""
@@ -73,7 +84,7 @@ class Scorer:
 
     def of(self, found: list[Outputs]) -> float:
         """The loss of a network with these outputs, one list for each batch."""
-        outputs = joined(found)
+        outputs = self.joined(found)
         if self.own is None:
             return loss_of(self.kinds, outputs, self.reference)
         name = getattr(self.own, "__name__", "the score")
@@ -207,24 +218,69 @@ def model_runner(
     return run
 
 
-def joined(found: list[Outputs]) -> Outputs:
-    """The outputs of all batches, one behind the other; flat where they have different shapes."""
-    joined = []
-    for parts in zip(*found, strict=True):
-        alike = {a.shape[1:] for a in parts if a.ndim}
-        rows = parts if len(alike) == 1 else [a.reshape(-1) for a in parts]
-        joined.append(np.concatenate(rows) if rows[0].ndim else np.stack(rows))
-    return joined
+def joined(found: list[Outputs], kinds: Sequence[str] = (), axes: Sequence[int] = ()) -> Outputs:
+    """The outputs of all batches, one behind the other.
+
+    Outputs of different shapes, such as those of texts of different lengths, become rows of the last axis. If this axis differs too, rows are filled up with
+    numbers that their measure ignores, if it compares rows, and all others become flat.
+
+    Args:
+        found: The outputs of each batch.
+        kinds: How each output is compared; see :class:`Scorer`.
+        axes: The axis of each output that becomes its last one.
+    """
+    count = len(found[0]) if found else 0
+    kinds, axes = kinds or [""] * count, axes or [-1] * count
+    return [_joined([outputs[i] for outputs in found], kinds[i], axes[i]) for i in range(count)]
 
 
-def _kind(value: Value, measure: str, count: int) -> str:
-    """How an output is compared."""
+def _joined(parts: list[Array], kind: str, axis: int) -> Array:
+    if not all(a.ndim for a in parts):
+        return np.stack(parts)
+    by_samples = axis > -parts[0].ndim or parts[0].ndim == 1
+    parts = [np.moveaxis(a, axis, -1) for a in parts]
+    if len({a.shape[1:] for a in parts}) == 1 and by_samples:
+        return np.concatenate(parts)
+    widths = {a.shape[-1] for a in parts}
+    if len(widths) > 1 and kind not in (*DISTRIBUTIONS, "cosine"):
+        return np.concatenate([a.reshape(-1) for a in parts])
+    rows = [a.reshape(-1, a.shape[-1]) for a in parts]
+    fill = -1e4 if kind in ("log", "logits") else 0
+    missing = ([(0, 0), (0, max(widths) - a.shape[-1])] for a in rows)
+    return np.concatenate(
+        [np.pad(a, width, constant_values=fill) for a, width in zip(rows, missing, strict=True)]
+    )
+
+
+def _ranks(graph: Graph, found: list[Outputs]) -> list[int]:
+    """The number of axes of each output, which a run shows where the model leaves it open."""
+    known = [value.type.rank for value in graph.outputs]
+    if None not in known or not found:
+        return [rank or 0 for rank in known]
+    return [a.ndim for a in found[0]]
+
+
+def _maker(value: Value) -> Node | None:
+    """The node that computes a value, behind which others only hand it on."""
     node = value.producer
     while node is not None and isinstance(node.op, Identity):
         node = node.required(0).producer
+    return node
+
+
+def _axis(value: Value, rank: int) -> int:
+    """The axis of a softmax, counted from the last one."""
+    node = _maker(value)
+    axis = node.op.axis if node is not None and isinstance(node.op, Softmax | LogSoftmax) else -1
+    return axis if axis < 0 else axis - rank
+
+
+def _kind(value: Value, measure: str, count: int, rank: int) -> str:
+    """How an output is compared."""
+    node = _maker(value)
     if measure == "mse":
         return "mse"
-    if measure == "error" or value.type.rank is None or value.type.rank < 2:
+    if measure == "error" or rank < 2:
         return "error"
     if measure == "cosine":
         return "cosine"
@@ -237,7 +293,7 @@ def _kind(value: Value, measure: str, count: int) -> str:
     # One matrix that a dense layer computes, with a score for each of several classes.
     wide = (value.type.dim(-1) or 0) > 2
     dense = node is not None and isinstance(node.op, Linear)
-    return "logits" if dense and wide and count == 1 and value.type.rank == 2 else "error"
+    return "logits" if dense and wide and count == 1 and rank == 2 else "error"
 
 
 def directions(rows: Array) -> Array:

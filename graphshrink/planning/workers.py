@@ -85,11 +85,13 @@ class Worker:
     Attributes:
         batches: The scoring samples.
         kinds: How each output is compared.
+        axes: The axes along which they are; see :class:`.quality.Scorer`.
         reference: The outputs of the original network.
     """
 
     batches: tuple[Batch, ...]
     kinds: tuple[str, ...]
+    axes: tuple[int, ...]
     reference: Outputs
     _front: str = ""
     _values: list[Batch] = field(default_factory=list)
@@ -97,7 +99,7 @@ class Worker:
     @classmethod
     def of(cls, scorer: Scorer) -> Worker:
         """A worker for a network; its measure must not be the user's own function."""
-        return cls(tuple(scorer.batches), tuple(scorer.kinds), scorer.reference)
+        return cls(tuple(scorer.batches), tuple(scorer.kinds), tuple(scorer.axes), scorer.reference)
 
     def score(self, front: Part, behind: Part) -> float:
         """The loss of a network.
@@ -110,7 +112,7 @@ class Worker:
             run = front.runner()
             self._values, self._front = [tuple(run(b)) for b in self.batches], name
         run = behind.runner()
-        outputs = joined([run(batch) for batch in self._values])
+        outputs = joined([run(batch) for batch in self._values], self.kinds, self.axes)
         return loss_of(self.kinds, outputs, self.reference)
 
 

@@ -184,14 +184,14 @@ class _Run:
             }
             variant = _variant(self.graph, tensors)
             after = self._unit_error(variant, unit, goal)
-            if not after <= (1 - LEAST_GAIN) * before:
+            if not (np.isfinite(after) and after <= (1 - LEAST_GAIN) * before):
                 reason = (
                     reason
                     or f"its error on held-out samples would change from {before:.4g} to {after:.4g}"
                 )
                 continue
             network = self._network_error(variant)
-            if network > self.network:
+            if not network <= self.network:
                 reason = (
                     reason
                     or f"the error of the whole network on held-out samples would rise from {self.network:.4g} to {network:.4g}"

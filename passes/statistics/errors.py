@@ -12,7 +12,7 @@ from .requests import Calibration
 
 
 def relative_error(pairs: Iterable[tuple[Array, Array]]) -> float:
-    """The squared error of arrays, relative to the variance of those that are wanted; infinite if one is not finite.
+    """The squared error of arrays, relative to the variance of those that are wanted; infinite if one is not finite, or their squares are not.
 
     Args:
         pairs: What was computed and what was wanted, for each batch.
@@ -21,12 +21,13 @@ def relative_error(pairs: Iterable[tuple[Array, Array]]) -> float:
     count = 0
     for made, wanted in pairs:
         goal = wanted.astype(np.float64)
-        error += float(np.square(made.astype(np.float64) - goal).sum())
-        total += float(goal.sum())
-        squares += float(np.square(goal).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            error += float(np.square(made.astype(np.float64) - goal).sum())
+            total += float(goal.sum())
+            squares += float(np.square(goal).sum())
         count += goal.size
     spread = squares - total**2 / max(count, 1)
-    if not np.isfinite(error):
+    if not np.isfinite(error) or not np.isfinite(spread):
         return float("inf")
     return error / max(spread, 1e-12 * squares, 1e-300)
 

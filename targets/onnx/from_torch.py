@@ -423,10 +423,15 @@ class _Copy:
         if self.refused:
             texts = (f"{kind} ({listed(n)}: {why})" for (kind, why), n in self.refused.items())
             raise NotWritten("; ".join(texts))
+        returned: list[tuple[Value, str]] = []
         for value, name in zip(graph.outputs, outputs, strict=True):
             if value in self.objects:
-                raise NotWritten(f"output {name} is no tensor")
-            self.made.add_output(self._value(value), name)
+                returned += _parts(self.objects[value], name)
+            else:
+                returned.append((self._value(value), name))
+        names = unique([name for _, name in returned])
+        for (value, _), name in zip(returned, names, strict=True):
+            self.made.add_output(value, name)
         return self.made
 
     def _free(self, name: str) -> str:
@@ -612,6 +617,21 @@ class _Copy:
             name = self._free("ones" if number else "zeros")
             self.filled[key] = self.made.add_constant(SplatTensor(*key), name)
         return self.filled[key]
+
+
+def _parts(found: Any, name: str) -> Iterator[tuple[Value, str]]:
+    """The tensors of what a call returns, with names.
+
+    Raises:
+        NotWritten: If it has something else than tensors.
+    """
+    if isinstance(found, Value):
+        yield found, name
+    elif isinstance(found, list | tuple):
+        for i, part in enumerate(found):
+            yield from _parts(part, f"{name}_{i}")
+    else:
+        raise NotWritten(f"output {name} is no tensor")
 
 
 def _behind(value: Value, node: Node, name: str) -> str:

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from torch import fx, nn
 
 from ...hosts.onnx.origins import OnnxHost
-from ...ir import ArrayTensor, Dequantize, Graph, Tensor
+from ...ir import ArrayTensor, Dequantize, Graph, Quantize, Tensor
 from ...ir.analysis.integer_pairs import largest_within_limit
 from ..emitted import Readers
 from .anew import Anew, written_anew
@@ -31,7 +31,7 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.floating]]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 _MOST_AXES = 5
-"""Weights with more axes are compared with their initializers in the given order only."""
+"""Weights with more axes are found in the order of their initializers only."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Trainable:
         readers: As for :func:`.anew.to_module`.
 
     Attributes:
-        module: The module, in evaluation mode. Parameters that cannot be written back are frozen.
-        frozen: The names of these.
+        module: The module, in evaluation mode. Parameters that cannot be written back are frozen, and scales of integers.
+        frozen: The names of the first.
         values: The FX node of each value, by the names of both.
         steps: The parameters that become integers, by their names, and what these stand for in the order of the parameter's axes.
 
@@ -145,6 +145,7 @@ class Trainable:
         self.places: list[tuple[torch.Tensor, _Place]] = []
         self._find(written)
         placed = {id(tensor): place for tensor, place in self.places}
+        scales = _scales(graph)
         self.frozen = []
         self.steps: dict[str, Steps] = {}
         for name, parameter in self.module.named_parameters():
@@ -152,6 +153,8 @@ class Trainable:
             if place is None:
                 parameter.requires_grad_(False)
                 self.frozen.append(name)
+            elif place.name in scales:
+                parameter.requires_grad_(False)
             elif isinstance(place, _IntegerPlace):
                 self.steps[name] = place.steps.moved(place.axes)
 
@@ -228,16 +231,26 @@ def _reordered(data: Tensor, proto: TensorProto, name: str) -> _Place | None:
 
 
 def _order(source: Tensor, data: Tensor) -> tuple[int, ...] | None:
-    """The order of the axes of ``source`` that makes it ``data``."""
-    rank = len(source.shape)
-    if rank != len(data.shape) or rank > _MOST_AXES:
+    """The order of the axes of ``source`` that makes it ``data``.
+
+    It is found from the positions of the numbers: a symmetric matrix has the numbers of its transpose.
+    """
+    rank, move = len(source.shape), getattr(data, "move", None)
+    if rank != len(data.shape) or rank > _MOST_AXES or move is None:
         return None
-    before, after = source.numpy(), data.numpy()
+    before = np.arange(source.size).reshape(source.shape)
+    after = move(before)
     for axes in itertools.permutations(range(rank)):
         moved = before.transpose(axes)
         if moved.shape == after.shape and np.array_equal(moved, after):
             return axes
     return None
+
+
+def _scales(graph: Graph) -> set[str]:
+    """The names of the scales of integers, which stay as they are: weights may have the same ones."""
+    quantised = (n for n in graph.nodes if isinstance(n.op, Quantize | Dequantize))
+    return {host_name(node.required(1)) for node in quantised}
 
 
 def _dequantised(graph: Graph) -> dict[int, tuple[str, Tensor, Steps]]:
@@ -269,7 +282,8 @@ def _steps(stored: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Ste
     limits = np.iinfo(integers.dtype)
     low: Floats = np.full(zeros.shape, float(limits.min))
     high: Floats = np.full(zeros.shape, float(limits.max))
-    if integers.dtype == np.int8 and not zeros.any():
+    # Most tools leave out -128, so that the range is symmetric; a file that has it keeps it.
+    if integers.dtype == np.int8 and not zeros.any() and (integers > limits.min).all():
         most = (
             largest_within_limit(integers, axis) if integers.ndim > 1 and scales.size > 1 else None
         )

@@ -14,7 +14,7 @@ from ..registry import Memory, knows_memory, reads, reads_module
 
 _TO = {
     "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
-    "int": torch.int32, "long": torch.int64, "bool": torch.bool,
+    "int": torch.int32, "long": torch.int64, "bool": torch.bool, "byte": torch.uint8, "char": torch.int8, "short": torch.int16,
 }  # fmt: skip
 """Methods that are named for the type they convert to."""
 

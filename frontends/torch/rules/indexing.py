@@ -118,6 +118,8 @@ def _picked(x: Value, parts: list[Any]) -> Lowered | None:
     axes = [axis for axis, part in enumerate(parts) if isinstance(part, Value)]
     if len(axes) != 1 or any(p != slice(None) for p in parts if not isinstance(p, Value)):
         return None
+    if parts[axes[0]].type.dtype is ir.DType.U8:
+        raise LeftAlone("its mask is of bytes, not of booleans")
     return gather(x, parts[axes[0]], axes[0])
 
 

@@ -19,7 +19,7 @@ from ..candidates import Candidate
 from ..candidates.narrow import Narrowed
 from ..column_sums import SUMS_BYTES, Window, sampled
 from ..costs import Progress
-from ..quality import Outputs, Score, Scorer, joined, part_runner
+from ..quality import Outputs, Score, Scorer, part_runner
 from ..samples import Batch, Samples
 from .joint import RIDGES, Coordinates, amounts
 from .pairs import changed_nodes, is_repairable
@@ -162,7 +162,7 @@ class Repairer:
         batches = self.fitting[: max(1, LINEARISED // max(size, 1))]
         walk, scorer = Walk(self.graph, batches), Scorer(self.original, batches, self.measure)
         outputs = self.graph.outputs
-        before = joined(list(walk.values(outputs)))
+        before = scorer.joined(list(walk.values(outputs)))
         coordinates = Coordinates(scorer.kinds, scorer.reference, len(STEPS) * len(self.pairs))
         start = coordinates(before)
         found: list[tuple[Repair, Move]] = []
@@ -173,7 +173,7 @@ class Repairer:
             step = STEPS[kind]
             tried = moved(_rows(node), step * move[0], step * move[1])
             after = next(iter(tried_outputs(walk, node, {kind: tried}).values()))
-            columns.append((coordinates(joined(after)) - start) / step)
+            columns.append((coordinates(scorer.joined(after)) - start) / step)
             found.append((Repair(node.output.name, f"joint {kind}"), move))
         if not np.isfinite(columns).all():
             return

@@ -19,7 +19,7 @@ from ...data.unlabelled import read_unlabelled
 from ...ir import Dequantize, Graph, ModelError, Node, Quantize, TrainingError, UsageError
 from ...ir.errors import counted
 from ...passes.infra.tolerance import spread_of
-from ...planning.quality import DISTRIBUTIONS
+from ...planning.quality import DISTRIBUTIONS, Score
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
@@ -148,8 +148,15 @@ class FileRun:
         if given["feature_weight"] is not None:
             self.feature_weight = given["feature_weight"]
         compared = self.feature_weight > 0
-        self.features = _features(self.trainable, self.teacher, written) if compared else {}
+        self.features = (
+            _features(self.trainable, self.teacher, written, self.guide) if compared else {}
+        )
         self.judge = Judge(self.teacher, samples, samples.fixed or 8, given["measure"])
+        if not any(output.dtype.kind == "f" for output in self.judge.scorer.reference):
+            raise UsageError(
+                "the outputs are no numbers of floating point, whose differences training could lower: recover the model "
+                "that gives what these are computed from, such as the scores in front of an ArgMax"
+            )
         check_varied(self.judge.batches, len(samples.training) + len(samples.held))
         self.before = self.judge.model(self.student)
         if not np.isfinite(self.before.loss):
@@ -164,7 +171,7 @@ class FileRun:
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         labelled = samples.classes is not None and given["label_weight"] > 0
-        classes = _classes(self.judge) if labelled else None
+        classes = _classes(self.judge, given["measure"]) if labelled else None
         augment = given["augment"]
         augmentation = Augmentation() if augment is True else augment or None
         self.batches = SampleBatches(samples, size, augmentation, classes)
@@ -182,7 +189,7 @@ class FileRun:
             distill_weight=1 - given["label_weight"],
             features=self.features if self.feature_weight else {},
             feature_weight=self.feature_weight,
-            distill_loss=distill_loss(judge.kinds, variances, given["temperature"]),
+            distill_loss=distill_loss(judge.kinds, judge.axes, variances, given["temperature"]),
             optimizer=RelativeAdam(trained, lr),
             lr=lr,
             clip=given["clip"],
@@ -362,14 +369,25 @@ def _measured(judge: Judge, module: nn.Module) -> dict[str, float]:
     return record
 
 
-def _features(trainable: Trainable, teacher: Graph, written: Anew) -> dict[str, str]:
+def _features(trainable: Trainable, teacher: Graph, written: Anew, guide: Any) -> dict[str, str]:
     """The FX nodes of the student whose values are compared, each with the teacher's."""
-    theirs = {named(v): n.name for v, n in written.nodes.items()}
-    pairs = (
-        (trainable.values.get(named(own)), theirs.get(named(other)))
-        for own, other in feature_pairs(trainable.graph, teacher)
-    )
-    return {own: other for own, other in pairs if own is not None and other is not None}
+    mine = {node.name: node for node in trainable.module.graph.nodes}
+    theirs = {named(v): node for v, node in written.nodes.items()}
+    found = {}
+    for own, other in feature_pairs(trainable.graph, teacher):
+        node, goal = mine.get(trainable.values.get(named(own), "")), theirs.get(named(other))
+        if node is not None and goal is not None:
+            found[_unambiguous(node, trainable.module)] = _unambiguous(goal, guide)
+    return found
+
+
+def _unambiguous(node: torch.fx.Node, module: nn.Module) -> str:
+    """The name of a node; the node is renamed if a module has this name, and something else calls it."""
+    taken = {name for name, _ in module.named_modules()}
+    calls = [n for n in node.graph.nodes if n.op == "call_module" and n.target == node.name]
+    if node.name in taken and calls != [node]:
+        node._rename(f"{node.name}_value")
+    return node.name
 
 
 def _formatted(tensor: torch.Tensor) -> torch.Tensor:
@@ -426,14 +444,19 @@ def _takes_batches(module: nn.Module, guide: nn.Module, example: tuple[Any, ...]
     return True
 
 
-def _classes(judge: Judge) -> int:
+def _classes(judge: Judge, measure: str | Score) -> int:
     """The number of classes of the output that labels are for.
 
     Raises:
         UsageError: If no output has classes, or there are more labels than classes.
     """
     (reference, *more), kinds = judge.scorer.reference, judge.kinds
-    if more or kinds[0] not in DISTRIBUTIONS or reference.ndim != 2:
+    rank = judge.scorer.graph.outputs[0].type.rank
+    if not callable(measure) and measure not in ("auto", "kl"):
+        raise UsageError(
+            f"labels need outputs that are compared as classes: measure kl or auto, not {measure}"
+        )
+    if more or kinds[0] not in DISTRIBUTIONS or reference.ndim != 2 or rank not in (None, 2):
         raise UsageError("labels need a model with one output of classes, (N, classes)")
     if kinds[0] != "logits":
         raise UsageError(

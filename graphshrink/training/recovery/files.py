@@ -192,7 +192,7 @@ def recover_file(
     _check_alike(own, goal)
     from .file_run import FileRun
 
-    if not quantize:
+    if quantize is False:
         return FileRun(own, goal, given).run()
     made, floats, notes = quantised(own, "quantize" if quantize is True else quantize, data)
     done = FileRun(made, goal, given, floats=floats).run()
@@ -226,9 +226,7 @@ def quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, Graph, list[
     before = _BeforeQuantize()
     result = shrink(model, passes, calibration=data, observers=[before])
     if not is_quantised(result.graph):
-        raise UsageError(
-            f"quantize={passes!r} quantises nothing: give True, or passes with quantize"
-        )
+        raise UsageError(f"the passes {passes!r} quantise nothing: quantize must be one of them")
     floats = graph if before.graph is None else before.graph
     return _graph(result.graph, "the student"), floats, list(result.report.notes)
 
@@ -313,6 +311,7 @@ class Judge:
     Attributes:
         batches: The held-out samples.
         kinds: How each output is compared.
+        axes: The axes along which they are; see :class:`graphshrink.planning.quality.Scorer`.
     """
 
     def __init__(
@@ -325,7 +324,7 @@ class Judge:
         if samples.labels is not None and callable(measure) and _takes_labels(measure):
             score = partial(_with_labels, measure, samples.labels[samples.held])
         self.scorer: Scorer = Scorer(teacher, self.batches, score)
-        self.kinds = self.scorer.kinds
+        self.kinds, self.axes = self.scorer.kinds, self.scorer.axes
         self.labels = None if samples.classes is None else samples.classes[samples.held]
         for name, output in zip(teacher.output_names, self.scorer.reference, strict=True):
             if output.dtype.kind == "f" and not np.isfinite(output).all():
@@ -335,13 +334,13 @@ class Judge:
 
     def of(self, outputs: list[list[Any]]) -> HeldOut:
         """Judge the outputs of a model, one list for each batch."""
-        from ...planning.quality import DISTRIBUTIONS, joined
+        from ...planning.quality import DISTRIBUTIONS
 
         loss = self.scorer.of(outputs)
         place = next((i for i, kind in enumerate(self.kinds) if kind in DISTRIBUTIONS), None)
         if place is None:
             return HeldOut(loss)
-        found = joined(outputs)[place].argmax(-1)
+        found = self.scorer.joined(outputs)[place].argmax(-1)
         agreement = float((found == self.scorer.reference[place].argmax(-1)).mean())
         accuracy = None
         if self.labels is not None and found.shape == self.labels.shape:
@@ -373,19 +372,22 @@ def _with_labels(measure: Score, labels: Any, outputs: Any, reference: Any) -> f
 
 
 def distill_loss(
-    kinds: Sequence[str], variances: Sequence[float], temperature: float
+    kinds: Sequence[str], axes: Sequence[int], variances: Sequence[float], temperature: float
 ) -> Callable[[Any, Any], torch.Tensor]:
     """The loss between the outputs of student and teacher: a mean over outputs, each compared by its kind.
 
     Args:
         kinds: As :attr:`graphshrink.planning.quality.Scorer.kinds`.
+        axes: As :attr:`graphshrink.planning.quality.Scorer.axes`.
         variances: The variance of each of the teacher's outputs, by which squared errors are divided.
         temperature: The divisor of logits.
     """
     import torch
     import torch.nn.functional as F
 
-    def one(kind: str, variance: float, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def one(
+        kind: str, axis: int, variance: float, made: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
         made, wanted = made.float(), wanted.float()
         if kind == "error":
             return F.mse_loss(made, wanted) / variance
@@ -397,15 +399,15 @@ def distill_loss(
             made, wanted = made.clamp(min=1e-12).log(), wanted.clamp(min=1e-12).log()
         made, wanted = (x / temperature for x in (made, wanted))
         each = F.kl_div(
-            made.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True
+            made.log_softmax(axis), wanted.log_softmax(axis), reduction="none", log_target=True
         )
-        return each.sum(-1).mean() * temperature**2
+        return each.sum(axis).mean() * temperature**2
 
     def loss(outputs: Any, wanted: Any) -> torch.Tensor:
         pairs = zip(_listed(outputs), _listed(wanted), strict=True)
         parts = [
-            one(kind, variance, *pair)
-            for kind, variance, pair in zip(kinds, variances, pairs, strict=True)
+            one(kind, axis, variance, *pair)
+            for kind, axis, variance, pair in zip(kinds, axes, variances, pairs, strict=True)
             if pair[0].is_floating_point()
         ]
         return torch.stack(parts).mean()

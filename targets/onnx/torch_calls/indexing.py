@@ -43,7 +43,8 @@ def picked(call: Call, x: Value, parts: list[Any]) -> Value:
         return _cut(call, x, parts)
     if any(p is None for p in parts):
         raise NotWritten("it has new axes beside tensors of indices")
-    _refuse_bytes(parts)
+    # A tensor of bytes is a mask, not one of indices.
+    parts = [call.out.cast(p, DType.BOOL) if _is_bytes(p) else p for p in parts]
     if any(p.type.dtype is DType.BOOL for p in parts if isinstance(p, Value)):
         return _masked(call, x, parts)
     if tensors[-1] - tensors[0] + 1 != len(tensors):
@@ -69,14 +70,8 @@ def picked(call: Call, x: Value, parts: list[Any]) -> Value:
     return call.op("Transpose", made, perm=perm)
 
 
-def _refuse_bytes(indices: Sequence[Any]) -> None:
-    """Refuse tensors of bytes, which torch takes for masks where they are indices.
-
-    Raises:
-        NotWritten: If there are any.
-    """
-    if any(isinstance(i, Value) and i.type.dtype is DType.U8 for i in indices):
-        raise NotWritten("its mask is of bytes, not of booleans")
+def _is_bytes(index: Any) -> bool:
+    return isinstance(index, Value) and index.type.dtype is DType.U8
 
 
 def _wide(call: Call, x: Value) -> Value:
@@ -279,7 +274,8 @@ def index_put(call: Call) -> Value:
     x, indices, updates = call.tensor(0), call.get(1, "indices"), call.tensor(2, "values")
     if not all(isinstance(i, Value) and i.type.dtype is not DType.BOOL for i in indices):
         raise NotWritten("its indices are no tensors of integers of the first axes")
-    _refuse_bytes(indices)
+    if any(_is_bytes(i) for i in indices):
+        raise NotWritten("its mask is of bytes, not of booleans")
     joined = _joined(call, indices)
     places = max(call.out.rank(i) for i in indices)
     rest = call.out.rank(x) - len(indices)

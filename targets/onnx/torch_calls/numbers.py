@@ -107,17 +107,21 @@ def tolist(call: Call) -> Any:
 
 @writes("sym_max", "max")
 def most(call: Call) -> Any:
-    """The larger of two numbers."""
+    """The larger of two numbers; of a tensor, see :mod:`.reductions`."""
     return _two(call, "Max")
 
 
 @writes("sym_min", "min")
 def least(call: Call) -> Any:
-    """The smaller of two numbers."""
+    """The smaller of two numbers; of a tensor, see :mod:`.reductions`."""
     return _two(call, "Min")
 
 
 def _two(call: Call, kind: str) -> Any:
+    from .reductions import extreme_along
+
+    if isinstance(call.get(0, "input"), Value):
+        return extreme_along(call, kind)
     a, b = call.args if len(call.args) == 2 else (None, None)
     if not all(isinstance(n, (int, float, Number)) for n in (a, b)):
         raise NotWritten("it takes an extremum of other arguments than two numbers")

@@ -71,6 +71,28 @@ def extremum(call: Call) -> Value:
     return cast(call.out, made, dtype)
 
 
+def extreme_along(call: Call, kind: str) -> list[Value]:
+    """``max`` and ``min`` as ``(x, dim, keepdim)``, which give the largest or smallest numbers along an axis and their places.
+
+    Args:
+        call: The call.
+        kind: ``Max`` or ``Min``.
+    """
+    x, keep = call.tensor(0), call.flag(2, "keepdim")
+    if type(call.get(1, "dim")) is not int or call.out.rank(x) == 0:
+        raise NotWritten("it takes an extremum along something else than one axis")
+    axis, dtype = call.axis(x, 1), x.type.dtype
+    if dtype is DType.BOOL:
+        x = call.out.cast(x, DType.I32)
+    own = TensorType(x.type.dtype)
+    axes = {"axes": [axis]} if call.out.opset < 18 else {}
+    read = [x] if axes else [x, call.out.ints(axis)]
+    most = call.out.op(f"Reduce{kind}", *read, type=own, keepdims=int(keep), **axes)
+    most = most if dtype is None else cast(call.out, most, dtype)
+    place = TensorType(DType.I64)
+    return [most, call.out.op(f"Arg{kind}", x, type=place, axis=axis, keepdims=int(keep))]
+
+
 @writes("any", "all")
 def truth(call: Call) -> Value:
     """``(x, dim, keepdim)`` of anything that is not 0."""

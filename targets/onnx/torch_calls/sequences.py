@@ -7,7 +7,7 @@ from typing import Any
 
 from ....hosts.torch.recurrent import FROM_TORCH
 from ....ir import DType, Gru, Lstm, Rnn, TensorType, Value
-from .call import Call, NotWritten, writes
+from .call import Call, NotWritten, Number, Size, writes
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,14 @@ class Packed:
     Attributes:
         x: The sequences, padded: time first.
         lengths: How many steps of each count.
+        rank: The number of axes of ``x``.
+        steps: The size of its first axis.
     """
 
     x: Value
     lengths: Value
+    rank: int
+    steps: Size
 
 
 @writes("pack_padded_sequence")
@@ -29,30 +33,48 @@ def pack(call: Call) -> Packed:
     x, lengths = call.tensor(0), call.get(1, "lengths")
     if not isinstance(lengths, Value):
         lengths = call.out.vector(lengths)
-    if call.flag(2, "batch_first"):
-        x = call.out.op(
-            "Transpose",
-            x,
-            type=TensorType(x.type.dtype, (None,) * call.out.rank(x)),
-            perm=[1, 0, 2],
-        )
-    return Packed(x, call.out.cast(lengths, DType.I32))
+    batch_first, rank = call.flag(2, "batch_first"), call.out.rank(x)
+    steps = call.out.size(x, int(batch_first))
+    if batch_first:
+        kind = TensorType(x.type.dtype, (None,) * rank)
+        x = call.out.op("Transpose", x, type=kind, perm=[1, 0, *range(2, rank)])
+    return Packed(x, call.out.cast(lengths, DType.I32), rank, steps)
 
 
 @writes("pad_packed_sequence")
 def unpack(call: Call) -> list[Any]:
     """``(packed, batch_first, padding, total_length)`` gives ``(x, lengths)``."""
-    found, total = call.get(0, "sequence"), call.get(3, "total_length")
+    found = call.get(0, "sequence")
     if not isinstance(found, Packed) or call.get(2, "padding_value", 0.0) != 0:
         raise NotWritten(
             "its sequences are not packed by a call that has a rule, or padded by other numbers than 0"
         )
-    if total is None:
-        raise NotWritten("it gives as many steps as the longest sequence has (no total_length)")
-    x = found.x
+    x = _of_length(call, found)
     if call.flag(1, "batch_first"):
-        x = call.out.op("Transpose", x, type=TensorType(x.type.dtype), perm=[1, 0, 2])
+        perm = [1, 0, *range(2, found.rank)]
+        x = call.out.op("Transpose", x, type=TensorType(x.type.dtype), perm=perm)
     return [x, call.out.cast(found.lengths, DType.I64)]
+
+
+def _of_length(call: Call, found: Packed) -> Value:
+    """Sequences with as many steps as are asked for, or as the longest one has."""
+    out, x, rank, present = call.out, found.x, found.rank, found.steps
+    kind, missing = TensorType(x.type.dtype), 0
+    if call.get(3, "total_length") is not None:
+        steps = call.size(3, "total_length")
+        missing = out.arithmetic("Max", out.arithmetic("Sub", steps, present), 0)
+    elif found.lengths.data is not None:
+        steps = int(found.lengths.data.numpy().max())
+    else:
+        longest = TensorType(found.lengths.type.dtype, ())
+        steps = out.item(out.op("ReduceMax", found.lengths, type=longest, keepdims=0))
+    if missing != 0:
+        pads = [0] * rank + [missing] + [0] * (rank - 1)
+        x = out.op("Pad", x, out.vector(pads), type=kind)
+    if (steps != present and missing == 0) or isinstance(missing, Number):
+        zero = out.ints(0)
+        x = out.op("Slice", x, zero, out.vector([steps]), zero, type=kind)
+    return x
 
 
 @writes("nn.LSTM", "nn.GRU", "nn.RNN")
@@ -92,7 +114,7 @@ def recurrent(call: Call) -> tuple[Any, Any]:
         turned = out.op("Transpose", y, type=TensorType(y.type.dtype), perm=[0, 2, 1, 3])
         joined = out.op("Reshape", turned, out.ints(0, 0, 2 * hidden))
     last = made[1:] if len(made) > 2 else made[1]
-    return Packed(joined, given.lengths), last
+    return Packed(joined, given.lengths, 3, given.steps), last
 
 
 def _stacked(call: Call, tensors: list[Any], order: Any) -> Any:

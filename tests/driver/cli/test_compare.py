@@ -107,6 +107,8 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=x)
     line = fails("compare", *files, "--runs", 1, "--data", tmp_path / "d.npz", code=1)
     assert "output sum at [1, 2] is 7 instead of 5; 2 of its 6 numbers differ by more" in line
+    shown = call("compare", *files, "--runs", 1, "--data", tmp_path / "d.npz").out
+    assert "test the accuracy of such a model on labelled data" in shown
     assert compared(files[0], files[0])["difference"] is None
 
 

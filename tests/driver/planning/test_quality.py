@@ -57,9 +57,71 @@ def test_training_measures_what_scores_measure(kind: str) -> None:
         made, wanted = (
             {"log": log_softmax, "softmax": softmax}[kind](x, -1) for x in (made, wanted)
         )
-    loss = distill_loss([kind], [float(wanted.var())], 1.0)
+    loss = distill_loss([kind], [-1], [float(wanted.var())], 1.0)
     found = float(loss(torch.from_numpy(made), torch.from_numpy(wanted)))
     assert found == pytest.approx(divergence(kind, made, wanted), rel=1e-4)
+
+
+def _identity(op: ir.Op, shape: tuple[str | int, ...]) -> ir.Graph:
+    """A graph that computes an op of its input."""
+    graph = ir.Graph()
+    x = graph.add_input("x", ir.TensorType(ir.DType.F32, shape))
+    graph.add_output(ir.Rewriter(graph).insert(op, [x]).output)
+    return graph
+
+
+@pytest.mark.parametrize("measure", ["kl", "cosine", "error", "mse"])
+@pytest.mark.parametrize("widths", [(5, 5, 5), (5, 3, 7)])
+def test_samples_of_different_lengths_are_compared_row_by_row(
+    measure: str, widths: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(3)
+    shapes = list(zip((2, 4, 3), widths, strict=True))
+    wanted, made = ([rng.standard_normal((2, *s)).astype(np.float32) for s in shapes] for _ in "ab")
+    graph = _identity(ir.Identity(), ("n", "length", "width"))
+    scorer = Scorer(graph, [(a,) for a in wanted], measure)
+    rows = [(a, b) for pair in zip(made, wanted, strict=True) for a, b in _rows(*pair)]
+    flat = [np.concatenate(part) for part in zip(*rows, strict=True)]
+    if measure == "kl":
+        found = np.mean([rel_entr(softmax(b), softmax(a)).sum() for a, b in rows])
+    elif measure == "cosine":
+        found = np.mean([distance.cosine(a, b) for a, b in rows])
+    else:
+        found = mean_squared_error(*flat) / (flat[1].var() if measure == "error" else 1)
+    assert scorer.of([[a] for a in made]) == pytest.approx(found, rel=1e-4)
+    assert scorer.of([[a] for a in wanted]) == 0
+
+
+def _rows(*arrays: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    return list(zip(*(a.reshape(-1, a.shape[-1]) for a in arrays), strict=True))
+
+
+@pytest.mark.parametrize("op", [ir.Softmax, ir.LogSoftmax])
+@pytest.mark.parametrize("axis", [0, 1, -3, 2, -1])
+def test_distributions_along_any_axis(op: type[ir.Softmax], axis: int) -> None:
+    import torch
+
+    rng = np.random.default_rng(4)
+    scores = rng.standard_normal((2, 3, 8, 5, 4, 3)).astype(np.float32)
+    scorer = Scorer(_identity(op(axis), ("n", 5, 4, 3)), [(a,) for a in scores[0]])
+    assert scorer.kinds == ["log" if op is ir.LogSoftmax else "softmax"]
+    wanted, made = softmax(scores, axis + 2 if axis >= 0 else axis)
+    divergences = rel_entr(wanted, made).sum(axis + 1 if axis >= 0 else axis)
+    form = np.log if op is ir.LogSoftmax else np.asarray
+    assert scorer.of([[form(a)] for a in made]) == pytest.approx(divergences.mean(), rel=1e-4)
+    loss = distill_loss(scorer.kinds, scorer.axes, [1.0], 1.0)
+    found = [
+        float(loss(*(torch.from_numpy(form(a)) for a in pair)))
+        for pair in zip(made, wanted, strict=True)
+    ]
+    assert np.mean(found) == pytest.approx(divergences.mean(), rel=1e-4)
+
+
+def test_an_output_of_unknown_rank_is_compared_as_asked() -> None:
+    graph = _identity(ir.Identity(), ("n", 5))
+    graph.inputs[0].type = graph.outputs[0].type = ir.TensorType(ir.DType.F32, None)
+    batches = [(np.random.default_rng(5).standard_normal((4, 5)).astype(np.float32),)]
+    assert Scorer(graph, batches, "cosine").kinds == ["cosine"]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit", "unet"])

@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphshrink import UsageError, recover_file
 from graphshrink.api import load
+from graphshrink.readers import HostReaders
+from graphshrink.targets.onnx.emitter import to_onnx
 from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery import file_run
 from graphshrink.training.recovery.augmentation import Augmentation
@@ -182,6 +184,29 @@ def test_weights_that_cannot_be_written_back_stay(tmp_path: Path) -> None:
     assert len(trainable.frozen) + len(trainable.places) == len(list(trainable.module.parameters()))
     with pytest.raises(UsageError, match="16"):
         recover_file(path, path, {"x": np.zeros((4, 3), np.int64)})
+
+
+@pytest.mark.parametrize("start", [np.eye(4), np.ones((4, 4)), np.zeros((4, 4))])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_weights_that_equal_their_transpose_are_written_back_in_their_order(
+    start: np.ndarray[Any, Any], op: str
+) -> None:
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w"], ["y"])], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(start.astype(np.float32), "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trainable = Trainable(load(model)[0], HostReaders())
+    assert not trainable.frozen
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        for p in trainable.module.parameters():
+            p.copy_(torch.from_numpy(rng.standard_normal(p.shape)))
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    made = trainable.module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(run(to_onnx(trainable.trained()), x), made, atol=1e-5)
 
 
 def test_samples_and_options_that_nothing_can_be_learned_from(student: Path, teacher: Path) -> None:
@@ -445,6 +470,31 @@ def test_inner_values_that_mislead_are_not_compared(
     )
     assert "features" in forced.history[0]
     assert len(trials) == 2
+
+
+def test_labels_and_lengths_that_do_not_fit(teacher: Path, student: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compared as classes: measure kl or auto, not mse"):
+        recover_file(student, teacher, images(), labels=np.zeros(96, int), measure="mse")
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "length"])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    places = onnx.ModelProto.FromString(model.SerializeToString())
+    places.graph.node[0].CopyFrom(helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0))
+    places.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, [4]))
+    places.graph.node.add().CopyFrom(helper.make_node("Mul", ["x", "w"], ["z"]))
+    places.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    places.graph.node[0].input[0] = "z"
+    places.graph.node.insert(0, places.graph.node.pop())
+    with pytest.raises(UsageError, match="no numbers of floating point"):
+        recover_file(places, places, np.random.default_rng(0).random((32, 3), np.float32))
+    texts = [(np.ones((4, 2 + i % 3), np.float32),) for i in range(12)]
+    with pytest.raises(
+        UsageError, match=r"takes batches of 4, and the samples .* different shapes"
+    ):
+        recover_file(model, model, texts)
 
 
 def test_texts_of_different_lengths_are_batched_by_length(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_what_does_not_fit(model: nn.Module, tmp_path: Path) -> None:
         trained(model, optimizer=optimizer)
     with pytest.raises(UsageError, match="calibration is for the ranges of quantize"):
         trained(model, quantize=False, calibration=X.numpy())
-    with pytest.raises(UsageError, match="'default' quantises nothing: give True, or passes with"):
+    with pytest.raises(UsageError, match="'default' quantise nothing: quantize must be"):
         trained(model, quantize="default")
     with pytest.raises(UsageError, match="arguments are tensors: give unpack"):
         trained(model, batches=[({"x": X},)])

@@ -15,6 +15,7 @@ from torch import nn
 
 from graphshrink import UsageError, recover_file, shrink
 from graphshrink.readers import HostReaders
+from graphshrink.targets.onnx.emitter import to_onnx
 from graphshrink.targets.torch.trainable import Trainable
 from graphshrink.training.recovery.fake_quantization import make_differentiable, rounded
 from support.cli import succeeds
@@ -163,7 +164,7 @@ def test_integers_that_something_else_reads_are_named(files: Path, tmp_path: Pat
 def test_what_cannot_be_quantised_again(files: Path) -> None:
     with pytest.raises(UsageError, match="quantised already: leave out quantize"):
         recover_file(files / "int8.onnx", files / "float.onnx", SAMPLES, quantize=True)
-    with pytest.raises(UsageError, match="quantises nothing: give True, or passes with quantize"):
+    with pytest.raises(UsageError, match="quantise nothing: quantize must be one of them"):
         recover_file(files / "sparse.onnx", files / "float.onnx", SAMPLES, quantize="prune-dead")
 
 
@@ -186,3 +187,72 @@ def test_the_command(files: Path, tmp_path: Path) -> None:
         tmp_path / "samples.npz", "--epochs", "1", "--quantize", "quantize", "-o", tmp_path / "out.onnx",
     )  # fmt: skip
     assert len(weights(tmp_path / "out.onnx")) == 4
+
+
+@pytest.mark.parametrize("scales", [[0.1], [0.1, 0.2, 0.3]])
+def test_integers_at_the_end_of_their_range_stay(scales: list[float]) -> None:
+    stored = np.array([[-128, 127, 3, 0], [5, -7, 127, 1], [2, -128, 0, 9]], np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
+            helper.make_node("Gemm", ["x", "d"], ["y"], transB=1),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [
+            numpy_helper.from_array(stored, "w"),
+            numpy_helper.from_array(np.array(scales if len(scales) > 1 else scales[0], np.float32), "s"),
+            numpy_helper.from_array(np.zeros(3 if len(scales) > 1 else (), np.int8), "z"),
+        ],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trainable = Trainable(shrink(model, []).graph, HostReaders())
+    assert not trainable.frozen
+    make_differentiable(trainable)
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    made = trainable.module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(made, run(model, x), atol=1e-4)
+    (kept,) = (
+        numpy_helper.to_array(t)
+        for t in to_onnx(trainable.trained()).graph.initializer
+        if t.name == "w"
+    )
+    np.testing.assert_array_equal(kept, stored)
+
+
+def test_scales_of_activations_are_not_trained() -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["q"], to=TensorProto.INT8),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["a"], axis=1),
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
+            helper.make_node("MatMul", ["a", "d"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [
+            numpy_helper.from_array(np.arange(9, dtype=np.int8).reshape(3, 3), "w"),
+            numpy_helper.from_array(np.array([0.1, 0.2, 0.3], np.float32), "s"),
+            numpy_helper.from_array(np.zeros(3, np.int8), "z"),
+        ],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trainable = Trainable(shrink(model, []).graph, HostReaders())
+    assert not trainable.frozen
+    trained = [n for n, p in trainable.module.named_parameters() if p.requires_grad]
+    assert trained == list(trainable.steps)
+    assert len(trained) == 1
+
+
+def test_names_of_values_and_of_modules_may_be_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)).eval()
+    x = torch.randn(64, 5, 8)
+    shrink(net, "default", example_inputs=(x[:2],)).save(tmp_path / "net.onnx")
+    file = tmp_path / "net.onnx"
+    # The scale of the value 0_norm1 is in a module of this name; the value itself is of another one.
+    done = recover_file(file, file, x.numpy(), epochs=1, lr=1e-4, quantize=True, progress=False)
+    assert "features" in done.history[0]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch import nn
 
 from graphshrink import shrink
 from graphshrink.ir import Graph, Reshape, Rewriter
+from support.onnx_run import outputs_of
 
 Forward = Callable[..., Any]
 
@@ -363,3 +366,25 @@ def test_a_scale_of_other_axes_stays_behind_its_reshape() -> None:
     assert "Scale" in result.report.after.ops
     with torch.no_grad():
         torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: x.view(x.size(1), x.size(0), 4).transpose(0, 1), (4, 4, 4)),
+        (lambda x: torch.stack([x, x], 0).view(2 * x.size(0), -1), (1, 4)),
+        (lambda x: x.transpose(0, 1).reshape(x.numel() // 4, 4), (4, 4)),
+    ],
+)
+def test_a_batch_that_is_as_large_as_another_axis_by_chance(
+    function: Any, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    class Called(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return function(x)
+
+    shrink(Called().eval(), example_inputs=(torch.randn(shape),)).save(tmp_path / "made.onnx")
+    for batch in (shape[0], 5):
+        x = torch.randn(batch, *shape[1:])
+        (found,) = outputs_of(tmp_path / "made.onnx", x.numpy())
+        np.testing.assert_array_equal(found, Called()(x).numpy())

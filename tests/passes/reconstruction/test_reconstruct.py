@@ -17,6 +17,7 @@ from graphshrink.ir import Gate, Graph, MaskedTensor, Rewriter
 from graphshrink.nn import masks
 from graphshrink.passes import Context, Pipeline
 from graphshrink.passes.reconstruction.reconstruct import Reconstruct
+from graphshrink.passes.statistics.errors import relative_error
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
 
@@ -224,6 +225,34 @@ def test_layers_that_cannot_be_reconstructed_are_named(tmp_path: Path) -> None:
     touched = [r.nodes for r in record.rewrites] + [(r.node,) for r in record.refusals]
     assert sorted(touched) == [("down",), ("first",), ("head",), ("up",)]
     assert len(record.rewrites) > 1
+
+
+@pytest.mark.parametrize("count", [9, 64])
+def test_samples_that_are_all_the_same_are_refused(tmp_path: Path, count: int) -> None:
+    given, data = network(tmp_path / "in.onnx"), np.repeat(samples(1, 1), count, 0)
+    with pytest.raises(PassError, match=f"the {count} samples are all the same"):
+        shrink(given, "sparsify,reconstruct{method=closed-form}", calibration=data)
+
+
+@pytest.mark.parametrize("found", [np.nan, np.inf])
+def test_numbers_of_which_nothing_is_known_are_not_kept(
+    found: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([0.5])
+    monkeypatch.setattr(
+        "graphshrink.passes.statistics.errors.NetworkError.__call__",
+        lambda judge, graph: next(errors, found),
+    )
+    given = network(tmp_path / "in.onnx")
+    done = shrink(given, "sparsify,reconstruct{method=closed-form}", calibration=samples(1))
+    assert not done.report.passes[-1].rewrites
+    reasons = [refusal.reason for refusal in done.report.passes[-1].refusals]
+    assert any(f"would rise from 0.5 to {found:.4g}" in reason for reason in reasons)
+
+
+def test_errors_without_a_finite_variance_are_infinite() -> None:
+    wanted = np.array([1e200, -1e200])
+    assert relative_error([(wanted, wanted)]) == np.inf
 
 
 class Small(nn.Module):

@@ -87,6 +87,14 @@ N, M = ints(3, 4), ints(3, 4, low=1, seed=1)
 PLACES = ints(3, 4, low=0, high=3, seed=2)
 
 PLAIN: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+    "sorted along the batch, returned whole": (lambda x: torch.sort(x, 0, descending=True), (X,)),
+    "most along an axis": (lambda x: torch.max(x, 1), (X,)),
+    "least along an axis": (lambda n: torch.min(n, dim=0, keepdim=True), (N,)),
+    "most of booleans": (lambda x: both((x > 0).max(-1)), (X,)),
+    "pieces by name": (lambda x: (x.max(1).indices, x.topk(2).values), (X,)),
+    "a mask of bytes": (lambda x: x[(x > 0).byte()], (X,)),
+    "a mask of bytes of the batch": (lambda x: x[(x[:, 0] > 0).to(torch.uint8)], (X,)),
+    "short integers": (lambda x: (x * 9).short(), (X,)),
     "mixed types": (lambda x, n: x * n + 2, (X, N)),
     "true division of integers": (lambda n, m: n / m, (N, M)),
     "rounded down": (lambda n, m: torch.div(n, m, rounding_mode="floor"), (N, M)),
@@ -246,20 +254,30 @@ def test_numbers_that_are_read_from_tensors(
 
 
 @pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
-def test_sequences_of_different_lengths(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("total", [None, 6, 9, 5, "size"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_sequences_of_different_lengths(
+    make: Any, total: Any, batch_first: bool, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    parts = nn.ModuleDict({"layer": make(4, 5, bidirectional=True)})
+    parts = nn.ModuleDict({"layer": make(4, 5, bidirectional=True, batch_first=batch_first)})
     graph = fx.Graph()
     x, lengths = graph.placeholder("x"), graph.placeholder("lengths")
+    how: dict[str, Any] = {"batch_first": batch_first}
     packed = graph.call_function(
-        rnn_utils.pack_padded_sequence, (x, lengths), {"enforce_sorted": False}
+        rnn_utils.pack_padded_sequence, (x, lengths), {"enforce_sorted": False, **how}
     )
     called = graph.call_module("layer", (packed,))
     y = graph.call_function(operator.getitem, (called, 0))
-    padded = graph.call_function(rnn_utils.pad_packed_sequence, (y,), {"total_length": 6})
-    graph.output(graph.call_function(operator.getitem, (padded, 0)))
+    if total == "size":
+        total = graph.call_method("size", (x, int(batch_first)))
+    padded = graph.call_function(
+        rnn_utils.pad_packed_sequence, (y,), {"total_length": total, **how}
+    )
+    graph.output(tuple(graph.call_function(operator.getitem, (padded, i)) for i in range(2)))
     module = fx.GraphModule(parts, graph).eval()
-    draws = [(floats(6, 3, 4), torch.tensor(n)) for n in ([6, 2, 4], [1, 6, 3])]
+    sizes = (3, 6, 4) if batch_first else (6, 3, 4)
+    draws = [(floats(*sizes), torch.tensor(n)) for n in ([5, 2, 4], [1, 4, 3])]
     with torch.no_grad():
         check(module, tmp_path / "made.onnx", *draws)
 
