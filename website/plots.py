@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
@@ -242,6 +243,29 @@ def depth(figure: Figure) -> str:
     return "Accuracy against measured speedup of networks with fewer layers and with fewer channels"
 
 
+def transfer(figure: Figure) -> str:
+    """Accuracy against speedup of a tuned network that was planned or pruned, then trained; means over seeds."""
+    records = json.loads((RESULTS / "transfer_lite0.json").read_text())["records"]
+    place = next(iter(records[0]["latency"]))
+    axes = figure.subplots()
+    kinds = [k for k in ("plan", "depth", "taylor", "magnitude", "uniform") if any(r["kind"] == k for r in records)]  # fmt: skip
+    for i, kind in enumerate(kinds):
+        by_speed: dict[float, list[tuple[float, float]]] = {}
+        for r in records:
+            if r["kind"] == kind:
+                point = (r["latency"][place]["speedup"], 100 * r["accuracy"])
+                by_speed.setdefault(r["wanted"], []).append(point)
+        points = sorted(tuple(map(fmean, zip(*some, strict=True))) for some in by_speed.values())
+        x, y = zip(*points, strict=True)
+        wide = 2.5 if kind == "plan" else 1.5
+        axes.plot(x, y, marker="o", label=kind, color=COLOURS[i % len(COLOURS)], linewidth=wide)
+    base = next(r for r in records if r["kind"] == "base")
+    axes.axhline(100 * base["accuracy"], color=INK, linewidth=1, linestyle="--")
+    axes.set(xlabel=f"measured speedup ({place})", ylabel="accuracy, % (dashed: the given network)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=5, fontsize=9)
+    return "Accuracy against measured speedup of planned and of pruned networks after the same training"
+
+
 def permutation(figure: Figure) -> str:
     """Efficacy of searches for channel orders."""
     (rows,) = tables("permutation.md")
@@ -325,6 +349,7 @@ PLOTS: dict[str, Callable[[Figure], str]] = {
     "tflite": tflite,
     "export-speed": export_speed,
     "depth": depth,
+    "transfer": transfer,
     "permutation": permutation,
     "sparsify": sparsify,
     "torch-models": torch_models,
