@@ -123,7 +123,7 @@ class Lengths:
     base_epochs: int = 4
     base_images: int = 50_000
     extra_epochs: int = 2
-    speedups: tuple[float, ...] = (1.5, 2.0, 3.0)
+    speedups: tuple[float, ...] = (1.5, 2.0, 3.0, 3.5)
     seeds: tuple[int, ...] = (0, 1, 2)
     lr: float = 1e-3
     samples: int = 1000
