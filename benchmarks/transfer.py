@@ -88,6 +88,8 @@ MENUS = {"plan": ("skip", "linear", "narrow"), "depth": ("skip", "linear")}
 RIVALS = ("taylor", "magnitude", "uniform")
 DECIDING = ("plan", "taylor")
 """The rows that are trained with every seed."""
+LONG = 2.0
+"""The speed-up at which these rows are also trained for longer."""
 ABLATIONS = {
     "vanish": "the activations of the same blocks are removed at once, and end in relu6 (as in DepthShrinker)",
     "vanish-plain": "the activations of the same blocks are removed at once, without an ending",
@@ -111,6 +113,7 @@ class Lengths:
         base_epochs: Epochs of tuning the network with ImageNet weights.
         base_images: Training images in an epoch of this tuning.
         extra_epochs: Epochs of every row.
+        long_epochs: Epochs of the rows that are trained for longer.
         speedups: The wanted speed-ups.
         seeds: The seeds of the rows that decide.
         lr: The largest learning rate of the tuning; rows use half of it.
@@ -123,6 +126,7 @@ class Lengths:
     base_epochs: int = 4
     base_images: int = 50_000
     extra_epochs: int = 2
+    long_epochs: int = 8
     speedups: tuple[float, ...] = (1.5, 2.0, 3.0, 3.5)
     seeds: tuple[int, ...] = (0, 1, 2)
     lr: float = 1e-3
@@ -232,18 +236,19 @@ class Transfer:
         made = to_torch(str(path), fresh_norms=norms, calibration=calibration)
         return made.to(memory_format=torch.channels_last)
 
-    def plan_row(self, row: str, speedup: float, seed: int) -> Any:
+    def plan_row(self, row: str, speedup: float, seed: int, epochs: int = 0) -> Any:
         """The planned network, trained."""
-        return self.recovered(self.student(row, speedup), f"{row}-{speedup:g}-{seed}", seed)
+        name = f"{row}-{speedup:g}-{seed}{'-long' if epochs else ''}"
+        return self.recovered(self.student(row, speedup), name, seed, epochs or None)
 
     # Width.
 
-    def rival(self, kind: str, speedup: float, seed: int) -> Any:
+    def rival(self, kind: str, speedup: float, seed: int, epochs: int = 0) -> Any:
         """The tuned network, pruned by Torch-Pruning to the wanted speed and trained."""
         ratio = self.kept(f"ratio-{kind}-{speedup:g}", lambda: self.ratio(kind, speedup))["ratio"]
-        name = f"{kind}-{speedup:g}-{seed}"
+        name = f"{kind}-{speedup:g}-{seed}{'-long' if epochs else ''}"
         model, pruner = self.pruner(kind, ratio, PRUNING_STEPS)
-        rest = float(self.lengths.extra_epochs)
+        rest = float(epochs or self.lengths.extra_epochs)
         part = 0.05
         for step in range(PRUNING_STEPS):
             self.gradients(kind, model)
@@ -417,6 +422,9 @@ class Transfer:
                     name = f"{kind}-{speedup:g}-{seed}"
                     yield name, kind, speedup, seed, lambda m=make, k=kind, f=speedup, s=seed: m(k, f, s)  # fmt: skip
             if seed == c.seeds[0]:
+                for kind in DECIDING:
+                    name = f"{kind}-{LONG:g}-{seed}-long"
+                    yield name, f"{kind}, long", LONG, seed, lambda m=makers[kind], k=kind: m(k, LONG, 0, c.long_epochs)  # fmt: skip
                 for kind in ABLATIONS:
                     if kind != "fit":
                         name = f"{kind}-{c.ablated:g}-0"
