@@ -324,14 +324,20 @@ def _chosen(model: Any, sites: str | Sequence[str]) -> list[Switch]:
     groups = switches(model)
     patterns = [sites] if isinstance(sites, str) else list(sites)
     known = [name for names in groups.values() for name in names]
+    chosen: set[str] = set() if patterns else set(known)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
+        # A name is no pattern, although it may have brackets.
+        matches = {n for n in known if n == pattern} or {
+            n for n in known if fnmatchcase(n, pattern)
+        }
+        chosen |= matches
+        if not matches:
             raise UsageError(
                 f"there is no gate {pattern!r}; the model has {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
             )
     found = []
     for switch, names in groups.items():
-        hits = [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
+        hits = [name for name in names if name in chosen]
         if hits and len(hits) < len(names):
             (other, *_) = [name for name in names if name not in hits]
             raise UsageError(f"the gate {hits[0]} is tied to {other}: name both")

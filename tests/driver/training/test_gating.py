@@ -35,6 +35,7 @@ from graphshrink import (
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.frontends.torch.importer import from_fx, trace
 from graphshrink.ir import ArrayTensor, Gate, Graph
+from graphshrink.nn import Gate as GateModule
 from graphshrink.targets.onnx.emitter import to_onnx
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
@@ -699,3 +700,9 @@ def test_the_state_of_a_schedule_is_for_its_own_gates() -> None:
     with pytest.raises(UsageError, match=f"for gate {first}, this one moves {second}"):
         other.load_state_dict(one.state_dict())
     assert gates(gated)[second].value == 1
+
+
+def test_a_name_with_brackets_is_no_pattern() -> None:
+    both = nn.ModuleDict({"g[1]": GateModule(nn.ReLU()), "g1": GateModule(nn.ReLU())})
+    GateSchedule(both, steps=1, kind="fade", sites="g[1]").step()
+    assert {name: gate.value for name, gate in gates(both).items()} == {"g[1]": 0, "g1": 1}
