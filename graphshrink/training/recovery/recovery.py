@@ -193,7 +193,7 @@ def recover(
 
         own = unwrapped(module)
         start = join(device, own).device
-        batches, seen = loader, []
+        batches, seen = loader, list[Any]()
         if isinstance(loader, Iterator):
             # It yields each batch once: those that ranges are measured on are kept for the training.
             batches, loader = _recorded(loader, seen), chain(seen, loader)
