@@ -46,7 +46,7 @@ def insert_gates(
             ``"features.*"`` ties sites whose names match up to the ``*``.
         value: The initial value of the gates, from 1 (open) to 0.
         ending: A kind of activation, such as ``"relu6"``, for closed gates behind the parts that merge once the gated activations are gone;
-            their names end in ``ending``.
+            their names end in ``ending``. It needs ``mode="soft"``; a :class:`GateSchedule` opens these gates.
         max_kernel: The largest kernel that a merge may make for a site to be chosen.
         max_mac_growth: See ``sites``.
 
@@ -265,19 +265,32 @@ class GateSchedule:
         return self.kept
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the schedule, and where the gates started; the model's own state says what they are now."""
-        return {"done": self.done, "from": list(self.fading.values())}
+        """The position in the schedule, which gates it moves, and where they started; the model's own state says what they are now."""
+        return {"done": self.done, "from": list(self.fading.values()), "sites": self._sites()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a :meth:`state_dict`; load the model's state first."""
-        self.done = int(state["done"])
+        """Continue from a :meth:`state_dict`; load the model's state first.
+
+        Raises:
+            UsageError: If the state is of a schedule that moves other gates.
+        """
         started = state.get("from", [])
         if len(started) != len(self.fading):
             raise UsageError(
                 f"the state is of a schedule for {counted(len(started), 'gate')}, this one moves {len(self.fading)}"
             )
+        own = self._sites()
+        for was, now in zip(state.get("sites", own), own, strict=True):
+            if was != now:
+                raise UsageError(f"the state is of a schedule for gate {was}, this one moves {now}")
+        self.done = int(state["done"])
         self.fading = dict(zip(self.fading, map(float, started), strict=True))
         self._apply()
+
+    def _sites(self) -> list[str]:
+        """The first site of each switch that fades."""
+        names = switches(self.model)
+        return [names[switch][0] for switch in self.fading]
 
     def _apply(self) -> None:
         """Set the gates to where they are at this step."""
@@ -295,8 +308,9 @@ class GateSchedule:
         steps, count = self.options["steps"], len(self.fading)
         made: dict[Switch, float] = {}
         for place, (switch, start) in enumerate(self.fading.items()):
-            first, length = (place * steps / count, steps / count) if self.in_turn else (0.0, steps)
-            gone = progress_at(self.done - first, length, self.options["shape"])
+            # In whole numbers, so that each gate is at its end exactly when its part of the steps is done.
+            done = self.done * count - place * steps if self.in_turn else self.done
+            gone = progress_at(done, steps, self.options["shape"])
             made[switch] = start + (self.to - start) * gone
         return made
 
@@ -310,14 +324,20 @@ def _chosen(model: Any, sites: str | Sequence[str]) -> list[Switch]:
     groups = switches(model)
     patterns = [sites] if isinstance(sites, str) else list(sites)
     known = [name for names in groups.values() for name in names]
+    chosen: set[str] = set() if patterns else set(known)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
+        # A name is no pattern, although it may have brackets.
+        matches = {n for n in known if n == pattern} or {
+            n for n in known if fnmatchcase(n, pattern)
+        }
+        chosen |= matches
+        if not matches:
             raise UsageError(
                 f"there is no gate {pattern!r}; the model has {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
             )
     found = []
     for switch, names in groups.items():
-        hits = [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
+        hits = [name for name in names if name in chosen]
         if hits and len(hits) < len(names):
             (other, *_) = [name for name in names if name not in hits]
             raise UsageError(f"the gate {hits[0]} is tied to {other}: name both")

@@ -10,8 +10,9 @@ later.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -90,7 +91,7 @@ class EndingPlace:
     Attributes:
         site: The first of these activations.
         value: What the new activation reads: the last value of the part, after the addition if it ends in one.
-        name: The name of the new node.
+        name: The name of the new node; it is unique and ends in ``ending``.
     """
 
     site: Node
@@ -116,6 +117,7 @@ def ending_places(graph: Graph, gone: Iterable[Node], options: MergeLinear) -> l
     """
     sites = {site.node: site for site in survey_activations(graph, options)}
     found: dict[Value, EndingPlace] = {}
+    taken = {node.name for node in graph.nodes}
     for node in gone:
         site = sites[node]
         value = None if site.end is None else site.end.output
@@ -123,9 +125,18 @@ def ending_places(graph: Graph, gone: Iterable[Node], options: MergeLinear) -> l
             value = value.users[0].output
         if value is None or value.is_output or value in found or any(map(is_site, value.users)):
             continue
-        name = ".".join([*site.name.split(".")[:-1], "ending"])
+        name = _ending_name(site.name, taken)
+        taken.add(name)
         found[value] = EndingPlace(node, value, name)
     return list(found.values())
+
+
+def _ending_name(site: str, taken: Collection[str]) -> str:
+    """A name beside the site that is not taken. It ends in ``ending``, so that the pattern ``*ending`` matches all endings."""
+    *parents, own = site.split(".")
+    firsts = itertools.chain(("", f"{own}_"), (f"{own}_{i}_" for i in itertools.count(1)))
+    names = (".".join([*parents, f"{first}ending"]) for first in firsts)
+    return next(name for name in names if name not in taken)
 
 
 def matching_names(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ class InsertGates(Pass):
         value: The initial value of the gates: 1 is the activation, 0 the identity.
         ending: A kind of activation without parameters, such as relu6, for gates behind the parts that merge once the gated activations
             are gone, unless an activation is there already. These gates start at 0, so that they change nothing, and
-            are named ``ending``: see ``GateSchedule(kind="fade", sites="*ending", to=1)``.
+            their names end in ``ending``. They need mode soft: see ``GateSchedule(kind="fade", sites="*ending", to=1)``.
         max_kernel: To choose sites: the largest size of a merged kernel along any axis.
         max_mac_growth: To choose sites: how many times the present cost a merged map may cost.
     """
@@ -80,6 +80,10 @@ class InsertGates(Pass):
         check_gate(self.mode, self.value)
         if self.ending:
             check_parameterless("ending", self.ending)
+            if self.mode != "soft":
+                raise ValueError(
+                    f"ending needs gates of mode soft, not {self.mode}: an ending stays closed until GateSchedule(kind='fade') opens it"
+                )
 
     def merging(self) -> MergeLinear:
         """The merge that is possible after activations are removed and padding is hoisted."""

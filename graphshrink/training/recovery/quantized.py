@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils.data import DistributedSampler
 
 from ...ir import Graph, ModelError, UsageError
 from ...ir.errors import counted, listed
@@ -86,17 +89,27 @@ def quantized_student(
     from ...targets.onnx.emitter import to_onnx
     from .files import quantised
 
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    if len(frozen) == sum(1 for _ in module.parameters()):
+        raise UsageError(
+            "there are no parameters to train: the module has none that are not frozen; call requires_grad_(True) on some"
+        )
     samples = _samples(module, batches, unpack, seed)
-    floats = _as_onnx(module, samples[0])
+    floats, returned = _as_onnx(module, samples[0])
     data = calibration
     if data is None:
-        data = [tuple(x.cpu().numpy() for x in sample) for sample in samples]
+        data = [tuple(_array(x) for x in sample) for sample in samples]
     text = PASSES if passes is True else str(passes)
     graph, prepared, notes = quantised(floats, text, data)
     trainable = Trainable(graph, HostReaders())
     masks = zeros_of(prepared, trainable)
     made = make_differentiable(trainable)
+    _return_like(trainable.module, returned)
     kept = {made.names.get(name, name): mask for name, mask in masks.items()}
+    if frozen:
+        notes.append(
+            f"the quantised module trains all weights, also those made of {counted(len(frozen), 'frozen parameter')}: {listed(frozen[:3])}"
+        )
     if trainable.frozen:
         notes.append(
             f"{counted(len(trainable.frozen), 'weight')} of the quantised model cannot be trained, because nodes compute them or several share "
@@ -124,7 +137,7 @@ def _samples(
     known = generator if isinstance(generator, torch.Generator) else None
     state = None if known is None else known.get_state()
     found: list[tuple[torch.Tensor, ...]] = []
-    with own_randomness(device):
+    with own_randomness(device), _first_share(batches):
         seed_all(seed_of(seed, "calibration"))
         count = 0
         for batch in batches:
@@ -144,8 +157,69 @@ def _samples(
     return found
 
 
-def _as_onnx(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Graph:
-    """The graph of the module's ONNX file, as it is in evaluation mode.
+@contextmanager
+def _first_share(batches: Iterable[Any]) -> Iterator[None]:
+    """Let all processes see the batches of the first one, so that they measure the same ranges."""
+    sampler = getattr(batches, "sampler", None)
+    if not isinstance(sampler, DistributedSampler):
+        yield
+        return
+    rank, sampler.rank = sampler.rank, 0
+    try:
+        yield
+    finally:
+        sampler.rank = rank
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """The numbers of a sample.
+
+    Raises:
+        UsageError: If they are bfloat16, which NumPy does not have.
+    """
+    if tensor.dtype is torch.bfloat16:
+        raise UsageError(
+            "the batches are bfloat16, and only float32 is quantised: give the module and the batches in float32"
+        )
+    return tensor.cpu().numpy()
+
+
+def _return_like(made: fx.GraphModule, returned: Any) -> None:
+    """Let a module, which returns a tensor or a tuple of tensors, return them in the containers of another one.
+
+    Args:
+        made: The module; it is changed.
+        returned: What the other module returns.
+
+    Raises:
+        UsageError: If there are other containers than tuples, lists and dicts, or another number of tensors.
+    """
+    output = next(node for node in made.graph.nodes if node.op == "output")
+    values = tree_leaves(output.args[0])
+    leaves, shape = tree_flatten(returned)
+    tensors = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+    if sum(tensors) != len(values) or not _plain(returned):
+        raise UsageError(
+            "quantize needs a module that returns a tensor, or tensors in tuples, lists and dicts: it returns "
+            f"a {type(returned).__name__} with {counted(sum(tensors), 'tensor')}, of which {len(values)} are results of its ONNX model"
+        )
+    rest = iter(values)
+    nodes = [next(rest) if t else leaf for t, leaf in zip(tensors, leaves, strict=True)]
+    output.args = (tree_unflatten(nodes, shape),)
+    made.recompile()
+
+
+def _plain(data: Any) -> bool:
+    """Whether tensors are in containers that FX can return."""
+    if isinstance(data, dict):
+        return type(data) is dict and all(map(_plain, data.values()))
+    if isinstance(data, tuple | list):
+        return all(map(_plain, data))
+    return data is None or isinstance(data, torch.Tensor | bool | int | float | str)
+
+
+def _as_onnx(module: nn.Module, example: tuple[torch.Tensor, ...]) -> tuple[Graph, Any]:
+    """The graph of the module's ONNX file, as it is in evaluation mode, and what the module returns.
 
     Raises:
         ModelError: If it cannot be written as ONNX.
@@ -158,8 +232,10 @@ def _as_onnx(module: nn.Module, example: tuple[torch.Tensor, ...]) -> Graph:
         with tempfile.TemporaryDirectory(prefix="graphshrink-") as folder:
             path = Path(folder) / "module.onnx"
             shrink(module, "", example_inputs=example).save(path)
-            return load(path)[0]
-    except ModelError as error:
+            with torch.no_grad():
+                returned = module(*example)
+            return load(path)[0], returned
+    except (ModelError, UsageError) as error:
         raise ModelError(f"the module cannot be quantised: {error}") from error
     finally:
         for each, training in modes.items():

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...ir import Graph, MissingExtra, UsageError
@@ -111,7 +112,7 @@ def recover(
 
     Args:
         module: The module. It is trained in place, in training mode (batch norms update their statistics), and left in
-            evaluation mode. Frozen parameters do not change. A module of ``shrink_graph`` shares parameters with the one that
+            evaluation mode. Frozen parameters do not change (but see ``quantize``). A module of ``shrink_graph`` shares parameters with the one that
             was shrunk, which then changes too.
         loader: A ``DataLoader`` or any iterable of batches that can be iterated once in each epoch: pairs
             ``(inputs, labels)``, or inputs alone for pure distillation.
@@ -121,7 +122,8 @@ def recover(
         quantize: Train what 8-bit integers compute: ``True`` merges layers and quantises them by the pass ``quantize``; a text of passes is
             run in place of that, such as ``"default,quantize{method=mse}"``. Then a new module is trained, in which weights and
             activations are rounded as the integers of its file round them, and the given one does not change; :meth:`Recovered.save` writes the
-            file. Weights that are zero stay zero.
+            file. Weights that are zero stay zero. All weights are trained, also those made of frozen parameters, which a note names. Gates are fixed
+            at their values, and dropout is off.
         calibration: With ``quantize``, samples for the ranges of activations, as for :func:`graphshrink.shrink`; if not given, the first
             batches of the loader, up to 512 samples.
         unpack: A function that converts a batch of another form to ``(inputs, labels)``: a tuple of the module's arguments,
@@ -167,7 +169,7 @@ def recover(
     except ImportError as missing:
         raise MissingExtra("recovery", "torch", "torch") from missing
     from ...cli.progress import Training
-    from ..gating import unwrapped
+    from ..gating import GateSchedule, unwrapped
     from ..processes import join, shard
     from .checkpoints import Checkpoints
     from .distillation import Tapped, Teacher
@@ -177,7 +179,12 @@ def recover(
 
     _check_numbers(given)
     student = None
-    if quantize:
+    if quantize or quantize == "":
+        fixed = next((type(c).__name__ for c in callbacks if isinstance(c, GateSchedule)), None)
+        if fixed is not None:
+            raise UsageError(
+                f"quantize trains a new module, whose gates are fixed at their present values: train with the {fixed} first, then quantise"
+            )
         if not isinstance(optimizer, str):
             raise UsageError(
                 "quantize trains a new module, whose parameters the given optimizer does not have: give its name, 'adamw' or 'sgd'"
@@ -186,7 +193,11 @@ def recover(
 
         own = unwrapped(module)
         start = join(device, own).device
-        student = quantized_student(own, quantize, loader, unpack, calibration, seed)
+        batches, seen = loader, list[Any]()
+        if isinstance(loader, Iterator):
+            # It yields each batch once: those that ranges are measured on are kept for the training.
+            batches, loader = _recorded(loader, seen), chain(seen, loader)
+        student = quantized_student(own, quantize, batches, unpack, calibration, seed)
         module = student.module.to(start)
         callbacks = [student.zeros, *callbacks]
     elif calibration is not None:
@@ -256,6 +267,13 @@ _SETTINGS = (
     "feature_weight", "seed", "training_mode",
 )  # fmt: skip
 """Arguments of :func:`recover` that must be the same when a run is resumed."""
+
+
+def _recorded(batches: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
+    """The batches, each of which is added to ``seen``."""
+    for batch in batches:
+        seen.append(batch)
+        yield batch
 
 
 def _check_numbers(given: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from graphshrink import (
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.frontends.torch.importer import from_fx, trace
 from graphshrink.ir import ArrayTensor, Gate, Graph
+from graphshrink.nn import Gate as GateModule
 from graphshrink.targets.onnx.emitter import to_onnx
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
@@ -656,3 +657,52 @@ def test_padding_is_hoisted_through_named_activations_only() -> None:
 def test_gates_with_an_unknown_ending_are_an_error() -> None:
     with pytest.raises(UsageError, match="ending must be one of"):
         insert_gates(residual_net(), ending="prelu")
+
+
+def test_all_endings_of_one_module_match_the_pattern() -> None:
+    def block() -> list[nn.Module]:
+        wide = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        return [nn.Conv2d(4, 16, 1), nn.ReLU6(), wide, nn.ReLU6(), nn.Conv2d(16, 4, 1)]
+
+    # Blocks that are no modules of their own, so that their endings have the same parent.
+    tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6)]
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), *block(), *block(), *tail)
+    x = torch.randn(2, 3, 15, 15)
+    gated = insert_gates(flat.eval(), example_inputs=(x,), ending="relu6", max_mac_growth=1)
+    closed = [name for name, gate in gates(gated).items() if not gate.value]
+    assert len(closed) == 2
+    assert all(name.endswith("ending") for name in closed)
+    GateSchedule(gated, steps=1, kind="fade", sites="*ending", to=1).step()
+    assert all(gate.value == 1 for gate in gates(gated).values())
+
+
+def test_endings_are_soft_gates() -> None:
+    # The schedule of top-k gates would open them at its first step.
+    with pytest.raises(UsageError, match="ending needs gates of mode soft, not top-k"):
+        insert_gates(residual_net(), ending="relu6", mode="top-k")
+
+
+def test_gates_that_fade_in_turn_end_at_zero_at_the_last_step() -> None:
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    for steps in (7, 10):
+        gated = insert_gates(residual_net(), example_inputs=(x,), max_mac_growth=1)
+        schedule = GateSchedule(gated, steps=steps, kind="fade", in_turn=True, shape="linear")
+        assert [schedule.step() for _ in range(steps)][-1] == 0
+        assert [gate.value for gate in gates(gated).values()] == [0.0] * 6
+
+
+def test_the_state_of_a_schedule_is_for_its_own_gates() -> None:
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    gated = insert_gates(residual_net(), example_inputs=(x,), max_mac_growth=1)
+    first, second = list(gates(gated))[:2]
+    one, other = (GateSchedule(gated, steps=4, kind="fade", sites=site) for site in (first, second))
+    one.step()
+    with pytest.raises(UsageError, match=f"for gate {first}, this one moves {second}"):
+        other.load_state_dict(one.state_dict())
+    assert gates(gated)[second].value == 1
+
+
+def test_a_name_with_brackets_is_no_pattern() -> None:
+    both = nn.ModuleDict({"g[1]": GateModule(nn.ReLU()), "g1": GateModule(nn.ReLU())})
+    GateSchedule(both, steps=1, kind="fade", sites="g[1]").step()
+    assert {name: gate.value for name, gate in gates(both).items()} == {"g[1]": 0, "g1": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from graphshrink import Recovered, UsageError, recover, shrink
+from graphshrink import (
+    GateSchedule,
+    ModelError,
+    Recovered,
+    UsageError,
+    insert_gates,
+    recover,
+    shrink,
+)
+from graphshrink.training.recovery.quantized import quantized_student
 from support.litert import run_saved
 
 torch.manual_seed(0)
@@ -168,3 +178,84 @@ def test_what_does_not_fit(model: nn.Module, tmp_path: Path) -> None:
     done = trained(model, quantize=False, epochs=1, teacher=copy.deepcopy(model))
     with pytest.raises(UsageError, match=r"trained with quantize .*shrink\(model"):
         done.save(tmp_path / "out.onnx")
+
+
+class Wrapped(nn.Module):
+    """A module that returns the output of another one in a container."""
+
+    def __init__(self, inner: nn.Module, wrap: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.inner(x))
+
+
+def test_results_keep_their_containers(model: nn.Module, tmp_path: Path) -> None:
+    labels = torch.randn(256, 5)
+    batches = [(X[i : i + 32], labels[i : i + 32]) for i in range(0, 256, 32)]
+
+    def fit(wrap: Callable[[Any], Any], unwrap: Callable[[Any], Any]) -> Recovered:
+        def loss(outputs: Any, wanted: torch.Tensor) -> torch.Tensor:
+            return nn.functional.mse_loss(unwrap(outputs), wanted)
+
+        given = {"batches": batches, "teacher": None, "distill_loss": None, "epochs": 1}
+        return trained(Wrapped(model, wrap), loss=loss, **given)
+
+    plain = fit(lambda y: y, lambda y: y)
+    # With the tensor alone, ``y[0]`` would be its first sample.
+    for wrap, unwrap in (
+        (lambda y: (y,), lambda y: y[0]),
+        (lambda y: {"z": y, "a": [y + 1, None]}, lambda y: y["z"]),
+    ):
+        done = fit(wrap, unwrap)
+        assert done.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-4)
+    assert torch.allclose(done.model(HELD)["a"][0], done.model(HELD)["z"] + 1)
+    done.save(tmp_path / "out.onnx")
+    with pytest.raises(UsageError, match="returns a tensor, or tensors in tuples, lists and"):
+        fit(lambda y: OrderedDict(z=y), lambda y: y["z"])
+
+
+def test_frozen_parameters_are_named(model: nn.Module) -> None:
+    model[0].requires_grad_(False)
+    done = trained(model, teacher=copy.deepcopy(model))
+    assert any("2 frozen parameters: 0.weight, 0.bias" in note for note in done.notes)
+    with pytest.raises(UsageError, match="none that are not frozen"):
+        trained(model.requires_grad_(False))
+
+
+def test_batches_that_can_be_read_once(model: nn.Module) -> None:
+    whole = trained(model, epochs=1)
+    once = trained(model, epochs=1, batches=iter(BATCHES), steps_per_epoch=len(BATCHES))
+    assert once.history[0]["loss"] == whole.history[0]["loss"]
+
+
+def test_processes_measure_the_same_ranges(model: nn.Module) -> None:
+    found = []
+    for rank in (0, 1):
+        sampler: Any = DistributedSampler(X[:64], 2, rank, shuffle=True)  # type: ignore[arg-type]
+        loader: Any = DataLoader(X[:64], batch_size=8, sampler=sampler)  # type: ignore[arg-type]
+        found.append(quantized_student(model, True, loader, None, None, 0).digest)
+        assert sampler.rank == rank
+    assert found[0] == found[1]
+
+
+def test_gates_are_fixed(model: nn.Module) -> None:
+    gated = insert_gates(model.eval(), example_inputs=(X[:2],), sites="*")
+    schedule = GateSchedule(gated, steps=2, kind="fade")
+    with pytest.raises(UsageError, match="gates are fixed at their present values"):
+        trained(gated, callbacks=[schedule])
+
+
+def test_what_cannot_be_quantised_has_one_error(model: nn.Module) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ModelError, match="the module cannot be quantised"):
+        trained(nn.Sequential(Branching(), model))
+    half = copy.deepcopy(model).bfloat16()
+    with pytest.raises(UsageError, match="only float32 is quantised"):
+        trained(half, batches=[x.bfloat16() for x in BATCHES])
+    with pytest.raises(UsageError, match="the passes '' quantise nothing"):
+        trained(model, quantize="")
