@@ -90,10 +90,8 @@ HEAD = """# Planned and pruned networks after the same training
 
 `{network}` with ImageNet weights, tuned on CIFAR-10 at 64 x 64 pixels: {base:.2f} % on the 10,000 test images, {ms:.2f} ms. Each row: {c.extra_epochs} epochs of {c.images:,} images (the long ones: {c.long_epochs}
 epochs), batches of {c.batch}, AdamW, labels and the tuned network as teacher. Accuracy is that of the emitted ONNX file. Speeds are medians of {rounds} ratios to the tuned network (batch 64: fewer), all networks
-in turn, one thread: {machine}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`; ablations:
-
+in turn, one thread: {machine}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`.
 {rows}
-
 """
 
 PRUNING_STEPS = 5
@@ -660,7 +658,7 @@ def main(given: argparse.Namespace) -> None:
     base = next(r for r in records if r["kind"] == "base")
     text = HEAD.format(
         network=run.network, base=100 * base["accuracy"], c=run.lengths, ms=base["latency"]["onnxruntime, batch 1"]["milliseconds"],
-        machine=machine(), rounds=given.rounds, rows="\n".join(f"- {k}: {v};" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
+        machine=machine(), rounds=given.rounds, rows="".join(f"\n- {k}: {v}" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
     )  # fmt: skip
     text += table(found) + "\n" + verdicts(found)
     RESULT.with_name(f"transfer_{run.network}.md").write_text(text)
