@@ -277,7 +277,7 @@ def shapes() -> dict[str, Snippet]:
         "upsample_bicubic2d": lambda x: aten.upsample_bicubic2d.vec(x, [9, 12], False, None), "_upsample_nearest_exact2d": lambda x: aten._upsample_nearest_exact2d.vec(x, [9, 12], None),
         "upsample_nearest3d": lambda x: aten.upsample_nearest3d.vec(x, None, [2.0] * 3), "upsample_trilinear3d": lambda x: aten.upsample_trilinear3d.vec(x, [6, 6, 6], False, None),
     }  # fmt: skip
-    casts: dict[str, Any] = {k: (lambda x, k=k: getattr(x, k)()) for k in ("float", "double", "half", "bfloat16", "int", "long", "bool")}  # fmt: skip
+    casts: dict[str, Any] = {k: (lambda x, k=k: getattr(x, k)()) for k in ("float", "double", "half", "bfloat16", "int", "long", "bool", "byte", "char", "short")}  # fmt: skip
     plain: dict[str, Any] = {
         "mean": lambda x: x.mean((0, 2)), "sum": lambda x: x.sum(1), "amax": lambda x: x.amax((1, 2), True), "amin": lambda x: torch.amin(x, 1),
         "prod": lambda x: x.prod(1), "logsumexp": lambda x: x.logsumexp((1, -1)), "argmax": lambda x: x.argmax(1), "argmin": lambda x: x.argmin(1, True), "cumsum": lambda x: x.cumsum(1),
