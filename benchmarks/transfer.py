@@ -660,6 +660,6 @@ def main(given: argparse.Namespace) -> None:
         network=run.network, base=100 * base["accuracy"], c=run.lengths, ms=base["latency"]["onnxruntime, batch 1"]["milliseconds"],
         machine=machine(), rounds=given.rounds, rows="".join(f"\n- {k}: {v}" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
     )  # fmt: skip
-    text += table(found) + "\n" + verdicts(found)
+    text += "\n" + table(found) + "\n" + verdicts(found)
     RESULT.with_name(f"transfer_{run.network}.md").write_text(text)
     print(text)
