@@ -421,6 +421,7 @@ def test_wrappers_are_looked_through(tmp_path: Path) -> None:
     compiled: Any = torch.compile(gated, backend="eager")
     assert list(gates(compiled)) == ["1", "3", "5"]
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    wrapped: Any = None
     try:
         wrapped = nn.parallel.DistributedDataParallel(gated)
         assert list(gates(wrapped)) == ["1", "3", "5"]
@@ -428,6 +429,8 @@ def test_wrappers_are_looked_through(tmp_path: Path) -> None:
         (wrapped(torch.randn(3, 4)).square().sum() + gate_penalty(wrapped)).backward()
         assert all(g.switch.score.grad is not None for g in gates(gated).values())
     finally:
+        # Were the wrapper the last owner of the group, its end would wait, with Python's lock, for threads that may want this lock.
+        del wrapped
         dist.destroy_process_group()
 
 
