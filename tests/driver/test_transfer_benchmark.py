@@ -19,7 +19,7 @@ def transfer(monkeypatch: pytest.MonkeyPatch) -> Any:
     import transfer
 
     yield transfer
-    for name in ("transfer", "transfer_networks"):
+    for name in ("transfer", "transfer_networks", "package_networks", "depth_vs_width"):
         sys.modules.pop(name, None)
 
 
