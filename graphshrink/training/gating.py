@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..ir import MissingExtra, UsageError
@@ -237,18 +236,13 @@ class GateSchedule:
         self.model, self.kind, self.in_turn, self.to, self.done = model, kind, in_turn, to, 0
         self.fading: dict[Switch, float] = {}
         """The switches that fade, each with the value that it had at the start."""
-        total = len(switches(model))
         if kind == "fade":
             self.fading = {switch: float(switch.number()) for switch in _chosen(model, sites)}
             for switch in self.fading:
                 switch.score.requires_grad_(False)
-            keep = total
         self.options: dict[str, Any] = {
-            "total": total,
-            "keep": keep,
-            "steps": steps,
-            "shape": shape,
-        }
+            "total": len(switches(model)), "keep": keep, "steps": steps, "shape": shape,
+        }  # fmt: skip
         self._apply()
 
     @property
@@ -321,17 +315,16 @@ def _chosen(model: Any, sites: str | Sequence[str]) -> list[Switch]:
     Raises:
         UsageError: If a name matches no gate, a gate is not soft, or a switch is shared with a site that is not named.
     """
+    from ..passes.depth.gate_sites import matches
+
     groups = switches(model)
     patterns = [sites] if isinstance(sites, str) else list(sites)
     known = [name for names in groups.values() for name in names]
     chosen: set[str] = set() if patterns else set(known)
     for pattern in patterns:
-        # A name is no pattern, although it may have brackets.
-        matches = {n for n in known if n == pattern} or {
-            n for n in known if fnmatchcase(n, pattern)
-        }
-        chosen |= matches
-        if not matches:
+        hits = matches(pattern, known)
+        chosen.update(hits)
+        if not hits:
             raise UsageError(
                 f"there is no gate {pattern!r}; the model has {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
             )

@@ -139,22 +139,26 @@ def _ending_name(site: str, taken: Collection[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
+def matches(pattern: str, names: Collection[str]) -> list[str]:
+    """The names that a pattern with ``*`` and ``?`` matches. A pattern that is equal to a name, which may have brackets, matches only that name."""
+    return [pattern] if pattern in names else [n for n in names if fnmatchcase(n, pattern)]
+
+
 def matching_names(names: Iterable[str], patterns: Sequence[str], what: str) -> dict[str, str]:
     """The names that match any of some patterns, each with the first pattern that matches it.
 
     Args:
         names: All names.
-        patterns: Names, or patterns with ``*`` and ``?``. A pattern that is equal to a name matches only that name.
+        patterns: Names, or patterns; see :func:`matches`.
         what: The pass and the option, for the error.
 
     Raises:
         PassError: If a pattern matches nothing.
     """
     names = list(names)
-    known = set(names)
     found: dict[str, str] = {}
     for pattern in patterns:
-        hits = [pattern] if pattern in known else [n for n in names if fnmatchcase(n, pattern)]
+        hits = matches(pattern, names)
         if not hits:
             raise PassError(
                 f"{what} {pattern!r} is not an activation of this graph{suggestion(pattern, names)}"

@@ -90,10 +90,6 @@ def quantized_student(
     from .files import quantised
 
     frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-    if len(frozen) == sum(1 for _ in module.parameters()):
-        raise UsageError(
-            "there are no parameters to train: the module has none that are not frozen; call requires_grad_(True) on some"
-        )
     samples = _samples(module, batches, unpack, seed)
     floats, returned = _as_onnx(module, samples[0])
     data = calibration

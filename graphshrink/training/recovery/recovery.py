@@ -192,6 +192,7 @@ def recover(
         from .quantized import quantized_student
 
         own = unwrapped(module)
+        _trained(own)
         start = join(device, own).device
         batches, seen = loader, list[Any]()
         if isinstance(loader, Iterator):
@@ -209,12 +210,7 @@ def recover(
     if precision == "fp16" and processes.device.type != "cuda":
         raise UsageError("precision='fp16' needs a CUDA device; use 'bf16' on a CPU")
     plain = unwrapped(module)
-    trained = [p for p in plain.parameters() if p.requires_grad]
-    if not trained:
-        raise UsageError(
-            "there are no parameters to train: the module has none that are not frozen; call "
-            "requires_grad_(True) on some"
-        )
+    trained = _trained(plain)
     batches = shard(loader, processes)
     per_epoch = _steps(batches, steps_per_epoch)
     settings = {
@@ -267,6 +263,21 @@ _SETTINGS = (
     "feature_weight", "seed", "training_mode",
 )  # fmt: skip
 """Arguments of :func:`recover` that must be the same when a run is resumed."""
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen.
+
+    Raises:
+        UsageError: If there are none.
+    """
+    found = [p for p in module.parameters() if p.requires_grad]
+    if not found:
+        raise UsageError(
+            "there are no parameters to train: the module has none that are not frozen; call "
+            "requires_grad_(True) on some"
+        )
+    return found
 
 
 def _recorded(batches: Iterator[Any], seen: list[Any]) -> Iterator[Any]:
