@@ -19,7 +19,7 @@ SCHEMA = 1
 GAINS = ("yes", "small", "possible", "no", "unknown")
 """What a finding may say: a gain without any loss; next to none; one at a loss that samples or training decide; none; not known."""
 
-_APPROXIMATE = ("depth", "width", "2:4", "blocks")
+_APPROXIMATE = ("depth", "width", "2:4", "blocks", "int8")
 _LABELS = {"exact": "exact merges", "tflite": "TFLite"}
 _IN_SENTENCE = {"2:4": "2:4 (on NVIDIA GPUs)"}
 
@@ -29,7 +29,7 @@ class Finding:
     """What one capability could gain.
 
     Attributes:
-        capability: ``exact``, ``depth``, ``width``, ``2:4``, ``blocks``, ``tflite``, ``int8`` or ``latency``.
+        capability: ``exact``, ``depth``, ``width``, ``2:4``, ``blocks``, ``int8``, ``tflite`` or ``latency``.
         gain: One of :data:`GAINS`.
         text: The figures and the reason, for people.
         command: The command to run next; empty if there is none.

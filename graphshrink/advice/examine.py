@@ -27,12 +27,14 @@ from ..ir import (
     Quantize,
     QuantizedConv,
     QuantizedMatMul,
+    Rewriter,
     Scale,
 )
 from ..ir.analysis import channel_groups
 from ..ir.analysis.weights import LIKELY_CHANNELS, NmWeight, nm_weights
 from ..ir.errors import counted, listed
 from ..passes import Context, PassError, PassRecord, Pipeline, Pivot, PruneChannels
+from ..passes import Quantize as QuantizePass
 from ..passes.blocks.form_cost import choose_form
 from ..passes.blocks.layer_blocks import PivotSite, order_problem, pivot_site
 from ..passes.channels.nm_layout import magnitude
@@ -109,8 +111,7 @@ class Examined:
 
 def findings(e: Examined) -> list[Finding]:
     """What each capability could gain, in the order of the table."""
-    found = [exact(e), depth(e), width(e), two_of_four(e), blocks(e), tflite(e)]
-    return [*found, *quantised(e)]
+    return [exact(e), depth(e), width(e), two_of_four(e), blocks(e), int8(e), tflite(e)]
 
 
 def _layers(graph: Graph) -> int:
@@ -371,14 +372,33 @@ def tflite(e: Examined) -> Finding:
     )
 
 
-def quantised(e: Examined) -> list[Finding]:
-    """What is left alone because the model is quantised; nothing for other models."""
+def int8(e: Examined) -> Finding:
+    """The layers that can compute in 8-bit integers; for a model that is quantised already, what is carried as it is."""
     kinds = Counter(n.op.name for n in e.exact.nodes if isinstance(n.op, _QUANTISED))
-    if not kinds:
-        return []
-    shown = listed([f"{kind} ({count})" for kind, count in kinds.most_common()])
+    if kinds:
+        shown = listed([f"{kind} ({count})" for kind, count in kinds.most_common()])
+        text = (
+            f"the model is quantised already: {shown}. Quantised weights are carried as they are, and no pass changes them: "
+            "shrink the model before it is quantised, or inside requantize{...}"
+        )
+        return Finding("int8", "no", text, "", {"ops": dict(kinds)})
+    graph = e.graph.clone()
+    found, refused = QuantizePass().candidates(graph, Rewriter(graph))
+    names = {n.output.name for n in found}
+    share = e.share(n for n in e.graph.nodes if n.output.name in names)
+    weights = {v: v.data.nbytes for n in found if (v := n.required(1)).data is not None}
+    left = e.after.bytes - sum(size - size // 4 for size in weights.values())
+    figures = {
+        "layers": len(found), "other_layers": len(refused), "share": share, "bytes": (e.after.bytes, left),
+    }  # fmt: skip
+    if not found or share < WORTH:
+        reasons = Counter(refused.values()).most_common(1)
+        why = f": {reasons[0][0]}" if reasons else ": there are no convolutions or dense layers"
+        return Finding("int8", "no", f"hardly a layer can compute in integers{why}", "", figures)
     text = (
-        f"the model is quantised already: {shown}. Quantised weights are carried as they are, and no pass changes them: "
-        "shrink the model before it is quantised, or inside requantize{...}"
+        f"{len(found)} of {counted(len(found) + len(refused), 'layer')} ({share:.0%} of the MACs) can compute in 8-bit integers, "
+        f"{left / e.after.bytes:.0%} of the bytes are left; faster on CPUs with VNNI or dot-product instructions, on phones and in TensorRT, "
+        "hardly for small layers (docs/quantize.md)"
     )
-    return [Finding("int8", "no", text, "", {"ops": dict(kinds)})]
+    command = e.commands.shrink("int8.onnx", "default,quantize", samples=True)
+    return Finding("int8", "possible", text, command, figures)

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from ..ir import MissingExtra, UsageError
 from ..ir.errors import check_readable
+from ..ir.processors import usable_cores
 from .images import SUFFIXES
 
 try:
@@ -109,7 +110,7 @@ class FileImages:
 
     def take(self, places: Array) -> Array:
         """The images at these indices."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             found = list(pool.map(self._read, places))
         for place, image in zip(places, found, strict=True):
             if image.shape != found[0].shape:
@@ -372,6 +373,6 @@ def _decoded(arrays: dict[str, Array], part: str, path: Path) -> Array:
     ):  # fmt: skip
         raise UsageError(f"{path}: {part}_offsets are not positions in {part}_jpeg")
     names = (f"image {i} of {part} in {path}" for i in range(len(offsets)))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         pieces = (data[a:b].tobytes() for a, b in itertools.pairwise(offsets))
         return np.stack(list(pool.map(decoded, pieces, names)))

@@ -18,6 +18,7 @@ import numpy as np
 from ..cli.terminal import show
 from ..ir import DType, MissingExtra, ModelError, TensorType, UsageError
 from ..ir.errors import check_readable
+from ..ir.processors import usable_cores
 from ..targets.tflite.convert import METADATA
 from ..targets.tflite.layout import channels_last
 from .inputs import Arrays
@@ -92,7 +93,7 @@ class LiteModel:
             with _silent_stderr():
                 self._loaded = Interpreter(
                     model_content=self._content,
-                    num_threads=threads or os.cpu_count() or 1,
+                    num_threads=threads or usable_cores(),
                     experimental_op_resolver_type=getattr(OpResolverType, kernels),
                 )
                 self._loaded.allocate_tensors()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, GraphshrinkError, ModelError, UsageError
 from ..ir.errors import check_readable
+from ..ir.processors import session_threads
 from .inputs import Arrays, shapes_text
 from .memory import check_memory
 
@@ -94,7 +95,7 @@ def _opened(model: Path | ModelProto, threads: int, base_dir: Path | None) -> An
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = session_threads(threads)
     if base_dir is not None:
         options.add_session_config_entry(_DATA_FOLDER, str(base_dir))
     for library in _libraries.get():

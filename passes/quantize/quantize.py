@@ -9,7 +9,7 @@ The order of a pipeline: fold and merge, sparsify or block, then quantise: merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -155,8 +155,28 @@ class Quantize(Pass):
             PassError: If there are none.
         """
         kept = named_nodes(graph, self.keep, "quantize: keep") if self.keep else set()
+        found, refused = self.candidates(graph, rw, kept)
+        for node, reason in refused.items():
+            rw.skip(node, reason)
+        if not found:
+            first = [f"{node.name}: {reason}" for node, reason in [*refused.items()][:SHOWN]]
+            shown = "; ".join(first) or "there are no convolutions or dense layers"
+            more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+            raise PassError(f"quantize: no layer can be quantized ({shown}{more})")
+        return found
+
+    def candidates(
+        self, graph: Graph, rw: Rewriter, kept: Collection[Node] = ()
+    ) -> tuple[list[Node], dict[Node, str]]:
+        """The layers that can compute in integers, or whose weights can be integers, and why the others cannot.
+
+        Args:
+            graph: The graph; it is not changed.
+            rw: Knows what the target can write.
+            kept: Nodes that stay in float32.
+        """
         found: list[Node] = []
-        refused: list[str] = []
+        refused: dict[Node, str] = {}
         for node in graph.nodes:
             reason = layer_problem(node)
             if reason == "":
@@ -170,13 +190,8 @@ class Quantize(Pass):
             if reason is None:
                 found.append(node)
             else:
-                refused.append(f"{node.name}: {reason}")
-                rw.skip(node, reason)
-        if not found:
-            shown = "; ".join(refused[:SHOWN]) or "there are no convolutions or dense layers"
-            more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
-            raise PassError(f"quantize: no layer can be quantized ({shown}{more})")
-        return found
+                refused[node] = reason
+        return found, refused
 
     def _unwritable(self, node: Node, rw: Rewriter) -> str | None:
         """Why the target cannot write the quantised form of a layer."""

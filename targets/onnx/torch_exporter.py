@@ -13,6 +13,7 @@ from torch import nn
 
 from ...hosts.onnx.operators import opset_of
 from ...ir import Graph, ModelError
+from ...ir.processors import session_threads
 
 _STORED_BYTES = 1 << 10
 """Larger tensors are neither shapes nor axes, so that shape inference does not need their numbers."""
@@ -139,6 +140,7 @@ def _run(model: ModelProto, inputs: list[torch.Tensor]) -> list[Any] | None:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = session_threads()
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -12,6 +12,7 @@ from onnx import ModelProto, helper
 
 from ...ir import DType, ModelError, UsageError
 from ...ir.errors import check_readable
+from ...ir.processors import session_threads
 from ..onnx.save import save_model
 from .draft import Draft
 
@@ -123,6 +124,7 @@ def _session(draft: Draft, wanted: list[str], folder: Path) -> Any:
     save_model(model, path, draft.tensors, draft.base_dir, draft.external)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = session_threads()
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -107,7 +107,7 @@ def test_nothing_is_gained_and_it_says_so(tmp_path: Path) -> None:
     assert "Nothing will be gained here" in printed
     assert "--speedup" not in printed
     gains = {f.capability: f.gain for f in advise(path).findings}
-    assert {gains[c] for c in ("exact", "depth", "width", "2:4", "blocks")} == {"no"}
+    assert {gains[c] for c in ("exact", "depth", "width", "2:4", "blocks", "int8")} == {"no"}
 
 
 def test_folded_batch_norms_are_called_a_small_gain(tmp_path: Path) -> None:
@@ -159,9 +159,27 @@ def test_a_quantised_model_is_told_what_is_carried(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
     path = write(tmp_path / "in.onnx", nodes, {"x": [1, 4]}, {"y": [1, 4]}, [scale, zero])
-    assert "before it is quantised" in advise(path)["int8"].text
+    found = advise(path)
+    assert "before it is quantised" in found["int8"].text
     with pytest.raises(KeyError):
-        advise(small_model(tmp_path / "plain.onnx"))["int8"]
+        found["int4"]
+
+
+def test_layers_that_can_compute_in_integers(network: Path, tmp_path: Path) -> None:
+    found = advise(network)["int8"]
+    assert found.gain == "possible"
+    assert (found.figures["layers"], found.figures["other_layers"]) == (6, 0)
+    before, after = found.figures["bytes"]
+    _, *words = shlex.split(found.command.replace("SAMPLES", "samples.npz"))
+    succeeds(*words)
+    written = graphshrink.shrink("int8.onnx", "").report.after
+    # Weights are a quarter of their size; scales and zero points come on top.
+    assert after < written.bytes < before
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"])]
+    double = TensorProto.DOUBLE
+    values = [helper.make_tensor_value_info(n, double, [4, 4]) for n in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]), ir_version=8)
+    assert (advise(model)["int8"].gain, "float32" in advise(model)["int8"].text) == ("no", True)
 
 
 def test_what_tflite_refuses_is_named(tmp_path: Path) -> None:
