@@ -28,6 +28,8 @@ from .sources import (
     files_of,
     limited,
     rebatch,
+    samples_of,
+    some_samples,
 )
 
 BATCH_SIZE = 32
@@ -160,13 +162,13 @@ class GraphCalibration(Calibration):
         self.given = given
         # A module that was traced with examples accepts other sizes too.
         self.any_size = kind == "fx" and graph.host.inputs is not None
-        self.fixed = None if self.any_size else _fixed_batch(self.inputs)
+        self.source = _opened(given, self.inputs)
+        self.fixed = None if self.any_size else self.source.batch_size
         if self.fixed and given.batch_size not in (None, self.fixed):
             raise UsageError(
                 f"the model takes batches of {self.fixed}, so batch_size cannot be {given.batch_size}"
             )
         self.size = self.fixed or given.batch_size or BATCH_SIZE
-        self.source = _opened(given, self.inputs)
         self.cached: list[Block] | None = None
         if isinstance(given.data, Iterator):
             self.cached = _collected(self._read())
@@ -197,7 +199,7 @@ class GraphCalibration(Calibration):
         Raises:
             UsageError: If there are too few samples for two parts, or all of those to judge with are the same.
         """
-        sizes = [_divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
+        sizes = [self.divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
         count, place = sum(size or 1 for size in sizes), every // 2
         if count <= place:
             batches = "1 batch" if count == 1 else f"{count} batches"
@@ -212,6 +214,10 @@ class GraphCalibration(Calibration):
             held.batches() if len(range(place, count, every)) > 1 else self.batches(), count
         )
         return _Part(self, sizes, every, place, False), held
+
+    def divisible(self, batch: Block) -> int:
+        """The number of samples of a batch along the first axes of its arrays; 0 if they differ."""
+        return samples_of(batch, self.source.shared(batch))
 
     def batches(self) -> Iterator[Block]:
         """The batches, with an array for each input."""
@@ -230,9 +236,9 @@ class GraphCalibration(Calibration):
         self.cached = cached
 
     def _read(self) -> Iterator[Block]:
-        blocks = limited(self.source.blocks(self.size), self.given.samples)
+        blocks = limited(self.source, self.source.blocks(self.size), self.given.samples)
         if not self.source.whole:
-            blocks = rebatch(blocks, self.size, self.fixed is not None)
+            blocks = rebatch(self.source, blocks, self.size, self.fixed is not None)
         for batch in blocks:
             for name, type_, array in zip(*vars(self.inputs).values(), batch, strict=True):
                 self._check(name, type_, array)
@@ -308,20 +314,8 @@ class _Part(Calibration):
         parts = zip(self.whole.batches(), self.sizes, self.chosen, strict=True)
         for batch, size, chosen in parts:
             if chosen:
-                yield [array[chosen] for array in batch] if size else list(batch)
-
-
-def _divisible(batch: Block) -> int:
-    """The number of samples of a batch along the first axes of its arrays; 0 if they differ."""
-    sizes = {len(array) if array.ndim else 0 for array in batch}
-    return sizes.pop() if len(sizes) == 1 else 0
-
-
-def _fixed_batch(inputs: Inputs) -> int | None:
-    """The batch size that is fixed by the shapes of the inputs, if there is one."""
-    sizes = {t.dim(0) for t in inputs.types if t.rank}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return size or None
+                shared = self.whole.source.shared(batch)
+                yield some_samples(batch, shared, chosen) if size else list(batch)
 
 
 def _opened(given: CalibrationData, inputs: Inputs) -> Source:

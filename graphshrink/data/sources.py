@@ -1,7 +1,7 @@
 """Sources of calibration data: arrays, ``.npz`` files, folders of ``.npy`` files or images, iterables of batches.
 
 Every source yields *blocks*: lists with one array for each input of the model, all with the same number of samples
-along their first axis. Data are read when they are needed, and pickles are never loaded.
+along their first axis, but for those that hold for all samples (:func:`shared_arrays`). Data are read when they are needed, and pickles are never loaded.
 """
 
 from __future__ import annotations
@@ -38,6 +38,39 @@ class Inputs:
     types: tuple[TensorType, ...]
 
 
+def shared_arrays(
+    types: Sequence[TensorType], shapes: Sequence[tuple[int, ...]]
+) -> tuple[bool, ...]:
+    """For each input, whether its array holds for all samples, such as a sampling rate: it has no axis of samples.
+
+    These are scalars, and arrays whose first size is the one that the model fixes for this input, while that of another array is
+    not: the model leaves it open, or there are more rows. Where all first sizes are the fixed ones, and they differ, the arrays are one batch.
+
+    Args:
+        types: The types of the inputs.
+        shapes: The shapes of their arrays.
+    """
+    pairs = list(zip(types, shapes, strict=True))
+    firsts = [(t.dim(0), shape[0]) for t, shape in pairs if t.rank and shape]
+    apart = any(fixed != size for fixed, size in firsts) or len(set(firsts)) > 1
+    return tuple(
+        not shape if t.rank == 0 else bool(apart and t.rank and shape and shape[0] == t.dim(0))
+        for t, shape in pairs
+    )
+
+
+def samples_of(block: Sequence[Array], shared: Sequence[bool]) -> int:
+    """The number of samples of a block; 0 if its arrays have different numbers, or none has an axis of samples."""
+    pairs = zip(block, shared, strict=True)
+    sizes = {len(array) if array.ndim else 0 for array, for_all in pairs if not for_all}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def some_samples(block: Sequence[Array], shared: Sequence[bool], which: Any) -> Block:
+    """Some samples of a block, by a slice or their numbers; arrays that hold for all samples stay whole."""
+    return [a if for_all else a[which] for a, for_all in zip(block, shared, strict=True)]
+
+
 class Source(ABC):
     """Calibration data before they are divided into batches.
 
@@ -45,11 +78,40 @@ class Source(ABC):
         name: The name of the source in errors.
         samples: The number of samples; ``None`` if unknown.
         whole: Whether each block is a batch, which must not be divided.
+        inputs: The inputs of the model.
+        shapes: The shapes of whole arrays, where they are known.
     """
 
     name = "the calibration data"
     samples: int | None = None
     whole = False
+    inputs: Inputs
+    shapes: Sequence[tuple[int, ...]] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch size that the model fixes, or that the arrays fix that hold for all samples, such as the first state of a recurrent layer; ``None`` if any fits."""
+        if not self.shapes:
+            sizes = {t.dim(0) for t in self.inputs.types if t.rank}
+            return (sizes.pop() or None) if len(sizes) == 1 else None
+        shared = shared_arrays(self.inputs.types, self.shapes)
+        pairs = list(zip(self.inputs.types, self.shapes, shared, strict=True))
+        batch = {t.shape[0] for t, _, for_all in pairs if t.shape and not for_all}
+        stated = {
+            size
+            for t, shape, for_all in pairs
+            if for_all
+            for dim, size in zip(t.shape or (), shape, strict=False)
+            if isinstance(dim, str) and dim in batch
+        }
+        if len(batch) == 1 and isinstance(first := next(iter(batch)), int):
+            stated.add(first)
+        return (stated.pop() or None) if len(stated) == 1 else None
+
+    def shared(self, block: Sequence[Array]) -> tuple[bool, ...]:
+        """For each array of a block, whether it holds for all samples."""
+        shapes = self.shapes or [array.shape for array in block]
+        return shared_arrays(self.inputs.types, shapes)
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
@@ -61,16 +123,17 @@ class ArraySource(Source):
 
     def __init__(self, arrays: Mapping[str, Any], inputs: Inputs) -> None:
         _check_names(self.name, arrays, inputs)
+        self.inputs = inputs
         self.arrays = [array_of(arrays[name]) for name in inputs.names]
-        self.samples = _same_count(
-            self.name, {n: a.shape for n, a in zip(inputs.names, self.arrays, strict=True)}
-        )
+        self.shapes = [a.shape for a in self.arrays]
+        self.samples = _same_count(self.name, inputs, self.shapes)
 
     def blocks(self, size: int) -> Iterator[Block]:
         """Slices of the arrays."""
         assert self.samples is not None
+        shared = self.shared(self.arrays)
         for lo in range(0, self.samples, size):
-            yield [array[lo : lo + size] for array in self.arrays]
+            yield some_samples(self.arrays, shared, slice(lo, lo + size))
 
 
 class NpzSource(Source):
@@ -83,18 +146,20 @@ class NpzSource(Source):
             with ZipFile(path) as file:
                 names = [n.removesuffix(".npy") for n in file.namelist()]
                 _check_names(self.name, names, inputs)
-                shapes = {n: _Member(file, n, self.name).shape for n in inputs.names}
+                self.shapes = [_Member(file, n, self.name).shape for n in inputs.names]
         except _UNREADABLE as error:
             raise _unreadable(path, "an .npz file of arrays", error) from error
-        self.samples = _same_count(self.name, shapes)
+        self.samples = _same_count(self.name, inputs, self.shapes)
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The next rows of every array."""
         try:
             with ZipFile(self.path) as file:
                 members = [_Member(file, n, self.name) for n in self.inputs.names]
+                shared = shared_arrays(self.inputs.types, self.shapes)
+                whole = {m: m.rest() for m, for_all in zip(members, shared, strict=True) if for_all}
                 for _ in range(0, self.samples or 0, size):
-                    yield [member.read(size) for member in members]
+                    yield [whole[m] if m in whole else m.read(size) for m in members]
         except _UNREADABLE as error:
             raise _unreadable(self.path, "an .npz file of arrays", error) from error
 
@@ -131,7 +196,14 @@ class _Member:
         """The next rows."""
         rows = min(rows, self.left)
         self.left -= rows
-        shape = (rows, *self.shape[1:])
+        return self._array((rows, *self.shape[1:]))
+
+    def rest(self) -> Array:
+        """The whole array; it may be a scalar."""
+        self.left = 0
+        return self._array(self.shape)
+
+    def _array(self, shape: tuple[int, ...]) -> Array:
         size = self.dtype.itemsize * math.prod(shape)
         data = self.stream.read(size)
         if len(data) < size:
@@ -174,11 +246,11 @@ class NpyFolder(Source):
             for i, path in enumerate(row):
                 array = self._read(path)
                 block.append(array[None] if self._single(i, array, path) else array)
-            _same_count(
-                str(row[0]), dict(zip(self.inputs.names, (a.shape for a in block), strict=True))
-            )
-            for lo in range(0, len(block[0]), size):
-                yield [np.asarray(array[lo : lo + size]) for array in block]
+            count = _same_count(str(row[0]), self.inputs, [a.shape for a in block])
+            shared = self.shared(block)
+            for lo in range(0, count, size):
+                part = some_samples(block, shared, slice(lo, lo + size))
+                yield [np.asarray(array) for array in part]
 
     @staticmethod
     def _read(path: Path) -> Array:
@@ -196,7 +268,7 @@ class NpyFolder(Source):
                 f"{path} has {array.ndim} axes; for input {self.inputs.names[i]!r} a batch has {rank}, "
                 f"a sample {rank - 1}"
             )
-        return rank is not None and array.ndim == rank - 1
+        return rank is not None and rank > 0 and array.ndim == rank - 1
 
 
 class ImageFolder(Source):
@@ -208,6 +280,7 @@ class ImageFolder(Source):
                 f"{folder}: images are for models of one input, this one has {len(inputs.names)}"
             )
         self.name, self.type, self.recipe = str(folder), inputs.types[0], recipe
+        self.inputs = inputs
         self.files = evenly_spaced(files_of(folder, SUFFIXES), limit)
         self.samples = len(self.files)
 
@@ -287,10 +360,11 @@ def evenly_spaced(items: list[T], limit: int | None) -> list[T]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
+def rebatch(source: Source, blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
     """Join and divide blocks to batches.
 
     Args:
+        source: Where they are from.
         blocks: The blocks.
         size: The number of samples in a batch.
         exact: Drop samples that do not fill a batch.
@@ -299,10 +373,14 @@ def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
     count = 0
 
     def shapes(block: Block) -> list[Any]:
-        return [(a.dtype, a.shape[1:]) for a in block]
+        pairs = zip(block, source.shared(block), strict=True)
+        return [(a.dtype, a.tobytes() if for_all else a.shape[1:]) for a, for_all in pairs]
 
     def joined() -> Block:
-        return held[0] if len(held) == 1 else [np.concatenate(p) for p in zip(*held, strict=True)]
+        if len(held) == 1:
+            return held[0]
+        columns = zip(zip(*held, strict=True), source.shared(held[0]), strict=True)
+        return [column[0] if for_all else np.concatenate(column) for column, for_all in columns]
 
     for block in blocks:
         # Samples of another shape start a new batch.
@@ -311,28 +389,28 @@ def rebatch(blocks: Iterator[Block], size: int, exact: bool) -> Iterator[Block]:
                 yield joined()
             held, count = [], 0
         held.append(block)
-        count += len(block[0])
+        shared = source.shared(block)
+        count += samples_of(block, shared)
         while count >= size:
             whole = joined()
-            yield [array[:size] for array in whole]
-            held, count = [[array[size:] for array in whole]], count - size
+            yield some_samples(whole, shared, slice(size))
+            held, count = [some_samples(whole, shared, slice(size, None))], count - size
             if not count:
                 held = []
     if held and not exact:
         yield joined()
 
 
-def limited(blocks: Iterator[Block], samples: int | None) -> Iterator[Block]:
-    """Blocks up to a number of samples; all blocks if it is ``None``."""
+def limited(source: Source, blocks: Iterator[Block], samples: int | None) -> Iterator[Block]:
+    """Blocks up to a number of samples; all blocks if it is ``None``. A block that cannot be divided counts as one sample."""
     if samples is None:
         yield from blocks
         return
     for block in blocks:
-        if not block[0].ndim:
-            yield block
-            continue
-        yield [array[:samples] if array.ndim else array for array in block]
-        samples -= len(block[0])
+        shared = source.shared(block)
+        count = samples_of(block, shared)
+        yield some_samples(block, shared, slice(samples)) if count else block
+        samples -= count or 1
         if samples <= 0:
             return
 
@@ -348,9 +426,17 @@ def _check_names(where: str, names: Mapping[str, Any] | Sequence[str], inputs: I
             raise UsageError(f"{where}: {name!r} is not an input of the model; inputs are {known}")
 
 
-def _same_count(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _same_count(where: str, inputs: Inputs, shapes: Sequence[tuple[int, ...]]) -> int:
+    """The number of samples.
+
+    Raises:
+        UsageError: If arrays have different numbers of samples, or none has an axis of samples.
+    """
     counts = {}
-    for name, shape in shapes.items():
+    shared = shared_arrays(inputs.types, shapes)
+    for name, shape, for_all in zip(inputs.names, shapes, shared, strict=True):
+        if for_all:
+            continue
         if not shape:
             raise UsageError(
                 f"{where}: {name!r} is a scalar; arrays need an axis of samples, the first"
@@ -358,8 +444,15 @@ def _same_count(where: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
         counts[name] = shape[0]
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{count} for {name!r}" for name, count in counts.items())
-        raise UsageError(f"{where}: the numbers of samples differ: {shown}")
-    return next(iter(counts.values()), 0)
+        raise UsageError(
+            f"{where}: the numbers of samples differ: {shown}; where an input has no axis of samples, give an iterable of "
+            "whole batches in Python"
+        )
+    if not counts and any(shapes):
+        return 1  # One batch.
+    if not counts:
+        raise UsageError(f"{where}: no array has an axis of samples, the first")
+    return next(iter(counts.values()))
 
 
 def _unreadable(path: Path, what: str, error: BaseException) -> UsageError:

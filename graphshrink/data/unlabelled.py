@@ -14,7 +14,7 @@ from ..ir import Graph, UsageError
 from ..ir.errors import counted
 from .calibration import CalibrationData, GraphCalibration
 from .images import Preprocess
-from .sources import Array, ImageFolder
+from .sources import Array, ImageFolder, samples_of, some_samples
 
 Sample = tuple[Array, ...]
 """One array for each input of the model, in order, without the axis of samples."""
@@ -62,8 +62,7 @@ class UnlabelledSamples:
 
     def batch(self, numbers: Sequence[int] | npt.NDArray[np.int64]) -> Sample:
         """Some samples as a batch, as the model takes it."""
-        columns = zip(*(self.sample(int(i)) for i in numbers), strict=True)
-        return tuple(np.stack(column) for column in columns)
+        return self._samples.batch([self.sample(int(i)) for i in numbers])
 
     def held_batches(self, size: int) -> list[Sample]:
         """The samples that are held out, in batches of equal shapes and in their order."""
@@ -127,10 +126,15 @@ def read_unlabelled(
 
 
 class _Arrays:
-    """Samples in memory, each input as the batches that were read."""
+    """Samples in memory.
 
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
+    Args:
+        samples: The samples.
+        shared: For each input, whether it has no axis of samples, so that a batch has one of it.
+    """
+
+    def __init__(self, samples: list[Sample], shared: Sequence[bool]) -> None:
+        self.samples, self.shared = samples, shared
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -141,8 +145,16 @@ class _Arrays:
     def wide(self, number: int) -> Array:
         return self.samples[number][0]
 
-    def shapes(self, number: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(array.shape for array in self.samples[number])
+    def batch(self, samples: Sequence[Sample]) -> Sample:
+        columns = zip(zip(*samples, strict=True), self.shared, strict=True)
+        return tuple(
+            np.array(column[0]) if for_all else np.stack(column) for column, for_all in columns
+        )
+
+    def shapes(self, number: int) -> tuple[Any, ...]:
+        # What holds for all samples of a batch must be the same for them.
+        pairs = zip(self.samples[number], self.shared, strict=True)
+        return tuple(array.tobytes() if for_all else array.shape for array, for_all in pairs)
 
 
 class _Files:
@@ -161,14 +173,17 @@ class _Files:
     def wide(self, number: int) -> Array:
         return self.uncropped.sample(self.files[number], self.type)
 
-    def shapes(self, number: int) -> tuple[tuple[int, ...], ...]:
+    def batch(self, samples: Sequence[Sample]) -> Sample:
+        return tuple(np.stack(column) for column in zip(*samples, strict=True))
+
+    def shapes(self, number: int) -> tuple[Any, ...]:
         return ()  # The recipe gives all images one size.
 
 
 def _of_equal_shape(
     samples: _Arrays | _Files, numbers: Sequence[int] | npt.NDArray[np.int64]
 ) -> list[npt.NDArray[np.int64]]:
-    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for number in numbers:
         groups.setdefault(samples.shapes(int(number)), []).append(int(number))
     return [np.array(group, np.int64) for group in groups.values()]
@@ -177,15 +192,18 @@ def _of_equal_shape(
 def _arrays(bound: GraphCalibration) -> _Arrays:
     """All samples of calibration data, in memory."""
     samples: list[Sample] = []
+    shared: tuple[bool, ...] = ()
     for batch in bound.batches():
-        sizes = {len(array) if array.ndim else -1 for array in batch}
-        if len(sizes) != 1 or -1 in sizes:
+        shared = bound.source.shared(batch)
+        count = samples_of(batch, shared)
+        if not count:
+            shapes = ("x".join(map(str, array.shape)) or "a scalar" for array in batch)
             raise UsageError(
                 f"{bound.source.name}: recovery needs inputs whose first axes are the samples; the inputs "
-                f"{', '.join(bound.inputs.names)} have sizes {', '.join(str(s) for s in sorted(sizes))} there"
+                f"{', '.join(bound.inputs.names)} have the shapes {', '.join(shapes)}"
             )
-        samples += zip(*batch, strict=True)
-    return _Arrays(samples)
+        samples += [tuple(some_samples(batch, shared, i)) for i in range(count)]
+    return _Arrays(samples, shared)
 
 
 def _labels(given: Any, samples: _Arrays | _Files, count: int, targets: bool) -> Array | None:

@@ -6,14 +6,15 @@ A candidate that is scored on the samples that it was fitted on looks about twic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..data.calibration import CalibrationData, calibrated, named_batches
+from ..data.calibration import CalibrationData, GraphCalibration, calibrated
+from ..data.sources import Source, samples_of, some_samples
 from ..ir import Graph, UsageError
 from ..ir.errors import counted
 from ..passes import Calibration
@@ -67,17 +68,18 @@ def read_samples(graph: Graph, data: Any) -> Samples:
     Raises:
         UsageError: If they do not fit the model, or are too few.
     """
-    free = not any(isinstance(d, int) for v in graph.inputs for d in (v.type.shape or ("",))[:1])
     given = data if isinstance(data, CalibrationData) else CalibrationData(data)
+    bound = GraphCalibration(graph, "onnx", given, None)
     pieces: list[Batch] = []
     digest = hashlib.sha256()
-    for found in named_batches(graph, given):
-        batch = tuple(found.values())
+    for found in bound.batches():
+        batch = tuple(found)
         for array in batch:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
-        pieces += _cut(batch) if free else [batch]
-    count = sum(_size(batch) for batch in pieces)
+        pieces += _cut(batch, bound.source) if bound.fixed is None else [batch]
+    sizes = [_size(batch, bound.source) for batch in pieces]
+    count = sum(sizes)
     if count >= LEAST and len(pieces) < BATCHES:
         raise UsageError(
             f"the model's batch is fixed, and the calibration data have {len(pieces)} {'batch' if len(pieces) == 1 else 'batches'}; the planner needs at least {BATCHES}"
@@ -90,7 +92,7 @@ def read_samples(graph: Graph, data: Any) -> Samples:
     step = max(2, min(SCORED, len(pieces) // 2))
     scoring: list[int] = []
     for i in range(step // 2, len(pieces), step):
-        if sum(_size(pieces[j]) for j in scoring) < MOST_SCORED:
+        if sum(sizes[j] for j in scoring) < MOST_SCORED:
             scoring.append(i)
     chosen = set(scoring)
     return Samples(
@@ -101,15 +103,17 @@ def read_samples(graph: Graph, data: Any) -> Samples:
     )
 
 
-def _size(batch: Sequence[npt.NDArray[Any]]) -> int:
-    return len(batch[0]) if batch and batch[0].ndim else 1
+def _size(batch: Batch, source: Source) -> int:
+    """The number of samples; 1 for a batch that cannot be divided."""
+    return samples_of(batch, source.shared(batch)) or 1
 
 
-def _cut(batch: Batch) -> Iterator[Batch]:
+def _cut(batch: Batch, source: Source) -> Iterator[Batch]:
     """A batch in pieces, where all its arrays have the same number of samples."""
-    sizes = {len(array) if array.ndim else -1 for array in batch}
-    if len(sizes) != 1 or -1 in sizes:
+    shared = source.shared(batch)
+    count = samples_of(batch, shared)
+    if not count:
         yield batch
         return
-    for start in range(0, sizes.pop(), PIECE):
-        yield tuple(array[start : start + PIECE] for array in batch)
+    for start in range(0, count, PIECE):
+        yield tuple(some_samples(batch, shared, slice(start, start + PIECE)))
