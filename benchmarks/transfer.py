@@ -86,7 +86,7 @@ HEAD = """# Planned and pruned networks after the same training
     python benchmarks/depth_vs_width.py --config transfer --data cifar10.npz --weights SITE --results WORK --network {network} --measure
 
 `{network}` with ImageNet weights, tuned on CIFAR-10 at 64 x 64 pixels: {base:.2f} % on the 10,000 test images, {ms:.2f} ms. Each row: {c.extra_epochs} epochs of {c.images:,} images (the long ones: {c.long_epochs}
-epochs), batches of {c.batch}, AdamW, labels and the tuned network as teacher. Accuracy is that of the emitted ONNX file. Speeds are medians of {rounds} ratios to the tuned network (batch 64: fewer), all networks
+epochs), batches of {c.batch}, AdamW, labels and the tuned network as teacher; low rates are a fifth of the others'. Accuracy is that of the emitted ONNX file. Speeds are medians of {rounds} ratios to the tuned network (batch 64: fewer), all networks
 in turn: {machine}; {versions}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`.
 {rows}
 """
@@ -100,6 +100,8 @@ DECIDING = ("plan", "taylor")
 """The rows that are trained with every seed."""
 LONG = 2.0
 """The speed-up at which these rows are also trained for longer."""
+LOW = 5.0
+"""At the smallest speed-up, these rows are also trained with a learning rate that is smaller by this factor."""
 ABLATIONS = {
     "vanish": "the activations of the same blocks are removed at once, and end in relu6 (as in DepthShrinker)",
     "vanish-plain": "the activations of the same blocks are removed at once, without an ending",
@@ -142,6 +144,10 @@ class Lengths:
     lr: float = 1e-3
     samples: int = 1000
     ablated: float = 1.5
+
+
+LENGTHS = {"lite0": Lengths(), "mobilenetv2": Lengths(base_epochs=5)}
+"""The lengths for each network."""
 
 
 class Transfer:
@@ -246,17 +252,17 @@ class Transfer:
         made = to_torch(str(path), fresh_norms=norms, calibration=calibration)
         return made.to(memory_format=torch.channels_last)
 
-    def plan_row(self, row: str, speedup: float, seed: int, epochs: int = 0) -> Any:
+    def plan_row(self, row: str, speedup: float, seed: int, epochs: int = 0, **options: Any) -> Any:
         """The planned network, trained."""
-        name = f"{row}-{speedup:g}-{seed}{'-long' if epochs else ''}"
-        return self.recovered(self.student(row, speedup), name, seed, epochs or None)
+        name = f"{row}-{speedup:g}-{seed}{suffix(epochs, options)}"
+        return self.recovered(self.student(row, speedup), name, seed, epochs or None, **options)
 
     # Width.
 
-    def rival(self, kind: str, speedup: float, seed: int, epochs: int = 0) -> Any:
+    def rival(self, kind: str, speedup: float, seed: int, epochs: int = 0, **options: Any) -> Any:
         """The tuned network, pruned by Torch-Pruning to the wanted speed and trained."""
         ratio = self.kept(f"ratio-{kind}-{speedup:g}", lambda: self.ratio(kind, speedup))["ratio"]
-        name = f"{kind}-{speedup:g}-{seed}{'-long' if epochs else ''}"
+        name = f"{kind}-{speedup:g}-{seed}{suffix(epochs, options)}"
         model, pruner = self.pruner(kind, ratio, PRUNING_STEPS)
         rest = float(epochs or self.lengths.extra_epochs)
         part = 0.05
@@ -266,7 +272,7 @@ class Transfer:
             if step < PRUNING_STEPS - 1:
                 model = self.recovered(model, f"{name}-step{step}", seed, part, lr=self.lengths.lr / 4)  # fmt: skip
                 rest -= part
-        return self.recovered(model, name, seed, rest)
+        return self.recovered(model, name, seed, rest, **options)
 
     def pruner(self, kind: str, ratio: float, steps: int) -> tuple[Any, Any]:
         """A copy of the tuned network, as read from its file, and Torch-Pruning's pruner of it."""
@@ -433,6 +439,10 @@ class Transfer:
                     yield name, kind, speedup, seed, lambda m=make, k=kind, f=speedup, s=seed: m(k, f, s)  # fmt: skip
             if seed == c.seeds[0]:
                 for kind in DECIDING:
+                    name = f"{kind}-{c.speedups[0]:g}-{seed}-low"
+                    low = {"lr": c.lr / 2 / LOW}
+                    yield name, f"{kind}, low rate", c.speedups[0], seed, lambda m=makers[kind], k=kind, o=low: m(k, c.speedups[0], 0, **o)  # fmt: skip
+                for kind in DECIDING:
                     name = f"{kind}-{LONG:g}-{seed}-long"
                     yield name, f"{kind}, long", LONG, seed, lambda m=makers[kind], k=kind: m(k, LONG, 0, c.long_epochs)  # fmt: skip
                 for kind in ABLATIONS:
@@ -456,6 +466,11 @@ class Transfer:
             }  # fmt: skip
             write_json(str(path), record)
             print(f"{name}: {record['accuracy']:.2%}, {record['seconds']:.0f} s", flush=True)
+
+
+def suffix(epochs: int, options: dict[str, Any]) -> str:
+    """The end of the name of a row that is trained otherwise than most."""
+    return "-long" if epochs else "-low" if options else ""
 
 
 def with_both(graph: Graph, candidates: list[Candidate]) -> Graph:
@@ -636,7 +651,8 @@ def verdicts(found: list[dict[str, Any]]) -> str:
 def main(given: argparse.Namespace) -> None:
     """Train the rows, or measure those that were trained; see ``depth_vs_width.py``."""
     images = read_images(given.data)
-    run = Transfer(given.network, given.weights, images, given.results, Lengths(), given.device)
+    lengths = LENGTHS[given.network]
+    run = Transfer(given.network, given.weights, images, given.results, lengths, given.device)
     if not given.measure:
         run.run(given.only)
         return
