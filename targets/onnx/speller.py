@@ -156,7 +156,7 @@ class Speller:
         """The error for an op that this opset cannot spell."""
         return ModelError(
             f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
-            "convert the model to a newer opset"
+            "convert the model to a newer opset, such as by onnx.version_converter.convert_version"
         )
 
 
