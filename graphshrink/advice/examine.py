@@ -330,7 +330,7 @@ def blocks(e: Examined) -> Finding:
         return Finding("blocks", "yes", text, e.commands.shrink("blocks.onnx", passes), figures)
     text = (
         f"{counted(len(found), 'layer')} ({share:.0%} of the MACs) would run faster in {BLOCKS} dense blocks, on CPUs too; "
-        "it needs training under masks to keep the accuracy (docs/pivot.md)"
+        "fitted to samples alone they lose accuracy, which training under masks keeps (docs/pivot.md)"
     )
     command = e.commands.shrink("blocks.onnx", passes, samples=True)
     return Finding("blocks", "possible", text, command, figures)

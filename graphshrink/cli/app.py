@@ -41,7 +41,7 @@ def _common(
         typer.Option("--debug", help="Show the traceback of an error; may be given anywhere."),
     ] = False,
 ) -> None:
-    """Make trained networks smaller, and leave them correct.
+    """Make trained networks smaller and faster, and say what that changes.
 
     'graphshrink IN OUT' is short for 'graphshrink shrink IN OUT', and 'graphshrink help COMMAND' for 'graphshrink COMMAND --help'.
 
