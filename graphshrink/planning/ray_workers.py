@@ -33,7 +33,7 @@ class RayPool(Pool):
 
     def __init__(self, scorer: Scorer, address: str) -> None:
         self._ray: Any = ray_package()
-        self._running: set[Any] = set()
+        self._started: list[Any] = []
         self._owned = not self._ray.is_initialized()
         if self._owned:
             try:
@@ -59,7 +59,7 @@ class RayPool(Pool):
     def start(self, front: Part, behind: Part) -> Any:
         """Give a job to the cluster."""
         running = self._task.remote(self._name, self._given, front, behind)
-        self._running.add(running)
+        self._started.append(running)
         return running
 
     def wait(self, running: Any) -> float:
@@ -71,15 +71,13 @@ class RayPool(Pool):
             raise ModelError(one_line(error.cause)) from error
         except failures.RayError as error:
             raise WorkerLost(one_line(error)) from error
-        finally:
-            self._running.discard(running)
 
     def close(self) -> None:
         """Cancel what still runs, and end Ray if it was started or joined here."""
         if self._owned:
             self._ray.shutdown()
             return
-        for running in self._running:
+        for running in self._started:
             self._ray.cancel(running, force=True)
 
 
