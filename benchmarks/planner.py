@@ -41,7 +41,7 @@ from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates.narrow import Narrow, sizes_of
 from graphshrink.planning.costs import Latency
 from graphshrink.planning.latency import LatencyTable, device, paired
-from graphshrink.planning.latency.timing import in_turn
+from graphshrink.planning.latency.timing import in_turn, own_clock
 from graphshrink.planning.plan import PREPARATION, Plan
 from graphshrink.planning.planner import Target, finished, make_plan
 from graphshrink.planning.repair import Repairer
@@ -310,7 +310,7 @@ def litert_times(files: list[Path], rounds: int) -> Any:
 def timed(files: list[Path], x: Any, rounds: int) -> Any:
     """Milliseconds ``(file, round)`` of networks that take turns on one thread."""
     runs = [partial(runner(file, 1), x) for file in files]
-    return np.array(in_turn(runs, rounds))
+    return np.array(in_turn(runs, rounds, own=own_clock()))
 
 
 def runner(file: Path, threads: int) -> Callable[[Any], Any]:

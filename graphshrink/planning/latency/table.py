@@ -182,7 +182,9 @@ class LatencyTable:
 
     def _timed(self, name: str, graph: Graph, yardstick: Call, unit: float) -> Row:
         """Measure a graph."""
-        got = ratio(self.device.load(standalone(graph)), yardstick, self.seconds)
+        got = ratio(
+            self.device.load(standalone(graph)), yardstick, self.seconds, self.device.own_clock
+        )
         text = canonical_text(graph, self.device)
         return Row(name, self.device.name, text, got.median * unit, got.spread * unit, got.rounds)
 
@@ -211,4 +213,5 @@ def paired(
         UsageError: If the shape of an input is not known, or another process times on the hardware for too long.
     """
     with Store(default_path()).exclusive(device.hardware), device.set_up():
-        return in_turn([device.load(graph) for graph in graphs], rounds, most, seconds)
+        calls = [device.load(graph) for graph in graphs]
+        return in_turn(calls, rounds, most, seconds, device.own_clock)
