@@ -11,7 +11,8 @@ with the row at which it stopped, and ``--retime`` times and judges the kept net
 
 Rows: ``planner``, the whole menu; ``depth``, only skips and linear maps; ``width``, only fewer hidden channels; ``uniform``, the same part of the hidden channels
 everywhere, chosen and refitted in the same way; ``torch-pruning``, its magnitude pruning of all coupled channels, and ``onnxsim``, its structured
-pruning by weights and activations, if they are installed. ``--recover EPOCHS`` adds a row behind each: the same network, trained to give the
+pruning by weights and activations, if they are installed. ``--repaired`` adds a row behind each of these two: the same network, whose layers are
+corrected in closed form on the training photographs, as those of a plan are. ``--recover EPOCHS`` adds a row behind each: the same network, trained to give the
 outputs of the given one on the training photographs, without labels. All run in onnxruntime on one thread; ``--litert`` times their TFLite files
 as well. Speeds are medians of ratios to the given network over rounds in which all networks take turns.
 """
@@ -35,21 +36,24 @@ import onnxruntime
 import graphshrink
 from graphshrink import CalibrationData, recover_file
 from graphshrink.api import load
-from graphshrink.ir import Graph, UsageError
+from graphshrink.ir import Graph, Node, Rewriter, UsageError
 from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates.narrow import Narrow, sizes_of
 from graphshrink.planning.costs import Latency
 from graphshrink.planning.latency import LatencyTable, device, paired
-from graphshrink.planning.latency.timing import in_turn
+from graphshrink.planning.latency.timing import in_turn, own_clock
 from graphshrink.planning.plan import PREPARATION, Plan
 from graphshrink.planning.planner import Target, finished, make_plan
+from graphshrink.planning.repair import Repairer
+from graphshrink.planning.repair.pairs import is_repairable
 from graphshrink.planning.samples import read_samples
 from graphshrink.planning.sites import find_sites
 from graphshrink.planning.survey import fit
 
 SPEEDUPS = (1.25, 1.5, 2.0)
 MENUS = {"planner": ("skip", "linear", "narrow"), "depth": ("skip", "linear"), "width": ("narrow",)}
-ROWS = (*MENUS, "uniform", "torch-pruning", "onnxsim")
+RIVALS = ("torch-pruning", "onnxsim")
+ROWS = (*MENUS, "uniform", *RIVALS)
 LEVELS = tuple(round(0.95 - 0.05 * i, 2) for i in range(17))
 """The parts of the channels that uniform narrowing and the rivals try, until one is fast enough."""
 SIZE = 224
@@ -127,8 +131,7 @@ class Benchmark:
             if not saved.exists():
                 made = make_plan(
                     self.given, self.calibration, Target("speedup", speedup), self.cost,
-                    menu=MENUS[row], repair=repair,
-                    progress=lambda done, total, what: print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr),
+                    menu=MENUS[row], repair=repair, progress=_shown,
                 )  # fmt: skip
                 made.save(saved)
             plan = Plan.load(saved)
@@ -158,6 +161,25 @@ class Benchmark:
     def recovered_file(self, file: Path, epochs: int) -> Path:
         """Where a network is kept after it was trained."""
         return file.with_name(f"{file.stem}-recovered{epochs}.onnx")
+
+    def repaired(self, file: Path) -> Path:
+        """A network of another tool with its layers corrected as those of a plan are: made if it is not there yet."""
+        out = self.repaired_file(file)
+        if not out.exists():
+            original, changed = self.prepared(), self.prepared(file)
+            kept = kept_channels(original, changed)
+            samples = read_samples(original, str(self.calibration))
+            repairs = Repairer(original, changed, [], samples, progress=_shown, kept=kept).search()
+            print(f"\n{out.name}: {len(repairs.layers)} corrections, loss {repairs.before:.4g} -> {repairs.after:.4g}", file=sys.stderr)  # fmt: skip
+            repairs.apply(changed, Rewriter(changed))
+            from graphshrink.targets.onnx.emitter import save_onnx
+
+            save_onnx(changed, out)
+        return out
+
+    def repaired_file(self, file: Path) -> Path:
+        """Where a network is kept after its layers were corrected."""
+        return file.with_name(f"{file.stem}-repaired.onnx")
 
     def photographs(self) -> Path:
         """The training photographs as files, from which recovery takes random crops."""
@@ -236,9 +258,9 @@ class Benchmark:
             onnx.save(made, file)
             yield file
 
-    def prepared(self) -> Graph:
-        """The given network as the planner sees it."""
-        graph = load(self.given, None, None)[0].clone()
+    def prepared(self, file: Path | None = None) -> Graph:
+        """The given network, or another one, as the planner sees it."""
+        graph = load(file or self.given, None, None)[0].clone()
         Pipeline(PREPARATION).run(graph, Context())
         return graph
 
@@ -246,6 +268,34 @@ class Benchmark:
         """Milliseconds ``(file, round)``; the networks take turns."""
         image = np.random.default_rng(0).standard_normal((1, 3, SIZE, SIZE)).astype(np.float32)
         return timed(files, image, rounds)
+
+
+def kept_channels(original: Graph, changed: Graph) -> dict[str, tuple[int, ...]]:
+    """The channels of the original that are left in the layers of a pruned network, by the names of their results.
+
+    A tool that only removes channels leaves the biases of the others as they are, in their order, so that these tell.
+    """
+    biases = {n.output.name: b for n in original.nodes if (b := _bias(n)) is not None}
+    kept = {}
+    for node in changed.nodes:
+        given, left = biases.get(node.output.name), _bias(node)
+        if given is None or left is None or len(left) == len(given):
+            continue
+        rest = iter(range(len(given)))
+        found = tuple(next((i for i in rest if given[i] == value), -1) for value in left)
+        if -1 not in found:
+            kept[node.output.name] = found
+    return kept
+
+
+def _bias(node: Node) -> Any:
+    """The bias of a layer with constant weights; ``None`` if it has none."""
+    bias = node.input(2) if is_repairable(node) else None
+    return None if bias is None or bias.data is None else bias.data.numpy().reshape(-1)
+
+
+def _shown(done: int, total: int, what: str) -> None:
+    print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr)
 
 
 def litert_times(files: list[Path], rounds: int) -> Any:
@@ -260,7 +310,7 @@ def litert_times(files: list[Path], rounds: int) -> Any:
 def timed(files: list[Path], x: Any, rounds: int) -> Any:
     """Milliseconds ``(file, round)`` of networks that take turns on one thread."""
     runs = [partial(runner(file, 1), x) for file in files]
-    return np.array(in_turn(runs, rounds))
+    return np.array(in_turn(runs, rounds, own=own_clock()))
 
 
 def runner(file: Path, threads: int) -> Callable[[Any], Any]:
@@ -320,7 +370,8 @@ def table(
         f"{bench.samples} training photographs without labels for fits and scores; judged on 1,300 validation photographs, whose standard error is about one point. "
         f"One thread of {bench.cost.table.device.identity}; medians and quartiles of {rounds} ratios to the given network, "
         f"which takes {given['milliseconds']:.2f} ms and has {given['top1']:.1%} top-1. graphshrink {graphshrink.__version__}, {versions}. "
-        "The rows 'recovered N' are the rows in front of them after N epochs on the same photographs; nothing else is trained. "
+        "The rows 'repaired' are the rows in front of them with layers corrected in closed form; "
+        "the rows 'recovered N' are the rows in front of them after N epochs on the same photographs; nothing else is trained. "
         "Random are the weights of timed regions, and the variants of photographs (seed 0).", "",
         "| wanted | row | measured | quartiles | LiteRT | top-1 | agreement |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -362,6 +413,9 @@ def main() -> None:
         "--no-repair", action="store_true", help="plans without corrections of other layers"
     )
     parser.add_argument(
+        "--repaired", action="store_true", help="also correct the layers of other tools' networks"
+    )
+    parser.add_argument(
         "--recover", type=int, metavar="EPOCHS", help="also train each network, without labels"
     )
     parser.add_argument("--litert", action="store_true", help="also time the TFLite files")
@@ -378,6 +432,10 @@ def main() -> None:
                 continue
             try:
                 made = files[f"{row} {speedup:g}"] = bench.make(row, speedup, not args.no_repair)
+                corrected = bench.repaired_file(made)
+                wanted = args.repaired and row in RIVALS
+                if wanted and (corrected.exists() or not args.retime):
+                    files[f"{row}, repaired {speedup:g}"] = bench.repaired(made)
                 after = bench.recovered_file(made, args.recover or 0)
                 if args.recover and (after.exists() or not args.retime):
                     name = f"{row}, recovered {args.recover} {speedup:g}"

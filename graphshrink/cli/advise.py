@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .parameters import DeviceName, FixedShapes, Json, Threads
+from .planned import DEVICE, THREADS
 from .progress import count_done
 from .terminal import console, fixed_shapes_of
 
@@ -22,8 +23,8 @@ def advise(
             help="Time the model before and after the exact passes, and its ops, on the device.",
         ),
     ] = False,
-    device: DeviceName = "ort-cpu",
-    threads: Threads = 1,
+    device: DeviceName = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Say what could be gained for a model, and by which command; in seconds, without data."""
@@ -33,8 +34,8 @@ def advise(
         found = examine(
             source,
             fixed_shapes=fixed_shapes_of(fixed),
-            device=device,
-            threads=threads,
+            device=device or DEVICE,
+            threads=THREADS if threads is None else threads,
             measure=measure,
             progress=progress,
         )

@@ -154,14 +154,18 @@ MaxLoss = Annotated[
     ),
 ]
 DeviceName = Annotated[
-    str, typer.Option(metavar="NAME", help="The device that a plan is timed on, such as ort-cpu.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The device that networks are timed on: ort-cpu if not given, litert-cpu for .tflite files.",
+    ),
 ]
 Threads = Annotated[
-    int,
+    int | None,
     typer.Option(
         parser=whole_number(0, 256),
         metavar="N",
-        help="Threads of the device's runtime; 0 uses all.",
+        help="Threads of the device's runtime: 1 if not given; 0 uses all.",
     ),
 ]
 CalibrationPath = Annotated[
@@ -213,9 +217,27 @@ CustomOps = Annotated[
     ),
 ]
 Measure = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="KIND",
-        help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto.",
+        help="How outputs are compared: kl (distributions), error (relative squared), mse, cosine, or auto, which is the default.",
     ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="The classes of the samples, in their order; 'folders' takes them from a folder of images for each class.",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive,
+        metavar="X",
+        help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
+    ),
+]
+Augment = Annotated[
+    bool, typer.Option("--augment/--no-augment", help="Vary images at random in training.")
 ]

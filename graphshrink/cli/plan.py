@@ -30,6 +30,7 @@ from .parameters import (
 )
 from .planned import (
     calibration_data,
+    check_device,
     chosen_targets,
     chosen_workers,
     made_plan,
@@ -54,10 +55,10 @@ def plan(
     macs: MacsBudget = None,
     size: SizeBudget = None,
     max_loss: MaxLoss = None,
-    device: DeviceName = "ort-cpu",
-    threads: Threads = 1,
+    device: DeviceName = None,
+    threads: Threads = None,
     fixed: FixedShapes = None,
-    score: Measure = "auto",
+    score: Measure = None,
     workers: Workers = 0,
     ray: RayAddress = None,
     frontier: FrontierPath = None,
@@ -77,6 +78,7 @@ def plan(
     )
     if not targets:
         raise UsageError("give a target: --speedup, --latency, --macs, --size or --max-loss")
+    check_device(targets, device, threads)
     from ..guarded import check_different, files_read
     from ..ir.files import check_overwrites
     from ..passes import Pipeline

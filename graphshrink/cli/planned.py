@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +13,10 @@ from .terminal import fixed_shapes_of
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
+
+
+DEVICE, THREADS = "ort-cpu", 1
+"""The device that plans are timed on, and the threads of its runtime, if none are given."""
 
 
 def calibration_data(
@@ -50,6 +55,30 @@ def chosen_targets(**targets: float | None) -> dict[str, float]:
     return given
 
 
+TIMED = ("speedup", "latency", "max_loss")
+"""The targets of plans that are timed on a device."""
+
+
+def check_device(targets: Collection[str], device: str | None, threads: int | None) -> None:
+    """Refuse a device that nothing is timed on.
+
+    Args:
+        targets: The names of the targets of a new plan; none without one.
+        device: The device, if it is given.
+        threads: Its threads, if they are given.
+
+    Raises:
+        UsageError: If nothing is timed.
+    """
+    given = {"--device": device, "--threads": threads}
+    for option, value in given.items():
+        if value is not None and not any(target in TIMED for target in targets):
+            why = "is not timed" if targets else "has no target"
+            raise UsageError(
+                f"{option} is for plans that are timed, and this one {why}: leave it out, or give a target such as --speedup"
+            )
+
+
 def chosen_workers(workers: int, ray: str | None) -> int | str:
     """The workers of the options.
 
@@ -71,11 +100,11 @@ def made_plan(
     source: str,
     data: Any,
     targets: dict[str, float],
-    device: str,
-    threads: int,
+    device: str | None,
+    threads: int | None,
     fixed: dict[str, tuple[int | None, ...]],
     verbose: int = 0,
-    score: str = "auto",
+    score: str | None = None,
     frontier: bool = False,
     repair: bool = True,
     workers: int | str = 0,
@@ -96,9 +125,9 @@ def made_plan(
                 source,
                 data,
                 **targets,
-                device=device,
-                threads=threads,
-                score=score,
+                device=device or DEVICE,
+                threads=THREADS if threads is None else threads,
+                score=score or "auto",
                 fixed_shapes=fixed,
                 frontier=frontier,
                 repair=repair,

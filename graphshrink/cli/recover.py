@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .parameters import (
+    Augment,
     CalibrationBatch,
     CalibrationSamples,
     Json,
+    Labels,
+    LearningRate,
     Measure,
     PreprocessText,
     Seed,
-    positive,
     whole_number,
 )
 from .terminal import writable
@@ -58,25 +60,10 @@ def recover(
     samples: CalibrationSamples = None,
     batch: CalibrationBatch = None,
     preprocess: PreprocessText = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.npy",
-            help="The classes of the samples, in their order; 'folders' takes them from a folder of images for each class.",
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive,
-            metavar="X",
-            help="The learning rate: the part of its size by which a step changes a weight; if not given, several are tried.",
-        ),
-    ] = None,
-    measure: Measure = "auto",
-    augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Vary images at random.")
-    ] = True,
+    labels: Labels = None,
+    lr: LearningRate = None,
+    measure: Measure = None,
+    augment: Augment = True,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -98,9 +85,7 @@ def recover(
 
     writable(out, ".onnx")
     read = [("the student", Path(student)), ("the teacher", Path(teacher))]
-    read += files_read(data, Pipeline("prune-dead"))
-    if labels is not None and labels != "folders":
-        read.append(("the labels", Path(labels)))
+    read += [*files_read(data, Pipeline("prune-dead")), *labels_read(labels)]
     check_overwrites([out], read[1:])
     done = run_recovery(
         student,
@@ -111,7 +96,7 @@ def recover(
         labels=labels,
         batch_size=batch,
         lr=lr,
-        measure=measure,
+        measure=measure or "auto",
         augment=augment,
         checkpoint=checkpoint,
         seed=seed,
@@ -127,6 +112,11 @@ def recover(
                 typer.echo(f"note: {note}")
     if done.interrupted:
         raise KeyboardInterrupt
+
+
+def labels_read(labels: str | None) -> list[tuple[str, Path]]:
+    """The file that ``--labels`` names, for checks of outputs."""
+    return [("the labels", Path(labels))] if labels not in (None, "folders") else []
 
 
 def run_recovery(

@@ -12,6 +12,7 @@ import typer
 
 from ..ir.errors import UsageError
 from .parameters import (
+    Augment,
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
@@ -21,9 +22,12 @@ from .parameters import (
     FrontierPath,
     InputShapes,
     Json,
+    Labels,
     LatencyBudget,
+    LearningRate,
     MacsBudget,
     MaxLoss,
+    Measure,
     PreprocessText,
     RayAddress,
     Repaired,
@@ -35,7 +39,10 @@ from .parameters import (
     whole_number,
 )
 from .planned import (
+    DEVICE,
+    THREADS,
     calibration_data,
+    check_device,
     chosen_targets,
     chosen_workers,
     made_plan,
@@ -96,8 +103,9 @@ def shrink(
         str | None,
         typer.Option(metavar="FILE", help="Apply a plan that 'graphshrink plan' wrote."),
     ] = None,
-    device: DeviceName = "ort-cpu",
-    threads: Threads = 1,
+    device: DeviceName = None,
+    threads: Threads = None,
+    score: Measure = None,
     workers: Workers = 0,
     ray: RayAddress = None,
     frontier: FrontierPath = None,
@@ -117,6 +125,10 @@ def shrink(
             help="Write checkpoints of --recover there; the same command goes on from the last one.",
         ),
     ] = None,
+    labels: Labels = None,
+    lr: LearningRate = None,
+    measure: Measure = None,
+    augment: Augment = True,
     report: Annotated[
         str | None,
         typer.Option(
@@ -159,7 +171,7 @@ def shrink(
     from ..passes.infra.default import DEFAULT_PIPELINE
     from ..running.sessions import custom_ops
     from .progress import watch_passes
-    from .recover import destination
+    from .recover import destination, labels_read
 
     if report == STDOUT:
         report, as_json = None, True
@@ -182,6 +194,7 @@ def shrink(
         read.append(("the plan", Path(plan)))
     if reference is not None:
         read.append(("the reference", Path(reference)))
+    read += labels_read(labels)
     check_outputs(chosen, {"--report": report, "--frontier": frontier}, source, read)
     data = calibration_data(calibration, calibration_samples, calibration_batch, preprocess)
     targets = chosen_targets(
@@ -194,10 +207,18 @@ def shrink(
         raise UsageError("--no-repair is for a new plan: give a target such as --speedup")
     if (workers or ray is not None) and not targets:
         raise UsageError("--workers and --ray are for a new plan: give a target such as --speedup")
+    if score is not None and not targets:
+        raise UsageError("--score is for a new plan: give a target such as --speedup")
+    check_device(targets, device, threads)
+    training = {"labels": labels, "lr": lr, "measure": measure or "auto", "augment": augment}
     if recover is not None:
-        _check_recovery(data, checkpoint)
-    elif checkpoint is not None:
-        raise UsageError("--checkpoint is for --recover EPOCHS")
+        _check_recovery(source, data, checkpoint, training)
+    else:
+        given = {"--checkpoint": checkpoint, "--labels": labels, "--lr": lr, "--measure": measure}
+        unused = [option for option, value in given.items() if value is not None]
+        if unused or not augment:
+            option = unused[0] if unused else "--no-augment"
+            raise UsageError(f"{option} is for --recover EPOCHS")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
@@ -212,6 +233,7 @@ def shrink(
                 threads,
                 fixed_shapes_of(fixed),
                 verbose,
+                score=score,
                 frontier=frontier is not None,
                 repair=repair,
                 workers=chosen_workers(workers, ray),
@@ -221,7 +243,9 @@ def shrink(
         )
         pipeline = shown.pipeline()
     wanted = report is not None or as_json
-    table = device_table(shown, device, threads) if report is not None and plan is None else None
+    table = None
+    if report is not None and plan is None:
+        table = device_table(shown, device or DEVICE, THREADS if threads is None else threads)
     outline = Outline(timed=table is not None)
     with (
         custom_ops(libraries or ()),
@@ -243,9 +267,11 @@ def shrink(
             reference=reference,
         )
         result.report.planned = shown is not None
+        if (note := _other_device(shown, chosen)) is not None:
+            result.report.notes.append(note)
         recovered = None
         if recover is not None:
-            recovered = _recovered(result, source, data, recover, checkpoint, seed)
+            recovered = _recovered(result, source, data, recover, checkpoint, seed, training)
         if data is not None:
             measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
@@ -275,11 +301,22 @@ def shrink(
         raise typer.Exit(1)
 
 
-def _check_recovery(data: Any, checkpoint: str | None) -> None:
+def _other_device(plan: Plan | None, chosen: Emission) -> str | None:
+    """A note if a plan was timed in another runtime than the one that the file is for."""
+    wanted = {"tflite": "litert-cpu", "tensorrt": "tensorrt"}.get(chosen.target.name)
+    timed = "" if plan is None else str(plan.cost.get("device", ""))
+    if wanted is None or not timed or timed.startswith(f"{wanted} "):
+        return None
+    return f"the plan was timed on {timed.split(' ')[0]}, and the file is for another runtime: --device {wanted} times it there"
+
+
+def _check_recovery(
+    source: str, data: Any, checkpoint: str | None, training: dict[str, Any]
+) -> None:
     """Refuse a recovery that cannot be made, before the work.
 
     Raises:
-        UsageError: If there are no samples, or the checkpoints have no folder.
+        UsageError: If there are no samples, they or their labels do not fit the model, or the checkpoints have no folder.
         MissingExtra: If torch is not installed.
     """
     from ..api import need_torch
@@ -289,6 +326,9 @@ def _check_recovery(data: Any, checkpoint: str | None) -> None:
     if checkpoint is not None and Path(checkpoint).is_file():
         raise UsageError(f"--checkpoint {checkpoint} is a file: give a folder")
     need_torch("recovery")
+    from ..training.recovery.files import check_recovery
+
+    check_recovery(source, data, labels=training["labels"], measure=training["measure"])
 
 
 def _recovered(
@@ -298,11 +338,12 @@ def _recovered(
     epochs: int,
     checkpoint: str | None,
     seed: int,
+    training: dict[str, Any],
 ) -> RecoveredFile:
     """Train the result's graph to do what the given model does; a note says what that achieved."""
     from .recover import recovery_text, run_recovery
 
-    done = run_recovery(result.graph, source, data, epochs, checkpoint, seed=seed)
+    done = run_recovery(result.graph, source, data, epochs, checkpoint, seed=seed, **training)
     if done.improved:
         result.graph = done.reread()
     result.report.calibration_used = result.report.recovered = True

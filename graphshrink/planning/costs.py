@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir import Graph, UsageError
+from ..ir import Graph, ModelError, UsageError
 
 if TYPE_CHECKING:
     from .latency import LatencyTable
@@ -40,11 +40,21 @@ class Cost(ABC):
     unit: str
     measured: bool
 
-    @abstractmethod
-    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
-        """The costs of graphs of single regions."""
+    def check(self, graphs: Sequence[Graph]) -> None:
+        """Check that the costs of whole networks can be known, before the work.
 
-    def regions_again(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+        Raises:
+            ModelError: If a network cannot be measured.
+        """
+        return
+
+    @abstractmethod
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float | ModelError]:
+        """The costs of graphs of single regions; an error in place of one that cannot be measured."""
+
+    def regions_again(
+        self, graphs: Sequence[Graph], progress: Progress
+    ) -> list[float | ModelError]:
         """The costs of graphs of single regions that seem impossible: measured ones are measured once more."""
         return self.regions(graphs, progress)
 
@@ -63,9 +73,9 @@ class Macs(Cost):
     unit = "MACs"
     measured = False
 
-    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float | ModelError]:
         """Counted from shapes."""
-        return self.networks(graphs)
+        return [*self.networks(graphs)]
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
         """Counted from shapes."""
@@ -91,7 +101,7 @@ class FileSize(Cost):
     unit = "bytes"
     measured = False
 
-    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float | ModelError]:
         """The bytes of all constants that are read."""
         return [
             float(sum(v.data.nbytes for v in g.constants if v.data is not None and v.use_count))
@@ -126,21 +136,35 @@ class Latency(Cost):
     def __init__(self, table: LatencyTable) -> None:
         self.table = table
 
-    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+    def check(self, graphs: Sequence[Graph]) -> None:
+        """Load them on the device."""
+        device = self.table.device
+        with device.set_up():
+            for graph in graphs:
+                try:
+                    device.load(graph)
+                except ModelError as error:
+                    raise ModelError(
+                        f"the network does not run on the device {device.name}, so that no latency can be measured: {error}"
+                    ) from error
+
+    def regions(self, graphs: Sequence[Graph], progress: Progress) -> list[float | ModelError]:
         """From the table; what it lacks is measured and stored, so that an interrupted run loses nothing."""
         return self._measured(graphs, progress, "latencies", again=False)
 
-    def regions_again(self, graphs: Sequence[Graph], progress: Progress) -> list[float]:
+    def regions_again(
+        self, graphs: Sequence[Graph], progress: Progress
+    ) -> list[float | ModelError]:
         """The smaller ones of the latencies in the table and those that are measured now."""
         return self._measured(graphs, progress, "doubtful latencies", again=True)
 
     def _measured(
         self, graphs: Sequence[Graph], progress: Progress, what: str, again: bool
-    ) -> list[float]:
-        found = self.table.measure(
+    ) -> list[float | ModelError]:
+        found = self.table.attempt(
             graphs, again=again, progress=lambda done, total: progress(done, total, what)
         )
-        return [entry.milliseconds for entry in found]
+        return [entry if isinstance(entry, ModelError) else entry.milliseconds for entry in found]
 
     def networks(self, graphs: Sequence[Graph]) -> list[float]:
         """That of the first is the median over rounds; the ratio of another to it is the median of the ratios in the rounds.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -55,6 +57,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.kind not in TARGETS:
             raise UsageError(f"a target is one of {', '.join(TARGETS)}, not {self.kind!r}")
+        if not isinstance(self.value, Real) or not math.isfinite(self.value):
+            raise UsageError(f"{self.kind} must be a finite number, not {self.value!r}")
         if self.kind == "speedup" and not self.value > 1:
             raise UsageError(f"a speedup must be larger than 1, not {self.value:g}")
         if self.kind == "macs" and not 0 < self.value < 1:
@@ -92,6 +96,7 @@ def make_plan(
         raise UsageError("only ONNX models can be planned: export the module, or give a file")
     graph = given.clone()
     Pipeline(PREPARATION).run(graph, Context())
+    cost.check([given, graph])
     samples = read_samples(graph, calibration)
     check_varied(samples.scoring, samples.count)
     scorer = Scorer(graph, samples.scoring, measure)
@@ -164,7 +169,7 @@ def make_plan(
         repaired=_before_and_after(repairs),
         additivity=search.agreement(predicted),
         _not_understood=tuple(not_understood(graph)),
-        _notes=[kept.problem] if kept.problem else [],
+        _notes=[*found.notes, *([kept.problem] if kept.problem else [])],
         _source=model,
         _data=calibration,
     )

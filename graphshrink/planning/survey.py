@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..ir import Graph, GraphError, Identity, InferenceError, ModelError, Node, Rewriter
 from ..passes.statistics.requests import groups_within_memory
@@ -21,9 +21,9 @@ from .samples import Samples
 from .sites import Site, Sites, find_sites
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from .workers import Job, Pool
 
-    from .workers import Pool
+_Key = TypeVar("_Key")
 
 LEAST_SAVING = 0.002
 """A candidate that saves less than this part of the whole network is left out."""
@@ -82,12 +82,14 @@ class Survey:
         choices: The choices, by span.
         cost: The cost of the graph.
         refused: Sites and candidates that were left out, with reasons.
+        notes: Remarks for the user.
     """
 
     sites: Sites
     choices: list[Choice]
     cost: float
     refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def survey(
@@ -123,17 +125,19 @@ def survey(
     total = cost.networks([graph])[0]
     spent, kept = _costs(usable, parts, whole, total, cost, refused, progress)
     promising = [
-        Promising(candidate, part, kept[candidate.site], kept[candidate.site] - own)
-        for candidate, part, own in zip(usable, parts, spent, strict=True)
-        if candidate.site in kept
-        and kept[candidate.site] - own > LEAST_SAVING * total
+        Promising(candidate, part, kept[candidate.site], kept[candidate.site] - spent[candidate])
+        for candidate, part in zip(usable, parts, strict=True)
+        if candidate in spent
+        and candidate.site in kept
+        and kept[candidate.site] - spent[candidate] > LEAST_SAVING * total
         and candidate.error < WORST_ERROR
     ]
     promising = [p for p in promising if not _is_beaten(p, promising)]
     promising += [w for p in promising if (w := _weaker(graph, p)) is not None]
     with _pool(scorer, workers) as pool:
         choices = _scored(graph, promising, scorer, kept_scores, progress, pool)
-    return Survey(sites, _at_best_strength(choices), total, refused)
+        notes = [] if pool is None else pool.notes
+    return Survey(sites, _at_best_strength(choices), total, refused, notes)
 
 
 def _weaker(graph: Graph, one: Promising) -> Promising | None:
@@ -165,23 +169,35 @@ def _costs(
     cost: Cost,
     refused: dict[str, str],
     progress: Progress,
-) -> tuple[list[float], dict[Site, float]]:
-    """The costs of candidates, and of their sites as they are; sites whose measured costs cannot be are measured again, or else refused."""
+) -> tuple[dict[Candidate, float], dict[Site, float]]:
+    """The costs of candidates, and of their sites as they are; what cannot be measured is refused.
+
+    Sites whose measured costs cannot be are measured again, or else refused.
+    """
     costs = cost.regions([*parts, *whole.values()], progress)
-    spent, kept = costs[: len(parts)], dict(zip(whole, costs[len(parts) :], strict=True))
+    names = {c: f"{c.label} of {c.site.name}" for c in usable}
+    spent = _known(dict(zip(usable, costs[: len(parts)], strict=True)), names, refused)
+    sites = {site: site.name for site in whole}
+    kept = _known(dict(zip(whole, costs[len(parts) :], strict=True)), sites, refused)
     if not cost.measured:
         return spent, kept
     for _ in range(AGAIN):
         doubted = [*too_large(kept, total), *too_many(kept, total)]
-        sites = [site for site in whole if site in doubted]
-        if not sites:
+        if not doubted:
             return spent, kept
-        places = [i for i, c in enumerate(usable) if c.site in sites]
-        graphs = [*(parts[i] for i in places), *(whole[s] for s in sites)]
-        found = cost.regions_again(graphs, progress)
-        for i, value in zip(places, found, strict=False):
-            spent[i] = value
-        kept.update(zip(sites, found[len(places) :], strict=True))
+        again: dict[Candidate | Site, Graph] = {
+            c: part
+            for c, part in zip(usable, parts, strict=True)
+            if c in spent and c.site in doubted
+        }
+        again |= {site: whole[site] for site in kept if site in doubted}
+        for key, value in zip(again, cost.regions_again([*again.values()], progress), strict=True):
+            if isinstance(value, ModelError):
+                continue  # It was measured before.
+            if isinstance(key, Site):
+                kept[key] = value
+            else:
+                spent[key] = value
     for site, most in too_large(kept, total).items():
         refused[site.name] = (
             f"timed alone it took {kept[site]:.3g} ms, but it is part of what takes {most:.3g} ms: "
@@ -189,6 +205,18 @@ def _costs(
         )
         del kept[site]
     return spent, kept
+
+
+def _known(
+    costs: dict[_Key, float | ModelError], names: dict[_Key, str], refused: dict[str, str]
+) -> dict[_Key, float]:
+    """The costs that are known; the others are refused by name."""
+    refused |= {
+        names[key]: f"it cannot be measured: {value}"
+        for key, value in costs.items()
+        if isinstance(value, ModelError)
+    }
+    return {key: value for key, value in costs.items() if not isinstance(value, ModelError)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +295,7 @@ def _scored(
     digests = [region_digest(p.candidate.site.name, p.region) for p in ordered]
     unknown = [i for i, digest in enumerate(digests) if not kept.has(ALONE, [digest])]
     prefixes: dict[Node, Prefix] = {}
-    jobs: dict[int, Future[float]] = {}
+    jobs: dict[int, Job] = {}
 
     def prefix(index: int) -> Prefix:
         start = first[ordered[index].candidate.site]

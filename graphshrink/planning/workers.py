@@ -1,7 +1,8 @@
 """Scoring in worker processes: each runs models on the scoring samples, which it gets once, and returns losses.
 
 A job is the bytes of two models, so that it does not depend on how a process was started: one computes the values in front of a region, the other one what
-follows, with a candidate in the region. Every job runs on one thread. So a loss does not depend on the number of workers, nor on which of them computes it.
+follows, with a candidate in the region. Every job runs on one thread. So a loss does not depend on the number of workers, nor on which of them computes it,
+and the job of a worker that was killed is given to another one.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..ir import Graph, ModelError, Value
+from ..ir.errors import counted
 from .quality import Outputs, Prefix, Scorer, joined, loss_of, model_runner
 from .samples import Batch
+
+RETRIES = 2
+"""How often a job is given to another worker after its own one ended."""
 
 Place = tuple[bool, int]
 """Where an array is: whether it is computed, and its index there; else its index among what is given."""
@@ -116,14 +121,37 @@ class Worker:
         return loss_of(self.kinds, outputs, self.reference)
 
 
+class WorkerLost(Exception):
+    """The process that computed a job ended without a result; the message is the reason, if it is known."""
+
+
+@dataclass
+class Job:
+    """A score that a worker computes.
+
+    Attributes:
+        front: What is computed in front of a region.
+        behind: What follows, with a candidate in the region.
+        running: The pool's handle of the running job.
+        lost: The number of workers that ended while they had the job.
+    """
+
+    front: Part
+    behind: Part
+    running: Any
+    lost: int = 0
+
+
 class Pool(ABC):
     """Workers for the scores of a network.
 
     Attributes:
         ahead: The number of jobs that are submitted at a time: each holds a model in memory.
+        lost: The number of jobs that were given to another worker.
     """
 
     ahead: int
+    lost: int = 0
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +159,7 @@ class Pool(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def submit(self, prefix: Prefix, graph: Graph) -> Future[float]:
+    def submit(self, prefix: Prefix, graph: Graph) -> Job:
         """Score a variant of the network that computes the same as the original in front of a region.
 
         Raises:
@@ -140,18 +168,49 @@ class Pool(ABC):
         values = {v.name: v for v in graph.values()}
         front = Part.of(prefix.scorer.graph, prefix.scorer.graph.inputs, prefix.alive)
         behind = Part.of(graph, [values[v.name] for v in prefix.alive], graph.outputs)
-        return self.start(front, behind)
+        return Job(front, behind, self.start(front, behind))
 
-    @abstractmethod
-    def start(self, front: Part, behind: Part) -> Future[float]:
-        """Give a job to a worker."""
-
-    @abstractmethod
-    def result(self, job: Future[float]) -> float:
+    def result(self, job: Job) -> float:
         """The loss of a job.
 
         Raises:
-            ModelError: If the model does not run, or the worker ended.
+            ModelError: If the model does not run, or several workers ended one after the other while they had the job.
+        """
+        while True:
+            try:
+                return self.wait(job.running)
+            except WorkerLost as error:
+                job.lost += 1
+                if job.lost > RETRIES:
+                    why = f" ({error})" if str(error) else ""
+                    raise ModelError(
+                        f"{counted(job.lost, 'worker')} ended one after the other while scoring the same candidate{why}: "
+                        "perhaps memory is short; use fewer --workers, or none"
+                    ) from error
+                self.lost += 1
+                job.running = self.start(job.front, job.behind)
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks for the user."""
+        if not self.lost:
+            return []
+        jobs = counted(self.lost, "scoring job")
+        return [
+            f"worker processes ended before their results came, perhaps for lack of memory: {jobs} ran again"
+        ]
+
+    @abstractmethod
+    def start(self, front: Part, behind: Part) -> Any:
+        """Give a job to a worker; returns a handle for :meth:`wait`."""
+
+    @abstractmethod
+    def wait(self, running: Any) -> float:
+        """The loss of a running job.
+
+        Raises:
+            ModelError: If the model does not run.
+            WorkerLost: If the worker ended.
         """
 
     @abstractmethod
@@ -169,26 +228,31 @@ class ProcessPool(Pool):
 
     def __init__(self, scorer: Scorer, workers: int) -> None:
         self.ahead = 2 * workers
-        self._executor = ProcessPoolExecutor(
-            workers,
-            # Threads of runtimes do not survive a fork.
-            multiprocessing.get_context("spawn"),
-            _start,
-            (Worker.of(scorer),),
-        )
+        self._workers, self._given = workers, Worker.of(scorer)
+        self._executor = self._started()
+
+    def _started(self) -> ProcessPoolExecutor:
+        # Threads of runtimes do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self._workers, context, _start, (self._given,))
 
     def start(self, front: Part, behind: Part) -> Future[float]:
         """Give a job to a process."""
-        return self._executor.submit(_score, front, behind)
-
-    def result(self, job: Future[float]) -> float:
-        """The loss of a job."""
         try:
-            return job.result()
+            return self._executor.submit(_score, front, behind)
+        except BrokenProcessPool:
+            # All processes end with one that was killed. If memory was short, one less may do.
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._workers = max(1, self._workers - 1)
+            self._executor = self._started()
+            return self._executor.submit(_score, front, behind)
+
+    def wait(self, running: Future[float]) -> float:
+        """The loss of a running job."""
+        try:
+            return running.result()
         except BrokenProcessPool as error:
-            raise ModelError(
-                "a worker process ended: perhaps memory is short; use fewer --workers"
-            ) from error
+            raise WorkerLost from error
 
     def close(self) -> None:
         """End the processes."""

@@ -20,6 +20,7 @@ import numpy as np
 from ...hosts.torch import is_from_torch
 from ...ir import Graph, MissingExtra, UsageError
 from .standalone import random_array, with_torch_host
+from .timing import Clock, own_clock
 
 Call = Callable[[], object]
 
@@ -46,6 +47,11 @@ class Device(ABC):
     def identity(self) -> str:
         """The description of the device in signatures: name, version of the runtime, processor, threads."""
         return f"{self.name} {self.version()}, {self.processor()}, {self.threads} threads"
+
+    @property
+    def own_clock(self) -> Clock | None:
+        """A clock that stands still while other processes have the processor, if the calling thread computes everything."""
+        return own_clock() if self.threads == 1 and self.hardware == "cpu" else None
 
     @abstractmethod
     def version(self) -> str:

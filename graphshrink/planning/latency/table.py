@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...ir import Graph, UsageError
-from .devices import Device
+from ...ir import Graph, ModelError, UsageError
+from .devices import Call, Device
 from .signature import canonical_text, signature
 from .standalone import reference, standalone
 from .store import Row, Store
@@ -97,18 +97,53 @@ class LatencyTable:
             ModelError: If a graph cannot be timed.
             UsageError: If the file cannot be used, or another process times on the hardware for too long.
         """
-        names = [signature(graph, self.device) for graph in graphs]
-        by_name = dict(zip(names, graphs, strict=True))
-        found = {} if again else self.store.find(names)
+        found = self._measure(graphs, again, progress, go_on=False)
+        return [entry for entry in found if isinstance(entry, Latency)]
+
+    def attempt(
+        self,
+        graphs: Sequence[Graph],
+        *,
+        again: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Latency | ModelError]:
+        """The latencies of graphs as :meth:`measure` returns them, with an error in place of a graph that cannot be timed.
+
+        Raises:
+            UsageError: If the file cannot be used, or another process times on the hardware for too long.
+        """
+        return self._measure(graphs, again, progress, go_on=True)
+
+    def _measure(
+        self,
+        graphs: Sequence[Graph],
+        again: bool,
+        progress: Callable[[int, int], None] | None,
+        go_on: bool,
+    ) -> list[Latency | ModelError]:
+        """See :meth:`attempt`; the first error is raised unless ``go_on``."""
+        names: list[str | ModelError] = []
+        for graph in graphs:
+            try:
+                names.append(signature(graph, self.device))
+            except ModelError as error:
+                if not go_on:
+                    raise
+                names.append(error)
+        by_name = {n: g for n, g in zip(names, graphs, strict=True) if isinstance(n, str)}
+        found = {} if again else self.store.find([*by_name])
         show = progress or (lambda done, total: None)
         show(len(found), len(by_name))
+        errors: dict[str, ModelError] = {}
         if len(found) < len(by_name):
             with self.store.exclusive(self.device.hardware), self.device.set_up():
                 # Another process may have measured some of them while this one waited.
-                stored = self.store.find(names)
+                stored = self.store.find([*by_name])
                 found |= {} if again else stored
-                self._time_missing(by_name, found, stored, show)
-        return [_latency(found[name]) for name in names]
+                errors = self._time_missing(by_name, found, stored, show, go_on)
+        known: dict[str, Latency | ModelError] = {n: _latency(row) for n, row in found.items()}
+        known |= errors
+        return [name if isinstance(name, ModelError) else known[name] for name in names]
 
     def _time_missing(
         self,
@@ -116,26 +151,42 @@ class LatencyTable:
         found: dict[str, Row],
         stored: dict[str, Row],
         show: Callable[[int, int], None],
-    ) -> None:
+        go_on: bool,
+    ) -> dict[str, ModelError]:
+        """Time the graphs that are not in ``found``, and add them; the errors of those that cannot be timed are returned or raised."""
         yardstick = self.device.load(reference())
+        unit = self._unit(yardstick)
+        errors: dict[str, ModelError] = {}
+        for name in [n for n in by_name if n not in found]:
+            try:
+                made = self._timed(name, by_name[name], yardstick, unit)
+            except ModelError as error:
+                if not go_on:
+                    raise
+                errors[name] = error
+            else:
+                found[name] = min(made, stored.get(name, made), key=lambda row: row.milliseconds)
+                self.store.add(found[name])
+            show(len(found) + len(errors), len(by_name))
+        return errors
+
+    def _unit(self, yardstick: Call) -> float:
+        """The milliseconds of the reference graph: the stored ones, or they are measured and stored."""
         unit = self.store.calibration(self.device.identity)
         if unit is None:
             count = repeats(yardstick)
             times = [timed(yardstick, count) for _ in range(_CALIBRATION_ROUNDS)]
             unit = float(np.median(times)) * 1e3
             self.store.calibrate(self.device.identity, self.device.name, unit)
-        for name, graph in by_name.items():
-            if name in found:
-                continue
-            call = self.device.load(standalone(graph))
-            got = ratio(call, yardstick, self.seconds)
-            text = canonical_text(graph, self.device)
-            made = Row(
-                name, self.device.name, text, got.median * unit, got.spread * unit, got.rounds
-            )
-            found[name] = min(made, stored.get(name, made), key=lambda row: row.milliseconds)
-            self.store.add(found[name])
-            show(len(found), len(by_name))
+        return unit
+
+    def _timed(self, name: str, graph: Graph, yardstick: Call, unit: float) -> Row:
+        """Measure a graph."""
+        got = ratio(
+            self.device.load(standalone(graph)), yardstick, self.seconds, self.device.own_clock
+        )
+        text = canonical_text(graph, self.device)
+        return Row(name, self.device.name, text, got.median * unit, got.spread * unit, got.rounds)
 
 
 def _latency(row: Row) -> Latency:
@@ -162,4 +213,5 @@ def paired(
         UsageError: If the shape of an input is not known, or another process times on the hardware for too long.
     """
     with Store(default_path()).exclusive(device.hardware), device.set_up():
-        return in_turn([device.load(graph) for graph in graphs], rounds, most, seconds)
+        calls = [device.load(graph) for graph in graphs]
+        return in_turn(calls, rounds, most, seconds, device.own_clock)

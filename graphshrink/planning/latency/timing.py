@@ -1,7 +1,8 @@
 """Timing of calls in turn, so that a shared machine that becomes slower or faster affects all of them equally.
 
 What the system interrupted is measured again: on a busy machine a long call nearly always waits for other processes and a short one hardly ever,
-so that turns with a reference do not help.
+so that turns with a reference do not help. What it interrupts again and again counts by the processor's time for this thread, if the thread computes
+everything itself.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ ENOUGH = 0.03
 """Measuring ends when the spread, divided by the square root of the number of rounds, is at most this share of the median."""
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
+"""A clock that stands still while another process has the processor, such as ``time.thread_time``."""
+
+
+def own_clock() -> Clock | None:
+    """The clock of the processor's time for this thread; ``None`` where it is too coarse."""
+    return time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,13 @@ def timed(call: Call, count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
+def _both(call: Call, count: int, own: Clock | None) -> tuple[float, float]:
+    """The mean seconds of repeated calls by real time and by a clock of their own, if there is one."""
+    start = own() if own is not None else 0.0
+    seconds = timed(call, count)
+    return seconds, seconds if own is None else (own() - start) / count
+
+
 def interruptions() -> int:
     """How often the system has taken the processor away from this process; 0 where it does not say so."""
     if _resource is None:
@@ -82,7 +97,7 @@ def interruptions() -> int:
     return int(_resource.getrusage(_resource.RUSAGE_SELF).ru_nivcsw)
 
 
-def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
+def ratio(call: Call, reference: Call, seconds: float, own: Clock | None = None) -> Ratio:
     """Time a call in turn with a reference, until the median has settled or the time is over.
 
     Args:
@@ -90,6 +105,7 @@ def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
         reference: The call by whose time the result is divided.
         seconds: The upper limit of the measuring time, or of a quarter of it while hardly any round was undisturbed; there is always
             at least one round.
+        own: The clock for rounds if hardly any was undisturbed; real time if not given.
     """
     start = time.perf_counter()
     count, reference_count = repeats(call), repeats(reference)
@@ -99,14 +115,14 @@ def ratio(call: Call, reference: Call, seconds: float) -> Ratio:
         before = interruptions()
         # The order alternates, because the first call may find the caches filled with other data.
         if len(samples) % 2:
-            below = timed(reference, reference_count)
-            above = timed(call, count)
+            below = _both(reference, reference_count, own)
+            above = _both(call, count, own)
         else:
-            above = timed(call, count)
-            below = timed(reference, reference_count)
-        samples.append(above / below)
+            above = _both(call, count, own)
+            below = _both(reference, reference_count, own)
+        samples.append(above[1] / below[1])
         if interruptions() == before:
-            quiet.append(samples[-1])
+            quiet.append(above[0] / below[0])
             if _is_settled(Ratio.of(quiet)):
                 break
         allowed = seconds if len(quiet) >= FEWEST else seconds * PATIENCE
@@ -120,7 +136,11 @@ def _is_settled(found: Ratio) -> bool:
 
 
 def in_turn(
-    calls: Sequence[Call], rounds: int, most: int = 0, seconds: float = 0.0
+    calls: Sequence[Call],
+    rounds: int,
+    most: int = 0,
+    seconds: float = 0.0,
+    own: Clock | None = None,
 ) -> list[list[float]]:
     """For each call, its milliseconds in each round; successive rounds start with different calls.
 
@@ -129,6 +149,7 @@ def in_turn(
         rounds: The number of rounds.
         most: The largest number of rounds, if quick calls are to have more of them.
         seconds: There are more rounds than ``rounds`` only while this time is not over.
+        own: The clock for calls that are interrupted again and again; real time if not given.
     """
     for call in calls:
         call()
@@ -139,16 +160,17 @@ def in_turn(
             break
         for i in range(len(calls)):
             which = (turn + i) % len(calls)
-            found[which].append(_undisturbed(calls[which]) * 1e3)
+            found[which].append(_undisturbed(calls[which], own) * 1e3)
     return found
 
 
-def _undisturbed(call: Call) -> float:
+def _undisturbed(call: Call, own: Clock | None) -> float:
     """The seconds of a call, which is repeated a few times until it was not interrupted; otherwise the shortest ones."""
     times = []
     for _ in range(PATIENCE):
         before = interruptions()
-        times.append(timed(call, 1))
+        seconds, mine = _both(call, 1, own)
         if interruptions() == before:
-            return times[-1]
+            return seconds
+        times.append(mine)
     return min(times)

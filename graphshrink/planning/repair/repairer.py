@@ -97,6 +97,7 @@ class Repairer:
         samples: The samples of the plan.
         measure: How outputs are compared; see :class:`..quality.Scorer`.
         progress: Called with (done, total, what).
+        kept: The channels that are left, by the name of a value of the original graph that something else than a candidate narrowed.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Repairer:
         samples: Samples,
         measure: str | Score = "auto",
         progress: Progress = lambda *_: None,
+        kept: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.original, self.graph = original, changed.clone()
         self.progress, self.measure = progress, measure
@@ -115,7 +117,7 @@ class Repairer:
         fitting = [b for i, b in enumerate(samples.fitting) if i not in judged]
         self.fitting, self.scoring = fitting, samples.scoring
         self.values = {v.name: v for v in original.values()}
-        self.kept: dict[str, tuple[int, ...]] = {}
+        self.kept: dict[str, tuple[int, ...]] = dict(kept or {})
         for candidate in candidates:
             if isinstance(candidate, Narrowed):
                 self.kept |= candidate.rows()

@@ -171,7 +171,7 @@ class FileRun:
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         labelled = samples.classes is not None and given["label_weight"] > 0
-        classes = _classes(self.judge, given["measure"]) if labelled else None
+        classes = classes_of(self.judge, given["measure"]) if labelled else None
         augment = given["augment"]
         augmentation = Augmentation() if augment is True else augment or None
         self.batches = SampleBatches(samples, size, augmentation, classes)
@@ -444,7 +444,7 @@ def _takes_batches(module: nn.Module, guide: nn.Module, example: tuple[Any, ...]
     return True
 
 
-def _classes(judge: Judge, measure: str | Score) -> int:
+def classes_of(judge: Judge, measure: str | Score) -> int:
     """The number of classes of the output that labels are for.
 
     Raises:

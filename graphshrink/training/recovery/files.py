@@ -199,6 +199,25 @@ def recover_file(
     return replace(done, notes=[*notes, *done.notes])
 
 
+def check_recovery(
+    teacher: Any, data: Any, *, labels: Any = None, measure: str | Score = "auto"
+) -> None:
+    """Refuse samples and labels that :func:`recover_file` would refuse, before a student is made.
+
+    Raises:
+        UsageError: If they do not fit the teacher.
+        ModelError: If the teacher cannot be read, or does not run.
+    """
+    from ...data.unlabelled import read_unlabelled
+    from .file_run import classes_of
+
+    goal = _graph(teacher, "the teacher")
+    samples = read_unlabelled(goal, data, labels, targets=callable(measure))
+    judge = Judge(goal, samples, samples.fixed or 8, measure)
+    if judge.labels is not None:
+        classes_of(judge, measure)
+
+
 def quantised(graph: Graph, passes: str, data: Any) -> tuple[Graph, Graph, list[str]]:
     """Run passes that quantise on the graph of an ONNX model.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
 import graphshrink
-from graphshrink.planning import quality
+from graphshrink.planning import quality, ray_workers, workers
+from graphshrink.planning.ray_workers import RayPool
 from support.cli import fails, write
 from support.small_networks import residual_model
 
@@ -29,31 +33,118 @@ def _given(folder: Path) -> tuple[Path, Path]:
 
 def test_the_same_bytes_for_any_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, texts = _given(tmp_path), []
-    for workers in (0, 1, 2):
-        monkeypatch.setenv(TABLE, str(tmp_path / f"{workers}.sqlite"))
+    for number in (0, 1, 2):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{number}.sqlite"))
         with monkeypatch.context() as patch:
-            if workers:
+            if number:
                 # The values in front of regions, and so all candidates alone, are computed by the workers.
                 patch.setattr(quality.Prefix, "loss", None)
                 patch.setattr(quality.Prefix, "kept", None)
-            texts.append(graphshrink.plan(*given, macs=0.6, workers=workers).to_json())
+            texts.append(graphshrink.plan(*given, macs=0.6, workers=number).to_json())
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine with two processors, which plans join."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'graphshrink[ray]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with pytest.raises(graphshrink.UsageError, match="there is no Ray cluster at"):
+            RayPool(_no_scorer, "auto")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+_no_scorer: Any = None
+
+
+@pytest.mark.usefixtures("cluster")
 def test_the_same_bytes_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'graphshrink[ray]'")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given, texts = _given(tmp_path), []
-    for workers in (0, "local"):
-        monkeypatch.setenv(TABLE, str(tmp_path / f"{workers}.sqlite"))
+    for where in (0, "auto"):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{where}.sqlite"))
         with monkeypatch.context() as patch:
-            if workers:
+            if where:
                 patch.setattr(quality.Prefix, "loss", None)
-            texts.append(graphshrink.plan(*given, macs=0.6, workers=workers).to_json())
+            texts.append(graphshrink.plan(*given, macs=0.6, workers=where).to_json())
     assert texts[0] == texts[1]
-    with pytest.raises(graphshrink.UsageError, match="there is no Ray cluster at"):
-        graphshrink.plan(*given, macs=0.5, score="error", workers="auto")
+
+
+def _kills(number: int) -> Any:
+    """A progress function that kills all worker processes at the first scores, so often."""
+    left = number
+
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal left
+        if what == "scores" and left and (found := multiprocessing.active_children()):
+            left -= 1
+            for child in found:
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+
+    return progress
+
+
+def test_killed_workers_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = _given(tmp_path)
+    plans = []
+    for number in (0, 3):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{number}.sqlite"))
+        plans.append(
+            graphshrink.plan(*given, macs=0.6, workers=2, repair=False, progress=_kills(number))
+        )
+    assert plans[0].to_json() == plans[1].to_json()
+    assert plans[0].notes == []
+    (note,) = plans[1].notes
+    assert "worker processes ended before their results came" in note
+    assert "ran again" in note
+
+
+def test_a_worker_that_is_killed_too_often_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TABLE, str(tmp_path / "t.sqlite"))
+    monkeypatch.setattr(workers, "RETRIES", 0)
+    with pytest.raises(graphshrink.ModelError, match=r"1 worker ended .* use fewer --workers"):
+        graphshrink.plan(*_given(tmp_path), macs=0.6, workers=2, progress=_kills(1))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_of_ray_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, marks = _given(tmp_path), tmp_path / "marks"
+    marks.mkdir()
+    real, killer = ray_workers.score_task, signal.SIGKILL
+
+    def dies(times: int) -> Any:
+        """A job whose process is killed in the middle of it, so often in all."""
+
+        def task(*job: Any) -> float:
+            import os
+
+            found = real(*job)
+            if len(os.listdir(marks)) < times:
+                (marks / str(os.getpid())).touch()
+                os.kill(os.getpid(), killer)
+            return found
+
+        return task
+
+    expected = graphshrink.plan(*given, macs=0.6, repair=False)
+    monkeypatch.setenv(TABLE, str(tmp_path / "ray.sqlite"))
+    monkeypatch.setattr(ray_workers, "score_task", dies(2))
+    plan = graphshrink.plan(*given, macs=0.6, workers="auto", repair=False)
+    assert plan.to_json() == expected.to_json()
+    assert "ran again" in plan.notes[0]
+    assert len(list(marks.iterdir())) == 2
+    monkeypatch.setattr(ray_workers, "score_task", dies(1000))
+    with pytest.raises(graphshrink.ModelError, match="3 workers ended one after the other"):
+        graphshrink.plan(*given, macs=0.6, score="error", workers="auto", repair=False)
 
 
 def test_a_score_of_ones_own_is_computed_here(tmp_path: Path) -> None:
@@ -98,9 +189,9 @@ def test_outputs_in_front_of_a_region_and_external_data(
     )
     samples = {"x": rng.standard_normal((64, 8)).astype(np.float32)}
     texts = []
-    for workers in (0, 2):
-        monkeypatch.setenv(TABLE, str(tmp_path / f"{workers}.sqlite"))
-        texts.append(graphshrink.plan(outside, samples, macs=0.7, workers=workers).to_json())
+    for number in (0, 2):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{number}.sqlite"))
+        texts.append(graphshrink.plan(outside, samples, macs=0.7, workers=number).to_json())
     assert texts[0] == texts[1]
 
 

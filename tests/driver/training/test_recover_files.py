@@ -323,6 +323,33 @@ def test_shrink_recovers_what_a_pipeline_lost(teacher: Path, data: Path, tmp_pat
     assert "is a file: give a folder" in line
 
 
+def test_shrink_recovers_with_labels(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, classes = tmp_path / "out.onnx", tmp_path / "y.npy"
+    np.save(classes, run(teacher, images()).argmax(1))
+    words = ("--passes", "sparsify", "--calibration", data, "--recover", 1, "--no-augment")
+    line = succeeds(teacher, out, *words, "--labels", classes, "--lr", "1e-3", "--measure", "kl")
+    assert "accuracy" in line
+    before = out.read_bytes()
+    # What does not fit is refused before the passes run.
+    monkeypatch.setattr("graphshrink.api.shrink", None)
+    np.save(tmp_path / "few.npy", np.zeros(3, np.int64))
+    for wrong, expected in (
+        (("--labels", tmp_path / "none.npy"), "no such file of labels"),
+        (("--labels", tmp_path / "few.npy"), "one for each of the"),
+        (("--labels", "folders"), "for a folder of images"),
+        (("--labels", classes, "--measure", "mse"), "measure kl or auto, not mse"),
+        (("--measure", "volume"), "not 'volume'"),
+    ):
+        assert expected in fails(teacher, out, *words, *wrong)
+    for unused in (("--labels", classes), ("--lr", "1e-3"), ("--measure", "kl"), ("--no-augment",)):
+        assert f"{unused[0]} is for --recover" in fails(teacher, out, *unused)
+    line = fails(teacher, out, *words, "--labels", classes, "--report", classes)
+    assert "the labels" in line
+    assert out.read_bytes() == before
+
+
 def test_what_cannot_be_recovered(teacher: Path, student: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
 
