@@ -38,6 +38,7 @@ from ...ir import (
     Op,
     Opaque,
     Reshape,
+    Rewriter,
     Scale,
     SplatTensor,
     Tensor,
@@ -432,7 +433,20 @@ class _Copy:
         names = unique([name for _, name in returned])
         for (value, _), name in zip(returned, names, strict=True):
             self.made.add_output(value, name)
+        self._drop_unread()
         return self.made
+
+    def _drop_unread(self) -> None:
+        """Remove what rules of calls wrote and nothing reads, such as the places of the largest numbers."""
+        rewriter = Rewriter(self.made)
+        for node in reversed(list(self.made.nodes)):
+            written = isinstance(node.op, Opaque) and isinstance(node.origin, OnnxForm)
+            if written and not any(v.use_count for v in node.outputs):
+                read = {v for v in node.inputs if v is not None}
+                rewriter.erase(node)
+                for value in read:
+                    if value.data is not None and value.producer is None and not value.use_count:
+                        rewriter.erase_constant(value)
 
     def _free(self, name: str) -> str:
         """A name that is not kept for an output."""
