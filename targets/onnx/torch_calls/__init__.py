@@ -13,5 +13,6 @@ from . import (  # noqa: F401 - their rules register themselves
     statistics,
 )
 from .call import CALLS, Call, NotWritten, Number, Writer
+from .shapes import squeezed_axes
 
-__all__ = ["CALLS", "Call", "NotWritten", "Number", "Writer"]
+__all__ = ["CALLS", "Call", "NotWritten", "Number", "Writer", "squeezed_axes"]

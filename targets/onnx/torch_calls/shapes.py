@@ -105,16 +105,23 @@ def repeat(call: Call) -> Value:
     return call.op("Tile", x, call.out.vector(times))
 
 
+def squeezed_axes(dim: Any, rank: int) -> list[int]:
+    """The axes that ``squeeze(dim)`` drops if they have size 1, in order."""
+    given = range(rank) if dim is None else dim if isinstance(dim, (list, tuple)) else (dim,)
+    return sorted({a % max(rank, 1) for a in given if rank})
+
+
 @writes("squeeze")
 def squeeze(call: Call) -> Value:
-    """``(x, dim)``: axes of known size 1; others stay."""
-    x, dim = call.tensor(0), call.get(1, "dim")
-    rank = call.out.rank(x)
-    given = range(rank) if dim is None else dim if isinstance(dim, (list, tuple)) else (dim,)
-    axes = sorted({a % max(rank, 1) for a in given if rank})
-    if any(not isinstance(x.type.dim(a), int) for a in axes):
+    """``(x, dim)``: axes of known size 1; others stay, and so does the axis of an open batch."""
+    x = call.tensor(0)
+    axes = squeezed_axes(call.get(1, "dim"), call.out.rank(x))
+    shape = x.type.shape or ()
+    if any(shape[a] is None for a in axes):
         raise NotWritten("whether an axis has size 1 is not known")
-    axes = [a for a in axes if x.type.dim(a) == 1]
+    if any(isinstance(shape[a], str) for a in axes):
+        call.out.keeps_axis(call.out.name)
+    axes = [a for a in axes if shape[a] == 1]
     return call.op("Squeeze", x, call.out.ints(*axes)) if axes else call.op("Identity", x)
 
 
@@ -281,4 +288,4 @@ def triangle(call: Call) -> Value:
     return call.op("Trilu", call.tensor(0), diagonal, upper=int(call.name == "triu"))
 
 
-__all__ = ["cast", "reshaped"]
+__all__ = ["cast", "reshaped", "squeezed_axes"]
