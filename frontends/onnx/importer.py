@@ -311,7 +311,7 @@ class _Importer:
     def _barrier_value(self, name: str) -> None:
         """Add an opaque node for a host constant that the IR cannot represent as a tensor (text, sparse tensors)."""
         node = self.graph.append(
-            Opaque("onnx:initializer", pure=False),
+            Opaque("onnx:initializer", pure=False, reason="it is text or a sparse tensor"),
             [],
             name=name,
             types=[self.types.get(name, UNKNOWN)],

@@ -13,13 +13,27 @@ from ...hosts.torch.buffers import keep_temporary, temporary
 from ...hosts.torch.calls import call_name
 from .registry import PIECES
 
-_NAMED = {"values": 0, "indices": 1}
-"""The places of named pieces."""
+_SORTED = ("values", "indices")
 
-_WITH_NAMES = frozenset(
-    {"cummax", "cummin", "kthvalue", "max", "median", "min", "mode", "nanmedian", "sort", "topk"}
-)
-"""Calls that give numbers and their indices, under these names."""
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "aminmax": ("min", "max"),
+    **dict.fromkeys(
+        (
+            "cummax",
+            "cummin",
+            "kthvalue",
+            "max",
+            "median",
+            "min",
+            "mode",
+            "nanmedian",
+            "sort",
+            "topk",
+        ),
+        _SORTED,
+    ),
+}
+"""The names of the pieces of calls, in order."""
 
 
 def pieces_taken_once(module: fx.GraphModule, lengths: Mapping[str, int]) -> fx.GraphModule:
@@ -77,8 +91,8 @@ def _named_place(node: fx.Node) -> tuple[fx.Node, int] | None:
     source, name = node.args[:2]
     if not isinstance(source, fx.Node) or source.op not in ("call_function", "call_method"):
         return None
-    known = call_name(source.target).rpartition(".")[2] in _WITH_NAMES
-    return (source, _NAMED[name]) if known and isinstance(name, str) and name in _NAMED else None
+    names = _NAMES.get(call_name(source.target).rpartition(".")[2], ())
+    return (source, names.index(str(name))) if name in names else None
 
 
 def _is_tuple(node: fx.Node, module: fx.GraphModule) -> bool:

@@ -8,10 +8,11 @@ measured latencies, and broadcasts them as JSON.
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -87,10 +88,41 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
+    def agree_on_shapes(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Check that the module of each process has the same tensors, but for their numbers.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        self.agree(
+            {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "the processes have different modules: decide what is removed on rank 0 and share it by "
+            "graphshrink.processes.from_rank_0",
+        )
+
+    def first_module(self, module: nn.Module) -> nn.Module:
+        """A copy of the module with rank 0's tensors; the module itself if there is one process.
+
+        Raises:
+            UsageError: If the processes have different modules.
+        """
+        if self.world == 1:
+            return module
+        made = copy.deepcopy(module).to(self.device)
+        tensors = tensors_of(made)
+        self.agree_on_shapes(tensors)
+        self.spread(tensors.values())
+        return made
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
+
+
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, including masks of parametrizations and states of gates."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def join(device: str | torch.device | None = None, module: nn.Module | None = None) -> Processes:

@@ -29,6 +29,7 @@ from ...ir import (
     Value,
     check_gate,
 )
+from ...ir.errors import listed
 from ..infra.conditions import NO_GATES
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
@@ -99,6 +100,11 @@ class InsertGates(Pass):
         exactness = Exactness.EXACT if self.value == 1 else Exactness.APPROXIMATE
         gates: dict[str, Value] = {}
         groups = self._groups(wanted)
+        named = [pattern for pattern in name_list(self.tie) if pattern != BLOCK]
+        if named and 1 < len(groups) == len(set(groups.values())):
+            graph.notes.append(
+                f"insert-gates: tie {listed(named)} ties none of the {len(groups)} sites: a pattern ties those whose names are equal up to its last part"
+            )
         self._end([site.node for site in wanted], graph, rw)
         for site in wanted:
             node, key = site.node, groups[site.name]

@@ -24,7 +24,7 @@ from ...ir import (
     Tensor,
     UsageError,
 )
-from ...ir.errors import counted
+from ...ir.errors import counted, listed
 from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list
@@ -95,6 +95,7 @@ class RemoveActivations(Pass):
     def run(self, graph: Graph, rw: Rewriter, ctx: Context) -> None:
         decided = self._decided(graph)
         gone = [node for node, keep in decided.items() if not keep]
+        _note_unfinished(decided, graph)
         # All moments are measured before any activation is removed.
         lines = self._lines(gone, graph, ctx) if self.by == "affine" else {}
         if self.ending:
@@ -215,6 +216,17 @@ def _keep_largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
             )
     stay = {node for nodes in ranked[:keep] for node in nodes}
     return {node: node in stay for node in values}
+
+
+def _note_unfinished(decided: Mapping[Node, bool], graph: Graph) -> None:
+    """Note gates that are neither open nor closed, such as those of a schedule that has not come to its end."""
+    values = {node.name: value for node in decided if (value := _gate_value(node)) is not None}
+    partly = [f"{name} at {value:.3g}" for name, value in values.items() if 0 < value < 1]
+    if partly:
+        graph.notes.append(
+            f"remove-activations: {counted(len(partly), 'gate')} had not come to 0 or 1 ({listed(partly)}): the outputs change; "
+            "let a schedule run to its end first, or train afterwards"
+        )
 
 
 def _gate_value(node: Node) -> float | None:

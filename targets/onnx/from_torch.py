@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from ...hosts.onnx.origins import OnnxForm
-from ...hosts.torch.calls import call_name
+from ...hosts.torch.calls import by_name, call_name
 from ...hosts.torch.origins import FxOrigin
 from ...hosts.torch.signature import input_names, output_names, unique
 from ...ir import (
@@ -38,8 +38,10 @@ from ...ir import (
     Op,
     Opaque,
     Reshape,
+    Rewriter,
     Scale,
     SplatTensor,
+    Squeeze,
     Tensor,
     TensorType,
     UsageError,
@@ -49,7 +51,7 @@ from ...ir.analysis.dequantized import is_dequantized
 from ...ir.batch_norm import BatchNorm
 from ...ir.errors import listed
 from ..torch.batch_norms import norm_of
-from .torch_calls import CALLS, Call, NotWritten, Writer
+from .torch_calls import CALLS, Call, NotWritten, Writer, squeezed_axes
 
 BATCH = "batch"
 """The symbol of the batch size."""
@@ -199,7 +201,8 @@ def hostless(
     for found in _other_batches(graph, wanted) if any_batch else ():
         open_ = replace(wanted, ops=found.ops)
         try:
-            return _Copy(graph, _Sizes(graph, found.types), open_, opset).run(), []
+            copy = _Copy(graph, _Sizes(graph, found.types), open_, opset)
+            return copy.run(), copy.writer.notes()
         except InferenceError:
             continue  # A constant has numbers for one batch size alone.
         except NotWritten as error:
@@ -432,7 +435,20 @@ class _Copy:
         names = unique([name for _, name in returned])
         for (value, _), name in zip(returned, names, strict=True):
             self.made.add_output(value, name)
+        self._drop_unread()
         return self.made
+
+    def _drop_unread(self) -> None:
+        """Remove what rules of calls wrote and nothing reads, such as the places of the largest numbers."""
+        rewriter = Rewriter(self.made)
+        for node in reversed(list(self.made.nodes)):
+            written = isinstance(node.op, Opaque) and isinstance(node.origin, OnnxForm)
+            if written and not any(v.use_count for v in node.outputs):
+                read = {v for v in node.inputs if v is not None}
+                rewriter.erase(node)
+                for value in read:
+                    if value.data is not None and value.producer is None and not value.use_count:
+                        rewriter.erase_constant(value)
 
     def _free(self, name: str) -> str:
         """A name that is not kept for an output."""
@@ -476,6 +492,7 @@ class _Copy:
         if self._is_needless(node):
             self.values[node.output] = self._value(node.required(0))
             return
+        self._check_squeezed(node)
         form = self._norm(node, name)
         types = [self._type(v) for v in node.outputs]
         names = [self.results.get(v) or self._free(v.name) for v in node.outputs]
@@ -488,6 +505,19 @@ class _Copy:
         )
         made.origin = form
         self.values.update(zip(node.outputs, made.outputs, strict=True))
+
+    def _check_squeezed(self, node: Node) -> None:
+        """Note a call that drops an axis if it has size 1, where the size is open in the file, which keeps the axis."""
+        found = _host_node(self.graph, node)
+        if not isinstance(node.op, Squeeze) or found is None or found.op == "call_module":
+            return
+        x = self.sizes(node.required(0))
+        if x is None or x.shape is None or call_name(found.target) != "squeeze":
+            return
+        dim = found.args[1] if len(found.args) > 1 else by_name(found.kwargs, "dim")
+        for axis in squeezed_axes(dim, len(x.shape)):
+            if axis not in node.op.axes and not isinstance(x.shape[axis], int):
+                self.writer.keeps_axis(node.name)
 
     def _is_needless(self, node: Node) -> bool:
         """Whether a node reshapes to the shape that its input has in the file; in the module, other inputs might have other sizes."""

@@ -1,16 +1,17 @@
 """ONNX models as torch modules that are trained, and their weights as numbers of the model's initializers again.
 
 Nothing but numbers changes: nodes, names and everything else in the model stay what they are. A weight that the module has in another
-order of axes (a transposed matrix) is put back into the order of its initializer, and so are the gates of recurrent layers. A weight that is dequantised from integers becomes integers again, with
-the scales that it had. A weight that no initializer holds, because nodes compute it from several or the model has it in a form that no order of axes
-explains, is not trained.
+order of axes (a transposed matrix), or in another shape (slopes of a PRelu), is put back into the form of its initializer, and so are the
+gates of recurrent layers. A weight that is dequantised from integers becomes integers again, with the scales that it had. A weight that no
+initializer holds, because nodes compute it from several or the model has it in a form that neither explains, is not trained.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,17 @@ _MOST_AXES = 5
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of the module belongs: the initializer's name, and the order of axes that makes one of the other."""
+    """Where a tensor of the module belongs.
+
+    Attributes:
+        name: The initializer's name.
+        axes: The order of axes that makes the tensor of the initializer.
+        shape: The initializer's shape, if the tensor has the same numbers in the same order, but another shape.
+    """
 
     name: str
     axes: tuple[int, ...]
+    shape: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     def restored(self, tensor: torch.Tensor, whole: Numbers | None) -> Numbers:
         """The numbers of the initializer.
@@ -48,8 +56,8 @@ class _Place:
             tensor: The module's tensor.
             whole: The numbers that other tensors gave, if the tensor is only a part of the initializer.
         """
-        back = np.argsort(self.axes)
-        return np.ascontiguousarray(tensor.detach().cpu().numpy().transpose(back))
+        made = np.ascontiguousarray(tensor.detach().cpu().numpy().transpose(np.argsort(self.axes)))
+        return made if self.shape is None else made.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,20 @@ def _reordered(data: Tensor, proto: TensorProto, name: str) -> _Place | None:
     if not isinstance(source, Tensor) or source.host is not proto:
         return None
     axes = _order(source, data)
-    return None if axes is None else _Place(name, axes)
+    if axes is not None:
+        return _Place(name, axes)
+    if _is_reshaped(source, data):
+        return _Place(name, tuple(range(len(data.shape))), shape=source.shape)
+    return None
+
+
+def _is_reshaped(source: Tensor, data: Tensor) -> bool:
+    """Whether ``data`` has the numbers of ``source`` in the same order."""
+    move = getattr(data, "move", None)
+    if move is None or source.size != math.prod(data.shape):
+        return False
+    before = np.arange(source.size)
+    return np.array_equal(move(before.reshape(source.shape)).reshape(-1), before)
 
 
 def _order(source: Tensor, data: Tensor) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -117,6 +118,17 @@ def main() -> None:
     again = recovery_run.run(folder / "kept")
     tensors |= {f"again.{k}": v.clone() for k, v in again.model.state_dict().items()}
 
+    # Integers: of other weights, and of batches in another order, in each process.
+    torch.manual_seed(rank)
+    plain = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    before = plain[0].weight.detach().clone()
+    drawn = torch.Generator().manual_seed(rank)
+    done = sgd(plain, DataLoader(Indices(), 4, shuffle=True, generator=drawn), quantize=True)
+    tensors |= {f"integers.{k}": v.clone() for k, v in done.model.state_dict().items()}
+    done.save(folder / f"integers{rank}.onnx")
+    told["integers"] = hashlib.sha256((folder / f"integers{rank}.onnx").read_bytes()).hexdigest()
+    told["untouched"] = torch.equal(before, plain[0].weight)
+
     # Decisions of rank 0, and what happens without them.
     told["plan"] = from_rank_0(lambda: {"keep": rank + 7})
     errors = told["errors"] = []
@@ -128,6 +140,7 @@ def main() -> None:
             sgd(Plain(), DataLoader(Indices(), 4), checkpoint=folder / f"own{rank}")
             for _ in range(2)
         ],
+        lambda: sgd(nn.Linear(5, 3), [(torch.randn(2, 5) + rank, torch.zeros(2).long())] * 2, quantize=True),
     ):  # fmt: skip
         try:
             broken()

@@ -7,40 +7,56 @@ from ....hosts.onnx.tensors import dtype_of
 from ....ir import DType
 from ....ir.ops.quantize import QUANTIZED
 from ...lowering import Lowered
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 from .windows import window
 
+_PLAIN = "integers of 8 and 16 bits, one scale for all or along an axis"
 
-@reads("QuantizeLinear", makes=ir.Quantize, note="not in blocks")
+
+@reads("QuantizeLinear", makes=ir.Quantize, note=_PLAIN)
 def _quantize(node: OnnxNode) -> Lowered | None:
     stated = dtype_of(node.attribute("output_dtype", 0))
-    if not _is_plain(node):
-        return None
+    _check_plain(node)
     zero_point = node.type(2).dtype if node.input(2) is not None else stated or DType.U8
+    if zero_point is not None and zero_point.value not in QUANTIZED:
+        raise LeftAlone(_element_type("to", zero_point))
     dtype = node.type().dtype
-    if zero_point is None or zero_point.value not in QUANTIZED:
-        return None
     axis = _scales_axis(node)
-    if axis is None or dtype is None or not dtype.is_wide_float:
+    if zero_point is None or axis is None or dtype is None:
         return None
+    if not dtype.is_wide_float:
+        raise LeftAlone(f"of {dtype.value}: only floats are quantised")
     return ir.Quantize(zero_point.value, axis), node.inputs
 
 
-@reads("DequantizeLinear", makes=ir.Dequantize, note="not in blocks")
+@reads("DequantizeLinear", makes=ir.Dequantize, note=_PLAIN)
 def _dequantize(node: OnnxNode) -> Lowered | None:
     stated = dtype_of(node.attribute("output_dtype", 0))
-    if not _is_plain(node) or node.type().dtype is None or node.type(1).dtype is None:
-        return None
+    _check_plain(node)
+    dtype, real = node.type().dtype, node.type(1).dtype
+    if dtype is not None and dtype.value not in (*QUANTIZED, "i32"):
+        raise LeftAlone(_element_type("of", dtype))
     axis = _scales_axis(node)
-    if axis is None or stated not in (None, node.type(1).dtype):
+    if axis is None or dtype is None or real is None:
         return None
+    if stated not in (None, real):
+        raise LeftAlone(f"from scales of {real.value} to {stated.value if stated else '?'}")
     return ir.Dequantize(axis), node.inputs
 
 
-def _is_plain(node: OnnxNode) -> bool:
-    """Whether the node neither quantizes in blocks nor states a precision of its own."""
-    return not node.attribute("block_size", 0) and not node.attribute("precision", 0)
+def _element_type(to_or_of: str, dtype: DType) -> str:
+    """The reason to leave a node alone whose quantised numbers have another element type."""
+    return f"{to_or_of} {dtype.value}: its quantised numbers must be one of {', '.join(QUANTIZED)}"
+
+
+def _check_plain(node: OnnxNode) -> None:
+    """Refuse a node that quantizes in blocks or states a precision of its own."""
+    if node.attribute("block_size", 0):
+        raise LeftAlone("in blocks: only one scale for all, or scales along an axis, can be read")
+    if node.attribute("precision", 0):
+        raise LeftAlone("it states a precision of its own")
 
 
 def _scales_axis(node: OnnxNode) -> int | None:

@@ -10,6 +10,7 @@ from ....ir import Value
 from ....ir.ops.base import axis_of
 from ...lowering import Lowered
 from ...lowering.shapes import expanding, reshaping
+from ...support import LeftAlone
 from ..node import OnnxNode
 from ..registry import reads
 
@@ -58,8 +59,12 @@ def _transpose(node: OnnxNode) -> Lowered | None:
 def _squeeze(node: OnnxNode) -> Lowered | None:
     axes, rank, shape = node.ints("axes", 1), node.type().rank, node.type().static_shape
     if axes is None:
-        if node.input(1) is not None or shape is None:
+        if node.input(1) is not None:
             return None
+        if shape is None:
+            raise LeftAlone(
+                "it drops the axes of size 1, and a size is not known: fix the sizes of the inputs"
+            )
         axes = tuple(i for i, d in enumerate(shape) if d == 1)
     if rank is None:
         return None

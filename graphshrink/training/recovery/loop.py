@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ...cli.progress import Training
 from ...ir import ModelError, TrainingError, UsageError
 from ...running.sessions import one_line
-from ..processes import Processes, start_epoch
+from ..processes import Processes, start_epoch, tensors_of
 from .checkpoints import Checkpoints
 from .distillation import Loss, Teacher
 from .optimizers import rate_factor
@@ -96,12 +96,9 @@ class Run:
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         scaled = self.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=scaled)
-        shapes = {name: list(tensor.shape) for name, tensor in self._tensors().items()}
-        self.processes.agree(
-            shapes,
-            "the processes have different modules: decide what is removed on rank 0 and share it by "
-            "graphshrink.processes.from_rank_0",
-        )
+        tensors = tensors_of(self.module)
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        self.processes.agree_on_shapes(tensors)
         self.processes.agree(
             self.settings,
             "the processes were started with different options; give all of them the same",
@@ -111,7 +108,7 @@ class Run:
             [self.epoch, self.index],
             "the processes see different checkpoints: give a folder that all of them share",
         )
-        self.processes.spread(self._tensors().values())
+        self.processes.spread(tensors_of(self.module).values())
         self.parallel = self.tapped
         if self.processes.world > 1 and not isinstance(self.tapped.module, DistributedDataParallel):
             self.parallel = DistributedDataParallel(self.tapped)
@@ -241,12 +238,8 @@ class Run:
 
     # Checkpoints.
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers, including masks of parametrizations and states of gates."""
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-
     def _save(self) -> None:
-        tensors = self._tensors()
+        tensors = tensors_of(self.module)
         finite = all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
         if not self.processes.all(finite):
             self._diverged("a weight is not finite")
@@ -293,7 +286,7 @@ class Run:
         self.epoch, self.index, self.sums = state["epoch"], state["index"], state["sums"]
         self.history, self.loader_state = state["history"], state["loader"]
         with torch.no_grad():
-            for name, tensor in self._tensors().items():
+            for name, tensor in tensors_of(self.module).items():
                 tensor.copy_(state["module"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

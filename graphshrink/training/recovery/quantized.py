@@ -135,6 +135,8 @@ def _samples(
     found: list[tuple[torch.Tensor, ...]] = []
     with own_randomness(device), _first_share(batches):
         seed_all(seed_of(seed, "calibration"))
+        if known is not None:
+            known.manual_seed(seed_of(seed, "calibration"))
         count = 0
         for batch in batches:
             inputs, _ = unpacked(batch, unpack, device)

@@ -193,13 +193,18 @@ def recover(
 
         own = unwrapped(module)
         _trained(own)
-        start = join(device, own).device
+        processes = join(device, own)
+        own = processes.first_module(own)
         batches, seen = loader, list[Any]()
         if isinstance(loader, Iterator):
             # It yields each batch once: those that ranges are measured on are kept for the training.
             batches, loader = _recorded(loader, seen), chain(seen, loader)
         student = quantized_student(own, quantize, batches, unpack, calibration, seed)
-        module = student.module.to(start)
+        processes.agree(
+            student.digest,
+            "the processes measured different ranges for quantize: give each of them the same first batches, or calibration=",
+        )
+        module = student.module.to(processes.device)
         callbacks = [student.zeros, *callbacks]
     elif calibration is not None:
         raise UsageError("calibration is for the ranges of quantize: give quantize=True")

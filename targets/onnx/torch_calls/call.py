@@ -20,6 +20,7 @@ from ....hosts.onnx.tensors import code_of
 from ....hosts.torch.calls import by_name
 from ....hosts.torch.dtypes import DTYPES
 from ....ir import UNKNOWN, ArrayTensor, DType, Graph, Op, Opaque, TensorType, Value
+from ....ir.errors import listed
 
 
 class NotWritten(Exception):
@@ -62,6 +63,20 @@ class Writer:
     name: str = ""
     _sizes: dict[tuple[Value, int], Number] = field(default_factory=dict)
     _shapes: dict[Value, Value] = field(default_factory=dict)
+    _keeping: dict[str, None] = field(default_factory=dict)
+
+    def keeps_axis(self, name: str) -> None:
+        """Record a call that drops an axis of size 1, whose size is open in the file: the file keeps the axis."""
+        self._keeping[name] = None
+
+    def notes(self) -> list[str]:
+        """Where the file differs from the module, for the user."""
+        if not self._keeping:
+            return []
+        names = listed(list(self._keeping))
+        return [
+            f"in the file, a batch of 1 keeps its axis in {names}, where the module drops it: name the axes, as in squeeze(1)"
+        ]
 
     def node(
         self, kind: str, inputs: Sequence[Value | None], types: Sequence[TensorType], **attrs: Any

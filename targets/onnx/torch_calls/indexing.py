@@ -299,35 +299,6 @@ def index_put(call: Call) -> Value:
     return call.op("ScatterND", x, joined, wide, **attrs)
 
 
-@writes("sort")
-def sort(call: Call) -> list[Value]:
-    """``(x, dim, descending, stable)``: of equal numbers, ONNX's ``TopK`` gives the first one first, as a stable sort does."""
-    x = call.tensor(0)
-    if call.out.rank(x) == 0:
-        raise NotWritten("its input has no axes")
-    axis = call.axis(x, 1, "dim", -1)
-    descending = call.flag(2, "descending")
-    dtype = x.type.dtype
-    if dtype is None or dtype is DType.BOOL:
-        raise NotWritten("its numbers have no order in ONNX")
-    count = call.out.vector([call.out.size(x, axis)])
-    types = [TensorType(dtype, x.type.shape), TensorType(DType.I64, x.type.shape)]
-    return list(
-        call.out.node("TopK", [x, count], types, axis=axis, largest=int(descending), sorted=1)
-    )
-
-
-@writes("topk")
-def topk(call: Call) -> list[Value]:
-    """``(x, k, dim, largest, sorted)``."""
-    x = call.tensor(0)
-    axis = call.axis(x, 2, "dim", -1)
-    count = call.out.vector([call.size(1, "k")])
-    types = [TensorType(x.type.dtype), TensorType(DType.I64)]
-    largest = int(call.flag(3, "largest", True))
-    return list(call.out.node("TopK", [x, count], types, axis=axis, largest=largest, sorted=1))
-
-
 @writes("unique")
 def unique(call: Call) -> Any:
     """``(x, sorted, inverse, counts, dim)``."""

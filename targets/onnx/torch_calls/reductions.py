@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ....ir import DType, LogSoftmax, Softmax, TensorType, Value
-from .call import Call, NotWritten, dtype_of, writes
+from .call import Call, NotWritten, Writer, dtype_of, writes
 from .shapes import cast
 
 
-def _axes(call: Call, x: Value) -> tuple[list[int], bool]:
+def axes_of(call: Call, x: Value, dim: object = "dim") -> tuple[list[int], bool]:
+    """The axes of a reduction, in order, and whether they are kept.
+
+    Args:
+        call: A call ``(x, dim, keepdim)``.
+        x: What it reduces.
+        dim: The axes, where the call has them at another place.
+    """
     rank = call.out.rank(x)
-    dim = call.get(1, "dim")
-    given = (
-        range(rank) if dim in (None, (), []) else dim if isinstance(dim, (list, tuple)) else (dim,)
-    )
+    given: Any = call.get(1, "dim") if dim == "dim" else dim
+    if given in (None, (), []):
+        given = range(rank)
+    elif not isinstance(given, (list, tuple)):
+        given = (given,)
     return sorted({a % max(rank, 1) for a in given if rank}), call.flag(2, "keepdim")
+
+
+def reduce_along(
+    out: Writer,
+    kind: str,
+    x: Value,
+    axes: Sequence[int],
+    keep: bool,
+    type: TensorType | None = None,
+) -> Value:
+    """One ONNX reduction along axes; without any, the numbers themselves."""
+    if not axes:
+        return out.op("Identity", x, type=type or x.type)
+    if out.opset >= (13 if kind == "ReduceSum" else 18):
+        return out.op(kind, x, out.ints(*axes), type=type, keepdims=int(keep))
+    return out.op(kind, x, type=type, axes=list(axes), keepdims=int(keep))
 
 
 def reduced(call: Call, kind: str, x: Value) -> Value:
     """A reduction along the axes of a call."""
-    axes, keep = _axes(call, x)
-    if not axes:
-        return (
-            call.op("Identity", x)
-            if kind in ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean")
-            else _refuse()
-        )
-    if call.out.opset >= (13 if kind == "ReduceSum" else 18):
-        return call.op(kind, x, call.out.ints(*axes), keepdims=int(keep))
-    return call.op(kind, x, axes=axes, keepdims=int(keep))
-
-
-def _refuse() -> Value:
-    raise NotWritten("it reduces no axes")
+    axes, keep = axes_of(call, x)
+    if not axes and kind not in ("ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean"):
+        raise NotWritten("it reduces no axes")
+    return reduce_along(call.out, kind, x, axes, keep, call.type)
 
 
 def _summed(call: Call, x: Value) -> Value:
@@ -84,10 +100,7 @@ def extreme_along(call: Call, kind: str) -> list[Value]:
     axis, dtype = call.axis(x, 1), x.type.dtype
     if dtype is DType.BOOL:
         x = call.out.cast(x, DType.I32)
-    own = TensorType(x.type.dtype)
-    axes = {"axes": [axis]} if call.out.opset < 18 else {}
-    read = [x] if axes else [x, call.out.ints(axis)]
-    most = call.out.op(f"Reduce{kind}", *read, type=own, keepdims=int(keep), **axes)
+    most = reduce_along(call.out, f"Reduce{kind}", x, [axis], keep)
     most = most if dtype is None else cast(call.out, most, dtype)
     place = TensorType(DType.I64)
     return [most, call.out.op(f"Arg{kind}", x, type=place, axis=axis, keepdims=int(keep))]
@@ -98,14 +111,10 @@ def truth(call: Call) -> Value:
     """``(x, dim, keepdim)`` of anything that is not 0."""
     x = call.out.cast(cast(call.out, call.tensor(0), DType.BOOL), DType.I32)
     kind = "ReduceMax" if call.name == "any" else "ReduceMin"
-    axes, keep = _axes(call, x)
+    axes, keep = axes_of(call, x)
     if not axes:
         return cast(call.out, x, DType.BOOL)
-    if call.out.opset >= 18:
-        made = call.out.op(kind, x, call.out.ints(*axes), keepdims=int(keep))
-    else:
-        made = call.out.op(kind, x, axes=axes, keepdims=int(keep))
-    return call.out.cast(made, DType.BOOL)
+    return call.out.cast(reduce_along(call.out, kind, x, axes, keep), DType.BOOL)
 
 
 @writes("cumsum")
@@ -249,4 +258,4 @@ def fourier(call: Call) -> Complex:
     return Complex(out.op("DFT", x, size, out.scalar(axis, DType.I64), type=kind, **attrs))
 
 
-__all__ = ["prod", "reduced"]
+__all__ = ["axes_of", "prod", "reduce_along", "reduced"]

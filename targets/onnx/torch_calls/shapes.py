@@ -105,16 +105,23 @@ def repeat(call: Call) -> Value:
     return call.op("Tile", x, call.out.vector(times))
 
 
+def squeezed_axes(dim: Any, rank: int) -> list[int]:
+    """The axes that ``squeeze(dim)`` drops if they have size 1, in order."""
+    given = range(rank) if dim is None else dim if isinstance(dim, (list, tuple)) else (dim,)
+    return sorted({a % max(rank, 1) for a in given if rank})
+
+
 @writes("squeeze")
 def squeeze(call: Call) -> Value:
-    """``(x, dim)``: axes of known size 1; others stay."""
-    x, dim = call.tensor(0), call.get(1, "dim")
-    rank = call.out.rank(x)
-    given = range(rank) if dim is None else dim if isinstance(dim, (list, tuple)) else (dim,)
-    axes = sorted({a % max(rank, 1) for a in given if rank})
-    if any(not isinstance(x.type.dim(a), int) for a in axes):
+    """``(x, dim)``: axes of known size 1; others stay, and so does the axis of an open batch."""
+    x = call.tensor(0)
+    axes = squeezed_axes(call.get(1, "dim"), call.out.rank(x))
+    shape = x.type.shape or ()
+    if any(shape[a] is None for a in axes):
         raise NotWritten("whether an axis has size 1 is not known")
-    axes = [a for a in axes if x.type.dim(a) == 1]
+    if any(isinstance(shape[a], str) for a in axes):
+        call.out.keeps_axis(call.out.name)
+    axes = [a for a in axes if shape[a] == 1]
     return call.op("Squeeze", x, call.out.ints(*axes)) if axes else call.op("Identity", x)
 
 
@@ -222,6 +229,47 @@ def split(call: Call) -> list[Value]:
     return list(call.out.node("Split", [x, call.out.vector(sizes)], types, axis=axis))
 
 
+@writes("tensor_split", "hsplit", "vsplit", "dsplit")
+def tensor_split(call: Call) -> list[Value]:
+    """``(x, sections or places, dim)``: pieces of nearly the same size, or between known places."""
+    x, given = call.tensor(0), call.get(1, "indices_or_sections")
+    if given is None:
+        given = call.get(1, "sections", call.get(1, "indices"))
+    own = {"hsplit": int(call.out.rank(x) > 1), "vsplit": 0, "dsplit": 2}
+    axis = own[call.name] if call.name in own else call.axis(x, 2, "dim", 0)
+    total = x.type.dim(axis)
+    if not isinstance(total, int):
+        raise NotWritten("the size of the axis that it splits is not known")
+    if type(given) is int:
+        ends = [(i + 1) * (total // given) + min(i + 1, total % given) for i in range(given)]
+    elif isinstance(given, (list, tuple)) and all(type(n) is int for n in given):
+        ends = [*(slice(n).indices(total)[1] for n in given), total]
+    else:
+        raise NotWritten("it splits at computed places")
+    starts = [0, *ends[:-1]]
+    if any(a > b for a, b in zip(starts, ends, strict=True)):
+        raise NotWritten("its places are not in order")
+    sizes = [b - a for a, b in zip(starts, ends, strict=True)]
+    types = [TensorType(x.type.dtype)] * len(sizes)
+    return list(call.out.node("Split", [x, call.out.vector(sizes)], types, axis=axis))
+
+
+@writes("diff")
+def diff(call: Call) -> Value:
+    """``(x, n, dim)``: differences of neighbours."""
+    x, order = call.tensor(0), call.known(1, "n", 1)
+    axis, out = call.axis(x, 2, "dim", -1), call.out
+    if call.get(3, "prepend") is not None or call.get(4, "append") is not None:
+        raise NotWritten("it puts numbers in front or behind")
+    if x.type.dtype is None or x.type.dtype is DType.BOOL:
+        raise NotWritten("its numbers have no differences in ONNX")
+    for _ in range(order):
+        behind = out.op("Slice", x, out.ints(1), out.ints(2**63 - 1), out.ints(axis))
+        before = out.op("Slice", x, out.ints(0), out.ints(-1), out.ints(axis))
+        x = out.op("Sub", behind, before)
+    return x
+
+
 @writes("flip")
 def flip(call: Call) -> Value:
     """``(x, dims)``: a slice with a step of -1."""
@@ -240,4 +288,4 @@ def triangle(call: Call) -> Value:
     return call.op("Trilu", call.tensor(0), diagonal, upper=int(call.name == "triu"))
 
 
-__all__ = ["cast", "reshaped"]
+__all__ = ["cast", "reshaped", "squeezed_axes"]

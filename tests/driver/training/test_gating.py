@@ -341,6 +341,22 @@ def test_chosen_gates_fade_and_nothing_else_moves_them() -> None:
     assert torch.allclose(small(rows), gated(rows))
 
 
+@pytest.mark.parametrize("pipeline", ["remove-activations", "remove-activations{names=[1,3,5]}"])
+def test_removal_in_the_middle_of_a_fade_is_noted(pipeline: str) -> None:
+    gated, rows = three("soft"), torch.randn(8, 4)
+    schedule = GateSchedule(gated, steps=4, shape="linear", kind="fade", sites=["1", "3"])
+    schedule.step()
+    result = shrink(gated, pipeline, example_inputs=(rows,))
+    assert [note for note in result.report.notes if note.startswith("remove-activations")] == [
+        "remove-activations: 2 gates had not come to 0 or 1 (1 at 0.75, 3 at 0.75): the outputs change; "
+        "let a schedule run to its end first, or train afterwards"
+    ]
+    for _ in range(3):
+        schedule.step()
+    done = shrink(gated, pipeline, example_inputs=(rows,))
+    assert not any(note.startswith("remove-activations") for note in done.report.notes)
+
+
 def test_gates_fade_in_turn_and_in() -> None:
     gated = three("soft")
     schedule = GateSchedule(gated, steps=6, shape="linear", kind="fade", in_turn=True)

@@ -209,6 +209,38 @@ def test_weights_that_equal_their_transpose_are_written_back_in_their_order(
     np.testing.assert_allclose(run(to_onnx(trainable.trained()), x), made, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shape", [(4, 1, 1), (1, 4, 1, 1), (1, 1, 1), (1,), (), (4, 5, 5), (5,), (1, 5, 1)]
+)
+def test_slopes_are_trained_and_keep_their_shape(shape: tuple[int, ...]) -> None:
+    """Of a PRelu: one for all, one a channel, one along another axis, or one an element."""
+    rng = np.random.default_rng(0)
+    tensors = {"w": rng.standard_normal((4, 3, 1, 1)), "slope": rng.uniform(0.1, 0.4, shape)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"]),
+            helper.make_node("PRelu", ["a", "slope"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 5, 5])],
+        [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    trainable = Trainable(load(model)[0], HostReaders())
+    assert not trainable.frozen
+    with torch.no_grad():
+        for p in trainable.module.parameters():
+            p.copy_(torch.from_numpy(rng.uniform(0.2, 0.9, p.shape)))
+    made = to_onnx(trainable.trained())
+    after = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
+    assert after["slope"].shape == shape
+    assert not np.isclose(after["slope"], tensors["slope"]).any()
+    x = rng.standard_normal((2, 3, 5, 5)).astype(np.float32)
+    wanted = trainable.module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(run(made, x), wanted, atol=1e-5)
+
+
 def test_samples_and_options_that_nothing_can_be_learned_from(student: Path, teacher: Path) -> None:
     with pytest.raises(UsageError, match="96 samples are all the same"):
         recover_file(student, teacher, images()[:1].repeat(96, 0), progress=False)

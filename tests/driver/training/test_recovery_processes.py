@@ -106,6 +106,14 @@ def test_interrupted_is_the_same_as_uninterrupted(two: Any) -> None:
         assert all(torch.equal(both[rank][f"again.{name}"], whole[name]) for name in whole)
 
 
+def test_integers_are_those_of_rank_0(two: Any) -> None:
+    """Each process starts with weights and an order of batches of its own; the given modules do not change."""
+    told, _ = two
+    assert told[0]["integers"] == told[1]["integers"]
+    assert told[0]["untouched"]
+    assert told[1]["untouched"]
+
+
 def test_plans_are_rank_0s(two: Any) -> None:
     for told in two[0]:
         assert told["plan"] == {"keep": 7}
@@ -113,8 +121,9 @@ def test_plans_are_rank_0s(two: Any) -> None:
 
 def test_errors_are_the_same_in_all_processes(two: Any) -> None:
     for told in two[0]:
-        different, little, options, folders = told["errors"]
+        different, little, options, folders, ranges = told["errors"]
         assert different.startswith("the processes have different modules: decide what is removed")
         assert little.startswith("the loader yields nothing: it has no batches, or fewer than")
         assert options.startswith("the processes were started with different options")
         assert folders.startswith("the processes see different checkpoints")
+        assert ranges.startswith("the processes measured different ranges for quantize")

@@ -226,3 +226,51 @@ def test_where_a_constant_comes_from_is_walked_once() -> None:
     assert behind is not None
     rw.set_input(behind, 0, rw.constant(ArrayTensor(np.ones((2, 2), np.float32))))
     assert dequantized_from(graph.value("w40")) is None
+
+
+@pytest.mark.parametrize("dtype", ["INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2"])
+def test_other_element_types_stay_what_they_are_and_say_why(dtype: str) -> None:
+    """The reason is the element type, and not blocks of scales, which these have none of."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    kind = getattr(TensorProto, dtype)
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "small",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
+            [
+                numpy_helper.from_array(np.float32(0.1), "s"),
+                helper.make_tensor("z", kind, [], [0]),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    short = {"INT4": "i4", "UINT4": "u4", "FLOAT8E4M3FN": "f8e4m3fn", "FLOAT8E5M2": "f8e5m2"}[dtype]
+    reasons = [n.op.reason for n in from_onnx(model).nodes if isinstance(n.op, Opaque)]
+    wanted = "its quantised numbers must be one of i8, u8, i16, u16"
+    assert reasons == [f"to {short}: {wanted}", f"of {short}: {wanted}"]
+    made = shrink(model).model
+    assert [n.op_type for n in made.graph.node] == ["QuantizeLinear", "DequantizeLinear"]
+
+
+def test_blocks_say_so() -> None:
+    nodes = [helper.make_node("DequantizeLinear", ["x", "s"], ["y"], axis=0, block_size=2)]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "small",
+            [helper.make_tensor_value_info("x", TensorProto.INT8, [4, 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
+            [numpy_helper.from_array(np.full((2, 4), 0.1, np.float32), "s")],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    (node,) = from_onnx(model).nodes
+    assert isinstance(node.op, Opaque)
+    assert node.op.reason.startswith("in blocks")

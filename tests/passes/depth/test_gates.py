@@ -233,6 +233,8 @@ def test_ties_by_name(tie: Any, groups: int) -> None:
             node.name = next(names)
     run(graph, InsertGates(tie=tie))
     assert len({n.inputs[1] for n in graph.nodes if isinstance(n.op, Gate)}) == groups
+    noted = "insert-gates: tie f.*.* ties none of the 4 sites" in "".join(graph.notes)
+    assert noted == (tie == "f.*.*")
 
 
 def test_a_tie_that_ties_nothing() -> None:

@@ -409,3 +409,29 @@ def test_a_view_that_is_an_output_stays(tmp_path: Path) -> None:
     shrink(Net(), [], example_inputs=(x,)).save(path)
     agrees(path, Net(), x)
     agrees(path, Net(), x[:1])
+
+
+@pytest.mark.parametrize(
+    ("dims", "noted"), [((), True), ((0,), True), (((0, 2),), True), ((2,), False)]
+)
+def test_a_squeeze_that_depends_on_the_batch_is_noted(
+    dims: tuple[Any, ...], noted: bool, tmp_path: Path
+) -> None:
+    """The file keeps the axis of a batch of 1, as torch.export does for a batch that is open."""
+
+    class Dropped(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x).squeeze(*dims)
+
+    module = Dropped().eval()
+    x = torch.randn(3, 4, 1)
+    result = shrink(module, (), example_inputs=(x,)).save(tmp_path / "made.onnx")
+    assert [note for note in result.notes if "batch of 1 keeps its axis" in note] == [
+        "in the file, a batch of 1 keeps its axis in squeeze, where the module drops it: name the axes, as in squeeze(1)"
+    ] * noted
+    made = onnx.load(tmp_path / "made.onnx")
+    for given in (x, torch.randn(5, 4, 1)):
+        (found,) = outputs_of(made, {"x": given.numpy()})
+        np.testing.assert_array_equal(found, module(given).numpy())
+    (found,) = outputs_of(made, {"x": x[:1].numpy()})
+    assert found.shape[0] == 1

@@ -61,7 +61,7 @@ def check(module: nn.Module, path: Path, *draws: tuple[torch.Tensor, ...]) -> on
         ):
             assert a.shape == b.shape
             assert a.numpy().dtype == b.dtype
-            largest = float(a.double().abs().max()) if a.numel() else 0.0
+            largest = float(a.double().nan_to_num().abs().max()) if a.numel() else 0.0
             error = 1e-3 if a.dtype is torch.float16 else 1e-6
             np.testing.assert_allclose(b, a.numpy(), rtol=0, atol=error * largest)
     return model
@@ -85,6 +85,9 @@ def both(found: Any) -> tuple[Any, Any]:
 X, Y = floats(3, 4), floats(3, 4, seed=1)
 N, M = ints(3, 4), ints(3, 4, low=1, seed=1)
 PLACES = ints(3, 4, low=0, high=3, seed=2)
+
+GAPS = X.clone()
+GAPS[0, 1] = GAPS[2, 0] = GAPS[2, 3] = torch.nan
 
 PLAIN: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "sorted along the batch, returned whole": (lambda x: torch.sort(x, 0, descending=True), (X,)),
@@ -152,6 +155,33 @@ PLAIN: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "pool that divides": (lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=2), (floats(2, 3, 6, 8),)),
     "spectrum": (lambda x: torch.view_as_real(torch.fft.rfft(x, dim=1)), (X,)),
     "spectrum and back": (lambda x: torch.view_as_real(torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0)), (X,)),
+    "both extrema": (lambda x: torch.aminmax(x, dim=1), (X,)),
+    "both extrema of all, by name": (lambda n: (n.aminmax().max, n.aminmax().min), (N,)),
+    "variance": (lambda x: x.var(1), (X,)),
+    "variance with a correction": (lambda x: torch.var(x, dim=(0, 1), correction=0.5, keepdim=True), (X,)),
+    "deviation of one": (lambda x: x.std(1, unbiased=False), (X[:, :1],)),
+    "deviation of all": (lambda x: torch.std(x, False), (X,)),
+    "deviation by place": (lambda x: torch.std(x, 1, True, True), (X,)),
+    "variance of half": (lambda x: x.var(1), (X.half() * 100,)),
+    "variance and mean": (lambda x: torch.var_mean(x, dim=1), (X,)),
+    "deviation and mean": (lambda x: both(torch.std_mean(x, 0, keepdim=True)), (X,)),
+    "sum without NaN": (lambda x: x.nansum(1, keepdim=True), (GAPS,)),
+    "sum of integers without NaN": (lambda n: n.nansum(), (N.int(),)),
+    "mean without NaN": (lambda x: torch.nanmean(x, 1), (GAPS,)),
+    "the kth": (lambda x: torch.kthvalue(x, 2, dim=1, keepdim=True), (X,)),
+    "median": (lambda x: torch.median(x, 1), (GAPS,)),
+    "median of the batch": (lambda x: x.median(0, keepdim=True).values, (X,)),
+    "median of all": (lambda x: (x.median(), (x * 0 + 1).median()), (GAPS,)),
+    "median of integers": (lambda n: n.median(-1).values, (N,)),
+    "running maxima": (lambda x: torch.cummax(x, 1), (GAPS,)),
+    "running minima": (lambda n: n.cummin(-1), (ints(3, 7, low=0, high=3),)),
+    "places in order": (lambda x: torch.argsort(x, dim=1, descending=True), (X,)),
+    "in order along the batch": (torch.msort, (X,)),
+    "split in sections": (lambda x: torch.tensor_split(x, 3, dim=1), (X,)),
+    "split at places": (lambda x: torch.tensor_split(x, (1, -1), dim=1), (X,)),
+    "split at places behind the end": (lambda x: x.tensor_split([3, 9], 1)[0], (X,)),
+    "split sideways": (lambda x: torch.hsplit(x, 2), (X,)),
+    "differences": (lambda x: torch.diff(x, 2, 1), (X,)),
 }  # fmt: skip
 """Calls whose shapes are those of the example."""
 
@@ -290,6 +320,8 @@ def test_sequences_of_different_lengths(
         (lambda x: torch.add(x, x, alpha=2), (X,), "multiplied by 2"),
         (lambda n: torch.bitwise_left_shift(n, 2), (N,), "shifts no signed numbers"),
         (lambda x: torch.normal(0.0, x.abs()), (X,), "normal"),
+        (lambda x: torch.mode(x, 1), (X,), "mode"),
+        (lambda x: torch.diff(x, prepend=x[:, :1]), (X,), "in front or behind"),
     ],
 )
 def test_refusals_name_the_call_and_the_reason(
@@ -301,6 +333,22 @@ def test_refusals_name_the_call_and_the_reason(
     monkeypatch.setattr("graphshrink.targets.onnx.torch_exporter.exported", exported)
     with pytest.raises(ModelError, match=reason):
         written(Called(function), inputs, tmp_path / "made.onnx")
+
+
+def test_results_that_nothing_reads_are_not_written(tmp_path: Path) -> None:
+    model = check(Called(lambda x: x.to(torch.int32).max(1)[0]), tmp_path / "made.onnx", (X,))
+    assert [n.op_type for n in model.graph.node] == ["Cast", "ReduceMax"]
+    assert len(model.graph.initializer) == 1
+
+
+def test_other_batches_of_calls_that_count(tmp_path: Path) -> None:
+    """Numbers of elements, and the middle of them, follow the batch."""
+    check(
+        Called(lambda x: (x.std(), torch.var_mean(x, 0)[0], x.median(), x.median(0)[0])),
+        tmp_path / "made.onnx",
+        (X,),
+        (floats(7, 4, seed=3),),
+    )
 
 
 def test_an_older_opset_has_other_forms(tmp_path: Path) -> None:

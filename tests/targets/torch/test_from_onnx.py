@@ -312,3 +312,12 @@ def test_a_program_of_sizes_that_do_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not run on inputs of the sizes 64, 224"):
         shrink(made, []).save(tmp_path / "out.pt2")
     shrink(made, [], fixed_shapes={"x": (11, None)}).save(tmp_path / "out.pt2")
+
+
+def test_a_sparse_initializer_is_the_reason_of_a_refusal() -> None:
+    made = model("agraph (float[2, 2] x) => (float[2, 2] y) { y = MatMul(x, w) }")
+    numbers = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0])
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [1])
+    made.graph.sparse_initializer.append(helper.make_sparse_tensor(numbers, places, [2, 2]))
+    with pytest.raises(ModelError, match=r"initializer \(w: it is text or a sparse tensor\)"):
+        to_torch(made)
