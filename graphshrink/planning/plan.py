@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.calibration import CalibrationData
+from ..hosts.onnx.tensors import external_location, is_external, tensors_in
 from ..ir import Graph, Rewriter, UsageError
 from ..ir.errors import check_readable
 from ..ir.files import write_text
@@ -362,23 +363,46 @@ def _has(entry: dict[str, Any], types: Mapping[str, Any]) -> bool:
 
 
 def model_digest(model: Any) -> str:
-    """The SHA-256 of a model file, or of a model in memory.
+    """The SHA-256 of a model file and of its external data, or of a model in memory.
 
     Raises:
         UsageError: If the file cannot be read.
+        ModelError: If external data are missing or not allowed.
     """
     digest = hashlib.sha256()
     if isinstance(model, str | os.PathLike):
         check_readable(model)
-        try:
-            with open(model, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise UsageError(f"cannot read {os.fspath(model)}: {error.strerror}") from error
+        _add_file(digest, Path(model))
+        _add_external(digest, Path(model))
     else:
         digest.update(model.SerializeToString(deterministic=True))
     return digest.hexdigest()
+
+
+def _add_file(digest: hashlib._Hash, path: Path, start: int = 0, size: int = -1) -> None:
+    """Add a part of a file to a hash; the rest of it if no size is given."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while block := file.read(1 << 20 if size < 0 else min(size, 1 << 20)):
+                digest.update(block)
+                size -= len(block) if size >= 0 else 0
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _add_external(digest: hashlib._Hash, path: Path) -> None:
+    """Add the numbers that a model keeps in other files."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:
+        return  # It is no model: protobuf has an error of its own. Whoever reads it says so.
+    known: dict[str, tuple[Path, int]] = {}
+    for tensor in tensors_in(model):
+        if is_external(tensor):
+            _add_file(digest, *external_location(tensor, path.parent, known))
 
 
 def where(data: Any) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,11 +21,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import graphshrink
-from graphshrink import UsageError, ir
+from graphshrink import ModelError, UsageError, ir
 from graphshrink.planning.costs import Cost, Latency
 from graphshrink.planning.latency import LatencyTable
+from graphshrink.planning.plan import model_digest
 from graphshrink.planning.planner import Target, make_plan
 from support.cli import fails, succeeds
+from support.small_networks import residual_model
 
 
 class _Block(nn.Module):
@@ -189,6 +192,21 @@ def test_plans_that_do_not_fit(digits: _Trained, tmp_path: Path) -> None:
     loaded.bind(digits.file, {"x": samples[::-1].copy()})
     with pytest.raises(Exception, match="not those of the plan"):
         loaded.apply()
+
+
+def test_weights_in_another_file_belong_to_the_model(tmp_path: Path) -> None:
+    path = residual_model(tmp_path / "in.onnx")
+    apart = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(path), apart, save_as_external_data=True, location="apart.bin", size_threshold=0)  # fmt: skip
+    first = model_digest(apart)
+    assert first == model_digest(str(apart)) != model_digest(path)
+    data = bytearray((tmp_path / "apart.bin").read_bytes())
+    data[5] ^= 1
+    (tmp_path / "apart.bin").write_bytes(data)
+    assert model_digest(apart) != first
+    (tmp_path / "apart.bin").unlink()
+    with pytest.raises(ModelError, match=r"apart\.bin"):
+        model_digest(apart)
 
 
 def test_nothing_to_replace() -> None:
