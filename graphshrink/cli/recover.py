@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..ir.errors import UsageError
 from .parameters import (
+    AugmentTokens,
     CalibrationBatch,
     CalibrationSamples,
     Json,
@@ -25,6 +27,7 @@ from .terminal import writable
 
 if TYPE_CHECKING:
     from ..training.recovery.files import RecoveredFile
+    from ..training.recovery.token_augmentation import TokenAugmentation
 
 
 def recover(
@@ -77,6 +80,7 @@ def recover(
     augment: Annotated[
         bool, typer.Option("--augment/--no-augment", help="Vary images at random.")
     ] = True,
+    augment_tokens: AugmentTokens = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +116,7 @@ def recover(
         batch_size=batch,
         lr=lr,
         measure=measure,
-        augment=augment,
+        augment=augmentation(augment, augment_tokens),
         checkpoint=checkpoint,
         seed=seed,
     )
@@ -127,6 +131,19 @@ def recover(
                 typer.echo(f"note: {note}")
     if done.interrupted:
         raise KeyboardInterrupt
+
+
+def augmentation(images: bool, tokens: str | None) -> bool | TokenAugmentation:
+    """The variants that options ask for: those of the tokens of an input, if one is named."""
+    from ..training.recovery.token_augmentation import TokenAugmentation
+
+    if tokens is None:
+        return images
+    if not images:
+        raise UsageError(
+            "--augment-tokens varies texts, and --no-augment nothing: give one of them"
+        )
+    return TokenAugmentation(tokens)
 
 
 def run_recovery(

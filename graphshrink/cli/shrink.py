@@ -12,6 +12,7 @@ import typer
 
 from ..ir.errors import UsageError
 from .parameters import (
+    AugmentTokens,
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
@@ -110,6 +111,7 @@ def shrink(
             help="Train the shrunk network to give the outputs of the given one, on the calibration samples without labels.",
         ),
     ] = None,
+    augment_tokens: AugmentTokens = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -196,8 +198,10 @@ def shrink(
         raise UsageError("--workers and --ray are for a new plan: give a target such as --speedup")
     if recover is not None:
         _check_recovery(data, checkpoint)
-    elif checkpoint is not None:
-        raise UsageError("--checkpoint is for --recover EPOCHS")
+    else:
+        for name, value in (("checkpoint", checkpoint), ("augment-tokens", augment_tokens)):
+            if value is not None:
+                raise UsageError(f"--{name} is for --recover EPOCHS")
     if targets or plan is not None:
         if passes is not None:
             raise UsageError("a plan has its own passes: leave out --passes")
@@ -245,7 +249,7 @@ def shrink(
         result.report.planned = shown is not None
         recovered = None
         if recover is not None:
-            recovered = _recovered(result, source, data, recover, checkpoint, seed)
+            recovered = _recovered(result, source, data, recover, checkpoint, seed, augment_tokens)
         if data is not None:
             measured = getattr(chosen.options, "needs_ranges", False)
             chosen = _with_ranges(chosen, result.graph, data)
@@ -298,11 +302,13 @@ def _recovered(
     epochs: int,
     checkpoint: str | None,
     seed: int,
+    tokens: str | None,
 ) -> RecoveredFile:
     """Train the result's graph to do what the given model does; a note says what that achieved."""
-    from .recover import recovery_text, run_recovery
+    from .recover import augmentation, recovery_text, run_recovery
 
-    done = run_recovery(result.graph, source, data, epochs, checkpoint, seed=seed)
+    augment = augmentation(True, tokens)
+    done = run_recovery(result.graph, source, data, epochs, checkpoint, augment=augment, seed=seed)
     if done.improved:
         result.graph = done.reread()
     result.report.calibration_used = result.report.recovered = True

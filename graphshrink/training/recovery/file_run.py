@@ -23,7 +23,6 @@ from ...planning.quality import DISTRIBUTIONS, Score
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
-from .augmentation import Augmentation
 from .batches import SampleBatches
 from .checkpoints import Checkpoints
 from .fake_quantization import is_quantised, make_differentiable, zeros_of
@@ -40,6 +39,8 @@ from .files import (
 )
 from .optimizers import RelativeAdam
 from .recovery import recover
+from .token_augmentation import TokenAugmentation
+from .variants import variants
 from .zeros import Zeros
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -90,7 +91,7 @@ class FileRun:
         try:
             lr = self._rate()
             checkpoint = given["checkpoint"]
-            keeper.plain = self.batches.augmentation is None
+            keeper.plain = self.batches.variants is None
             self._train(
                 lr, keeper,
                 epochs=given["epochs"],
@@ -107,7 +108,7 @@ class FileRun:
         after = self.judge.model(trained)
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
-        notes = _notes(self.trainable, self.batches, improved, self.before, best)
+        notes = _notes(self.trainable, self.varied, improved, self.before, best)
         if self.stopped:
             notes.append(
                 f"what is in front of {counted(len(self.stopped), 'quantised value')} learns from other paths alone, because more than a "
@@ -171,10 +172,20 @@ class FileRun:
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         labelled = samples.classes is not None and given["label_weight"] > 0
+        if labelled and isinstance(given["augment"], TokenAugmentation):
+            raise UsageError(
+                "variants of tokens are other texts, whose labels are not known: leave out the labels, or give label_weight=0 to use them for the "
+                "accuracy alone"
+            )
         classes = _classes(self.judge, given["measure"]) if labelled else None
-        augment = given["augment"]
-        augmentation = Augmentation() if augment is True else augment or None
-        self.batches = SampleBatches(samples, size, augmentation, classes)
+        varied, self.varied = variants(given["augment"], samples, self.student), ""
+        if varied is not None:
+            self.varied = varied.note
+        elif given["augment"]:
+            self.varied = "the samples are no images, so that they were not varied at random"
+            if any(a.dtype.kind in "iu" for a in example):
+                self.varied += "; texts are with augment-tokens (TokenAugmentation), which names the input of their tokens"
+        self.batches = SampleBatches(samples, size, varied, classes)
 
     def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
         """Train the module from its present state."""
@@ -219,7 +230,7 @@ class FileRun:
         undecided = given["feature_weight"] is None and self.features
         if trial < _LEAST_TRIAL or (given["lr"] and not undecided):
             return float(given["lr"] or LR)
-        losses, varied = self._trials(rates, trial), self.batches.augmentation
+        losses, varied = self._trials(rates, trial), self.batches.variants
         if undecided and min(losses.values()) >= self.before.loss:
             # Networks trained with stochastic depth do better without a block than with one that is half right.
             self.feature_weight = 0.0
@@ -232,10 +243,10 @@ class FileRun:
             return float(given["lr"])
         if min(losses.values()) >= self.before.loss and given["augment"] is True and varied:
             # A small student may not have the capacity for variants beside the samples.
-            self.batches.augmentation = None
+            self.batches.variants = None
             plain = self._trials(rates, trial)
             self.plain = min(plain.values()) < min(losses.values())
-            losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
+            losses, self.batches.variants = (plain, None) if self.plain else (losses, varied)
         # Short trainings favour small rates: the largest is taken that does no harm worth mentioning.
         limit = _HARM * max(self.before.loss, min(losses.values()))
         return max(lr for lr, loss in losses.items() if loss <= limit)
@@ -255,7 +266,7 @@ class FileRun:
         if given["lr"]:
             return float(given["lr"])
         if plain:
-            self.batches.augmentation = None
+            self.batches.variants = None
         return lr
 
     def _digest(self) -> str:
@@ -285,7 +296,7 @@ class FileRun:
             keeper.restore()
         if self.options["progress"] and os.environ.get("RANK", "0") == "0":
             shown = ", ".join(f"{loss:.4g} at {lr:g}" for lr, loss in losses.items())
-            how = "" if self.batches.augmentation else ", samples not varied"
+            how = "" if self.batches.variants else ", samples not varied"
             how += "" if self.feature_weight else ", outputs alone"
             sys.stderr.write(f"trials of {steps} steps{how}: held-out loss {shown}\n")
         return losses
@@ -473,7 +484,7 @@ def _classes(judge: Judge, measure: str | Score) -> int:
 
 def _notes(
     trainable: Trainable,
-    batches: SampleBatches,
+    varied: str,
     improved: bool,
     before: HeldOut,
     best: float,
@@ -484,8 +495,8 @@ def _notes(
         notes.append(
             f"{len(trainable.frozen)} weights were not trained, because nodes compute them or several share them: {shown}"
         )
-    if batches.augmentation is not None and batches.image_size is None:
-        notes.append("the samples are no images, so that they were not varied at random")
+    if varied:
+        notes.append(varied)
     if not improved:
         notes.append(
             f"training did not improve the held-out samples (loss {before.loss:.4g}, after the best epoch {best:.4g}): the model is the given one; "
