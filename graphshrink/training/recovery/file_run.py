@@ -26,7 +26,7 @@ from ...targets.torch.trainable import Trainable
 from .batches import SampleBatches
 from .checkpoints import Checkpoints
 from .fake_quantization import is_quantised, make_differentiable, zeros_of
-from .feature_pairs import feature_pairs
+from .feature_pairs import feature_pairs, same_tables
 from .files import (
     BATCH_SIZE,
     FEATURE_WEIGHT,
@@ -108,7 +108,7 @@ class FileRun:
         after = self.judge.model(trained)
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
-        notes = _notes(self.trainable, self.varied, improved, self.before, best)
+        notes = _notes(self.trainable, self.tables, self.varied, improved, self.before, best)
         if self.stopped:
             notes.append(
                 f"what is in front of {counted(len(self.stopped), 'quantised value')} learns from other paths alone, because more than a "
@@ -136,6 +136,7 @@ class FileRun:
         samples = read_unlabelled(self.student, given["data"], given["labels"], targets=own)
         _check_floats(self.student)
         self.trainable = Trainable(self.student, HostReaders())
+        self.tables = _freeze_tables(self.trainable, self.teacher)
         _check_trained(self.trainable)
         self.kept: dict[str, torch.Tensor] = {}
         self.stopped: list[str] = []
@@ -392,6 +393,21 @@ def _features(trainable: Trainable, teacher: Graph, written: Anew, guide: Any) -
     return found
 
 
+def _freeze_tables(trainable: Trainable, teacher: Graph) -> list[str]:
+    """Freeze the tables of embeddings that the teacher has too, unless nothing else is trained; returns their names.
+
+    They are right as they are, and a step sees so few of their rows that the mean of gradients of Adam moves these long afterwards.
+    """
+    names = {named(value) for value in same_tables(trainable.graph, teacher)}
+    found = {place.name: tensor for tensor, place in trainable.places if place.name in names}
+    kept = {id(tensor) for tensor in found.values()}
+    if all(id(p) in kept for p in trainable.module.parameters() if p.requires_grad):
+        return []
+    for tensor in found.values():
+        tensor.requires_grad_(False)
+    return list(found)
+
+
 def _unambiguous(node: torch.fx.Node, module: nn.Module) -> str:
     """The name of a node; the node is renamed if a module has this name, and something else calls it."""
     taken = {name for name, _ in module.named_modules()}
@@ -484,6 +500,7 @@ def _classes(judge: Judge, measure: str | Score) -> int:
 
 def _notes(
     trainable: Trainable,
+    tables: list[str],
     varied: str,
     improved: bool,
     before: HeldOut,
@@ -494,6 +511,10 @@ def _notes(
         shown = ", ".join(trainable.frozen[:3]) + (", ..." if len(trainable.frozen) > 3 else "")
         notes.append(
             f"{len(trainable.frozen)} weights were not trained, because nodes compute them or several share them: {shown}"
+        )
+    if tables:
+        notes.append(
+            f"tables of embeddings were not trained, because the teacher has the same: {', '.join(tables)}"
         )
     if varied:
         notes.append(varied)
