@@ -54,7 +54,7 @@ DROPPED = {
     }
 }
 """Rows of dense networks without some layers."""
-EPOCHS, RATE = 20, 0.01
+EPOCHS, RATE = 40, 0.01
 RECOVERED: dict[str, dict[str, Any]] = {
     "all-MiniLM-L6-v2": {
         "recover": {"augment": False},
@@ -180,7 +180,7 @@ def reconstructed(source: Path, given: Path, fit: Any, file: Path, text: str) ->
 def recovered(source: Path, given: Path, fit: Any, file: Path, **options: Any) -> dict[str, Any]:
     """Train a file to give the outputs of the given one."""
     done = recover_file(
-        source, given, fit, epochs=EPOCHS, lr=RATE, precision="bf16",
+        source, given, fit, epochs=EPOCHS, lr=RATE, feature_weight=10.0, precision="bf16",
         checkpoint=file.with_suffix(""), **options,
     )  # fmt: skip
     done.save(file)

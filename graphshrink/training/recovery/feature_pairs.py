@@ -46,7 +46,7 @@ def feature_pairs(student: Graph, teacher: Graph) -> list[tuple[Value, Value]]:
 def same_tables(student: Graph, teacher: Graph) -> list[Value]:
     """The tables of embeddings that both models have with the same numbers, and that nothing but lookups reads in the student."""
     known = {node.name: node for node in teacher.nodes}
-    found = {}
+    found: dict[Value, None] = {}
     for node in student.nodes:
         table, twin = node.input(1), known.get(node.name)
         if not isinstance(node.op, Embedding) or table is None or twin is None:
