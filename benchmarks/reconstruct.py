@@ -54,14 +54,15 @@ DROPPED = {
     }
 }
 """Rows of dense networks without some layers."""
-EPOCHS, RATE = 40, 0.01
+VARIED = TokenAugmentation("ids")
 RECOVERED: dict[str, dict[str, Any]] = {
     "all-MiniLM-L6-v2": {
-        "recover": {"augment": False},
-        "recover, variants": {"augment": TokenAugmentation("ids")},
+        "recover, 8 epochs": {"epochs": 8, "augment": False},
+        "recover, variants, 8 epochs": {"epochs": 8, "augment": VARIED},
+        "recover, variants, 40 epochs": {"epochs": 40, "augment": VARIED},
     }
 }
-"""Options of rows that train the whole sparse network, ``EPOCHS`` epochs at the learning rate ``RATE``, in bfloat16."""
+"""Options of rows that train the whole sparse network, in bfloat16."""
 
 Judge = Callable[[Path], dict[str, float]]
 
@@ -180,7 +181,7 @@ def reconstructed(source: Path, given: Path, fit: Any, file: Path, text: str) ->
 def recovered(source: Path, given: Path, fit: Any, file: Path, **options: Any) -> dict[str, Any]:
     """Train a file to give the outputs of the given one."""
     done = recover_file(
-        source, given, fit, epochs=EPOCHS, lr=RATE, feature_weight=10.0, precision="bf16",
+        source, given, fit, lr=0.01, feature_weight=10.0, precision="bf16",
         checkpoint=file.with_suffix(""), **options,
     )  # fmt: skip
     done.save(file)

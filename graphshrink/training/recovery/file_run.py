@@ -179,7 +179,8 @@ class FileRun:
                 "accuracy alone"
             )
         classes = _classes(self.judge, given["measure"]) if labelled else None
-        varied, self.varied = variants(given["augment"], samples, self.student), ""
+        sized = bool(samples.fixed or given["batch_size"])
+        varied, self.varied = variants(given["augment"], samples, self.student, sized), ""
         if varied is not None:
             self.varied = varied.note
         elif given["augment"]:

@@ -153,7 +153,8 @@ def recover_file(
         augment: Whether images are varied at random (crops, reflections, mixtures): models of one float input ``(N, C, H, W)`` with 1, 3 or 4
             channels. Crops of a folder of images are taken from the whole images, in front of the crop of ``preprocess``.
             A :class:`graphshrink.TokenAugmentation` varies texts instead: integers are never varied without it.
-        batch_size: The number of samples in a batch; 16 if not given, or what the model fixes.
+        batch_size: The number of samples in a batch; 16 if not given, or what the model fixes. Variants of texts fill batches up to 512 tokens
+            or more if it is not given.
         lr: The largest learning rate: the part of its size by which a step changes a weight. If not given, a few steps with
             each of several rates are tried, and the held-out samples choose.
         temperature: The divisor of the logits in distillation.

@@ -18,6 +18,9 @@ CHANNELS = (1, 3, 4)
 
 _LEAST_SIDE = 8
 
+BATCH_TOKENS = 512
+"""Batches of variants of texts have this number of tokens or more, if no size is given: steps on fewer are noisy, and take nearly as long."""
+
 Numbers = npt.NDArray[np.int64]
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
 """The inputs of a network, and the probabilities of the classes if labels are known."""
@@ -40,13 +43,16 @@ class Variants(Protocol):
 
         Args:
             numbers: The samples.
-            size: The number of samples of a full batch.
+            size: The least number of samples of a full batch.
             labels: The probabilities of their classes.
         """
 
 
 def variants(
-    augment: bool | Augmentation | TokenAugmentation, samples: UnlabelledSamples, graph: Graph
+    augment: bool | Augmentation | TokenAugmentation,
+    samples: UnlabelledSamples,
+    graph: Graph,
+    sized: bool,
 ) -> Variants | None:
     """The variants that an option asks for; ``None`` if there are none, or the samples are no images.
 
@@ -54,12 +60,13 @@ def variants(
         augment: As for :func:`graphshrink.recover_file`.
         samples: The samples.
         graph: The graph that takes them.
+        sized: Whether the number of samples of a batch is given.
 
     Raises:
         UsageError: If variants of tokens are wanted that the samples do not have.
     """
     if isinstance(augment, TokenAugmentation):
-        return TokenVariants(augment, samples, graph)
+        return TokenVariants(augment, samples, graph, 0 if sized else BATCH_TOKENS)
     size = _image_size(samples)
     if augment is False or size is None:
         return None
@@ -93,6 +100,12 @@ class TokenVariants:
 
     Batches are filled up: texts of a rare length are taken several times, because each variant is another text.
 
+    Args:
+        augmentation: What is varied.
+        samples: The samples.
+        graph: The graph that takes them.
+        tokens: The least number of tokens of a batch.
+
     Attributes:
         place: The place of the input with the ids.
         kept: The ids that stay where they are.
@@ -100,9 +113,13 @@ class TokenVariants:
     """
 
     def __init__(
-        self, augmentation: TokenAugmentation, samples: UnlabelledSamples, graph: Graph
+        self,
+        augmentation: TokenAugmentation,
+        samples: UnlabelledSamples,
+        graph: Graph,
+        tokens: int = 0,
     ) -> None:
-        self.augmentation, self.samples = augmentation, samples
+        self.augmentation, self.samples, self.tokens = augmentation, samples, tokens
         self.place = token_input(graph, samples.names, augmentation.input)
         self.vocabulary = self._vocabulary(graph)
         texts = [samples.sample(int(i))[self.place] for i in samples.training]
@@ -144,7 +161,9 @@ class TokenVariants:
 
     def batch(self, numbers: Numbers, size: int, labels: torch.Tensor | None) -> Batch:
         """Variants of some texts, as many as fill a batch; see :class:`Variants`."""
-        arrays = list(self.samples.batch(np.resize(numbers, size)))
+        length = len(self.samples.sample(int(numbers[0]))[self.place])
+        rows = max(size, -(-self.tokens // length))
+        arrays = list(self.samples.batch(np.resize(numbers, rows)))
         arrays[self.place] = np.stack([self._variant(text) for text in arrays[self.place]])
         return tuple(torch.from_numpy(a) for a in arrays), labels
 

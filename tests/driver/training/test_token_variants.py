@@ -134,6 +134,9 @@ def test_variants_without_one_of_the_changes(teacher: Path) -> None:
     free = given >= 3
     assert 0.3 < (ids.numpy()[free] != given[free]).mean() < 0.7
     assert not variants(teacher, varied=0.0).applies()
+    spans.tokens = 100
+    length = ids.shape[1]
+    assert spans.batch(group, 3, None)[0][0].shape == (-(-100 // length), length)
 
 
 def test_a_network_learns_words_that_no_text_has(teacher: Path, student: Path, tmp_path: Path) -> None:  # fmt: skip
