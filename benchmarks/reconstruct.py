@@ -269,7 +269,7 @@ def main() -> None:
     lines = [
         "# 2:4 networks, reconstructed", "",
         f"    python benchmarks/reconstruct.py {shown}", "",
-        f"Seed 0, {args.sentences} sentences or the 1,347 images of digits without labels, judged on others. {platform.processor() or platform.machine()}, "
+        f"Seed 0, {args.sentences} sentences or the 1,347 images of digits without labels, judged on others; rows of recover train in bfloat16. {platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores that other work shares, so that seconds are those of the processor; graphshrink {graphshrink.__version__}, {versions}.",
     ]  # fmt: skip
     for name, made in networks.items():
