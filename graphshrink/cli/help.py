@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "data", "calibration", "calibration_samples", "calibration_batch", "samples", "batch", "preprocess", "labels",
     ),
     "Training": (
-        "reference", "recover", "teacher", "epochs", "lr", "augment", "checkpoint", "measure",
+        "reference", "recover", "teacher", "epochs", "lr", "augment", "augment_tokens", "checkpoint", "measure",
     ),
     "Output": ("out", "report", "as_json", "verbose"),
 }  # fmt: skip

@@ -191,6 +191,13 @@ CalibrationBatch = Annotated[
         help="The number of calibration samples in a batch.",
     ),
 ]
+AugmentTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INPUT",
+        help="Train on random variants of texts: INPUT takes ids of tokens, (samples, tokens).",
+    ),
+]
 PreprocessText = Annotated[
     str | None,
     typer.Option(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..ir.errors import UsageError
 from .parameters import (
     Augment,
+    AugmentTokens,
     CalibrationBatch,
     CalibrationSamples,
     Json,
@@ -27,6 +29,7 @@ from .terminal import writable
 
 if TYPE_CHECKING:
     from ..training.recovery.files import RecoveredFile
+    from ..training.recovery.token_augmentation import TokenAugmentation
 
 
 def recover(
@@ -64,6 +67,7 @@ def recover(
     lr: LearningRate = None,
     measure: Measure = None,
     augment: Augment = True,
+    augment_tokens: AugmentTokens = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +101,7 @@ def recover(
         batch_size=batch,
         lr=lr,
         measure=measure or "auto",
-        augment=augment,
+        augment=augmentation(augment, augment_tokens),
         checkpoint=checkpoint,
         seed=seed,
     )
@@ -117,6 +121,19 @@ def recover(
 def labels_read(labels: str | None) -> list[tuple[str, Path]]:
     """The file that ``--labels`` names, for checks of outputs."""
     return [("the labels", Path(labels))] if labels not in (None, "folders") else []
+
+
+def augmentation(images: bool, tokens: str | None) -> bool | TokenAugmentation:
+    """The variants that options ask for: those of the tokens of an input, if one is named."""
+    from ..training.recovery.token_augmentation import TokenAugmentation
+
+    if tokens is None:
+        return images
+    if not images:
+        raise UsageError(
+            "--augment-tokens varies texts, and --no-augment nothing: give one of them"
+        )
+    return TokenAugmentation(tokens)
 
 
 def run_recovery(

@@ -13,6 +13,7 @@ import typer
 from ..ir.errors import UsageError
 from .parameters import (
     Augment,
+    AugmentTokens,
     CalibrationBatch,
     CalibrationPath,
     CalibrationSamples,
@@ -118,6 +119,7 @@ def shrink(
             help="Train the shrunk network to give the outputs of the given one, on the calibration samples without labels.",
         ),
     ] = None,
+    augment_tokens: AugmentTokens = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -210,11 +212,19 @@ def shrink(
     if score is not None and not targets:
         raise UsageError("--score is for a new plan: give a target such as --speedup")
     check_device(targets, device, threads)
-    training = {"labels": labels, "lr": lr, "measure": measure or "auto", "augment": augment}
+    training: dict[str, Any] = {
+        "labels": labels, "lr": lr, "measure": measure or "auto", "augment": augment,
+    }  # fmt: skip
     if recover is not None:
+        from .recover import augmentation
+
+        training["augment"] = augmentation(augment, augment_tokens)
         _check_recovery(source, data, checkpoint, training)
     else:
-        given = {"--checkpoint": checkpoint, "--labels": labels, "--lr": lr, "--measure": measure}
+        given = {
+            "--checkpoint": checkpoint, "--labels": labels, "--lr": lr, "--measure": measure,
+            "--augment-tokens": augment_tokens,
+        }  # fmt: skip
         unused = [option for option, value in given.items() if value is not None]
         if unused or not augment:
             option = unused[0] if unused else "--no-augment"

@@ -15,8 +15,8 @@ PUBLIC = {
     "graphshrink": """
         Advice Augmentation CalibrationData Context DEFAULT_PIPELINE Exactness GateSchedule Graph GraphshrinkError
         MissingExtra ModelError Pass PassError Pipeline Plan Recovered RecoveredFile Report Rewriter ShrinkResult
-        TrainingError UsageError advise gate_penalty gates insert_blocks insert_gates keep_top kept_at plan recover
-        recover_file register removal_savings reorder_alike save_removal_plan shrink shrink_graph to_torch
+        TokenAugmentation TrainingError UsageError advise gate_penalty gates insert_blocks insert_gates keep_top kept_at
+        plan recover recover_file register removal_savings reorder_alike save_removal_plan shrink shrink_graph to_torch
     """,
     "graphshrink.passes": """
         Accumulator ActivationMoments CALIBRATION_DATA Calibration ChannelMoments ChannelStats Check CheckFailed

@@ -9,15 +9,7 @@ import numpy.typing as npt
 import torch
 
 from ...data.unlabelled import UnlabelledSamples
-from .augmentation import Augmentation
-
-CHANNELS = (1, 3, 4)
-"""The numbers of channels of images."""
-
-_LEAST_SIDE = 8
-
-Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
-"""The inputs of a network, and the probabilities of the classes if labels are known."""
+from .variants import Batch, Variants
 
 
 class SampleBatches:
@@ -27,7 +19,7 @@ class SampleBatches:
         samples: The samples.
         size: The number of samples in a batch; a smaller last batch is dropped. All samples of a batch have the same shape; where too few have one for
             a batch, there is a smaller one.
-        augmentation: Random variants of images; ``None`` for the samples as they are.
+        variants: Random variants of the samples; ``None`` for the samples as they are.
         classes: The number of classes, if labels are used.
     """
 
@@ -35,13 +27,12 @@ class SampleBatches:
         self,
         samples: UnlabelledSamples,
         size: int,
-        augmentation: Augmentation | None,
+        variants: Variants | None,
         classes: int | None,
     ) -> None:
         self.samples, self.size = samples, min(size, len(samples.training))
-        self.augmentation, self.classes = augmentation, classes
+        self.variants, self.classes = variants, classes
         self.groups = samples.of_equal_shape(samples.training)
-        self.image_size = _image_size(samples) if len(self.groups) == 1 else None
 
     def __len__(self) -> int:
         return sum(max(1, len(group) // self.size) for group in self.groups)
@@ -63,29 +54,10 @@ class SampleBatches:
             if self.samples.classes is not None and self.classes is not None:
                 found = torch.from_numpy(self.samples.classes[numbers])
                 labels = torch.nn.functional.one_hot(found, self.classes).float()
-            if (
-                self.augmentation is None
-                or self.image_size is None
-                or not self.augmentation.applies()
-            ):
-                inputs = tuple(torch.from_numpy(a) for a in self.samples.batch(numbers))
-                yield inputs, labels
-                continue
-            size = self.image_size
-            wide = (torch.tensor(self.samples.wide(int(i))) for i in numbers)
-            images = torch.stack([self.augmentation.image(image, size) for image in wide])
-            images, labels = self.augmentation.mixed(images, labels)
-            yield (images,), labels
-
-
-def _image_size(samples: UnlabelledSamples) -> tuple[int, int] | None:
-    """Height and width of the samples if they are images: one float input with a few channels in front of two larger axes."""
-    first = samples.sample(int(samples.training[0]))
-    shape = first[0].shape
-    images = len(first) == 1 and len(shape) == 3 and first[0].dtype.kind == "f"
-    if not images or shape[0] not in CHANNELS or min(shape[1:]) < _LEAST_SIDE:
-        return None
-    return int(shape[1]), int(shape[2])
+            if self.variants is not None and self.variants.applies():
+                yield self.variants.batch(numbers, self.size, labels)
+            else:
+                yield tuple(torch.from_numpy(a) for a in self.samples.batch(numbers)), labels
 
 
 __all__ = ["SampleBatches"]

@@ -1,6 +1,6 @@
 """Inner values of a student that should be what values of its teacher are: found by the names of nodes that shrinking left alone.
 
-Candidates are the student's values through which everything passes, such as the ends of blocks. A candidate is paired with the value that
+Candidates are the student's values through which everything passes (:mod:`graphshrink.ir.analysis.cuts`), such as the ends of blocks. A candidate is paired with the value that
 the same reader takes in the teacher: if a block in front of the reader is gone, what is left is to give what the block gave.
 """
 
@@ -12,6 +12,8 @@ from itertools import groupby
 import numpy as np
 
 from ...ir import Graph, Node, Value
+from ...ir.analysis.cuts import stretches
+from ...ir.ops import Embedding
 
 MOST = 16
 """The largest number of pairs; they are spread evenly."""
@@ -41,23 +43,29 @@ def feature_pairs(student: Graph, teacher: Graph) -> list[tuple[Value, Value]]:
     return found
 
 
+def same_tables(student: Graph, teacher: Graph) -> list[Value]:
+    """The tables of embeddings that both models have with the same numbers, and that nothing but lookups reads in the student."""
+    known = {node.name: node for node in teacher.nodes}
+    found: dict[Value, None] = {}
+    for node in student.nodes:
+        table, twin = node.input(1), known.get(node.name)
+        if not isinstance(node.op, Embedding) or table is None or twin is None:
+            continue
+        lookups = all(isinstance(user.op, Embedding) for user in table.users)
+        if lookups and isinstance(twin.op, Embedding) and _equal(table, twin.input(1), {}):
+            found[table] = None
+    return list(found)
+
+
 def _cuts(graph: Graph) -> list[Value]:
-    """The values that are alive alone between two nodes, and are floats; not inputs or outputs of the graph."""
-    last: dict[Value, Node] = {}
-    for node in graph.nodes:
-        last.update((v, node) for v in node.inputs if v is not None and v.data is None)
-    alive = {v for v in graph.inputs if v in last}
-    cuts = []
-    for node in graph.nodes:
-        alive.difference_update(v for v in node.inputs if v is not None and last.get(v) is node)
-        alive.update(v for v in node.outputs if v.data is None and v in last)
-        if len(alive) == 1:
-            (value,) = alive
-            dtype = value.type.dtype
-            known = value.type.shape is not None and dtype is not None and dtype.is_float
-            if known and value.producer is node and not value.is_output:
-                cuts.append(value)
-    return cuts
+    """The floats that everything computed with weights flows through; not outputs of the graph."""
+    exits = (stretch.exit for stretch in stretches(graph))
+    return [v for v in exits if v is not None and _is_float(v) and not v.is_output]
+
+
+def _is_float(value: Value) -> bool:
+    dtype = value.type.dtype
+    return value.type.shape is not None and dtype is not None and dtype.is_float
 
 
 def _counterpart(value: Value, known: dict[str, Node]) -> Value | None:
@@ -112,4 +120,4 @@ def _equal(own: Value | None, other: Value | None, same: dict[Value, Value]) -> 
     )
 
 
-__all__ = ["feature_pairs"]
+__all__ = ["feature_pairs", "same_tables"]

@@ -23,11 +23,10 @@ from ...planning.quality import DISTRIBUTIONS, Score
 from ...readers import HostReaders
 from ...targets.torch.anew import Anew, written_anew
 from ...targets.torch.trainable import Trainable
-from .augmentation import Augmentation
 from .batches import SampleBatches
 from .checkpoints import Checkpoints
 from .fake_quantization import is_quantised, make_differentiable, zeros_of
-from .feature_pairs import feature_pairs
+from .feature_pairs import feature_pairs, same_tables
 from .files import (
     BATCH_SIZE,
     FEATURE_WEIGHT,
@@ -40,6 +39,8 @@ from .files import (
 )
 from .optimizers import RelativeAdam
 from .recovery import recover
+from .token_augmentation import TokenAugmentation
+from .variants import variants
 from .zeros import Zeros
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -90,7 +91,7 @@ class FileRun:
         try:
             lr = self._rate()
             checkpoint = given["checkpoint"]
-            keeper.plain = self.batches.augmentation is None
+            keeper.plain = self.batches.variants is None
             self._train(
                 lr, keeper,
                 epochs=given["epochs"],
@@ -107,7 +108,7 @@ class FileRun:
         after = self.judge.model(trained)
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
-        notes = _notes(self.trainable, self.batches, improved, self.before, best)
+        notes = _notes(self.trainable, self.tables, self.varied, improved, self.before, best)
         if self.stopped:
             notes.append(
                 f"what is in front of {counted(len(self.stopped), 'quantised value')} learns from other paths alone, because more than a "
@@ -135,6 +136,7 @@ class FileRun:
         samples = read_unlabelled(self.student, given["data"], given["labels"], targets=own)
         _check_floats(self.student)
         self.trainable = Trainable(self.student, HostReaders())
+        self.tables = _freeze_tables(self.trainable, self.teacher)
         _check_trained(self.trainable)
         self.kept: dict[str, torch.Tensor] = {}
         self.stopped: list[str] = []
@@ -171,10 +173,21 @@ class FileRun:
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         labelled = samples.classes is not None and given["label_weight"] > 0
+        if labelled and isinstance(given["augment"], TokenAugmentation):
+            raise UsageError(
+                "variants of tokens are other texts, whose labels are not known: leave out the labels, or give label_weight=0 to use them for the "
+                "accuracy alone"
+            )
         classes = classes_of(self.judge, given["measure"]) if labelled else None
-        augment = given["augment"]
-        augmentation = Augmentation() if augment is True else augment or None
-        self.batches = SampleBatches(samples, size, augmentation, classes)
+        sized = bool(samples.fixed or given["batch_size"])
+        varied, self.varied = variants(given["augment"], samples, self.student, sized), ""
+        if varied is not None:
+            self.varied = varied.note
+        elif given["augment"]:
+            self.varied = "the samples are no images, so that they were not varied at random"
+            if any(a.dtype.kind in "iu" for a in example):
+                self.varied += "; texts are with augment-tokens (TokenAugmentation), which names the input of their tokens"
+        self.batches = SampleBatches(samples, size, varied, classes)
 
     def _train(self, lr: float, keeper: Keeper, **options: Any) -> None:
         """Train the module from its present state."""
@@ -219,7 +232,7 @@ class FileRun:
         undecided = given["feature_weight"] is None and self.features
         if trial < _LEAST_TRIAL or (given["lr"] and not undecided):
             return float(given["lr"] or LR)
-        losses, varied = self._trials(rates, trial), self.batches.augmentation
+        losses, varied = self._trials(rates, trial), self.batches.variants
         if undecided and min(losses.values()) >= self.before.loss:
             # Networks trained with stochastic depth do better without a block than with one that is half right.
             self.feature_weight = 0.0
@@ -232,10 +245,10 @@ class FileRun:
             return float(given["lr"])
         if min(losses.values()) >= self.before.loss and given["augment"] is True and varied:
             # A small student may not have the capacity for variants beside the samples.
-            self.batches.augmentation = None
+            self.batches.variants = None
             plain = self._trials(rates, trial)
             self.plain = min(plain.values()) < min(losses.values())
-            losses, self.batches.augmentation = (plain, None) if self.plain else (losses, varied)
+            losses, self.batches.variants = (plain, None) if self.plain else (losses, varied)
         # Short trainings favour small rates: the largest is taken that does no harm worth mentioning.
         limit = _HARM * max(self.before.loss, min(losses.values()))
         return max(lr for lr, loss in losses.items() if loss <= limit)
@@ -255,7 +268,7 @@ class FileRun:
         if given["lr"]:
             return float(given["lr"])
         if plain:
-            self.batches.augmentation = None
+            self.batches.variants = None
         return lr
 
     def _digest(self) -> str:
@@ -285,7 +298,7 @@ class FileRun:
             keeper.restore()
         if self.options["progress"] and os.environ.get("RANK", "0") == "0":
             shown = ", ".join(f"{loss:.4g} at {lr:g}" for lr, loss in losses.items())
-            how = "" if self.batches.augmentation else ", samples not varied"
+            how = "" if self.batches.variants else ", samples not varied"
             how += "" if self.feature_weight else ", outputs alone"
             sys.stderr.write(f"trials of {steps} steps{how}: held-out loss {shown}\n")
         return losses
@@ -381,6 +394,21 @@ def _features(trainable: Trainable, teacher: Graph, written: Anew, guide: Any) -
     return found
 
 
+def _freeze_tables(trainable: Trainable, teacher: Graph) -> list[str]:
+    """Freeze the tables of embeddings that the teacher has too, unless nothing else is trained; returns their names.
+
+    They are right as they are, and a step sees so few of their rows that the mean of gradients of Adam moves these long afterwards.
+    """
+    names = {named(value) for value in same_tables(trainable.graph, teacher)}
+    found = {place.name: tensor for tensor, place in trainable.places if place.name in names}
+    kept = {id(tensor) for tensor in found.values()}
+    if all(id(p) in kept for p in trainable.module.parameters() if p.requires_grad):
+        return []
+    for tensor in found.values():
+        tensor.requires_grad_(False)
+    return list(found)
+
+
 def _unambiguous(node: torch.fx.Node, module: nn.Module) -> str:
     """The name of a node; the node is renamed if a module has this name, and something else calls it."""
     taken = {name for name, _ in module.named_modules()}
@@ -473,7 +501,8 @@ def classes_of(judge: Judge, measure: str | Score) -> int:
 
 def _notes(
     trainable: Trainable,
-    batches: SampleBatches,
+    tables: list[str],
+    varied: str,
     improved: bool,
     before: HeldOut,
     best: float,
@@ -484,8 +513,12 @@ def _notes(
         notes.append(
             f"{len(trainable.frozen)} weights were not trained, because nodes compute them or several share them: {shown}"
         )
-    if batches.augmentation is not None and batches.image_size is None:
-        notes.append("the samples are no images, so that they were not varied at random")
+    if tables:
+        notes.append(
+            f"tables of embeddings were not trained, because the teacher has the same: {', '.join(tables)}"
+        )
+    if varied:
+        notes.append(varied)
     if not improved:
         notes.append(
             f"training did not improve the held-out samples (loss {before.loss:.4g}, after the best epoch {best:.4g}): the model is the given one; "

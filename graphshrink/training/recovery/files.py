@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ...passes import Pass, PassRecord
     from ...planning.quality import Score, Scorer
     from .augmentation import Augmentation
+    from .token_augmentation import TokenAugmentation
 
 BATCH_SIZE = 16
 """The number of samples in a batch, where the model does not fix it."""
@@ -118,7 +119,7 @@ def recover_file(
     quantize: bool | str = False,
     labels: Any = None,
     label_weight: float = 0.5,
-    augment: bool | Augmentation = True,
+    augment: bool | Augmentation | TokenAugmentation = True,
     batch_size: int | None = None,
     lr: float | None = None,
     temperature: float = TEMPERATURE,
@@ -151,7 +152,9 @@ def recover_file(
         label_weight: The weight of the cross-entropy to the labels, from 0 to 1; the rest is distillation.
         augment: Whether images are varied at random (crops, reflections, mixtures): models of one float input ``(N, C, H, W)`` with 1, 3 or 4
             channels. Crops of a folder of images are taken from the whole images, in front of the crop of ``preprocess``.
-        batch_size: The number of samples in a batch; 16 if not given, or what the model fixes.
+            A :class:`graphshrink.TokenAugmentation` varies texts instead: integers are never varied without it.
+        batch_size: The number of samples in a batch; 16 if not given, or what the model fixes. Variants of texts fill batches up to 512 tokens
+            or more if it is not given.
         lr: The largest learning rate: the part of its size by which a step changes a weight. If not given, a few steps with
             each of several rates are tried, and the held-out samples choose.
         temperature: The divisor of the logits in distillation.
