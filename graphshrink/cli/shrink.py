@@ -211,19 +211,20 @@ def shrink(
         raise UsageError("--score is for a new plan: give a target such as --speedup")
     check_device(targets, device, threads)
     training = {"labels": labels, "lr": lr, "measure": measure or "auto", "augment": augment}
-    if recover is not None:
-        _check_recovery(source, data, checkpoint, training)
-    else:
+    if recover is None:
         given = {"--checkpoint": checkpoint, "--labels": labels, "--lr": lr, "--measure": measure}
         unused = [option for option, value in given.items() if value is not None]
         if unused or not augment:
             option = unused[0] if unused else "--no-augment"
             raise UsageError(f"{option} is for --recover EPOCHS")
+    if passes is not None and (targets or plan is not None):
+        raise UsageError("a plan has its own passes: leave out --passes")
+    if targets and plan is not None:
+        raise UsageError("--plan has its target already: leave out the other")
+    if recover is not None:
+        with custom_ops(libraries or ()):
+            _check_recovery(source, data, checkpoint, training)
     if targets or plan is not None:
-        if passes is not None:
-            raise UsageError("a plan has its own passes: leave out --passes")
-        if targets and plan is not None:
-            raise UsageError("--plan has its target already: leave out the other")
         shown = (
             made_plan(
                 source,
