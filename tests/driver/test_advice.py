@@ -214,6 +214,8 @@ def test_latencies_come_from_the_table_or_are_measured(
     path = dense(tmp_path / "in.onnx", np.eye(8, dtype=np.float32))
     assert advise(path)["latency"].gain == "unknown"
     assert not (tmp_path / "t.sqlite").exists()
+    threaded = advise(path, threads=2)["latency"]
+    assert threaded.command.endswith("--measure --device ort-cpu --threads 2")
     measured = advise(path, measure=True)["latency"]
     assert measured.gain in ("yes", "no")
     assert measured.figures["before_ms"] > 0
