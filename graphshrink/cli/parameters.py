@@ -157,7 +157,7 @@ DeviceName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The device that networks are timed on: ort-cpu if not given, litert-cpu for .tflite files.",
+        help="The device that networks are timed on: ort-cpu if not given; litert-cpu is the one for networks that are written as .tflite.",
     ),
 ]
 Threads = Annotated[

@@ -215,12 +215,7 @@ def shrink(
     training: dict[str, Any] = {
         "labels": labels, "lr": lr, "measure": measure or "auto", "augment": augment,
     }  # fmt: skip
-    if recover is not None:
-        from .recover import augmentation
-
-        training["augment"] = augmentation(augment, augment_tokens)
-        _check_recovery(source, data, checkpoint, training)
-    else:
+    if recover is None:
         given = {
             "--checkpoint": checkpoint, "--labels": labels, "--lr": lr, "--measure": measure,
             "--augment-tokens": augment_tokens,
@@ -229,11 +224,17 @@ def shrink(
         if unused or not augment:
             option = unused[0] if unused else "--no-augment"
             raise UsageError(f"{option} is for --recover EPOCHS")
+    if passes is not None and (targets or plan is not None):
+        raise UsageError("a plan has its own passes: leave out --passes")
+    if targets and plan is not None:
+        raise UsageError("--plan has its target already: leave out the other")
+    if recover is not None:
+        from .recover import augmentation
+
+        training["augment"] = augmentation(augment, augment_tokens)
+        with custom_ops(libraries or ()):
+            _check_recovery(source, data, checkpoint, training)
     if targets or plan is not None:
-        if passes is not None:
-            raise UsageError("a plan has its own passes: leave out --passes")
-        if targets and plan is not None:
-            raise UsageError("--plan has its target already: leave out the other")
         shown = (
             made_plan(
                 source,

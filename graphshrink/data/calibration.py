@@ -28,7 +28,6 @@ from .sources import (
     files_of,
     limited,
     rebatch,
-    samples_of,
     some_samples,
 )
 
@@ -163,10 +162,11 @@ class GraphCalibration(Calibration):
         # A module that was traced with examples accepts other sizes too.
         self.any_size = kind == "fx" and graph.host.inputs is not None
         self.source = _opened(given, self.inputs)
-        self.fixed = None if self.any_size else self.source.batch_size
+        source = self.source
+        self.fixed = source.shared_batch if self.any_size else source.batch_size
         if self.fixed and given.batch_size not in (None, self.fixed):
             raise UsageError(
-                f"the model takes batches of {self.fixed}, so batch_size cannot be {given.batch_size}"
+                f"the model, or an array for all samples, takes batches of {self.fixed}, so batch_size cannot be {given.batch_size}"
             )
         self.size = self.fixed or given.batch_size or BATCH_SIZE
         self.cached: list[Block] | None = None
@@ -199,7 +199,9 @@ class GraphCalibration(Calibration):
         Raises:
             UsageError: If there are too few samples for two parts, or all of those to judge with are the same.
         """
-        sizes = [self.divisible(batch) if self.fixed is None else 0 for batch in self.batches()]
+        sizes = [
+            self.source.divisible(batch) if self.fixed is None else 0 for batch in self.batches()
+        ]
         count, place = sum(size or 1 for size in sizes), every // 2
         if count <= place:
             batches = "1 batch" if count == 1 else f"{count} batches"
@@ -214,10 +216,6 @@ class GraphCalibration(Calibration):
             held.batches() if len(range(place, count, every)) > 1 else self.batches(), count
         )
         return _Part(self, sizes, every, place, False), held
-
-    def divisible(self, batch: Block) -> int:
-        """The number of samples of a batch along the first axes of its arrays; 0 if they differ."""
-        return samples_of(batch, self.source.shared(batch))
 
     def batches(self) -> Iterator[Block]:
         """The batches, with an array for each input."""
@@ -236,9 +234,10 @@ class GraphCalibration(Calibration):
         self.cached = cached
 
     def _read(self) -> Iterator[Block]:
-        blocks = limited(self.source, self.source.blocks(self.size), self.given.samples)
+        exact = self.fixed is not None
+        blocks = limited(self.source, self.source.blocks(self.size), self.given.samples, exact)
         if not self.source.whole:
-            blocks = rebatch(self.source, blocks, self.size, self.fixed is not None)
+            blocks = rebatch(self.source, blocks, self.size, exact)
         for batch in blocks:
             for name, type_, array in zip(*vars(self.inputs).values(), batch, strict=True):
                 self._check(name, type_, array)

@@ -45,6 +45,7 @@ def shared_arrays(
 
     These are scalars, and arrays whose first size is the one that the model fixes for this input, while that of another array is
     not: the model leaves it open, or there are more rows. Where all first sizes are the fixed ones, and they differ, the arrays are one batch.
+    An array whose fixed first size, other than 1, is also that of an input with more rows is not shared: rows are missing.
 
     Args:
         types: The types of the inputs.
@@ -52,9 +53,13 @@ def shared_arrays(
     """
     pairs = list(zip(types, shapes, strict=True))
     firsts = [(t.dim(0), shape[0]) for t, shape in pairs if t.rank and shape]
-    apart = any(fixed != size for fixed, size in firsts) or len(set(firsts)) > 1
+    others = {fixed for fixed, size in firsts if fixed != size}
+    apart = others or len(set(firsts)) > 1
+    own = {fixed for fixed, size in firsts if fixed == size and (fixed == 1 or fixed not in others)}
     return tuple(
-        not shape if t.rank == 0 else bool(apart and t.rank and shape and shape[0] == t.dim(0))
+        not shape
+        if t.rank == 0
+        else bool(apart and t.rank and shape and shape[0] == t.dim(0) and shape[0] in own)
         for t, shape in pairs
     )
 
@@ -79,7 +84,7 @@ class Source(ABC):
         samples: The number of samples; ``None`` if unknown.
         whole: Whether each block is a batch, which must not be divided.
         inputs: The inputs of the model.
-        shapes: The shapes of whole arrays, where they are known.
+        shapes: The shapes of whole arrays, or of those of the first files, where they are known.
     """
 
     name = "the calibration data"
@@ -90,28 +95,53 @@ class Source(ABC):
 
     @property
     def batch_size(self) -> int | None:
-        """The batch size that the model fixes, or that the arrays fix that hold for all samples, such as the first state of a recurrent layer; ``None`` if any fits."""
+        """The batch size that the model fixes, or else :attr:`shared_batch`; ``None`` if any fits."""
         if not self.shapes:
             sizes = {t.dim(0) for t in self.inputs.types if t.rank}
-            return (sizes.pop() or None) if len(sizes) == 1 else None
-        shared = shared_arrays(self.inputs.types, self.shapes)
-        pairs = list(zip(self.inputs.types, self.shapes, shared, strict=True))
-        batch = {t.shape[0] for t, _, for_all in pairs if t.shape and not for_all}
-        stated = {
+        else:
+            pairs = zip(self.inputs.types, self.shared(()), strict=True)
+            sizes = {t.dim(0) for t, for_all in pairs if t.shape and not for_all}
+        return (sizes.pop() or self.shared_batch) if len(sizes) == 1 else self.shared_batch
+
+    @property
+    def shared_batch(self) -> int | None:
+        """The batch size of the arrays that hold for all samples, such as the first state of a recurrent layer; ``None`` if they have none."""
+        shared = self.shared(()) if self.shapes else ()
+        batch = self._batch_dims(shared)
+        sizes = {
             size
-            for t, shape, for_all in pairs
+            for t, shape, for_all in zip(self.inputs.types, self.shapes, shared, strict=False)
             if for_all
             for dim, size in zip(t.shape or (), shape, strict=False)
-            if isinstance(dim, str) and dim in batch
+            if dim is not None and dim in batch
         }
-        if len(batch) == 1 and isinstance(first := next(iter(batch)), int):
-            stated.add(first)
-        return (stated.pop() or None) if len(stated) == 1 else None
+        return (sizes.pop() or None) if len(sizes) == 1 else None
+
+    def _batch_dims(self, shared: Sequence[bool]) -> set[Any]:
+        """The first sizes, or their symbols, of the inputs with an axis of samples."""
+        pairs = zip(self.inputs.types, shared, strict=False)
+        return {t.shape[0] for t, for_all in pairs if t.shape and not for_all}
 
     def shared(self, block: Sequence[Array]) -> tuple[bool, ...]:
         """For each array of a block, whether it holds for all samples."""
         shapes = self.shapes or [array.shape for array in block]
         return shared_arrays(self.inputs.types, shapes)
+
+    def divisible(self, block: Sequence[Array]) -> int:
+        """The number of samples of a block of which some can be taken; 0 if none can: first sizes differ, or a shared array is for this batch size."""
+        shared = self.shared(block)
+        count, batch = samples_of(block, shared), self._batch_dims(shared)
+        for t, array, for_all in zip(self.inputs.types, block, shared, strict=True):
+            for dim, size in zip(t.shape or (), array.shape, strict=False):
+                open_ = dim is None or (None in batch and not isinstance(dim, int))
+                if for_all and size == count > 1 and (open_ or dim in batch):
+                    return 0
+        return count
+
+    def count(self, block: Sequence[Array]) -> int:
+        """The number of samples of a block; that of its first array with axes if first sizes differ."""
+        found = samples_of(block, self.shared(block))
+        return found or next((len(array) for array in block if array.ndim), 1)
 
     @abstractmethod
     def blocks(self, size: int) -> Iterator[Block]:
@@ -126,7 +156,7 @@ class ArraySource(Source):
         self.inputs = inputs
         self.arrays = [array_of(arrays[name]) for name in inputs.names]
         self.shapes = [a.shape for a in self.arrays]
-        self.samples = _same_count(self.name, inputs, self.shapes)
+        self.samples = _same_count(self.name, inputs, self.shapes, self.shared(()))
 
     def blocks(self, size: int) -> Iterator[Block]:
         """Slices of the arrays."""
@@ -149,14 +179,14 @@ class NpzSource(Source):
                 self.shapes = [_Member(file, n, self.name).shape for n in inputs.names]
         except _UNREADABLE as error:
             raise _unreadable(path, "an .npz file of arrays", error) from error
-        self.samples = _same_count(self.name, inputs, self.shapes)
+        self.samples = _same_count(self.name, inputs, self.shapes, self.shared(()))
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The next rows of every array."""
         try:
             with ZipFile(self.path) as file:
                 members = [_Member(file, n, self.name) for n in self.inputs.names]
-                shared = shared_arrays(self.inputs.types, self.shapes)
+                shared = self.shared(())
                 whole = {m: m.rest() for m, for_all in zip(members, shared, strict=True) if for_all}
                 for _ in range(0, self.samples or 0, size):
                     yield [whole[m] if m in whole else m.read(size) for m in members]
@@ -234,23 +264,36 @@ class NpyFolder(Source):
             if odd:
                 raise UsageError(f"{folders[name]}: {odd[0]} does not exist for every input")
         rows = [[found[n][word] for n in inputs.names] for word in sorted(first)]
-        if rows and self._single(0, self._read(rows[0][0]), rows[0][0]):
-            rows = evenly_spaced(rows, limit)
-            self.samples = len(rows)
+        if rows:
+            block = self._block(rows[0])
+            self.shapes = [array.shape for array in block]
+            shared = self.shared(block)
+            if any(
+                self._single(i, self._read(path), path)
+                for i, (path, for_all) in enumerate(zip(rows[0], shared, strict=True))
+                if not for_all or all(shared)
+            ):
+                rows = evenly_spaced(rows, limit)
+                self.samples = len(rows)
         self.rows = rows
 
     def blocks(self, size: int) -> Iterator[Block]:
         """Every file; large ones are divided."""
         for row in self.rows:
-            block = []
-            for i, path in enumerate(row):
-                array = self._read(path)
-                block.append(array[None] if self._single(i, array, path) else array)
-            count = _same_count(str(row[0]), self.inputs, [a.shape for a in block])
+            block = self._block(row)
             shared = self.shared(block)
+            count = _same_count(str(row[0]), self.inputs, [a.shape for a in block], shared)
             for lo in range(0, count, size):
                 part = some_samples(block, shared, slice(lo, lo + size))
                 yield [np.asarray(array) for array in part]
+
+    def _block(self, row: Sequence[Path]) -> Block:
+        """The arrays of some files, one for each input; a sample gets an axis of samples."""
+        block = []
+        for i, path in enumerate(row):
+            array = self._read(path)
+            block.append(array[None] if self._single(i, array, path) else array)
+        return block
 
     @staticmethod
     def _read(path: Path) -> Array:
@@ -401,16 +444,25 @@ def rebatch(source: Source, blocks: Iterator[Block], size: int, exact: bool) -> 
         yield joined()
 
 
-def limited(source: Source, blocks: Iterator[Block], samples: int | None) -> Iterator[Block]:
-    """Blocks up to a number of samples; all blocks if it is ``None``. A block that cannot be divided counts as one sample."""
+def limited(
+    source: Source, blocks: Iterator[Block], samples: int | None, exact: bool
+) -> Iterator[Block]:
+    """Blocks up to a number of samples; all blocks if it is ``None``. Batches that cannot be divided stay whole.
+
+    Args:
+        source: Where they are from.
+        blocks: The blocks.
+        samples: The number of samples.
+        exact: The size of batches is fixed.
+    """
     if samples is None:
         yield from blocks
         return
     for block in blocks:
         shared = source.shared(block)
-        count = samples_of(block, shared)
-        yield some_samples(block, shared, slice(samples)) if count else block
-        samples -= count or 1
+        cut = not exact and source.divisible(block) if source.whole else samples_of(block, shared)
+        yield some_samples(block, shared, slice(samples)) if cut else block
+        samples -= source.count(block)
         if samples <= 0:
             return
 
@@ -426,14 +478,15 @@ def _check_names(where: str, names: Mapping[str, Any] | Sequence[str], inputs: I
             raise UsageError(f"{where}: {name!r} is not an input of the model; inputs are {known}")
 
 
-def _same_count(where: str, inputs: Inputs, shapes: Sequence[tuple[int, ...]]) -> int:
+def _same_count(
+    where: str, inputs: Inputs, shapes: Sequence[tuple[int, ...]], shared: Sequence[bool]
+) -> int:
     """The number of samples.
 
     Raises:
         UsageError: If arrays have different numbers of samples, or none has an axis of samples.
     """
     counts = {}
-    shared = shared_arrays(inputs.types, shapes)
     for name, shape, for_all in zip(inputs.names, shapes, shared, strict=True):
         if for_all:
             continue
@@ -445,8 +498,8 @@ def _same_count(where: str, inputs: Inputs, shapes: Sequence[tuple[int, ...]]) -
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{count} for {name!r}" for name, count in counts.items())
         raise UsageError(
-            f"{where}: the numbers of samples differ: {shown}; where an input has no axis of samples, give an iterable of "
-            "whole batches in Python"
+            f"{where}: the numbers of samples differ: {shown}; where an input has no axis of samples, give "
+            "whole batches: .npy files, or an iterable in Python"
         )
     if not counts and any(shapes):
         return 1  # One batch.

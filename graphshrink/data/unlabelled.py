@@ -195,7 +195,7 @@ def _arrays(bound: GraphCalibration) -> _Arrays:
     shared: tuple[bool, ...] = ()
     for batch in bound.batches():
         shared = bound.source.shared(batch)
-        count = samples_of(batch, shared)
+        count = bound.source.divisible(batch) if bound.fixed is None else samples_of(batch, shared)
         if not count:
             shapes = ("x".join(map(str, array.shape)) or "a scalar" for array in batch)
             raise UsageError(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.calibration import CalibrationData, GraphCalibration, calibrated
-from ..data.sources import Source, samples_of, some_samples
+from ..data.sources import Source, some_samples
 from ..ir import Graph, UsageError
 from ..ir.errors import counted
 from ..passes import Calibration
@@ -78,7 +78,7 @@ def read_samples(graph: Graph, data: Any) -> Samples:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         pieces += _cut(batch, bound.source) if bound.fixed is None else [batch]
-    sizes = [_size(batch, bound.source) for batch in pieces]
+    sizes = [bound.source.count(batch) for batch in pieces]
     count = sum(sizes)
     if count >= LEAST and len(pieces) < BATCHES:
         raise UsageError(
@@ -103,15 +103,10 @@ def read_samples(graph: Graph, data: Any) -> Samples:
     )
 
 
-def _size(batch: Batch, source: Source) -> int:
-    """The number of samples; 1 for a batch that cannot be divided."""
-    return samples_of(batch, source.shared(batch)) or 1
-
-
 def _cut(batch: Batch, source: Source) -> Iterator[Batch]:
-    """A batch in pieces, where all its arrays have the same number of samples."""
+    """A batch in pieces, if it can be divided."""
     shared = source.shared(batch)
-    count = samples_of(batch, shared)
+    count = source.divisible(batch)
     if not count:
         yield batch
         return

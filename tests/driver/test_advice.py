@@ -182,6 +182,21 @@ def test_layers_that_can_compute_in_integers(network: Path, tmp_path: Path) -> N
     assert (advise(model)["int8"].gain, "float32" in advise(model)["int8"].text) == ("no", True)
 
 
+def test_integers_without_weights_and_without_sizes(tmp_path: Path) -> None:
+    node = helper.make_node("MatMul", ["a", "b"], ["y"])
+    shapes = {"a": [4, 8], "b": [8, 4]}
+    products = advise(write(tmp_path / "two.onnx", [node], shapes, {"y": [4, 4]}, []))["int8"]
+    assert products.gain == "possible"
+    assert "bytes" not in products.text
+    weight = numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "w")
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    size = ["n", 8, "h", "w_"]
+    found = advise(write(tmp_path / "open.onnx", [conv], {"x": size}, {"y": size}, [weight]))
+    assert found["int8"].gain == "unknown"
+    assert "1 of 1 layer can compute in 8-bit integers, but MACs are unknown" in found["int8"].text
+    assert found["int8"].command == found["depth"].command
+
+
 def test_what_tflite_refuses_is_named(tmp_path: Path) -> None:
     node = helper.make_node("NoSuchOperator", ["x"], ["y"], domain="mine", name="odd")
     path = write(tmp_path / "in.onnx", [node], {"x": [1, 4]}, {"y": [1, 4]}, [])
@@ -199,6 +214,8 @@ def test_latencies_come_from_the_table_or_are_measured(
     path = dense(tmp_path / "in.onnx", np.eye(8, dtype=np.float32))
     assert advise(path)["latency"].gain == "unknown"
     assert not (tmp_path / "t.sqlite").exists()
+    threaded = advise(path, threads=2)["latency"]
+    assert threaded.command.endswith("--measure --device ort-cpu --threads 2")
     measured = advise(path, measure=True)["latency"]
     assert measured.gain in ("yes", "no")
     assert measured.figures["before_ms"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +140,107 @@ def test_passes_with_calibration(model: Path, tmp_path: Path) -> None:
     assert np.square(wanted - got).mean() < 0.01 * wanted.var()
 
 
-def test_a_first_state_fixes_the_batch(tmp_path: Path) -> None:
+def recurrent(path: Path) -> Path:
+    """An LSTM with first states, whose batch is their second axis."""
     lstm = {
         "w": RNG.standard_normal((1, 16, 8)),
         "r": RNG.standard_normal((1, 16, 4)),
     }
     nodes = [helper.make_node("LSTM", ["x", "w", "r", "", "", "h", "c"], ["y"], hidden_size=4)]
-    inputs: dict[str, Any] = {"x": ["t", "n", 8], "h": [1, "n", 4], "c": [1, "n", 4]}
     tensors = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in lstm.items()]
     nodes.insert(0, helper.make_node("Transpose", ["z"], ["x"], perm=[1, 0, 2]))
-    inputs = {"z": ["n", "t", 8], "h": [1, "n", 4], "c": [1, "n", 4]}
-    path = write(tmp_path / "lstm.onnx", nodes, inputs, {"y": ["t", 1, "n", 4]}, tensors)
+    inputs: dict[str, Any] = {"z": ["n", "t", 8], "h": [1, "n", 4], "c": [1, "n", 4]}
+    return write(path, nodes, inputs, {"y": ["t", 1, "n", 4]}, tensors)
+
+
+def test_a_first_state_fixes_the_batch(tmp_path: Path) -> None:
+    path = recurrent(tmp_path / "lstm.onnx")
     z, state = X.reshape(20, 2, 8), np.zeros((1, 2, 4), np.float32)
     got = batches(path, {"z": z, "h": state, "c": state})
     assert [b["z"].shape[0] for b in got] == [2] * 10
     for batch in got:
         outputs_of(onnx.load(path), batch)
+
+
+def test_batches_with_a_first_state_are_not_divided(tmp_path: Path) -> None:
+    path = recurrent(tmp_path / "lstm.onnx")
+    graph = load(path)[0]
+    state = np.zeros((1, 4, 4), np.float32)
+    given = [{"z": z, "h": state, "c": state} for z in X.reshape(10, 4, 1, 8)]
+    for data in (given, {"z": X[:, None], "h": state, "c": state}):
+        samples = read_samples(graph, data)
+        assert samples.count == 40
+        parts = calibrated(graph, "onnx", data).split(4)
+        for part in (*parts, *samples.statistics(graph).split(4)):
+            for z, h, _ in part.batches():
+                assert (z.shape, h.shape) == ((4, 1, 8), (1, 4, 4))
+            assert list(part.stream(graph, graph.outputs))
+    few = batches(path, CalibrationData(given, samples=6))
+    assert [len(b["z"]) for b in few] == [4, 4]
+    with pytest.raises(UsageError, match="recovery needs inputs whose first axes are the samples"):
+        read_unlabelled(graph, given)
+
+
+@pytest.mark.parametrize("rows", [0, 16])
+def test_files_for_a_fixed_batch(rows: int, tmp_path: Path) -> None:
+    path = network(tmp_path / "in.onnx", x=[8, 8], scales=[1])
+    for name in ARRAYS:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    shape = (rows, 8) if rows else (8,)
+    for i in range(640 // math.prod(shape)):
+        np.save(tmp_path / "data/x" / f"{i}.npy", RNG.standard_normal(shape).astype(np.float32))
+        np.save(tmp_path / "data/rate" / f"{i}.npy", RATE)
+        np.save(tmp_path / "data/scales" / f"{i}.npy", SCALES[:1])
+    got = batches(path, tmp_path / "data")
+    assert [b["x"].shape for b in got] == [(8, 8)] * 10
+    outputs_of(onnx.load(path), got[-1])
+    if not rows:
+        half = batches(path, CalibrationData(tmp_path / "data", samples=40))
+        assert [b["x"].shape for b in half] == [(8, 8)] * 5
+
+
+def test_whole_batches_count_by_their_samples(tmp_path: Path) -> None:
+    path = network(tmp_path / "in.onnx", x=[8, 8], scales=[1])
+    given = [{"x": x, "rate": RATE, "scales": SCALES[:1]} for x in X.reshape(5, 8, 8)]
+    few = batches(path, CalibrationData(given, samples=20))
+    assert [b["x"].shape for b in few] == [(8, 8)] * 3
+    no_scalar = write(
+        tmp_path / "two.onnx",
+        [helper.make_node("Mul", ["x", "k"], ["y"])],
+        {"x": [8, 8], "k": [1]},
+        {"y": [8, 8]},
+        [],
+    )
+    pairs = [{"x": x, "k": SCALES[:1]} for x in X.reshape(5, 8, 8)]
+    assert read_samples(load(no_scalar)[0], pairs).count == 40
+
+
+def test_missing_rows_are_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Mul", ["a", "b"], ["y"])
+    path = write(tmp_path / "in.onnx", [node], {"a": [4, 8], "b": [4, 8]}, {"y": [4, 8]}, [])
+    with pytest.raises(UsageError, match="numbers of samples differ: 40 for 'a', 4 for 'b'"):
+        shrink(path, "", calibration={"a": X, "b": X[:4]})
+
+
+def test_torch_modules_with_a_first_state() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Stateful(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(8, 4, batch_first=True)
+
+        def forward(self, x: Any, h: Any, c: Any) -> Any:
+            return self.lstm(x, (h, c))[0]
+
+    x, state = torch.from_numpy(X)[:, None], torch.zeros(1, 4, 4)
+    example = (x[:2], state[:, :2], state[:, :2])
+    graph = shrink(Stateful().eval(), "", example_inputs=example).graph
+    given = [(x[i : i + 4], state, state) for i in range(0, 40, 4)]
+    for data in (given, {"x": x, "h": state, "c": state}):
+        for part in calibrated(graph, "fx", data).split(4):
+            assert next(iter(part.batches()))[0].shape == (4, 1, 8)
+            assert list(part.stream(graph, graph.outputs))
 
 
 def test_without_any_axis_of_samples(tmp_path: Path) -> None:

@@ -377,6 +377,8 @@ def test_shrink_recovers_with_labels(
         assert expected in fails(teacher, out, *words, *wrong)
     for unused in (("--labels", classes), ("--lr", "1e-3"), ("--measure", "kl"), ("--no-augment",)):
         assert f"{unused[0]} is for --recover" in fails(teacher, out, *unused)
+    both = fails(teacher, out, *words, "--labels", tmp_path / "none.npy", "--macs", "0.5")
+    assert "leave out --passes" in both
     line = fails(teacher, out, *words, "--labels", classes, "--report", classes)
     assert "the labels" in line
     assert out.read_bytes() == before
