@@ -112,8 +112,8 @@ class Source(ABC):
             size
             for t, shape, for_all in zip(self.inputs.types, self.shapes, shared, strict=False)
             if for_all
-            for dim, size in zip(t.shape or (), shape, strict=False)
-            if dim is not None and dim in batch
+            for dim, size in zip((t.shape or ())[1:], shape[1:], strict=False)
+            if dim is not None and dim in batch and (isinstance(dim, str) or size > 1)
         }
         return (sizes.pop() or None) if len(sizes) == 1 else None
 

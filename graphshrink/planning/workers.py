@@ -229,6 +229,7 @@ class ProcessPool(Pool):
     def __init__(self, scorer: Scorer, workers: int) -> None:
         self.ahead = 2 * workers
         self._workers, self._given = workers, Worker.of(scorer)
+        self._has_worked = False
         self._executor = self._started()
 
     def _started(self) -> ProcessPoolExecutor:
@@ -250,9 +251,15 @@ class ProcessPool(Pool):
     def wait(self, running: Future[float]) -> float:
         """The loss of a running job."""
         try:
-            return running.result()
+            found = running.result()
         except BrokenProcessPool as error:
-            raise WorkerLost from error
+            if self._has_worked:
+                raise WorkerLost from error
+            raise WorkerLost(
+                'none has finished a job; a script needs if __name__ == "__main__":'
+            ) from error
+        self._has_worked = True
+        return found
 
     def close(self) -> None:
         """End the processes."""

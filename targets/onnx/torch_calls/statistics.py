@@ -45,7 +45,7 @@ def _spread(call: Call) -> list[Value]:
         count = out.arithmetic("Mul", count, out.size(x, axis))
     divisor = out.arithmetic("Max", out.arithmetic("Sub", count, correction), 0)
     variance = out.op("Div", squares, out.scalar(divisor, wide))
-    if not keep and axes:
+    if not keep and axes and call.name.endswith("_mean"):
         mean = out.op("Squeeze", mean, out.ints(*axes))
     if call.name.startswith("std"):
         variance = out.op("Sqrt", variance)

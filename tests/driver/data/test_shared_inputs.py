@@ -243,6 +243,20 @@ def test_torch_modules_with_a_first_state() -> None:
             assert list(part.stream(graph, graph.outputs))
 
 
+def test_a_mask_of_a_torch_module_does_not_fix_the_batch() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Masked(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def forward(self, x: Any, mask: Any) -> Any:
+            return x * mask
+
+    x, mask = torch.from_numpy(X)[:, None], torch.ones(1, 1, 8)
+    graph = shrink(Masked(), "", example_inputs=(x[:1], mask)).graph
+    bound = calibrated(graph, "fx", CalibrationData({"x": x, "mask": mask}, batch_size=16))
+    assert [len(b[0]) for b in bound.batches()] == [16, 16, 8]
+    assert [len(b[0]) for b in bound.split(4)[1].batches()] == [4, 4, 2]
+
+
 def test_without_any_axis_of_samples(tmp_path: Path) -> None:
     node = helper.make_node("Mul", ["a", "b"], ["y"])
     path = write(tmp_path / "in.onnx", [node], {"a": [], "b": []}, {"y": []}, [])

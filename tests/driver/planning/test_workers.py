@@ -113,6 +113,24 @@ def test_a_worker_that_is_killed_too_often_is_one_error(
     assert not multiprocessing.active_children()
 
 
+def test_workers_that_never_start_are_told_of_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = workers.ProcessPool.wait
+
+    def wait(pool: workers.ProcessPool, running: Any) -> float:
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+        return real(pool, running)
+
+    monkeypatch.setenv(TABLE, str(tmp_path / "t.sqlite"))
+    monkeypatch.setattr(workers, "RETRIES", 0)
+    monkeypatch.setattr(workers.ProcessPool, "wait", wait)
+    with pytest.raises(graphshrink.ModelError, match=r"a script needs if __name__ == .* memory"):
+        graphshrink.plan(*_given(tmp_path), macs=0.6, workers=1)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_of_ray_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

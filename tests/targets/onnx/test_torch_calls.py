@@ -357,6 +357,12 @@ def test_an_older_opset_has_other_forms(tmp_path: Path) -> None:
     assert np.array_equal(outputs_of(path, N.numpy())[0], N.sum(1).numpy())
 
 
+def test_variances_in_an_opset_with_other_forms(tmp_path: Path) -> None:
+    module, path = Called(lambda x: x.var(1)), tmp_path / "old.onnx"
+    shrink(module, (), example_inputs=(X,)).save(path, opset=11)
+    np.testing.assert_allclose(outputs_of(path, X.numpy())[0], X.var(1).numpy(), 1e-5, 1e-6)
+
+
 def test_a_view_as_another_type_is_no_reshape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
