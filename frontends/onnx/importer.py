@@ -56,6 +56,7 @@ from .constants import SHAPE_LIKE, Constants
 from .defaults import defaults, held_note, hold_defaults
 from .fixed_sizes import Fixed, fix_shapes, state_outputs
 from .inlining import first_result, inline_branches, inline_functions
+from .newer_opset import in_newer_opset
 from .node import OnnxNode
 from .order import ordered
 from .registry import Entry
@@ -70,6 +71,7 @@ def from_onnx(
     overridable_initializers: bool = False,
     remedy: str = "",
     inline: bool = False,
+    opset: int | None = None,
 ) -> Graph:
     """Import an ONNX model.
 
@@ -81,10 +83,11 @@ def from_onnx(
         remedy: Text for that note: how the user can keep them as inputs.
         inline: Inline local functions that contain linear layers, and replace each If with a known condition by its branch;
             notes name them. Without it, an unchanged graph is emitted as an equal model.
+        opset: Convert the model to this version of ONNX's operators first; a note says so.
 
     Raises:
-        ModelError: If the file cannot be read, or reading it is not allowed.
-        UsageError: If fixed shapes do not fit the inputs.
+        ModelError: If the file cannot be read, or reading it is not allowed, or it cannot be converted.
+        UsageError: If fixed shapes do not fit the inputs, or there is no such opset.
     """
     given = isinstance(model, ModelProto)
     proto, folder = (model, None) if isinstance(model, ModelProto) else read_model(model)
@@ -92,6 +95,10 @@ def from_onnx(
     # The model may be larger than its file: read_model reads small external data of bodies and attributes into it.
     size = None if isinstance(model, ModelProto) else max(os.path.getsize(model), proto.ByteSize())
     check_bounds(proto, name, size)
+    raised = ""
+    if opset is not None:
+        proto, raised = in_newer_opset(proto, opset, folder, name)
+        given = given and not raised
     overridable = defaults(proto)
     only = len(overridable) == len(proto.graph.input)
     held = () if overridable_initializers or only else overridable
@@ -115,8 +122,7 @@ def from_onnx(
         graph = _Importer(proto, folder).run()
     if fixed_shapes:
         state_outputs(graph, stated)
-    if functions:
-        graph.notes.append(functions)
+    graph.notes += [note for note in (raised, functions) if note]
     if held:
         graph.notes.append(held_note(held, remedy))
     elif overridable and only and not overridable_initializers:

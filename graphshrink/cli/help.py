@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """The commands by group."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Passes": ("passes", "check", "overridable", "dump", "libraries"),
+    "Passes": ("passes", "check", "overridable", "opset", "dump", "libraries"),
     "Plan": (
         "speedup", "latency", "macs", "size", "max_loss", "plan", "device", "threads", "score", "workers", "ray", "frontier",
         "repair",

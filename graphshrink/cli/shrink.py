@@ -84,6 +84,13 @@ def shrink(
             help="Keep initializers that are also listed as inputs as inputs; without it they are weights.",
         ),
     ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Convert the model to this newer opset first, by onnx's converter: passes such as quantize need 13.",
+        ),
+    ] = None,
     calibration: CalibrationPath = None,
     calibration_samples: CalibrationSamples = None,
     calibration_batch: CalibrationBatch = None,
@@ -226,6 +233,10 @@ def shrink(
             raise UsageError(f"{option} is for --recover EPOCHS")
     if passes is not None and (targets or plan is not None):
         raise UsageError("a plan has its own passes: leave out --passes")
+    if opset is not None and (targets or plan is not None or recover is not None):
+        raise UsageError(
+            f"a plan and --recover need the file that they are for: first convert it, by graphshrink {source} newer.onnx --passes '' --opset {opset}"
+        )
     if targets and plan is not None:
         raise UsageError("--plan has its target already: leave out the other")
     if recover is not None:
@@ -271,6 +282,7 @@ def shrink(
             shapes=shapes_of(shapes),
             fixed_shapes=shown.fixed_shapes if shown else fixed_shapes_of(fixed),
             overridable_initializers=overridable,
+            opset=opset,
             dump=dump,
             observers=[watch, KeepData(outputs), *([outline] if wanted else [])],
             target=chosen.target.name,

@@ -19,6 +19,9 @@ Rule = Callable[["Speller", Any], None]
 spells: Spellings[Rule] = Spellings("ONNX")
 """The rules of all ops; the files in ``spell/`` fill it."""
 
+NEWER = 17
+"""The opset that errors propose, where the model's is too old: it has all that passes write, and runtimes know it."""
+
 _BROADCASTING = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Gemm", "And", "Or", "Equal"}
 )
@@ -156,7 +159,7 @@ class Speller:
         """The error for an op that this opset cannot spell."""
         return ModelError(
             f"{self.node.name}: {self.node.op.name} {why} in opset {self.opset}; "
-            "convert the model to a newer opset, such as by onnx.version_converter.convert_version"
+            f"convert the model to a newer one first: --opset {max(NEWER, self.opset + 1)}"
         )
 
 

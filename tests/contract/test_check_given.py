@@ -117,7 +117,11 @@ def test_an_onnx_model_that_is_read_wrongly(
     given = tmp_path / "m.onnx" if as_file else proto()
     assert not shrink(given, check=True).report.notes
     read = graphshrink.api._from_onnx
-    monkeypatch.setattr(graphshrink.api, "_from_onnx", lambda model, *rest: read(proto(3.0), *rest))
+    monkeypatch.setattr(
+        graphshrink.api,
+        "_from_onnx",
+        lambda model, *rest, **options: read(proto(3.0), *rest, **options),
+    )
     with pytest.raises(ModelError, match="was read wrongly"):
         shrink(given, check=True)
 

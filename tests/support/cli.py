@@ -55,14 +55,16 @@ def fails(*arguments: Any, code: int = 2) -> str:
     return lines[0]
 
 
-def write(path: Path, nodes: list[Any], inputs: Any, outputs: Any, tensors: list[Any]) -> Path:
+def write(
+    path: Path, nodes: list[Any], inputs: Any, outputs: Any, tensors: list[Any], *, opset: int = 17
+) -> Path:
     """An ONNX file of float32 inputs and outputs, given as shapes by name."""
     made = [
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in values.items()]
         for values in (inputs, outputs)
     ]
     graph = helper.make_graph(nodes, "g", *made, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     path.write_bytes(model.SerializeToString())
     return path
 
