@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.calibration import CalibrationData
-from ..hosts.onnx.tensors import external_location, is_external, tensors_in
 from ..ir import Graph, Rewriter, UsageError
 from ..ir.errors import check_readable
 from ..ir.files import write_text
@@ -394,6 +393,8 @@ def _add_file(digest: hashlib._Hash, path: Path, start: int = 0, size: int = -1)
 def _add_external(digest: hashlib._Hash, path: Path) -> None:
     """Add the numbers that a model keeps in other files."""
     import onnx
+
+    from ..hosts.onnx.tensors import external_location, is_external, tensors_in
 
     try:
         model = onnx.load(path, load_external_data=False)
