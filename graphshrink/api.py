@@ -18,6 +18,7 @@ from .bodies import body_pipeline
 from .emission import Emission, data_files, emission, known_target
 from .guarded import files_read
 from .ir import Graph, GraphshrinkError, MissingExtra, ModelError, Node, UsageError
+from .ir.errors import one_line
 from .not_understood import not_understood
 from .passes import Check, Context, Dump, Observer, PassLike, Pipeline, Timing, relative_error
 from .passes.infra.default import DEFAULT_PIPELINE
@@ -29,7 +30,6 @@ from .running.sessions import (
     emitted_session,
     first_line,
     fx_runner,
-    one_line,
     onnx_runner,
     run_given_file,
     run_given_module,
@@ -476,14 +476,14 @@ def _check_converted(
     """
     try:
         run, given, nudged = _runners(graph, "onnx", model, None, shapes, seed)
-        given()
+        wanted = given()
     except GraphshrinkError as error:
         graph.notes.append(
             f"the model in its new opset was not compared with the given one: {error}"
         )
         return
     why = "onnx's converter changes what it computes: export it with a newer opset"
-    _as_given(graph, run, given, nudged, why)
+    _as_given(graph, run, lambda: wanted, nudged, why)
 
 
 def _as_given(

@@ -82,6 +82,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut after ``limit`` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def check_readable(path: str | os.PathLike[str], most: int | None = None) -> None:
     """Check that a read of this file will end; whether it exists and what it holds is not checked.
 

@@ -10,6 +10,7 @@ from onnx import ModelProto, helper, version_converter
 from ...hosts.onnx.operators import opset_of
 from ...hosts.onnx.tensors import embed, tensors_in
 from ...ir import ModelError, UsageError
+from ...ir.errors import one_line
 
 MOST_BYTES = (1 << 31) - 1
 """The converter takes models up to this size, weights included: it reads them as one message."""
@@ -56,9 +57,8 @@ def in_newer_opset(
         made.ir_version = max(made.ir_version, helper.find_min_ir_version_for(made.opset_import))
         onnx.checker.check_model(made)
     except Exception as error:  # The converter has errors of several classes.
-        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{name} cannot be converted from opset {own} to {opset} by onnx: {reason}"
+            f"{name} cannot be converted from opset {own} to {opset} by onnx: {one_line(error)}"
         ) from error
     for what, before, after in (
         ("inputs", model.graph.input, made.graph.input),

@@ -411,14 +411,9 @@ def int8(e: Examined) -> Finding:
     if found and e.after.macs is None:
         return _fix_sizes(e, "int8", f"{layers} can compute in 8-bit integers", **figures)
     if not found or share < WORTH:
-        reasons = Counter(refused.values()).most_common(1)
-        why = (
-            f": {reasons[0][0]}"
-            if reasons
-            else ""
-            if found
-            else ": there are no convolutions or dense layers"
-        )
+        why = "" if found else ": there are no convolutions or dense layers"
+        if refused:
+            why = f": {Counter(refused.values()).most_common(1)[0][0]}"
         return Finding("int8", "no", f"hardly a layer can compute in integers{why}", "", figures)
     smaller = f", {left / e.after.bytes:.0%} of the bytes are left" if weights else ""
     text = (

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, Identity, Linear, LogSoftmax, ModelError, Node, Softmax, UsageError, Value
+from ..ir.errors import one_line
 from ..passes.infra.tolerance import squared_error
-from ..running.sessions import one_line, session
+from ..running.sessions import session
 from .samples import Batch
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from ..ir import MissingExtra, ModelError, UsageError
-from ..running.sessions import one_line
+from ..ir.errors import one_line
 from .quality import Scorer
 from .workers import Part, Pool, Worker, WorkerLost
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Graph, ModelError, Value
-from .sessions import one_line, session
+from ..ir.errors import one_line
+from .sessions import session
 
 Array = npt.NDArray[Any]
 Batch = Sequence[Array]

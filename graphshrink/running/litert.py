@@ -17,12 +17,11 @@ import numpy as np
 
 from ..cli.terminal import show
 from ..ir import DType, MissingExtra, ModelError, TensorType, UsageError
-from ..ir.errors import check_readable
+from ..ir.errors import check_readable, one_line
 from ..ir.processors import usable_cores
 from ..targets.tflite.convert import METADATA
 from ..targets.tflite.layout import channels_last
 from .inputs import Arrays
-from .sessions import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir import Graph, GraphshrinkError, ModelError, UsageError
-from ..ir.errors import check_readable
+from ..ir.errors import check_readable, one_line
 from ..ir.processors import session_threads
 from .inputs import Arrays, shapes_text
 from .memory import check_memory
@@ -252,9 +252,3 @@ def running_module(graph: Graph) -> Any:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, cut after ``limit`` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

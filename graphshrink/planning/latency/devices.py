@@ -19,6 +19,7 @@ import numpy as np
 
 from ...hosts.torch import is_from_torch
 from ...ir import Graph, MissingExtra, UsageError
+from ...ir.errors import one_line
 from .standalone import random_array, with_torch_host
 from .timing import Clock, own_clock
 
@@ -197,7 +198,6 @@ class _Torch(Device):
     def load(self, graph: Graph) -> Call:
         from ...ir import ModelError
         from ...running.inputs import fx_inputs
-        from ...running.sessions import one_line
         from ...targets.torch.emitter import to_fx
 
         if not is_from_torch(graph):
@@ -275,7 +275,6 @@ class _TensorRt(Device):
 
     def load(self, graph: Graph) -> Call:
         from ...ir import ModelError
-        from ...running.sessions import one_line
 
         trt = import_module("polygraphy.backend.trt")
         cuda = import_module("polygraphy.cuda")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ...cli.progress import Training
 from ...ir import ModelError, TrainingError, UsageError
-from ...running.sessions import one_line
+from ...ir.errors import one_line
 from ..processes import Processes, start_epoch, tensors_of
 from .checkpoints import Checkpoints
 from .distillation import Loss, Teacher

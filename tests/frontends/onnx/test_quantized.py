@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -228,6 +230,14 @@ def test_where_a_constant_comes_from_is_walked_once() -> None:
     assert dequantized_from(graph.value("w40")) is None
 
 
+def of_opset_21(nodes: list[Any], dtype: int, tensors: list[Any]) -> ModelProto:
+    """A model of an input x of some element type and an output y of float32, both 4 x 4."""
+    x = helper.make_tensor_value_info("x", dtype, [4, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])
+    graph = helper.make_graph(nodes, "small", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
 @pytest.mark.parametrize("dtype", ["INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2"])
 def test_other_element_types_stay_what_they_are_and_say_why(dtype: str) -> None:
     """The reason is the element type, and not blocks of scales, which these have none of."""
@@ -235,21 +245,9 @@ def test_other_element_types_stay_what_they_are_and_say_why(dtype: str) -> None:
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    kind = getattr(TensorProto, dtype)
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "small",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
-            [
-                numpy_helper.from_array(np.float32(0.1), "s"),
-                helper.make_tensor("z", kind, [], [0]),
-            ],
-        ),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    scale = numpy_helper.from_array(np.float32(0.1), "s")
+    zero = helper.make_tensor("z", getattr(TensorProto, dtype), [], [0])
+    model = of_opset_21(nodes, TensorProto.FLOAT, [scale, zero])
     short = {"INT4": "i4", "UINT4": "u4", "FLOAT8E4M3FN": "f8e4m3fn", "FLOAT8E5M2": "f8e5m2"}[dtype]
     reasons = [n.op.reason for n in from_onnx(model).nodes if isinstance(n.op, Opaque)]
     wanted = "its quantised numbers must be one of i8, u8, i16, u16"
@@ -260,17 +258,8 @@ def test_other_element_types_stay_what_they_are_and_say_why(dtype: str) -> None:
 
 def test_blocks_say_so() -> None:
     nodes = [helper.make_node("DequantizeLinear", ["x", "s"], ["y"], axis=0, block_size=2)]
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "small",
-            [helper.make_tensor_value_info("x", TensorProto.INT8, [4, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
-            [numpy_helper.from_array(np.full((2, 4), 0.1, np.float32), "s")],
-        ),
-        opset_imports=[helper.make_opsetid("", 21)],
-        ir_version=10,
-    )
+    scales = numpy_helper.from_array(np.full((2, 4), 0.1, np.float32), "s")
+    model = of_opset_21(nodes, TensorProto.INT8, [scales])
     (node,) = from_onnx(model).nodes
     assert isinstance(node.op, Opaque)
     assert node.op.reason.startswith("in blocks")
