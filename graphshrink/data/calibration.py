@@ -161,8 +161,7 @@ class GraphCalibration(Calibration):
         self.given = given
         # A module that was traced with examples accepts other sizes too.
         self.any_size = kind == "fx" and graph.host.inputs is not None
-        self.source = _opened(given, self.inputs)
-        source = self.source
+        self.source = source = _opened(given, self.inputs)
         self.fixed = source.shared_batch if self.any_size else source.batch_size
         if self.fixed and given.batch_size not in (None, self.fixed):
             raise UsageError(
