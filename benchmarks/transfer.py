@@ -107,7 +107,9 @@ ABLATIONS = {
     "vanish-plain": "the activations of the same blocks are removed at once, without an ending",
     "vanish-affine": "the activations of the same blocks are replaced by their best straight lines at once",
     "fade": "the activations of the same blocks fade in the first half of the training",
-    "fade-ending": "the same, while relu6 behind these blocks fades in",
+    "fade-lines": "the same, but to their best straight lines",
+    "fade-ending": "the activations of the same blocks fade, while relu6 behind these blocks fades in",
+    "fade-lines-ending": "the same, but to their best straight lines (as in examples/depthshrinker.py)",
     "fit": "the blocks are replaced by fitted linear maps at once; their norms are fresh",
     "fit-fade": "the same maps, but the blocks fade out while the maps fade in, in the first half of the training",
     "fit-no-norms": "the same without norms",
@@ -366,9 +368,11 @@ class Transfer:
             data = str(self.samples) if by else None
             made = shrink_graph(base, steps, example_inputs=self.example, calibration=data)
             return self.recovered(made.to(memory_format=torch.channels_last), name, 0)
-        ending = ",ending=relu6" if kind == "fade-ending" else ""
-        steps = f"insert-gates{{sites=[{chosen}]{ending}}},hoist-padding{{through=[{chosen}]}}"
-        gated = shrink_graph(base, steps, example_inputs=self.example)
+        ending = ",ending=relu6" if kind.endswith("ending") else ""
+        by = ",by=affine" if "lines" in kind else ""
+        steps = f"insert-gates{{sites=[{chosen}]{ending}{by}}},hoist-padding{{through=[{chosen}]}}"
+        data = str(self.samples) if by else None
+        gated = shrink_graph(base, steps, example_inputs=self.example, calibration=data)
         half = round(self.lengths.images // self.lengths.batch * self.lengths.extra_epochs / 2)
         fading = GateSchedule(gated, steps=half, kind="fade", sites=chosen.split(","))
         callbacks = [fading]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import logging
 import time
 import warnings
@@ -101,11 +102,13 @@ def shallow(base: nn.Module, example: tuple[torch.Tensor], train: Batches, given
     closed = [name for name, gate in gates(gated).items() if not gate.kept]
     if not closed:
         return copy.deepcopy(base)
-    # Fade: in the first half of the training the activations of these blocks go to the identity, and relu6 behind the blocks comes in.
-    # Padding is hoisted as if they were gone already, so that the network that is trained is the one that is deployed.
+    # Fit and fade: in the first half of the training the activations of these blocks go to the straight lines that fit them best, and
+    # relu6 behind the blocks comes in. Padding is hoisted as if they were gone already, so that the network that is trained is the one
+    # that is deployed.
+    samples = torch.cat([images for images, _ in itertools.islice(train, 8)])
     fading = insert_gates(
-        copy.deepcopy(base), example_inputs=example, sites=closed, ending="relu6", max_mac_growth=1
-    )
+        copy.deepcopy(base), example_inputs=example, sites=closed, by="affine", calibration=samples, ending="relu6", max_mac_growth=1,
+    )  # fmt: skip
     hoist = f"fold-constants,hoist-padding{{through=[{','.join(closed)}]}}"
     fading = shrink_graph(fading, hoist, example_inputs=example)
     half = given.epochs * len(train) // join().world // 2

@@ -1,6 +1,6 @@
 """Gates for the caller's own training loop: insert them, penalise them, schedule them, read them, save a removal plan.
 
-A *gate* multiplies an activation in: ``g * act(x) + (1 - g) * x``. Training it to 0 removes the activation. A *site* is the
+A *gate* multiplies an activation in: ``g * act(x) + (1 - g) * line(x)``. Training it to 0 removes the activation. A *site* is the
 place of a gate, named like the activation; gates that are tied share one *switch*, which holds the value.
 """
 
@@ -28,6 +28,8 @@ def insert_gates(
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft",
     tie: str | Sequence[str] = (),
     value: float = 1.0,
+    by: Literal["identity", "affine"] = "identity",
+    calibration: Any = None,
     ending: str = "",
     max_kernel: int = 7,
     max_mac_growth: float = 2.0,
@@ -44,6 +46,9 @@ def insert_gates(
         tie: ``"block"`` ties activations that must all go before layers can merge; a pattern such as
             ``"features.*"`` ties sites whose names match up to the ``*``.
         value: The initial value of the gates, from 1 (open) to 0.
+        by: What a closed gate computes: ``"identity"``, or ``"affine"``, for each channel the straight line that fits the
+            activation best on ``calibration``; it goes on as a scale that merges into its neighbours.
+        calibration: Samples for ``by="affine"``; see :class:`CalibrationData`.
         ending: A kind of activation, such as ``"relu6"``, for closed gates behind the parts that merge once the gated activations are gone;
             their names end in ``ending``. It needs ``mode="soft"``; a :class:`GateSchedule` opens these gates.
         max_kernel: The largest kernel that a merge may make for a site to be chosen.
@@ -55,7 +60,7 @@ def insert_gates(
 
     Raises:
         UsageError: If the model is not a torch model.
-        PassError: If it has gates already, or no removal of an activation lets layers merge.
+        PassError: If it has gates already, no removal of an activation lets layers merge, or lines lack samples to fit them.
     """
     from ..api import is_torch, shrink_graph
     from ..passes import InsertGates
@@ -66,12 +71,12 @@ def insert_gates(
         )
     try:
         step = InsertGates(
-            sites=_texts(sites), mode=mode, tie=_texts(tie), value=value, ending=ending,
+            sites=_texts(sites), mode=mode, tie=_texts(tie), value=value, by=by, ending=ending,
             max_kernel=max_kernel, max_mac_growth=max_mac_growth,
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(f"insert_gates: {error}") from error
-    return shrink_graph(model, step, example_inputs=example_inputs)
+    return shrink_graph(model, step, example_inputs=example_inputs, calibration=calibration)
 
 
 def gates(model: Any) -> dict[str, Gate]:
@@ -189,8 +194,8 @@ class GateSchedule:
     ``kind="keep"`` lowers the number of open top-k gates from all to ``keep``. Each step chooses the gates again, so that a closed
     gate opens if its score has grown.
 
-    ``kind="fade"`` moves the values of chosen soft gates from what they are to 0, so that their activations fade to the identity,
-    ``y = (1 - t) * act(x) + t * x`` with ``t`` from 0 to 1, and the network learns to do without them while they go (Chen et al.,
+    ``kind="fade"`` moves the values of chosen soft gates from what they are to 0, so that their activations fade to the identity, or to
+    the lines of gates that have them, ``y = (1 - t) * act(x) + t * x`` with ``t`` from 0 to 1, and the network learns to do without them while they go (Chen et al.,
     "VanillaNet: the Power of Minimalism in Deep Learning", NeurIPS 2023). With ``to=1`` activations fade in. These gates
     are not trained: the schedule alone moves them. What has faded to 0 merges exactly.
 

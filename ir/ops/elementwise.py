@@ -67,17 +67,18 @@ class PRelu(Op):
         return (required(inputs, 0),)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        return _slope_ties(inputs, 1, self.axis)
+        return _vector_ties(inputs, [1], self.axis)
 
 
-def _slope_ties(inputs: InputTypes, operand: int, axis: int) -> tuple[Tie, ...] | None:
-    """The axes of an activation whose slopes, operand number ``operand``, lie along ``axis``."""
-    x, slope = required(inputs, 0), required(inputs, operand)
-    if x.rank is None or slope.dim(0) is None:
+def _vector_ties(inputs: InputTypes, operands: Sequence[int], axis: int) -> tuple[Tie, ...] | None:
+    """The axes of an activation whose slopes and lines, the numbered operands, lie along ``axis``."""
+    x = required(inputs, 0)
+    sizes = {place: required(inputs, place).dim(0) for place in operands}
+    if x.rank is None or None in sizes.values():
         return None
     # One slope for all needs no axis, and torch has such slopes on values without axis 1.
-    shared = slope.dim(0) == 1
-    own, tied = (-1, []) if shared else (axis_of(axis, x.rank), [(operand, 0)])
+    tied = [(place, 0) for place, size in sizes.items() if size != 1]
+    own = axis_of(axis, x.rank) if tied else -1
     return ties(*([(0, a), *(tied if a == own else []), (-1, a)] for a in range(x.rank)))
 
 
@@ -100,15 +101,16 @@ def check_gate(mode: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Gate(Op):
-    """An activation blended with the identity: ``(x, g, slope?)`` gives ``g * act(x) + (1 - g) * x``.
+    """An activation blended with a straight line: ``(x, g, slope?, scale?, shift?)`` gives ``g * act(x) + (1 - g) * (scale * x + shift)``.
 
-    ``g`` is one number (a vector of size 1) between 0, the identity, and 1, the activation. Gates that
+    ``g`` is one number (a vector of size 1) between 0, the line, and 1, the activation. Without scale and shift the
+    line is the identity; they are given both or not at all, as vectors along ``axis``. Gates that
     read the same value are tied: they are learned and removed together.
 
     Attributes:
         kind: A kind of :data:`ACTIVATIONS`, or ``prelu``, whose slope is the third input.
         params: The parameters of that kind.
-        axis: The axis that a slope lies along.
+        axis: The axis that a slope and a line lie along.
         mode: The mode in which it learns, one of :data:`GATE_MODES`.
     """
 
@@ -116,7 +118,7 @@ class Gate(Op):
     params: tuple[float, ...] = ()
     axis: int = 1
     mode: str = "soft"
-    arity = (2, 3)
+    arity = (2, 5)
 
     def __post_init__(self) -> None:
         if self.kind != "prelu":
@@ -139,12 +141,19 @@ class Gate(Op):
             )
         if g.shape is not None and (len(g.shape) != 1 or g.dim(0) not in (1, None)):
             raise InferenceError(f"a gate is one number, not {g}")
+        line = [optional(inputs, 3), optional(inputs, 4)]
+        if (line[0] is None) != (line[1] is None):
+            raise InferenceError("the line of a gate has a scale and a shift, not one of them")
+        for vector in line:
+            if vector is not None and vector.rank not in (1, None):
+                raise InferenceError(f"the line of a gate is made of vectors, not of {vector}")
         return (x,)
 
     def channels(self, inputs: InputTypes) -> tuple[Tie, ...] | None:
-        if optional(inputs, 2) is None:
+        given = [place for place in (2, 3, 4) if optional(inputs, place) is not None]
+        if not given:
             return same_shape_ties(required(inputs, 0).rank, (0, -1))
-        return _slope_ties(inputs, 2, self.axis)
+        return _vector_ties(inputs, given, self.axis)
 
 
 def broadcast(a: Shape | None, b: Shape | None) -> Shape | None:

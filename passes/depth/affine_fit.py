@@ -1,8 +1,7 @@
 """The straight line that fits an activation best, from moments of its input and output.
 
 ``E[(a*x + b - y)**2]`` is smallest for ``a = cov(x, y) / var(x)`` and ``b = E[y] - a * E[x]``: ordinary least squares,
-for each channel separately. A gate of value ``g`` computes ``g*y + (1 - g)*x``, whose line has the slope ``g*a + 1 - g``
-and the offset ``g*b``.
+for each channel separately.
 """
 
 from __future__ import annotations
@@ -33,12 +32,11 @@ class ActivationStats:
     cov_xy: Array64
 
 
-def best_line(moments: ActivationStats, gate: float = 1.0) -> tuple[Array64, Array64]:
+def best_line(moments: ActivationStats) -> tuple[Array64, Array64]:
     """Slopes and offsets of the best lines; the slope is 1 for an input that never varies.
 
     Args:
         moments: The moments of the activation.
-        gate: The value of its gate; 1 without a gate.
 
     Raises:
         ValueError: If a moment is not finite or a variance is negative.
@@ -51,4 +49,4 @@ def best_line(moments: ActivationStats, gate: float = 1.0) -> tuple[Array64, Arr
         raise ValueError("a variance is negative")
     slope = np.divide(cov, var_x, out=np.ones_like(cov), where=var_x > 0)
     offset = mean_y - slope * mean_x
-    return gate * slope + (1 - gate), gate * offset
+    return slope, offset

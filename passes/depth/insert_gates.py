@@ -1,9 +1,10 @@
-"""``insert-gates``: gated activations, ``g * act(x) + (1 - g) * x`` with a learnable number ``g``, the gate.
+"""``insert-gates``: gated activations, ``g * act(x) + (1 - g) * line(x)`` with a learnable number ``g``, the gate.
 
 After Fu et al., "DepthShrinker: A New Compression Paradigm Towards Boosting Real-Hardware Efficiency of Compact
 Neural Networks", ICML 2022: a network learns which of its activations matter, the others are removed
 (:mod:`.remove_activations`), and the linear ops around them merge. Gates start open (1), so that the outputs do not
-change before training; in torch they are :class:`graphshrink.nn.Gate`.
+change before training; in torch they are :class:`graphshrink.nn.Gate`. The line is the identity, or for each channel the one
+that fits the activation best (:mod:`.affine_fit`), so that closing a gate does less harm.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from ...ir import (
     check_gate,
 )
 from ...ir.errors import listed
-from ..infra.conditions import NO_GATES
+from ..infra.conditions import CALIBRATION_DATA, NO_GATES, Condition
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
 from ..merge.merge_linear import MergeLinear
+from .channel_lines import fitted_lines
 from .gate_sites import (
     SHOWN,
     ActivationSite,
@@ -57,7 +59,9 @@ class InsertGates(Pass):
         mode: How the gates learn: soft, top-k or hard-concrete.
         tie: One gate for several sites: ``block`` for sites that a merge needs to be removed together, or patterns
             such as ``features.*``: sites share a gate if their names are equal up to the last part of the pattern.
-        value: The initial value of the gates: 1 is the activation, 0 the identity.
+        value: The initial value of the gates: 1 is the activation, 0 the line.
+        by: The line that a closed gate computes: ``identity``, or ``affine``, for each channel the straight line ``a*x + b`` that
+            fits the activation best on calibration data. Endings are closed as identities.
         ending: A kind of activation without parameters, such as relu6, for gates behind the parts that merge once the gated activations
             are gone, unless an activation is there already. These gates start at 0, so that they change nothing, and
             their names end in ``ending``. They need mode soft: see ``GateSchedule(kind="fade", sites="*ending", to=1)``.
@@ -66,11 +70,11 @@ class InsertGates(Pass):
     """
 
     name = "insert-gates"
-    requires = (NO_GATES,)
     sites: str | tuple[str, ...] = ()
     mode: Literal["soft", "top-k", "hard-concrete"] = "soft"
     tie: str | tuple[str, ...] = ()
     value: float = 1.0
+    by: Literal["identity", "affine"] = "identity"
     ending: str = ""
     max_kernel: int = 7
     max_mac_growth: float = 2.0
@@ -85,6 +89,11 @@ class InsertGates(Pass):
                 raise ValueError(
                     f"ending needs gates of mode soft, not {self.mode}: an ending stays closed until GateSchedule(kind='fade') opens it"
                 )
+
+    @property
+    def requires(self) -> tuple[Condition, ...]:  # type: ignore[override]
+        """No gates; calibration data, to fit lines."""
+        return (NO_GATES, CALIBRATION_DATA) if self.by == "affine" else (NO_GATES,)
 
     def merging(self) -> MergeLinear:
         """The merge that is possible after activations are removed and padding is hoisted."""
@@ -105,16 +114,20 @@ class InsertGates(Pass):
             graph.notes.append(
                 f"insert-gates: tie {listed(named)} ties none of the {len(groups)} sites: a pattern ties those whose names are equal up to its last part"
             )
-        self._end([site.node for site in wanted], graph, rw)
+        nodes = [site.node for site in wanted]
+        lines = fitted_lines(nodes, graph, ctx, self.name) if self.by == "affine" else {}
+        self._end(nodes, graph, rw)
         for site in wanted:
             node, key = site.node, groups[site.name]
             with rw.rewrite(f"gate {_site_kind(site)}", node, exactness=exactness):
                 if key not in gates:
                     gates[key] = rw.constant(gate_tensor(node, self.value), f"{key}.gate")
-                slope = node.inputs[1:]
-                rw.replace(
-                    node, self._op(site), [node.inputs[0], gates[key], *slope], name=site.name
-                )
+                inputs = [node.inputs[0], gates[key], *node.inputs[1:]]
+                line, axis = lines.get(node), 1
+                if line is not None:
+                    axis = line.axis
+                    inputs += [*[None] * (3 - len(inputs)), *line.constants(rw, site.name)]
+                rw.replace(node, self._op(site, axis), inputs, name=site.name)
 
     def _end(self, gated: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
         """Insert the closed gates behind what will merge."""
@@ -172,12 +185,12 @@ class InsertGates(Pass):
                 raise PassError(f"insert-gates: tie {pattern!r} matches none of the gated sites")
         return made
 
-    def _op(self, site: ActivationSite) -> Gate:
+    def _op(self, site: ActivationSite, axis: int) -> Gate:
         op = site.node.op
         if isinstance(op, PRelu):
-            return Gate("prelu", axis=op.axis, mode=self.mode)
+            return Gate("prelu", axis=axis if self.by == "affine" else op.axis, mode=self.mode)
         assert isinstance(op, Activation)
-        return Gate(op.kind, op.params, mode=self.mode)
+        return Gate(op.kind, op.params, axis, self.mode)
 
 
 def gate_tensor(node: Node, value: float) -> ArrayTensor:

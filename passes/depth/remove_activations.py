@@ -20,8 +20,6 @@ from ...ir import (
     Identity,
     Node,
     Rewriter,
-    Scale,
-    Tensor,
     UsageError,
 )
 from ...ir.errors import counted, listed
@@ -29,21 +27,10 @@ from ...ir.options import Bounds
 from ..infra.conditions import CALIBRATION_DATA, Condition
 from ..infra.contract import Context, Pass, PassError, name_list
 from ..infra.registry import register
-from ..merge.algebra.tensors import from_float64, out_of_range
-from ..statistics.moments import ActivationMoments, channel_axis
-from .affine_fit import best_line
+from .channel_lines import ChannelLines, fitted_lines, gate_value, own_line, replace_by_line
 from .gate_sites import check_parameterless, ending_places, matching_names, site_names
 from .insert_gates import InsertGates
 from .removal_plan import activation_kind, read_plan
-
-
-@dataclass(frozen=True)
-class ChannelLines:
-    """``slope * x + offset`` for each channel; both are vectors along ``axis``."""
-
-    axis: int
-    slope: Tensor
-    offset: Tensor
 
 
 @register
@@ -56,8 +43,8 @@ class RemoveActivations(Pass):
         threshold: Remove the gates with a value below this; 0.5 if no other option chooses.
         keep: Keep this number of gates, those with the largest values; tied gates count as one.
         plan: The path of a removal plan.
-        by: The replacement: ``identity``, or ``affine``, for each channel the straight line ``a*x + b`` that fits the
-            activation best on calibration data.
+        by: The replacement: ``identity``, or the line of a gate that has one; or ``affine``, for each channel the straight line
+            ``a*x + b`` that fits the activation best on calibration data.
         ending: A kind of activation without parameters, such as relu6, to insert after each merge that the removal
             allows (after the addition if it ends in one), unless an activation is there already. Without it, adjacent
             merged blocks have no nonlinearity between them, and training recovers little.
@@ -97,7 +84,8 @@ class RemoveActivations(Pass):
         gone = [node for node, keep in decided.items() if not keep]
         _note_unfinished(decided, graph)
         # All moments are measured before any activation is removed.
-        lines = self._lines(gone, graph, ctx) if self.by == "affine" else {}
+        open_ = [node for node in gone if gate_value(node) != 0]
+        lines = fitted_lines(open_, graph, ctx, self.name) if self.by == "affine" else {}
         if self.ending:
             self._end(gone, graph, rw)
         for node, keep in decided.items():
@@ -108,43 +96,6 @@ class RemoveActivations(Pass):
         for node in graph.nodes:
             if isinstance(node.op, Gate):
                 rw.skip(node, "the gate stays: it is neither named nor in the plan")
-
-    @staticmethod
-    def _lines(gone: Sequence[Node], graph: Graph, ctx: Context) -> dict[Node, ChannelLines]:
-        """The best lines of removed activations, except those whose gate is 0."""
-        if ctx.calibration is None:
-            raise PassError("remove-activations: by=affine needs calibration data")
-        requests = {node: ActivationMoments(node) for node in gone if _gate_value(node) != 0}
-        for node in requests:
-            shape = node.output.type.shape
-            if shape is not None and node.output.type.dim(channel_axis(node)) is None:
-                raise PassError(
-                    f"remove-activations: the number of channels of {node.name} is not known"
-                )
-        found = ctx.calibration.collect(graph, requests.values())
-        lines = {}
-        for node, request in requests.items():
-            value = _gate_value(node)
-            moments = found[request]
-            try:
-                slope, offset = best_line(moments, 1.0 if value is None else value)
-            except ValueError as error:
-                raise PassError(
-                    f"remove-activations: {node.name} has no best line: {error}"
-                ) from error
-            dtype = node.output.type.dtype
-            if dtype is None or not dtype.is_wide_float:
-                raise PassError(f"remove-activations: the element type of {node.name} is not known")
-            line = ChannelLines(
-                moments.axis, from_float64(slope, dtype), from_float64(offset, dtype)
-            )
-            if out_of_range(line.slope) or out_of_range(line.offset):
-                raise PassError(
-                    f"remove-activations: the best line of {node.name} leaves the range of "
-                    f"{dtype.value}: name others, or use by=identity"
-                )
-            lines[node] = line
-        return lines
 
     def _end(self, gone: Sequence[Node], graph: Graph, rw: Rewriter) -> None:
         """Insert an activation after each merge that removing ``gone`` allows."""
@@ -220,7 +171,7 @@ def _keep_largest(values: Mapping[Node, float], keep: int) -> dict[Node, bool]:
 
 def _note_unfinished(decided: Mapping[Node, bool], graph: Graph) -> None:
     """Note gates that are neither open nor closed, such as those of a schedule that has not come to its end."""
-    values = {node.name: value for node in decided if (value := _gate_value(node)) is not None}
+    values = {node.name: value for node in decided if (value := gate_value(node)) is not None}
     partly = [f"{name} at {value:.3g}" for name, value in values.items() if 0 < value < 1]
     if partly:
         graph.notes.append(
@@ -229,32 +180,27 @@ def _note_unfinished(decided: Mapping[Node, bool], graph: Graph) -> None:
         )
 
 
-def _gate_value(node: Node) -> float | None:
-    """The value of a gate; ``None`` for a plain activation, or if the value is not a constant."""
-    number = node.inputs[1] if isinstance(node.op, Gate) else None
-    return None if number is None or number.data is None else float(number.data.float64()[0])
-
-
 def _keep_activation(node: Node, rw: Rewriter) -> None:
     """Replace a gate by its activation; a plain activation stays as it is."""
     if not isinstance(node.op, Gate):
         return
-    value = _gate_value(node)
+    value = gate_value(node)
     exactness = Exactness.EXACT if value == 1 else Exactness.APPROXIMATE
     with rw.rewrite(f"keep {node.op.kind} (gate {value:g})", node, exactness=exactness):
-        rw.replace(node, node.op.activation, [node.inputs[0], *node.inputs[2:]])
+        slope = [node.inputs[2]] if node.op.kind == "prelu" else []
+        rw.replace(node, node.op.activation, [node.inputs[0], *slope])
 
 
 def _remove_activation(node: Node, rw: Rewriter, line: ChannelLines | None) -> None:
-    value = _gate_value(node)
+    value, own = gate_value(node), own_line(node)
     exactness = Exactness.EXACT if value == 0 else Exactness.APPROXIMATE
     gate = "" if value is None else f" (gate {value:g})"
-    plain = line is None or value == 0
-    how = "" if plain else ", a line for each channel instead"
+    how = "" if line is None else ", a line for each channel instead"
+    how = ", the line of its gate instead" if line is None and own is not None else how
     with rw.rewrite(f"remove {activation_kind(node)}{gate}{how}", node, exactness=exactness):
-        if line is None or plain:
-            rw.replace(node, Identity(), node.inputs[:1])
+        if line is not None:
+            replace_by_line(node, rw, line.axis, line.constants(rw, node.name))
+        elif isinstance(node.op, Gate) and own is not None:
+            replace_by_line(node, rw, node.op.axis, own)
         else:
-            slope = rw.constant(line.slope, f"{node.name}.scale")
-            offset = rw.constant(line.offset, f"{node.name}.shift")
-            rw.replace(node, Scale(line.axis), [node.inputs[0], slope, offset])
+            rw.replace(node, Identity(), node.inputs[:1])

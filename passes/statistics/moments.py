@@ -157,7 +157,8 @@ class _ChannelAccumulator(Accumulator[ChannelStats]):
 
 def channel_axis(node: Node) -> int:
     """The channel axis of an activation: that of the layers around it, else 1."""
-    if isinstance(node.op, PRelu) or (isinstance(node.op, Gate) and node.op.kind == "prelu"):
+    own = isinstance(node.op, Gate) and (node.op.kind == "prelu" or node.input(3) is not None)
+    if isinstance(node.op, PRelu) or (own and isinstance(node.op, Gate)):
         rank = node.required(0).type.rank
         # One slope for all channels goes with any axis.
         return node.op.axis if rank is None or node.op.axis < rank else -1
@@ -214,23 +215,29 @@ class ActivationMoments(Request[ActivationStats]):
 
     def accumulator(self) -> Accumulator[ActivationStats]:
         gate = 1.0
+        line: tuple[Any, ...] = (1.0, 0.0)
         if isinstance(self.node.op, Gate):
             number = self.node.inputs[1]
             gate = 0.0 if number is None or number.data is None else number.data.float64().item()
+            given = [v.data for v in self.node.inputs[3:] if v is not None and v.data is not None]
+            if given and gate != 1:
+                line = tuple(data.float64().reshape(-1, 1) for data in given)
             if not gate:
                 raise UsageError(
                     f"gate {self.node.name} is 0 or not a constant: its output does not show the activation"
                 )
-        return _ActivationAccumulator(self.node.name, channel_axis(self.node), gate)
+        return _ActivationAccumulator(self.node.name, channel_axis(self.node), gate, line)
 
 
 class _ActivationAccumulator(Accumulator[ActivationStats]):
-    def __init__(self, name: str, axis: int, gate: float) -> None:
-        self.name, self.axis, self.gate, self.spread = name, axis, gate, _RunningCovariance(2)
+    def __init__(self, name: str, axis: int, gate: float, line: tuple[Any, ...]) -> None:
+        self.name, self.axis, self.gate, self.line = name, axis, gate, line
+        self.spread = _RunningCovariance(2)
 
     def add(self, *arrays: Array) -> None:
         x, y = (_by_channel(a, self.axis) for a in arrays)
-        self.spread.add(x, x + (y - x) / self.gate)
+        rest = self.line[0] * x + self.line[1]
+        self.spread.add(x, rest + (y - rest) / self.gate)
 
     def result(self) -> ActivationStats:
         s = self.spread

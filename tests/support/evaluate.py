@@ -184,7 +184,10 @@ def run_node(node: Node, operands: Sequence[Tensor | None]) -> list[Tensor]:
                 y = torch.where(x > 0, x, x * _along(third, x.ndim, op.axis))
             else:
                 y = _ACTIVATIONS[op.kind](x, *op.params)
-            y = second * y + (1 - second) * x
+            vectors = [None if v is None else _along(v, x.ndim, op.axis) for v in operands[3:]]
+            scale, shift = vectors or (None, None)
+            rest = x if scale is None or shift is None else scale * x + shift
+            y = second * y + (1 - second) * rest
         case ir.Add():
             y = x + second
         case ir.Sub():

@@ -96,6 +96,8 @@ _ALL: list[tuple[Any, ...]] = [
     (ir.Expand((2, 1, 4)), _n(3, 4)),
     (ir.Flatten(1), _IMAGE),
     (ir.Gate("relu"), _MATRIX, np.float32([0.25])),
+    (ir.Gate("relu6", axis=1), _IMAGE, np.float32([0.25]), None, _n(4), _n(4)),
+    (ir.Gate("prelu", axis=1), _IMAGE, np.float32([0.25]), _n(4), _n(4), _n(4)),
     (ir.Gather(1), _MATRIX, np.array([[3, 0], [1, 1]])),
     (ir.GatherElements(1), _MATRIX, np.array([[3, -4], [1, 1]])),
     (ir.GatherNd(), _IMAGE, np.array([[0, 3], [-1, -2], [1, 1]])),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .... import ir
 from ....hosts.torch.dtypes import DTYPES
 from ....hosts.torch.modules.gates import Gate, Switch
@@ -31,13 +33,27 @@ def _gate(call: Call) -> Lowered | None:
     if lowered is None or isinstance(lowered, Steps):
         return None
     op, operands = lowered
-    number = _number(module.switch)
+    given: list[Any] = [call.value(0), _number(module.switch)]
+    line = None if module.line is None else _line(call.inside("line", module.line))
+    if module.line is not None and (line is None or hooked(module.line)):
+        return None
+    axis = line[0] if line is not None else 1
     if isinstance(op, ir.PRelu):
         slope: Any = operands[1]
-        return ir.Gate("prelu", axis=op.axis, mode=module.mode), [call.value(0), number, slope]
-    if not isinstance(op, ir.Activation):
+        if line is not None and op.axis != axis and slope.size > 1:
+            return None
+        made = ir.Gate("prelu", axis=op.axis if line is None else axis, mode=module.mode)
+        given.append(slope)
+    elif isinstance(op, ir.Activation):
+        made = ir.Gate(op.kind, op.params, axis, module.mode)
+        given += [] if line is None else [None]
+    else:
         return None
-    return ir.Gate(op.kind, op.params, mode=module.mode), [call.value(0), number]
+    if line is not None:
+        wide = given[1].dtype.numpy
+        neutral = (ir.ArrayTensor(np.ones(1, wide)), ir.ArrayTensor(np.zeros(1, wide)))
+        given += [v or default for v, default in zip(line[1], neutral, strict=True)]
+    return made, given
 
 
 def _number(switch: Switch) -> Tensor:
@@ -53,10 +69,17 @@ def _number(switch: Switch) -> Tensor:
 
 @reads_own_module(Scale, makes=ir.Scale)
 def _scale(call: Call) -> Lowered | None:
-    """A scale and shift that was emitted earlier; its tensors have ones behind their axis."""
+    """A scale and shift that was emitted earlier."""
+    found = _line(call)
+    return None if found is None else (ir.Scale(found[0]), [call.value(0), *found[1]])
+
+
+def _line(call: Call) -> tuple[int, list[Tensor | None]] | None:
+    """The axis, scale and shift of a ``Scale`` module, whose tensors have ones behind their axis."""
     x, module = call.value(0), call.module
     assert isinstance(module, Scale)
-    rank, vectors = x.type.rank, []
+    rank = x.type.rank
+    vectors: list[Tensor | None] = []
     for name in ("scale", "shift"):
         value = call.tensor(name)
         known = value is not None and value.data is not None
@@ -64,4 +87,4 @@ def _scale(call: Call) -> Lowered | None:
     if all(v is None for v in vectors) or (rank is not None and rank <= module.trailing):
         return None
     axis = -1 - module.trailing
-    return ir.Scale(axis if rank is None else axis + rank), [x, *vectors]
+    return axis if rank is None else axis + rank, vectors

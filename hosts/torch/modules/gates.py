@@ -2,8 +2,8 @@
 
 :class:`Scale` is a constant scale and shift, where torch has no module. Masks of pruned weights are in
 :mod:`.masks`, sparse kernels in :mod:`....training.sparse_kernels`; both stand here too. A gate lets a network learn which of its
-activations it can do without: ``y = g * act(x) + (1 - g) * x``. At ``g = 1`` it is the activation, at ``g = 0`` the identity, and then what lies before and behind it can be merged. The
-number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
+activations it can do without: ``y = g * act(x) + (1 - g) * line(x)``. At ``g = 1`` it is the activation, at ``g = 0`` the line, which is the identity unless one
+is given, and then what lies before and behind it can be merged. The number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. Modes:
 
 ``soft``
     ``g = clamp(score, 0, 1)``. Between 0 and 1 the gradient is the true one. At the ends it passes straight
@@ -11,7 +11,7 @@ number ``g`` comes from a :class:`Switch`; gates that share a switch are tied. M
     :data:`MARGIN` beyond an end is not driven further out.
 ``top-k``
     ``g`` is 1 for the gates that :func:`graphshrink.keep_top` keeps and 0 for the others, over the whole network.
-    The gradient passes straight through: ``dL/dscore = dL/dg = sum(dL/dy * (act(x) - x))``, for kept and
+    The gradient passes straight through: ``dL/dscore = dL/dg = sum(dL/dy * (act(x) - line(x)))``, for kept and
     removed gates alike, so that a removed one can come back (Fu et al., "DepthShrinker", ICML 2022).
 ``hard-concrete``
     The stretched concrete variable of Louizos et al., "Learning sparse neural networks through L0
@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from ....ir import UsageError, check_gate
+from .scale import Scale
 
 RANDOM = "hard-concrete"
 """The mode whose gates draw random numbers while they train."""
@@ -146,13 +147,14 @@ class Switch(nn.Module):
 
 
 class Gate(nn.Module):
-    """``g * activation(x) + (1 - g) * x``, where ``g`` is learned; for finite ``x`` exact at both ends.
+    """``g * activation(x) + (1 - g) * line(x)``, where ``g`` is learned; for finite ``x`` exact at both ends.
 
     Args:
         activation: The activation; one that works in place is copied, so that it does not.
         switch: Where ``g`` comes from; a switch of its own when not given.
         mode: The mode of the gate's own switch.
         value: Where the gate's own switch starts.
+        line: A straight line for each channel, which is trained with the network; the identity when not given.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Gate(nn.Module):
         *,
         mode: str = "soft",
         value: float = 1.0,
+        line: Scale | None = None,
     ) -> None:
         super().__init__()
         if getattr(activation, "inplace", False):
@@ -169,13 +172,16 @@ class Gate(nn.Module):
             activation.inplace = False  # type: ignore[assignment]
         self.activation = activation
         self.switch = Switch(mode, value) if switch is None else switch
+        self.line = line
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The gated activation of ``x``, of the same shape."""
         g = self.switch()
         if g.dtype != x.dtype:
             g = g.to(x.dtype)
-        y: torch.Tensor = g * self.activation(x) + (1 - g) * x
+        y: torch.Tensor = g * self.activation(x) + (1 - g) * (
+            x if self.line is None else self.line(x)
+        )
         return y
 
     @property
@@ -185,7 +191,7 @@ class Gate(nn.Module):
 
     @property
     def value(self) -> float:
-        """The number that evaluation mode uses: 1 is the activation, 0 the identity."""
+        """The number that evaluation mode uses: 1 is the activation, 0 the line."""
         return float(self.switch.number())
 
     @property

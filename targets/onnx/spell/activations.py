@@ -9,7 +9,7 @@ from .... import ir
 from ....ir import DerivedTensor, ModelError, Tensor
 from ....ir.tensor import reshaped
 from ..speller import Speller, spells
-from .arithmetic import clip
+from .arithmetic import clip, line
 
 _OPERATORS = {
     "relu": ("Relu", 1, ()), "sigmoid": ("Sigmoid", 1, ()), "tanh": ("Tanh", 1, ()),
@@ -91,27 +91,29 @@ def prelu(s: Speller, op: ir.PRelu) -> None:
     _sloped(s, op.axis, slope.data, s.inputs[1])
 
 
-def _sloped(s: Speller, axis: int, slope: Tensor, name: str) -> None:
+def _sloped(s: Speller, axis: int, slope: Tensor, name: str, output: str | None = None) -> None:
     rank = s.rank
     if rank is None and slope.size > 1:
         raise ModelError(f"{s.node.name}: PRelu of unknown rank")
     trailing = rank - axis % rank - 1 if rank else 0
     shape = (slope.size, *[1] * trailing) if slope.size > 1 else (1,)
-    s.emit("PRelu", [s.inputs[0], s.new_constant(reshaped(slope, shape), name)], s.outputs[0])
+    operand = s.new_constant(reshaped(slope, shape), name)
+    s.emit("PRelu", [s.inputs[0], operand], output or s.outputs[0])
 
 
 @spells(
     ir.Gate, writes="PRelu LeakyRelu Mul Add Identity", note="a frozen gate: its number is constant"
 )
 def gate(s: Speller, op: ir.Gate) -> None:
-    """A frozen gate of number g; a gated ReLU is a leaky one, ``max(x, 0) + (1 - g) * min(x, 0)``."""
+    """A frozen gate of number g; without a line a gated ReLU is a leaky one, ``max(x, 0) + (1 - g) * min(x, 0)``."""
     number, slope, x = s.node.required(1), s.node.input(2), s.inputs[0]
     if number.data is None or (slope is not None and slope.data is None):
         raise ModelError(f"{s.node.name}: a gate of a computed number has no ONNX spelling")
     g = float(number.data.float64()[0])
+    sloped = s.given(3)
     if g == 0.0:
-        s.emit("Identity", [x], s.outputs[0])
-    elif slope is not None and slope.data is not None:
+        line(s, op.axis, 3, s.outputs[0])
+    elif slope is not None and slope.data is not None and not (sloped and g < 1.0):
         given = slope.data
 
         def mixed() -> Any:
@@ -120,14 +122,17 @@ def gate(s: Speller, op: ir.Gate) -> None:
         _sloped(s, op.axis, DerivedTensor(given.shape, given.dtype, mixed), s.inputs[2])
     elif g == 1.0:
         activation(s, ir.Activation(op.kind, op.params))
-    elif op.kind in ("relu", "leaky_relu"):
+    elif op.kind in ("relu", "leaky_relu") and not sloped:
         alpha = op.params[0] if op.params else 0.0
         s.emit("LeakyRelu", [x], s.outputs[0], alpha=g * alpha + (1 - g))
     else:
         act = s.new_name(f"{s.outputs[0]}_act")
-        _activate(s, ir.Activation(op.kind, op.params), act)
+        if slope is not None and slope.data is not None:
+            _sloped(s, op.axis, slope.data, s.inputs[2], act)
+        else:
+            _activate(s, ir.Activation(op.kind, op.params), act)
         act = s.emit("Mul", [act, s.scalar(g, "gate")])
-        rest = s.emit("Mul", [x, s.scalar(1 - g, "gate_rest")])
+        rest = s.emit("Mul", [line(s, op.axis, 3) if sloped else x, s.scalar(1 - g, "gate_rest")])
         s.emit("Add", [act, rest], s.outputs[0])
 
 

@@ -71,25 +71,31 @@ def cast(s: Speller, op: ir.Cast) -> None:
 @spells(ir.Scale, writes="Mul Add Unsqueeze Identity")
 def scale(s: Speller, op: ir.Scale) -> None:
     """Mul and Add of vectors that lie along one axis."""
+    line(s, op.axis, 1, s.outputs[0])
+
+
+def line(s: Speller, axis: int, first: int, output: str | None = None) -> str:
+    """Scale and shift the first operand by the operands ``first`` and ``first + 1``, vectors along an axis; returns the name of the result."""
     rank = s.rank
-    parts = [(kind, i) for kind, i in (("Mul", 1), ("Add", 2)) if s.given(i)]
+    parts = [(kind, i) for kind, i in (("Mul", first), ("Add", first + 1)) if s.given(i)]
     current = s.inputs[0]
     for place, (kind, index) in enumerate(parts):
         vector, operand = s.node.required(index), s.inputs[index]
         size = vector.type.dim(0)
         if size != 1:
             if rank is None:
-                raise ModelError(f"{s.node.name}: Scale of a value of unknown rank")
-            trailing = rank - op.axis % rank - 1
+                raise ModelError(
+                    f"{s.node.name}: {s.node.op.name} along an axis of a value of unknown rank"
+                )
+            trailing = rank - axis % rank - 1
             if trailing and vector.data is not None:
                 wide = reshaped(vector.data, (size or 1, *[1] * trailing))
                 operand = s.new_constant(wide, operand)
             elif trailing:
                 operand = new_axes(s, operand, list(range(1, trailing + 1)))
         last = place == len(parts) - 1
-        current = s.emit(kind, [current, operand], s.outputs[0] if last else None)
-    if not parts:
-        s.emit("Identity", [current], s.outputs[0])
+        current = s.emit(kind, [current, operand], output if last else None)
+    return current if parts else s.emit("Identity", [current], output)
 
 
 def clip(s: Speller, low: float, high: float, x: str, output: str | None) -> str:

@@ -139,7 +139,7 @@ def prelu(e: Emitter, node: Node, op: PRelu) -> None:
 
 @spells(Gate)
 def gate(e: Emitter, node: Node, op: Gate) -> None:
-    """``g * act(x) + (1 - g) * x``."""
+    """``g * act(x) + (1 - g) * x``, or with a line in the place of the last x."""
     x, g = node.required(0), node.required(1)
     if g.data is None:
         raise Unsupported("its gate value is computed by the model, not constant")
@@ -151,7 +151,11 @@ def gate(e: Emitter, node: Node, op: Gate) -> None:
     else:
         made = activate(e, op.activation, tensor)
     if share != 1:
-        made = m.binary("ADD", m.binary("MUL", made, share), m.binary("MUL", tensor, 1 - share))
+        rest = tensor
+        for code, vector in (("MUL", node.input(3)), ("ADD", node.input(4))):
+            if vector is not None:
+                rest = m.binary(code, rest, vector_along(e, vector, layout, op.axis))
+        made = m.binary("ADD", m.binary("MUL", made, share), m.binary("MUL", rest, 1 - share))
     e.put(node.output, made, layout)
 
 

@@ -11,8 +11,10 @@ from torch import fx, nn
 
 from .... import ir
 from ....hosts.torch.modules.gates import Gate
+from ....hosts.torch.modules.scale import Scale
 from ....ir import Value
 from ..speller import Speller, spells
+from .arithmetic import scale_module
 
 _MODULES: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "clip": nn.Hardtanh, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU,
@@ -103,7 +105,18 @@ def gate(s: Speller, op: ir.Gate) -> fx.Node:
     if number.data is None:
         raise s.refuse("of a computed number")
     inner.train(s.out.training)
-    return s.module(Gate(inner, s.out.switch(number, op.mode)), s.value())
+    switch = s.out.switch(number, op.mode)
+    return s.module(Gate(inner, switch, line=_line(s, op.axis)), s.value())
+
+
+def _line(s: Speller, axis: int) -> Scale | None:
+    """The line of a gate; ``None`` for the identity."""
+    given, rank = s.node.inputs[3:5], s.rank
+    if not any(given):
+        return None
+    if rank is None or any(v is None or v.data is None for v in given):
+        raise s.refuse("with a computed line, or of unknown rank,")
+    return scale_module(s, given, rank - 1 - axis % rank)
 
 
 @spells(ir.Softmax)

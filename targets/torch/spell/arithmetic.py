@@ -104,15 +104,20 @@ def scale(s: Speller, op: ir.Scale) -> fx.Node:
         return scale_calls(s, op)
     if all(v is None or _is_number(v) for v in operands):
         return _by_numbers(s, operands)
-    made = Scale(None, None, rank - op.axis % rank - 1 if rank else 0)
-    for name, value in zip(("scale", "shift"), operands, strict=True):
+    return s.module(scale_module(s, operands, rank - op.axis % rank - 1 if rank else 0), s.value())
+
+
+def scale_module(s: Speller, vectors: Sequence[Value | None], trailing: int) -> Scale:
+    """The module of a scale and a shift, constants that are parameters where they are learned."""
+    made = Scale(None, None, trailing)
+    for name, value in zip(("scale", "shift"), vectors, strict=True):
         if value is None or value.data is None:
             continue
         vector = s.out.constant(value)
-        shaped = vector.detach().clone().reshape(-1, *[1] * made.trailing)
+        shaped = vector.detach().clone().reshape(-1, *[1] * trailing)
         learned = isinstance(vector, nn.Parameter)
         hold(made, name, nn.Parameter(shaped, vector.requires_grad) if learned else shaped)
-    return s.module(made, s.value())
+    return made
 
 
 def _is_number(value: Value) -> bool:

@@ -33,10 +33,14 @@ from graphshrink import (
     shrink,
     shrink_graph,
 )
+from graphshrink.api import load
+from graphshrink.data.calibration import calibrated
 from graphshrink.frontends.onnx.importer import from_onnx
 from graphshrink.frontends.torch.importer import from_fx, trace
 from graphshrink.ir import ArrayTensor, Gate, Graph
 from graphshrink.nn import Gate as GateModule
+from graphshrink.nn import Scale
+from graphshrink.passes import Context
 from graphshrink.targets.onnx.emitter import to_onnx
 from support.cli import fails, succeeds
 from support.onnx_run import outputs_of
@@ -500,7 +504,19 @@ def frozen(graph: Graph, value: float) -> None:
             rw.set_input(node, 1, rw.constant(ArrayTensor(np.array([value], dtype.numpy)), "g"))
 
 
-def test_frozen_gates_in_onnx(tmp_path: Path) -> None:
+def line_of(act: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """For each channel, the values of the straight line that fits an activation best."""
+    made = torch.empty_like(x)
+    for channel in range(x.shape[1]):
+        given = x[:, channel].detach().double().numpy()
+        found = act(x.clone())[:, channel].detach().double().numpy()
+        a, b = np.polyfit(given.ravel(), found.ravel(), 1)
+        made[:, channel] = torch.from_numpy(a * given + b)
+    return made
+
+
+@pytest.mark.parametrize("by", ["identity", "affine"])
+def test_frozen_gates_in_onnx(by: str, tmp_path: Path) -> None:
     """One network with an output for every kind of activation (torch spells softsign out)."""
     kinds = {kind: act for kind, act in ACTIVATIONS.items() if kind != "softsign"}
 
@@ -519,17 +535,19 @@ def test_frozen_gates_in_onnx(tmp_path: Path) -> None:
     x = X.float()
     for value in (1.0, 0.0, 0.3):
         graph = from_onnx(proto)
-        Pipeline("insert-gates{sites=*}").run(graph)
+        ctx = Context(calibration=calibrated(graph, "onnx", x.numpy()))
+        Pipeline(f"insert-gates{{sites=*,by={by}}}").run(graph, ctx)
         assert sum(isinstance(n.op, Gate) for n in graph.nodes) == len(kinds)
         frozen(graph, value)
         made = to_onnx(graph)
         ops = [n.op_type for n in made.graph.node]
-        if value == 0.3:
+        if value == 0.3 and by == "identity":
             assert (ops.count("LeakyRelu"), ops.count("PRelu"), ops.count("Relu")) == (2, 2, 0)
         found = outputs_of(made, x.numpy())
         for kind, act, conv, got in zip(kinds, model.acts, model.convs, found, strict=True):
             c = conv(x)
-            want = (value * act(c.clone()) + (1 - value) * c).detach().numpy()
+            rest = c if by == "identity" else line_of(act, c)
+            want = (value * act(c.clone()) + (1 - value) * rest).detach().numpy()
             assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), (kind, value)
 
 
@@ -664,6 +682,52 @@ def test_what_fades_with_hoisted_padding_merges_exactly(side: int) -> None:
     convs = [m for m in merged.modules() if isinstance(m, nn.Conv2d)]
     assert [m.kernel_size for m in convs] == [(3, 3)] * 4
     assert sum(isinstance(m, nn.ReLU6) for m in merged.modules()) == 4
+
+
+def test_gates_with_lines_train_and_merge() -> None:
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    gated = insert_gates(
+        residual_net(), example_inputs=(x,), by="affine", calibration=x.numpy(), max_mac_growth=1
+    )
+    assert torch.allclose(gated(x), residual_net()(x))
+    sites = list(gates(gated))
+    assert all(gate.line is not None for gate in gates(gated).values())
+    hoisted = shrink_graph(
+        gated, f"hoist-padding{{through=[{','.join(sites)}]}}", example_inputs=(x,)
+    )
+    schedule = GateSchedule(hoisted, steps=2, kind="fade")
+    hoisted.train()
+    for _ in range(2):
+        schedule.step()
+        hoisted(x).square().mean().backward()
+    hoisted.eval()
+    last = hoisted(x)
+    state = {k: v.clone() for k, v in hoisted.state_dict().items()}
+    assert any(k.endswith("line.scale") for k in state), "lines are part of the network's state"
+    hoisted.load_state_dict(state)
+    merged = shrink_graph(hoisted, "remove-activations,merge-linear,prune-dead", example_inputs=(x,))  # fmt: skip
+    assert torch.allclose(merged(x), last, atol=1e-12)
+    assert sum(isinstance(m, nn.Conv2d) for m in merged.modules()) == 3
+    assert not any(isinstance(m, GateModule | Scale) for m in merged.modules())
+    identity = insert_gates(residual_net(), example_inputs=(x,), max_mac_growth=1)
+    for model in (gated, identity):
+        set_gates(model, *[0.0] * len(sites))
+    want = residual_net()(x)
+    assert (gated(x) - want).square().mean() < 0.5 * (identity(x) - want).square().mean()
+
+
+@pytest.mark.parametrize("given", ["both", "scale", "shift"])
+def test_lines_of_modules_are_read(given: str) -> None:
+    scale = torch.randn(8, dtype=torch.float64) if given != "shift" else None
+    shift = torch.randn(8, dtype=torch.float64) if given != "scale" else None
+    model = net(GateModule(nn.PReLU(8), value=0.25, line=Scale(scale, shift, 2)))
+    graph, _ = load(model, (X,))
+    assert [n.op.name for n in graph.nodes] == ["Conv", "Gate", "Conv"]
+    again = shrink_graph(model, "prune-dead", example_inputs=(X,))
+    assert torch.allclose(again(X), model(X), atol=1e-12)
+    closed = shrink_graph(model, "remove-activations{threshold=0.5},prune-dead", example_inputs=(X,))  # fmt: skip
+    set_gates(model, 0.0)
+    assert torch.allclose(closed(X), model(X), atol=1e-12)
 
 
 def test_padding_is_hoisted_through_named_activations_only() -> None:

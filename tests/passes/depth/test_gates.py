@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphshrink.ir import Exactness, Gate, Graph, Identity, Rewriter, UsageError, parse
+from graphshrink.ir import (
+    ArrayTensor,
+    Exactness,
+    Gate,
+    Graph,
+    Identity,
+    Rewriter,
+    UsageError,
+    parse,
+)
 from graphshrink.passes import (
     ActivationStats,
     Context,
@@ -494,6 +503,70 @@ def test_the_best_line_is_that_of_least_squares(gate: float | None) -> None:
     for channel, (xs, ys) in enumerate(zip(*found["a0"], strict=True)):
         a, b = np.polyfit(xs, g * ys + (1 - g) * xs, 1)
         assert (slope[channel], offset[channel]) == pytest.approx((a, b), rel=1e-9)
+
+
+def test_gates_with_lines_close_to_them() -> None:
+    x = np.random.default_rng(5).standard_normal((3, 4, 8, 8))
+    plain = chain("4x4x1x1", "4x4x3x3", "4x4x1x1", size="3, 4, 8, 8")
+    ctx = Context(calibration=Oracle([x]))
+    fitted = plain.clone()
+    Pipeline("remove-activations{names=*,by=affine}").run(fitted, ctx)
+    graph = plain.clone()
+    rewrites = Pipeline("insert-gates{sites=*,by=affine}").run(graph, ctx)
+    assert {r.exactness for r in rewrites} == {Exactness.EXACT}
+    assert np.array_equal(evaluate(graph, [x])[0], evaluate(plain, [x])[0])
+    again = parse(graph.text(full=True))
+    assert again.text() == graph.text()
+    for node in graph.nodes:
+        if isinstance(node.op, Gate):
+            rw = Rewriter(graph)
+            rw.set_input(node, 1, rw.constant(ArrayTensor(np.array([0.0])), "closed"))
+    assert np.allclose(evaluate(graph, [x])[0], evaluate(fitted, [x])[0], rtol=0, atol=1e-12)
+    # What is closed goes exactly, and the lines merge.
+    removed = Pipeline("remove-activations,hoist-padding,merge-linear,prune-dead")
+    want = evaluate(graph, [x])[0]
+    removed.run(graph, Context())
+    assert [n.op.name for n in graph.nodes] == ["Conv"]
+    inner = (..., slice(1, -1), slice(1, -1))
+    assert np.allclose(evaluate(graph, [x])[0][inner], want[inner], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("by", ["identity", "affine"])
+def test_half_open_gates_with_lines(by: Any) -> None:
+    x = np.random.default_rng(5).standard_normal((3, 4, 8, 8))
+    graph = chain("4x4x1x1", "4x4x3x3", "4x4x1x1", size="3, 4, 8, 8")
+    found = sample(graph, x)["a0"]
+    ctx = Context(calibration=Oracle([x]))
+    Pipeline("insert-gates{sites=a0,value=0.25,by=affine}").run(graph, ctx)
+    node = next(n for n in graph.nodes if n.name == "a0")
+    lines = [np.polyfit(xs, ys, 1) for xs, ys in zip(*found, strict=True)]
+    for place in (0, 1):
+        value = node.required(3 + place)
+        assert value.data is not None
+        assert value.data.float64() == pytest.approx([line[place] for line in lines], rel=1e-9)
+    # The line of the activation, measured through the gate, is the gate's own: so is any mixture of the two.
+    Pipeline(f"remove-activations{{names=a0,by={by}}}").run(graph, ctx)
+    node = next(n for n in graph.nodes if n.name == "a0")
+    for place in (0, 1):
+        value = node.required(1 + place)
+        assert value.data is not None
+        assert value.data.float64() == pytest.approx([line[place] for line in lines], rel=1e-9)
+
+
+def test_kept_gates_with_lines_are_plain_activations() -> None:
+    x = np.random.default_rng(5).standard_normal((3, 4, 8, 8))
+    graph = chain("4x4x1x1", "4x4x1x1", size="3, 4, 8, 8")
+    want = evaluate(graph, [x])[0]
+    Pipeline("insert-gates{by=affine},remove-activations,prune-dead").run(
+        graph, Context(calibration=Oracle([x]))
+    )
+    assert [n.op.name for n in graph.nodes] == ["Conv", "Activation", "Conv"]
+    assert np.array_equal(evaluate(graph, [x])[0], want)
+
+
+def test_lines_of_gates_need_data() -> None:
+    with pytest.raises(PassError, match="needs calibration data: none were given"):
+        Pipeline("insert-gates{by=affine}").run(chain("4x4x1x1", "4x4x1x1"))
 
 
 def test_lines_are_better_than_identities_and_merge() -> None:
