@@ -109,6 +109,10 @@ class FileRun:
         improved = after.loss < self.before.loss
         best = min((r["held-out loss"] for r in keeper.history), default=after.loss)
         notes = _notes(self.trainable, self.tables, self.varied, improved, self.before, best)
+        if self.fixed is not None:
+            notes.append(
+                f"batch_size was not used: the model computes {counted(self.fixed, 'sample')} at a time and no other number"
+            )
         if self.stopped:
             notes.append(
                 f"what is in front of {counted(len(self.stopped), 'quantised value')} learns from other paths alone, because more than a "
@@ -169,6 +173,7 @@ class FileRun:
         size = samples.fixed or given["batch_size"] or BATCH_SIZE
         if samples.fixed and _takes_batches(self.module, self.guide, example):
             size = given["batch_size"] or max(BATCH_SIZE, samples.fixed)
+        self.fixed = size if given["batch_size"] not in (None, size) else None
         if any(a.ndim == 3 for a in example):
             for each in (self.module, self.guide):
                 each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

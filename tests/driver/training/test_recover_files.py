@@ -331,6 +331,34 @@ def test_a_softmax_and_a_fixed_batch(tmp_path: Path, data: Path) -> None:
     assert run(done.model, images(1)).shape == (1, CLASSES)
 
 
+def mixed(path: Path) -> Path:
+    """Subtract the mean over the batch in the middle of a network."""
+    model = onnx.load(path)
+    places = [n.op_type for n in model.graph.node]
+    (dense,) = [n for n in model.graph.node if n.op_type == "MatMul"]
+    mean = helper.make_node("ReduceMean", ["f"], ["f_mean"], axes=[0], keepdims=1)
+    model.graph.node.insert(places.index("MatMul"), mean)
+    rest = helper.make_node("Sub", ["f", "f_mean"], ["f_rest"])
+    model.graph.node.insert(places.index("MatMul") + 1, rest)
+    dense.input[0] = "f_rest"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("given", [None, 4, 8])
+def test_a_batch_size_that_the_model_does_not_take_is_said(
+    given: int | None, tmp_path: Path, data: Path
+) -> None:
+    found = weights()
+    teacher = mixed(network(tmp_path / "t.onnx", found, 4))
+    student = mixed(network(tmp_path / "s.onnx", damaged(found), 4))
+    done = recover_file(
+        student, teacher, data, epochs=1, lr=0.02, batch_size=given, progress=False
+    )  # fmt: skip
+    said = "batch_size was not used: the model computes 4 samples at a time and no other number"
+    assert (said in done.notes) == (given == 8)
+
+
 def test_labels_and_no_augmentation(student: Path, teacher: Path) -> None:
     labels = run(teacher, images()).argmax(1)
     done = recover_file(
