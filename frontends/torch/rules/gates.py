@@ -52,7 +52,7 @@ def _gate(call: Call) -> Lowered | None:
     if line is not None:
         wide = given[1].dtype.numpy
         neutral = (ir.ArrayTensor(np.ones(1, wide)), ir.ArrayTensor(np.zeros(1, wide)))
-        given += [v or default for v, default in zip(line[1], neutral, strict=True)]
+        given += [d if v is None else v for v, d in zip(line[1], neutral, strict=True)]
     return made, given
 
 

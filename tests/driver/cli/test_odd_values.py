@@ -26,14 +26,17 @@ def model(tmp_path: Path) -> Path:
     return small_model(tmp_path / "in.onnx")
 
 
-NO_NUMBERS = ("１", "1_0", "٣", "inf", "nan", "-inf", "1e999", "9" * 5000, "", "0x10", "1e")
+NO_NUMBERS = ("nan", "9" * 5000, "１", "1_0", "٣", "inf", "-inf", "1e999", "", "0x10", "1e")
 """What Python may take for a number, and what none takes."""
 
+EVERYWHERE = 2
+"""So many of these go to every option; the others, which the same code reads, to every fourth."""
 
-@pytest.mark.parametrize("word", NO_NUMBERS)
-def test_numbers_on_the_command_line_are_plain_and_finite(word: str, model: Path) -> None:
-    out = model.parent / "out.onnx"
-    for arguments in (
+
+@pytest.mark.parametrize("place", range(len(NO_NUMBERS)))
+def test_numbers_on_the_command_line_are_plain_and_finite(place: int, model: Path) -> None:
+    word, out = NO_NUMBERS[place], model.parent / "out.onnx"
+    options = (
         (model, out, "--seed", word),
         ("compare", model, model, "--runs", word),
         ("compare", model, model, "--threads", word),
@@ -50,7 +53,8 @@ def test_numbers_on_the_command_line_are_plain_and_finite(word: str, model: Path
         (model, out, "--calibration", ".", "--preprocess", f"mean=[{word}]"),
         (model, out, "--calibration", ".", "--preprocess", f"scale=1/{word}"),
         ("inspect", model, "--sparsity", "--pattern", f"1:{word}"),
-    ):
+    )
+    for arguments in options if place < EVERYWHERE else options[place % 4 :: 4]:
         said = fails(*arguments)
         assert len(said) < 1100
     assert not out.exists()
