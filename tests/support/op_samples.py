@@ -134,7 +134,7 @@ _ALL: list[tuple[Any, ...]] = [
         _q(6, 2, 3, 3),
         np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]),
         np.zeros(6, np.int8),
-        np.float32(9.7),
+        np.float32(9.71),  # No sum of products lies half-way between two results.
         np.int8(-5),
         np.arange(-3, 3, dtype=np.int32),
     ),
@@ -146,7 +146,7 @@ _ALL: list[tuple[Any, ...]] = [
         _q(4, 5),
         np.float32(0.2),
         np.int8(0),
-        np.float32(54.0),
+        np.float32(54.1),
         np.int8(-5),
     ),
     *((ir.Reduce(kind, (1, 3), False), _IMAGE) for kind in ir.REDUCTIONS),

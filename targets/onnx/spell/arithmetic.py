@@ -84,9 +84,7 @@ def line(s: Speller, axis: int, first: int, output: str | None = None) -> str:
         size = vector.type.dim(0)
         if size != 1:
             if rank is None:
-                raise ModelError(
-                    f"{s.node.name}: {s.node.op.name} along an axis of a value of unknown rank"
-                )
+                raise ModelError(f"{s.node.name}: {s.node.op.name} of a value of unknown rank")
             trailing = rank - axis % rank - 1
             if trailing and vector.data is not None:
                 wide = reshaped(vector.data, (size or 1, *[1] * trailing))
