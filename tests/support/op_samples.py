@@ -134,7 +134,9 @@ _ALL: list[tuple[Any, ...]] = [
         _q(6, 2, 3, 3),
         np.float32([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]),
         np.zeros(6, np.int8),
-        np.float32(9.71),  # No sum of products lies half-way between two results.
+        np.float32(
+            9.75
+        ),  # 0.5 * 0.1 / 9.75 is 1 / 195: no result lies half-way between two integers.
         np.int8(-5),
         np.arange(-3, 3, dtype=np.int32),
     ),
