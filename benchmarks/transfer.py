@@ -224,6 +224,13 @@ class Transfer:
             np.savez(path, **{name: ready.contiguous().numpy()})
         return path
 
+    @property
+    def pixels(self) -> Any:
+        """The same images as one array, for modules, whose inputs may have other names than the file's."""
+        with np.load(self.samples) as found:
+            (array,) = (found[name] for name in found.files)
+        return array
+
     # Depth, and plans.
 
     @cached_property
@@ -365,13 +372,13 @@ class Transfer:
             ending = ",ending=relu6" if kind == "vanish" else ""
             by = ",by=affine" if kind == "vanish-affine" else ""
             steps = f"remove-activations{{names=[{chosen}]{ending}{by}}},prune-dead,hoist-padding"
-            data = str(self.samples) if by else None
+            data = self.pixels if by else None
             made = shrink_graph(base, steps, example_inputs=self.example, calibration=data)
             return self.recovered(made.to(memory_format=torch.channels_last), name, 0)
         ending = ",ending=relu6" if kind.endswith("ending") else ""
         by = ",by=affine" if "lines" in kind else ""
         steps = f"insert-gates{{sites=[{chosen}]{ending}{by}}},hoist-padding{{through=[{chosen}]}}"
-        data = str(self.samples) if by else None
+        data = self.pixels if by else None
         gated = shrink_graph(base, steps, example_inputs=self.example, calibration=data)
         half = round(self.lengths.images // self.lengths.batch * self.lengths.extra_epochs / 2)
         fading = GateSchedule(gated, steps=half, kind="fade", sites=chosen.split(","))
