@@ -174,6 +174,12 @@ class Gate(nn.Module):
         self.switch = Switch(mode, value) if switch is None else switch
         self.line = line
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Gates that were pickled by a version that had no lines close to the identity.
+        if "line" not in self.__dict__ and "line" not in self._modules:
+            self.line = None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The gated activation of ``x``, of the same shape."""
         g = self.switch()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import register_dataclass
 
 from graphshrink import shrink
+from graphshrink.nn import Gate
 
 
 @dataclass
@@ -130,3 +131,13 @@ def test_plain_modules_load_with_torch_alone(way: str) -> None:
     made = shrink(model).model if way == "trace" else exported(model, x)
     assert b"graphshrink" not in pickle.dumps(made)
     comes_back(made, x)
+
+
+def test_gates_pickled_without_lines_come_back() -> None:
+    """What versions wrote whose gates closed to the identity alone."""
+    gate = Gate(nn.ReLU(), value=0.25)
+    del gate.__dict__["line"]
+    read = pickle.loads(pickle.dumps(gate))
+    assert read.line is None
+    x = torch.linspace(-1, 1, 5)
+    assert torch.allclose(read(x), 0.25 * x.relu() + 0.75 * x)
