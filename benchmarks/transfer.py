@@ -148,7 +148,7 @@ class Lengths:
     ablated: float = 1.5
 
 
-LENGTHS = {"lite0": Lengths(), "mobilenetv2": Lengths(base_epochs=3, extra_epochs=1)}
+LENGTHS = {"lite0": Lengths(), "mobilenetv2": Lengths(base_epochs=6, extra_epochs=1)}
 """The lengths for each network."""
 
 
