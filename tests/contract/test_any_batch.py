@@ -32,12 +32,14 @@ def vit(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
     return small("vit", dtype).eval(), torch.cat([x, x.flip(-1), x / 2])
 
 
+@cache
 def program(dtype: torch.dtype) -> Any:
     module, x = vit(dtype)
     free = torch.export.Dim("batch", min=1, max=64)
     return torch.export.export(module, (x,), dynamic_shapes=({0: free},))
 
 
+@cache
 def exported(dtype: torch.dtype) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -104,11 +104,12 @@ def test_a_constant_that_is_left_out_shows(name: str, onnx_files: Path) -> None:
     """The tests above can fail: every single placement of a group is needed."""
     source = exported(name, onnx_files)
     given = [example(name).numpy()]
-    want = evaluate(plain(source), given)[0]
+    read = plain(source)
+    want = evaluate(read, given)[0]
     checked = 0
-    for number, group in enumerate(channel_groups(plain(source)).groups[:6]):
-        for place in range(len(group.placements))[:4]:
-            graph = plain(source)
+    for number, group in enumerate(channel_groups(read).groups[:5]):
+        for place in range(len(group.placements))[:3]:
+            graph = read.clone()
             whole = channel_groups(graph).groups[number]
             kept = [p for k, p in enumerate(whole.placements) if k != place]
             left = whole.placements[place].value.data

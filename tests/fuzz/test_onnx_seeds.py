@@ -8,7 +8,7 @@ import pytest
 
 from .trial import TARGETS, jobs_of, trial
 
-SEEDS = range(60)
+SEEDS = range(30)
 CHOSEN = set(TARGETS) - {"torch"} - ({"to-torch"} if find_spec("torch") is None else set())
 CHUNK = 6
 

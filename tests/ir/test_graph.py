@@ -109,7 +109,7 @@ def act(draw: Any, graph: Graph, rw: Rewriter) -> None:
                     rw.erase_constant(value)
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(networks(), st.data())
 def test_links_hold_after_any_changes(graph: Graph, data: st.DataObject) -> None:
     rw = Rewriter(graph)
@@ -204,7 +204,7 @@ def test_work_is_linear_when_all_names_are_equal() -> None:
 # Walking.
 
 
-@settings(max_examples=200)
+@settings(max_examples=70)
 @given(st.integers(1, 8), st.data())
 def test_nodes_may_go_while_one_walks(size: int, data: st.DataObject) -> None:
     graph = Graph()

@@ -16,7 +16,7 @@ from graphshrink.ir import DType, Graph, InferenceError, Op, TensorType
 from support.evaluate import run_node
 from support.sites import Site, convs, pools, sites, transposed_convs
 
-SITES = settings(max_examples=600)
+SITES = settings(max_examples=200)
 
 
 def types_of(shapes: list[tuple[int, ...] | None]) -> list[TensorType | None]:
@@ -119,7 +119,7 @@ def onnx_shape(kind: str, shapes: list[tuple[int, ...]], **attributes: object) -
     return tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
 
 
-@settings(max_examples=200)
+@settings(max_examples=70)
 @given(st.one_of(convs(), transposed_convs(), pools()), st.data())
 def test_windows_equal_onnx(site: Site, data: st.DataObject) -> None:
     op, given_shapes = site
@@ -263,7 +263,7 @@ def test_what_does_not_fit(op: Op, inputs: list[TensorType | None]) -> None:
         op.infer(inputs)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(sites())
 def test_macs_count_what_is_multiplied(site: Site) -> None:
     """Against a count by hand: every output element takes one product for each tap."""

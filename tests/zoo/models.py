@@ -289,7 +289,7 @@ def make(name: str, dtype: torch.dtype = torch.float32, *, small: bool = False) 
             module.momentum = 1.0
     model.train()
     with torch.no_grad():
-        model(torch.randn(8, 3, image_size(name), image_size(name)))
+        model(torch.randn(8 if small else 3, 3, image_size(name), image_size(name)))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # A channel that happens to be constant on noise would blow rounding up.

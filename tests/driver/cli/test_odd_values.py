@@ -36,12 +36,14 @@ EVERYWHERE = 2
 @pytest.mark.parametrize("place", range(len(NO_NUMBERS)))
 def test_numbers_on_the_command_line_are_plain_and_finite(place: int, model: Path) -> None:
     word, out = NO_NUMBERS[place], model.parent / "out.onnx"
+    empty = model.parent / "empty"
+    empty.mkdir()
     options = (
         (model, out, "--seed", word),
         ("compare", model, model, "--runs", word),
         ("compare", model, model, "--threads", word),
         ("compare", model, model, "--tolerance", word),
-        (model, out, "--calibration", ".", "--calibration-samples", word),
+        (model, out, "--calibration", empty, "--calibration-samples", word),
         (model, out, "--input", f"x:{word}x3x16x16"),
         (model, out, "--fix-shape", f"x:{word}x3x16x16"),
         (model, out, "--target", "tensorrt", "--profile", f"x:{word}x3x16x16"),
@@ -49,9 +51,9 @@ def test_numbers_on_the_command_line_are_plain_and_finite(place: int, model: Pat
         (model, out, "--passes", f"merge-linear{{max-kernel={word}}}"),
         (model, out, "--passes", f"merge-linear{{max-mac-growth={word}}}"),
         (model, out, "--passes", f"remove-activations{{threshold={word}}}"),
-        (model, out, "--calibration", ".", "--preprocess", f"resize={word}"),
-        (model, out, "--calibration", ".", "--preprocess", f"mean=[{word}]"),
-        (model, out, "--calibration", ".", "--preprocess", f"scale=1/{word}"),
+        (model, out, "--calibration", empty, "--preprocess", f"resize={word}"),
+        (model, out, "--calibration", empty, "--preprocess", f"mean=[{word}]"),
+        (model, out, "--calibration", empty, "--preprocess", f"scale=1/{word}"),
         ("inspect", model, "--sparsity", "--pattern", f"1:{word}"),
     )
     for arguments in options if place < EVERYWHERE else options[place % 4 :: 4]:
@@ -69,8 +71,14 @@ def test_numbers_that_are_out_of_bounds(model: Path) -> None:
         (("compare", model, model, "--tolerance", "-0.1"), "below 0"),
         ((model, out, "--fix-shape", f"x:{1 << 63}x3x16x16"), "is not NAME:SIZES"),
         ((model, out.with_suffix(".tflite"), "--fix-shape", f"x:{1 << 40}x3x16x16"), "int32"),
-        ((model, out, "--calibration", ".", "--preprocess", "resize=99999"), "at most 16384"),
-        ((model, out, "--calibration", ".", "--preprocess", "scale=1/0"), "does not take '1/0'"),
+        (
+            (model, out, "--calibration", model.parent, "--preprocess", "resize=99999"),
+            "at most 16384",
+        ),
+        (
+            (model, out, "--calibration", model.parent, "--preprocess", "scale=1/0"),
+            "does not take '1/0'",
+        ),
         ((model, out, "--passes", "pivot{blocks=99999999999}"), "at most 4096"),
         ((model, out, "--passes", "expand-linear{expansion=1e308}"), "at most 1024"),
     ):

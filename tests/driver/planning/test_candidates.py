@@ -77,7 +77,7 @@ def test_the_error_of_a_fit_is_that_of_the_region_that_runs(
     kinds = {" ".join(w for w in c.label.split() if not w[0].isdigit()) for c in fitted}
     assert kinds >= KINDS[name]
     strengths: set[str] = set()
-    tried = fitted[:: max(1, len(fitted) // 20)]
+    tried = fitted[:: max(1, len(fitted) // 12)]
     tried += [c for c in fitted if "heads" in c.label][:2]
     for candidate in tried:
         site = candidate.site

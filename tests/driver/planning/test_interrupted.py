@@ -40,7 +40,7 @@ def _scores(path: Path) -> int:
         return int(database.execute("SELECT count(*) FROM scores").fetchone()[0])
 
 
-def test_ten_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_five_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = given
     plan, table = tmp_path / "plan.json", tmp_path / "kept.sqlite"
     words = ["plan", model, "-o", plan, "--macs", "0.5", "--calibration", data]
@@ -56,7 +56,7 @@ def test_ten_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path) 
     plan.unlink()
 
     draw, counts = random.Random(0), []
-    for _ in range(10):
+    for _ in range(5):
         process = start(table)
         try:
             process.wait(draw.uniform(0.3, 1) * whole)
@@ -106,7 +106,7 @@ def test_latencies_and_scores_are_kept(
         made = make_plan(model, data, Target("max_loss", 0.5), cost, progress=progress)
         return made.to_json()
 
-    for stop in (3, 9, 15):
+    for stop in (3, 12):
         with pytest.raises(_Stop):
             planned(stop)
     broken = planned()
@@ -155,7 +155,7 @@ def test_without_its_file_a_plan_is_made_and_says_so(
                 database.execute("PRAGMA application_id = 1735609428")
             database.execute("PRAGMA user_version = 99")
     monkeypatch.setenv(TABLE, str(table))
-    out = succeeds(*words, "--macs", "0.6")
+    out = succeeds(*words, "--macs", "0.6", "--no-repair")
     assert "note: scores are not kept, so an interrupted run starts again" in out
     assert str(table) in out
     # What is timed needs the file: one line, before anything is scored.

@@ -67,7 +67,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> _Trained:
     found = load_digits()
     x = torch.from_numpy(found.images).float()[:, None] / 16
     y = torch.from_numpy(found.target)
-    blocks = [_Block(16, 48) for _ in range(3)]
+    blocks = [_Block(16, 48) for _ in range(2)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
     model = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU6(), *blocks, *head)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
@@ -91,6 +91,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> _Trained:
     data = folder / "samples.npz"
     np.savez(data, x=x[:160].numpy())
     return _Trained(file, data, (x[1400:].numpy(), y[1400:].numpy()))
+
+
+@pytest.fixture(scope="module")
+def seven_tenths(digits: _Trained) -> graphshrink.Plan:
+    """A plan that tests only read; its scores are in the table of the session, where others find them."""
+    return graphshrink.plan(digits.file, digits.data, macs=0.7)
 
 
 def test_a_plan_for_half_of_the_macs(digits: _Trained, tmp_path: Path) -> None:
@@ -120,25 +126,26 @@ def test_a_plan_for_half_of_the_macs(digits: _Trained, tmp_path: Path) -> None:
 
 
 def test_the_same_plan_twice(
-    digits: _Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: _Trained,
+    seven_tenths: graphshrink.Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    texts = []
-    for turn in range(2):
-        # The second time nothing is kept from the first.
-        monkeypatch.setenv("GRAPHSHRINK_LATENCY_DB", str(tmp_path / f"{turn}.sqlite"))
-        texts.append(graphshrink.plan(digits.file, digits.data, macs=0.7).to_json())
-    assert texts[0] == texts[1]
+    # The second time nothing is kept from the first.
+    monkeypatch.setenv("GRAPHSHRINK_LATENCY_DB", str(tmp_path / "other.sqlite"))
+    again = graphshrink.plan(digits.file, digits.data, macs=0.7)
+    assert again.to_json() == seven_tenths.to_json()
 
 
 def test_the_command_line(digits: _Trained, tmp_path: Path) -> None:
     plan, out, direct = tmp_path / "p.json", tmp_path / "out.onnx", tmp_path / "direct.onnx"
-    options = ("--macs", "0.6", "--calibration", digits.data)
+    options = ("--macs", "0.7", "--calibration", digits.data)
     assert "regions replaced" in succeeds("plan", digits.file, *options, "-o", plan)
     assert "regions replaced" in succeeds(digits.file, out, "--plan", plan)
     succeeds(digits.file, direct, *options)
     assert out.read_bytes() == direct.read_bytes()
     held = json.loads(plan.read_text())
-    assert held["after"] <= 0.6 * held["before"]
+    assert held["after"] <= 0.7 * held["before"]
     assert held["sites"]
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -167,9 +174,10 @@ def test_wrong_use(digits: _Trained, tmp_path: Path, options: Sequence[str], exp
     assert not out.exists()
 
 
-def test_plans_that_do_not_fit(digits: _Trained, tmp_path: Path) -> None:
-    plan = graphshrink.plan(digits.file, digits.data, macs=0.7)
-    text = plan.to_json()
+def test_plans_that_do_not_fit(
+    digits: _Trained, seven_tenths: graphshrink.Plan, tmp_path: Path
+) -> None:
+    text = seven_tenths.to_json()
     saved = tmp_path / "p.json"
     for wrong in (
         "",
@@ -288,8 +296,8 @@ def test_costs_that_cannot_be_are_measured_again_or_refused(digits: _Trained) ->
 
 def test_max_loss(digits: _Trained) -> None:
     small, large = (
-        make_plan(digits.file, digits.data, Target("max_loss", most), _Slow())
-        for most in (0.02, 0.5)
+        make_plan(digits.file, digits.data, Target("max_loss", most), _Slow(), repair=repair)
+        for most, repair in ((0.02, True), (0.5, False))
     )
     assert small.loss <= 0.02
     assert large.loss <= 0.5
@@ -311,7 +319,7 @@ def test_latency_comes_from_the_table(
     parts = [region_graph(graph, s.entry.name, s.exit.name) for s in sites]
     cost = Latency(LatencyTable(device("ort-cpu")))
     first = cost.regions(parts, lambda *_: None)
-    assert len(first) == 3
+    assert len(first) == 2
     assert all(t > 0 for t in first)
     assert cost.regions(parts, lambda *_: None) == first
 
@@ -362,7 +370,7 @@ def test_a_target_between_the_sums_and_the_smallest_network(digits: _Trained) ->
         graphshrink.plan(digits.file, digits.data, size=smallest - 1, repair=False)
 
 
-def test_the_frontier(digits: _Trained, tmp_path: Path) -> None:
+def test_the_frontier(digits: _Trained, seven_tenths: graphshrink.Plan, tmp_path: Path) -> None:
     plan, table, out = tmp_path / "p.json", tmp_path / "f.csv", tmp_path / "o.onnx"
     options = ("--macs", "0.7", "--calibration", digits.data)
     succeeds("plan", digits.file, *options, "-o", plan, "--frontier", table)
@@ -387,9 +395,8 @@ def test_the_frontier(digits: _Trained, tmp_path: Path) -> None:
     assert others[-1] == pytest.approx(held["before"] - sum(s["saving"] for s in sites))
 
     # The rest of the plan is the same as without a frontier.
-    alone = graphshrink.plan(digits.file, digits.data, macs=0.7)
-    assert [vars(s) for s in alone.sites] == held["sites"]
-    assert len(alone.frontier) <= len(rows)
+    assert [vars(s) for s in seven_tenths.sites] == held["sites"]
+    assert len(seven_tenths.frontier) <= len(rows)
     assert "--frontier is the trade-off of a plan" in fails(
         digits.file, out, "--frontier", tmp_path / "g.csv"
     )

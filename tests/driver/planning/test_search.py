@@ -44,7 +44,7 @@ def _brute(options: list[Option], top: int) -> dict[int, float]:
     return best
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(_problems(), st.integers(5, 60))
 def test_the_front_is_that_of_all_choices(problem: tuple[int, list[Option]], top: int) -> None:
     size, options = problem

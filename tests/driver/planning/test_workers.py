@@ -32,16 +32,17 @@ def _given(folder: Path) -> tuple[Path, Path]:
 
 
 def test_the_same_bytes_for_any_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given, texts = _given(tmp_path), []
-    for number in (0, 1, 2):
+    given, plans = _given(tmp_path), []
+    for number in (0, 2):
         monkeypatch.setenv(TABLE, str(tmp_path / f"{number}.sqlite"))
         with monkeypatch.context() as patch:
             if number:
                 # The values in front of regions, and so all candidates alone, are computed by the workers.
                 patch.setattr(quality.Prefix, "loss", None)
                 patch.setattr(quality.Prefix, "kept", None)
-            texts.append(graphshrink.plan(*given, macs=0.6, workers=number).to_json())
-    assert texts[0] == texts[1] == texts[2]
+            plans.append(graphshrink.plan(*given, macs=0.6, workers=number))
+    assert plans[0].to_json() == plans[1].to_json()
+    assert plans[1].notes == []
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,12 @@ def _kills(number: int) -> Any:
 def test_killed_workers_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = _given(tmp_path)
     plans = []
-    for number in (0, 3):
-        monkeypatch.setenv(TABLE, str(tmp_path / f"{number}.sqlite"))
+    for workers_, kills in ((0, 0), (2, 3)):
+        monkeypatch.setenv(TABLE, str(tmp_path / f"{workers_}.sqlite"))
         plans.append(
-            graphshrink.plan(*given, macs=0.6, workers=2, repair=False, progress=_kills(number))
+            graphshrink.plan(
+                *given, macs=0.6, workers=workers_, repair=False, progress=_kills(kills)
+            )
         )
     assert plans[0].to_json() == plans[1].to_json()
     assert plans[0].notes == []
@@ -174,7 +177,7 @@ def test_a_score_of_ones_own_is_computed_here(tmp_path: Path) -> None:
         return float(((outputs[0] - reference[0]) ** 2).mean())
 
     plans = [
-        graphshrink.plan(model, data, macs=0.6, score=score, workers=n).to_json() for n in (0, 2)
+        graphshrink.plan(model, data, macs=0.6, score=score, workers=n).to_json() for n in (0, 1)
     ]
     assert plans[0] == plans[1]
     assert set(here) == {os.getpid()}

@@ -144,19 +144,18 @@ def test_prelu_keeps_its_parameter_and_scores_train_beside_weights() -> None:
 
 @pytest.mark.parametrize("mode", ["soft", "top-k", "hard-concrete"])
 def test_networks_of_the_zoo(mode: Any) -> None:
-    for name in ("mobilenet_v2", "resnet18") if mode == "soft" else ("resnet18",):
-        model = make(name, small=True).eval()
-        x = torch.randn(1, 3, 32, 32)
-        gated = insert_gates(model, example_inputs=(x,), mode=mode, tie="block")
-        assert torch.equal(gated(x), model(x))
-        assert all(g.mode == mode for g in gates(gated).values())
-        assert len(gates(gated)) > 3
-        for found in (pickle.loads(pickle.dumps(gated)), copy.deepcopy(gated), trace(gated)):
-            assert torch.equal(found(x), model(x))
-            switches = [{id(g.switch) for g in gates(m).values()} for m in (found, gated)]
-            assert len(switches[0]) == len(switches[1])
-        exported = torch.export.export(gated, (x,)).module()
-        assert torch.allclose(exported(x), model(x), atol=1e-5)
+    model = make("mobilenet_v2" if mode == "soft" else "resnet18", small=True).eval()
+    x = torch.randn(1, 3, 32, 32)
+    gated = insert_gates(model, example_inputs=(x,), mode=mode, tie="block")
+    assert torch.equal(gated(x), model(x))
+    assert all(g.mode == mode for g in gates(gated).values())
+    assert len(gates(gated)) > 3
+    for found in (pickle.loads(pickle.dumps(gated)), copy.deepcopy(gated), trace(gated)):
+        assert torch.equal(found(x), model(x))
+        switches = [{id(g.switch) for g in gates(m).values()} for m in (found, gated)]
+        assert len(switches[0]) == len(switches[1])
+    exported = torch.export.export(gated, (x,)).module()
+    assert torch.allclose(exported(x), model(x), atol=1e-5)
 
 
 def test_nested_gates_stay_gates() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,12 @@ NETWORKS = {
 
 
 def trained(name: str, blocks: int, draw: str = "random") -> tuple[nn.Module, torch.Tensor]:
-    """A network of float64 that took a few steps under its masks."""
+    """A network of float64 that took a few steps under its masks; each caller's own."""
+    return copy.deepcopy(trained_once(name, blocks, draw))
+
+
+@cache
+def trained_once(name: str, blocks: int, draw: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     make, layers = NETWORKS[name]
     net, x = make()

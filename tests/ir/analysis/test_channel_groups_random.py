@@ -217,7 +217,7 @@ def graphs(draw: Any) -> Graph:
     return Maker(draw).graph
 
 
-@settings(max_examples=250)
+@settings(max_examples=85)
 @given(graphs(), st.integers(0, 100))
 def test_random_graphs(graph: Graph, seed: int) -> None:
     want = evaluate(graph)

@@ -20,7 +20,7 @@ def node_of(op: Op, shapes: list[tuple[int, ...] | None]) -> ir.Node:
     return graph.append(op, values)
 
 
-@settings(max_examples=800)
+@settings(max_examples=270)
 @given(sites(), st.integers(0, 2**31))
 def test_tied_axes_move_together(site: Site, seed: int) -> None:
     op, shapes = site

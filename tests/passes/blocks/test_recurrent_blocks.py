@@ -9,6 +9,7 @@ import pytest
 
 from graphshrink import shrink
 from support.onnx_run import agree, outputs_of
+from support.pairs import pairs
 from support.recurrent import GATES, KINDS, feeds_of, initializers, recurrent_model, weights_of
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
@@ -47,10 +48,10 @@ def check(model: Any, result: Any, error: float = 2e-5) -> None:
     agree(model, result.model, feeds_of(model), error)
 
 
-@pytest.mark.parametrize("inputs", [True, False])
-@pytest.mark.parametrize("state", ["none", "constant", "given"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "direction", "state", "inputs"),
+    pairs(KINDS, DIRECTIONS, ["none", "constant", "given"], [True, False]),
+)
 def test_exact_blocks(kind: str, direction: str, state: str, inputs: bool) -> None:
     d = 1 + (direction == "bidirectional")
     weights = in_blocks(weights_of(kind, 8, 12, d), 2, inputs=inputs)
@@ -214,9 +215,9 @@ def test_small_layers_stay_dense() -> None:
     check(big, result, 1e-4)
 
 
-@pytest.mark.parametrize("draw", ["random", "weights"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "direction", "draw"), pairs(KINDS, DIRECTIONS, ["random", "weights"])
+)
 def test_masks_are_found_again(kind: str, direction: str, draw: str) -> None:
     d = 1 + (direction == "bidirectional")
     model = recurrent_model(kind, weights_of(kind, 8, 12, d), direction=direction)
@@ -240,9 +241,9 @@ def test_masks_by_weights_keep_more() -> None:
     assert kept["weights"] > 1.15 * kept["random"]
 
 
-@pytest.mark.parametrize("inputs", [12, 7])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", ["lstm", "gru-after", "rnn"])
+@pytest.mark.parametrize(
+    ("kind", "direction", "inputs"), pairs(["lstm", "gru-after", "rnn"], DIRECTIONS, [12, 7])
+)
 def test_blocks_of_dense_weights(kind: str, direction: str, inputs: int) -> None:
     d = 1 + (direction == "bidirectional")
     model = recurrent_model(kind, weights_of(kind, 8, inputs, d), direction=direction)

@@ -28,6 +28,7 @@ from graphshrink.nn import masks
 from support.evaluate import evaluate
 from support.litert import KERNELS, run_saved
 from support.onnx_run import outputs_of
+from support.pairs import pairs
 from support.recurrent import KINDS, feeds_of, recurrent_model, weights_of
 
 from .test_recurrent_blocks import in_blocks, what
@@ -51,10 +52,14 @@ class Tagger(nn.Module):
         return self.head(y), self.end(h)
 
 
-@pytest.mark.parametrize("draw", ["random", "weights"])
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True, "bias": False},
-                                     {"num_layers": 2, "bidirectional": True}])  # fmt: skip
-@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {}, {"num_layers": 2}, {"bidirectional": True, "bias": False}, {"num_layers": 2, "bidirectional": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "draw"), pairs([nn.LSTM, nn.GRU, nn.RNN], OPTIONS, ["random", "weights"])
+)
 def test_trained_in_blocks(make: Any, options: dict[str, Any], draw: str) -> None:
     torch.manual_seed(0)
     model, x = Tagger(make, **options).eval(), torch.randn(3, 5, 6)
@@ -147,9 +152,9 @@ def test_a_residual_stream() -> None:
     torch.testing.assert_close(result.model(x), masked(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("inputs", [True, False])
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "direction", "inputs"), pairs(KINDS, ["forward", "bidirectional"], [True, False])
+)
 def test_in_litert(kind: str, direction: str, inputs: bool, tmp_path: Path) -> None:
     d = 1 + (direction == "bidirectional")
     weights = in_blocks(weights_of(kind, 8, 12, d), 2, inputs=inputs)
@@ -174,7 +179,7 @@ OPS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(sorted(OPS)),
     way=st.sampled_from(["forward", "reverse", "bidirectional"]),

@@ -108,7 +108,7 @@ class Builder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_tidying_changes_no_bit(draw: st.DataObject) -> None:
     made = Builder(draw)

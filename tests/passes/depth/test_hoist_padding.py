@@ -484,7 +484,7 @@ def random_regions(draw: Any) -> Graph:
 
 
 @given(random_regions(), st.lists(st.integers(20, 31), min_size=2, max_size=2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_random_regions_merge_as_if_borders_did_not_matter(graph: Graph, sizes: list[int]) -> None:
     options = {"force": True, "max_kernel": 99}
     inputs = random_inputs(graph, 1, {"s0": sizes[0], "s1": sizes[1]})

@@ -22,7 +22,7 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 TOLERANCE = 1e-10
 
-many = settings(max_examples=120, deadline=None)
+many = settings(max_examples=40, deadline=None)
 
 
 def apply(affine: Affine, x: torch.Tensor) -> torch.Tensor:

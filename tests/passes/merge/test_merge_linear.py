@@ -952,6 +952,6 @@ def test_work_is_linear_in_the_length_of_a_chain(kind: str, left: int) -> None:
             np.testing.assert_allclose(got, want, atol=1e-6 * length)
         return count
 
-    small, large = merge(100), merge(800)
+    small, large = merge(50), merge(400)
     # Eight times the nodes, with room for a logarithm.
     assert large < 12 * small

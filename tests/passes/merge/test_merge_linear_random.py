@@ -161,12 +161,12 @@ def check(graph: Graph, sizes: dict[str, int], options: MergeLinear) -> None:
 
 
 @given(graphs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_default_options_keep_the_function(case: tuple[Graph, dict[str, int]]) -> None:
     check(*case, MergeLinear())
 
 
 @given(graphs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_merging_whatever_the_cost_keeps_the_function(case: tuple[Graph, dict[str, int]]) -> None:
     check(*case, MergeLinear(force=True, max_kernel=99))

@@ -18,6 +18,7 @@ from graphshrink.nn import fold_masks, masks
 from graphshrink.passes.statistics.gram import GramMatrix
 from graphshrink.passes.statistics.im2col import weight_rows
 from support.onnx_run import outputs_of
+from support.pairs import pairs
 from support.recurrent import (
     GATES,
     KINDS,
@@ -48,9 +49,7 @@ def data_for(model: Any, count: int = 6) -> list[dict[str, Any]]:
     return [feeds_of(model, seed) for seed in range(count)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "direction", "method"), pairs(KINDS, DIRECTIONS, METHODS))
 def test_both_matrices_of_onnx_layers(kind: str, direction: str, method: str) -> None:
     d = 1 + (direction == "bidirectional")
     model = recurrent_model(kind, weights_of(kind, 8, 12, d), direction=direction, state="given")
@@ -69,9 +68,10 @@ def test_both_matrices_of_onnx_layers(kind: str, direction: str, method: str) ->
         assert np.isfinite(got).all()
 
 
-@pytest.mark.parametrize("state", ["none", "constant", "given"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kind", ["lstm", "gru", "gru-after"])
+@pytest.mark.parametrize(
+    ("kind", "direction", "state"),
+    pairs(["lstm", "gru", "gru-after"], DIRECTIONS, ["none", "constant", "given"]),
+)
 def test_statistics_of_the_hidden_states(kind: str, direction: str, state: str) -> None:
     """Compare with a run step by step of one-step sequences, whose initial state is the hidden state before."""
     d, n = 1 + (direction == "bidirectional"), 4

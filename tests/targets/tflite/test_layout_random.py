@@ -114,7 +114,7 @@ class Chain:
                 self.seen.append((name, [1 if i == axis else d for i, d in enumerate(shape)]))
 
 
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(
     st.data(),
     st.integers(0, 2**16),
