@@ -195,12 +195,19 @@ class Batches:
     Yields:
         float32 ``(n, C, H, W)`` of mean 0 and standard deviation 1, and int64 ``(n,)``. Random numbers come from torch's global
         generator.
+
+    Raises:
+        UsageError: If there are fewer training images than a batch takes.
     """
 
     def __init__(
         self, data: LabelledImages, size: int, *, train: bool, shift: int = 0, mirror: bool = False
     ) -> None:
         self.images = data.train if train else data.test
+        if train and len(self.images) < size:
+            raise UsageError(
+                f"a batch takes {size} training images, and there are {len(self.images)}: give more images, or smaller batches"
+            )
         self.labels = torch.from_numpy(
             np.asarray(data.train_labels if train else data.test_labels, np.int64)
         )

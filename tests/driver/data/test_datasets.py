@@ -250,3 +250,13 @@ def test_the_example_on_a_folder_of_images(tmp_path: Path) -> None:
     assert not done.returncode, done.stderr[-2000:]
     assert (tmp_path / "out.onnx").exists()
     assert "speed, onnxruntime on one thread" in done.stdout
+
+
+def test_fewer_training_images_than_a_batch_takes(tmp_path: Path) -> None:
+    tree(tmp_path)
+    data = read_images(tmp_path)
+    with pytest.raises(
+        UsageError, match=f"takes 99 training images, and there are {len(data.train)}:"
+    ):
+        Batches(data, 99, train=True)
+    assert len(Batches(data, 99, train=False)) == 1
