@@ -55,6 +55,7 @@ from graphshrink.api import load
 from graphshrink.cli.terminal import write_json
 from graphshrink.datasets import LabelledImages, read_images
 from graphshrink.ir import Add, ArrayTensor, Exactness, Graph, Identity, Mul, Rewriter
+from graphshrink.ir.errors import counted
 from graphshrink.passes import Context, Pipeline
 from graphshrink.planning.candidates import Candidate, Names
 from graphshrink.planning.costs import Latency
@@ -85,7 +86,7 @@ HEAD = """# Planned and pruned networks after the same training
     python benchmarks/depth_vs_width.py --config transfer --data cifar10.npz --weights SITE --results WORK --network {network}
     python benchmarks/depth_vs_width.py --config transfer --data cifar10.npz --weights SITE --results WORK --network {network} --measure
 
-`{network}` with ImageNet weights, tuned on CIFAR-10 at 64 x 64 pixels: {base:.2f} % on the 10,000 test images, {ms:.2f} ms. Each row: {c.extra_epochs} epochs of {c.images:,} images (the long ones: {c.long_epochs}
+`{network}` with ImageNet weights, tuned on CIFAR-10 at 64 x 64 pixels: {base:.2f} % on the 10,000 test images, {ms:.2f} ms. Each row: {epochs} of {c.images:,} images (the long ones: {c.long_epochs}
 epochs), batches of {c.batch}, AdamW, labels and the tuned network as teacher; low rates are a fifth of the others'. Accuracy is that of the emitted ONNX file. Speeds are medians of {rounds} ratios to the tuned network (batch 64: fewer), all networks
 in turn: {machine}; {versions}. Several seeds: the mean, and the range. Rows are explained in `benchmarks/transfer.py`.
 {rows}
@@ -673,7 +674,7 @@ def main(given: argparse.Namespace) -> None:
     write_json(str(RESULT.with_name(f"transfer_{run.network}.json")), result)
     base = next(r for r in records if r["kind"] == "base")
     text = HEAD.format(
-        network=run.network, base=100 * base["accuracy"], c=run.lengths, ms=base["latency"]["onnxruntime, batch 1"]["milliseconds"],
+        network=run.network, epochs=counted(run.lengths.extra_epochs, "epoch"), base=100 * base["accuracy"], c=run.lengths, ms=base["latency"]["onnxruntime, batch 1"]["milliseconds"],
         machine=run.cost.table.device.identity, versions=" ".join(f"{n} {version(n)}" for n in PACKAGES), rounds=given.rounds, rows="".join(f"\n- {k}: {v}" for k, v in ABLATIONS.items() if any(r["kind"] == k for r in records)),
     )  # fmt: skip
     text += "\n" + table(found) + "\n" + verdicts(found)

@@ -39,13 +39,9 @@ CASES: dict[str, tuple[Any, bool, tuple[int, int]]] = {
 
 
 @cache
-def made(name: str, dtype: torch.dtype) -> nn.Module:
-    return make(name, dtype, small=True)
-
-
-def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def network(name: str, dtype: torch.dtype) -> nn.Module:
     """The network, which tests only read."""
-    return made(name, dtype)
+    return make(name, dtype, small=True)
 
 
 def images(name: str, dtype: torch.dtype = torch.float32, count: int = 1) -> torch.Tensor:
@@ -92,13 +88,9 @@ LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @cache
-def hoisted_once(name: str, dtype: torch.dtype) -> ShrinkResult:
-    return hoist(network(name, dtype), name, (images(name, dtype),))
-
-
-def in_torch(name: str, dtype: torch.dtype = torch.float32) -> ShrinkResult:
+def in_torch(name: str, dtype: torch.dtype) -> ShrinkResult:
     """The network with hoisted padding, which tests only read too."""
-    return hoisted_once(name, dtype)
+    return hoist(network(name, dtype), name, (images(name, dtype),))
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
@@ -126,12 +118,18 @@ def test_fx(name: str, dtype: torch.dtype) -> None:
 def test_after_recovery(name: str) -> None:
     """Weights and batch norms that moved since padding was hoisted, with the network as it was for a teacher."""
     image = images(name, count=12)
-    hoisted = copy.deepcopy(in_torch(name).model)
+    hoisted = copy.deepcopy(in_torch(name, torch.float32).model)
     with torch.no_grad():
         first = hoisted(image)
     batches = [(image[i : i + 4], torch.arange(i, i + 4)) for i in (0, 4, 8)]
     done = recover(
-        hoisted, batches, epochs=2, teacher=network(name), optimizer="sgd", lr=0.02, progress=False
+        hoisted,
+        batches,
+        epochs=2,
+        teacher=network(name, torch.float32),
+        optimizer="sgd",
+        lr=0.02,
+        progress=False,
     )
     assert done.history[1]["loss"] < done.history[0]["loss"]
     merged = merge(hoisted, name, (image[:1],))
@@ -143,7 +141,8 @@ def test_after_recovery(name: str) -> None:
 
 
 def test_modules_that_did_not_change_are_kept() -> None:
-    model, hoisted = network("resnet18"), in_torch("resnet18").model
+    model = network("resnet18", torch.float32)
+    hoisted = in_torch("resnet18", torch.float32).model
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             assert hoisted.get_submodule(name) is module
@@ -173,7 +172,7 @@ def exported(name: str, folder: Path) -> Path:
     if not path.exists():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(network(name), (images(name),), path, dynamo=True, verbose=False,
+            torch.onnx.export(network(name, torch.float32), (images(name),), path, dynamo=True, verbose=False,
                               external_data=False, optimize=False)  # fmt: skip
     return path
 
@@ -195,7 +194,7 @@ def test_onnx(name: str, onnx_files: Path, tmp_path: Path) -> None:
     assert error(trained, shipped) < 1e-5
     # The same as what torch makes of it.
     with torch.no_grad():
-        assert error(in_torch(name).model(image), trained) < 1e-5
+        assert error(in_torch(name, torch.float32).model(image), trained) < 1e-5
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -35,10 +35,10 @@ CHUNKS = 2
 LEAST = 500
 """The smallest number of cases of a chunk that are written and right."""
 
-SHARE = 20
+SHARE = 10
 """Every so many cases come back."""
 
-LEAST_BACK = 45
+LEAST_BACK = 90
 """The smallest number of these that graphshrink writes as ONNX files again, with the same outputs."""
 
 STATED = {

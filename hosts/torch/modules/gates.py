@@ -177,7 +177,7 @@ class Gate(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # Gates that were pickled by a version that had no lines close to the identity.
-        if "line" not in self.__dict__ and "line" not in self._modules:
+        if not hasattr(self, "line"):
             self.line = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

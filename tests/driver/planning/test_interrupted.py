@@ -40,7 +40,7 @@ def _scores(path: Path) -> int:
         return int(database.execute("SELECT count(*) FROM scores").fetchone()[0])
 
 
-def test_five_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_ten_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = given
     plan, table = tmp_path / "plan.json", tmp_path / "kept.sqlite"
     words = ["plan", model, "-o", plan, "--macs", "0.5", "--calibration", data]
@@ -56,7 +56,7 @@ def test_five_kills_and_the_same_bytes(given: tuple[Path, Path], tmp_path: Path)
     plan.unlink()
 
     draw, counts = random.Random(0), []
-    for _ in range(5):
+    for _ in range(10):
         process = start(table)
         try:
             process.wait(draw.uniform(0.3, 1) * whole)
